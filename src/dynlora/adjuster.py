@@ -1,0 +1,128 @@
+"""Stage 4. Rank adjuster: shares of the budget to whole ranks, within each layer's bounds.
+
+Pure Python on purpose: no tensors and no model, so every property of a plan can be tested.
+
+Ranks are granted one at a time to the layer where the next one is worth most. A layer's k-th rank
+is worth ``w / (k - 1/2)``, with ``w = share / cost``: the first direction of a layer is worth more
+than its tenth, and ranks come out proportional to ``w`` (the Webster/Sainte-Lague divisor rule, in
+parameters instead of seats). A rank that a layer already holds is worth ``1 + hysteresis`` times
+as much, so it moves only for a gain that exceeds the loss by that margin. Because the order of the
+grants does not depend on the budget, a larger budget never spends less.
+"""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dynlora.errors import BudgetError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerBounds:
+    """What the adjuster knows of one layer."""
+
+    cost: int
+    """Parameters that one rank takes, at least 1."""
+    floor: int
+    """Lowest rank allowed, at least 1."""
+    ceiling: int
+    """Highest rank allowed, at least `floor`."""
+    held: int
+    """Live rank."""
+
+
+def plan_ranks(
+    shares: Mapping[str, float],
+    layers: Mapping[str, LayerBounds],
+    *,
+    budget: int,
+    hysteresis: float = 0.0,
+) -> dict[str, int]:
+    """Turn shares into whole ranks whose cost is at most `budget`.
+
+    What is left unspent is less than one rank of the cheapest layer below its ceiling.
+
+    Args:
+        shares: Share of the budget by module name, >= 0.
+        layers: Cost, bounds and live rank by module name.
+        budget: Parameters to spend.
+        hysteresis: Relative worth added to a rank that is already held, >= 0.
+
+    Returns:
+        Rank by module name, each within its layer's bounds.
+
+    Raises:
+        BudgetError: If even the floors cost more than `budget`.
+    """
+    check_budget(layers, budget)
+    ranks = {name: layer.floor for name, layer in layers.items()}
+    left = budget - sum(layer.cost * layer.floor for layer in layers.values())
+
+    def next_grant(name: str) -> tuple[float, int, str]:
+        layer, rank = layers[name], ranks[name] + 1
+        worth = shares[name] / layer.cost / (rank - 0.5)
+        if rank <= layer.held:
+            worth *= 1 + hysteresis
+        return (-worth, rank, name)  # ties go to the smaller rank, then to the name
+
+    queue = [next_grant(name) for name, layer in layers.items() if layer.floor < layer.ceiling]
+    heapq.heapify(queue)
+    while queue:
+        _, rank, name = heapq.heappop(queue)
+        if layers[name].cost > left:
+            continue  # what does not fit now never will: `left` only falls
+        ranks[name] = rank
+        left -= layers[name].cost
+        if rank < layers[name].ceiling:
+            heapq.heappush(queue, next_grant(name))
+    return ranks
+
+
+def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
+    """Check that `budget` can pay at least every layer's floor.
+
+    Raises:
+        BudgetError: If it cannot; the message gives the range that can be spent.
+    """
+    low = sum(layer.cost * layer.floor for layer in layers.values())
+    high = sum(layer.cost * layer.ceiling for layer in layers.values())
+    if budget < low:
+        raise BudgetError(
+            f"A budget of {budget} parameters cannot hold {len(layers)} layers at their lowest "
+            f"ranks, which take {low}: lower `min_rank`, or use a budget in [{low}, {high}]."
+        )
+
+
+def bound_layer(
+    *,
+    cost: int,
+    held: int,
+    shape: int,
+    min_rank: int,
+    max_rank: int | None,
+    kept_by_tolerance: int = 1,
+    effective_rank: float | None = None,
+    pinned: bool = False,
+) -> LayerBounds:
+    """Return the ranks that one layer may take at an event.
+
+    Args:
+        cost: Parameters that one rank takes.
+        held: Live rank.
+        shape: Rank of a full update of the layer: ``min(in_features, out_features)``.
+        min_rank: Lowest rank configured, at least 1.
+        max_rank: Highest rank configured; None for none.
+        kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
+        effective_rank: Effective rank of the layer's input, >= 1: further directions would see
+            almost nothing. It never forces a shrink. None where it shall not bind.
+        pinned: Whether the rank must not move.
+    """
+    if pinned:
+        return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
+    ceiling = max(held, shape)
+    if max_rank is not None:
+        ceiling = min(ceiling, max_rank)
+    floor = min(ceiling, max(min_rank, kept_by_tolerance))
+    if effective_rank is not None:
+        ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))
+    return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)

@@ -1,0 +1,89 @@
+"""Stage 3. Weight allocator: importance scores to shares of the budget, and to layer weights.
+
+Pure Python on purpose: no tensors and no model, so every property of the shares can be tested.
+"""
+
+import math
+from collections.abc import Mapping
+
+LAYER_WEIGHT_RANGE = (0.5, 2.0)
+"""Layer weights are clamped to this range: no layer learns at a rate far from the others'."""
+
+_EQUAL_WITHIN = 1e-9
+"""Scores whose relative spread is at most this are taken as equal (float rounding)."""
+
+
+def allocate_shares(
+    scores: Mapping[str, float],
+    costs: Mapping[str, int],
+    *,
+    gains: Mapping[str, float],
+    temperature: float = 1.0,
+    uniform_mix: float = 0.0,
+) -> dict[str, float]:
+    """Split the budget: ``share ∝ cost * (score * gain) ** (1 / temperature)``, mixed with uniform.
+
+    Scores are per parameter, so a layer's share grows with its cost: equal scores give every
+    layer the same *rank*, which is what plain LoRA does. Scores that say nothing (missing, all
+    zero or all equal) give exactly that, whatever the gains are.
+
+    Args:
+        scores: Importance per parameter by module name, finite and >= 0. A layer without a score
+            counts as average.
+        costs: Parameters that one rank takes, by module name; the layers to split between.
+        gains: Factor on a layer's score from its input features, > 0; 1 where absent.
+        temperature: Above 0; below 1 sharpens the differences, above 1 flattens them.
+        uniform_mix: Part of the budget spread evenly over the layers' ranks, in ``[0, 1]``.
+
+    Returns:
+        Share of the budget by module name, each >= 0, summing to 1.
+    """
+    names = sorted(costs)
+    base = {name: costs[name] / sum(costs.values()) for name in names}
+    if not is_informative(scores):
+        return base
+    mean = sum(scores.values()) / len(scores)
+    values = {name: scores.get(name, mean) * gains.get(name, 1.0) for name in names}
+    top = max(values.values())
+    if top == 0:
+        return base
+    powered = {name: costs[name] * (values[name] / top) ** (1 / temperature) for name in names}
+    total = math.fsum(powered.values())
+    return {
+        name: uniform_mix * base[name] + (1 - uniform_mix) * powered[name] / total for name in names
+    }
+
+
+def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dict[str, float]:
+    """Return each layer's weight: its score over the mean score, clamped to [1/2, 2].
+
+    Args:
+        scores: Importance per parameter by module name, finite and >= 0.
+        names: The layers to weigh; one without a score gets weight 1.
+    """
+    if not is_informative(scores):
+        return dict.fromkeys(names, 1.0)
+    low, high = LAYER_WEIGHT_RANGE
+    mean = math.fsum(scores.values()) / len(scores)
+    return {name: min(max(scores.get(name, mean) / mean, low), high) for name in names}
+
+
+def feature_gains(effective_ranks: Mapping[str, float], feature_weight: float) -> dict[str, float]:
+    """Return each layer's gain: its input's effective rank over the mean one, to a power.
+
+    Args:
+        effective_ranks: Effective rank of the layer's input by module name, >= 1.
+        feature_weight: The power, in ``[0, 1]``; 0 gives 1 everywhere.
+    """
+    if not effective_ranks:
+        return {}
+    mean = math.fsum(effective_ranks.values()) / len(effective_ranks)
+    return {name: (rank / mean) ** feature_weight for name, rank in effective_ranks.items()}
+
+
+def is_informative(scores: Mapping[str, float]) -> bool:
+    """Return whether scores tell any two layers apart."""
+    if not scores:
+        return False
+    low, high = min(scores.values()), max(scores.values())
+    return high - low > _EQUAL_WITHIN * high

@@ -1,0 +1,103 @@
+"""`DynamicLoraConfig`: every choice a user has about how ranks move, with its range.
+
+The configuration stops at the controller, which unpacks it; the stages take plain arguments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynlora.errors import ConfigError
+
+ImportanceName = Literal[
+    "signal",
+    "sensitivity",
+    "gradient_norm",
+    "spectral",
+    "activation_ratio",
+    "uniform",
+    "random",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicLoraConfig:
+    """How the budget moves between LoRA layers while the model trains.
+
+    The budget itself is PEFT's: the parameters that `LoraConfig.r` takes on every targeted layer.
+    """
+
+    importance: ImportanceName = "signal"
+    """Metric that scores the layers; `uniform` keeps every rank where it is."""
+    temperature: float = 1.0
+    """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
+    uniform_mix: float = 0.5
+    """Part of the budget that is spread evenly whatever the scores say, in [0, 1]."""
+    feature_weight: float = 0.0
+    """Power of the input's relative effective rank that multiplies a layer's score, in [0, 1]."""
+    layer_weights: bool = False
+    """Let important layers learn faster: scale each adapter's step by its importance, in
+    [1/2, 2], without changing what the model computes."""
+    min_rank: int = 1
+    """Lowest rank of any layer, at least 1."""
+    max_rank: int | None = None
+    """Highest rank of any layer; None lets the layer's shape and its input decide."""
+    pinned: tuple[str, ...] = ()
+    """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole run; None if unknown (the Trainer callback fills it in)."""
+    first_event: float = 0.15
+    """When ranks first move, as a fraction of `total_steps`, in (0, 1]."""
+    last_event: float = 0.5
+    """When ranks last move, as a fraction of `total_steps`; then they hold. In [first_event, 1]."""
+    events: int = 5
+    """Number of times ranks may move, at least 1. With unknown length they come at steps
+    20, 40, 80, ... and then ranks hold."""
+    hysteresis: float = 0.25
+    """A rank moves only if it is worth this much more elsewhere, relative; at least 0."""
+    shrink_tolerance: float = 0.05
+    """Most that a shrink may take from a layer's output, as the norm of the part dropped relative
+    to the norm of the layer's whole output on observed tokens; what exceeds it waits. In [0, 1]."""
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    """What a NaN or infinite gradient does: skip that observation and count it, or stop."""
+    seed: int = 0
+    """Seed of the random metric and of directions no input has shown yet."""
+
+    def __post_init__(self) -> None:
+        """Check each value, then how they fit together.
+
+        Raises:
+            ConfigError: If a value is outside its range.
+        """
+        _require(self.temperature > 0, "temperature", "above 0", self.temperature)
+        _require(0 <= self.uniform_mix <= 1, "uniform_mix", "in [0, 1]", self.uniform_mix)
+        _require(0 <= self.feature_weight <= 1, "feature_weight", "in [0, 1]", self.feature_weight)
+        _require(self.min_rank >= 1, "min_rank", "at least 1", self.min_rank)
+        _require(
+            self.max_rank is None or self.max_rank >= self.min_rank,
+            "max_rank",
+            f"at least min_rank={self.min_rank}",
+            self.max_rank,
+        )
+        _require(
+            self.total_steps is None or self.total_steps >= 1,
+            "total_steps",
+            "at least 1",
+            self.total_steps,
+        )
+        _require(0 < self.first_event <= 1, "first_event", "in (0, 1]", self.first_event)
+        _require(
+            self.first_event <= self.last_event <= 1,
+            "last_event",
+            f"in [first_event={self.first_event}, 1]",
+            self.last_event,
+        )
+        _require(self.events >= 1, "events", "at least 1", self.events)
+        _require(self.hysteresis >= 0, "hysteresis", "at least 0", self.hysteresis)
+        _require(
+            0 <= self.shrink_tolerance <= 1, "shrink_tolerance", "in [0, 1]", self.shrink_tolerance
+        )
+
+
+def _require(holds: bool, name: str, required: str, given: object) -> None:
+    if not holds:
+        raise ConfigError(f"`{name}` must be {required}, got {given}.")

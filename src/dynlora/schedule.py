@@ -1,0 +1,27 @@
+"""When ranks may move: the optimizer steps after which a reallocation event takes place.
+
+With a known length, events are spread evenly over a window early in training (literature puts it at
+about 15 % to 50 %), then ranks hold. With an unknown length the intervals double, so that a run of
+300 steps and one of 300,000 both see a handful of early events and then hold.
+"""
+
+FIRST_STEP_OF_UNKNOWN_LENGTH = 20
+"""Optimizer steps before the first event when the run's length is unknown."""
+
+
+def event_steps(
+    *, total_steps: int | None, first_event: float, last_event: float, events: int
+) -> tuple[int, ...]:
+    """Return the steps (counted from 1, after the optimizer's step) at which ranks may move.
+
+    Args:
+        total_steps: Optimizer steps of the whole run; None if unknown.
+        first_event: Fraction of `total_steps` at the first event, in ``(0, 1]``.
+        last_event: Fraction of `total_steps` at the last event, in ``[first_event, 1]``.
+        events: Number of events, at least 1; a run too short for them sees fewer.
+    """
+    if total_steps is None:
+        return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
+    span = (last_event - first_event) / max(events - 1, 1)
+    fractions = (first_event + span * index for index in range(events))
+    return tuple(sorted({max(1, round(fraction * total_steps)) for fraction in fractions}))

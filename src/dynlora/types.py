@@ -1,0 +1,148 @@
+"""The frozen values that stages hand to one another, and the view of a LoRA layer that they read.
+
+Nothing here computes. `BasisChange` is the one description of a change of rank: the adapters apply
+it to the weights, and the optimizer's moments and the importance metrics follow the same two maps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import Parameter
+
+
+@runtime_checkable
+class LoraLayer(Protocol):
+    """What a stage may read of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``."""
+
+    @property
+    def name(self) -> str:
+        """Module name as in the base model's `named_modules()`."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """Parameters that one rank takes: ``in_features + out_features``."""
+        ...
+
+    @property
+    def r(self) -> int:
+        """Live rank."""
+        ...
+
+    @property
+    def scaling(self) -> float:
+        """Factor on the layer's output; does not change with the rank."""
+        ...
+
+    @property
+    def lora_A(self) -> Parameter:
+        """Weight of shape ``(r, in_features)``."""
+        ...
+
+    @property
+    def lora_B(self) -> Parameter:
+        """Weight of shape ``(out_features, r)``."""
+        ...
+
+    @property
+    def grad_A(self) -> Tensor:
+        """Gradient of `lora_A`, of its shape; read only where a backward pass left one."""
+        ...
+
+    @property
+    def grad_B(self) -> Tensor:
+        """Gradient of `lora_B`, of its shape; read only where a backward pass left one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankPlan:
+    """The ranks that all layers shall have after an event."""
+
+    step: int
+    """Optimizer steps taken when the plan was made."""
+    ranks: Mapping[str, int]
+    """Rank by module name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureStats:
+    """What is known of one layer's input since the last event."""
+
+    tokens: Float[Tensor, "n in_features"]
+    """Sampled inputs, a uniform sample of the unmasked tokens seen; float32."""
+    variance: float
+    """Mean over the input dimensions of their variance, in squared activation units."""
+    effective_rank: float
+    """Entropy-based effective rank of the centred inputs, in ``[1, in_features]``."""
+    output_power: float
+    """Mean squared norm of the layer's output (base plus adapter) on `tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BasisChange:
+    """A change of one layer's rank or scale, as linear maps on its rank dimension.
+
+    The weights follow ``A' = to_A @ A`` (plus new rows where a rank was grown) and
+    ``B' = B @ to_B``. Gradients follow the contragredient maps:
+    ``dB' = scale_ratio * dB @ to_A.T`` and ``dA' = scale_ratio * to_B.T @ dA``.
+    """
+
+    name: str
+    """Module name."""
+    to_A: Float[Tensor, "new old"]
+    """Map from the old rows of `lora_A` to the new ones; a grown row is zero here."""
+    to_B: Float[Tensor, "old new"]
+    """Map from the old columns of `lora_B` to the new ones; a grown column is zero here."""
+    scale_ratio: float = 1.0
+    """New `scaling` divided by the old."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerEvent:
+    """What one event did to one layer, and from which figures."""
+
+    rank_before: int
+    rank_after: int
+    score: float | None
+    """Importance per parameter; None where none was available."""
+    share: float
+    """Share of the budget, in ``[0, 1]``; all layers' shares sum to 1."""
+    weight: float
+    """Layer weight, in ``[0.5, 2]``; 1 unless `layer_weights` is on."""
+    variance: float | None
+    """Input variance (see `FeatureStats`); None where no input was seen."""
+    effective_rank: float | None
+    """Effective rank of the input; None where no input was seen."""
+    output_lost: float
+    """Norm of the part dropped, relative to the layer's output norm on the observed tokens."""
+    waits: bool
+    """True where the layer would have shrunk further but for `shrink_tolerance`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One reallocation: a line of `ranks.jsonl`."""
+
+    step: int
+    """Optimizer steps taken before the event."""
+    parameters: int
+    """Live LoRA parameters after the event."""
+    layers: Mapping[str, LayerEvent]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as JSON-ready values."""
+        return {
+            "step": self.step,
+            "parameters": self.parameters,
+            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Event":
+        """Rebuild an event from `to_dict`'s output."""
+        layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
+        return cls(step=values["step"], parameters=values["parameters"], layers=layers)
