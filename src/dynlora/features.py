@@ -1,0 +1,156 @@
+"""Stage 2. Input feature analyzer: activations entering each LoRA layer to `FeatureStats`.
+
+Each layer keeps a uniform sample of the tokens that entered it since the last event. A token's
+place in the sample is decided by a key hashed from its example, its position and the step, and
+the tokens with the smallest keys stay (a bottom-k sample): the sample is the same however examples
+are batched, ordered or padded. Variance, effective rank, uncovered directions and the norm of what
+a shrink would drop are all computed from this one sample, at events only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dynlora.types import FeatureStats
+
+SAMPLE_SIZE = 256
+"""Tokens kept per layer."""
+
+STEP_INTERVAL = 4
+"""Optimizer steps between two whose forwards are sampled."""
+
+UNUSED_KEY = torch.iinfo(torch.int64).max
+"""Key of padding: never sampled while a real token is to be had."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sample:
+    keys: Int[Tensor, " n"]
+    tokens: Float[Tensor, "n in_features"]
+    output_power: Float[Tensor, " n"]
+
+    def merge(self, other: "_Sample") -> "_Sample":
+        """Return the tokens with the smallest keys of both samples."""
+        keys = torch.cat([self.keys, other.keys])
+        kept, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
+        return _Sample(
+            keys=kept,
+            tokens=torch.cat([self.tokens, other.tokens])[index],
+            output_power=torch.cat([self.output_power, other.output_power])[index],
+        )
+
+
+class InputFeatureAnalyzer:
+    """Samples layer inputs in the forwards of every `STEP_INTERVAL`-th step."""
+
+    def __init__(self) -> None:
+        self.sampling = True
+        """Whether forwards of the current step are to be observed."""
+        self._samples: dict[str, _Sample] = {}
+        self._stale: set[str] = set()
+
+    def begin_step(self, step: int) -> None:
+        """Decide whether the forwards of the step after `step` are sampled."""
+        self.sampling = step % STEP_INTERVAL == 0
+
+    @torch.no_grad()
+    def observe(
+        self,
+        name: str,
+        inputs: Float[Tensor, "tokens in_features"],
+        outputs: Float[Tensor, "tokens out_features"],
+        keys: Int[Tensor, " tokens"],
+    ) -> None:
+        """Offer one forward's tokens to a layer's sample.
+
+        Args:
+            name: Module name.
+            inputs: What entered the layer.
+            outputs: What left it (base plus adapter).
+            keys: Sampling key per token, `UNUSED_KEY` for padding.
+        """
+        kept, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
+        sample = _Sample(
+            keys=kept,
+            tokens=inputs[index].float(),
+            output_power=outputs[index].float().square().sum(dim=1),
+        )
+        old = self._samples.get(name)
+        if old is None or name in self._stale:
+            self._stale.discard(name)
+            self._samples[name] = sample
+        else:
+            self._samples[name] = old.merge(sample)
+
+    def stats(self) -> dict[str, FeatureStats]:
+        """Return what is known of each layer's input; layers never observed are left out."""
+        found: dict[str, FeatureStats] = {}
+        for name, sample in self._samples.items():
+            used = sample.keys != UNUSED_KEY
+            tokens = sample.tokens[used]
+            if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
+                continue
+            found[name] = FeatureStats(
+                tokens=tokens,
+                variance=float(tokens.var(dim=0, correction=0).mean()),
+                effective_rank=effective_rank(tokens),
+                output_power=float(sample.output_power[used].mean()),
+            )
+        return found
+
+    def restart(self) -> None:
+        """Let each sample be replaced by the next tokens: weights have changed."""
+        self._stale = set(self._samples)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the samples as tensors keyed ``<module>/<field>``."""
+        state: dict[str, Tensor] = {}
+        for name, sample in self._samples.items():
+            state[f"{name}/keys"] = sample.keys
+            state[f"{name}/tokens"] = sample.tokens
+            state[f"{name}/output_power"] = sample.output_power
+            state[f"{name}/stale"] = torch.tensor(name in self._stale)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`'s output."""
+        names = [key.removesuffix("/keys") for key in state if key.endswith("/keys")]
+        self._stale = {name for name in names if bool(state[f"{name}/stale"])}
+        self._samples = {
+            name: _Sample(
+                keys=state[f"{name}/keys"],
+                tokens=state[f"{name}/tokens"],
+                output_power=state[f"{name}/output_power"],
+            )
+            for name in names
+        }
+
+
+def effective_rank(tokens: Float[Tensor, "n in_features"], *, floor: float = 1e-12) -> float:
+    """Return the entropy-based effective rank of a layer's centred input.
+
+    With the covariance's eigenvalues ``w`` and ``p = w / sum(w)`` this is ``exp(-sum(p log p))``:
+    1 when all inputs lie on a line, ``d`` when they fill d dimensions evenly. Scaling or shifting
+    the input changes nothing.
+
+    Args:
+        tokens: Observed inputs, in activation units.
+        floor: Mean squared norm at or below which the input counts as constant.
+
+    Returns:
+        Effective rank in dimensions, within ``[1, min(n, in_features)]``; 1 for constant input.
+
+    Reference:
+        Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
+    """
+    centred = (tokens - tokens.mean(dim=0)).double()
+    gram = centred @ centred.T if len(tokens) < tokens.shape[1] else centred.T @ centred
+    weights = torch.linalg.eigvalsh(gram).clamp(min=0)
+    total = float(weights.sum())
+    if total / len(tokens) <= floor:
+        return 1.0
+    shares = weights / total
+    return float(torch.special.entr(shares).sum().exp())

@@ -1,0 +1,31 @@
+"""Stage 1. Layer importance assessor: one metric per file, chosen by name."""
+
+from collections.abc import Callable
+
+from dynlora.config import ImportanceName
+from dynlora.importance.activation_ratio import ActivationRatioMetric
+from dynlora.importance.assessor import LayerImportanceAssessor
+from dynlora.importance.gradient_norm import GradientNormMetric
+from dynlora.importance.protocol import ImportanceMetric
+from dynlora.importance.random import RandomMetric
+from dynlora.importance.sensitivity import SensitivityMetric
+from dynlora.importance.signal import SignalMetric
+from dynlora.importance.spectral import SpectralMetric
+from dynlora.importance.uniform import UniformMetric
+
+_METRICS: dict[ImportanceName, Callable[[], ImportanceMetric]] = {
+    "signal": SignalMetric,
+    "sensitivity": SensitivityMetric,
+    "gradient_norm": GradientNormMetric,
+    "spectral": SpectralMetric,
+    "activation_ratio": ActivationRatioMetric,
+    "uniform": UniformMetric,
+}
+
+
+def build_metric(name: ImportanceName, *, seed: int) -> ImportanceMetric:
+    """Return a new metric of that name; `seed` matters to `random` alone."""
+    return RandomMetric(seed) if name == "random" else _METRICS[name]()
+
+
+__all__ = ["ImportanceMetric", "LayerImportanceAssessor", "build_metric"]

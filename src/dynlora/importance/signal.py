@@ -1,0 +1,46 @@
+"""`signal`: norm of the running mean gradient, what is left after noise averages out."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from dynlora.importance.running_mean import RunningMeanGradient
+from dynlora.types import BasisChange, FeatureStats, LoraLayer
+
+
+class SignalMetric:
+    """Frobenius norm of the mean of dL/dB, per square root of the layer's cost.
+
+    Averaging norms mixes an unmet need with noise; the norm of the average does less so.
+    """
+
+    def __init__(self) -> None:
+        self._gradients = RunningMeanGradient()
+
+    def observe(self, layers: Sequence[LoraLayer]) -> None:
+        """Average the gradients of `lora_B`."""
+        self._gradients.observe(layers)
+
+    def scores(
+        self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
+    ) -> dict[str, float]:
+        """Return ``|mean dL/dB| / sqrt(cost)``."""
+        means = {layer.name: self._gradients.mean(layer.name) for layer in layers}
+        return {
+            layer.name: float(mean.norm()) / math.sqrt(layer.cost)
+            for layer in layers
+            if (mean := means[layer.name]) is not None
+        }
+
+    def rebase(self, change: BasisChange) -> None:
+        """Carry the mean gradient to the new basis."""
+        self._gradients.rebase(change)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the running sums."""
+        return self._gradients.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`'s output."""
+        self._gradients.load_state_dict(state)

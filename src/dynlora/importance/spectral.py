@@ -1,0 +1,50 @@
+"""`spectral`: how strong the mean gradient is in each direction, not only in its strongest."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dynlora.importance.running_mean import RunningMeanGradient
+from dynlora.types import BasisChange, FeatureStats, LoraLayer
+
+
+class SpectralMetric:
+    """Mean singular value of the mean of dL/dB, per square root of the layer's cost.
+
+    Where B is near 0, ``dL/dB = scaling * G @ A.T`` is a random sketch of the full gradient G. A
+    layer whose need is one direction has one large singular value; one that needs many has many.
+    The norm cannot tell them apart, the mean singular value can.
+    """
+
+    def __init__(self) -> None:
+        self._gradients = RunningMeanGradient()
+
+    def observe(self, layers: Sequence[LoraLayer]) -> None:
+        """Average the gradients of `lora_B`."""
+        self._gradients.observe(layers)
+
+    @torch.no_grad()
+    def scores(
+        self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
+    ) -> dict[str, float]:
+        """Return the mean of the ``r`` singular values over ``sqrt(cost)``."""
+        means = {layer.name: self._gradients.mean(layer.name) for layer in layers}
+        return {
+            layer.name: float(torch.linalg.svdvals(mean).sum()) / layer.r / math.sqrt(layer.cost)
+            for layer in layers
+            if (mean := means[layer.name]) is not None
+        }
+
+    def rebase(self, change: BasisChange) -> None:
+        """Carry the mean gradient to the new basis."""
+        self._gradients.rebase(change)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the running sums."""
+        return self._gradients.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`'s output."""
+        self._gradients.load_state_dict(state)
