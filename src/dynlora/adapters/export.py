@@ -1,0 +1,37 @@
+"""Live ranks and scales in PEFT's own configuration: what is saved is a stock adapter."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dynlora.adapters.layers import LinearLora
+
+
+def write_patterns(peft_config: Any, layers: Sequence[LinearLora]) -> None:
+    """Make `rank_pattern` and `alpha_pattern` say exactly what the layers hold.
+
+    Every layer of the adapter that differs from `r` or `lora_alpha` gets an entry of its own, so
+    patterns given before are spent. PEFT reads keys as regular expressions, hence the escapes.
+
+    Args:
+        peft_config: The adapter's `LoraConfig`.
+        layers: All of the adapter's LoRA layers.
+    """
+    ranks = {layer.name: layer.r for layer in layers}
+    alphas = {layer.name: layer.alpha for layer in layers}
+    peft_config.rank_pattern = {
+        _key(name): rank for name, rank in ranks.items() if rank != peft_config.r
+    }
+    peft_config.alpha_pattern = {
+        _key(name): _whole(alpha)
+        for name, alpha in alphas.items()
+        if alpha != peft_config.lora_alpha
+    }
+
+
+def _key(name: str) -> str:
+    return "^" + re.escape(name)
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,191 @@
+"""Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynlora.adapters.engine import check_engine
+from dynlora.adapters.export import write_patterns
+from dynlora.adapters.layers import LinearLora, find_lora_layers, find_root
+from dynlora.adapters.optimizer_state import check_holds, drop_mismatched_state, unwrap_optimizer
+from dynlora.adapters.resize import (
+    Strengths,
+    apply_change,
+    grow_change,
+    measure_strengths,
+    new_rows,
+    scale_change,
+    set_rank,
+    shrink_change,
+)
+from dynlora.types import BasisChange, FeatureStats, RankPlan
+
+
+class LoraAdapters:
+    """The LoRA layers of one adapter, together with the optimizer that trains them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        adapter_name: str | None,
+        *,
+        follow: Callable[[BasisChange], None],
+    ) -> None:
+        """Find the layers and check that all of it can be resized.
+
+        Args:
+            model: The PEFT model.
+            optimizer: Holds the LoRA parameters.
+            adapter_name: The adapter; None for the active one.
+            follow: Called with every change of a layer's basis, after it was made.
+
+        Raises:
+            EngineError: If the model runs under an engine that fixes shapes.
+            LayerError: If there is no LoRA layer, or one that cannot be resized.
+            OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
+        """
+        check_engine(model)
+        layers = find_lora_layers(model, adapter_name)
+        self.layers: dict[str, LinearLora] = {layer.name: layer for layer in layers}
+        self._follow = follow
+        self._optimizer = unwrap_optimizer(optimizer)
+        parameters = [weight for layer in layers for weight in (layer.lora_A, layer.lora_B)]
+        check_holds(self._optimizer, parameters)
+        drop_mismatched_state(self._optimizer, parameters)
+        _, configs = find_root(model)
+        self._peft_config = configs[layers[0].adapter]
+        self._unit_scaling = {layer.name: layer.scaling for layer in layers}
+        self.peak_parameters = self.parameters
+        """Most live LoRA parameters at any time so far."""
+
+    @property
+    def parameters(self) -> int:
+        """Live LoRA parameters."""
+        return sum(layer.r * layer.cost for layer in self.layers.values())
+
+    @property
+    def budget(self) -> int:
+        """Parameters that `LoraConfig.r` takes on every layer, or the live ones if those are more.
+
+        They are more only where the adapter came with a `rank_pattern` of its own.
+        """
+        r = int(self._peft_config.r)
+        at_r = sum(r * layer.cost for layer in self.layers.values())
+        return max(at_r, self.parameters)
+
+    def with_gradients(self) -> tuple[list[LinearLora], list[str]]:
+        """Return the layers whose gradients are finite, and the names of those where one is not.
+
+        Layers without a gradient (not part of this step's graph) are in neither.
+        """
+        layers = [layer for layer in self.layers.values() if layer.has_gradients]
+        if not layers:
+            return [], []
+        norms_A = torch._foreach_norm([layer.grad_A for layer in layers])
+        norms_B = torch._foreach_norm([layer.grad_B for layer in layers])
+        finite = (torch.stack(norms_A) + torch.stack(norms_B)).isfinite().tolist()
+        good = [layer for layer, ok in zip(layers, finite, strict=True) if ok]
+        return good, [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
+
+    def strengths(self, features: Mapping[str, FeatureStats]) -> dict[str, Strengths]:
+        """Return every layer's components on the observed tokens, as part of its output's norm."""
+        found: dict[str, Strengths] = {}
+        for name, layer in self.layers.items():
+            stats = features.get(name)
+            measured = measure_strengths(layer, None if stats is None else stats.tokens)
+            found[name] = measured.relative_to(_output_norm(layer, stats))
+        return found
+
+    def apply(
+        self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
+    ) -> dict[str, float]:
+        """Resize every layer to its planned rank: shrinks first, so that the budget always holds.
+
+        Args:
+            plan: Rank by module name, for some or all layers.
+            features: Observed inputs by module name; they steer what is dropped and what is grown.
+            seed: For directions that no input has shown; the global random state is not touched.
+
+        Returns:
+            By module name, the norm of what was dropped, relative to the layer's output norm.
+        """
+        lost = dict.fromkeys(plan.ranks, 0.0)
+        shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
+        growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
+        for name in shrinking:
+            layer, stats = self.layers[name], features.get(name)
+            strengths = measure_strengths(layer, None if stats is None else stats.tokens)
+            change = shrink_change(layer, strengths, plan.ranks[name])
+            dropped = strengths.relative_to(_output_norm(layer, stats))
+            lost[name] = dropped.lost(plan.ranks[name])
+            self._change(layer, change)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + plan.step)
+        for name in growing:
+            layer, stats = self.layers[name], features.get(name)
+            rows = new_rows(
+                layer,
+                plan.ranks[name] - layer.r,
+                tokens=None if stats is None else stats.tokens,
+                generator=generator,
+            )
+            self._change(layer, grow_change(layer, plan.ranks[name]), rows)
+            self.peak_parameters = max(self.peak_parameters, self.parameters)
+        if shrinking or growing:
+            self.write_config()
+        return lost
+
+    def apply_weights(self, weights: Mapping[str, float]) -> None:
+        """Let each layer learn at its weight: scale its output by it and `lora_B` by its inverse.
+
+        Scalings are rounded to float32, so that ``lora_alpha / r`` gives them back exactly.
+        """
+        for name, weight in weights.items():
+            layer = self.layers[name]
+            target = float(torch.tensor(self._unit_scaling[name] * weight, dtype=torch.float32))
+            if target != layer.scaling:
+                self._change(layer, scale_change(layer, target / layer.scaling))
+                layer.set_fields(r=layer.r, scaling=target)
+        self.write_config()
+
+    def _change(self, layer: LinearLora, change: BasisChange, rows: Tensor | None = None) -> None:
+        apply_change(layer, self._optimizer, change, rows)
+        self._follow(change)
+
+    def weight(self, name: str) -> float:
+        """Return a layer's present weight: its scaling over the one it was made with."""
+        return self.layers[name].scaling / self._unit_scaling[name]
+
+    def write_config(self) -> None:
+        """Make PEFT's configuration tell the live ranks and scales."""
+        write_patterns(self._peft_config, list(self.layers.values()))
+
+    def shapes(self) -> dict[str, dict[str, float]]:
+        """Return rank, scaling and unweighted scaling by module name, for a checkpoint."""
+        return {
+            name: {"r": layer.r, "scaling": layer.scaling, "unit": self._unit_scaling[name]}
+            for name, layer in self.layers.items()
+        }
+
+    def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
+        """Take over ranks and scales of a checkpoint, before its tensors are loaded.
+
+        Layers whose rank differs get zero tensors of the right shape, and lose their moments.
+        """
+        for name, shape in shapes.items():
+            layer = self.layers[name]
+            set_rank(layer, int(shape["r"]))
+            layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
+            self._unit_scaling[name] = shape["unit"]
+            drop_mismatched_state(self._optimizer, [layer.lora_A, layer.lora_B])
+        self.peak_parameters = max(self.peak_parameters, self.parameters)
+        self.write_config()
+
+
+def _output_norm(layer: LinearLora, stats: FeatureStats | None) -> float:
+    """Return the root mean square norm of a layer's output, on white input where none was seen."""
+    if stats is not None:
+        return float(stats.output_power**0.5)
+    return float(layer.module.get_base_layer().weight.norm())

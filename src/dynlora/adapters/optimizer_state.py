@@ -1,0 +1,122 @@
+"""Optimizer state that follows a change of rank, and the optimizers for which that is exact.
+
+First moments are averages of gradients and follow them exactly (`BasisChange`). Second moments are
+averages of squared gradients and follow by the squared entries of the same map, which is exact for
+growing, dropping and scaling, and for a rotation ignores the correlation between directions.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from dynlora.errors import OptimizerError
+from dynlora.types import BasisChange
+
+SUPPORTED = (Adam, AdamW, SGD)
+
+_FIRST = ("exp_avg", "momentum_buffer")
+_SECOND = ("exp_avg_sq", "max_exp_avg_sq")
+
+
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the torch optimizer inside Accelerate's wrapper, checked to be one we can follow.
+
+    Raises:
+        OptimizerError: If its state cannot be resized.
+    """
+    inner = vars(optimizer).get("optimizer", optimizer)
+    if type(inner) not in SUPPORTED:
+        names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SUPPORTED)
+        kind = type(inner)
+        raise OptimizerError(
+            f"The optimizer must be one of {names}, got {kind.__module__}.{kind.__name__}, whose "
+            "state cannot follow a change of rank yet: use torch.optim.AdamW."
+        )
+    result: Optimizer = inner
+    return result
+
+
+def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
+    """Check that the optimizer updates every LoRA parameter.
+
+    Raises:
+        OptimizerError: If one is missing, which happens when it was built for another model.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(id(parameter) not in held for parameter in parameters)
+    if missing:
+        raise OptimizerError(
+            f"The optimizer must hold all {len(parameters)} LoRA parameters, got {missing} that it "
+            "does not: build it after `get_peft_model`, from the same model's parameters."
+        )
+
+
+@torch.no_grad()
+def rebase_state(
+    optimizer: Optimizer, change: BasisChange, *, lora_A: Parameter, lora_B: Parameter
+) -> None:
+    """Carry the moments of one layer's two parameters to the new basis.
+
+    A grown direction starts with first moment 0 and, as second moment, the largest of its row's
+    (for `lora_B`) or column's (for `lora_A`) other entries: with a second moment of 0 its first
+    step would be ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 learning rates with torch's defaults.
+    """
+    scale = change.scale_ratio
+    map_A = scale * change.to_B.T  # acts on rows of dA
+    map_B = scale * change.to_A  # acts on columns of dB, from the right, transposed
+    grown = ~change.to_B.any(dim=0)
+    state_A, state_B = optimizer.state.get(lora_A, {}), optimizer.state.get(lora_B, {})
+    for key in _FIRST:
+        if isinstance(state_A.get(key), Tensor):
+            state_A[key] = _left(map_A, state_A[key])
+            state_B[key] = _left(map_B, state_B[key].T).T.contiguous()
+    for key in _SECOND:
+        if isinstance(state_A.get(key), Tensor):
+            state_A[key] = _second(map_A, state_A[key], grown)
+            state_B[key] = _second(map_B, state_B[key].T, grown).T.contiguous()
+    for parameter, state in ((lora_A, state_A), (lora_B, state_B)):
+        if "exp_avg_sq" in state:
+            _bound_next_step(state, _betas(optimizer, parameter))
+
+
+def drop_mismatched_state(optimizer: Optimizer, parameters: list[Parameter]) -> int:
+    """Forget moments whose shape is not their parameter's; return how many parameters had some."""
+    dropped = 0
+    for parameter in parameters:
+        moments = [optimizer.state.get(parameter, {}).get(key) for key in _FIRST + _SECOND]
+        if any(isinstance(m, Tensor) and m.shape != parameter.shape for m in moments):
+            del optimizer.state[parameter]
+            dropped += 1
+    return dropped
+
+
+def _left(matrix: Tensor, moment: Tensor) -> Tensor:
+    return (matrix.double() @ moment.double()).to(moment.dtype)
+
+
+def _second(matrix: Tensor, moment: Tensor, grown: Tensor) -> Tensor:
+    carried = _left(matrix.square(), moment)
+    carried[grown] = moment.amax(dim=0)
+    return carried
+
+
+def _betas(optimizer: Optimizer, parameter: Parameter) -> tuple[float, float]:
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            beta1, beta2 = group["betas"]
+            return float(beta1), float(beta2)
+    raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")
+
+
+def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
+    """Raise second moments so that no element's momentum moves it by over one learning rate.
+
+    Mixing directions can leave a first moment larger than the root of the mixed second one.
+    """
+    step = float(state["step"])
+    ratio = (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2
+    least = state["exp_avg"].square() * ratio
+    for key in _SECOND:
+        if key in state:
+            state[key] = torch.maximum(state[key], least)

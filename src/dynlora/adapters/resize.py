@@ -1,0 +1,196 @@
+"""Change of rank: grow without changing the function, shrink losing the least, reorder.
+
+Everything happens in the r x r space. With ``B = Q R`` and the Gram matrix ``C`` of ``A x`` over
+the observed tokens, the eigenvectors ``U`` of ``R C R^T`` are, seen from the output, the adapter's
+principal directions on real input, and the roots of its eigenvalues their strengths. Keeping the
+first k of them, ``B' = Q U_k``, ``A' = U_k^T R A``, is the best rank-k change of the output in the
+mean square: no other adapter of that rank is closer on those tokens. The full matrix ``B A`` is
+never formed.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.optimizer_state import rebase_state
+from dynlora.types import BasisChange
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strengths:
+    """A LoRA layer's components, strongest first, and the maps to and from them."""
+
+    values: Float[Tensor, " r"]
+    """Root mean square over the tokens of each component's output norm, scaling included; the
+    trailing zeros are directions that were grown and not yet trained."""
+    to_A: Float[Tensor, "r r"]
+    to_B: Float[Tensor, "r r"]
+
+    def lost(self, rank: int) -> float:
+        """Return the root mean square norm of what keeping `rank` components drops."""
+        return float(self.values[rank:].square().sum().sqrt())
+
+    def relative_to(self, norm: float) -> "Strengths":
+        """Return the same components with their strengths divided by a norm, if that is not 0."""
+        return replace(self, values=self.values / norm) if norm > 0 else self
+
+    def lowest_rank(self, tolerated: float) -> int:
+        """Return the lowest rank whose `lost` is at most `tolerated`, at least 1."""
+        ranks = range(1, len(self.values))
+        return next((rank for rank in ranks if self.lost(rank) <= tolerated), len(self.values))
+
+
+@torch.no_grad()
+def measure_strengths(
+    layer: LinearLora, tokens: Float[Tensor, "n in_features"] | None
+) -> Strengths:
+    """Find a layer's components on the observed tokens.
+
+    Directions of zero strength (columns of `lora_B` that are all zero) come last, as they are:
+    refactoring them would turn their `lora_A` rows into zeros, which never train again.
+
+    Args:
+        layer: The layer, of rank r.
+        tokens: Observed inputs; None takes white input, for which strengths are singular values.
+    """
+    A, B = layer.lora_A.double(), layer.lora_B.double()
+    used = B.any(dim=0)
+    active, fresh = used.nonzero().flatten(), (~used).nonzero().flatten()
+    if tokens is None:
+        gram = A[active] @ A[active].T
+    else:
+        inner = tokens.to(A) @ A[active].T
+        gram = inner.T @ inner / len(tokens)
+    R = torch.linalg.qr(B[:, active], mode="r").R
+    squares, U = torch.linalg.eigh(R @ gram @ R.T)
+    squares, U = squares.flip(0).clamp(min=0), U.flip(1)
+    to_A = U.T @ R
+    rows = to_A @ A[active]
+    # Rows of A keep their usual norm and B carries the strength, as in a freshly made adapter.
+    usual = A.norm(dim=1).square().mean().sqrt()
+    norms = rows.norm(dim=1)
+    balance = torch.where(norms > 0, norms / usual, 1.0)
+    values = A.new_zeros(len(A))
+    basis_A = A.new_zeros(len(A), len(A))
+    basis_B = A.new_zeros(len(A), len(A))
+    count = len(squares)  # fewer than the active columns where they outnumber the outputs
+    values[:count] = squares.sqrt() * abs(layer.scaling)
+    basis_A[:count, active] = to_A / balance[:, None]
+    basis_B[active, :count] = torch.linalg.pinv(R, rtol=1e-10) @ U * balance
+    last = range(len(active), len(A))
+    basis_A[last, fresh] = 1
+    basis_B[fresh, last] = 1
+    return Strengths(values=values, to_A=basis_A, to_B=basis_B)
+
+
+def shrink_change(layer: LinearLora, strengths: Strengths, rank: int) -> BasisChange:
+    """Return the change that keeps the `rank` strongest components.
+
+    Where only untrained directions go, those kept stay bit for bit as they are.
+    """
+    kept = layer.lora_B.any(dim=0).nonzero().flatten()
+    if rank < len(kept):
+        return BasisChange(
+            name=layer.name, to_A=strengths.to_A[:rank], to_B=strengths.to_B[:, :rank]
+        )
+    fresh = (~layer.lora_B.any(dim=0)).nonzero().flatten()
+    kept = torch.cat([kept, fresh[: rank - len(kept)]]).sort().values
+    eye = torch.eye(layer.r, dtype=torch.float64, device=kept.device)
+    return BasisChange(name=layer.name, to_A=eye[kept], to_B=eye[:, kept])
+
+
+def reorder_change(layer: LinearLora, strengths: Strengths) -> BasisChange:
+    """Return the change that orders a layer's components by strength, dropping none."""
+    return BasisChange(name=layer.name, to_A=strengths.to_A, to_B=strengths.to_B)
+
+
+def grow_change(layer: LinearLora, rank: int) -> BasisChange:
+    """Return the change that keeps every direction and adds ``rank - r`` empty ones."""
+    eye = torch.eye(rank, layer.r, dtype=torch.float64, device=layer.lora_A.device)
+    return BasisChange(name=layer.name, to_A=eye, to_B=eye.T)
+
+
+def scale_change(layer: LinearLora, ratio: float) -> BasisChange:
+    """Return the change that multiplies `scaling` by `ratio` and divides `lora_B` by it."""
+    eye = torch.eye(layer.r, dtype=torch.float64, device=layer.lora_A.device)
+    return BasisChange(name=layer.name, to_A=eye, to_B=eye / ratio, scale_ratio=ratio)
+
+
+@torch.no_grad()
+def new_rows(
+    layer: LinearLora,
+    count: int,
+    *,
+    tokens: Float[Tensor, "n in_features"] | None,
+    generator: Generator,
+) -> Float[Tensor, "count in_features"]:
+    """Return directions for `count` new rows of `lora_A`, of the usual row norm.
+
+    They are the input's directions of largest variance that the rows held do not cover, as EVA
+    takes them before training; where the tokens show too few, random ones.
+    """
+    A = layer.lora_A.double()
+    covered = torch.linalg.qr(A.T).Q
+    rows = A.new_zeros(0, A.shape[1])
+    if tokens is not None:
+        centred = (tokens - tokens.mean(dim=0)).to(A)
+        residual = centred - centred @ covered @ covered.T
+        _, spread, directions = torch.linalg.svd(residual, full_matrices=False)
+        floor = 1e-6 * float(centred.norm())
+        rows = directions[:count][spread[:count] > floor]
+    missing = count - len(rows)
+    noise = torch.randn(missing, A.shape[1], generator=generator, dtype=torch.float64).to(A)
+    rows = torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
+    usual: Tensor = A.norm(dim=1).square().mean().sqrt()
+    return rows * usual
+
+
+@torch.no_grad()
+def apply_change(
+    layer: LinearLora,
+    optimizer: Optimizer,
+    change: BasisChange,
+    rows: Float[Tensor, "grown in_features"] | None = None,
+) -> None:
+    """Change a layer's weights, its optimizer state and its fields together.
+
+    Args:
+        layer: The layer to change.
+        optimizer: Holds the layer's parameters.
+        change: The maps.
+        rows: Values for the rows of `lora_A` that `change` grows, in order.
+    """
+    A = change.to_A @ layer.lora_A.double()
+    B = layer.lora_B.double() @ change.to_B
+    if rows is not None:
+        A[len(A) - len(rows) :] = rows
+    rebase_state(optimizer, change, lora_A=layer.lora_A, lora_B=layer.lora_B)
+    set_data(layer.lora_A, A.to(layer.lora_A.dtype))
+    set_data(layer.lora_B, B.to(layer.lora_B.dtype))
+    layer.set_fields(r=len(A), scaling=layer.scaling * change.scale_ratio)
+
+
+def set_rank(layer: LinearLora, rank: int) -> None:
+    """Give a layer tensors of that rank, to be filled by a checkpoint; their content is zero."""
+    if rank != layer.r or len(layer.lora_A) != rank:
+        set_data(layer.lora_A, layer.lora_A.new_zeros(rank, layer.in_features))
+        set_data(layer.lora_B, layer.lora_B.new_zeros(layer.out_features, rank))
+        layer.set_fields(r=rank, scaling=layer.scaling)
+
+
+def set_data(parameter: Parameter, data: Tensor) -> None:
+    """Put a tensor of another shape into a parameter that stays the same object.
+
+    A backward graph that is still referenced (a loop that keeps `loss`) holds the parameter's
+    gradient accumulator, which remembers the old shape; the next backward would raise. torch
+    forgets the accumulator when the dtype of `.data` changes, so the data passes through another.
+    """
+    parameter.grad = None
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = data.contiguous()

@@ -1,0 +1,41 @@
+"""Load hooks that give a LoRA layer the rank of the checkpoint that is being loaded.
+
+`Trainer` resumes, and reloads its best checkpoint, by loading tensors into a model that was built
+with the configured ranks; once ranks have moved, shapes differ. These hooks set them first.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.resize import set_rank
+
+
+class ShapeHooks:
+    """A load-state-dict pre-hook on each `lora_A` and `lora_B` of an adapter."""
+
+    def __init__(self, layers: Sequence[LinearLora]) -> None:
+        self._handles = []
+        for layer in layers:
+            for module, axis in (
+                (layer.module.lora_A[layer.adapter], 0),
+                (layer.module.lora_B[layer.adapter], 1),
+            ):
+                hook = _shape_hook(layer, axis)
+                self._handles.append(module.register_load_state_dict_pre_hook(hook))
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _shape_hook(layer: LinearLora, axis: int) -> Any:
+    def follow(*given: Any) -> None:
+        state_dict, prefix = given[1:3]
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None:
+            set_rank(layer, weight.shape[axis])
+
+    return follow

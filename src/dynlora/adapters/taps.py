@@ -1,0 +1,145 @@
+"""Hooks that show the input feature analyzer what enters and leaves each LoRA layer.
+
+Only forwards that train are shown: under `no_grad`, in eval mode, and on steps that are not
+sampled, the hooks return at once. They read and never change a tensor.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from dynlora.adapters.layers import LinearLora
+
+_UNUSED_KEY = torch.iinfo(torch.int64).max
+_MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+"""The three odd constants of splitmix64 (Steele, Lea and Flood 2014), as signed integers."""
+
+
+@runtime_checkable
+class ActivationSink(Protocol):
+    """What the taps show activations to."""
+
+    sampling: bool
+
+    def observe(self, name: str, inputs: Tensor, outputs: Tensor, keys: Tensor) -> None:
+        """Take one layer's tokens in one forward, flattened, with one sampling key each."""
+        ...
+
+
+class ActivationTaps:
+    """Forward hooks on the model (to key its examples) and on every LoRA layer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LinearLora],
+        sink: ActivationSink,
+        *,
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Install the hooks.
+
+        Args:
+            model: What is called with a batch.
+            layers: The LoRA layers to show.
+            sink: Takes the activations.
+            timed: Context manager that books the time spent in it.
+        """
+        self.step = 0
+        """Optimizer step that keys are drawn for, so that an example seen again counts anew."""
+        self._sink = sink
+        self._timed = timed
+        self._examples: Int[Tensor, " batch"] | None = None
+        self._positions: Int[Tensor, "batch length"] | None = None
+        self._keys: dict[tuple[int, int], Tensor] = {}
+        self._seen: set[str] = set()
+        self._handles = [model.register_forward_pre_hook(self._on_model, with_kwargs=True)]
+        for layer in layers:
+            hook = self._layer_hook(layer.name)
+            self._handles.append(layer.module.register_forward_hook(hook))
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._examples = None
+        if not (self._sink.sampling and model.training and torch.is_grad_enabled()):
+            return
+        inputs = _first_tensor(args, kwargs)
+        if inputs is None:
+            return
+        mask = kwargs.get("attention_mask")
+        if not (isinstance(mask, Tensor) and mask.shape == inputs.shape):
+            mask = torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
+        mask = mask.long()
+        self._positions = torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
+        self._examples = _example_keys(inputs, self._positions, self.step)
+        self._keys = {}
+        self._seen = set()
+
+    def _layer_hook(self, name: str) -> Any:
+        def show(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            # Gradient checkpointing runs a layer's forward twice: the first is shown.
+            if self._examples is None or name in self._seen or not torch.is_grad_enabled():
+                return
+            inputs: Tensor = args[0]
+            keys = self._token_keys(inputs)
+            if keys is not None:
+                self._seen.add(name)
+                with torch.no_grad(), self._timed():
+                    self._sink.observe(name, inputs.flatten(0, -2), output.flatten(0, -2), keys)
+
+        return show
+
+    def _token_keys(self, inputs: Tensor) -> Int[Tensor, " tokens"] | None:
+        """Return one key per row of the flattened input; None where rows are no tokens of ours."""
+        assert self._examples is not None
+        assert self._positions is not None
+        batch, length = self._positions.shape
+        rows = inputs.shape[:-1].numel()
+        if rows % batch:
+            return None
+        shape = (batch, rows // batch)
+        if shape not in self._keys:
+            if shape[1] == length:
+                positions = self._positions
+            else:  # pooled or patched inputs: every row of an example counts
+                positions = torch.arange(shape[1], device=inputs.device).expand(shape)
+            keys = _mix(self._examples[:, None] + positions) & _UNUSED_KEY
+            self._keys[shape] = torch.where(positions >= 0, keys, _UNUSED_KEY).flatten()
+        return self._keys[shape]
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the model's main input: the first tensor with a batch and a further dimension."""
+    named = [kwargs[key] for key in ("input_ids", "inputs_embeds", "pixel_values") if key in kwargs]
+    for value in (*named, *args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() >= 2:
+            return value
+    return None
+
+
+def _example_keys(inputs: Tensor, positions: Tensor, step: int) -> Int[Tensor, " batch"]:
+    """Hash each example's unmasked content, so that padding and batching do not matter."""
+    values = inputs if not inputs.is_floating_point() else inputs.float().view(torch.int32)
+    values = values.long()
+    while values.dim() > 2:
+        values = _mix(values).sum(dim=-1)
+    mixed = _mix(values + _mix(positions + 1))
+    unmasked = torch.where(positions >= 0, mixed, 0)
+    return _mix(unmasked.sum(dim=1) + _mix(torch.tensor(step, device=inputs.device)))
+
+
+def _mix(values: Tensor) -> Tensor:
+    """Return splitmix64's output function of each value; integer overflow wraps, as it must."""
+    z = values + _MIX[0]
+    z = (z ^ (z >> 30)) * _MIX[1]
+    z = (z ^ (z >> 27)) * _MIX[2]
+    return z ^ (z >> 31)
