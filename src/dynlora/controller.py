@@ -1,0 +1,380 @@
+"""The controller: runs the stages in the order of the data flow, and decides nothing itself.
+
+``observe()`` between backward and the optimizer's step reads gradients; ``step()`` after it counts
+and, at an event, lets scores become shares, shares become ranks, and ranks become resized adapters.
+"""
+
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.adapters.resize import Strengths
+from dynlora.adapters.taps import ActivationTaps
+from dynlora.adjuster import LayerBounds, bound_layer, check_budget, plan_ranks
+from dynlora.allocator import (
+    allocate_layer_weights,
+    allocate_shares,
+    feature_gains,
+    is_informative,
+)
+from dynlora.config import DynamicLoraConfig
+from dynlora.errors import BudgetError, LayerError, NonFiniteError, ResumeError
+from dynlora.features import InputFeatureAnalyzer
+from dynlora.importance import LayerImportanceAssessor, build_metric
+from dynlora.schedule import event_steps
+from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
+
+logger = logging.getLogger(__name__)
+
+
+class DynamicLora:
+    """One budget of LoRA parameters that moves between layers while the model trains.
+
+    Example:
+        >>> dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=1000))
+        >>> for batch in loader:
+        ...     model(**batch).loss.backward()
+        ...     dynamic.observe()  # gradients are there, unscaled and clipped
+        ...     optimizer.step()
+        ...     dynamic.step()  # ranks may change here, and only here
+        ...     optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: DynamicLoraConfig,
+        *,
+        adapter_name: str | None = None,
+    ) -> None:
+        """Attach to a model that holds PEFT LoRA layers.
+
+        Args:
+            model: The PEFT model, in one process and not wrapped by an engine.
+            optimizer: `torch.optim` Adam, AdamW or SGD that holds the LoRA parameters.
+            config: How ranks move.
+            adapter_name: The adapter whose ranks move; None for the active one.
+
+        Raises:
+            BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
+            EngineError: If an engine fixes the tensors' shapes.
+            LayerError: If there is no LoRA layer, or one that cannot be resized.
+            OptimizerError: If the optimizer's state cannot follow a change of rank.
+        """
+        self.config = config
+        self.history: list[Event] = []
+        """The events so far."""
+        self.skipped: Counter[str] = Counter()
+        """Observations left out because a gradient or score was not finite, by module name."""
+        self.seconds = 0.0
+        """Wall time spent in observing and reallocating."""
+        self._assessor = LayerImportanceAssessor(build_metric(config.importance, seed=config.seed))
+        self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
+        self._layers = list(self._adapters.layers.values())
+        self.budget = self._adapters.budget
+        """Parameters that all layers together may hold."""
+        self._check_room()
+        self._analyzer = InputFeatureAnalyzer()
+        self._events = event_steps(
+            total_steps=config.total_steps,
+            first_event=config.first_event,
+            last_event=config.last_event,
+            events=config.events,
+        )
+        self._step = 0
+        self._frozen = False
+        self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Live rank by module name."""
+        return {layer.name: layer.r for layer in self._layers}
+
+    @property
+    def parameters(self) -> int:
+        """Live LoRA parameters."""
+        return self._adapters.parameters
+
+    @property
+    def peak_parameters(self) -> int:
+        """Most live LoRA parameters at any time so far."""
+        return self._adapters.peak_parameters
+
+    def observe(self) -> None:
+        """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
+
+        Raises:
+            LayerError: If no LoRA parameter has a gradient.
+            NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
+        """
+        if self._frozen:
+            return
+        with self._timed():
+            finite, broken = self._adapters.with_gradients()
+            if not finite and not broken:
+                raise LayerError(
+                    f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "
+                    "none: call `observe()` after `loss.backward()` and before `zero_grad()`."
+                )
+            self._report_nonfinite(broken, "gradient")
+            if finite:
+                self._assessor.observe(finite)
+
+    def step(self) -> None:
+        """Count a step, and move ranks if this one is an event: call after the optimizer's step."""
+        self._step += 1
+        if self._frozen:
+            return
+        with self._timed():
+            if self._step in self._events:
+                self._reallocate()
+            self._analyzer.begin_step(self._step)
+            self._taps.step = self._step
+            if self._step >= self._events[-1]:
+                self.freeze()
+
+    def freeze(self) -> None:
+        """Hold the ranks from here on, and stop observing."""
+        self._frozen = True
+        self._taps.close()
+
+    def close(self) -> None:
+        """Remove every hook. The model stays as it is and keeps training as plain LoRA."""
+        self.freeze()
+
+    def apply(self, plan: RankPlan) -> Event:
+        """Give layers the ranks of a plan of your own, within the budget.
+
+        Args:
+            plan: Rank by module name, for some or all layers.
+
+        Raises:
+            BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+        """
+        self._check_plan(plan)
+        features = self._analyzer.stats()
+        shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
+        return self._apply(plan, features, scores={}, shares=shares, waits=set())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on, beside weights and moments.
+
+        Tensors are under "importance" and "features"; all else is plain values, ready for JSON.
+        """
+        return {
+            "config": asdict(self.config),
+            "budget": self.budget,
+            "step": self._step,
+            "events": list(self._events),
+            "layers": self._adapters.shapes(),
+            "history": [event.to_dict() for event in self.history],
+            "skipped": dict(self.skipped),
+            "seconds": self.seconds,
+            "peak_parameters": self.peak_parameters,
+            "importance": self._assessor.state_dict(),
+            "features": self._analyzer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a run: call before the model's and the optimizer's, since it sets the shapes.
+
+        Args:
+            state: `state_dict`'s output, of a run with the same model and configuration.
+
+        Raises:
+            ResumeError: If layers, budget or configuration differ.
+        """
+        self._check_same_run(state)
+        self._adapters.load_shapes(state["layers"])
+        self._adapters.peak_parameters = state["peak_parameters"]
+        self._step = state["step"]
+        self._events = tuple(state["events"])
+        self.history = [Event.from_dict(event) for event in state["history"]]
+        self.skipped = Counter(state["skipped"])
+        self.seconds = state["seconds"]
+        self._assessor.load_state_dict(state["importance"])
+        self._analyzer.load_state_dict(state["features"])
+        self._analyzer.begin_step(self._step)
+        self._taps.step = self._step
+        if self._step >= self._events[-1]:
+            self.freeze()
+
+    def take_shapes(self, state: Mapping[str, Any]) -> None:
+        """Take over only the ranks and scales of a state, after its weights were loaded.
+
+        Args:
+            state: `state_dict`'s output at an earlier step of this run.
+        """
+        self._adapters.load_shapes(state["layers"])
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        """Check that the state is of this model and configuration; only the length may differ."""
+        given = {"budget": self.budget, **asdict(self.config)}
+        saved = {"budget": state["budget"], **state["config"]}
+        for key, value in given.items():
+            same = json.dumps(value) == json.dumps(saved.get(key))
+            if key != "total_steps" and not same:
+                raise ResumeError(
+                    f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
+                    f"now {value}. Restore it, or start a new run."
+                )
+        missing = set(state["layers"]) ^ set(self._adapters.layers)
+        if missing:
+            raise ResumeError(
+                f"The saved state must be of this model's LoRA layers, got {len(state['layers'])} "
+                f"layers where the model has {len(self._layers)}; {sorted(missing)[0]!r} is in one "
+                "of them only. Resume with the model and `target_modules` it was trained with."
+            )
+
+    def _reallocate(self) -> None:
+        features = self._analyzer.stats()
+        scores = self._finite_scores(self._assessor.scores(self._layers, features))
+        shares = allocate_shares(
+            scores,
+            {layer.name: layer.cost for layer in self._layers},
+            gains=self._gains(features),
+            temperature=self.config.temperature,
+            uniform_mix=self.config.uniform_mix,
+        )
+        seen = features if is_informative(scores) else {}
+        bounds = self._bounds(seen, self._adapters.strengths(features))
+        ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
+        if self.config.layer_weights:
+            names = [layer.name for layer in self._layers]
+            self._adapters.apply_weights(allocate_layer_weights(scores, names))
+        waits = self._waiting(ranks, shares, bounds)
+        plan = RankPlan(step=self._step, ranks=ranks)
+        self._apply(plan, features, scores=scores, shares=shares, waits=waits)
+
+    def _apply(
+        self,
+        plan: RankPlan,
+        features: Mapping[str, FeatureStats],
+        *,
+        scores: Mapping[str, float],
+        shares: Mapping[str, float],
+        waits: set[str],
+    ) -> Event:
+        before = self.ranks
+        lost = self._adapters.apply(plan, features, seed=self.config.seed)
+        layers = {}
+        for layer in self._layers:
+            stats = features.get(layer.name)
+            layers[layer.name] = LayerEvent(
+                rank_before=before[layer.name],
+                rank_after=layer.r,
+                score=scores.get(layer.name),
+                share=shares[layer.name],
+                weight=self._adapters.weight(layer.name),
+                variance=None if stats is None else stats.variance,
+                effective_rank=None if stats is None else stats.effective_rank,
+                output_lost=lost.get(layer.name, 0.0),
+                waits=layer.name in waits,
+            )
+        event = Event(step=plan.step, parameters=self.parameters, layers=layers)
+        self.history.append(event)
+        self._analyzer.restart()
+        moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
+        logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
+        return event
+
+    def _gains(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
+        ranks = {name: stats.effective_rank for name, stats in features.items()}
+        return feature_gains(ranks, self.config.feature_weight)
+
+    def _bounds(
+        self, features: Mapping[str, FeatureStats], strengths: Mapping[str, Strengths]
+    ) -> dict[str, LayerBounds]:
+        """Bound every layer by configuration, shape, tolerance and, where given, its input."""
+        bounds = {}
+        for layer in self._layers:
+            name, stats = layer.name, features.get(layer.name)
+            measured = strengths.get(name)
+            tolerance = self.config.shrink_tolerance
+            bounds[name] = bound_layer(
+                cost=layer.cost,
+                held=layer.r,
+                shape=min(layer.in_features, layer.out_features),
+                min_rank=self.config.min_rank,
+                max_rank=self.config.max_rank,
+                kept_by_tolerance=1 if measured is None else measured.lowest_rank(tolerance),
+                effective_rank=None if stats is None else stats.effective_rank,
+                pinned=any(fnmatchcase(name, pattern) for pattern in self.config.pinned),
+            )
+        return bounds
+
+    def _waiting(
+        self,
+        ranks: Mapping[str, int],
+        shares: Mapping[str, float],
+        bounds: Mapping[str, LayerBounds],
+    ) -> set[str]:
+        """Return the layers that hold a rank only because dropping it would cost too much."""
+        free = self._bounds({}, {})
+        return {
+            name
+            for name, rank in ranks.items()
+            if free[name].floor < bounds[name].floor == rank
+            and shares[name] * self.budget / bounds[name].cost < rank
+        }
+
+    def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
+        self._report_nonfinite([n for n, s in scores.items() if not math.isfinite(s)], "score")
+        return {name: score for name, score in scores.items() if math.isfinite(score)}
+
+    def _report_nonfinite(self, names: list[str], kind: str) -> None:
+        if names and self.config.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"The {kind} of {names[0]!r} must be finite, got NaN or infinity at step "
+                f"{self._step + 1} (in {len(names)} of {len(self._layers)} layers): lower the "
+                "learning rate, or set on_nonfinite='skip' to leave such steps out."
+            )
+        self.skipped.update(names)
+
+    def _check_room(self) -> None:
+        bounds = self._bounds({}, {})
+        check_budget(bounds, self.budget)
+        for name, bound in bounds.items():
+            if bound.held > bound.ceiling:
+                raise BudgetError(
+                    f"`max_rank` must be at least the live rank of every layer, got "
+                    f"{self.config.max_rank} where {name!r} holds {bound.held}: raise "
+                    "`max_rank`, or lower `LoraConfig.r`."
+                )
+
+    def _check_plan(self, plan: RankPlan) -> None:
+        unknown = sorted(set(plan.ranks) - set(self._adapters.layers))
+        if unknown:
+            raise BudgetError(
+                f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
+            )
+        for name, rank in plan.ranks.items():
+            if rank < 1:
+                raise BudgetError(f"The rank of {name!r} must be at least 1, got {rank}.")
+        ranks = self.ranks | dict(plan.ranks)
+        cost = sum(ranks[layer.name] * layer.cost for layer in self._layers)
+        if cost > self.budget:
+            raise BudgetError(
+                f"A plan must cost at most the budget of {self.budget} parameters, got {cost}: "
+                "lower some of its ranks."
+            )
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start

@@ -1,0 +1,179 @@
+"""`DynamicLoraCallback`: the controller's two calls inside `transformers.Trainer`.
+
+`Trainer` clips gradients, calls `on_pre_optimizer_step`, steps the optimizer and the scheduler,
+clears the gradients, and calls `on_step_end`: the first is `observe()`, the second `step()`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
+
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.config import DynamicLoraConfig
+from dynlora.controller import DynamicLora
+from dynlora.errors import EngineError, ResumeError
+from dynlora.integrations.checkpoint import load_state, save_state
+
+
+class DynamicLoraCallback(TrainerCallback):
+    """Moves LoRA ranks while a `Trainer` trains; resumes with its checkpoints.
+
+    Example:
+        >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback(DynamicLoraConfig())])
+    """
+
+    def __init__(
+        self,
+        config: DynamicLoraConfig | None = None,
+        *,
+        adapter_name: str | None = None,
+        resume_from: str | Path | None = None,
+    ) -> None:
+        """Prepare a callback for one trainer.
+
+        Args:
+            config: How ranks move; None for the defaults. `total_steps`, if None, is taken from
+                the trainer.
+            adapter_name: The adapter whose ranks move; None for the active one.
+            resume_from: The checkpoint folder given to `Trainer.train(resume_from_checkpoint=...)`,
+                needed only if it is not one of the trainer's own `output_dir`.
+        """
+        self.config = config or DynamicLoraConfig()
+        self.dynamic: DynamicLora | None = None
+        """The controller; there from the beginning of training on."""
+        self._adapter_name = adapter_name
+        self._resume_from = None if resume_from is None else Path(resume_from)
+        self._shape_hooks: ShapeHooks | None = None
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Let checkpoints of other ranks load into this model."""
+        _check_arguments(args)
+        self._watch_loads(kwargs["model"])
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Attach to model and optimizer, and continue where a checkpoint left off.
+
+        Raises:
+            ResumeError: If training resumes and the checkpoint holds no state of ours, or one of
+                another model or configuration.
+        """
+        config = self.config
+        if config.total_steps is None:
+            config = replace(config, total_steps=state.max_steps)
+        model: nn.Module = kwargs["model"]
+        self._watch_loads(model)
+        if self.dynamic is not None:
+            self.dynamic.close()
+        self.dynamic = DynamicLora(
+            model, kwargs["optimizer"], config, adapter_name=self._adapter_name
+        )
+        if state.global_step > 0:
+            self.dynamic.load_state_dict(load_state(self._checkpoint(args, state)))
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Read the gradients."""
+        assert self.dynamic is not None
+        self.dynamic.observe()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Count the step; ranks may move."""
+        assert self.dynamic is not None
+        self.dynamic.step()
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write the controller's state beside the checkpoint's other files."""
+        assert self.dynamic is not None
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        save_state(folder, self.dynamic.state_dict())
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stop observing; after `load_best_model_at_end`, take over the best checkpoint's scales.
+
+        The trainer has loaded that checkpoint's tensors, and with them its ranks.
+        """
+        assert self.dynamic is not None
+        self.dynamic.close()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.dynamic.take_shapes(load_state(Path(state.best_model_checkpoint)))
+
+    def close(self) -> None:
+        """Remove every hook that this callback installed."""
+        if self.dynamic is not None:
+            self.dynamic.close()
+        if self._shape_hooks is not None:
+            self._shape_hooks.close()
+            self._shape_hooks = None
+
+    def _watch_loads(self, model: nn.Module) -> None:
+        if self._shape_hooks is None:
+            self._shape_hooks = ShapeHooks(find_lora_layers(model, self._adapter_name))
+
+    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
+        given = [self._resume_from, args.resume_from_checkpoint, args.output_dir]
+        usual = f"checkpoint-{state.global_step}"
+        folders = [Path(str(path)) for path in given if path is not None]
+        for folder in (*folders[:-1], folders[-1] / usual):
+            if (folder / "dynlora.json").is_file():
+                return folder
+        raise ResumeError(
+            f"Resuming at step {state.global_step} needs the state of the dynamic ranks, but "
+            f"dynlora.json is not in {folders[-1] / usual}: give the checkpoint's folder as "
+            "`DynamicLoraCallback(resume_from=...)`."
+        )
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    engines = {
+        "fsdp": bool(args.fsdp),
+        "deepspeed": bool(args.deepspeed),
+        "torch_compile": bool(args.torch_compile),
+        "several processes or devices": args.parallel_mode is not ParallelMode.NOT_PARALLEL
+        and (args.world_size > 1 or args.n_gpu > 1),
+    }
+    used = [name for name, on in engines.items() if on]
+    if used:
+        raise EngineError(
+            f"Training must run in one process without an engine that fixes its shapes, got "
+            f"{', '.join(used)}: turn that off, or use plain LoRA."
+        )
