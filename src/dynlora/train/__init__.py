@@ -1,0 +1,1 @@
+"""The job behind `dynlora train`: model, data, Trainer and the run's folder."""

@@ -1,0 +1,104 @@
+"""Building a job: all that its configuration names, loaded and checked; nothing written yet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import DataCollatorWithPadding, PrinterCallback, TrainerCallback, set_seed
+
+from dynlora.train.config import JobConfig
+from dynlora.train.data import TaskData, load_task
+from dynlora.train.methods import Prepared, prepare
+from dynlora.train.metrics import TaskLoss, task_metrics
+from dynlora.train.pretrained import load_classifier, load_tokenizer, locate
+from dynlora.train.progress import ProgressBar
+from dynlora.train.recorder import MetricsRecorder, RankRecorder, Stopwatch
+from dynlora.train.run_folder import RunFolder, check_same_config
+from dynlora.train.trainer import JobTrainer, make_sampler, total_steps, training_arguments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Everything that is ready before the first step."""
+
+    config: JobConfig
+    folder: RunFolder
+    checkpoint: Path | None
+    """Where to resume from; None starts afresh."""
+    tokenizer: Any
+    data: TaskData
+    prepared: Prepared
+    trainer: JobTrainer
+    metrics: MetricsRecorder
+    ranks: RankRecorder | None
+    stopwatch: Stopwatch
+    progress: ProgressBar
+
+
+def build_job(config: JobConfig, console: Console) -> Job:
+    """Load and check all that `config` names, without writing anything.
+
+    The random state is set anew before each part that draws from it, so that the same seed gives
+    every method the same classifier, and `lora` and `dynamic` the same adapter.
+
+    Raises:
+        DynamicLoraError: If model, data, configuration or output folder do not fit.
+    """
+    folder = RunFolder(Path(config.output))
+    checkpoint = _find_checkpoint(config, folder)
+    source = locate(config.model)
+    tokenizer = load_tokenizer(source, config.data.max_length)
+    data = load_task(config.data, tokenizer)
+    set_seed(config.training.seed)
+    base = load_classifier(source, data.num_labels, tokenizer)
+    set_seed(config.training.seed)
+    steps = total_steps(len(data.train), config.training)
+    prepared = prepare(base, config, steps, checkpoint)
+    loss, stopwatch = TaskLoss(prepared.penalty), Stopwatch()
+    metrics, progress = MetricsRecorder(folder.metrics), ProgressBar(console)
+    dynamic = prepared.dynamic
+    ranks = None if dynamic is None else RankRecorder(folder.ranks, dynamic)
+    # The order matters: what the method does in a step is timed, and written down after it.
+    callbacks: list[TrainerCallback] = [loss, *prepared.callbacks, stopwatch, metrics, progress]
+    if ranks is not None:
+        callbacks.append(ranks)
+    trainer = JobTrainer(
+        make_sampler(data.train, config.training),
+        model=prepared.model,
+        args=training_arguments(config.training, folder.checkpoints),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=loss,
+        compute_metrics=task_metrics,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return Job(
+        config=config,
+        folder=folder,
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        data=data,
+        prepared=prepared,
+        trainer=trainer,
+        metrics=metrics,
+        ranks=ranks,
+        stopwatch=stopwatch,
+        progress=progress,
+    )
+
+
+def _find_checkpoint(config: JobConfig, folder: RunFolder) -> Path | None:
+    resume = config.training.resume
+    if resume == "none":
+        if not config.overwrite:
+            folder.refuse_run()
+        return None
+    checkpoint = folder.latest_checkpoint() if resume == "latest" else Path(resume)
+    check_same_config(checkpoint, config)
+    inside = checkpoint.resolve().is_relative_to(folder.root.resolve())
+    if not inside and not config.overwrite:
+        folder.refuse_run()
+    return checkpoint

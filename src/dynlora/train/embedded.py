@@ -1,0 +1,120 @@
+"""The embedded data set: does this sentence describe this Python function?
+
+Made from the source of Python's standard library on this machine, which is parsed and never
+imported: real text, no download. A positive pairs a function's signature with the first sentence
+of its docstring; its negative pairs the same signature with the sentence of another function of
+the same module, so that the module's vocabulary gives nothing away. Splits never share a module
+or a sentence. The result depends only on the Python version.
+"""
+
+import ast
+import random
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from dynlora.errors import DataError
+
+SEED = 0
+VALIDATION_SHARE = 0.25
+"""Part of the functions whose modules are held out."""
+SENTENCE_LENGTH = (20, 200)
+"""Shortest and longest sentence in characters: below it says too little, above it is a list."""
+SIGNATURE_LENGTH = 200
+"""Longest signature in characters."""
+MIN_FUNCTIONS = 1000
+"""Below this many functions the standard library's source is not all there."""
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+Pair = dict[str, str | int]
+"""A row: `sentence`, `signature`, `label`, `module`."""
+
+
+def stdlib_pairs(folder: Path | None = None) -> tuple[list[Pair], list[Pair]]:
+    """Return the training and the validation rows, each in a fixed shuffled order.
+
+    Args:
+        folder: Where the library's source lies; None takes this Python's own.
+
+    Raises:
+        DataError: If fewer than `MIN_FUNCTIONS` described functions are found.
+    """
+    root = folder or Path(sysconfig.get_paths()["stdlib"])
+    modules = _unique_sentences(read_modules(root))
+    count = sum(len(functions) for functions in modules.values())
+    if count < MIN_FUNCTIONS:
+        raise DataError(
+            f"the embedded data set needs at least {MIN_FUNCTIONS} described functions in the "
+            f"standard library's source, got {count} in {root}: install Python with its .py "
+            "files, or use data of your own with `data.path`."
+        )
+    rng = random.Random(SEED)
+    names = sorted(modules)
+    rng.shuffle(names)
+    train: list[Pair] = []
+    validation: list[Pair] = []
+    for name in names:
+        held_out = len(validation) < 2 * VALIDATION_SHARE * count
+        (validation if held_out else train).extend(_pairs(name, modules[name], rng))
+    rng.shuffle(train)
+    rng.shuffle(validation)
+    return train, validation
+
+
+def read_modules(root: Path) -> dict[str, dict[str, str]]:
+    """Return, for each module under `root`, its signatures and the sentence that describes each."""
+    modules = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if SKIPPED.isdisjoint(parts):
+            modules["/".join(parts)] = dict(_functions(path))
+    return modules
+
+
+def _functions(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # templates and files for other versions of Python are not modules
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        signature = f"{node.name}({ast.unparse(node.args)})"
+        sentence = first_sentence(ast.get_docstring(node) or "")
+        low, high = SENTENCE_LENGTH
+        if low <= len(sentence) <= high and len(signature) <= SIGNATURE_LENGTH:
+            yield signature, sentence
+
+
+def first_sentence(docstring: str) -> str:
+    """Return the first sentence of a docstring's first paragraph, on one line."""
+    paragraph = " ".join(docstring.strip().split("\n\n", 1)[0].split())
+    return re.split(r"(?<=[.!?]) (?=[A-Z`'\"])", paragraph, maxsplit=1)[0]
+
+
+def _unique_sentences(modules: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Drop sentences used more than once, and modules left with fewer than two functions."""
+    uses = Counter(sentence for functions in modules.values() for sentence in functions.values())
+    kept = {
+        name: {sig: sentence for sig, sentence in functions.items() if uses[sentence] == 1}
+        for name, functions in modules.items()
+    }
+    return {name: functions for name, functions in kept.items() if len(functions) > 1}
+
+
+def _pairs(module: str, functions: dict[str, str], rng: random.Random) -> Iterator[Pair]:
+    """Yield each function's own sentence and one of another function of the module.
+
+    The negatives are the sentences moved on along a shuffled cycle: each sentence is used once
+    as a positive and once as a negative, so that neither text alone tells the label.
+    """
+    signatures = sorted(functions)
+    rng.shuffle(signatures)
+    for place, signature in enumerate(signatures):
+        other = functions[signatures[place - 1]]
+        for sentence, label in ((functions[signature], 1), (other, 0)):
+            yield {"sentence": sentence, "signature": signature, "label": label, "module": module}

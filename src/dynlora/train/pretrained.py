@@ -1,0 +1,90 @@
+"""The pretrained model and its tokenizer: configuration in, both loaded and checked out."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import ModelConfig
+
+
+def locate(config: ModelConfig) -> str:
+    """Return the folder or hub name to load from.
+
+    Raises:
+        ConfigError: If the folder or package does not exist or holds no model.
+    """
+    if config.path is not None:
+        return _checked(Path(config.path), "model.path")
+    if config.package is None:
+        return str(config.name)
+    package, _, folder = config.package.partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"`model.package` must begin with an installed Python package, got {package!r}, which "
+            f"is not installed: pip install {package.replace('_', '-')}"
+        )
+    return _checked(Path(spec.submodule_search_locations[0]) / folder, "model.package")
+
+
+def _checked(folder: Path, key: str) -> str:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
+            f"{folder}, which has no config.json."
+        )
+    return str(folder)
+
+
+def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model at `source`.
+
+    Raises:
+        ConfigError: If it cannot be loaded or the model cannot read `max_length` tokens.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        model = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_loaded("tokenizer", source, error) from error
+    # Models without absolute positions have no such field, and tokenizers without a limit say 1e30.
+    limit = min(tokenizer.model_max_length, model.to_dict().get("max_position_embeddings", 10**9))
+    if max_length > limit:
+        raise ConfigError(
+            f"`data.max_length` must be at most {limit}, the longest input of {source}, "
+            f"got {max_length}."
+        )
+    return tokenizer
+
+
+def load_classifier(source: str, num_labels: int, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the model at `source` with a classifier for `num_labels` classes, in float32.
+
+    The classifier is newly drawn from torch's random state unless the model brings one that fits.
+
+    Raises:
+        ConfigError: If the model cannot be loaded or has no sequence classification form.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=num_labels, dtype="float32", ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded("model", source, error) from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _not_loaded(what: str, source: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(f"the {what} of {source} could not be loaded: {reason}")

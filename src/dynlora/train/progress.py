@@ -1,0 +1,79 @@
+"""Progress while a job trains: a bar on a terminal, plain lines in a pipe."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):
+    """A bar of optimizer steps with the newest loss; evaluations are printed above it."""
+
+    def __init__(self, console: Console) -> None:
+        """Prepare the bar on `console`; it is drawn on terminals only."""
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=None, note="")
+
+    def stop(self) -> None:
+        """Take the bar off the terminal, whatever has happened."""
+        self.progress.stop()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar on."""
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss beside the bar, and an evaluation as a line."""
+        values = logs or {}
+        if "loss" in values:
+            self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
+        if "eval_loss" in values:
+            metrics = ", ".join(
+                f"{name} {values['eval_' + name]:.4f}"
+                for name in ("loss", "accuracy", "f1", "matthews")
+                if f"eval_{name}" in values
+            )
+            steps = f"{state.global_step}/{state.max_steps}" if state.max_steps else "0"
+            self.console.print(
+                f"step {steps}: validation {metrics}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the full bar on the terminal."""
+        self.stop()

@@ -1,0 +1,134 @@
+"""Where a job's rows come from: configuration in, one table of raw columns a split out.
+
+Local files are read with pyarrow into memory: nothing is cached on disk, and a row keeps the type
+that its file gave it, so that a bad label can be named as it stands there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from dynlora.errors import DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.embedded import stdlib_pairs
+
+READERS: Mapping[str, Callable[[Path], pa.Table]] = {
+    ".parquet": pyarrow.parquet.read_table,
+    ".csv": lambda path: pyarrow.csv.read_csv(
+        path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+    ),
+    ".jsonl": pyarrow.json.read_json,
+}
+HOLD_OUT_SEED = 0
+"""Which rows are held out or sampled must not change with the training seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawSplit:
+    """One split as it was found."""
+
+    name: str
+    """What the split is for: `training` or `validation`."""
+    source: str
+    """File, hub name or description, for messages."""
+    table: pa.Table
+    """All columns, unchecked."""
+
+
+def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
+    """Return the training and the validation split, sampled down to the row limits.
+
+    Raises:
+        DataError: If a file, split or data set is missing, unreadable or of unknown type.
+    """
+    train, validation = _find_splits(config)
+    return _sample(train, config.max_train_rows), _sample(validation, config.max_validation_rows)
+
+
+def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
+    if config.path is not None:
+        path = Path(config.path)
+        if not path.exists():
+            raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+        return _split_file(path, config) if path.is_file() else _read_folder(path, config)
+    if config.embedded is not None:
+        train, validation = stdlib_pairs()
+        return (
+            RawSplit(name="training", source="embedded", table=pa.Table.from_pylist(train)),
+            RawSplit(name="validation", source="embedded", table=pa.Table.from_pylist(validation)),
+        )
+    return _read_hub(config, "training"), _read_hub(config, "validation")
+
+
+def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
+    def read(name: str, key: str, split: str) -> RawSplit:
+        files = [path for ext in READERS if (path := folder / f"{split}{ext}").is_file()]
+        if len(files) != 1:
+            found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
+            raise DataError(
+                f"`data.path` must hold one file named {split} with the ending "
+                f"{', '.join(READERS)} for the {name} split, got {len(files)} in {folder}, whose "
+                f"files are: {found}. Set `data.{key}` to the file to use, without its ending."
+            )
+        return RawSplit(name=name, source=str(files[0]), table=_read_file(files[0]))
+
+    return (
+        read("training", "train_split", config.train_split),
+        read("validation", "validation_split", config.validation_split),
+    )
+
+
+def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
+    table = _read_file(path)
+    held_out = round(table.num_rows * config.validation_fraction)
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(table.num_rows)
+    return (
+        RawSplit(name="training", source=str(path), table=table.take(np.sort(order[held_out:]))),
+        RawSplit(name="validation", source=str(path), table=table.take(np.sort(order[:held_out]))),
+    )
+
+
+def _read_file(path: Path) -> pa.Table:
+    if path.suffix not in READERS:
+        raise DataError(
+            f"a data file must end in {', '.join(READERS)}, got {path.name!r} in {path.parent}: "
+            "convert it to one of these."
+        )
+    try:
+        return READERS[path.suffix](path)
+    except pa.ArrowInvalid as error:
+        if path.stat().st_size == 0:
+            raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
+
+
+def _read_hub(config: DataConfig, name: str) -> RawSplit:
+    import datasets
+
+    split = config.train_split if name == "training" else config.validation_split
+    where = "/".join(part for part in (config.name, config.subset) if part)
+    try:
+        loaded = datasets.load_dataset(config.name, config.subset, split=split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"the {name} split {split!r} of {where} could not be loaded from the hub: {reason} "
+            "Check `data.name`, `data.subset` and the split's name, or give local files with "
+            "`data.path`."
+        ) from error
+    return RawSplit(name=name, source=where, table=loaded.with_format("arrow")[:])
+
+
+def _sample(split: RawSplit, limit: int | None) -> RawSplit:
+    if limit is None or split.table.num_rows <= limit:
+        return split
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows)
+    table = split.table.take(np.sort(order[:limit]))
+    return RawSplit(name=split.name, source=split.source, table=table)

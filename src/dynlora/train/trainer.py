@@ -1,0 +1,128 @@
+"""The Trainer as this job sets it up: its arguments, and an order of examples that can resume.
+
+The order depends only on the seed and the epoch. The Trainer's own sampler by length draws from
+torch's global random state instead, so that after a resume the examples come in another order.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from dynlora.train.config import TrainingConfig
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+class EpochSampler(Sampler[int]):
+    """All examples in an order drawn from the seed and the epoch."""
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int | None, seed: int) -> None:
+        """Prepare the first epoch.
+
+        Args:
+            lengths: Length of each example in tokens.
+            batch_size: Examples of like length that shall come together; None shuffles freely.
+            seed: Any whole number.
+        """
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the epoch's examples."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.batch_size is None:
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        grouped: list[int] = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+            self.lengths, self.batch_size, generator=generator
+        )
+        return iter(grouped)
+
+
+class JobTrainer(Trainer):
+    """`transformers.Trainer` with a given order of examples."""
+
+    def __init__(self, sampler: EpochSampler, **kwargs: Any) -> None:
+        """Take the order; everything else goes to the Trainer."""
+        self.sampler = sampler
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.sampler
+
+
+def make_sampler(dataset: Any, config: TrainingConfig) -> EpochSampler:
+    """Return the order of `dataset`'s examples that `config` asks for."""
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    batch = config.batch_size * config.gradient_accumulation if config.group_by_length else None
+    return EpochSampler(lengths, batch_size=batch, seed=config.seed)
+
+
+def total_steps(rows: int, config: TrainingConfig) -> int:
+    """Return the optimizer steps of the whole run on one process, as the Trainer counts them."""
+    if config.max_steps is not None:
+        return config.max_steps
+    batches = -(-rows // config.batch_size)
+    per_epoch = -(-batches // config.gradient_accumulation)
+    return max(1, -int(-config.epochs * per_epoch // 1))
+
+
+def use_bf16(choice: bool | str) -> bool:
+    """Return whether to compute in bfloat16; `auto` asks the device that will train."""
+    if isinstance(choice, bool):
+        return choice
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if torch.backends.mps.is_available():
+        return False
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
+    """Return the Trainer's arguments: nothing is reported anywhere but into the run's folder."""
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type=SCHEDULES[config.schedule],
+        max_grad_norm=config.max_grad_norm,
+        bf16=use_bf16(config.bf16),
+        use_cpu=not torch.accelerator.is_available(),
+        eval_strategy=config.eval,
+        eval_steps=config.eval_steps,
+        save_strategy=config.save,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.load_best_model_at_end,
+        metric_for_best_model=config.best_metric,
+        greater_is_better=config.best_metric != "loss",
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
