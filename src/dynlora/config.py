@@ -28,7 +28,7 @@ class DynamicLoraConfig:
 
     importance: ImportanceName = "signal"
     """Metric that scores the layers; `uniform` keeps every rank where it is."""
-    temperature: float = 1.0
+    temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.5
     """Part of the budget that is spread evenly whatever the scores say, in [0, 1]."""
@@ -54,7 +54,7 @@ class DynamicLoraConfig:
     20, 40, 80, ... and then ranks hold."""
     hysteresis: float = 0.25
     """A rank moves only if it is worth this much more elsewhere, relative; at least 0."""
-    shrink_tolerance: float = 0.05
+    shrink_tolerance: float = 0.1
     """Most that a shrink may take from a layer's output, as the norm of the part dropped relative
     to the norm of the layer's whole output on observed tokens; what exceeds it waits. In [0, 1]."""
     on_nonfinite: Literal["skip", "stop"] = "skip"

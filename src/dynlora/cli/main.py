@@ -65,3 +65,7 @@ def _version() -> str:
         return version("dynlora")
     except PackageNotFoundError:
         return "(run from source, not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What every test shares: fixed seeds, shapes checked at run time, models built in code.
+
+No test reaches a network: sockets are blocked by pytest-socket, and the hub is told to stay offline
+before anything imports it.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  the hook looks it up by name
+
+install_import_hook("dynlora", "tests.typechecker.checked")
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models import lora_llama
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Begin every test with the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_llama() -> nn.Module:
+    """Return a random Llama of hidden size 32 with LoRA of rank 4 on all 14 linear layers."""
+    return lora_llama()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data sets that lies beside the repository; skip without it."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data sets in {folder}, which are not on this machine")
+    return folder
