@@ -54,7 +54,7 @@ class GradientNormMetric:
     def state_dict(self) -> dict[str, Tensor]:
         """Return power and weight per layer."""
         return {
-            name: torch.stack([power.double().cpu(), torch.tensor(self._weight[name]).double()])
+            name: torch.tensor([float(power), self._weight[name]], dtype=torch.float64)
             for name, power in self._power.items()
         }
 
