@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
 from peft.tuners.tuners_utils import BaseTuner
@@ -76,13 +77,13 @@ class LinearLora:
 
     @property
     def grad_A(self) -> Tensor:
-        """Gradient of `lora_A`."""
-        return _present(self.lora_A.grad)
+        """Gradient of `lora_A`; zeros where no backward pass left one."""
+        return _gradient(self.lora_A)
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B`."""
-        return _present(self.lora_B.grad)
+        """Gradient of `lora_B`; zeros where no backward pass left one."""
+        return _gradient(self.lora_B)
 
     @property
     def _use_rslora(self) -> bool:
@@ -155,9 +156,8 @@ def _active_adapter(model: nn.Module, found: dict[str, Any]) -> str:
     return str(active[0])
 
 
-def _present(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None, "read only where `has_gradients`"
-    return gradient
+def _gradient(parameter: Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _no_layers(model: nn.Module) -> LayerError:

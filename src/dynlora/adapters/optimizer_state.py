@@ -2,7 +2,8 @@
 
 First moments are averages of gradients and follow them exactly (`BasisChange`). Second moments are
 averages of squared gradients and follow by the squared entries of the same map, which is exact for
-growing, dropping and scaling, and for a rotation ignores the correlation between directions.
+growing, dropping and scaling, and for a rotation ignores the correlation between directions. Then
+those are raised that would let the next step exceed one learning rate.
 """
 
 import torch
@@ -17,6 +18,10 @@ SUPPORTED = (Adam, AdamW, SGD)
 
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
+
+_MOMENTUM_SHARE = 0.7
+"""Most of one learning rate that momentum alone may take in the first step after an event; the rest
+is for that step's gradient, up to three times its usual size with torch's default betas."""
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -61,6 +66,12 @@ def rebase_state(
     A grown direction starts with first moment 0 and, as second moment, the largest of its row's
     (for `lora_B`) or column's (for `lora_A`) other entries: with a second moment of 0 its first
     step would be ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 learning rates with torch's defaults.
+
+    Args:
+        optimizer: Holds both parameters.
+        change: The change of basis.
+        lora_A: Parameter before the change, of shape ``(old, in_features)``.
+        lora_B: Parameter before the change, of shape ``(out_features, old)``.
     """
     scale = change.scale_ratio
     map_A = scale * change.to_B.T  # acts on rows of dA
@@ -110,13 +121,13 @@ def _betas(optimizer: Optimizer, parameter: Parameter) -> tuple[float, float]:
 
 
 def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
-    """Raise second moments so that no element's momentum moves it by over one learning rate.
+    """Raise second moments so that momentum leaves room for a gradient within one learning rate.
 
     Mixing directions can leave a first moment larger than the root of the mixed second one.
     """
     step = float(state["step"])
     ratio = (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2
-    least = state["exp_avg"].square() * ratio
+    least = state["exp_avg"].square() * (ratio / _MOMENTUM_SHARE**2)
     for key in _SECOND:
         if key in state:
             state[key] = torch.maximum(state[key], least)

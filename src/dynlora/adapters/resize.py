@@ -82,6 +82,8 @@ def measure_strengths(
     values[:count] = squares.sqrt() * abs(layer.scaling)
     basis_A[:count, active] = to_A / balance[:, None]
     basis_B[active, :count] = torch.linalg.pinv(R, rtol=1e-10) @ U * balance
+    # Columns beyond the outputs add no strength; as with untrained ones, their rows must not die.
+    basis_A[range(count, len(active)), active[count:]] = 1
     last = range(len(active), len(A))
     basis_A[last, fresh] = 1
     basis_B[fresh, last] = 1
@@ -89,19 +91,39 @@ def measure_strengths(
 
 
 def shrink_change(layer: LinearLora, strengths: Strengths, rank: int) -> BasisChange:
-    """Return the change that keeps the `rank` strongest components.
+    """Return the change that keeps the `rank` strongest components, closest to no change.
 
     Where only untrained directions go, those kept stay bit for bit as they are.
     """
     kept = layer.lora_B.any(dim=0).nonzero().flatten()
     if rank < len(kept):
-        return BasisChange(
-            name=layer.name, to_A=strengths.to_A[:rank], to_B=strengths.to_B[:, :rank]
-        )
+        projector = strengths.to_B[:, :rank] @ strengths.to_A[:rank]
+        to_A, to_B = split_projector(projector, rank)
+        return BasisChange(name=layer.name, to_A=to_A, to_B=to_B)
     fresh = (~layer.lora_B.any(dim=0)).nonzero().flatten()
     kept = torch.cat([kept, fresh[: rank - len(kept)]]).sort().values
     eye = torch.eye(layer.r, dtype=torch.float64, device=kept.device)
     return BasisChange(name=layer.name, to_A=eye[kept], to_B=eye[:, kept])
+
+
+def split_projector(
+    projector: Float[Tensor, "r r"], rank: int
+) -> tuple[Float[Tensor, "rank r"], Float[Tensor, "r rank"]]:
+    """Split a projector of that rank into ``to_B @ to_A``, both as close to a selection as can be.
+
+    The product fixes the factors up to an invertible matrix. The balanced split, ``sqrt(S) V^T``
+    and ``U sqrt(S)`` of its SVD, is a pure rotation wherever the projector is orthogonal, so that
+    gradients, steps and moments in the kept space stay what they were. The rotation left free
+    brings the kept rows closest to the old rows that take most part in them, because Adam's
+    moments belong to single rows.
+    """
+    U, S, Vh = torch.linalg.svd(projector)
+    roots = S[:rank].sqrt()
+    to_A, to_B = roots[:, None] * Vh[:rank], U[:, :rank] * roots
+    nearest = to_A.norm(dim=0).topk(rank).indices.sort().values
+    left, _, right = torch.linalg.svd(to_A[:, nearest])
+    rotation = left @ right
+    return rotation.T @ to_A, to_B @ rotation
 
 
 def reorder_change(layer: LinearLora, strengths: Strengths) -> BasisChange:
@@ -129,10 +151,12 @@ def new_rows(
     tokens: Float[Tensor, "n in_features"] | None,
     generator: Generator,
 ) -> Float[Tensor, "count in_features"]:
-    """Return directions for `count` new rows of `lora_A`, of the usual row norm.
+    """Return directions for `count` new rows of `lora_A`, which see as much input as those held.
 
     They are the input's directions of largest variance that the rows held do not cover, as EVA
-    takes them before training; where the tokens show too few, random ones.
+    takes them before training; where the tokens show too few, random ones. Each is scaled so that
+    the mean square of the input along it is the mean over the rows held: its column of `lora_B`
+    then gets gradients of the usual size and learns at the usual pace.
     """
     A = layer.lora_A.double()
     covered = torch.linalg.qr(A.T).Q
@@ -146,8 +170,16 @@ def new_rows(
     missing = count - len(rows)
     noise = torch.randn(missing, A.shape[1], generator=generator, dtype=torch.float64).to(A)
     rows = torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
-    usual: Tensor = A.norm(dim=1).square().mean().sqrt()
-    return rows * usual
+    usual, own = _input_power(A, tokens).mean(), _input_power(rows, tokens)
+    norms = torch.where(own > 0, usual / own, A.square().sum(dim=1).mean()).sqrt()
+    return rows * norms[:, None]
+
+
+def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:
+    """Return the mean squared input along each row; of white input where none was seen."""
+    if tokens is None:
+        return rows.square().sum(dim=1)
+    return (tokens.to(rows) @ rows.T).square().mean(dim=0)
 
 
 @torch.no_grad()
@@ -163,7 +195,7 @@ def apply_change(
         layer: The layer to change.
         optimizer: Holds the layer's parameters.
         change: The maps.
-        rows: Values for the rows of `lora_A` that `change` grows, in order.
+        rows: Values for the rows of `lora_A` that `change` grows, its last ones.
     """
     A = change.to_A @ layer.lora_A.double()
     B = layer.lora_B.double() @ change.to_B

@@ -1,0 +1,111 @@
+"""Invariant 8: what is observed of an example does not depend on its batch or its padding."""
+
+import torch
+
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.adapters.taps import ActivationTaps
+from tests.models import adamw, attached, lora_llama, train
+
+
+class Recorder:
+    """Keeps, per layer, the inputs by sampling key."""
+
+    def __init__(self):
+        self.sampling = True
+        self.seen = {}
+
+    def observe(self, name, inputs, outputs, keys):
+        for key, row in zip(keys.tolist(), inputs, strict=True):
+            self.seen.setdefault(name, {})[key] = row.detach()
+
+
+class Untimed:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *error):
+        return None
+
+
+def recorded(batches):
+    model = lora_llama()
+    recorder = Recorder()
+    taps = ActivationTaps(model, find_lora_layers(model, None), recorder, timed=Untimed)
+    for tokens, mask in batches:
+        model(input_ids=tokens, attention_mask=mask)
+    taps.close()
+    unused = torch.iinfo(torch.int64).max
+    return {
+        name: {key: row for key, row in rows.items() if key != unused}
+        for name, rows in recorder.seen.items()
+    }
+
+
+def padded(examples, length, side):
+    tokens = torch.zeros(len(examples), length, dtype=torch.int64)
+    mask = torch.zeros_like(tokens)
+    for row, example in enumerate(examples):
+        part = slice(0, len(example)) if side == "right" else slice(length - len(example), length)
+        tokens[row, part] = torch.tensor(example)
+        mask[row, part] = 1
+    return tokens, mask
+
+
+EXAMPLES = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9]]
+
+
+def test_tokens_get_the_same_keys_and_inputs_alone_in_a_batch_and_under_any_padding():
+    alone = recorded([padded([example], len(example), "right") for example in EXAMPLES])
+    for length, side, order in ((7, "right", 1), (11, "right", -1), (9, "left", 1)):
+        together = recorded([padded(EXAMPLES[::order], length, side)])
+        assert together.keys() == alone.keys()
+        for name, rows in alone.items():
+            assert rows.keys() == together[name].keys()
+            assert len(rows) == sum(len(example) for example in EXAMPLES)
+            for key, row in rows.items():
+                torch.testing.assert_close(together[name][key], row, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_is_never_sampled(tiny_llama):
+    dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=100)
+    tokens, mask = padded(EXAMPLES, 40, "right")
+    tiny_llama(input_ids=tokens, attention_mask=mask)
+    total = sum(len(example) for example in EXAMPLES)
+    assert {len(stats.tokens) for stats in dynamic._analyzer.stats().values()} == {total}
+
+
+def test_accumulating_eight_batches_of_one_equals_one_batch_of_eight():
+    ranks, weights = [], []
+    for accumulate in (False, True):
+        model = lora_llama(r=8).double()
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, total_steps=30, hysteresis=0)
+        from tests.models import loss_of, sequences
+
+        batches = sequences(batch=8)
+        for _ in range(30):
+            tokens = next(batches)
+            parts = tokens.split(1) if accumulate else (tokens,)
+            for part in parts:
+                (loss_of(model, part) / len(parts)).backward()
+            dynamic.observe()
+            optimizer.step()
+            dynamic.step()
+            optimizer.zero_grad()
+        ranks.append(dynamic.ranks)
+        weights.append([p.detach() for n, p in model.named_parameters() if "lora_" in n])
+    assert ranks[0] == ranks[1]
+    assert len(set(ranks[0].values())) > 1
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_an_examples_output_does_not_depend_on_its_batch_after_ranks_moved(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    train(tiny_llama, optimizer, attached(tiny_llama, optimizer, total_steps=30), 30)
+    tokens, mask = padded(EXAMPLES, 12, "right")
+    with torch.no_grad():
+        together = tiny_llama(input_ids=tokens, attention_mask=mask).logits
+        for row, example in enumerate(EXAMPLES):
+            alone = tiny_llama(input_ids=torch.tensor([example])).logits[0]
+            torch.testing.assert_close(together[row, : len(example)], alone, atol=1e-5, rtol=1e-4)

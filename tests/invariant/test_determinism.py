@@ -1,0 +1,34 @@
+"""Invariant 9: same seed, same machine, same ranks and weights."""
+
+import pytest
+import torch
+
+from tests.models import adamw, attached, lora_llama, train
+
+METRICS = [
+    "signal", "sensitivity", "gradient_norm", "spectral", "activation_ratio", "uniform", "random",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("importance", METRICS)
+def test_same_seed_twice_is_bitwise_equal(importance):
+    runs = []
+    for _ in range(2):
+        model = lora_llama()
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, importance=importance, total_steps=30, hysteresis=0)
+        train(model, optimizer, dynamic, 30)
+        runs.append((dynamic.history, [p.detach() for p in model.parameters()]))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(one, other) for one, other in zip(runs[0][1], runs[1][1], strict=True))
+
+
+def test_the_random_metric_follows_its_seed():
+    ranks = []
+    for seed in (0, 0, 1):
+        model = lora_llama()
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, importance="random", total_steps=30, seed=seed)
+        train(model, optimizer, dynamic, 30)
+        ranks.append(dynamic.ranks)
+    assert ranks[0] == ranks[1] != ranks[2]

@@ -1,0 +1,110 @@
+"""Invariant 6: a run killed at any step and resumed ends bit for bit where it would have ended.
+
+The loop of one's own is here; the Trainer's own resume is in `integration/test_trainer.py`.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.errors import ResumeError
+from dynlora.integrations.checkpoint import load_state, save_state
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+
+STEPS = 40
+CONFIG = {"total_steps": STEPS, "hysteresis": 0}
+
+
+def lora_weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+
+
+def batches_from(step):
+    batches = sequences()
+    for _ in range(step):
+        next(batches)
+    return batches
+
+
+@pytest.fixture(scope="module", params=["signal", "sensitivity", "gradient_norm", "random"])
+def whole(request):
+    """Train without interruption, keeping a checkpoint of every step in memory."""
+    torch.manual_seed(0)
+    model = lora_llama(r=8)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance=request.param, **CONFIG)
+    checkpoints = {}
+
+    def keep(step):
+        parts = (dynamic.state_dict(), lora_weights(model), optimizer.state_dict())
+        checkpoints[step] = copy.deepcopy(parts)
+
+    train(model, optimizer, dynamic, STEPS, after=keep)
+    assert len(set(dynamic.ranks.values())) > 1
+    return request.param, lora_weights(model), dynamic.history, checkpoints
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 6, 7, 13, 20, 39])
+def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(whole, killed_at, tmp_path):
+    importance, weights, history, checkpoints = whole
+    state, saved_weights, saved_optimizer = checkpoints[killed_at]
+    save_state(tmp_path, state)
+
+    torch.manual_seed(123)  # a new process has another random state
+    model = lora_llama(r=8)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance=importance, **CONFIG)
+    dynamic.load_state_dict(load_state(tmp_path))
+    model.load_state_dict(saved_weights, strict=False)
+    optimizer.load_state_dict(copy.deepcopy(saved_optimizer))
+    train(model, optimizer, dynamic, STEPS - killed_at, batches=batches_from(killed_at))
+
+    resumed = lora_weights(model)
+    assert weights.keys() == resumed.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, resumed[name]), name
+    assert dynamic.history == history
+
+
+def test_a_state_of_other_settings_is_refused_by_the_settings_name(tiny_llama):
+    first = attached(tiny_llama, adamw(tiny_llama), total_steps=10)
+    second = attached(tiny_llama, adamw(tiny_llama), total_steps=10, uniform_mix=0.25)
+    with pytest.raises(ResumeError, match=r"`uniform_mix` was 0\.5, now 0\.25"):
+        second.load_state_dict(first.state_dict())
+
+
+def test_a_state_of_another_model_is_refused():
+    first = lora_llama(target_modules=["q_proj", "v_proj"])
+    second = lora_llama(target_modules=["o_proj", "v_proj"])
+    state = attached(first, adamw(first), total_steps=10).state_dict()
+    dynamic = attached(second, adamw(second), total_steps=10)
+    state["budget"] = dynamic.budget
+    with pytest.raises(ResumeError, match="got 4 layers where the model has 4"):
+        dynamic.load_state_dict(state)
+
+
+def test_a_missing_or_broken_state_is_refused_with_its_folder(tmp_path):
+    with pytest.raises(ResumeError, match=str(tmp_path)):
+        load_state(tmp_path)
+    (tmp_path / "dynlora.json").write_text("{")
+    with pytest.raises(ResumeError, match=str(tmp_path)):
+        load_state(tmp_path)
+
+
+def test_loading_a_state_twice_is_loading_it_once(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = DynamicLora(tiny_llama, optimizer, DynamicLoraConfig(**CONFIG))
+    train(tiny_llama, optimizer, dynamic, 15)
+    state = copy.deepcopy(dynamic.state_dict())
+    dynamic.load_state_dict(copy.deepcopy(state))
+    dynamic.load_state_dict(copy.deepcopy(state))
+    again = dynamic.state_dict()
+    assert {k: v for k, v in again.items() if k not in ("importance", "features")} == {
+        k: v for k, v in state.items() if k not in ("importance", "features")
+    }
+    for group in ("importance", "features"):
+        assert again[group].keys() == state[group].keys()
+        assert all(torch.equal(again[group][k], state[group][k]) for k in state[group])
+    assert torch.isfinite(loss_of(tiny_llama, next(sequences())))

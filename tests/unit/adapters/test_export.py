@@ -1,0 +1,73 @@
+"""Patterns in PEFT's configuration: exactly the live ranks, and PEFT builds from them the same."""
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from dynlora.adapters.export import write_patterns
+from tests.lora_layers import layers_of, lora_chain
+
+AWKWARD = ["a", "axb", "a+b", "b", "layer", "layer1", "layer10", "(x)", "proj[0]", "$y^"]
+
+
+def awkward_base():
+    """Return layers whose names are parts, or patterns, of one another's."""
+    top, inner = ({name: nn.Linear(6, 6) for name in AWKWARD} for _ in range(2))
+    return nn.ModuleDict({"outer": nn.ModuleDict({"inner": nn.ModuleDict(inner)}), **top})
+
+
+def test_only_layers_that_differ_get_an_entry():
+    model = lora_chain(8, 8, 8, 8, r=4, lora_alpha=6)
+    layers = layers_of(model)
+    layers[1].set_fields(r=2, scaling=layers[1].scaling)
+    config = model.peft_config["default"]
+    write_patterns(config, layers)
+    assert config.rank_pattern == {"^1": 2}
+    assert config.alpha_pattern == {"^1": 3}
+
+
+def test_a_rank_that_came_back_leaves_no_entry():
+    model = lora_chain(8, 8, r=4, lora_alpha=6)
+    (layer,) = layers_of(model)
+    config = model.peft_config["default"]
+    for r in (2, 4):
+        layer.set_fields(r=r, scaling=1.5)
+        write_patterns(config, [layer])
+    assert config.rank_pattern == {}
+    assert config.alpha_pattern == {}
+
+
+def test_a_pattern_given_before_is_replaced_by_what_the_layers_hold():
+    model = lora_chain(8, 8, 8, r=4, lora_alpha=6, rank_pattern={"0|1": 3})
+    layers = layers_of(model)
+    layers[0].set_fields(r=4, scaling=1.5)
+    config = model.peft_config["default"]
+    write_patterns(config, layers)
+    assert config.rank_pattern == {"^1": 3}
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_peft_builds_the_same_ranks_and_scales_from_the_patterns(use_rslora):
+    config = LoraConfig(r=3, lora_alpha=5, use_rslora=use_rslora, target_modules=AWKWARD)
+    model = get_peft_model(awkward_base(), config)
+    layers = layers_of(model)
+    assert len(layers) == 2 * len(AWKWARD)
+    for index, layer in enumerate(layers):
+        layer.set_fields(r=1 + index % 5, scaling=layer.scaling * (1 + index / 10))
+    held = {layer.name: (layer.r, layer.scaling) for layer in layers}
+    write_patterns(config, layers)
+    rebuilt = layers_of(get_peft_model(awkward_base(), config))
+    assert {layer.name: layer.r for layer in rebuilt} == {n: r for n, (r, _) in held.items()}
+    for layer in rebuilt:
+        assert layer.scaling == pytest.approx(held[layer.name][1], rel=1e-14)
+
+
+def test_whole_alphas_are_written_as_whole_numbers():
+    model = lora_chain(8, 8, 8, r=4, lora_alpha=6)
+    layers = layers_of(model)
+    layers[0].set_fields(r=2, scaling=1.5)
+    layers[1].set_fields(r=3, scaling=1.5)
+    config = model.peft_config["default"]
+    write_patterns(config, layers)
+    assert [type(alpha) for alpha in config.alpha_pattern.values()] == [int, float]
+    assert config.alpha_pattern == {"^0": 3, "^1": 4.5}

@@ -1,0 +1,140 @@
+"""The view of PEFT's LoRA layers: names, fields, and which adapters and layers are found."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch import nn
+
+from dynlora.adapters.layers import find_lora_layers, find_root
+from dynlora.errors import EngineError, LayerError
+from tests.lora_layers import layers_of, lora_chain, one_layer
+from tests.models import bare_llama, lora_llama
+
+
+def test_layers_are_found_under_the_names_of_the_base_model_in_its_order():
+    base = bare_llama()
+    names = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    ]
+    assert [layer.name for layer in layers_of(lora_llama())] == names
+
+
+def test_injected_layers_are_found_without_a_peft_model():
+    base = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["0", "2"]), base)
+    assert [(layer.name, layer.r) for layer in find_lora_layers(model, None)] == [
+        ("0", 2),
+        ("2", 2),
+    ]
+
+
+def test_a_peft_model_inside_another_module_is_found():
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+    layers = find_lora_layers(Wrapper(lora_chain(6, 5)), None)
+    assert [layer.name for layer in layers] == ["0"]
+
+
+def test_the_view_reads_what_the_peft_layer_holds():
+    layer = one_layer(12, 8, r=3, lora_alpha=6)
+    module = layer.module
+    assert (layer.in_features, layer.out_features, layer.cost, layer.r) == (12, 8, 20, 3)
+    assert layer.scaling == 2.0
+    assert layer.alpha == 6.0
+    assert layer.lora_A is module.lora_A["default"].weight
+    assert layer.lora_B is module.lora_B["default"].weight
+
+
+def test_whether_gradients_are_there_is_told_for_both_weights_together():
+    layer = one_layer()
+    assert layer.has_gradients
+    assert layer.grad_A is layer.lora_A.grad
+    assert layer.grad_B is layer.lora_B.grad
+    layer.lora_B.grad = None
+    assert not layer.has_gradients
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("r", [1, 3, 7])
+def test_after_a_change_of_rank_pefts_own_recomputation_gives_the_same_scale(r, use_rslora):
+    layer = one_layer(r=4, lora_alpha=8, use_rslora=use_rslora)
+    before = layer.scaling
+    assert before == (4.0 if use_rslora else 2.0)
+    layer.set_fields(r=r, scaling=before)
+    assert layer.r == r
+    assert layer.module.lora_alpha["default"] == pytest.approx(
+        before * (math.sqrt(r) if use_rslora else r)
+    )
+    layer.module.set_scale("default", 1)
+    assert layer.scaling == pytest.approx(before, rel=1e-15)
+    layer.module.scale_layer(3)
+    layer.module.unscale_layer()
+    assert layer.scaling == pytest.approx(before, rel=1e-15)
+
+
+def test_the_shapes_that_peft_prints_follow_the_rank():
+    layer = one_layer(12, 8)
+    layer.set_fields(r=6, scaling=2.0)
+    assert layer.module.lora_A["default"].out_features == 6
+    assert layer.module.lora_B["default"].in_features == 6
+
+
+def two_adapters():
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), LoraConfig(r=2, target_modules=["0", "1"])
+    )
+    model.add_adapter("second", LoraConfig(r=3, target_modules=["1"]))
+    return model
+
+
+def test_without_a_name_the_active_adapter_is_taken():
+    model = two_adapters()
+    assert {layer.adapter for layer in find_lora_layers(model, None)} == {"default"}
+    model.set_adapter("second")
+    assert [(x.name, x.r, x.adapter) for x in find_lora_layers(model, None)] == [("1", 3, "second")]
+
+
+def test_a_named_adapter_is_taken_whether_active_or_not():
+    layers = find_lora_layers(two_adapters(), "second")
+    assert [(layer.name, layer.r) for layer in layers] == [("1", 3)]
+
+
+def test_an_adapter_that_the_model_lacks_is_refused_with_those_it_has():
+    with pytest.raises(LayerError, match=r"Adapter 'third' .* are \['default', 'second'\]"):
+        find_lora_layers(two_adapters(), "third")
+
+
+def test_a_name_that_is_part_of_another_selects_only_its_own_layers():
+    model = two_adapters()
+    model.add_adapter("sec", LoraConfig(r=1, target_modules=["0"]))
+    assert [layer.name for layer in find_lora_layers(model, "sec")] == ["0"]
+
+
+def test_the_root_is_the_base_model_with_the_adapters_configurations():
+    model = two_adapters()
+    root, configs = find_root(model)
+    assert root is model.base_model.model
+    assert {name: config.r for name, config in configs.items()} == {"default": 2, "second": 3}
+
+
+def test_a_model_without_adapters_has_no_root():
+    with pytest.raises(LayerError, match=r"got a Sequential with none; .* Linear \(3\)"):
+        find_root(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)))
+
+
+def test_parameters_of_a_type_of_their_own_are_refused_with_that_type():
+    class Sharded(nn.Parameter):
+        pass
+
+    model = lora_chain(6, 5)
+    linear = layers_of(model)[0].module.lora_A["default"]
+    linear.weight = Sharded(torch.zeros(4, 6))
+    with pytest.raises(EngineError, match="'0' must hold whole parameters, got a "):
+        find_lora_layers(model, None)

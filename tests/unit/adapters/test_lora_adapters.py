@@ -1,0 +1,252 @@
+"""The adapters as a whole: budget, plans, layer weights, and what a checkpoint remembers."""
+
+import pytest
+import torch
+from torch.optim import AdamW
+
+from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.types import RankPlan
+from tests.lora_layers import layers_of, lora_chain, set_gradients, stats_of
+
+WIDTHS = (8, 10, 6, 12)
+COSTS = {"0": 18, "1": 16, "2": 18}
+
+
+def adapters_of(model, follow=lambda change: None):
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    return LoraAdapters(model, optimizer, None, follow=follow)
+
+
+def apply(adapters, ranks, features=None, *, seed=0):
+    return adapters.apply(RankPlan(step=3, ranks=ranks), features or {}, seed=seed)
+
+
+def ranks_of(adapters):
+    return {name: layer.r for name, layer in adapters.layers.items()}
+
+
+def added(layer):
+    return layer.scaling * layer.lora_B.detach() @ layer.lora_A.detach()
+
+
+def test_the_budget_is_what_the_configured_rank_takes_on_every_layer():
+    adapters = adapters_of(lora_chain(*WIDTHS, r=4))
+    assert adapters.budget == adapters.parameters == 4 * sum(COSTS.values())
+    assert {name: layer.cost for name, layer in adapters.layers.items()} == COSTS
+
+
+def test_the_budget_is_the_live_ranks_where_a_pattern_makes_them_more():
+    adapters = adapters_of(lora_chain(*WIDTHS, r=4, rank_pattern={"1": 9}))
+    assert adapters.budget == adapters.parameters == 4 * 18 + 9 * 16 + 4 * 18
+
+
+def test_the_budget_is_the_configured_rank_where_a_pattern_makes_them_less():
+    adapters = adapters_of(lora_chain(*WIDTHS, r=4, rank_pattern={"1": 1}))
+    assert adapters.parameters == 4 * 18 + 16 + 4 * 18
+    assert adapters.budget == 4 * sum(COSTS.values())
+
+
+def test_the_budget_stays_when_ranks_move():
+    adapters = adapters_of(lora_chain(*WIDTHS, r=4))
+    apply(adapters, {"0": 1, "1": 2})
+    assert adapters.budget == 4 * sum(COSTS.values())
+
+
+def test_layers_are_sorted_by_whether_their_gradient_is_finite_broken_or_absent():
+    model = lora_chain(4, 4, 4, 4, 4, 4)
+    layers = layers_of(model)
+    set_gradients(layers, seed=0)
+    layers[1].lora_A.grad[0, 0] = float("nan")
+    layers[2].lora_B.grad[1, 1] = float("-inf")
+    layers[3].lora_A.grad = None
+    finite, broken = adapters_of(model).with_gradients()
+    assert [layer.name for layer in finite] == ["0", "4"]
+    assert broken == ["1", "2"]
+
+
+def test_without_any_gradient_there_are_neither_finite_nor_broken_layers():
+    model = lora_chain(4, 4)
+    model.zero_grad()
+    assert adapters_of(model).with_gradients() == ([], [])
+
+
+def test_a_plan_gives_exactly_its_ranks_and_leaves_the_layers_it_does_not_name():
+    model = lora_chain(*WIDTHS)
+    adapters = adapters_of(model)
+    kept = added(adapters.layers["2"])
+    lost = apply(adapters, {"0": 2, "1": 6})
+    assert ranks_of(adapters) == {"0": 2, "1": 6, "2": 4}
+    assert torch.equal(added(adapters.layers["2"]), kept)
+    assert lost.keys() == {"0", "1"}
+    assert lost["0"] > 0
+    assert lost["1"] == 0
+
+
+def test_a_plan_of_the_present_ranks_changes_no_bit():
+    model = lora_chain(*WIDTHS)
+    adapters = adapters_of(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lost = apply(adapters, ranks_of(adapters))
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert lost == {"0": 0.0, "1": 0.0, "2": 0.0}
+
+
+def test_shrinks_come_before_grows_so_that_the_peak_never_exceeds_the_budget():
+    sizes = []
+    model = lora_chain(*WIDTHS, r=4)
+    adapters = adapters_of(
+        model, follow=lambda change: sizes.append(sum(p.numel() for p in lora_weights(model)))
+    )
+    apply(adapters, {"0": 7, "1": 3, "2": 1})
+    assert len(sizes) == 3
+    assert max(sizes) <= adapters.budget
+    assert adapters.peak_parameters == adapters.budget
+
+
+def lora_weights(model):
+    return [w for layer in layers_of(model) for w in (layer.lora_A, layer.lora_B)]
+
+
+def test_every_change_is_followed_after_it_was_made():
+    model = lora_chain(*WIDTHS)
+    seen = []
+
+    def follow(change):
+        layer = next(layer for layer in layers_of(model) if layer.name == change.name)
+        seen.append((change.name, tuple(change.to_A.shape), layer.r))
+
+    apply(adapters_of(model, follow), {"0": 6, "1": 2, "2": 4})
+    assert seen == [("1", (2, 4), 2), ("0", (6, 4), 6)]
+
+
+def test_the_configuration_tells_the_ranks_after_a_plan():
+    model = lora_chain(*WIDTHS, r=4, lora_alpha=6)
+    apply(adapters_of(model), {"0": 2, "1": 6})
+    assert model.peft_config["default"].rank_pattern == {"^0": 2, "^1": 6}
+    assert model.peft_config["default"].alpha_pattern == {"^0": 3, "^1": 9}
+
+
+def test_resizing_depends_on_seed_and_step_and_not_on_the_global_random_state():
+    grown = []
+    for seed in (0, 0, 1):
+        model = lora_chain(*WIDTHS)
+        adapters = adapters_of(model)
+        torch.manual_seed(len(grown))
+        before = torch.get_rng_state()
+        apply(adapters, {"0": 6}, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        grown.append(adapters.layers["0"].lora_A.detach().clone())
+    assert torch.equal(grown[0], grown[1])
+    assert not torch.equal(grown[0], grown[2])
+
+
+def test_strengths_are_parts_of_the_layers_output_norm():
+    model = lora_chain(*WIDTHS)
+    adapters = adapters_of(model)
+    layer = adapters.layers["0"]
+    features = {"0": stats_of(layer, torch.randn(40, 8))}
+    strengths = adapters.strengths(features)
+    inputs = features["0"].tokens.double()
+    with torch.no_grad():
+        whole = layer.module(inputs).norm()
+    seen = torch.linalg.svdvals(inputs @ added(layer).T) / whole
+    torch.testing.assert_close(strengths["0"].values, seen[:4])
+    # A layer whose input was never seen: singular values over the base weight's norm.
+    unseen = adapters.layers["1"]
+    base = unseen.module.get_base_layer().weight.detach().norm()
+    singular = torch.linalg.svdvals(added(unseen))[:4] / base
+    torch.testing.assert_close(strengths["1"].values, singular)
+
+
+def test_a_layer_weight_changes_the_scale_and_not_the_function():
+    model = lora_chain(*WIDTHS)
+    adapters = adapters_of(model)
+    before = {name: added(layer) for name, layer in adapters.layers.items()}
+    adapters.apply_weights({"0": 2.0, "1": 0.5, "2": 1.0})
+    scalings = {name: layer.scaling for name, layer in adapters.layers.items()}
+    assert scalings == {"0": 3.0, "1": 0.75, "2": 1.5}
+    assert [adapters.weight(name) for name in "012"] == [2.0, 0.5, 1.0]
+    for name, layer in adapters.layers.items():
+        torch.testing.assert_close(added(layer), before[name])
+        layer.module.set_scale("default", 1)
+        assert layer.scaling == scalings[name]
+    assert model.peft_config["default"].alpha_pattern == {"^0": 12, "^1": 3}
+
+
+def test_layer_weights_replace_one_another_and_do_not_compound():
+    adapters = adapters_of(lora_chain(*WIDTHS))
+    before = added(adapters.layers["0"])
+    for weight in (2.0, 0.7, 0.7, 1.3):
+        adapters.apply_weights({"0": weight})
+        assert adapters.weight("0") == pytest.approx(weight, rel=1e-7)
+        torch.testing.assert_close(added(adapters.layers["0"]), before)
+    adapters.apply_weights({"0": 1.0})
+    assert adapters.layers["0"].scaling == 1.5
+
+
+def test_a_weighted_layer_keeps_its_weight_when_its_rank_moves():
+    adapters = adapters_of(lora_chain(*WIDTHS))
+    adapters.apply_weights({"0": 2.0})
+    apply(adapters, {"0": 2})
+    assert adapters.weight("0") == 2.0
+    assert adapters.layers["0"].scaling == 3.0
+
+
+def test_a_restored_model_takes_over_ranks_scales_and_weights():
+    saved_model, fresh_model = lora_chain(*WIDTHS), lora_chain(*WIDTHS, seed=1)
+    saved, fresh = adapters_of(saved_model), adapters_of(fresh_model)
+    saved.apply_weights({"0": 2.0, "2": 0.5})
+    apply(saved, {"0": 2, "1": 6})
+    fresh.load_shapes(saved.shapes())
+    fresh_model.load_state_dict(saved_model.state_dict())
+    assert ranks_of(fresh) == {"0": 2, "1": 6, "2": 4}
+    assert fresh.shapes() == saved.shapes()
+    inputs = torch.randn(5, 8, dtype=torch.float64)
+    assert torch.equal(saved_model(inputs), fresh_model(inputs))
+    config = fresh_model.peft_config["default"]
+    assert config.rank_pattern == saved_model.peft_config["default"].rank_pattern
+    assert config.alpha_pattern == saved_model.peft_config["default"].alpha_pattern
+
+
+def test_a_model_rebuilt_from_a_weighted_adapter_learns_its_unweighted_scale():
+    saved = adapters_of(lora_chain(*WIDTHS))
+    saved.apply_weights({"0": 2.0})
+    rebuilt = adapters_of(lora_chain(*WIDTHS, alpha_pattern={"^0": 12}))
+    assert rebuilt.weight("0") == 1.0
+    rebuilt.load_shapes(saved.shapes())
+    assert rebuilt.weight("0") == 2.0
+    rebuilt.apply_weights({"0": 1.0})
+    assert rebuilt.layers["0"].scaling == 1.5
+
+
+def test_loading_other_shapes_forgets_the_moments_that_no_longer_fit():
+    model = lora_chain(*WIDTHS)
+    optimizer = AdamW(lora_weights(model), lr=0.01)
+    adapters = LoraAdapters(model, optimizer, None, follow=lambda change: None)
+    set_gradients(layers_of(model), seed=0)
+    optimizer.step()
+    shapes = adapters.shapes()
+    shapes["1"] = shapes["1"] | {"r": 2}
+    adapters.load_shapes(shapes)
+    kept = [w for name in "02" for w in vars_of(adapters.layers[name])]
+    assert set(optimizer.state) == set(kept)
+
+
+def vars_of(layer):
+    return layer.lora_A, layer.lora_B
+
+
+def test_moments_left_from_other_ranks_are_forgotten_when_attaching():
+    model = lora_chain(*WIDTHS)
+    optimizer = AdamW(lora_weights(model), lr=0.01)
+    first = LoraAdapters(model, optimizer, None, follow=lambda change: None)
+    set_gradients(layers_of(model), seed=0)
+    optimizer.step()
+    state = optimizer.state_dict()
+    apply(first, {"0": 2})
+    optimizer.load_state_dict(state)
+    LoraAdapters(model, optimizer, None, follow=lambda change: None)
+    set_gradients(layers_of(model), seed=1)
+    optimizer.step()
+    assert optimizer.state[first.layers["0"].lora_A]["exp_avg"].shape == (2, 8)

@@ -1,0 +1,90 @@
+"""Which optimizers are followed, and what is checked and dropped; parity checks the moments."""
+
+import re
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam
+
+from dynlora.adapters.optimizer_state import (
+    check_holds,
+    drop_mismatched_state,
+    unwrap_optimizer,
+)
+from dynlora.adapters.resize import set_rank
+from dynlora.errors import OptimizerError
+from tests.lora_layers import layers_of, lora_chain, set_gradients
+
+
+def weights_of(model):
+    return [weight for layer in layers_of(model) for weight in (layer.lora_A, layer.lora_B)]
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW, SGD])
+def test_supported_optimizers_pass_as_they_are(kind):
+    optimizer = kind(weights_of(lora_chain(6, 5)), lr=0.1)
+    assert unwrap_optimizer(optimizer) is optimizer
+
+
+def test_the_optimizer_inside_accelerates_wrapper_is_found():
+    optimizer = AdamW(weights_of(lora_chain(6, 5)))
+    try:
+        wrapped = Accelerator().prepare_optimizer(optimizer)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert type(wrapped) is not AdamW
+    assert unwrap_optimizer(wrapped) is optimizer
+
+
+@pytest.mark.parametrize("kind", [Adagrad, NAdam])
+def test_other_optimizers_are_refused_with_those_that_work(kind):
+    message = re.escape(
+        "must be one of torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, got "
+        f"torch.optim.{kind.__name__.lower()}.{kind.__name__}"
+    )
+    with pytest.raises(OptimizerError, match=message):
+        unwrap_optimizer(kind(weights_of(lora_chain(6, 5))))
+
+
+def test_a_subclass_is_refused_because_its_state_may_differ():
+    class Custom(AdamW):
+        pass
+
+    with pytest.raises(OptimizerError, match="Custom, whose state cannot follow"):
+        unwrap_optimizer(Custom(weights_of(lora_chain(6, 5))))
+
+
+def test_an_optimizer_that_misses_parameters_is_refused_with_their_number():
+    weights = weights_of(lora_chain(6, 5, 4))
+    optimizer = AdamW([{"params": weights[:1]}, {"params": weights[3:]}])
+    check_holds(optimizer, [weights[0], weights[3]])
+    with pytest.raises(OptimizerError, match="all 4 LoRA parameters, got 2 that it does not"):
+        check_holds(optimizer, weights)
+
+
+def test_moments_of_another_shape_are_dropped_and_counted():
+    model = lora_chain(6, 5, 4)
+    layers = layers_of(model)
+    optimizer = AdamW(weights_of(model))
+    set_gradients(layers, seed=0)
+    optimizer.step()
+    set_rank(layers[1], 2)
+    assert drop_mismatched_state(optimizer, weights_of(model)) == 2
+    assert set(optimizer.state) == {layers[0].lora_A, layers[0].lora_B}
+    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    set_gradients(layers, seed=1)
+    optimizer.step()
+    assert optimizer.state[layers[1].lora_A]["exp_avg"].shape == (2, 5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_optimizer_without_moments_has_none_dropped(momentum):
+    model = lora_chain(6, 5)
+    optimizer = SGD(weights_of(model), lr=0.1, momentum=momentum)
+    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    set_gradients(layers_of(model), seed=0)
+    optimizer.step()
+    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    assert all(torch.isfinite(weight).all() for weight in weights_of(model))

@@ -1,0 +1,83 @@
+"""Shape hooks: a checkpoint of other ranks loads, and the layer's fields follow."""
+
+import pytest
+import torch
+
+from dynlora.adapters.resize import set_rank
+from dynlora.adapters.shape_hooks import ShapeHooks
+from tests.lora_layers import layers_of, lora_chain
+
+
+def resized_state(*ranks):
+    """Return the state dict of a chain whose layers have these ranks, with random content."""
+    model = lora_chain(8, 10, 6, seed=1)
+    for layer, rank in zip(layers_of(model), ranks, strict=True):
+        set_rank(layer, rank)
+        for weight in (layer.lora_A, layer.lora_B):
+            torch.nn.init.normal_(weight)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("ranks", [(2, 7), (4, 4), (1, 5), (6, 4)])
+def test_a_checkpoint_of_other_ranks_loads_whole(ranks):
+    model = lora_chain(8, 10, 6)
+    layers = layers_of(model)
+    ShapeHooks(layers)
+    state = resized_state(*ranks)
+    model.load_state_dict(state)
+    assert tuple(layer.r for layer in layers) == ranks
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+    assert [layer.scaling for layer in layers] == [1.5, 1.5]
+    assert [layer.module.lora_alpha["default"] for layer in layers] == [1.5 * r for r in ranks]
+
+
+def test_the_model_runs_and_trains_at_the_loaded_ranks():
+    model = lora_chain(8, 10, 6)
+    ShapeHooks(layers_of(model))
+    model.load_state_dict(resized_state(3, 5))
+    model(torch.randn(2, 8, dtype=torch.float64)).sum().backward()
+    for layer, rank in zip(layers_of(model), (3, 5), strict=True):
+        assert layer.grad_A.shape == (rank, layer.in_features)
+        assert layer.grad_B.shape == (layer.out_features, rank)
+
+
+def test_parameters_stay_the_same_objects():
+    model = lora_chain(8, 10, 6)
+    layers = layers_of(model)
+    before = [id(weight) for layer in layers for weight in (layer.lora_A, layer.lora_B)]
+    ShapeHooks(layers)
+    model.load_state_dict(resized_state(2, 7))
+    assert [id(w) for layer in layers for w in (layer.lora_A, layer.lora_B)] == before
+
+
+def test_a_state_without_the_layer_leaves_it():
+    model = lora_chain(8, 10, 6)
+    ShapeHooks(layers_of(model))
+    state = {key: value for key, value in resized_state(2, 7).items() if ".1." in key}
+    kept = layers_of(model)[0].lora_A.clone()
+    model.load_state_dict(state, strict=False)
+    assert [layer.r for layer in layers_of(model)] == [4, 7]
+    assert torch.equal(layers_of(model)[0].lora_A, kept)
+
+
+def test_other_adapters_keep_their_ranks():
+    from peft import LoraConfig
+
+    model = lora_chain(8, 10, 6)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "1"]))
+    other = {key: value for key, value in model.double().state_dict().items() if ".other." in key}
+    ShapeHooks(layers_of(model))
+    model.load_state_dict(resized_state(3, 5) | other)
+    assert [layer.module.r for layer in layers_of(model)] == [
+        {"default": 3, "other": 2},
+        {"default": 5, "other": 2},
+    ]
+
+
+def test_closed_hooks_no_longer_follow():
+    model = lora_chain(8, 10, 6)
+    ShapeHooks(layers_of(model)).close()
+    with pytest.raises(RuntimeError, match=r"size mismatch .*\[2, 8\]\) .*\[4, 8\]\)"):
+        model.load_state_dict(resized_state(2, 7))
+    assert [layer.r for layer in layers_of(model)] == [4, 4]

@@ -1,0 +1,274 @@
+"""Activation taps: which forwards and tokens are shown, and keys that ignore batch and padding."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from dynlora.adapters.taps import ActivationTaps
+from dynlora.features import UNUSED_KEY
+from tests.lora_layers import layers_of, lora_chain
+from tests.models import lora_llama
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+class Recorder:
+    """Keeps all that the taps show."""
+
+    def __init__(self):
+        self.sampling = True
+        self.shown = []
+
+    def observe(self, name, inputs, outputs, keys):
+        self.shown.append((name, inputs.detach(), outputs.detach(), keys))
+
+    def tokens(self, name):
+        """Return key and input of every token of one layer that is no padding, by key."""
+        rows = {}
+        for shown, inputs, _, keys in self.shown:
+            if shown == name:
+                rows |= {
+                    int(key): row
+                    for key, row in zip(keys, inputs, strict=True)
+                    if key != UNUSED_KEY
+                }
+        return rows
+
+
+@contextmanager
+def untimed():
+    yield
+
+
+def tapped(model):
+    recorder = Recorder()
+    return recorder, ActivationTaps(model, layers_of(model), recorder, timed=untimed)
+
+
+@pytest.fixture
+def llama():
+    return lora_llama().train()
+
+
+TOKENS = torch.randint(1, 16, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+def test_every_layer_is_shown_once_with_what_enters_and_leaves_it():
+    model = lora_chain(6, 5, 4).train()
+    recorder, _ = tapped(model)
+    inputs = torch.randn(2, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        middle = model.base_model.model[0](inputs)
+        output = model.base_model.model[1](middle)
+    assert recorder.shown == []
+    model(inputs)
+    assert [name for name, *_ in recorder.shown] == ["0", "1"]
+    for shown, (entered, left) in zip(
+        recorder.shown, [(inputs, middle), (middle, output)], strict=True
+    ):
+        torch.testing.assert_close(shown[1], entered.flatten(0, 1))
+        torch.testing.assert_close(shown[2], left.flatten(0, 1))
+        assert shown[3].shape == (6,)
+
+
+def test_nothing_is_shown_in_eval_mode_or_without_gradients_or_on_a_step_not_sampled(llama):
+    recorder, _ = tapped(llama)
+    llama.eval()
+    llama(input_ids=TOKENS)
+    llama.train()
+    with torch.no_grad():
+        llama(input_ids=TOKENS)
+    with torch.inference_mode():
+        llama(input_ids=TOKENS)
+    recorder.sampling = False
+    llama(input_ids=TOKENS)
+    assert recorder.shown == []
+    recorder.sampling = True
+    llama(input_ids=TOKENS)
+    assert len(recorder.shown) == 14
+
+
+def test_nothing_is_shown_once_closed(llama):
+    recorder, taps = tapped(llama)
+    taps.close()
+    llama(input_ids=TOKENS)
+    assert recorder.shown == []
+    assert not llama._forward_pre_hooks
+    assert not any(layer.module._forward_hooks for layer in layers_of(llama))
+
+
+def test_taps_change_no_bit_of_the_output(llama):
+    before = llama(input_ids=TOKENS).logits
+    tapped(llama)
+    assert torch.equal(llama(input_ids=TOKENS).logits, before)
+
+
+def test_an_examples_keys_do_not_depend_on_its_batch(llama):
+    recorder, _ = tapped(llama)
+    llama(input_ids=TOKENS)
+    together = recorder.tokens(LAYER)
+    recorder.shown.clear()
+    for row in (2, 0, 3, 1):
+        llama(input_ids=TOKENS[row : row + 1])
+    apart = recorder.tokens(LAYER)
+    assert together.keys() == apart.keys()
+    assert len(together) == TOKENS.numel()
+    for key, token in together.items():
+        torch.testing.assert_close(apart[key], token, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_examples_keys_do_not_depend_on_its_padding(llama, side):
+    recorder, _ = tapped(llama)
+    llama(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS))
+    bare = recorder.tokens(LAYER)
+    recorder.shown.clear()
+    pads, blank = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.int64)
+    ids, mask = [TOKENS, pads], [torch.ones_like(TOKENS), blank]
+    if side == "left":
+        ids, mask = ids[::-1], mask[::-1]
+    llama(input_ids=torch.cat(ids, dim=1), attention_mask=torch.cat(mask, dim=1))
+    keys = recorder.shown[0][3]
+    assert int((keys == UNUSED_KEY).sum()) == 12
+    assert recorder.tokens(LAYER).keys() == bare.keys()
+
+
+def test_what_stands_under_the_padding_does_not_matter(llama):
+    recorder, _ = tapped(llama)
+    mask = torch.ones_like(TOKENS)
+    mask[:, -2:] = 0
+    keys = []
+    for filler in (0, 7):
+        ids = torch.where(mask > 0, TOKENS, filler)
+        llama(input_ids=ids, attention_mask=mask)
+        keys.append(recorder.shown[-1][3])
+    assert torch.equal(keys[0], keys[1])
+
+
+def test_keys_are_all_different_at_least_zero_and_below_that_of_padding(llama):
+    recorder, _ = tapped(llama)
+    llama(input_ids=torch.randint(1, 16, (32, 24)))
+    keys = recorder.shown[0][3]
+    assert keys.unique().numel() == 32 * 24
+    assert int(keys.min()) >= 0
+    assert int(keys.max()) < UNUSED_KEY
+
+
+def test_an_example_seen_again_in_a_later_step_gets_new_keys(llama):
+    recorder, taps = tapped(llama)
+    llama(input_ids=TOKENS)
+    first = set(recorder.tokens(LAYER))
+    recorder.shown.clear()
+    taps.step = 1
+    llama(input_ids=TOKENS)
+    assert not first & set(recorder.tokens(LAYER))
+
+
+def test_the_same_token_at_another_place_or_in_another_example_has_another_key(llama):
+    recorder, _ = tapped(llama)
+    llama(input_ids=torch.tensor([[5, 5, 5], [5, 5, 6]]))
+    assert recorder.shown[0][3].unique().numel() == 6
+
+
+def test_keys_are_spread_evenly(llama):
+    recorder, _ = tapped(llama)
+    llama(input_ids=torch.randint(1, 16, (64, 32)))
+    shares = recorder.shown[0][3].double() / UNUSED_KEY
+    counts = torch.histc(shares, bins=8, min=0, max=1)
+    assert ((counts - 256).abs() < 5 * 256**0.5).all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_shows_each_layer_once(llama, use_reentrant):
+    llama.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    llama.enable_input_require_grads()
+    forwards = []
+    layers_of(llama)[0].module.register_forward_hook(lambda *_: forwards.append(None))
+    recorder, _ = tapped(llama)
+    llama(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    assert len(forwards) == 2
+    assert sorted(name for name, *_ in recorder.shown) == sorted(
+        layer.name for layer in layers_of(llama)
+    )
+
+
+def test_two_forwards_before_a_step_are_both_shown(llama):
+    recorder, _ = tapped(llama)
+    llama(input_ids=TOKENS[:2])
+    llama(input_ids=TOKENS[2:])
+    assert len(recorder.tokens(LAYER)) == TOKENS.numel()
+
+
+def test_embeddings_given_instead_of_tokens_are_keyed_by_their_content(llama):
+    recorder, _ = tapped(llama)
+    embedded = llama.get_input_embeddings()(TOKENS).detach()
+    llama(inputs_embeds=embedded)
+    together = recorder.tokens(LAYER)
+    assert len(together) == TOKENS.numel()
+    recorder.shown.clear()
+    llama(inputs_embeds=embedded[2:])
+    assert recorder.tokens(LAYER).keys() < together.keys()
+
+
+def test_inputs_without_a_sequence_are_shown_with_one_key_per_example():
+    model = lora_chain(6, 5).train()
+    recorder, _ = tapped(model)
+    inputs = torch.randn(7, 6, dtype=torch.float64)
+    model(inputs)
+    keys = recorder.shown[0][3]
+    assert keys.shape == (7,)
+    assert keys.unique().numel() == 7
+    model(inputs[3:])
+    assert torch.equal(recorder.shown[1][3], keys[3:])
+
+
+def test_a_layer_on_pooled_inputs_sees_every_example():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(16, 6)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head(self.embed(input_ids).mean(dim=1))
+
+    model = get_peft_model(Pooled(), LoraConfig(r=2, target_modules=["head"])).train()
+    recorder, _ = tapped(model)
+    mask = torch.ones_like(TOKENS)
+    mask[:, -3:] = 0
+    model(input_ids=TOKENS, attention_mask=mask)
+    assert recorder.shown[0][3].unique().numel() == 4
+    assert int(recorder.shown[0][3].max()) < UNUSED_KEY
+
+
+def test_rows_that_are_no_tokens_of_the_batch_are_not_shown():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(16, 6)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, input_ids):
+            return self.head(self.embed(input_ids).flatten(0, 1)[:7])
+
+    model = get_peft_model(Sparse(), LoraConfig(r=2, target_modules=["head"])).train()
+    recorder, _ = tapped(model)
+    model(input_ids=TOKENS)
+    assert recorder.shown == []
+
+
+def test_the_time_spent_showing_is_booked_per_layer(llama):
+    booked = []
+
+    @contextmanager
+    def timed():
+        booked.append("begin")
+        yield
+        booked.append("end")
+
+    ActivationTaps(llama, layers_of(llama), Recorder(), timed=timed)
+    llama(input_ids=TOKENS)
+    assert booked == ["begin", "end"] * 14
