@@ -99,7 +99,7 @@ def bound_layer(
     held: int,
     shape: int,
     min_rank: int,
-    max_rank: int | None,
+    max_rank: int,
     kept_by_tolerance: int = 1,
     effective_rank: float | None = None,
     pinned: bool = False,
@@ -111,7 +111,7 @@ def bound_layer(
         held: Live rank.
         shape: Rank of a full update of the layer: ``min(in_features, out_features)``.
         min_rank: Lowest rank configured, at least 1.
-        max_rank: Highest rank configured; None for none.
+        max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
         effective_rank: Effective rank of the layer's input, >= 1: further directions would see
             almost nothing. It never forces a shrink. None where it shall not bind.
@@ -119,9 +119,7 @@ def bound_layer(
     """
     if pinned:
         return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
-    ceiling = max(held, shape)
-    if max_rank is not None:
-        ceiling = min(ceiling, max_rank)
+    ceiling = min(max(held, shape), max_rank)
     floor = min(ceiling, max(min_rank, kept_by_tolerance))
     if effective_rank is not None:
         ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))

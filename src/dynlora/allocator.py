@@ -42,8 +42,8 @@ def allocate_shares(
     base = {name: costs[name] / sum(costs.values()) for name in names}
     if not is_informative(scores):
         return base
-    mean = sum(scores.values()) / len(scores)
-    values = {name: scores.get(name, mean) * gains.get(name, 1.0) for name in names}
+    relative, mean = _over_highest(scores)
+    values = {name: relative.get(name, mean) * gains.get(name, 1.0) for name in names}
     top = max(values.values())
     if top == 0:
         return base
@@ -64,8 +64,8 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
     if not is_informative(scores):
         return dict.fromkeys(names, 1.0)
     low, high = LAYER_WEIGHT_RANGE
-    mean = math.fsum(scores.values()) / len(scores)
-    return {name: min(max(scores.get(name, mean) / mean, low), high) for name in names}
+    relative, mean = _over_highest(scores)
+    return {name: min(max(relative.get(name, mean) / mean, low), high) for name in names}
 
 
 def feature_gains(effective_ranks: Mapping[str, float], feature_weight: float) -> dict[str, float]:
@@ -87,3 +87,13 @@ def is_informative(scores: Mapping[str, float]) -> bool:
         return False
     low, high = min(scores.values()), max(scores.values())
     return high - low > _EQUAL_WITHIN * high
+
+
+def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]:
+    """Return informative scores over the highest one, and their mean.
+
+    Sums of the scores themselves could overflow, or depend on the order of the layers.
+    """
+    high = max(scores.values())
+    relative = {name: score / high for name, score in scores.items()}
+    return relative, math.fsum(relative.values()) / len(relative)

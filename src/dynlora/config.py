@@ -3,8 +3,9 @@
 The configuration stops at the controller, which unpacks it; the stages take plain arguments.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dynlora.errors import ConfigError
 
@@ -17,6 +18,8 @@ ImportanceName = Literal[
     "uniform",
     "random",
 ]
+
+NonFiniteReaction = Literal["skip", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,8 @@ class DynamicLoraConfig:
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None lets the layer's shape and its input decide."""
+    """Highest rank of any layer; None takes four times `LoraConfig.r`, or a higher one that a layer
+    comes with."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
     total_steps: int | None = None
@@ -54,10 +58,10 @@ class DynamicLoraConfig:
     20, 40, 80, ... and then ranks hold."""
     hysteresis: float = 0.25
     """A rank moves only if it is worth this much more elsewhere, relative; at least 0."""
-    shrink_tolerance: float = 0.1
+    shrink_tolerance: float = 0.05
     """Most that a shrink may take from a layer's output, as the norm of the part dropped relative
     to the norm of the layer's whole output on observed tokens; what exceeds it waits. In [0, 1]."""
-    on_nonfinite: Literal["skip", "stop"] = "skip"
+    on_nonfinite: NonFiniteReaction = "skip"
     """What a NaN or infinite gradient does: skip that observation and count it, or stop."""
     seed: int = 0
     """Seed of the random metric and of directions no input has shown yet."""
@@ -68,6 +72,8 @@ class DynamicLoraConfig:
         Raises:
             ConfigError: If a value is outside its range.
         """
+        _require_one_of(get_args(ImportanceName), "importance", self.importance)
+        _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
         _require(self.temperature > 0, "temperature", "above 0", self.temperature)
         _require(0 <= self.uniform_mix <= 1, "uniform_mix", "in [0, 1]", self.uniform_mix)
         _require(0 <= self.feature_weight <= 1, "feature_weight", "in [0, 1]", self.feature_weight)
@@ -92,7 +98,9 @@ class DynamicLoraConfig:
             self.last_event,
         )
         _require(self.events >= 1, "events", "at least 1", self.events)
-        _require(self.hysteresis >= 0, "hysteresis", "at least 0", self.hysteresis)
+        _require(
+            0 <= self.hysteresis < math.inf, "hysteresis", "at least 0, finite", self.hysteresis
+        )
         _require(
             0 <= self.shrink_tolerance <= 1, "shrink_tolerance", "in [0, 1]", self.shrink_tolerance
         )
@@ -101,3 +109,7 @@ class DynamicLoraConfig:
 def _require(holds: bool, name: str, required: str, given: object) -> None:
     if not holds:
         raise ConfigError(f"`{name}` must be {required}, got {given}.")
+
+
+def _require_one_of(allowed: tuple[str, ...], name: str, given: str) -> None:
+    _require(given in allowed, name, f"one of {', '.join(allowed)}", given)

@@ -85,6 +85,7 @@ class DynamicLora:
         self._layers = list(self._adapters.layers.values())
         self.budget = self._adapters.budget
         """Parameters that all layers together may hold."""
+        self._max_rank = config.max_rank or self._adapters.default_max_rank
         self._check_room()
         self._analyzer = InputFeatureAnalyzer()
         self._events = event_steps(
@@ -177,6 +178,7 @@ class DynamicLora:
             "config": asdict(self.config),
             "budget": self.budget,
             "step": self._step,
+            "frozen": self._frozen,
             "events": list(self._events),
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
@@ -204,11 +206,12 @@ class DynamicLora:
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.skipped = Counter(state["skipped"])
         self.seconds = state["seconds"]
-        self._assessor.load_state_dict(state["importance"])
-        self._analyzer.load_state_dict(state["features"])
+        device = self._layers[0].lora_A.device  # a checkpoint's tensors come from the CPU
+        self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
+        self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         self._analyzer.begin_step(self._step)
         self._taps.step = self._step
-        if self._step >= self._events[-1]:
+        if state["frozen"] or self._step >= self._events[-1]:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
@@ -308,7 +311,7 @@ class DynamicLora:
                 held=layer.r,
                 shape=min(layer.in_features, layer.out_features),
                 min_rank=self.config.min_rank,
-                max_rank=self.config.max_rank,
+                max_rank=self._max_rank,
                 kept_by_tolerance=1 if measured is None else measured.lowest_rank(tolerance),
                 effective_rank=None if stats is None else stats.effective_rank,
                 pinned=any(fnmatchcase(name, pattern) for pattern in self.config.pinned),
@@ -350,7 +353,7 @@ class DynamicLora:
             if bound.held > bound.ceiling:
                 raise BudgetError(
                     f"`max_rank` must be at least the live rank of every layer, got "
-                    f"{self.config.max_rank} where {name!r} holds {bound.held}: raise "
+                    f"{self._max_rank} where {name!r} holds {bound.held}: raise "
                     "`max_rank`, or lower `LoraConfig.r`."
                 )
 

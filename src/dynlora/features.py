@@ -16,10 +16,10 @@ from torch import Tensor
 
 from dynlora.types import FeatureStats
 
-SAMPLE_SIZE = 256
+SAMPLE_SIZE = 128
 """Tokens kept per layer."""
 
-STEP_INTERVAL = 4
+STEP_INTERVAL = 8
 """Optimizer steps between two whose forwards are sampled."""
 
 UNUSED_KEY = torch.iinfo(torch.int64).max
@@ -93,10 +93,11 @@ class InputFeatureAnalyzer:
             tokens = sample.tokens[used]
             if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
                 continue
+            spectrum = covariance_spectrum(tokens)
             found[name] = FeatureStats(
                 tokens=tokens,
-                variance=float(tokens.var(dim=0, correction=0).mean()),
-                effective_rank=effective_rank(tokens),
+                variance=float(spectrum.sum()) / tokens.shape[1],
+                effective_rank=effective_rank(spectrum),
                 output_power=float(sample.output_power[used].mean()),
             )
         return found
@@ -129,7 +130,27 @@ class InputFeatureAnalyzer:
         }
 
 
-def effective_rank(tokens: Float[Tensor, "n in_features"], *, floor: float = 1e-12) -> float:
+def covariance_spectrum(
+    tokens: Float[Tensor, "n in_features"],
+) -> Float[Tensor, " min_n_in_features"]:
+    """Return the eigenvalues of the tokens' covariance that can differ from 0, ascending.
+
+    In float32: from them only their sum and their entropy are taken.
+
+    Args:
+        tokens: Observed inputs, in activation units.
+
+    Returns:
+        Variances along the principal directions, in squared activation units, >= 0; they sum to
+        the total variance.
+    """
+    centred = tokens - tokens.mean(dim=0)
+    gram = centred @ centred.T if len(tokens) < tokens.shape[1] else centred.T @ centred
+    spectrum: Tensor = torch.linalg.eigvalsh(gram / len(tokens)).clamp(min=0)
+    return spectrum
+
+
+def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:
     """Return the entropy-based effective rank of a layer's centred input.
 
     With the covariance's eigenvalues ``w`` and ``p = w / sum(w)`` this is ``exp(-sum(p log p))``:
@@ -137,20 +158,17 @@ def effective_rank(tokens: Float[Tensor, "n in_features"], *, floor: float = 1e-
     the input changes nothing.
 
     Args:
-        tokens: Observed inputs, in activation units.
-        floor: Mean squared norm at or below which the input counts as constant.
+        spectrum: Eigenvalues of the covariance, >= 0, in squared activation units.
+        floor: Sum at or below which the input counts as constant, in the same units.
 
     Returns:
-        Effective rank in dimensions, within ``[1, min(n, in_features)]``; 1 for constant input.
+        Effective rank in dimensions, within ``[1, n]``; 1 for constant input.
 
     Reference:
         Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
     """
-    centred = (tokens - tokens.mean(dim=0)).double()
-    gram = centred @ centred.T if len(tokens) < tokens.shape[1] else centred.T @ centred
-    weights = torch.linalg.eigvalsh(gram).clamp(min=0)
+    weights = spectrum.double()
     total = float(weights.sum())
-    if total / len(tokens) <= floor:
+    if total <= floor:
         return 1.0
-    shares = weights / total
-    return float(torch.special.entr(shares).sum().exp())
+    return float(torch.special.entr(weights / total).sum().exp())

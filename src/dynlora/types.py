@@ -49,12 +49,12 @@ class LoraLayer(Protocol):
 
     @property
     def grad_A(self) -> Tensor:
-        """Gradient of `lora_A`, of its shape; read only where a backward pass left one."""
+        """Gradient of `lora_A`, of its shape; zeros where no backward pass left one."""
         ...
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B`, of its shape; read only where a backward pass left one."""
+        """Gradient of `lora_B`, of its shape; zeros where no backward pass left one."""
         ...
 
 

@@ -1,0 +1,124 @@
+"""Shares over their whole domain: a split, blind to order, and uniform where scores say nothing."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynlora.allocator import allocate_layer_weights, allocate_shares, feature_gains
+
+SCORES = st.floats(0, allow_nan=False, allow_infinity=False)
+GAINS = st.floats(0.01, 100)
+many = settings(deadline=None, max_examples=200, derandomize=True)
+
+
+@st.composite
+def splits(draw, scores=SCORES, all_scored=False):
+    """Draw everything that `allocate_shares` takes: some layers lack a score, some a gain."""
+    costs = draw(st.dictionaries(st.text(max_size=3), st.integers(1, 10**9), min_size=1))
+    scored = list(costs) if all_scored else draw(st.lists(st.sampled_from(list(costs))))
+    gained = draw(st.lists(st.sampled_from(list(costs))))
+    return {
+        "scores": {name: draw(scores) for name in scored},
+        "costs": costs,
+        "gains": {name: draw(GAINS) for name in gained},
+        "temperature": draw(st.floats(0.01, 100)),
+        "uniform_mix": draw(st.floats(0, 1)),
+    }
+
+
+def reversed_dict(values):
+    return dict(reversed(list(values.items())))
+
+
+def uniform(costs):
+    return {name: cost / sum(costs.values()) for name, cost in costs.items()}
+
+
+@many
+@given(splits())
+def test_shares_are_at_least_zero_and_sum_to_one(split):
+    shares = allocate_shares(**split)
+    assert shares.keys() == split["costs"].keys()
+    assert all(share >= 0 for share in shares.values())
+    assert math.fsum(shares.values()) == pytest.approx(1, abs=1e-9)
+
+
+@many
+@given(splits())
+def test_no_layer_gets_less_than_its_uniform_part(split):
+    shares = allocate_shares(**split)
+    for name, base in uniform(split["costs"]).items():
+        assert shares[name] >= split["uniform_mix"] * base
+
+
+@many
+@given(splits())
+def test_the_order_of_layers_changes_no_bit(split):
+    turned = {
+        key: reversed_dict(value) if isinstance(value, dict) else value
+        for key, value in split.items()
+    }
+    assert allocate_shares(**split) == allocate_shares(**turned)
+
+
+@many
+@given(splits(), SCORES, st.sampled_from(["missing", "zero", "equal"]))
+def test_scores_that_say_nothing_give_the_uniform_split_whatever_the_gains(split, score, kind):
+    value = {"missing": None, "zero": 0.0, "equal": score}[kind]
+    scores = {} if value is None else dict.fromkeys(split["costs"], value)
+    shares = allocate_shares(**(split | {"scores": scores}))
+    assert shares == uniform(split["costs"])
+
+
+@many
+@given(splits(scores=st.floats(0.01, 100)), st.floats(0.01, 100))
+def test_the_unit_of_the_scores_does_not_matter(split, unit):
+    scaled = {name: unit * score for name, score in split["scores"].items()}
+    shares = allocate_shares(**(split | {"scores": scaled}))
+    assert shares == pytest.approx(allocate_shares(**split), rel=1e-6, abs=1e-9)
+
+
+@many
+@given(splits(scores=st.floats(0.01, 100), all_scored=True))
+def test_of_two_layers_with_equal_gains_the_higher_score_gets_more_per_parameter(split):
+    shares = allocate_shares(**(split | {"gains": {}}))
+    by_score = sorted(split["costs"], key=lambda name: split["scores"][name])
+    worth = [shares[name] / split["costs"][name] for name in by_score]
+    assert all(low <= high * (1 + 1e-9) for low, high in itertools.pairwise(worth))
+
+
+@many
+@given(splits(scores=st.floats(0.01, 100)))
+def test_a_missing_score_counts_as_the_mean_of_the_others(split):
+    if not split["scores"]:
+        return
+    mean = math.fsum(split["scores"].values()) / len(split["scores"])
+    filled = {name: split["scores"].get(name, mean) for name in split["costs"]}
+    shares = allocate_shares(**split)
+    assert allocate_shares(**(split | {"scores": filled})) == pytest.approx(
+        shares, rel=1e-6, abs=1e-9
+    )
+
+
+@many
+@given(st.dictionaries(st.text(max_size=3), SCORES), st.lists(st.text(max_size=3)))
+def test_every_layer_weight_lies_within_half_and_double(scores, names):
+    weights = allocate_layer_weights(scores, names)
+    assert weights.keys() == set(names)
+    assert all(0.5 <= weight <= 2 for weight in weights.values())
+    turned = allocate_layer_weights(reversed_dict(scores), names[::-1])
+    assert turned == weights
+
+
+@many
+@given(st.dictionaries(st.text(max_size=3), st.floats(1, 1e6), min_size=1), st.floats(0, 1))
+def test_gains_are_positive_and_average_to_one_at_full_weight(effective_ranks, weight):
+    gains = feature_gains(effective_ranks, weight)
+    assert all(gain > 0 for gain in gains.values())
+    full = feature_gains(effective_ranks, 1.0)
+    assert math.fsum(full.values()) / len(full) == pytest.approx(1)
+    for name in gains:
+        assert gains[name] == pytest.approx(full[name] ** weight)

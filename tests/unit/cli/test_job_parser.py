@@ -1,0 +1,183 @@
+"""The file and the options of a job, read into its configuration."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dynlora.cli.job_parser import build, parse_job, valid_keys
+from dynlora.errors import ConfigError
+from dynlora.train.config import JobConfig, LoraSettings
+
+MINIMAL = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"lora": {"r": 4}, "dynamic": {"events": 2}}))
+    return path
+
+
+def test_what_is_not_given_has_its_default(file: Path) -> None:
+    config = parse_job([str(file)])
+    assert config is not None
+    assert config.lora == LoraSettings(r=4)
+    assert config.method == "dynamic"
+    assert config.dynamic.events == 2
+    assert config.training.batch_size == 32
+    assert not config.overwrite
+
+
+def test_the_command_line_wins_over_the_file(file: Path) -> None:
+    config = parse_job([str(file), "--lora.r", "6", "--dynamic.events=9"])
+    assert config is not None
+    assert config.lora.r == 6
+    assert config.dynamic.events == 9
+
+
+def test_lists_numbers_switches_and_null_keep_their_types(file: Path) -> None:
+    config = parse_job(
+        [
+            str(file),
+            "--lora.target_modules=[query, value]",
+            "--dynamic.pinned=[bert.pooler*]",
+            "--training.learning_rate=2e-4",
+            "--training.bf16=true",
+            "--training.save_total_limit=null",
+            "--data.text_pair=other",
+            "--overwrite=true",
+        ]
+    )
+    assert config is not None
+    assert config.lora.target_modules == ("query", "value")
+    assert config.dynamic.pinned == ("bert.pooler*",)
+    assert config.training.learning_rate == 2e-4
+    assert config.training.bf16 is True
+    assert config.training.save_total_limit is None
+    assert config.data.text_pair == "other"
+    assert config.overwrite is True
+
+
+def test_a_switch_reads_the_words_of_yaml(file: Path) -> None:
+    for word, value in (("yes", True), ("no", False), ("true", True), ("false", False)):
+        config = parse_job([str(file), "--overwrite", word])
+        assert config is not None
+        assert config.overwrite is value
+
+
+def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
+    """A configuration in which nothing is at its default comes back as it was written."""
+    values = {
+        "output": "somewhere", "overwrite": True, "method": "lora",
+        "model": {"name": None, "path": "models/a", "package": "p/q"},
+        "data": {
+            "name": "n", "subset": "s", "path": None, "embedded": None, "text": "a",
+            "text_pair": "b", "label": "c", "num_labels": 3, "train_split": "t",
+            "validation_split": "v", "validation_fraction": 0.5, "max_length": 9,
+            "max_train_rows": 7, "max_validation_rows": 6,
+        },
+        "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"]},
+        "dynamic": {
+            "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
+            "feature_weight": 0.5, "layer_weights": True, "min_rank": 2, "max_rank": 9,
+            "pinned": ["p"], "total_steps": 77, "first_event": 0.2, "last_event": 0.6,
+            "events": 4, "hysteresis": 0.5, "shrink_tolerance": 0.2, "on_nonfinite": "stop",
+            "seed": 5,
+        },
+        "adalora": {
+            "init_r": 30, "initial_fraction": 0.2, "final_fraction": 0.1, "interval": 3,
+            "orth_reg_weight": 0.7,
+        },
+        "training": {
+            "epochs": 1.5, "max_steps": 8, "batch_size": 2, "eval_batch_size": 3,
+            "gradient_accumulation": 4, "learning_rate": 0.5, "weight_decay": 0.1,
+            "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0, "bf16": True,
+            "group_by_length": False, "eval": "steps", "eval_steps": 5, "save": "steps",
+            "save_steps": 10, "save_total_limit": 1, "load_best_model_at_end": True,
+            "best_metric": "f1", "logging_steps": 3, "seed": 4, "resume": "latest",
+        },
+    }  # fmt: skip
+    path = tmp_path / "all.yaml"
+    path.write_text(yaml.safe_dump(values))
+    config = parse_job([str(path)])
+    assert config is not None
+    assert json.loads(json.dumps(asdict(config))) == values
+
+
+def test_the_help_ends_without_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_job(["--help"]) is None
+    assert "usage: dynlora train CONFIG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("lora.alpha", "`lora.lora_alpha`"),
+        ("lora.rank", "`lora.r`"),
+        ("training.lr", "`training.learning_rate`"),
+        ("lora.learning_rate", "`training.learning_rate`"),
+        ("lora.wd", "valid names are `lora.r`"),
+        ("batch_size", "`training.batch_size`"),
+        ("train.seed", "`training.seed`"),
+        ("data.max_len", "`data.max_length`"),
+        ("model.paht", "`model.path`"),
+        ("dynamic.metric", "`dynamic.importance`"),
+        ("ouput", "`output`"),
+    ],
+)
+def test_an_unknown_key_leads_to_valid_ones(file: Path, key: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key `{key}` on the command line") as error:
+        parse_job([str(file), f"--{key}", "1"])
+    assert near in str(error.value)
+
+
+def test_an_unknown_key_in_the_file_is_named_with_the_file(file: Path) -> None:
+    file.write_text(file.read_text() + "traning: {epochs: 1}\n")
+    with pytest.raises(ConfigError, match=r"`traning` in .*job\.yaml: .*`training`"):
+        parse_job([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("training.schedule", "linera", "one of linear, cosine, constant, got linera. The nearest"),
+        ("training.eval", "epochs", "one of epoch, steps, no, got epochs. The nearest valid value"),
+        ("data.embedded", "stdlb", "stdlib or null, got stdlb. The nearest valid value is stdlib"),
+        ("data.num_labels", "two", "a whole number or null, got two"),
+        ("overwrite", "maybe", "true or false, got maybe"),
+        ("lora.lora_alpha", "big", "a number, got big"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_the_right_one(
+    file: Path, key: str, value: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_job([str(file), f"--{key}", value])
+    assert f"`{key}` must be {told}" in str(error.value)
+
+
+def test_a_missing_output_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"model": {"name": "m"}, "data": {"name": "d"}}))
+    with pytest.raises(ConfigError, match="`output` must be given, in CONFIG or as --output"):
+        parse_job([str(path)])
+    config = parse_job([str(path), "--output", "there"])
+    assert config is not None
+    assert config.output == "there"
+
+
+def test_a_range_is_told_with_the_section_of_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"`dynamic\.min_rank` must be at least 1, got 0"):
+        build(JobConfig, MINIMAL | {"dynamic": {"min_rank": 0}})
+    with pytest.raises(ConfigError, match=r"^`lora\.r` must be at least 1, got 0"):
+        build(JobConfig, MINIMAL | {"lora": {"r": 0}})
+
+
+def test_valid_keys_are_all_sections_and_all_their_fields() -> None:
+    keys = [key for key, _ in valid_keys()]
+    assert len(keys) == len(set(keys))
+    assert {"output", "lora", "lora.r", "training.resume", "adalora.init_r"} <= set(keys)
+    assert keys.index("lora") < keys.index("lora.r")

@@ -1,0 +1,45 @@
+"""Why ranks stayed where they were."""
+
+from dynlora.report.movement import moved, stillness
+from tests.unit.report.events import make_event
+
+STILL = {"a": 4, "b": 4}
+
+
+def test_nothing_is_said_where_a_rank_moved_even_if_it_moved_back() -> None:
+    away = make_event(3, STILL, {"a": 5, "b": 3}, scores={"a": 2.0, "b": 1.0})
+    back = make_event(6, {"a": 5, "b": 3}, STILL, scores={"a": 1.0, "b": 2.0})
+    assert stillness([away, back]) is None
+    assert moved(away)
+    assert not moved(make_event(3, STILL, STILL))
+
+
+def test_a_run_without_events_says_so() -> None:
+    reason = stillness([])
+    assert reason is not None
+    assert "no event came" in reason
+
+
+def test_missing_scores_mean_that_progress_was_not_beyond_chance() -> None:
+    reason = stillness([make_event(3, STILL, STILL), make_event(6, STILL, STILL)])
+    assert reason is not None
+    assert "beyond chance" in reason
+
+
+def test_equal_scores_are_told_as_such() -> None:
+    events = [make_event(step, STILL, STILL, scores={"a": 1.0, "b": 1.0}) for step in (3, 6)]
+    assert stillness(events) == "every layer had the same score"
+
+
+def test_layers_that_wait_are_counted_once() -> None:
+    scores = {"a": 2.0, "b": 1.0}
+    events = [make_event(step, STILL, STILL, scores=scores, waits=("b",)) for step in (3, 6)]
+    reason = stillness(events)
+    assert reason is not None
+    assert reason.startswith("1 layer ")
+    assert "dynamic.shrink_tolerance" in reason
+
+
+def test_else_the_scores_were_too_close() -> None:
+    reason = stillness([make_event(3, STILL, STILL, scores={"a": 1.1, "b": 1.0})])
+    assert reason == "no layer stood out by more than dynamic.hysteresis"

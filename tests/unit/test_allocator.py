@@ -1,0 +1,120 @@
+"""Shares, layer weights and gains against numbers worked out by hand."""
+
+import pytest
+
+from dynlora import DynamicLoraConfig
+from dynlora.adjuster import LayerBounds, plan_ranks
+from dynlora.allocator import (
+    allocate_layer_weights,
+    allocate_shares,
+    feature_gains,
+    is_informative,
+)
+
+COSTS = {"small": 10, "large": 30}
+
+
+def shares_of(scores, costs=COSTS, **settings):
+    return allocate_shares(scores, costs, **({"gains": {}} | settings))
+
+
+def test_a_share_is_cost_times_score_over_the_sum():
+    shares = shares_of({"small": 2.0, "large": 1.0})
+    assert shares == pytest.approx({"small": 20 / 50, "large": 30 / 50})
+
+
+def test_a_low_temperature_sharpens():
+    shares = shares_of({"small": 2.0, "large": 1.0}, temperature=0.5)
+    assert shares == pytest.approx({"small": 40 / 70, "large": 30 / 70})
+
+
+def test_a_high_temperature_flattens():
+    shares = shares_of({"small": 4.0, "large": 1.0}, temperature=2.0)
+    assert shares == pytest.approx({"small": 20 / 50, "large": 30 / 50})
+
+
+def test_uniform_mix_spreads_its_part_by_cost():
+    shares = shares_of({"small": 2.0, "large": 1.0}, uniform_mix=0.25)
+    assert shares == pytest.approx(
+        {"small": 0.25 * 0.25 + 0.75 * 0.4, "large": 0.25 * 0.75 + 0.75 * 0.6}
+    )
+
+
+def test_uniform_mix_of_one_ignores_the_scores():
+    shares = shares_of({"small": 9.0, "large": 1.0}, uniform_mix=1.0)
+    assert shares == pytest.approx({"small": 0.25, "large": 0.75})
+
+
+def test_a_gain_multiplies_the_score():
+    shares = shares_of({"small": 2.0, "large": 1.0}, gains={"large": 3.0})
+    assert shares == pytest.approx({"small": 20 / 110, "large": 90 / 110})
+
+
+def test_a_layer_without_a_score_counts_as_average():
+    shares = shares_of({"a": 1.0, "b": 3.0}, {"a": 1, "b": 1, "c": 1})
+    assert shares == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})
+
+
+def test_a_layer_of_score_zero_gets_nothing_beyond_the_uniform_part():
+    shares = shares_of({"small": 0.0, "large": 1.0}, uniform_mix=0.4)
+    assert shares == pytest.approx({"small": 0.1, "large": 0.9})
+
+
+@pytest.mark.parametrize("scores", [{}, {"small": 0.0, "large": 0.0}, {"small": 7.0, "large": 7.0}])
+def test_scores_that_say_nothing_give_the_uniform_plan_whatever_the_gains(scores):
+    shares = shares_of(scores, gains={"small": 5.0, "large": 0.2})
+    assert shares == {"small": 0.25, "large": 0.75}
+
+
+def test_a_difference_of_float_rounding_is_no_information():
+    assert not is_informative({"a": 1.0, "b": 1.0 + 1e-12})
+    assert is_informative({"a": 1.0, "b": 1.0 + 1e-6})
+
+
+def test_one_score_alone_says_nothing():
+    assert not is_informative({"a": 3.0})
+
+
+def test_the_default_configuration_turns_different_scores_into_different_ranks():
+    config = DynamicLoraConfig()
+    names = [f"layer{index}" for index in range(12)]
+    shares = allocate_shares(
+        {name: 1.0 + (name == "layer3") for name in names},
+        dict.fromkeys(names, 64),
+        gains={},
+        temperature=config.temperature,
+        uniform_mix=config.uniform_mix,
+    )
+    layers = dict.fromkeys(names, LayerBounds(cost=64, floor=1, ceiling=32, held=8))
+    ranks = plan_ranks(shares, layers, budget=12 * 8 * 64, hysteresis=config.hysteresis)
+    assert ranks["layer3"] > 8
+    assert min(ranks.values()) < 8
+
+
+def test_a_layer_weight_is_the_score_over_the_mean_score():
+    weights = allocate_layer_weights({"a": 0.8, "b": 1.2}, ["a", "b", "unscored"])
+    assert weights == pytest.approx({"a": 0.8, "b": 1.2, "unscored": 1.0})
+
+
+def test_layer_weights_are_clamped_to_half_and_double():
+    weights = allocate_layer_weights({"a": 0.0, "b": 0.1, "c": 9.0}, ["a", "b", "c"])
+    assert weights == {"a": 0.5, "b": 0.5, "c": 2.0}
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": 2.0}])
+def test_scores_that_say_nothing_weigh_every_layer_the_same(scores):
+    assert allocate_layer_weights(scores, ["a", "b"]) == {"a": 1.0, "b": 1.0}
+
+
+def test_a_gain_is_the_effective_rank_over_the_mean_to_a_power():
+    assert feature_gains({"a": 9.0, "b": 3.0, "c": 6.0}, 1.0) == {"a": 1.5, "b": 0.5, "c": 1.0}
+    gains = feature_gains({"a": 9.0, "b": 3.0, "c": 6.0}, 0.5)
+    assert gains == pytest.approx({"a": 1.5**0.5, "b": 0.5**0.5, "c": 1.0})
+
+
+def test_a_feature_weight_of_zero_gives_no_gain():
+    assert feature_gains({"a": 9.0, "b": 3.0}, 0.0) == {"a": 1.0, "b": 1.0}
+
+
+def test_without_observed_inputs_there_are_no_gains():
+    assert feature_gains({}, 1.0) == {}

@@ -1,0 +1,87 @@
+"""The configuration refuses every value outside its range, by name, range and value."""
+
+import runpy
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+
+import dynlora.config
+from dynlora import DynamicLoraConfig
+from dynlora.errors import ConfigError
+
+OUTSIDE = [
+    ({"temperature": 0.0}, r"`temperature` must be above 0, got 0\.0"),
+    ({"temperature": -0.5}, r"`temperature` must be above 0, got -0\.5"),
+    ({"temperature": float("nan")}, r"`temperature` must be above 0, got nan"),
+    ({"uniform_mix": -0.1}, r"`uniform_mix` must be in \[0, 1\], got -0\.1"),
+    ({"uniform_mix": 1.1}, r"`uniform_mix` must be in \[0, 1\], got 1\.1"),
+    ({"feature_weight": 2.0}, r"`feature_weight` must be in \[0, 1\], got 2\.0"),
+    ({"min_rank": 0}, r"`min_rank` must be at least 1, got 0"),
+    ({"min_rank": 4, "max_rank": 3}, r"`max_rank` must be at least min_rank=4, got 3"),
+    ({"total_steps": 0}, r"`total_steps` must be at least 1, got 0"),
+    ({"first_event": 0.0}, r"`first_event` must be in \(0, 1\], got 0\.0"),
+    ({"first_event": 1.5, "last_event": 1.5}, r"`first_event` must be in \(0, 1\], got 1\.5"),
+    ({"last_event": 0.1}, r"`last_event` must be in \[first_event=0\.15, 1\], got 0\.1"),
+    ({"last_event": 1.01}, r"`last_event` must be in \[first_event=0\.15, 1\], got 1\.01"),
+    ({"events": 0}, r"`events` must be at least 1, got 0"),
+    ({"hysteresis": -0.25}, r"`hysteresis` must be at least 0, finite, got -0\.25"),
+    ({"hysteresis": float("inf")}, r"`hysteresis` must be at least 0, finite, got inf"),
+    ({"shrink_tolerance": -0.01}, r"`shrink_tolerance` must be in \[0, 1\], got -0\.01"),
+    ({"shrink_tolerance": 1.5}, r"`shrink_tolerance` must be in \[0, 1\], got 1\.5"),
+]
+
+ON_THE_EDGE = [
+    {"uniform_mix": 0.0},
+    {"uniform_mix": 1.0},
+    {"feature_weight": 1.0},
+    {"min_rank": 3, "max_rank": 3},
+    {"total_steps": 1},
+    {"first_event": 1.0, "last_event": 1.0},
+    {"first_event": 0.3, "last_event": 0.3},
+    {"events": 1},
+    {"hysteresis": 0.0},
+    {"shrink_tolerance": 0.0},
+    {"shrink_tolerance": 1.0},
+]
+
+
+@pytest.mark.parametrize(("values", "message"), OUTSIDE)
+def test_a_value_outside_its_range_is_refused_with_range_and_value(values, message):
+    with pytest.raises(ConfigError, match=message):
+        DynamicLoraConfig(**values)
+
+
+@pytest.mark.parametrize("values", ON_THE_EDGE)
+def test_the_ends_of_a_closed_range_are_allowed(values):
+    given = asdict(DynamicLoraConfig(**values))
+    assert {key: given[key] for key in values} == values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
+        ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_known_ones(values, message):
+    # Run as a plain file, without the tests' type checker, which would refuse the value first.
+    unchecked = runpy.run_path(dynlora.config.__file__)["DynamicLoraConfig"]
+    with pytest.raises(ConfigError, match=message):
+        unchecked(**values)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(TypeError, match="rank_max"):
+        DynamicLoraConfig(rank_max=3)
+
+
+def test_settings_cannot_be_given_by_position():
+    with pytest.raises(TypeError, match="positional argument"):
+        DynamicLoraConfig("signal")
+
+
+def test_a_configuration_cannot_be_changed_afterwards():
+    config = DynamicLoraConfig()
+    with pytest.raises(FrozenInstanceError, match="min_rank"):
+        config.min_rank = 2

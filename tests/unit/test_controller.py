@@ -1,0 +1,633 @@
+"""The controller: its two calls, plans of one's own, state, and everything that it refuses."""
+
+import copy
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Adagrad, AdamW
+from transformers.pytorch_utils import Conv1D
+
+from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.errors import (
+    BudgetError,
+    EngineError,
+    LayerError,
+    NonFiniteError,
+    OptimizerError,
+    ResumeError,
+)
+from tests.lora_layers import lora_chain, set_gradients
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+
+MOVING = {"total_steps": 40, "hysteresis": 0.0, "shrink_tolerance": 1.0}
+
+
+def on_chain(*widths, chain=None, **config):
+    """Return a model of linear layers, its optimizer and a controller on it."""
+    model = lora_chain(*(widths or (8, 10, 6, 12)), **(chain or {}))
+    optimizer = adamw(model)
+    return model, optimizer, attached(model, optimizer, **config)
+
+
+def moved(dynamic):
+    return [
+        name
+        for event in dynamic.history
+        for name, layer in event.layers.items()
+        if layer.rank_before != layer.rank_after
+    ]
+
+
+# What it does in training.
+
+
+def test_ranks_move_at_the_scheduled_steps_and_only_there(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    seen = [dynamic.ranks]
+    train(tiny_llama, optimizer, dynamic, 40, after=lambda _: seen.append(dynamic.ranks))
+    assert [event.step for event in dynamic.history] == [6, 10, 13, 16, 20]
+    changes = [step for step in range(1, 41) if seen[step] != seen[step - 1]]
+    assert changes
+    assert set(changes) <= {6, 10, 13, 16, 20}
+
+
+def test_the_default_configuration_moves_ranks(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, total_steps=100)
+    train(tiny_llama, optimizer, dynamic, 50, batches=sequences(batch=32))
+    assert moved(dynamic)
+    assert len(set(dynamic.ranks.values())) > 1
+
+
+@pytest.mark.parametrize("importance", ["uniform", "random"])
+def test_uniform_never_moves_and_random_does(tiny_llama, importance):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance=importance, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 40)
+    assert len(dynamic.history) == 5
+    assert bool(moved(dynamic)) == (importance == "random")
+
+
+def test_pinned_layers_never_move(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(
+        tiny_llama, optimizer, importance="random", pinned=("*.q_proj", "*layers.1.mlp*"), **MOVING
+    )
+    train(tiny_llama, optimizer, dynamic, 40)
+    pinned = {name for name in dynamic.ranks if "q_proj" in name or "layers.1.mlp" in name}
+    assert len(pinned) == 5
+    assert {dynamic.ranks[name] for name in pinned} == {4}
+    assert moved(dynamic)
+    assert not pinned & set(moved(dynamic))
+
+
+def test_bounds_from_the_configuration_hold_after_every_event(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", min_rank=3, max_rank=6, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 40)
+    after = {x.rank_after for event in dynamic.history for x in event.layers.values()}
+    assert min(after) == 3
+    assert max(after) == 6
+
+
+def test_an_event_tells_the_figures_that_it_was_made_from(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    train(tiny_llama, optimizer, dynamic, 20)
+    event = dynamic.history[-1]
+    assert event.parameters == dynamic.parameters
+    assert sum(layer.share for layer in event.layers.values()) == pytest.approx(1)
+    for layer in event.layers.values():
+        assert 0 < layer.score <= 1
+        assert layer.variance > 0
+        assert layer.effective_rank >= 1
+        assert layer.weight == 1.0
+    assert json.loads(json.dumps(event.to_dict())) == event.to_dict()
+
+
+def first_scored(dynamic):
+    """Return the first event for which there were scores."""
+    return next(
+        event
+        for event in dynamic.history
+        if all(layer.score is not None for layer in event.layers.values())
+    )
+
+
+@pytest.mark.parametrize("feature_weight", [0.0, 0.4, 1.0])
+def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature_weight):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(
+        tiny_llama, optimizer, importance="random", feature_weight=feature_weight, **MOVING
+    )
+    train(tiny_llama, optimizer, dynamic, 20)
+    layers = first_scored(dynamic).layers
+    costs = {layer.name: layer.cost for layer in find_lora_layers(tiny_llama, None)}
+    mean = sum(layer.effective_rank for layer in layers.values()) / len(layers)
+    # With the defaults, half is spread by cost and half by cost * (score * gain) ** 2.
+    worth = {
+        name: costs[name] * (layer.score * (layer.effective_rank / mean) ** feature_weight) ** 2
+        for name, layer in layers.items()
+    }
+    for name, layer in layers.items():
+        by_cost = costs[name] / sum(costs.values())
+        by_worth = worth[name] / sum(worth.values())
+        assert layer.share == pytest.approx(0.5 * by_cost + 0.5 * by_worth, rel=1e-6)
+    assert len({round(layer.effective_rank, 3) for layer in layers.values()}) > 5
+
+
+def test_layer_weights_follow_importance(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(
+        tiny_llama, optimizer, importance="random", layer_weights=True, pinned=("*",), **MOVING
+    )
+    train(tiny_llama, optimizer, dynamic, 20)
+    event = dynamic.history[-1]
+    mean = sum(layer.score for layer in event.layers.values()) / len(event.layers)
+    for layer in find_lora_layers(tiny_llama, None):
+        logged = event.layers[layer.name]
+        weight = min(max(logged.score / mean, 0.5), 2.0)
+        assert logged.weight == pytest.approx(weight, rel=1e-6)
+        assert layer.scaling == pytest.approx(2.0 * weight, rel=1e-6)
+    assert not moved(dynamic)
+
+
+def test_an_event_that_only_changes_layer_weights_leaves_the_function(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(
+        tiny_llama, optimizer, importance="random", layer_weights=True, pinned=("*",), **MOVING
+    )
+    batches = sequences()
+    train(tiny_llama, optimizer, dynamic, 19, batches=batches)
+    tokens = next(batches)
+    loss_of(tiny_llama, tokens).backward()
+    dynamic.observe()
+    optimizer.step()
+    before = tiny_llama(input_ids=tokens).logits.detach()
+    scales = [layer.scaling for layer in find_lora_layers(tiny_llama, None)]
+    dynamic.step()
+    assert [layer.scaling for layer in find_lora_layers(tiny_llama, None)] != scales
+    torch.testing.assert_close(tiny_llama(input_ids=tokens).logits, before, rtol=0, atol=1e-5)
+
+
+def test_without_layer_weights_scales_never_change(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    train(tiny_llama, optimizer, dynamic, 40)
+    assert moved(dynamic)
+    assert {layer.scaling for layer in find_lora_layers(tiny_llama, None)} == {2.0}
+
+
+def test_a_shrink_above_the_tolerance_waits_and_one_below_does_not(tiny_llama):
+    ranks = {}
+    for tolerance in (0.0, 1.0):
+        model = lora_llama()
+        optimizer = adamw(model)
+        settings = MOVING | {"shrink_tolerance": tolerance}
+        dynamic = attached(model, optimizer, importance="random", **settings)
+        train(model, optimizer, dynamic, 20)
+        ranks[tolerance] = dynamic.ranks
+        waits = {n for e in dynamic.history for n, x in e.layers.items() if x.waits}
+        assert bool(waits) == (tolerance == 0.0)
+    assert set(ranks[0.0].values()) == {4}
+    assert min(ranks[1.0].values()) < 4
+
+
+def test_after_an_event_inputs_are_sampled_anew():
+    model, _, dynamic = on_chain(total_steps=40)
+    model.train()(torch.randn(5, 8, dtype=torch.float64))
+    dynamic.apply(RankPlan(step=0, ranks={"0": 3}))
+    tokens = torch.randn(6, 8, dtype=torch.float64)
+    model(tokens)
+    kept = dynamic.state_dict()["features"]["0/tokens"]
+    torch.testing.assert_close(kept.sort(dim=0).values, tokens.float().sort(dim=0).values)
+
+
+def test_time_is_booked_while_it_works_and_not_after(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 20)
+    booked = dynamic.seconds
+    assert booked > 0
+    train(tiny_llama, optimizer, dynamic, 5)
+    assert dynamic.seconds == booked
+
+
+# Holding still.
+
+
+def hooks_of(model):
+    return sum(
+        len(module._forward_hooks)
+        + len(module._forward_pre_hooks)
+        + len(module._backward_hooks)
+        + len(module._load_state_dict_pre_hooks)
+        for module in model.modules()
+    )
+
+
+def test_close_removes_every_hook_and_training_goes_on_as_plain_lora(tiny_llama):
+    before = hooks_of(tiny_llama)
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    assert hooks_of(tiny_llama) > before
+    train(tiny_llama, optimizer, dynamic, 8)
+    dynamic.close()
+    assert hooks_of(tiny_llama) == before
+    ranks, events = dynamic.ranks, len(dynamic.history)
+    train(tiny_llama, optimizer, dynamic, 30)
+    assert dynamic.ranks == ranks
+    assert len(dynamic.history) == events
+
+
+def test_frozen_ranks_hold_through_later_events(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    train(tiny_llama, optimizer, dynamic, 7)
+    dynamic.freeze()
+    ranks = dynamic.ranks
+    train(tiny_llama, optimizer, dynamic, 33)
+    assert dynamic.ranks == ranks
+    assert [event.step for event in dynamic.history] == [6]
+
+
+def test_after_the_last_event_it_holds_by_itself(tiny_llama):
+    before = hooks_of(tiny_llama)
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 19)
+    assert hooks_of(tiny_llama) > before
+    train(tiny_llama, optimizer, dynamic, 1)
+    assert hooks_of(tiny_llama) == before
+    dynamic.observe()  # no gradient is asked for any more
+    dynamic.step()
+
+
+# Plans of one's own.
+
+
+def test_a_plan_of_ones_own_gives_its_ranks_and_is_recorded():
+    _, _, dynamic = on_chain()
+    event = dynamic.apply(RankPlan(step=7, ranks={"0": 1, "2": 6}))
+    assert dynamic.ranks == {"0": 1, "1": 4, "2": 6}
+    assert dynamic.history == [event]
+    assert (event.step, event.parameters) == (7, 18 + 4 * 16 + 6 * 18)
+    assert event.layers["0"].rank_before == 4
+    assert event.layers["0"].rank_after == 1
+    assert event.layers["0"].output_lost > 0
+    assert event.layers["1"].output_lost == 0
+    assert event.layers["0"].score is None
+
+
+def test_a_plan_that_costs_exactly_the_budget_is_allowed():
+    _, _, dynamic = on_chain(8, 8, 8)
+    dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 7}))
+    assert dynamic.parameters == dynamic.budget == 8 * 16
+
+
+def test_a_plan_above_the_budget_is_refused_with_both_numbers_and_changes_nothing():
+    _, _, dynamic = on_chain(8, 8, 8)
+    with pytest.raises(BudgetError, match="budget of 128 parameters, got 144: lower"):
+        dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 8}))
+    assert dynamic.ranks == {"0": 4, "1": 4}
+    assert dynamic.history == []
+
+
+@pytest.mark.parametrize("rank", [0, -2])
+def test_a_plan_with_a_rank_below_one_is_refused_with_the_layer(rank):
+    _, _, dynamic = on_chain(8, 8, 8)
+    with pytest.raises(BudgetError, match=f"rank of '1' must be at least 1, got {rank}"):
+        dynamic.apply(RankPlan(step=0, ranks={"1": rank}))
+
+
+def test_a_plan_for_an_unknown_layer_is_refused_by_its_name():
+    _, _, dynamic = on_chain(8, 8, 8)
+    with pytest.raises(BudgetError, match="must name LoRA layers of this model, got 'lm_head'"):
+        dynamic.apply(RankPlan(step=0, ranks={"0": 3, "lm_head": 2}))
+
+
+# Gradients that are missing or not finite.
+
+
+def test_observing_without_any_gradient_is_refused_with_the_order_of_calls():
+    model, _, dynamic = on_chain()
+    model.zero_grad()
+    with pytest.raises(LayerError, match=r"one of 3 LoRA layers .* got none: .* after `loss\.back"):
+        dynamic.observe()
+
+
+def break_gradient(model, name, value=float("nan")):
+    layers = {layer.name: layer for layer in find_lora_layers(model, None)}
+    set_gradients(list(layers.values()), seed=0)
+    layers[name].lora_B.grad[0, 0] = value
+
+
+def test_skip_leaves_out_the_broken_layer_and_counts_it_by_name():
+    model, _, dynamic = on_chain(total_steps=40)
+    for value in (float("nan"), float("inf")):
+        break_gradient(model, "1", value)
+        dynamic.observe()
+    break_gradient(model, "2")
+    dynamic.observe()
+    assert dynamic.skipped == Counter({"1": 2, "2": 1})
+
+
+def test_a_skipped_gradient_is_in_no_score(tiny_llama):
+    clean, broken = lora_llama(), lora_llama()
+    states = []
+    for model in (clean, broken):
+        dynamic = attached(model, adamw(model), total_steps=40)
+        batches = sequences()
+        for step in range(5):
+            model.zero_grad()
+            loss_of(model, next(batches)).backward()
+            if step == 2:
+                if model is clean:
+                    continue
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad[0, 0] = float("nan")
+            dynamic.observe()
+        states.append(dynamic.state_dict()["importance"])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_stop_ends_the_run_with_the_layers_name_and_step():
+    model, _, dynamic = on_chain(total_steps=40, on_nonfinite="stop")
+    set_gradients(find_lora_layers(model, None), seed=0)
+    dynamic.observe()
+    dynamic.step()
+    break_gradient(model, "1")
+    message = r"gradient of '1' must be finite, got NaN or infinity at step 2 \(in 1 of 3 layers\)"
+    with pytest.raises(NonFiniteError, match=message):
+        dynamic.observe()
+
+
+# State.
+
+
+def snapshot(model, optimizer, dynamic):
+    return copy.deepcopy([dynamic.state_dict(), model.state_dict(), optimizer.state_dict()])
+
+
+@pytest.mark.parametrize("importance", ["signal", "sensitivity", "gradient_norm", "spectral"])
+@pytest.mark.parametrize("stop", [3, 10, 25])
+def test_a_restored_run_ends_bit_for_bit_where_the_other_does(importance, stop):
+    config = {"importance": importance, "layer_weights": True, **MOVING}
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, **config)
+    batches = sequences()
+    train(model, optimizer, dynamic, stop, batches=batches)
+    saved = snapshot(model, optimizer, dynamic)
+    rest = [next(batches) for _ in range(30 - stop)]
+    train(model, optimizer, dynamic, len(rest), batches=iter(rest))
+
+    resumed_model = lora_llama(seed=5)
+    resumed_optimizer = adamw(resumed_model)
+    resumed = attached(resumed_model, resumed_optimizer, **config)
+    resumed.load_state_dict(saved[0])
+    resumed_model.load_state_dict(saved[1])
+    resumed_optimizer.load_state_dict(saved[2])
+    train(resumed_model, resumed_optimizer, resumed, len(rest), batches=iter(rest))
+
+    assert resumed.ranks == dynamic.ranks
+    assert resumed.history == dynamic.history
+    assert moved(dynamic)
+    ours, theirs = model.state_dict(), resumed_model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_state_is_plain_values_beside_its_tensors(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 8)
+    state = dynamic.state_dict()
+    tensors = [*state.pop("importance").values(), *state.pop("features").values()]
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors)
+    assert json.loads(json.dumps(state))["step"] == 8
+
+
+def test_the_state_survives_json_with_equal_figures():
+    model, _, dynamic = on_chain(total_steps=40)
+    break_gradient(model, "1")
+    dynamic.observe()
+    dynamic.apply(RankPlan(step=1, ranks={"0": 1, "2": 6}))
+    state = dynamic.state_dict()
+    plain = {key: state[key] for key in state if key not in ("importance", "features")}
+    _, _, other = on_chain(total_steps=40)
+    other.load_state_dict(state | json.loads(json.dumps(plain)))
+    assert other.ranks == {"0": 1, "1": 4, "2": 6}
+    assert other.history == dynamic.history
+    assert other.peak_parameters == dynamic.peak_parameters
+    assert other.skipped == dynamic.skipped == Counter({"1": 1})
+    assert other.state_dict().keys() == state.keys()
+
+
+def test_a_run_frozen_by_hand_is_still_frozen_when_restored(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    train(tiny_llama, optimizer, dynamic, 7)
+    dynamic.freeze()
+    state = dynamic.state_dict()
+    before = hooks_of(tiny_llama)
+    resumed = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    resumed.load_state_dict(state)
+    assert hooks_of(tiny_llama) == before
+    ranks = resumed.ranks
+    train(tiny_llama, optimizer, resumed, 33)
+    assert resumed.ranks == ranks
+
+
+def test_a_run_restored_after_its_last_event_holds(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 25)
+    before = hooks_of(tiny_llama)
+    resumed = attached(tiny_llama, optimizer, **MOVING)
+    resumed.load_state_dict(dynamic.state_dict())
+    assert hooks_of(tiny_llama) == before
+
+
+def test_taking_shapes_changes_ranks_and_nothing_else_of_the_run():
+    model, _, dynamic = on_chain(total_steps=40)
+    early = dynamic.state_dict()
+    dynamic.apply(RankPlan(step=1, ranks={"0": 1, "2": 6}))
+    dynamic.step()
+    dynamic.take_shapes(early)
+    assert dynamic.ranks == {"0": 4, "1": 4, "2": 4}
+    assert len(dynamic.history) == 1
+    assert dynamic.state_dict()["step"] == 1
+    assert model.peft_config["default"].rank_pattern == {}
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"min_rank": 2}, "`min_rank` was 1, now 2. Restore it"),
+        ({"importance": "spectral"}, "`importance` was signal, now spectral"),
+        ({"pinned": ("1",)}, r"`pinned` was \(\), now \('1',\)"),
+    ],
+)
+def test_another_configuration_is_refused_on_resume_with_both_values(now, message):
+    _, _, dynamic = on_chain(total_steps=40)
+    _, _, other = on_chain(**({"total_steps": 40} | now))
+    with pytest.raises(ResumeError, match=message):
+        other.load_state_dict(dynamic.state_dict())
+
+
+def test_a_longer_run_may_resume_and_keeps_its_events():
+    _, _, dynamic = on_chain(total_steps=40)
+    _, _, longer = on_chain(total_steps=400)
+    longer.load_state_dict(dynamic.state_dict())
+    assert longer.state_dict()["events"] == [6, 10, 13, 16, 20]
+
+
+def test_another_budget_is_refused_on_resume():
+    _, _, dynamic = on_chain(8, 8, 8)
+    _, _, other = on_chain(8, 8, 8, chain={"r": 5})
+    with pytest.raises(ResumeError, match="`budget` was 128, now 160"):
+        other.load_state_dict(dynamic.state_dict())
+
+
+def test_other_layers_are_refused_on_resume_by_number_and_name():
+    _, _, dynamic = on_chain(8, 8, 8)
+    _, _, other = on_chain(4, 4, 4, 4, 4)
+    with pytest.raises(ResumeError, match="got 2 layers where the model has 4; '2' is in one"):
+        other.load_state_dict(dynamic.state_dict())
+
+
+# Refusals.
+
+
+def refuse(model, error, message, *, optimizer=None, **config):
+    before = hooks_of(model)
+    optimizer = optimizer or AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(error, match=message):
+        DynamicLora(model, optimizer, DynamicLoraConfig(**config))
+    assert hooks_of(model) == before
+
+
+def test_a_model_without_lora_is_refused_with_the_module_types_seen():
+    message = r"got a LlamaForCausalLM with none; .* Linear \(15\).*LlamaRMSNorm \(5\)"
+    refuse(bare_llama(), LayerError, message)
+
+
+def test_a_merged_adapter_is_refused_with_what_undoes_it():
+    model = lora_llama()
+    model.merge_adapter()
+    name = re.escape("model.layers.0.self_attn.q_proj")
+    refuse(model, LayerError, rf"'{name}' is merged .* `model\.unmerge_adapter\(\)`")
+    model.unmerge_adapter()
+    attached(model, adamw(model))
+
+
+def test_dora_is_refused_by_the_name_of_its_variant():
+    model = lora_llama(use_dora=True)
+    refuse(model, LayerError, "q_proj' must be plain LoRA, got the variant DoraLinearVariant")
+
+
+def test_a_bias_on_lora_b_is_refused():
+    base = nn.Sequential(nn.Linear(6, 5))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], lora_bias=True))
+    refuse(model, LayerError, "'0' must have no bias on lora_B, got `lora_bias=True`")
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Embedding(5, 4)), "Embedding on Embedding"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 1)), "Conv2d on Conv2d"),
+        (nn.Sequential(nn.Linear(4, 4), Conv1D(4, 4)), "Linear on Conv1D"),
+    ],
+)
+def test_lora_on_anything_but_a_linear_layer_is_refused_by_type(base, kind):
+    fan = kind.endswith("Conv1D")
+    config = LoraConfig(r=2, target_modules=["0", "1"], fan_in_fan_out=fan)
+    targets = config if not fan else LoraConfig(r=2, target_modules=["1"], fan_in_fan_out=True)
+    message = rf"'1' must be on an nn\.Linear, got peft\.tuners\.lora\.layer\.{kind}: leave it out"
+    refuse(get_peft_model(base, targets), LayerError, message)
+
+
+def test_several_active_adapters_are_refused_by_their_names_and_one_may_be_named():
+    model = lora_chain(6, 5, 4)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["0"]))
+    model.base_model.set_adapter(["default", "second"])
+    optimizer = AdamW(model.parameters())
+    refuse(model, LayerError, r"got \['default', 'second'\]: name the one", optimizer=optimizer)
+    dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(), adapter_name="second")
+    assert dynamic.ranks == {"0": 2}
+
+
+def test_an_unsupported_optimizer_is_refused_by_name():
+    model = lora_llama()
+    optimizer = Adagrad([p for p in model.parameters() if p.requires_grad])
+    message = r"got torch\.optim\.adagrad\.Adagrad, .* use torch\.optim\.AdamW"
+    refuse(model, OptimizerError, message, optimizer=optimizer)
+
+
+def test_an_optimizer_of_another_model_is_refused_with_the_number_missed():
+    optimizer = adamw(lora_llama())
+    message = "all 28 LoRA parameters, got 28 that it does not"
+    refuse(lora_llama(), OptimizerError, message, optimizer=optimizer)
+
+
+def test_an_optimizer_that_misses_one_parameter_is_refused():
+    model = lora_llama()
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad][1:])
+    message = "all 28 LoRA parameters, got 1 that it does not"
+    refuse(model, OptimizerError, message, optimizer=optimizer)
+
+
+def test_data_parallel_is_refused():
+    model = lora_llama()
+    refuse(
+        DataParallel(model), EngineError, r"got torch\.nn\.parallel\.data_parallel\.DataParallel"
+    )
+
+
+def test_distributed_data_parallel_is_refused():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(lora_llama())
+        refuse(model, EngineError, r"got torch\.nn\.parallel\.distributed\.DistributedDataParallel")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_highest_rank_below_a_live_rank_is_refused_with_both():
+    name = re.escape("model.layers.0.self_attn.q_proj")
+    message = rf"live rank of every layer, got 3 where '{name}' holds 4: raise"
+    refuse(lora_llama(), BudgetError, message, max_rank=3)
+
+
+def test_a_highest_rank_below_one_layers_pattern_is_refused_with_that_layer():
+    model = lora_chain(8, 8, 8, r=4, rank_pattern={"1": 7})
+    refuse(model, BudgetError, "got 6 where '1' holds 7", max_rank=6)
+
+
+def test_a_lowest_rank_above_the_budget_is_refused_with_what_it_would_take():
+    model = lora_chain(8, 8, 8, r=4)
+    message = re.escape(
+        "A budget of 128 parameters cannot hold 2 layers at their lowest ranks, which take 160: "
+        "lower `min_rank`, or use a budget in [160, 256]."
+    )
+    refuse(model, BudgetError, message, min_rank=5)
+
+
+def test_a_second_controller_may_take_over_a_model_whose_ranks_moved():
+    model, optimizer, dynamic = on_chain(8, 8, 8)
+    dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 7}))
+    dynamic.close()
+    again = attached(model, optimizer)
+    assert again.ranks == {"0": 1, "1": 7}
+    assert again.budget == 128

@@ -1,0 +1,218 @@
+"""The feature analyzer: which tokens stay, and what is computed from them, by closed form."""
+
+import math
+
+import pytest
+import torch
+
+from dynlora.features import (
+    SAMPLE_SIZE,
+    STEP_INTERVAL,
+    UNUSED_KEY,
+    InputFeatureAnalyzer,
+)
+
+
+def tokens_with_keys(count, *, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, width, generator=generator)
+    outputs = torch.randn(count, 3, generator=generator)
+    keys = torch.randperm(10 * count, generator=generator)[:count]
+    return inputs, outputs, keys
+
+
+def sampled(analyzer, name="layer"):
+    state = analyzer.state_dict()
+    order = state[f"{name}/keys"].argsort()
+    return state[f"{name}/keys"][order], state[f"{name}/tokens"][order]
+
+
+def test_the_tokens_with_the_smallest_keys_stay():
+    inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("layer", inputs, outputs, keys)
+    smallest = keys.argsort()[:SAMPLE_SIZE]
+    kept_keys, kept = sampled(analyzer)
+    assert torch.equal(kept_keys, keys[smallest])
+    assert torch.equal(kept, inputs[smallest])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 300])
+def test_the_sample_does_not_depend_on_how_tokens_are_batched(chunk):
+    inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
+    whole, parts = InputFeatureAnalyzer(), InputFeatureAnalyzer()
+    whole.observe("layer", inputs, outputs, keys)
+    for start in range(0, len(keys), chunk):
+        part = slice(start, start + chunk)
+        parts.observe("layer", inputs[part], outputs[part], keys[part])
+    for ours, theirs in zip(sampled(whole), sampled(parts), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_sample_does_not_depend_on_the_order_of_tokens():
+    inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
+    order = torch.randperm(len(keys))
+    straight, shuffled = InputFeatureAnalyzer(), InputFeatureAnalyzer()
+    straight.observe("layer", inputs, outputs, keys)
+    shuffled.observe("layer", inputs[order], outputs[order], keys[order])
+    for ours, theirs in zip(sampled(straight), sampled(shuffled), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_padding_is_in_no_statistic():
+    inputs, outputs, keys = tokens_with_keys(20)
+    padded = InputFeatureAnalyzer()
+    padded.observe(
+        "layer",
+        torch.cat([inputs, 1e6 * torch.ones(30, 6)]),
+        torch.cat([outputs, 1e6 * torch.ones(30, 3)]),
+        torch.cat([keys, torch.full((30,), UNUSED_KEY)]),
+    )
+    bare = InputFeatureAnalyzer()
+    bare.observe("layer", inputs, outputs, keys)
+    with_padding, without = padded.stats()["layer"], bare.stats()["layer"]
+    assert torch.equal(with_padding.tokens, without.tokens)
+    assert with_padding.variance == without.variance
+    assert with_padding.output_power == without.output_power
+
+
+def test_padding_never_displaces_a_token():
+    inputs, outputs, keys = tokens_with_keys(10)
+    analyzer = InputFeatureAnalyzer()
+    pads = torch.full((2 * SAMPLE_SIZE,), UNUSED_KEY)
+    analyzer.observe("layer", torch.zeros(len(pads), 6), torch.zeros(len(pads), 3), pads)
+    analyzer.observe("layer", inputs, outputs, keys)
+    assert torch.equal(analyzer.stats()["layer"].tokens, inputs[keys.argsort()])
+
+
+def test_statistics_are_those_of_the_sampled_tokens():
+    inputs, outputs, keys = tokens_with_keys(50)
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("layer", inputs, outputs, keys)
+    stats = analyzer.stats()["layer"]
+    centred = inputs - inputs.mean(dim=0)
+    assert stats.variance == pytest.approx(float((centred**2).sum() / 50 / 6), rel=1e-6)
+    assert stats.output_power == pytest.approx(float((outputs**2).sum() / 50), rel=1e-6)
+    singular = torch.linalg.svdvals(centred.double()) ** 2
+    p = singular / singular.sum()
+    assert stats.effective_rank == pytest.approx(math.exp(-float((p * p.log()).sum())), rel=1e-5)
+
+
+def test_half_precision_inputs_are_sampled_in_float32():
+    inputs, outputs, keys = tokens_with_keys(8)
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("layer", inputs.bfloat16(), outputs.bfloat16(), keys)
+    tokens = analyzer.stats()["layer"].tokens
+    assert tokens.dtype == torch.float32
+    assert torch.equal(tokens, inputs.bfloat16().float()[keys.argsort()])
+
+
+def test_a_layer_never_observed_has_no_statistics():
+    assert InputFeatureAnalyzer().stats() == {}
+
+
+def test_a_layer_that_saw_only_padding_has_no_statistics():
+    analyzer = InputFeatureAnalyzer()
+    pads = torch.full((4,), UNUSED_KEY)
+    analyzer.observe("layer", torch.ones(4, 6), torch.ones(4, 3), pads)
+    assert analyzer.stats() == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_layer_whose_input_is_not_finite_has_no_statistics(value):
+    inputs, outputs, keys = tokens_with_keys(8)
+    inputs[3, 2] = value
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("broken", inputs, outputs, keys)
+    analyzer.observe("whole", inputs[:3], outputs[:3], keys[:3])
+    assert set(analyzer.stats()) == {"whole"}
+
+
+def test_after_a_restart_old_tokens_serve_until_new_ones_come():
+    inputs, outputs, keys = tokens_with_keys(20)
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("seen", inputs[:10], outputs[:10], keys[:10])
+    analyzer.observe("unseen", inputs[:10], outputs[:10], keys[:10])
+    analyzer.restart()
+    analyzer.observe("seen", inputs[10:15], outputs[10:15], keys[10:15])
+    analyzer.observe("seen", inputs[15:], outputs[15:], keys[15:])
+    stats = analyzer.stats()
+    assert torch.equal(stats["seen"].tokens, inputs[10:][keys[10:].argsort()])
+    assert torch.equal(stats["unseen"].tokens, inputs[:10][keys[:10].argsort()])
+
+
+def test_forwards_are_sampled_at_the_start_and_then_in_one_step_of_every_interval():
+    analyzer = InputFeatureAnalyzer()
+    sampling = [analyzer.sampling]
+    for step in range(1, 3 * STEP_INTERVAL):
+        analyzer.begin_step(step)
+        sampling.append(analyzer.sampling)
+    assert sampling == 3 * [True, *(STEP_INTERVAL - 1) * [False]]
+
+
+def test_a_restored_analyzer_continues_as_the_saved_one():
+    inputs, outputs, keys = tokens_with_keys(40)
+    saved, restored = InputFeatureAnalyzer(), InputFeatureAnalyzer()
+    for name in ("a.b", "stale"):
+        saved.observe(name, inputs[:20], outputs[:20], keys[:20])
+    saved.restart()
+    saved.observe("a.b", inputs[:20], outputs[:20], keys[:20])
+    restored.load_state_dict(saved.state_dict())
+    for analyzer in (saved, restored):
+        for name in ("a.b", "stale"):
+            analyzer.observe(name, inputs[20:], outputs[20:], keys[20:])
+    ours, theirs = saved.state_dict(), restored.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert len(theirs["a.b/keys"]) == 40
+    assert len(theirs["stale/keys"]) == 20
+
+
+def axes(counts, width):
+    """Return, for each axis, that many pairs of tokens at +1 and -1 on it."""
+    rows = []
+    for axis, count in enumerate(counts):
+        unit = torch.zeros(width)
+        unit[axis] = 1.0
+        rows += [unit, -unit] * count
+    return torch.stack(rows)
+
+
+def rank_of(tokens):
+    """Return the effective rank that the analyzer finds for these inputs."""
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("layer", tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens)))
+    return analyzer.stats()["layer"].effective_rank
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 8])
+def test_inputs_that_fill_k_dimensions_evenly_have_effective_rank_k(dimensions):
+    assert rank_of(axes([3] * dimensions, 8)) == pytest.approx(dimensions, rel=1e-5)
+
+
+def test_effective_rank_is_the_exponential_of_the_entropy():
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert rank_of(axes([3, 1], 4)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_effective_rank_is_the_same_from_either_gram_matrix(count):
+    tokens = torch.randn(count, 12)
+    singular = torch.linalg.svdvals((tokens - tokens.mean(dim=0)).double()) ** 2
+    p = singular[singular > 1e-12 * singular.sum()]
+    p = p / p.sum()
+    expected = math.exp(-float((p * p.log()).sum()))
+    assert rank_of(tokens) == pytest.approx(expected, rel=1e-4)
+    assert 1 <= rank_of(tokens) <= min(count, 12)
+
+
+def test_scaling_shifting_or_rotating_the_input_leaves_its_effective_rank():
+    tokens = torch.randn(60, 10)
+    rotation = torch.linalg.qr(torch.randn(10, 10)).Q
+    moved = 7.5 * tokens @ rotation + 3.0
+    assert rank_of(moved) == pytest.approx(rank_of(tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(5, 4), torch.full((5, 4), 2.5), torch.ones(1, 4)])
+def test_a_constant_input_has_effective_rank_one(tokens):
+    assert rank_of(tokens) == 1.0

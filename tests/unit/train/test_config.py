@@ -1,0 +1,144 @@
+"""The job's configuration checks its values when it is made."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import (
+    AdaLoraSettings,
+    DataConfig,
+    JobConfig,
+    LoraSettings,
+    ModelConfig,
+    TrainingConfig,
+)
+
+PARTS: dict[str, Any] = {
+    "output": "out",
+    "model": ModelConfig(name="m"),
+    "data": DataConfig(name="d"),
+}
+
+
+@pytest.mark.parametrize(
+    "sources", [{"name": "m"}, {"path": "p"}, {"package": "a/b"}, {"name": "m", "path": "p"}]
+)
+def test_a_model_has_one_source_beside_a_path(sources: dict[str, str]) -> None:
+    assert ModelConfig(**sources) == ModelConfig(**sources)
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"), [({}, "got none"), ({"name": "m", "package": "a/b"}, "name` and `model")]
+)
+def test_no_source_or_two_are_refused(sources: dict[str, str], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        ModelConfig(**sources)
+
+
+def test_data_needs_one_source_too() -> None:
+    with pytest.raises(ConfigError, match=r"`data\.path` or `data\.name` or `data\.embedded`"):
+        DataConfig()
+    with pytest.raises(ConfigError, match=r"`data\.name` and `data\.embedded`"):
+        DataConfig(name="d", embedded="stdlib")
+    assert DataConfig(name="d", path="p").path == "p"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "wrong", "right"),
+    [
+        (DataConfig, "validation_fraction", (0.0, 1.0), (0.01, 0.99)),
+        (DataConfig, "max_length", (7,), (8,)),
+        (DataConfig, "num_labels", (1,), (2, None)),
+        (DataConfig, "max_train_rows", (0,), (1, None)),
+        (DataConfig, "max_validation_rows", (0,), (1, None)),
+        (LoraSettings, "r", (0,), (1,)),
+        (LoraSettings, "lora_alpha", (0.0, -1.0), (0.1,)),
+        (LoraSettings, "lora_dropout", (-0.1, 1.0), (0.0, 0.9)),
+        (LoraSettings, "target_modules", ((),), (("q",), "all-linear")),
+        (AdaLoraSettings, "initial_fraction", (-0.1, 1.0), (0.0, 0.6)),
+        (AdaLoraSettings, "final_fraction", (-0.1, 0.9), (0.0, 0.89)),
+        (AdaLoraSettings, "interval", (0,), (1,)),
+        (AdaLoraSettings, "orth_reg_weight", (-0.1,), (0.0,)),
+        (TrainingConfig, "epochs", (0.0,), (0.5,)),
+        (TrainingConfig, "max_steps", (0,), (1, None)),
+        (TrainingConfig, "batch_size", (0,), (1,)),
+        (TrainingConfig, "eval_batch_size", (0,), (1,)),
+        (TrainingConfig, "gradient_accumulation", (0,), (1,)),
+        (TrainingConfig, "learning_rate", (0.0,), (1e-9,)),
+        (TrainingConfig, "weight_decay", (-0.1,), (0.0,)),
+        (TrainingConfig, "warmup_ratio", (-0.1, 1.0), (0.0, 0.99)),
+        (TrainingConfig, "max_grad_norm", (-1.0,), (0.0,)),
+        (TrainingConfig, "eval_steps", (0,), (1,)),
+        (TrainingConfig, "save_steps", (0,), (1,)),
+        (TrainingConfig, "save_total_limit", (0,), (1, None)),
+        (TrainingConfig, "logging_steps", (0,), (1,)),
+    ],
+)
+def test_each_number_is_held_to_its_range(
+    kind: Any, key: str, wrong: tuple[Any, ...], right: tuple[Any, ...]
+) -> None:
+    base = {"name": "d"} if kind is DataConfig else {}
+    for value in right:
+        assert getattr(kind(**base, **{key: value}), key) == value
+    for value in wrong:
+        shown = "[]" if value == () else str(value)
+        with pytest.raises(ConfigError) as error:
+            kind(**base, **{key: value})
+        assert f".{key}` must be" in str(error.value)
+        assert f"got {shown}." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ({"eval": "epoch", "save": "epoch"}, True),
+        ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 10}, True),
+        ({"eval": "steps", "save": "steps", "eval_steps": 10, "save_steps": 5}, False),
+        ({"eval": "epoch", "save": "steps"}, False),
+        ({"eval": "no", "save": "no"}, False),
+    ],
+)
+def test_the_best_checkpoint_needs_an_evaluation_at_each(values: Any, fits: bool) -> None:
+    assert TrainingConfig(**values)
+    if fits:
+        assert TrainingConfig(load_best_model_at_end=True, **values)
+    else:
+        with pytest.raises(ConfigError, match=f"eval={values['eval']} .*save={values['save']}"):
+            TrainingConfig(load_best_model_at_end=True, **values)
+
+
+def test_adalora_must_start_above_its_target() -> None:
+    JobConfig(**PARTS, lora=LoraSettings(r=8), adalora=AdaLoraSettings(init_r=9))
+    with pytest.raises(ConfigError, match=r"above lora\.r=8, got 8"):
+        JobConfig(**PARTS, lora=LoraSettings(r=8), adalora=AdaLoraSettings(init_r=8))
+
+
+@pytest.mark.parametrize("training", [{"resume": "latest"}, {"load_best_model_at_end": True}])
+def test_adalora_cannot_load_its_own_checkpoints(training: Any) -> None:
+    with pytest.raises(ConfigError, match="PEFT does not save"):
+        JobConfig(**PARTS, method="adalora", training=TrainingConfig(**training))
+    assert JobConfig(**PARTS, method="lora", training=TrainingConfig(**training))
+
+
+def test_every_field_says_what_it_is() -> None:
+    """The string under a field is its only description; help and documentation read it."""
+    import ast
+    import inspect
+
+    from dynlora.train import config
+
+    for node in ast.parse(inspect.getsource(config)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, after in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign):
+                described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert described, f"{node.name}.{ast.unparse(field.target)}"
+
+
+def test_configurations_cannot_be_changed() -> None:
+    job = JobConfig(**PARTS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        job.output = "elsewhere"

@@ -1,0 +1,113 @@
+"""The embedded data set, on a small library made here and on Python's own."""
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from dynlora.errors import DataError
+from dynlora.train.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
+
+
+@pytest.fixture(scope="module")
+def own() -> tuple[list[dict[str, str | int]], list[dict[str, str | int]]]:
+    return stdlib_pairs()
+
+
+def write_library(folder: Path, modules: int, functions: int) -> None:
+    for module in range(modules):
+        lines = [
+            f'def f{module}_{n}(a, b={n}):\n    """Return the sum of module {module} and {n}."""\n'
+            for n in range(functions)
+        ]
+        (folder / f"m{module}.py").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("docstring", "sentence"),
+    [
+        ("Return it.", "Return it."),
+        ("Return it. Then stop.", "Return it."),
+        ("Return it, e.g. here. Then stop.", "Return it, e.g. here."),
+        ("Return\n    it\n    now.\n\nMore.", "Return it now."),
+        ("\n  No full stop\n\nMore", "No full stop"),
+        ("Is it? `x` is.", "Is it?"),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence_ends_where_a_reader_would_end_it(docstring: str, sentence: str) -> None:
+    assert first_sentence(docstring) == sentence
+
+
+def test_functions_are_read_and_never_run(tmp_path: Path) -> None:
+    (tmp_path / "bomb.py").write_text(
+        "raise SystemExit\nclass A:\n  async def go(self, *, x: int = 1):\n"
+        '    """Go to the place that x names."""\n'
+    )
+    (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "odd.py").write_bytes(b"\x00")
+    (tmp_path / "escape.py").write_text('x = "\\d"\n')
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "skipped.py").write_text('def f():\n  """Skip all that is a test."""\n')
+    read = read_modules(tmp_path)
+    assert read["bomb.py"] == {"go(self, *, x: int=1)": "Go to the place that x names."}
+    assert not read["broken.py"]
+    assert "test/skipped.py" not in read
+
+
+def test_each_function_gives_a_true_and_a_false_pair_of_its_own_module(tmp_path: Path) -> None:
+    write_library(tmp_path, 11, 100)
+    train, validation = stdlib_pairs(tmp_path)
+    assert len(train) + len(validation) == 2 * 11 * 100
+    for row in itertools.chain(train, validation):
+        module, number = str(row["signature"]).partition("(")[0][1:].split("_")
+        own = f"Return the sum of module {module} and {number}."
+        assert (row["sentence"] == own) == row["label"]
+        assert f"of module {module} " in str(row["sentence"])
+        assert row["module"] == f"m{module}.py"
+
+
+def test_neither_text_alone_tells_the_label(
+    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
+) -> None:
+    for key in ("sentence", "signature"):
+        for rows in own:
+            labels: dict[tuple[object, object], list[object]] = {}
+            for row in rows:
+                labels.setdefault((row[key], row["module"]), []).append(row["label"])
+            assert all(sorted(seen) == [0, 1] for seen in labels.values())
+
+
+def test_splits_share_no_module_and_no_sentence(
+    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
+) -> None:
+    train, validation = own
+    for key in ("module", "sentence"):
+        assert not {row[key] for row in train} & {row[key] for row in validation}
+    share = len(validation) / (len(train) + len(validation))
+    assert 0.2 < share < 0.35
+
+
+def test_it_is_large_balanced_and_shuffled(
+    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
+) -> None:
+    train, validation = own
+    assert len(train) > 4000
+    assert len(validation) > 1000
+    for rows in own:
+        assert sum(int(row["label"]) for row in rows) * 2 == len(rows)
+        assert 0.3 < sum(int(row["label"]) for row in rows[:200]) / 200 < 0.7
+
+
+def test_the_same_library_always_gives_the_same_rows(tmp_path: Path) -> None:
+    write_library(tmp_path, 11, 100)
+    rows = stdlib_pairs(tmp_path)
+    random.seed(99)
+    assert stdlib_pairs(tmp_path) == rows
+
+
+def test_a_library_without_source_is_refused(tmp_path: Path) -> None:
+    write_library(tmp_path, 2, 10)
+    with pytest.raises(DataError, match=f"at least {MIN_FUNCTIONS} .*, got 20 in {tmp_path}"):
+        stdlib_pairs(tmp_path)

@@ -1,0 +1,97 @@
+"""The pretrained model and its tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import ModelConfig
+from dynlora.train.pretrained import load_classifier, load_tokenizer, locate
+from tests.jobs import save_model, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def test_a_path_wins_over_a_name_and_a_name_is_taken_as_it_is(model: Path) -> None:
+    assert locate(ModelConfig(name="someone/model", path=str(model))) == str(model)
+    assert locate(ModelConfig(name="someone/model")) == "someone/model"
+
+
+def test_a_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "weights").symlink_to(model)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert locate(ModelConfig(package="some_package/weights")) == str(package / "weights")
+    with pytest.raises(ConfigError, match=rf"{package / 'other'}, which has no config\.json"):
+        locate(ModelConfig(package="some_package/other"))
+
+
+@pytest.mark.parametrize("package", ["no_such_package/model", "json.decoder/x", "/", "not a name"])
+def test_a_package_that_is_not_installed_is_named(package: str) -> None:
+    name = package.partition("/")[0]
+    with pytest.raises(ConfigError, match=f"got '{name}', which is not installed"):
+        locate(ModelConfig(package=package))
+
+
+@pytest.mark.parametrize(("labels", "kept"), [(2, True), (5, False)])
+def test_a_classifier_is_kept_where_it_fits_and_else_newly_drawn(
+    model: Path, labels: int, kept: bool
+) -> None:
+    tokenizer = load_tokenizer(str(model), 16)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        loaded = load_classifier(str(model), labels, tokenizer)
+        drawn.append(loaded.classifier.weight)
+    assert drawn[0].shape == (labels, 16)
+    assert torch.equal(drawn[0], drawn[1]), "the same random state gives the same classifier"
+    torch.manual_seed(8)
+    other = load_classifier(str(model), labels, tokenizer).classifier.weight
+    assert torch.equal(drawn[0], other) == kept
+
+
+def test_weights_in_half_precision_are_loaded_in_float32(tmp_path: Path, model: Path) -> None:
+    BertModel(BertConfig.from_pretrained(model)).bfloat16().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    loaded = load_classifier(str(tmp_path), 2, load_tokenizer(str(tmp_path), 16))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_the_shorter_of_the_models_and_the_tokenizers_limit_counts(
+    tmp_path: Path, model: Path
+) -> None:
+    assert load_tokenizer(str(model), 32)
+    with pytest.raises(ConfigError, match=r"must be at most 32, .* got 33"):
+        load_tokenizer(str(model), 33)
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    save_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match=r"must be at most 20, .* got 21"):
+        load_tokenizer(str(tmp_path), 21)
+
+
+def test_the_end_of_text_pads_where_there_is_no_padding_token(tmp_path: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_tokenizer(tmp_path, pad_token=None, eos_token="[SEP]")
+    assert load_tokenizer(str(tmp_path), 16).pad_token == "[SEP]"
+    save_tokenizer(tmp_path, pad_token=None)
+    with pytest.raises(ConfigError, match="got neither: add `pad_token`"):
+        load_tokenizer(str(tmp_path), 16)
+
+
+def test_a_model_without_a_classification_form_is_refused(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
+    save_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
+        load_classifier(str(tmp_path), 2, load_tokenizer(str(model), 16))

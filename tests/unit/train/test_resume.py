@@ -1,0 +1,114 @@
+"""Which checkpoint a job goes on from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dynlora.errors import ResumeError, RunFolderError
+from dynlora.train.config import DataConfig, JobConfig, ModelConfig, TrainingConfig
+from dynlora.train.resume import (
+    check_same_task,
+    complete_checkpoints,
+    find_past,
+    flatten,
+    save_progress,
+)
+from dynlora.train.run_folder import RunFolder, write_config, write_json
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def config(folder: RunFolder, resume: str = "none", **training: object) -> JobConfig:
+    return JobConfig(
+        output=str(folder.root),
+        model=ModelConfig(name="m"),
+        data=DataConfig(name="d"),
+        training=TrainingConfig(resume=resume, **training),
+    )
+
+
+def begin(folder: RunFolder, *steps: int) -> None:
+    write_config(folder.config, config(folder))
+    write_json(folder.run, {"budget": 10, "metrics_before": {"loss": 1.0}})
+    for step in steps:
+        checkpoint = folder.checkpoints / f"checkpoint-{step}"
+        write_json(checkpoint / "trainer_state.json", {"global_step": step})
+        save_progress(checkpoint, step=step, train=2.5, evaluation=0.5)
+
+
+def test_a_job_that_does_not_resume_has_no_past(folder: RunFolder) -> None:
+    assert find_past(config(folder), folder) is None
+    begin(folder, 5)
+    with pytest.raises(RunFolderError, match="holds one"):
+        find_past(config(folder), folder)
+    again = dataclasses.replace(config(folder), overwrite=True)
+    assert find_past(again, folder) is None
+
+
+def test_the_newest_complete_checkpoint_is_the_latest(folder: RunFolder) -> None:
+    begin(folder, 5, 90, 100)
+    write_json(folder.checkpoints / "checkpoint-110" / "trainer_state.json", {})
+    assert sorted(complete_checkpoints(folder)) == [5, 90, 100]
+    past = find_past(config(folder, "latest"), folder)
+    assert past is not None
+    assert past.checkpoint == folder.checkpoints / "checkpoint-100"
+    assert (past.step, past.train_seconds, past.eval_seconds) == (100, 2.5, 0.5)
+    assert past.run["metrics_before"] == {"loss": 1.0}
+    assert past.source.root == folder.root.resolve()
+
+
+def test_a_lost_run_json_is_no_obstacle(folder: RunFolder, tmp_path: Path) -> None:
+    begin(folder, 5)
+    folder.run.unlink()
+    other = RunFolder(tmp_path / "other")
+    past = find_past(config(other, str(folder.checkpoints / "checkpoint-5")), other)
+    assert past is not None
+    assert past.run == {}
+
+
+def test_settings_that_only_say_where_and_whether_to_resume_may_differ(folder: RunFolder) -> None:
+    begin(folder, 5)
+    job = dataclasses.replace(config(folder, "latest"), overwrite=True)
+    assert find_past(job, folder) is not None
+
+
+def test_any_other_setting_that_differs_is_named(folder: RunFolder) -> None:
+    begin(folder, 5)
+    with pytest.raises(ResumeError, match=r"1 key differs: training\.seed \(was 0, now 7\)"):
+        find_past(config(folder, "latest", seed=7), folder)
+    with pytest.raises(ResumeError, match="2 keys differ"):
+        find_past(config(folder, "latest", seed=7, epochs=1), folder)
+
+
+def test_a_key_that_the_old_run_did_not_know_is_named_too(folder: RunFolder) -> None:
+    begin(folder, 5)
+    text = folder.config.read_text().replace("  seed: 0\n", "", 1)
+    folder.config.write_text(text)
+    with pytest.raises(ResumeError, match=r"\.seed \(was None, now 0\)"):
+        find_past(config(folder, "latest"), folder)
+
+
+def test_another_model_or_data_behind_the_same_settings_is_refused(folder: RunFolder) -> None:
+    begin(folder, 5)
+    past = find_past(config(folder, "latest"), folder)
+    assert past is not None
+    check_same_task(past, {"budget": 10, "unknown to old runs": 3})
+    with pytest.raises(ResumeError, match=r"`budget` of .*run\.json is 10 and now 20"):
+        check_same_task(past, {"budget": 20})
+
+
+def test_progress_is_written_as_one_whole_file(tmp_path: Path) -> None:
+    save_progress(tmp_path, step=3, train=1.0, evaluation=2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+    assert json.loads((tmp_path / "job.json").read_text())["step"] == 3
+
+
+def test_nested_values_are_flattened_to_dotted_keys() -> None:
+    assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}, "f": {}}) == {
+        "a": 1, "b.c": [2], "b.d.e": None,
+    }  # fmt: skip

@@ -1,0 +1,39 @@
+"""`run.json`."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
+
+
+def test_each_update_is_on_disk_at_once_beside_what_was_known(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run.json")
+    record.update(status="running", seed=3)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running", "seed": 3}
+    record.update(status="finished")
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "finished", "seed": 3}
+
+
+def test_versions_are_those_of_the_installed_packages() -> None:
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["peft"] == version("peft")
+    assert found["torch"] == version("torch")
+
+
+def test_the_machine_is_described() -> None:
+    found = machine()
+    assert set(found) == {"platform", "cpus", "threads", "gpu"}
+    assert int(found["cpus"]) >= 1
+    assert int(found["threads"]) >= 1
+
+
+def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+    before = peak_memory()["peak_memory_bytes"]
+    block = bytearray(50_000_000)
+    after = peak_memory()["peak_memory_bytes"]
+    assert before is not None
+    assert after is not None
+    assert len(block) < before <= after < 2**40

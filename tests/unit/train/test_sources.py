@@ -1,0 +1,90 @@
+"""Where rows come from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynlora.errors import DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.sources import load_splits
+from tests.jobs import write_rows
+
+ROWS = [{"text": f"number {n}", "label": n % 2} for n in range(20)]
+
+
+def column(split: Any, name: str = "text") -> list[Any]:
+    return split.table[name].to_pylist()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_folder_holds_one_file_a_split(tmp_path: Path, ending: str) -> None:
+    write_rows(tmp_path / f"train{ending}", ROWS)
+    write_rows(tmp_path / f"validation{ending}", ROWS[:3])
+    train, validation = load_splits(DataConfig(path=str(tmp_path)))
+    assert (train.name, validation.name) == ("training", "validation")
+    assert column(train) == [row["text"] for row in ROWS]
+    assert column(validation, "label") == [0, 1, 0]
+    assert validation.source == str(tmp_path / f"validation{ending}")
+
+
+def test_splits_can_have_other_names_and_other_endings(tmp_path: Path) -> None:
+    write_rows(tmp_path / "fit.csv", ROWS)
+    write_rows(tmp_path / "dev.parquet", ROWS[:3])
+    config = DataConfig(path=str(tmp_path), train_split="fit", validation_split="dev")
+    train, validation = load_splits(config)
+    assert (train.table.num_rows, validation.table.num_rows) == (20, 3)
+
+
+def test_two_files_of_the_same_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train.csv", "train.jsonl", "validation.csv"):
+        write_rows(tmp_path / name, ROWS)
+    with pytest.raises(DataError, match=r"got 2 .*train\.csv, train\.jsonl, validation\.csv"):
+        load_splits(DataConfig(path=str(tmp_path)))
+
+
+def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "all.jsonl", ROWS)
+    config = DataConfig(path=str(path), validation_fraction=0.3)
+    train, validation = load_splits(config)
+    assert (train.table.num_rows, validation.table.num_rows) == (14, 6)
+    assert set(column(train)) | set(column(validation)) == {row["text"] for row in ROWS}
+    assert set(column(train)) & set(column(validation)) == set()
+    again = load_splits(config)
+    assert (column(again[0]), column(again[1])) == (column(train), column(validation))
+
+
+def test_each_row_knows_where_it_stood_in_its_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "all.jsonl", ROWS)
+    for split in load_splits(DataConfig(path=str(path), max_train_rows=5, max_validation_rows=1)):
+        assert column(split) == [f"number {row}" for row in split.rows]
+
+
+def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_rows(tmp_path / f"{name}.jsonl", ROWS)
+    train, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=7))
+    assert train.table.num_rows == 7
+    assert list(train.rows) == sorted(train.rows)
+    assert list(train.rows) != list(range(7))
+    whole, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=20))
+    assert column(whole) == [row["text"] for row in ROWS]
+
+
+def test_texts_of_a_csv_file_stay_texts_even_if_they_look_like_numbers(tmp_path: Path) -> None:
+    content = 'text,other,label\n007,true,1\n1984,2020-01-01,0\n"a\nb",NA,1\n'
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.csv").write_text(content)
+    train, _ = load_splits(DataConfig(path=str(tmp_path), text_pair="other"))
+    assert column(train) == ["007", "1984", "a\nb"]
+    assert column(train, "other") == ["true", "2020-01-01", "NA"]
+    assert column(train, "label") == [1, 0, 1]
+
+
+def test_the_embedded_data_set_becomes_two_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [{"sentence": "a", "signature": "f()", "label": n % 2, "module": "m"} for n in range(9)]
+    monkeypatch.setattr("dynlora.train.sources.stdlib_pairs", lambda: (pairs, pairs[:5]))
+    config = DataConfig(embedded="stdlib", max_train_rows=4)
+    train, validation = load_splits(config)
+    assert train.table.column_names == ["sentence", "signature", "label", "module"]
+    assert (train.table.num_rows, validation.table.num_rows) == (4, 5)

@@ -1,0 +1,139 @@
+"""The order of examples, the number of steps, and the precision."""
+
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import Trainer
+
+from dynlora.train.config import TrainingConfig
+from dynlora.train.trainer import (
+    EpochSampler,
+    JobTrainer,
+    make_sampler,
+    total_steps,
+    training_arguments,
+    use_bf16,
+)
+
+LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
+
+
+@pytest.mark.parametrize("batch_size", [None, 4, 8])
+def test_each_epoch_holds_every_example_once(batch_size: int | None) -> None:
+    sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=0)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert sorted(sampler) == list(range(103))
+    assert len(sampler) == 103
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_the_order_depends_on_seed_and_epoch_alone(batch_size: int | None) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+    torch.manual_seed(99)
+    assert all(order(*key) == value for key, value in orders.items())
+    assert len({tuple(value) for value in orders.values()}) == 4
+
+
+def test_iterating_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    list(EpochSampler(LENGTHS, batch_size=8, seed=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
+    def padding(batch_size: int | None) -> int:
+        order = list(EpochSampler(LENGTHS, batch_size=batch_size, seed=0))
+        batches = [[LENGTHS[i] for i in order[at : at + 8]] for at in range(0, 103, 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(8) < 0.5 * padding(None)
+
+
+def test_grouping_counts_the_batches_of_an_optimizer_step_as_one() -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[0] * n for n in LENGTHS]})
+    config = TrainingConfig(batch_size=4, gradient_accumulation=2)
+    assert make_sampler(rows, config).batch_size == 8
+    assert make_sampler(rows, TrainingConfig(group_by_length=False)).batch_size is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.5])
+def test_steps_are_counted_as_the_trainer_counts_them(
+    tmp_path: Path, batch_size: int, accumulation: int, epochs: float
+) -> None:
+    config = TrainingConfig(
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+        epochs=epochs,
+        bf16=False,
+        eval="no",
+    )
+    for rows in (1, 7, 8, 9, 100):
+        data = datasets.Dataset.from_dict({"input": [0.0] * rows})
+        trainer = Trainer(
+            torch.nn.Linear(1, 1), training_arguments(config, tmp_path), train_dataset=data
+        )
+        loader = trainer.get_train_dataloader()
+        expected = trainer.set_initial_training_values(trainer.args, loader)[-1]
+        assert total_steps(rows, config) == expected
+
+
+def test_given_steps_win_over_epochs() -> None:
+    assert total_steps(1000, TrainingConfig(epochs=5, max_steps=3)) == 3
+
+
+def test_a_precision_that_is_given_is_taken_and_auto_asks_the_device() -> None:
+    assert use_bf16(True) is True
+    assert use_bf16(False) is False
+    assert use_bf16("auto") in {True, False}
+
+
+def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -> None:
+    config = TrainingConfig(
+        epochs=2, batch_size=3, learning_rate=0.25, weight_decay=0.5, warmup_ratio=0.125,
+        schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
+        logging_steps=9, seed=11, best_metric="loss",
+    )  # fmt: skip
+    args = training_arguments(config, tmp_path)
+    assert (args.num_train_epochs, args.max_steps) == (2, -1)
+    assert (args.per_device_train_batch_size, args.learning_rate) == (3, 0.25)
+    assert (args.weight_decay, args.max_grad_norm, args.seed) == (0.5, 0, 11)
+    assert args.lr_scheduler_type == "constant_with_warmup"
+    assert args.get_warmup_steps(80) == 10
+    assert (args.eval_strategy, args.eval_steps, args.save_strategy) == ("steps", 7, "no")
+    assert args.optim.startswith("adamw_torch")
+    assert args.report_to == []
+    assert args.greater_is_better is False
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 2)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.layer(x)
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    rows = datasets.Dataset.from_dict({"x": [[0.0], [1.0]], "labels": [0, 1]})
+    trainer = JobTrainer(
+        EpochSampler([1, 1], batch_size=None, seed=0),
+        model=Model(),
+        args=training_arguments(TrainingConfig(bf16=False, eval="no"), tmp_path),
+        eval_dataset=rows,
+    )
+    before = torch.get_rng_state()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert torch.equal(torch.get_rng_state(), before)
