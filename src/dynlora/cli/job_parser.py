@@ -6,6 +6,7 @@ into one line that names the key and the nearest valid name.
 
 import argparse
 import difflib
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -24,8 +25,10 @@ DESCRIPTION = (
     "Train and evaluate as the YAML file CONFIG says. Each key below can stand in CONFIG (a dot "
     "is a level) or on the command line, which wins. null unsets a key."
 )
+SHOWN = 3
+"""Valid names that an error shows where some are near."""
 T = TypeVar("T")
-OWN_OPTIONS = ("config", "help", "print_config")
+OWN_OPTIONS = ("help", "print_config")
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -39,12 +42,12 @@ def parse_job(arguments: Sequence[str]) -> JobConfig | None:
         ConfigError: If a key or value is unknown, missing or outside its range.
     """
     given = list(arguments)
+    _check_options(given)
     if given and not given[0].startswith("-"):
         _check_file(Path(given[0]))
         given.insert(0, "--config")
     elif not {"-h", "--help"} & set(given):
         raise ConfigError(f"CONFIG, a YAML file, must come first: {USAGE}")
-    _check_options(given)
     try:
         values = _parser().parse_args(given).as_dict()
     except argparse.ArgumentError as error:
@@ -55,13 +58,25 @@ def parse_job(arguments: Sequence[str]) -> JobConfig | None:
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` made from plain, already typed, nested values."""
+    """Return the dataclass `kind` made from plain, already typed, nested values.
+
+    Raises:
+        ConfigError: If a value is outside its range; the key is named with its section.
+    """
     hints = get_type_hints(kind)
     made = {
-        key: build(hints[key], value) if is_dataclass(hints[key]) else value
+        key: _build_section(key, hints[key], value) if is_dataclass(hints[key]) else value
         for key, value in values.items()
     }
     return kind(**made)
+
+
+def _build_section(key: str, kind: Any, values: Mapping[str, Any]) -> Any:
+    try:
+        return build(kind, values)
+    except ConfigError as error:
+        # `DynamicLoraConfig` is also used without a section and does not know of its own.
+        raise ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error))) from error
 
 
 def _parser() -> ArgumentParser:
@@ -73,7 +88,9 @@ def _parser() -> ArgumentParser:
     sections = dict(_sections())
     parser.add_class_arguments(JobConfig, skip=set(sections))
     for key, section in sections.items():
-        parser.add_class_arguments(section, key)
+        title = f"{key}: {inspect.getdoc(section)}".partition("\n")[0].removesuffix(".")
+        group = parser.add_argument_group(title)
+        group.add_class_arguments(section, key, as_group=False)
     return parser
 
 
@@ -118,25 +135,44 @@ def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str)
 
 
 def _check_options(given: Sequence[str]) -> None:
-    known = {key for key, _ in valid_keys()} | set(OWN_OPTIONS)
+    hints = dict(valid_keys())
     for option in given:
         key = option.removeprefix("--").partition("=")[0]
-        if option.startswith("--") and key not in known:
+        if not option.startswith("--") or key in OWN_OPTIONS:
+            continue
+        if key not in hints:
             raise _unknown(key, " on the command line")
+        if is_dataclass(hints[key]):
+            inside = ", ".join(f"--{key}.{field.name}" for field in fields(hints[key]))
+            raise ConfigError(f"`--{key}` must name a key of the section {key}: {inside}.")
 
 
 def _unknown(key: str, where: str) -> ConfigError:
     """Return the error for a key that does not exist, with the names that come nearest."""
     valid = [name for name, _ in valid_keys()]
-    near = difflib.get_close_matches(key, valid, n=2, cutoff=0.75)
-    leaf = key.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, [v.rpartition(".")[2] for v in valid], 2, cutoff=0.7)
-    near += [v for v in valid if v.rpartition(".")[2] in leaves and v not in near]
-    section = key.rpartition(".")[0] + "."
-    same = [v for v in valid if v.startswith(section)] or [v for v in valid if "." not in v]
-    names = ", ".join(f"`{name}`" for name in (near[:3] or same))
+    section, _, leaf = key.rpartition(".")
+    sections = {name.rpartition(".")[0] for name in valid}
+    home = next(iter(difflib.get_close_matches(section, sections, n=1, cutoff=0.7)), "")
+    inside = [name for name in valid if name.rpartition(".")[0] == home]
+    near = [name for name in inside if _alike(leaf, name)]
+    # A key of a section that exists is looked for elsewhere only under its very name.
+    near = near or [
+        name
+        for name in valid
+        if name.endswith(f".{leaf}") or (section not in sections - {""} and _alike(leaf, name))
+    ]
+    names = ", ".join(f"`{name}`" for name in (near[:SHOWN] or inside))
     advice = f"the nearest valid name is {names}" if near else f"valid names are {names}"
     return ConfigError(f"unknown key `{key}`{where}: {advice}.")
+
+
+def _alike(given: str, name: str) -> bool:
+    """Return whether `given` is likely a slip or a short form of a key's last part."""
+    leaf = name.rpartition(".")[2]
+    words = leaf.split("_")
+    short = "".join(word[0] for word in words)
+    close = difflib.SequenceMatcher(None, given, leaf).ratio() >= 0.7
+    return close or given in words or (len(words) > 1 and given == short)
 
 
 def _explain(error: argparse.ArgumentError) -> ConfigError:
@@ -146,14 +182,23 @@ def _explain(error: argparse.ArgumentError) -> ConfigError:
     value = re.search(r"(?:Got|Given) value: (.*)", text)
     hint = dict(valid_keys()).get(key[1]) if key else None
     if key is None or value is None or hint is None:
-        missing = re.search(r"required: (.*)", text)
-        if missing:
-            return ConfigError(f"`{missing[1]}` must be given, in CONFIG or as --{missing[1]}.")
-        return ConfigError(" ".join(text.split()))
+        return _explain_other(text)
     choices = [str(choice) for choice in _choices(hint)]
     near = difflib.get_close_matches(value[1], choices, n=1, cutoff=0.4)
     advice = f" The nearest valid value is {near[0]}." if near else ""
-    return ConfigError(f"`{key[1]}` must be {_describe(hint)}, got {value[1]}.{advice}")
+    given = "null" if value[1] == "None" else value[1]
+    return ConfigError(f"`{key[1]}` must be {_describe(hint)}, got {given}.{advice}")
+
+
+def _explain_other(text: str) -> ConfigError:
+    """Return a complaint that is not about a value."""
+    if found := re.search(r"required: (.*)", text):
+        return ConfigError(f"`{found[1]}` must be given, in CONFIG or as --{found[1]}.")
+    if found := re.search(r"unrecognized arguments: (.*)", text):
+        return ConfigError(f"CONFIG must be followed by options only, got {found[1]}: {USAGE}")
+    if found := re.search(r"argument (--\S+): expected one argument", text):
+        return ConfigError(f"`{found[1]}` must be followed by a value, got none.")
+    return ConfigError(" ".join(text.split()))
 
 
 def _choices(hint: Any) -> list[Any]:
@@ -164,7 +209,8 @@ def _choices(hint: Any) -> list[Any]:
 
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
+        choices = [str(choice) for choice in get_args(hint)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     if get_origin(hint) in {Union, UnionType}:
         return " or ".join(_describe(part) for part in get_args(hint))
     if get_origin(hint) is tuple:

@@ -1,9 +1,10 @@
 """`dynlora`: the command line's entry, which finds the verb and turns errors into exit codes.
 
-Exit code 0: done. 2: the input must be mended; one line on the standard error says how. Anything
-else is a bug of ours and keeps its traceback.
+Exit code 0: done. 2: the input must be mended; one line on the standard error says how. 130: the
+user stopped it; one line says how to go on. Anything else is a bug of ours and keeps its traceback.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        The exit code, 0 or 2.
+        The exit code: 0, 2 or 130.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DynamicLoraError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        how = str(stop) or "before training began; nothing was written"
+        print(f"interrupted: {how}", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -16,7 +16,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """
     parts = [name.split(".") for name in names]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     plain = [".".join(p[shared:]) for p in parts]
     short = [".".join(p[_first_number(p, shared) :]) for p in parts]

@@ -1,13 +1,16 @@
-"""The table at the end of a run: what the user came for, on one screen."""
+"""The table at the end of a run: what the user came for, on one screen of 80 columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from rich.table import Table
+from rich.text import Text
 
+from dynlora.report.movement import moved, stillness
 from dynlora.report.names import short_names
+from dynlora.types import Event
 
 METRICS = ("accuracy", "f1", "matthews", "loss")
 MOVERS = 3
@@ -33,8 +36,8 @@ class RunReport:
     """Rank by module name at the start; empty where ranks do not move."""
     final_ranks: Mapping[str, int]
     """Rank by module name at the end; empty where ranks do not move."""
-    events: int
-    """How often ranks could move."""
+    events: Sequence[Event]
+    """The times at which ranks could move; empty where they do not."""
     train_seconds: float
     """Time in optimizer steps, in seconds."""
     dynamic_seconds: float
@@ -45,49 +48,70 @@ class RunReport:
 
 def summary_table(report: RunReport) -> Table:
     """Return the report as a table of two columns, ready to print."""
-    table = Table(title=f"dynlora: method {report.method}", show_header=False)
+    table = Table(title=f"dynlora train: method {report.method}", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name in METRICS:
-        if name in report.before and name in report.after:
-            table.add_row(name, f"{report.before[name]:.4f} → {report.after[name]:.4f}")
-    share = report.parameters / report.budget
-    kind = "trained parameters" if report.method == "full" else "LoRA parameters"
-    table.add_row(
-        kind,
-        f"{report.parameters:,} of a budget of {report.budget:,} ({share:.1%}), "
-        f"peak {report.peak_parameters:,}",
-    )
-    for label, text in _rank_rows(report):
-        table.add_row(label, text)
-    table.add_row("time in training steps", f"{report.train_seconds:.1f} s")
-    if report.final_ranks:
-        part = report.dynamic_seconds / report.train_seconds if report.train_seconds else 0.0
-        table.add_row("time in the dynamic part", f"{report.dynamic_seconds:.2f} s ({part:.2%})")
-    for what, where in report.places.items():
-        table.add_row(what, str(where))
+    for rows in (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows):
+        for label, text in rows(report):
+            table.add_row(label, Text(text))  # plain: a path may hold rich's square brackets
+        table.add_section()
     return table
 
 
-def _rank_rows(report: RunReport) -> list[tuple[str, str]]:
+def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    for name in METRICS:
+        if name in report.before and name in report.after:
+            before, after = report.before[name], report.after[name]
+            yield f"validation {name}", f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
+
+
+def _parameter_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    if report.method == "full":
+        yield "trained parameters", f"{report.parameters:,}"
+        return
+    share = report.parameters / report.budget if report.budget else 0.0
+    text = f"{report.parameters:,} of the budget of {report.budget:,} ({share:.1%})"
+    yield "live LoRA parameters", text
+    if report.peak_parameters != report.parameters:
+        yield "at their peak", f"{report.peak_parameters:,}"
+
+
+def _rank_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     ranks = report.final_ranks
     if not ranks:
-        return []
+        return
     low, middle, high = min(ranks.values()), median(ranks.values()), max(ranks.values())
+    yield "ranks", f"lowest {low}, median {middle:g}, highest {high}"
+    still = stillness(report.events)
+    if still is not None:
+        yield "ranks did not move", still
+        return
+    count = sum(moved(event) for event in report.events)
     moves = {name: rank - report.initial_ranks[name] for name, rank in ranks.items()}
-    by_move = sorted(moves, key=lambda name: moves[name])
-    lost = [name for name in by_move[:MOVERS] if moves[name] < 0]
-    gained = [name for name in reversed(by_move[-MOVERS:]) if moves[name] > 0]
-    return [
-        ("ranks", f"lowest {low}, median {middle:g}, highest {high}; {report.events} events"),
-        ("gained most", _movers(gained, report)),
-        ("lost most", _movers(lost, report)),
-    ]
+    up, down = sum(move > 0 for move in moves.values()), sum(move < 0 for move in moves.values())
+    yield "ranks moved", f"at {count} of {len(report.events)} events: {up} layers up, {down} down"
+    by_gain = sorted(moves, key=lambda name: -moves[name])
+    yield "gained most", _movers([n for n in by_gain[:MOVERS] if moves[n] > 0], report)
+    yield "lost most", _movers([n for n in by_gain[: -MOVERS - 1 : -1] if moves[n] < 0], report)
 
 
 def _movers(names: Sequence[str], report: RunReport) -> str:
+    """Return one line a layer: its short name and its ranks at the start and at the end."""
     short = short_names(list(report.final_ranks))
-    moves = [
-        f"{short[name]} {report.initial_ranks[name]} → {report.final_ranks[name]}" for name in names
+    width = max((len(short[name]) for name in names), default=0)
+    lines = [
+        f"{short[n]:<{width}}  {report.initial_ranks[n]} → {report.final_ranks[n]}" for n in names
     ]
-    return ", ".join(moves) or "none"
+    return "\n".join(lines) or "none"
+
+
+def _time_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    yield "training steps", f"{report.train_seconds:.1f} s"
+    if report.final_ranks:
+        part = report.dynamic_seconds / report.train_seconds if report.train_seconds else 0.0
+        yield "of it dynamic part", f"{report.dynamic_seconds:.2f} s ({part:.2%})"
+
+
+def _place_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    for what, where in report.places.items():
+        yield what, str(where)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,14 @@ from dynlora.train.methods import Prepared, prepare
 from dynlora.train.metrics import TaskLoss, task_metrics
 from dynlora.train.pretrained import load_classifier, load_tokenizer, locate
 from dynlora.train.progress import ProgressBar
-from dynlora.train.recorder import MetricsRecorder, RankRecorder, Stopwatch
-from dynlora.train.run_folder import RunFolder, check_same_config
+from dynlora.train.recorder import (
+    CheckpointRecorder,
+    MetricsRecorder,
+    RankRecorder,
+    Stopwatch,
+)
+from dynlora.train.resume import Past, check_same_task, find_past
+from dynlora.train.run_folder import RunFolder
 from dynlora.train.trainer import JobTrainer, make_sampler, total_steps, training_arguments
 
 
@@ -24,10 +31,12 @@ class Job:
 
     config: JobConfig
     folder: RunFolder
-    checkpoint: Path | None
-    """Where to resume from; None starts afresh."""
+    past: Past | None
+    """Where to go on from; None starts afresh."""
     tokenizer: Any
     data: TaskData
+    steps: int
+    """Optimizer steps of the whole run."""
     prepared: Prepared
     trainer: JobTrainer
     metrics: MetricsRecorder
@@ -46,7 +55,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
     """
     folder = RunFolder(Path(config.output))
-    checkpoint = _find_checkpoint(config, folder)
+    past = find_past(config, folder)
     source = locate(config.model)
     tokenizer = load_tokenizer(source, config.data.max_length)
     data = load_task(config.data, tokenizer)
@@ -54,7 +63,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
     base = load_classifier(source, data.num_labels, tokenizer)
     set_seed(config.training.seed)
     steps = total_steps(len(data.train), config.training)
-    prepared = prepare(base, config, steps, checkpoint)
+    prepared = prepare(base, config, steps, None if past is None else past.checkpoint)
+    if past is not None:
+        check_same_task(past, identity(data, prepared))
     loss, stopwatch = TaskLoss(prepared.penalty), Stopwatch()
     metrics, progress = MetricsRecorder(folder.metrics), ProgressBar(console)
     dynamic = prepared.dynamic
@@ -63,24 +74,29 @@ def build_job(config: JobConfig, console: Console) -> Job:
     callbacks: list[TrainerCallback] = [loss, *prepared.callbacks, stopwatch, metrics, progress]
     if ranks is not None:
         callbacks.append(ranks)
-    trainer = JobTrainer(
-        make_sampler(data.train, config.training),
-        model=prepared.model,
-        args=training_arguments(config.training, folder.checkpoints),
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_loss_func=loss,
-        compute_metrics=task_metrics,
-        callbacks=callbacks,
-    )
+    callbacks.append(CheckpointRecorder(stopwatch, metrics))
+    # The Trainer makes its folder at once, but nothing is written before all was found right.
+    with TemporaryDirectory() as nowhere:
+        trainer = JobTrainer(
+            make_sampler(data.train, config.training),
+            model=prepared.model,
+            args=training_arguments(config.training, Path(nowhere)),
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_loss_func=loss,
+            compute_metrics=task_metrics,
+            callbacks=callbacks,
+        )
+    trainer.args.output_dir = str(folder.checkpoints)
     trainer.remove_callback(PrinterCallback)
     return Job(
         config=config,
         folder=folder,
-        checkpoint=checkpoint,
+        past=past,
         tokenizer=tokenizer,
         data=data,
+        steps=steps,
         prepared=prepared,
         trainer=trainer,
         metrics=metrics,
@@ -90,15 +106,10 @@ def build_job(config: JobConfig, console: Console) -> Job:
     )
 
 
-def _find_checkpoint(config: JobConfig, folder: RunFolder) -> Path | None:
-    resume = config.training.resume
-    if resume == "none":
-        if not config.overwrite:
-            folder.refuse_run()
-        return None
-    checkpoint = folder.latest_checkpoint() if resume == "latest" else Path(resume)
-    check_same_config(checkpoint, config)
-    inside = checkpoint.resolve().is_relative_to(folder.root.resolve())
-    if not inside and not config.overwrite:
-        folder.refuse_run()
-    return checkpoint
+def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
+    """Return what a run is about: `run.json` holds it, and a resumed run must agree."""
+    return {
+        "rows": {"train": len(data.train), "validation": len(data.validation)},
+        "num_labels": data.num_labels,
+        "budget": prepared.budget,
+    }

@@ -3,6 +3,7 @@
 Everything a user can get wrong about columns and labels is found here, before training starts.
 """
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,10 +88,17 @@ def check_rows(split: RawSplit, config: DataConfig, num_labels: int | None) -> R
         named["data.text_pair"] = config.text_pair
     for key, column in named.items():
         if column not in split.table.column_names:
+            near = difflib.get_close_matches(column, split.table.column_names, n=1)
             raise DataError(
                 f"`{key}` names the column {column!r}, which the {split.name} split "
                 f"({split.source}) does not have: its columns are "
                 f"{', '.join(split.table.column_names)}."
+                + (f" The nearest is {near[0]!r}." if near else "")
+            )
+        if split.table.column_names.count(column) > 1:
+            raise DataError(
+                f"`{key}` must name one column, got {column!r}, which the {split.name} split "
+                f"({split.source}) has more than once: rename all but one."
             )
     if split.table.num_rows == 0:
         raise DataError(
@@ -121,7 +129,8 @@ def _labels(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
         "Number the classes 0, 1, 2, ... and remove rows without a label.",
     )
     labels = [int(value) for value in values]
-    high = max(labels) if num_labels is None else num_labels - 1
+    # Without a number given, more classes than rows are no classes: identifiers, years, prices.
+    high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
     _refuse(
         split,
         f"label column {column!r} must hold classes in [0, {high}]",
@@ -139,11 +148,11 @@ def _refuse(split: RawSplit, required: str, faults: Sequence[tuple[int, Any]], a
     """Raise a `DataError` that counts and shows the faulty rows, if there are any."""
     if not faults:
         return
-    shown = ", ".join(f"{value!r} in row {row}" for row, value in faults[:SHOWN])
+    shown = ", ".join(f"{value!r} in row {split.rows[row]}" for row, value in faults[:SHOWN])
     more = ", ..." if len(faults) > SHOWN else ""
     raise DataError(
         f"{required}, but {len(faults)} of {split.table.num_rows} rows of the {split.name} split "
-        f"({split.source}) do not: {shown}{more}. {advice}"
+        f"({split.source}, rows counted from 0) do not: {shown}{more}. {advice}"
     )
 
 

@@ -1,23 +1,26 @@
 """The job: configuration in; trained adapter, history and a report out.
 
-What can be wrong with the input is found while the job is built, before the folder is touched.
+What can be wrong with the input is found before the folder is touched: while the job is built, and
+in the evaluation before training.
 """
 
-import json
-from pathlib import Path
-from typing import Any
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from peft.utils.warning import PeftWarning
 from rich.console import Console
 from transformers import set_seed
 
+from dynlora.errors import RunFolderError
 from dynlora.report.heatmap import write_heatmap
-from dynlora.report.summary import RunReport
-from dynlora.train.build import Job, build_job
+from dynlora.report.summary import METRICS, RunReport
+from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import JobConfig
-from dynlora.train.run_folder import RunFolder, write_config
-from dynlora.train.run_record import RunRecord, machine, peak_memory_bytes, versions
-
-METRICS = ("loss", "accuracy", "f1", "matthews")
+from dynlora.train.resume import complete_checkpoints
+from dynlora.train.run_folder import write_config
+from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 
 
 def run_job(config: JobConfig, console: Console) -> RunReport:
@@ -32,57 +35,80 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
+        KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
+            go on.
     """
     job = build_job(config, console)
-    record = open_folder(job)
+    _announce(job, console)
+    past = {} if job.past is None else job.past.run
+    record = open_folder(job, past.get("metrics_before") or _evaluate(job))
     try:
-        if record.values["metrics_before"] is None:
-            record.update(metrics_before=_evaluate(job))
-        _train(job)
-        _write_model(job)
-        report = _finish(job, record)
+        with _quiet_about_masks(config):
+            _train(job)
+            _write_model(job)
+        return _finish(job, record)
+    except KeyboardInterrupt:
+        record.update(status="interrupted", steps=job.trainer.state.global_step)
+        raise KeyboardInterrupt(_how_to_go_on(job)) from None
     except BaseException as error:
         record.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         job.progress.stop()
-    return report
 
 
-def open_folder(job: Job) -> RunRecord:
-    """Begin the run's folder and return its record; a resumed run brings its history along."""
-    folder, config = job.folder, job.config
-    past: dict[str, Any] = {}
-    lines, step = None, 0
-    if job.checkpoint is not None:
-        source = RunFolder(job.checkpoint.resolve().parent.parent)
-        past = json.loads(source.run.read_text(encoding="utf-8"))
-        lines, step = source.metrics, int(_trainer_state(job.checkpoint)["global_step"])
-    else:
-        folder.clear()
-    job.metrics.start(lines, step)
-    write_config(folder.config, config)
+@contextmanager
+def _quiet_about_masks(config: JobConfig) -> Iterator[None]:
+    """Silence PEFT where it takes a layer that AdaLoRA left without rank for a sharded one."""
+    with warnings.catch_warnings():
+        if config.method == "adalora":
+            warnings.filterwarnings("ignore", "Adapter .* have invalid shape", PeftWarning)
+        yield
+
+
+def _announce(job: Job, console: Console) -> None:
+    """Say what was loaded, so that a wrong split or model is seen before minutes have passed."""
+    data, count = job.data, f"{job.prepared.start_parameters:,}"
+    trained = "LoRA parameters" if job.config.method != "full" else "parameters, all of the model's"
+    for line in (
+        f"data: {len(data.train):,} training and {len(data.validation):,} validation rows, "
+        f"{data.num_labels} classes",
+        f"method {job.config.method}: {count} {trained}; {job.steps} steps",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
+    """Begin the run's folder and return its record; a resumed run brings its history along.
+
+    Raises:
+        RunFolderError: If the folder cannot be written.
+    """
+    folder, config, past = job.folder, job.config, job.past
     record = RunRecord(folder.run)
-    record.update(
+    record.values.update(
         status="running",
         method=config.method,
         seed=config.training.seed,
-        resumed_from_step=step if job.checkpoint is not None else None,
+        resumed_from_step=None if past is None else past.step,
         versions=versions(),
         machine=machine(),
         bf16=bool(job.trainer.args.bf16),
-        rows={"train": len(job.data.train), "validation": len(job.data.validation)},
-        num_labels=job.data.num_labels,
+        **identity(job.data, job.prepared),
         texts_cut=dict(job.data.cut),
-        budget=job.prepared.budget,
-        metrics_before=past.get("metrics_before"),
+        metrics_before=metrics_before,
     )
+    try:
+        if past is None or past.source.root.resolve() != folder.root.resolve():
+            folder.clear()
+        record.update()
+        write_config(folder.config, config)
+        job.metrics.start(past)
+    except OSError as error:
+        raise RunFolderError(
+            f"`output` must be a folder that can be written, got {folder.root}: {error}"
+        ) from error
     return record
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    return state
 
 
 def _evaluate(job: Job) -> dict[str, float]:
@@ -96,9 +122,10 @@ def _plain(logged: dict[str, float]) -> dict[str, float]:
 
 def _train(job: Job) -> None:
     set_seed(job.config.training.seed)
-    job.trainer.train(
-        resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint)
-    )
+    past = job.past
+    if past is not None:
+        job.stopwatch.seconds, job.metrics.seconds = past.train_seconds, past.eval_seconds
+    job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
 
 
 def _write_model(job: Job) -> None:
@@ -111,17 +138,31 @@ def _write_model(job: Job) -> None:
     model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
 
 
+def _how_to_go_on(job: Job) -> str:
+    """Return what an interrupted run has saved and the command that continues it."""
+    folder, state = job.folder, job.trainer.state
+    command = f"dynlora train {shlex.quote(str(folder.config))}"
+    done = f"after {state.global_step} of {state.max_steps} steps"
+    saved = complete_checkpoints(folder)
+    if not saved:
+        return f"{done}, before the first checkpoint; start again: {command} --overwrite true"
+    return f"{done}; go on from step {max(saved)}: {command} --training.resume latest"
+
+
 def _finish(job: Job, record: RunRecord) -> RunReport:
     """Evaluate what was saved, draw the heat map, complete `run.json`, and report."""
     after, prepared, ranks = _metrics_after(job), job.prepared, job.ranks
-    steps = job.trainer.state.global_step
+    dynamic = None if ranks is None else ranks.dynamic
     places = {"adapter": job.folder.adapter}
     if job.config.method == "full":
         places = {"model": job.folder.full_model}
     if ranks is not None:
-        history, initial = ranks.dynamic.history, ranks.initial
         write_heatmap(
-            history, job.folder.heatmap, initial=initial, budget=ranks.dynamic.budget, steps=steps
+            ranks.dynamic.history,
+            job.folder.heatmap,
+            initial=ranks.initial,
+            budget=prepared.budget,
+            steps=job.trainer.state.global_step,
         )
         places |= {"rank history": job.folder.ranks, "rank heat map": job.folder.heatmap}
     report = RunReport(
@@ -132,11 +173,11 @@ def _finish(job: Job, record: RunRecord) -> RunReport:
         parameters=prepared.live_parameters(),
         peak_parameters=prepared.peak_parameters(),
         initial_ranks={} if ranks is None else ranks.initial,
-        final_ranks={} if ranks is None else ranks.dynamic.ranks,
-        events=0 if ranks is None else len(ranks.dynamic.history),
+        final_ranks={} if dynamic is None else dynamic.ranks,
+        events=() if dynamic is None else tuple(dynamic.history),
         train_seconds=job.stopwatch.seconds,
-        dynamic_seconds=0.0 if ranks is None else ranks.seconds,
-        places=places,
+        dynamic_seconds=0.0 if dynamic is None else dynamic.seconds,
+        places=places | {"all about the run": job.folder.run},
     )
     _complete(record, report, job)
     return report
@@ -153,10 +194,11 @@ def _metrics_after(job: Job) -> dict[str, float]:
 
 
 def _complete(record: RunRecord, report: RunReport, job: Job) -> None:
-    skipped = {} if job.ranks is None else dict(job.ranks.dynamic.skipped)
+    state = job.trainer.state
+    best = state.best_model_checkpoint if job.config.training.load_best_model_at_end else None
     record.update(
         status="finished",
-        steps=job.trainer.state.global_step,
+        steps=state.global_step,
         metrics_after=report.after,
         parameters={
             "start": job.prepared.start_parameters,
@@ -166,10 +208,10 @@ def _complete(record: RunRecord, report: RunReport, job: Job) -> None:
         seconds={
             "training_steps": round(report.train_seconds, 3),
             "dynamic_part": round(report.dynamic_seconds, 3),
-            "evaluation": round(job.metrics.eval_seconds, 3),
+            "evaluation": round(job.metrics.seconds, 3),
         },
-        peak_memory_bytes=peak_memory_bytes(),
-        skipped_observations=skipped,
-        best_checkpoint=job.trainer.state.best_model_checkpoint,
+        **peak_memory(),
+        skipped_observations={} if job.ranks is None else dict(job.ranks.dynamic.skipped),
+        best_checkpoint=best,
         final_ranks=dict(report.final_ranks),
     )

@@ -3,7 +3,9 @@
 All take the same path through the job; only what stands here differs between them.
 """
 
+import difflib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,19 +166,52 @@ def _common(config: JobConfig) -> dict[str, Any]:
 
 
 def _wrap(base: Any, peft_config: LoraConfig) -> Any:
+    wanted = peft_config.target_modules
+    if not isinstance(wanted, str):
+        _check_targets(base, sorted(wanted))
     try:
         with warnings.catch_warnings():
             # peft 0.21 asks transformers 5.24 for an attribute by its old name.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             return get_peft_model(base, peft_config)
     except ValueError as error:
-        endings = {name.rpartition(".")[2] for name, module in base.named_modules() if
-                   isinstance(module, torch.nn.Linear)}  # fmt: skip
         raise ConfigError(
-            "`lora.target_modules` must match linear layers of the model, got "
-            f"{peft_config.target_modules}; the model's linear layers end in "
-            f"{', '.join(sorted(endings))}. ({' '.join(str(error).split())})"
+            f"`lora.target_modules` must name modules that PEFT can adapt, got "
+            f"{_listed(wanted)} on a {type(base).__name__}, whose {_seen(base)} "
+            f"({' '.join(str(error).split())})"
         ) from error
+
+
+def _check_targets(base: Any, wanted: list[str]) -> None:
+    """Check that each ending names some module, as PEFT itself only does for all together."""
+    names = [name for name, _ in base.named_modules()]
+    for ending in wanted:
+        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+            near = difflib.get_close_matches(ending, {name.rpartition(".")[2] for name in names}, 1)
+            advice = f" The nearest valid name is {near[0]!r}." if near else ""
+            raise ConfigError(
+                f"`lora.target_modules` must match modules of the model, got {ending!r}, which "
+                f"matches none of the {type(base).__name__}, whose {_seen(base)}{advice}"
+            )
+
+
+def _listed(wanted: str | set[str] | list[str]) -> str:
+    return wanted if isinstance(wanted, str) else f"[{', '.join(sorted(wanted))}]"
+
+
+def _seen(base: Any) -> str:
+    """Return the endings of the model's linear layers and its most frequent module types."""
+    kinds = Counter(type(module).__name__ for module in base.modules())
+    endings = {
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    types = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
+    return (
+        f"linear layers end in {', '.join(sorted(endings)) or 'nothing: it has none'} and whose "
+        f"most frequent module types are {types}."
+    )
 
 
 class AdaLoraCallback(TrainerCallback):
@@ -218,17 +253,20 @@ def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Te
 def lora_parameters(model: Any) -> int:
     """Return the number of parameters in the model's LoRA layers, as allocated."""
     return sum(
-        layer.r[name] * _cost(layer)
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer)
-        for name in layer.lora_A
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for kind in module.adapter_layer_names
+        for parameter in module.get_submodule(kind).parameters()
     )
 
 
 def unmasked_parameters(layers: list[AdaLoraLayer]) -> int:
-    """Return what AdaLoRA's layers hold without the ranks that it has masked with a zero."""
-    return sum(int(layer.lora_E["default"].count_nonzero()) * _cost(layer) for layer in layers)
+    """Return what AdaLoRA's layers hold without the ranks that it has masked with a zero.
 
-
-def _cost(layer: LoraLayer) -> int:
-    return int(layer.in_features + layer.out_features)
+    One rank takes a row of `lora_A`, a column of `lora_B` and a value of `lora_E`.
+    """
+    return sum(
+        int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)
+        for layer in layers
+    )

@@ -4,6 +4,7 @@ The model's own `outputs.loss` is not used: PEFT's AdaLoRA adds its penalty to i
 too. A regulariser is an explicit term here and takes part in training only.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -70,19 +71,20 @@ class TaskLoss(TrainerCallback):
 
 
 def task_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return accuracy and F1 (macro for three or more classes), for two classes Matthews too.
+    """Return accuracy, F1 (macro for three or more classes) and Matthews' correlation.
 
     Args:
         prediction: Logits of shape ``(examples, classes)`` and their labels.
     """
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=-1)
-    binary = logits.shape[-1] == 2
-    average = "binary" if binary else "macro"
-    metrics = {
+    average = "binary" if logits.shape[-1] == 2 else "macro"
+    with warnings.catch_warnings():
+        # A validation split of one class is the user's choice; its correlation is 0.
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        matthews = float(matthews_corrcoef(labels, guesses))
+    return {
         "accuracy": float(accuracy_score(labels, guesses)),
         "f1": float(f1_score(labels, guesses, average=average, zero_division=0.0)),
+        "matthews": matthews,
     }
-    if binary:
-        metrics["matthews"] = float(matthews_corrcoef(labels, guesses))
-    return metrics

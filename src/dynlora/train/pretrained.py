@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -14,6 +15,12 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
+
+UNLOADABLE = (OSError, ValueError, ImportError, SafetensorError)
+"""What transformers raises for files that are missing, broken, or need a package that is not
+installed."""
+LENGTH_KEYS = ("max_position_embeddings", "n_positions")
+"""Where models' configurations say how many positions there are."""
 
 
 def locate(config: ModelConfig) -> str:
@@ -46,24 +53,54 @@ def _checked(folder: Path, key: str) -> str:
 
 
 def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the model at `source`.
+    """Return the tokenizer of the model at `source`, able to pad.
 
     Raises:
         ConfigError: If it cannot be loaded or the model cannot read `max_length` tokens.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-        model = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        model = AutoConfig.from_pretrained(source).to_dict()
+    except UNLOADABLE as error:
         raise _not_loaded("tokenizer", source, error) from error
+    _check_vocabulary(tokenizer, model.get("vocab_size"), source)
     # Models without absolute positions have no such field, and tokenizers without a limit say 1e30.
-    limit = min(tokenizer.model_max_length, model.to_dict().get("max_position_embeddings", 10**9))
+    limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
+    limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
         raise ConfigError(
             f"`data.max_length` must be at most {limit}, the longest input of {source}, "
             f"got {max_length}."
         )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                f"the tokenizer of {source} must have a padding or an end-of-text token to put "
+                "texts of different lengths into one batch, got neither: add `pad_token` to its "
+                "tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, source: str
+) -> None:
+    """Check that there is a vocabulary and that the model can read it.
+
+    Where its files are missing, transformers makes a tokenizer that knows no word.
+    """
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not words:
+        raise ConfigError(
+            f"the tokenizer of {source} could not be loaded: it knows no word, so its files "
+            "(tokenizer.json or a vocabulary) are missing. Save the tokenizer beside the model."
+        )
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {source} must fit the model, which has {vocab_size} embeddings, got "
+            f"{len(tokenizer)} tokens: use the tokenizer that the model was trained with."
+        )
 
 
 def load_classifier(source: str, num_labels: int, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -78,7 +115,7 @@ def load_classifier(source: str, num_labels: int, tokenizer: PreTrainedTokenizer
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             source, num_labels=num_labels, dtype="float32", ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise _not_loaded("model", source, error) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id

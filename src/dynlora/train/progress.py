@@ -13,6 +13,11 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dynlora.report.summary import METRICS
+
+PLAIN_LINES = 10
+"""Lines with the loss that a run prints where there is no terminal for a bar."""
+
 
 class ProgressBar(TrainerCallback):
     """A bar of optimizer steps with the newest loss; evaluations are printed above it."""
@@ -31,6 +36,7 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, note="")
+        self._tenth = 0
 
     def stop(self) -> None:
         """Take the bar off the terminal, whatever has happened."""
@@ -60,17 +66,26 @@ class ProgressBar(TrainerCallback):
         """Show the loss beside the bar, and an evaluation as a line."""
         values = logs or {}
         if "loss" in values:
-            self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
+            self._show_loss(values["loss"], state)
         if "eval_loss" in values:
             metrics = ", ".join(
                 f"{name} {values['eval_' + name]:.4f}"
-                for name in ("loss", "accuracy", "f1", "matthews")
+                for name in METRICS
                 if f"eval_{name}" in values
             )
-            steps = f"{state.global_step}/{state.max_steps}" if state.max_steps else "0"
-            self.console.print(
-                f"step {steps}: validation {metrics}", highlight=False, soft_wrap=True
-            )
+            self._print(state, f"validation {metrics}")
+
+    def _show_loss(self, loss: float, state: TrainerState) -> None:
+        """Show the loss beside the bar; without a bar, as a line about every tenth of the run."""
+        self.progress.update(self.task, note=f"loss {loss:.3f}")
+        tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
+        if not self.console.is_terminal and tenth > self._tenth:
+            self._tenth = tenth
+            self._print(state, f"training loss {loss:.4f}")
+
+    def _print(self, state: TrainerState, text: str) -> None:
+        steps = f"{state.global_step}/{state.max_steps}" if state.max_steps else "0"
+        self.console.print(f"step {steps}: {text}", highlight=False, soft_wrap=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

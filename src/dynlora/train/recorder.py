@@ -3,6 +3,7 @@
 On a resume the lines of the steps after the checkpoint are dropped, so that no step stands twice.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback
+from dynlora.train.resume import Past, save_progress
 from dynlora.train.run_folder import append_line, read_lines, write_lines
 
 
@@ -19,12 +21,19 @@ class MetricsRecorder(TrainerCallback):
     def __init__(self, path: Path) -> None:
         """Take the file to write."""
         self.path = path
-        self.eval_seconds = 0.0
+        self.seconds = 0.0
+        """Time in evaluations."""
+        self._early: list[dict[str, Any]] | None = []
 
-    def start(self, resumed_from: Path | None, step: int) -> None:
-        """Begin the file: empty, or with the lines of a resumed run up to its checkpoint."""
-        lines = [] if resumed_from is None else read_lines(resumed_from)
-        write_lines(self.path, [line for line in lines if line["step"] <= step])
+    def start(self, past: Past | None) -> None:
+        """Begin the file with what was logged before, and with a resumed run's lines.
+
+        Lines after the resumed checkpoint are dropped.
+        """
+        lines = [] if past is None else read_lines(past.source.metrics)
+        kept = [] if past is None else [line for line in lines if line["step"] <= past.step]
+        early, self._early = self._early or [], None
+        write_lines(self.path, [*early, *kept])
 
     def on_log(
         self,
@@ -34,10 +43,15 @@ class MetricsRecorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append what was logged."""
+        """Append what was logged; JSON has no NaN, so such a value becomes null."""
         values = logs or {}
-        self.eval_seconds += values.get("eval_runtime", 0.0)
-        append_line(self.path, {"step": state.global_step, **values})
+        self.seconds += values.get("eval_runtime", 0.0)
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        line = {"step": state.global_step, **finite}
+        if self._early is None:
+            append_line(self.path, line)
+        else:
+            self._early.append(line)
 
 
 def started(callback: DynamicLoraCallback) -> DynamicLora:
@@ -61,17 +75,11 @@ class RankRecorder(TrainerCallback):
         self.initial: dict[str, int] = {}
         """Rank by module name before the run's first event."""
         self._written = 0
-        self._seconds_before = 0.0
 
     @property
     def dynamic(self) -> DynamicLora:
         """The controller; there once training has begun."""
         return started(self.source)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent in the dynamic part by this process, in seconds."""
-        return self.dynamic.seconds - self._seconds_before
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,7 +88,6 @@ class RankRecorder(TrainerCallback):
         history = self.dynamic.history
         write_lines(self.path, [event.to_dict() for event in history])
         self._written = len(history)
-        self._seconds_before = self.dynamic.seconds
         self.initial = self.dynamic.ranks
         if history:
             self.initial = {n: layer.rank_before for n, layer in history[0].layers.items()}
@@ -117,3 +124,23 @@ class Stopwatch(TrainerCallback):
     ) -> None:
         """Stop."""
         self.seconds += time.perf_counter() - self._began
+
+
+class CheckpointRecorder(TrainerCallback):
+    """Completes each checkpoint; must come last, since what it writes says that all is there."""
+
+    def __init__(self, stopwatch: Stopwatch, metrics: MetricsRecorder) -> None:
+        """Take the callbacks whose seconds a resumed run shall go on from."""
+        self.stopwatch = stopwatch
+        self.metrics = metrics
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the seconds so far into the checkpoint."""
+        save_progress(
+            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+            step=state.global_step,
+            train=self.stopwatch.seconds,
+            evaluation=self.metrics.seconds,
+        )

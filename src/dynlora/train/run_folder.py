@@ -9,11 +9,8 @@ from typing import Any
 
 import yaml
 
-from dynlora.errors import ResumeError, RunFolderError
+from dynlora.errors import RunFolderError
 from dynlora.train.config import JobConfig
-
-RESUMABLE = {"output", "overwrite", "training.resume"}
-"""Keys that may differ between a run and the job that resumes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +59,40 @@ class RunFolder:
         """The Trainer's checkpoints."""
         return self.root / "checkpoints"
 
-    def holds_run(self) -> bool:
-        """Return whether a run was begun here."""
-        return self.config.exists() or self.run.exists()
+    @property
+    def _all(self) -> tuple[Path, ...]:
+        """Everything that a run writes; `run.json`, which marks a run, comes last."""
+        folders = (self.adapter, self.full_model, self.checkpoints)
+        return (*folders, self.config, self.metrics, self.ranks, self.heatmap, self.run)
+
+    def check_usable(self) -> None:
+        """Check that the folder is one, or can become one, and holds nothing of the user's own.
+
+        Raises:
+            RunFolderError: If a file stands in its place, or a file or folder that is not a run's
+                has a name that a run would write.
+        """
+        for path in (self.root, *self.root.parents):
+            if path.exists() and not path.is_dir():
+                raise RunFolderError(
+                    f"`output` must be a folder, got {self.root}, but {path} is a file: give "
+                    "another `--output`."
+                )
+        taken = [path.name for path in self._all if path.exists()]
+        if taken and not self.run.exists():
+            raise RunFolderError(
+                f"`output` must be a folder in which a run can write {', '.join(taken)}, got "
+                f"{self.root}, which holds that already, and no run.json to say that a run made "
+                "it: give another `--output`."
+            )
 
     def refuse_run(self) -> None:
         """Leave a run that is already here alone.
 
         Raises:
-            RunFolderError: If the folder holds a run, or is not a folder.
+            RunFolderError: If the folder holds a run.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise RunFolderError(f"`output` must be a folder, got the file {self.root}.")
-        if self.holds_run():
+        if self.run.exists():
             raise RunFolderError(
                 f"`output` must be a folder without a run, got {self.root}, which holds one: give "
                 "another `--output`, replace it with `--overwrite true`, or go on with it with "
@@ -83,24 +101,11 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
-        for path in (self.adapter, self.full_model, self.checkpoints):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.run, self.metrics, self.ranks, self.heatmap):
-            path.unlink(missing_ok=True)
-
-    def latest_checkpoint(self) -> Path:
-        """Return the newest complete checkpoint.
-
-        Raises:
-            ResumeError: If there is none.
-        """
-        found = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        if not found:
-            raise ResumeError(
-                f"`training.resume: latest` needs a checkpoint in {self.checkpoints}, got none: "
-                "leave `training.resume: none` to start afresh."
-            )
-        return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        for path in self._all:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,59 +133,17 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of lines; none if there is no file."""
+    """Return the JSON objects of a file of lines; none if there is no file.
+
+    A last line without its end was cut short when its process was killed, and is left out.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in whole]
 
 
 def write_config(path: Path, config: JobConfig) -> None:
     """Write the resolved configuration as YAML that `dynlora train` takes back."""
     plain = json.loads(json.dumps(asdict(config)))  # tuples become lists, which YAML has
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
-
-
-def check_same_config(checkpoint: Path, config: JobConfig) -> None:
-    """Refuse to resume a run whose configuration was another.
-
-    Args:
-        checkpoint: Folder of a checkpoint inside a run's folder.
-        config: The job that wants to go on from it.
-
-    Raises:
-        ResumeError: If the checkpoint is not there, its run's configuration is missing, or a key
-            differs.
-    """
-    if not (checkpoint / "trainer_state.json").is_file():
-        raise ResumeError(
-            f"`training.resume` must be none, latest or the folder of a checkpoint, got "
-            f"{checkpoint}, which has no trainer_state.json."
-        )
-    run = RunFolder(checkpoint.resolve().parent.parent)
-    if not run.config.is_file():
-        raise ResumeError(
-            f"a checkpoint must lie in the folder of its run, got {checkpoint}: {run.config} is "
-            "missing."
-        )
-    then = flatten(yaml.safe_load(run.config.read_text(encoding="utf-8")))
-    now = flatten(json.loads(json.dumps(asdict(config))))
-    keys = sorted((then.keys() | now.keys()) - RESUMABLE)
-    differing = [
-        f"{key} (was {then.get(key)}, now {now.get(key)})"
-        for key in keys
-        if then.get(key) != now.get(key)
-    ]
-    if differing:
-        raise ResumeError(
-            f"a resumed run must have the configuration of its checkpoint {checkpoint}, but "
-            f"{len(differing)} keys differ: {', '.join(differing)}. Use {run.config}."
-        )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
-    return flat

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynlora.train.run_folder import write_json
 
 PACKAGES = ("dynlora", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -40,10 +42,21 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str | int]:
     """Return what a reader must know of the machine to compare seconds."""
-    return {"platform": platform.platform(), "cpus": os.cpu_count() or 1}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
 
 
-def peak_memory_bytes() -> int:
-    """Return the highest resident memory of this process so far, in bytes."""
+def peak_memory() -> dict[str, int | None]:
+    """Return the most memory used so far, in bytes: resident in this process, and on its GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+    return {
+        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,  # else kibibytes
+        "peak_gpu_memory_bytes": (
+            torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        ),
+    }

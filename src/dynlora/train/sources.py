@@ -4,7 +4,7 @@ Local files are read with pyarrow into memory: nothing is cached on disk, and a 
 that its file gave it, so that a bad label can be named as it stands there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,27 @@ from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.embedded import stdlib_pairs
 
-READERS: Mapping[str, Callable[[Path], pa.Table]] = {
-    ".parquet": pyarrow.parquet.read_table,
-    ".csv": lambda path: pyarrow.csv.read_csv(
-        path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
-    ),
-    ".jsonl": pyarrow.json.read_json,
+
+def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
+    """Read a CSV file whose empty cells are missing and whose texts may look like numbers."""
+    return pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(texts, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+
+
+READERS: Mapping[str, Callable[[Path, Sequence[str]], pa.Table]] = {
+    ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
+    ".csv": _read_csv,
+    ".jsonl": lambda path, _: pyarrow.json.read_json(path),
 }
+"""By a file's ending, what reads it; given the names of the columns with texts."""
 HOLD_OUT_SEED = 0
 """Which rows are held out or sampled must not change with the training seed."""
 
@@ -39,6 +53,18 @@ class RawSplit:
     """File, hub name or description, for messages."""
     table: pa.Table
     """All columns, unchecked."""
+    rows: Sequence[int]
+    """Where each row stands in the source, counted from 0."""
+
+    def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
+        """Return some of the rows, in ascending order."""
+        chosen = sorted(rows)
+        return RawSplit(
+            name=name or self.name,
+            source=self.source,
+            table=self.table.take(chosen),
+            rows=[self.rows[row] for row in chosen],
+        )
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -60,10 +86,14 @@ def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     if config.embedded is not None:
         train, validation = stdlib_pairs()
         return (
-            RawSplit(name="training", source="embedded", table=pa.Table.from_pylist(train)),
-            RawSplit(name="validation", source="embedded", table=pa.Table.from_pylist(validation)),
+            _whole("training", "embedded", pa.Table.from_pylist(train)),
+            _whole("validation", "embedded", pa.Table.from_pylist(validation)),
         )
     return _read_hub(config, "training"), _read_hub(config, "validation")
+
+
+def _whole(name: str, source: str, table: pa.Table) -> RawSplit:
+    return RawSplit(name=name, source=source, table=table, rows=range(table.num_rows))
 
 
 def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -76,7 +106,7 @@ def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
                 f"{', '.join(READERS)} for the {name} split, got {len(files)} in {folder}, whose "
                 f"files are: {found}. Set `data.{key}` to the file to use, without its ending."
             )
-        return RawSplit(name=name, source=str(files[0]), table=_read_file(files[0]))
+        return _whole(name, str(files[0]), _read_file(files[0], config))
 
     return (
         read("training", "train_split", config.train_split),
@@ -85,24 +115,22 @@ def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
 
 
 def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    table = _read_file(path)
-    held_out = round(table.num_rows * config.validation_fraction)
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(table.num_rows)
-    return (
-        RawSplit(name="training", source=str(path), table=table.take(np.sort(order[held_out:]))),
-        RawSplit(name="validation", source=str(path), table=table.take(np.sort(order[:held_out]))),
-    )
+    both = _whole("training", str(path), _read_file(path, config))
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(both.table.num_rows).tolist()
+    held_out = round(len(order) * config.validation_fraction)
+    return both.take(order[held_out:]), both.take(order[:held_out], "validation")
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, config: DataConfig) -> pa.Table:
+    texts = [config.text, *([] if config.text_pair is None else [config.text_pair])]
     if path.suffix not in READERS:
         raise DataError(
             f"a data file must end in {', '.join(READERS)}, got {path.name!r} in {path.parent}: "
             "convert it to one of these."
         )
     try:
-        return READERS[path.suffix](path)
-    except pa.ArrowInvalid as error:
+        return READERS[path.suffix](path, texts)
+    except (pa.ArrowInvalid, OSError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error
         reason = " ".join(str(error).split())
@@ -123,12 +151,11 @@ def _read_hub(config: DataConfig, name: str) -> RawSplit:
             "Check `data.name`, `data.subset` and the split's name, or give local files with "
             "`data.path`."
         ) from error
-    return RawSplit(name=name, source=where, table=loaded.with_format("arrow")[:])
+    return _whole(name, where, loaded.with_format("arrow")[:])
 
 
 def _sample(split: RawSplit, limit: int | None) -> RawSplit:
     if limit is None or split.table.num_rows <= limit:
         return split
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows)
-    table = split.table.take(np.sort(order[:limit]))
-    return RawSplit(name=split.name, source=split.source, table=table)
+    return split.take(order[:limit].tolist())

@@ -54,12 +54,22 @@ class EpochSampler(Sampler[int]):
 
 
 class JobTrainer(Trainer):
-    """`transformers.Trainer` with a given order of examples."""
+    """`transformers.Trainer` with a given order of examples, and evaluation without side effect."""
 
     def __init__(self, sampler: EpochSampler, **kwargs: Any) -> None:
         """Take the order; everything else goes to the Trainer."""
         self.sampler = sampler
         super().__init__(**kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without a trace in torch's random state.
+
+        A loader draws from it when it begins: when a run evaluates would else change what it
+        learns, and a run resumed from between a checkpoint and an evaluation would differ.
+        """
+        with torch.random.fork_rng():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.sampler

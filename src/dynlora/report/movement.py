@@ -1,0 +1,35 @@
+"""Why ranks stayed where they were: events in, one sentence for the table out."""
+
+from collections.abc import Sequence
+
+from dynlora.types import Event
+
+
+def stillness(events: Sequence[Event]) -> str | None:
+    """Return why no rank moved; None if one did.
+
+    Args:
+        events: In the order in which they happened; may be empty.
+    """
+    if any(moved(event) for event in events):
+        return None
+    if not events:
+        return "no event came: the run was over before the first one was due"
+    scores = [{layer.score for layer in event.layers.values()} for event in events]
+    waiting = {name for event in events for name, layer in event.layers.items() if layer.waits}
+    if all(seen == {None} for seen in scores):
+        return (
+            "up to the last event the batches' gradients did not agree beyond chance, and "
+            "then no layer is scored; a longer run or a larger batch may show more"
+        )
+    if all(len(seen) == 1 for seen in scores):
+        return "every layer had the same score"
+    if waiting:
+        layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
+        return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
+    return "no layer stood out by more than dynamic.hysteresis"
+
+
+def moved(event: Event) -> bool:
+    """Return whether any layer's rank changed at an event."""
+    return any(layer.rank_before != layer.rank_after for layer in event.layers.values())

@@ -1,0 +1,238 @@
+"""A run that was killed, stopped or had finished goes on where it was, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dynlora.cli.main import main
+from dynlora.train.progress import ProgressBar
+
+Train = Callable[..., int]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(run: Path, method: str) -> dict[str, torch.Tensor]:
+    if method == "full":
+        return load_file(run / "model" / "model.safetensors")
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """Return each step's training loss, and the validation losses among them."""
+    lines = read_lines(run / "metrics.jsonl")
+    seen = [(line["step"], key, line[key]) for line in lines for key in ("loss", "eval_loss")
+            if key in line]  # fmt: skip
+    return [(step, value) for step, _, value in seen]
+
+
+def assert_same_end(one: Path, other: Path, method: str) -> None:
+    first, second = weights(one, method), weights(other, method)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert losses(one) == losses(other)
+    if method == "dynamic":
+        assert (one / "ranks.jsonl").read_bytes() == (other / "ranks.jsonl").read_bytes()
+        configs = [run / "adapter" / "adapter_config.json" for run in (one, other)]
+        assert configs[0].read_bytes() == configs[1].read_bytes()
+    runs = [json.loads((run / "run.json").read_text()) for run in (one, other)]
+    for key in ("metrics_before", "metrics_after", "parameters", "final_ranks", "steps"):
+        assert runs[0][key] == runs[1][key], key
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]) -> None:
+    """Let a run end with an error once a step is done."""
+
+    def stop(self: ProgressBar, args: object, state: Any, *more: object, **named: object) -> None:
+        if state.global_step == step:
+            raise error
+
+    monkeypatch.setattr(ProgressBar, "on_step_end", stop)
+
+
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize(
+    ("method", "step", "checkpoint"),
+    [
+        ("dynamic", 5, 4),
+        ("dynamic", 7, 6),  # between the two epochs
+        ("dynamic", 11, 10),
+        ("lora", 7, 6),
+        ("full", 11, 10),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    step: int,
+    checkpoint: int,
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = ("--method", method, "--training.save_steps", 2)
+    assert train(*options, "--output", whole) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, SystemExit)
+        with pytest.raises(SystemExit):
+            train(*options, "--output", stopped)
+    assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
+    run = json.loads((stopped / "run.json").read_text())
+    assert run["resumed_from_step"] == checkpoint
+    assert_same_end(whole, stopped, method)
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_run_killed_outright_resumes_to_the_same_bits(
+    train: Train, tmp_path: Path, job: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train("--output", whole) == 0
+    script = f"""
+import os, signal
+from dynlora.cli.main import main
+from dynlora.importance.agreement import AgreementTest
+from dynlora.train.progress import ProgressBar
+
+def kill(self, args, state, *more, **named):
+    if state.global_step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+AgreementTest.is_significant = lambda self: True
+ProgressBar.on_step_end = kill
+main(["train", {str(job)!r}, "--output", {str(killed)!r}])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, env=os.environ
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert json.loads((killed / "run.json").read_text())["status"] == "running"
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a line that the kill cut short
+    assert train("--output", killed, "--training.resume", "latest") == 0
+    assert json.loads((killed / "run.json").read_text())["status"] == "finished"
+    assert_same_end(whole, killed, "dynamic")
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_run_resumes_into_another_folder_and_leaves_the_first_as_it_was(
+    train: Train, tmp_path: Path, output: Path
+) -> None:
+    assert train() == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    other = tmp_path / "other"
+    checkpoint = output / "checkpoints" / "checkpoint-10"
+    assert train("--output", other, "--training.resume", checkpoint) == 0
+    assert_same_end(output, other, "dynamic")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_elsewhere_over_another_run_clears_that_run(
+    train: Train, tmp_path: Path, output: Path
+) -> None:
+    other = tmp_path / "other"
+    assert train() == 0
+    assert train("--output", other, "--training.epochs", 3) == 0
+    assert (other / "checkpoints" / "checkpoint-18").exists()
+    checkpoint = output / "checkpoints" / "checkpoint-10"
+    options = ("--output", other, "--training.resume", checkpoint)
+    assert train(*options) == 2
+    assert train(*options, "--overwrite", "true") == 0
+    assert not (other / "checkpoints" / "checkpoint-18").exists()
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(train: Train, output: Path) -> None:
+    assert train() == 0
+    adapter = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    ranks = (output / "ranks.jsonl").read_bytes()
+    before = json.loads((output / "run.json").read_text())
+    assert train("--training.resume", "latest") == 0
+    assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    assert (output / "ranks.jsonl").read_bytes() == ranks
+    after = json.loads((output / "run.json").read_text())
+    assert after["metrics_after"] == before["metrics_after"]
+    assert after["seconds"]["training_steps"] == before["seconds"]["training_steps"]
+
+
+def test_seconds_of_a_resumed_run_count_what_came_before(
+    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 11, SystemExit)
+        with pytest.raises(SystemExit):
+            train()
+    saved = json.loads((output / "checkpoints" / "checkpoint-10" / "job.json").read_text())
+    assert saved["step"] == 10
+    assert train("--training.resume", "latest") == 0
+    seconds = json.loads((output / "run.json").read_text())["seconds"]
+    assert seconds["training_steps"] > saved["seconds"]["training_steps"] > 0
+    assert seconds["evaluation"] > saved["seconds"]["evaluation"] > 0
+    assert seconds["dynamic_part"] < seconds["training_steps"]
+
+
+def test_ctrl_c_is_recorded_and_tells_how_to_go_on(
+    train: Train,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tmp_path / "whole"
+    assert train("--output", whole) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, KeyboardInterrupt)
+        assert train() == 130
+    run = json.loads((output / "run.json").read_text())
+    assert (run["status"], run["steps"]) == ("interrupted", 7)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("interrupted: after 7 of 12 steps; go on from step 5: dynlora train ")
+    command = line.partition("go on from step 5: ")[2]
+    assert main(command.split()[1:]) == 0, "the command can be typed as it is"
+    assert_same_end(whole, output, "dynamic")
+
+
+def test_ctrl_c_before_the_first_checkpoint_tells_how_to_start_again(
+    train: Train,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, KeyboardInterrupt)
+        assert train() == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("interrupted: after 2 of 12 steps, before the first checkpoint;")
+    assert main(line.partition("start again: ")[2].split()[1:]) == 0
+    assert json.loads((output / "run.json").read_text())["status"] == "finished"
+
+
+def test_ctrl_c_while_loading_writes_nothing(
+    train: Train,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dynlora.train.build.load_task", stop)
+    assert train() == 130
+    assert capsys.readouterr().err == ("interrupted: before training began; nothing was written\n")
+    assert not output.exists()

@@ -1,0 +1,128 @@
+"""A tiny classifier on disk and data that it can learn, for tests of the training job."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+import torch
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+WORDS = ("red", "green", "blue", "round", "square", "big", "small", "old", "new", "cat", "dog")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MAX_POSITIONS = 32
+HIDDEN = 16
+
+
+def save_model(folder: Path, *, seed: int = 0, hidden: int = HIDDEN, labels: int = 2) -> Path:
+    """Save a random BERT of two blocks with dropout, and a tokenizer of words."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.3,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path, **special: str | None) -> None:
+    """Save a tokenizer that takes each of `WORDS` as a token."""
+    vocabulary = {word: place for place, word in enumerate((*SPECIAL, *WORDS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokens: dict[str, Any] = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    } | special
+    given = {key: token for key, token in tokens.items() if token is not None}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_POSITIONS,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **given,
+    ).save_pretrained(folder)
+
+
+def make_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows whose label is 1 where the text names red."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(count):
+        length = int(torch.randint(2, 7, (1,), generator=generator))
+        picks = torch.randint(1, len(WORDS), (length,), generator=generator).tolist()
+        label = number % 2
+        words = [WORDS[pick] for pick in picks] + ["red"] * label
+        rows.append({"text": " ".join(words), "other": WORDS[picks[0]], "label": label})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows in the format that the file's ending names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    table = pa.Table.from_pylist(list(rows))
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pyarrow.parquet.write_table(table, path)
+    return path
+
+
+def write_data(
+    folder: Path, *, ending: str = ".jsonl", train: int = 48, validation: int = 16
+) -> Path:
+    """Write a training and a validation split."""
+    write_rows(folder / f"train{ending}", make_rows(train, seed=1))
+    write_rows(folder / f"validation{ending}", make_rows(validation, seed=2))
+    return folder
+
+
+def write_job(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write a job's configuration."""
+    path.write_text(yaml.safe_dump(dict(values)))
+    return path
+
+
+def job_values(model: Path, data: Path, output: Path) -> dict[str, Any]:
+    """Return the configuration of a job of 12 steps in two epochs, whose ranks can move."""
+    return {
+        "output": str(output),
+        "model": {"path": str(model)},
+        "data": {"path": str(data), "max_length": 16},
+        "lora": {"r": 2, "lora_alpha": 4},
+        "dynamic": {"events": 3, "first_event": 0.25, "last_event": 0.75},
+        "training": {
+            "epochs": 2,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "bf16": False,
+            "save": "steps",
+            "save_steps": 5,
+            "logging_steps": 1,
+        },
+    }
