@@ -1,0 +1,251 @@
+"""The callback in `transformers.Trainer`: the same run as the two calls, resume, best model."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
+from dynlora.errors import EngineError, OptimizerError, ResumeError
+from tests.models import adamw, lora_llama, sequences
+
+STEPS = 24
+CONFIG = {"hysteresis": 0.0, "shrink_tolerance": 1.0}
+
+
+class Sequences(Dataset):
+    """Rows of the arithmetic sequence, always the same."""
+
+    def __init__(self, count):
+        batches = sequences(batch=count)
+        self.rows = next(batches)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+class StopAt(TrainerCallback):
+    """Ends training after some steps, as a kill would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def trainer_of(model, folder, *, callbacks=(), dynamic=None, steps=STEPS, **arguments):
+    callback = DynamicLoraCallback(dynamic or DynamicLoraConfig(**CONFIG))
+    settings = {
+        "per_device_train_batch_size": 8,
+        "optim": "adamw_torch",
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "max_steps": steps,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_steps": 1000,
+        "dataloader_pin_memory": False,
+    } | arguments
+    args = TrainingArguments(output_dir=str(folder), **settings)
+    data = Sequences(8 * STEPS)
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=data,
+        eval_dataset=Sequences(16),
+        callbacks=[callback, *callbacks],
+    )
+    return trainer, callback
+
+
+def lora_weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def test_callback_and_loop_give_bit_equal_runs(tmp_path):
+    model = lora_llama(r=8)
+    trainer, callback = trainer_of(model, tmp_path)
+    inputs = []
+    original = model.forward
+    model.forward = lambda **kwargs: (inputs.append(kwargs), original(**kwargs))[1]
+    trainer.train()
+
+    other = lora_llama(r=8)
+    optimizer = adamw(other, lr=5e-3, weight_decay=0.0)
+    dynamic = DynamicLora(other, optimizer, DynamicLoraConfig(total_steps=STEPS, **CONFIG))
+    for kwargs in inputs:
+        other(**kwargs).loss.backward()
+        dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+    assert len(inputs) == STEPS
+    assert callback.dynamic.history == dynamic.history
+    assert len(set(dynamic.ranks.values())) > 1
+    assert_equal_weights(lora_weights(model), lora_weights(other))
+
+
+@pytest.mark.parametrize("killed_at", [2, 6, 10, 20])
+def test_a_run_resumed_from_the_trainers_checkpoint_ends_bit_for_bit_the_same(killed_at, tmp_path):
+    model = lora_llama(r=8)
+    whole, callback = trainer_of(model, tmp_path / "whole")
+    whole.train()
+
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    cut, _ = trainer_of(lora_llama(r=8), tmp_path / "cut", callbacks=[StopAt(killed_at)], **saving)
+    cut.train()
+
+    torch.manual_seed(99)
+    again = lora_llama(r=8)
+    resumed, resumed_callback = trainer_of(again, tmp_path / "cut", **saving)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == STEPS
+    assert len(set(callback.dynamic.ranks.values())) > 1
+    assert resumed_callback.dynamic.history == callback.dynamic.history
+    assert_equal_weights(lora_weights(model), lora_weights(again))
+
+
+def test_resuming_without_our_state_is_refused_with_the_checkpoint(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    cut, _ = trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(8)], **saving)
+    cut.train()
+    (tmp_path / "checkpoint-8" / "dynlora.json").unlink()
+    resumed, _ = trainer_of(lora_llama(), tmp_path, **saving)
+    with pytest.raises(ResumeError, match=r"step 8 needs .*checkpoint-8"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    cut, _ = trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(8)], **saving)
+    cut.train()
+    other = DynamicLoraConfig(temperature=2.0, **CONFIG)
+    resumed, _ = trainer_of(lora_llama(), tmp_path, dynamic=other, **saving)
+    with pytest.raises(ResumeError, match=r"`temperature` was 0\.5, now 2\.0"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_the_best_model_is_loaded_with_its_own_ranks(tmp_path):
+    model = lora_llama(r=8)
+    best = {}
+
+    class Remember(TrainerCallback):
+        """Makes an early evaluation the best, and keeps the weights it was made of."""
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"] = abs(state.global_step - 8.0)
+            if state.global_step == 8:
+                best.update(lora_weights(model))
+
+    trainer, callback = trainer_of(
+        model,
+        tmp_path,
+        callbacks=[Remember()],
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        load_best_model_at_end=True,
+        greater_is_better=False,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-8")
+    final = {n: x.rank_after for n, x in callback.dynamic.history[-1].layers.items()}
+    saved = json.loads((tmp_path / "checkpoint-8" / "dynlora.json").read_text())["layers"]
+    assert callback.dynamic.ranks == {name: shape["r"] for name, shape in saved.items()}
+    assert callback.dynamic.ranks != final
+    assert_equal_weights(best, lora_weights(model))
+
+
+def test_train_called_twice_works_and_attaches_once(tmp_path):
+    model = lora_llama(r=8)
+    trainer, callback = trainer_of(model, tmp_path)
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    before = hooks()
+    trainer.train()
+    ranks = callback.dynamic.ranks
+    trainer.train()
+    assert len(callback.dynamic.history) == callback.config.events
+    assert sum(callback.dynamic.ranks.values()) > 0
+    assert len(set(ranks.values())) > 1
+    assert hooks() == before
+    config = model.peft_config["default"]
+    assert callback.dynamic.parameters <= callback.dynamic.budget
+    assert set(config.rank_pattern.values()) <= set(callback.dynamic.ranks.values())
+
+
+def test_gradient_accumulation_and_clipping_are_over_before_gradients_are_observed(tmp_path):
+    seen = []
+
+    class Norms(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            seen.append(float(torch.stack(norms).norm()))
+
+    trainer, callback = trainer_of(
+        lora_llama(),
+        tmp_path,
+        callbacks=[Norms()],
+        steps=6,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.01,
+    )
+    trainer.train()
+    assert len(seen) == 6 == callback.dynamic._step
+    assert all(norm <= 0.01 * (1 + 1e-4) for norm in seen)
+
+
+def test_the_reported_loss_is_the_loss_without_the_callback(tmp_path):
+    losses = []
+    for with_callback in (True, False):
+        trainer, callback = trainer_of(lora_llama(), tmp_path, logging_steps=1, steps=3)
+        if not with_callback:
+            trainer.remove_callback(callback)
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert losses[0] == losses[1]
+
+
+def test_activation_checkpointing_gives_the_same_ranks(tmp_path):
+    histories = []
+    for checkpointing in (False, True):
+        model = lora_llama(r=8)
+        arguments = {"activation_checkpointing": True} if checkpointing else {}
+        trainer, callback = trainer_of(model, tmp_path, **arguments)
+        trainer.train()
+        events = callback.dynamic.history
+        histories.append([{n: x.rank_after for n, x in e.layers.items()} for e in events])
+    assert histories[0] == histories[1]
+    assert len(set(histories[0][-1].values())) > 1
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "rmsprop"])
+def test_an_optimizer_that_cannot_follow_is_refused_by_name(optim, tmp_path):
+    trainer, _ = trainer_of(lora_llama(), tmp_path, optim=optim)
+    with pytest.raises(OptimizerError, match=r"torch\.optim\.AdamW.*got .*\.(Adafactor|RMSprop)"):
+        trainer.train()
+
+
+def test_compiled_training_is_refused_by_name(tmp_path):
+    with pytest.raises(EngineError, match="torch_compile"):
+        trainer_of(lora_llama(), tmp_path, torch_compile=True)
