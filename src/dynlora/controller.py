@@ -286,7 +286,12 @@ class DynamicLora:
                 output_lost=lost.get(layer.name, 0.0),
                 waits=layer.name in waits,
             )
-        event = Event(step=plan.step, parameters=self.parameters, layers=layers)
+        event = Event(
+            step=plan.step,
+            parameters=self.parameters,
+            agreement=self._assessor.agreement,
+            layers=layers,
+        )
         self.history.append(event)
         self._analyzer.restart()
         moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())

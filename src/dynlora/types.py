@@ -131,6 +131,8 @@ class Event:
     """Optimizer steps taken before the event."""
     parameters: int
     """Live LoRA parameters after the event."""
+    agreement: float
+    """How far consecutive gradients agree, in standard errors; scores count from 2.5 on."""
     layers: Mapping[str, LayerEvent]
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,6 +140,7 @@ class Event:
         return {
             "step": self.step,
             "parameters": self.parameters,
+            "agreement": self.agreement,
             "layers": {name: asdict(layer) for name, layer in self.layers.items()},
         }
 
@@ -145,4 +148,9 @@ class Event:
     def from_dict(cls, values: Mapping[str, Any]) -> "Event":
         """Rebuild an event from `to_dict`'s output."""
         layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
-        return cls(step=values["step"], parameters=values["parameters"], layers=layers)
+        return cls(
+            step=values["step"],
+            parameters=values["parameters"],
+            agreement=values["agreement"],
+            layers=layers,
+        )

@@ -34,15 +34,16 @@ UNSEEN = LayerEvent(
 
 
 def test_an_event_survives_json_unchanged():
-    event = Event(step=30, parameters=1234, layers={"a.q": SEEN, "a.k": UNSEEN})
+    event = Event(step=30, parameters=1234, agreement=2.5, layers={"a.q": SEEN, "a.k": UNSEEN})
     assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
 
 
 def test_an_event_is_written_with_every_figure_of_every_layer():
-    values = Event(step=30, parameters=1234, layers={"a.k": UNSEEN}).to_dict()
+    values = Event(step=30, parameters=1234, agreement=2.5, layers={"a.k": UNSEEN}).to_dict()
     assert values == {
         "step": 30,
         "parameters": 1234,
+        "agreement": 2.5,
         "layers": {
             "a.k": {
                 "rank_before": 4,

@@ -28,4 +28,4 @@ def make_event(
         )
         for name in before
     }
-    return Event(step=step, parameters=0, layers=layers)
+    return Event(step=step, parameters=0, agreement=3.0, layers=layers)

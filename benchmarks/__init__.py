@@ -1,0 +1,1 @@
+"""Commands that write the numbers quoted in the documents, into `benchmarks/results/`."""

@@ -1,0 +1,116 @@
+"""The documents are true: their code runs, their commands parse, their links and names exist."""
+
+import ast
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+import dynlora
+from dynlora.cli.job_parser import parse_job
+from dynlora.config import DynamicLoraConfig
+from dynlora.importance import _METRICS
+from tests.models import adamw, bare_llama, sequences
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+class Rows(Dataset):
+    def __init__(self):
+        self.tokens = next(sequences(batch=16))
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+def test_the_readmes_trainer_example_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks(ROOT / "README.md", "python")[0]
+    assert len(code.strip().splitlines()) <= 15
+    arguments = TrainingArguments(
+        output_dir="out", max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    exec(code, {"base": bare_llama(), "args": arguments, "data": Rows()})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_readmes_loop_example_runs_as_it_stands(tiny_llama, capsys):
+    code = blocks(ROOT / "README.md", "python")[1]
+    assert len(code.strip().splitlines()) <= 15
+    tokens = next(sequences())
+    loader = [{"input_ids": tokens, "labels": tokens}] * 3
+    exec(code, {"model": tiny_llama, "optimizer": adamw(tiny_llama), "loader": loader})
+    assert "q_proj" in capsys.readouterr().out
+    assert torch.isfinite(next(tiny_llama.parameters())).all()
+
+
+def commands():
+    lines = [line for path in DOCUMENTS for block in blocks(path, "console")
+             for line in block.splitlines()]  # fmt: skip
+    return [shlex.split(line) for line in lines if line.startswith("dynlora train examples/")]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_train_command_in_the_documents_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert parse_job(command[2:]) is not None
+
+
+def test_every_make_target_in_the_documents_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {t for path in DOCUMENTS for t in re.findall(r"\bmake ([a-z-]+)`", path.read_text())}
+    named |= {b.split()[1] for b in blocks(ROOT / "README.md", "console")[0].splitlines() if b}
+    assert {"quickstart", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_local_link_leads_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_function_named_in_the_method_exists():
+    source = "\n".join(p.read_text() for p in (ROOT / "src" / "dynlora").rglob("*.py"))
+    defined = {
+        node.name
+        for path in (ROOT / "src" / "dynlora").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:\w+\.)*(_?[a-zA-Z]\w*)`", text)
+    known = {name for name in named if name in defined}
+    assert len(known) >= 20
+    for name in named:
+        assert len(name) == 1 or re.search(rf"\b{name}\b", source), name
+
+
+def test_every_public_name_and_metric_is_documented():
+    for name in dynlora.__all__:
+        assert inspect.getdoc(getattr(dynlora, name)), name
+    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    for metric in [*_METRICS, "random"]:
+        assert f"`{metric}`" in method
+
+
+def test_the_method_names_the_defaults_that_the_configuration_has():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    config = DynamicLoraConfig()
+    assert f"`T` = {config.temperature}, `m` = {config.uniform_mix}" in text
+    assert f"`shrink_tolerance` = {config.shrink_tolerance}" in text
+    assert f"1 + hysteresis` ({config.hysteresis})" in text
+    assert (config.events, config.first_event, config.last_event) == (5, 0.15, 0.5)
+    assert "Five events, evenly spread between 15 % and 50 %" in text
