@@ -1,9 +1,16 @@
-"""Dynamic-rank LoRA: one budget of adapter parameters that moves while the model trains."""
+"""Dynamic-rank LoRA: one budget of adapter parameters that moves while the model trains.
 
-from dynlora.config import DynamicLoraConfig
-from dynlora.controller import DynamicLora
-from dynlora.integrations.trainer import DynamicLoraCallback
-from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
+Public names are loaded when first used, so that `dynlora --help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynlora.config import DynamicLoraConfig
+    from dynlora.controller import DynamicLora
+    from dynlora.integrations.trainer import DynamicLoraCallback
+    from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 __all__ = [
     "DynamicLora",
@@ -14,3 +21,19 @@ __all__ = [
     "LayerEvent",
     "RankPlan",
 ]
+
+_MODULES = {
+    "DynamicLora": "dynlora.controller",
+    "DynamicLoraCallback": "dynlora.integrations.trainer",
+    "DynamicLoraConfig": "dynlora.config",
+    "Event": "dynlora.types",
+    "FeatureStats": "dynlora.types",
+    "LayerEvent": "dynlora.types",
+    "RankPlan": "dynlora.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'dynlora' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

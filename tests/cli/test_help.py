@@ -1,6 +1,8 @@
 """What the command line says about itself, and that the examples it comes with are valid."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,11 @@ def test_the_mrpc_example_has_the_settings_its_results_were_got_with() -> None:
     assert config.training.learning_rate == 1e-3
     assert (config.training.warmup_ratio, config.training.max_grad_norm) == (0.06, 1)
     assert config.data.max_length == 128
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys; from dynlora.cli.main import main; main(['train', '--help']); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -100,7 +100,7 @@ def state():
 for name in ("Trainer", "TrainerCallback", "TrainerControl", "TrainerState", "TrainingArguments"):
     getattr(transformers, name)
 before = state()
-import dynlora
+from dynlora import *
 after = state()
 changed = [k for k, v in before[0].items() if after[0].get(k) != v]
 assert not changed, changed
