@@ -85,6 +85,12 @@ class DynamicLoraConfig:
             self.max_rank,
         )
         _require(
+            not isinstance(self.pinned, str),
+            "pinned",
+            "a tuple of patterns",
+            f"the text {self.pinned!r}",  # each of its letters would be a pattern
+        )
+        _require(
             self.total_steps is None or self.total_steps >= 1,
             "total_steps",
             "at least 1",

@@ -134,7 +134,14 @@ class DynamicLora:
                 self._assessor.observe(finite)
 
     def step(self) -> None:
-        """Count a step, and move ranks if this one is an event: call after the optimizer's step."""
+        """Count a step, and move ranks if this one is an event: call after the optimizer's step.
+
+        Raises:
+            BudgetError: If the budget cannot pay the lowest ranks; only a plan of your own, or a
+                `rank_pattern` below `min_rank`, can bring that about.
+            NonFiniteError: At an event, if a weight is not finite, or a score is not and
+                `on_nonfinite` is "stop".
+        """
         self._step += 1
         if self._frozen:
             return
@@ -163,8 +170,10 @@ class DynamicLora:
 
         Raises:
             BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+            NonFiniteError: If a weight is not finite.
         """
         self._check_plan(plan)
+        self._check_weights()
         features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         return self._apply(plan, features, scores={}, shares=shares, waits=set())
@@ -192,6 +201,8 @@ class DynamicLora:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a run: call before the model's and the optimizer's, since it sets the shapes.
 
+        A run that has ended, or was closed, observes again if the state's run did.
+
         Args:
             state: `state_dict`'s output, of a run with the same model and configuration.
 
@@ -211,6 +222,8 @@ class DynamicLora:
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         self._analyzer.begin_step(self._step)
         self._taps.step = self._step
+        self._frozen = False
+        self._taps.open()
         if state["frozen"] or self._step >= self._events[-1]:
             self.freeze()
 
@@ -242,6 +255,7 @@ class DynamicLora:
             )
 
     def _reallocate(self) -> None:
+        self._check_weights()
         features = self._analyzer.stats()
         scores = self._finite_scores(self._assessor.scores(self._layers, features))
         shares = allocate_shares(
@@ -350,6 +364,15 @@ class DynamicLora:
                 "learning rate, or set on_nonfinite='skip' to leave such steps out."
             )
         self.skipped.update(names)
+
+    def _check_weights(self) -> None:
+        broken = self._adapters.broken_weights()
+        if broken:
+            raise NonFiniteError(
+                f"The weights of {broken[0]!r} must be finite, got NaN or infinity at step "
+                f"{self._step} (in {len(broken)} of {len(self._layers)} layers): the run has "
+                "diverged; go back to an earlier checkpoint and lower the learning rate."
+            )
 
     def _check_room(self) -> None:
         bounds = self._bounds({}, {})

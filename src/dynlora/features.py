@@ -86,19 +86,23 @@ class InputFeatureAnalyzer:
             self._samples[name] = old.merge(sample)
 
     def stats(self) -> dict[str, FeatureStats]:
-        """Return what is known of each layer's input; layers never observed are left out."""
+        """Return what is known of each layer's input.
+
+        A layer never observed, or seen with NaN or infinity in its input or output, is left out.
+        """
         found: dict[str, FeatureStats] = {}
         for name, sample in self._samples.items():
             used = sample.keys != UNUSED_KEY
-            tokens = sample.tokens[used]
-            if len(tokens) == 0 or not bool(torch.isfinite(tokens).all()):
+            tokens, power = sample.tokens[used], sample.output_power[used]
+            finite = torch.isfinite(tokens).all() & torch.isfinite(power).all()
+            if len(tokens) == 0 or not bool(finite):
                 continue
             spectrum = covariance_spectrum(tokens)
             found[name] = FeatureStats(
                 tokens=tokens,
                 variance=float(spectrum.sum()) / tokens.shape[1],
                 effective_rank=effective_rank(spectrum),
-                output_power=float(sample.output_power[used].mean()),
+                output_power=float(power.mean()),
             )
         return found
 

@@ -173,6 +173,50 @@ def test_the_best_model_is_loaded_with_its_own_ranks(tmp_path):
     assert_equal_weights(best, lora_weights(model))
 
 
+def test_a_state_of_another_run_is_refused_instead_of_emptying_the_weights(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 12}
+    for name, seed in (("one", 0), ("other", 3)):
+        trainer_of(lora_llama(r=8, seed=seed), tmp_path / name, **saving)[0].train()
+    resumed, _ = trainer_of(lora_llama(r=8), tmp_path / "other", **saving)
+    with pytest.raises(ResumeError, match=r"other/checkpoint-12 .*`DynamicLoraCallback\(resume_f"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-12"))
+
+
+def test_the_best_model_is_loaded_into_a_model_that_the_trainer_made_anew(tmp_path):
+    class Worse(TrainerCallback):
+        """Makes the first evaluation the best."""
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"] = float(state.global_step)
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=STEPS,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        load_best_model_at_end=True,
+        learning_rate=5e-3,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    callback = DynamicLoraCallback(DynamicLoraConfig(**CONFIG))
+    trainer = Trainer(
+        model_init=lambda: lora_llama(r=8),
+        args=args,
+        train_dataset=Sequences(8 * STEPS),
+        eval_dataset=Sequences(16),
+        callbacks=[callback, Worse()],
+    )
+    trainer.train()
+    final = {n: x.rank_after for n, x in callback.dynamic.history[-1].layers.items()}
+    saved = json.loads((tmp_path / "checkpoint-4" / "dynlora.json").read_text())["layers"]
+    assert callback.dynamic.ranks == {name: shape["r"] for name, shape in saved.items()}
+    assert callback.dynamic.ranks != final
+
+
 def test_train_called_twice_works_and_attaches_once(tmp_path):
     model = lora_llama(r=8)
     trainer, callback = trainer_of(model, tmp_path)

@@ -20,6 +20,9 @@ def test_same_seed_twice_is_bitwise_equal(importance):
         train(model, optimizer, dynamic, 30)
         runs.append((dynamic.history, [p.detach() for p in model.parameters()]))
     assert runs[0][0] == runs[1][0]
+    layers = [layer for event in runs[0][0] for layer in event.layers.values()]
+    moved = any(layer.rank_before != layer.rank_after for layer in layers)
+    assert moved == (importance != "uniform")
     assert all(torch.equal(one, other) for one, other in zip(runs[0][1], runs[1][1], strict=True))
 
 

@@ -80,6 +80,13 @@ def averaged(gradients, beta):
     return mean
 
 
+def summed(gradients):
+    total = torch.zeros_like(gradients[0])
+    for gradient in gradients:
+        total = 0.9 * total + gradient
+    return total
+
+
 def highest(gradients):
     mean = top = torch.zeros_like(gradients[0])
     for gradient in gradients:
@@ -127,13 +134,6 @@ def test_sgd_momentum_is_that_of_the_gradients_in_the_new_basis(change, nesterov
     run = Run(lambda ps, lr: SGD(ps, lr=lr, momentum=0.9, nesterov=nesterov))
     run.step(STEPS)
     CHANGES[change](run, TOKENS)
-
-    def summed(gradients):
-        total = torch.zeros_like(gradients[0])
-        for gradient in gradients:
-            total = 0.9 * total + gradient
-        return total
-
     expected = first_moments_in_the_new_basis(run, summed)
     for ours, theirs in zip(run.moments("momentum_buffer"), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -241,3 +241,34 @@ def test_a_change_before_the_first_step_needs_no_moments(kind, change):
         (run.layer.lora_A, run.layer.lora_B), run.moments("exp_avg"), strict=True
     ):
         assert moment.shape == weight.shape
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("index", [0, 1])
+def test_of_two_groups_the_one_without_momentum_needs_none(index, change):
+    def uneven(parameters, lr):
+        groups = [{"params": [p], "momentum": 0.0} for p in parameters]
+        groups[index]["momentum"] = 0.9
+        return SGD(groups, lr=lr)
+
+    run = Run(uneven)
+    run.step(STEPS)
+    CHANGES[change](run, TOKENS)
+    weight = (run.layer.lora_A, run.layer.lora_B)[index]
+    expected = first_moments_in_the_new_basis(run, summed)[index]
+    moment = run.optimizer.state[weight]["momentum_buffer"]
+    torch.testing.assert_close(moment, expected, rtol=1e-9, atol=1e-12)
+    run.step()
+
+
+@pytest.mark.parametrize("kind", ADAMS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_that_alone_has_moments_keeps_them(kind, change):
+    run = Run(ADAMS[kind])
+    run.step(STEPS)
+    del run.optimizer.state[run.layer.lora_A]
+    CHANGES[change](run, TOKENS)
+    expected = first_moments_in_the_new_basis(run, lambda seen: averaged(seen, BETA1))[1]
+    moment = run.optimizer.state[run.layer.lora_B]["exp_avg"]
+    torch.testing.assert_close(moment, expected, rtol=1e-9, atol=1e-12)
+    run.step()

@@ -62,9 +62,10 @@ def test_the_ends_of_a_closed_range_are_allowed(values):
     [
         ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
         ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
+        ({"pinned": "*q_proj"}, r"`pinned` must be a tuple of patterns, got the text '\*q_proj'"),
     ],
 )
-def test_an_unknown_choice_is_refused_with_the_known_ones(values, message):
+def test_what_a_type_checker_would_refuse_is_refused_with_what_is_allowed(values, message):
     # Run as a plain file, without the tests' type checker, which would refuse the value first.
     unchecked = runpy.run_path(dynlora.config.__file__)["DynamicLoraConfig"]
     with pytest.raises(ConfigError, match=message):

@@ -372,6 +372,17 @@ def test_stop_ends_the_run_with_the_layers_name_and_step():
         dynamic.observe()
 
 
+@pytest.mark.parametrize("reaction", ["skip", "stop"])
+def test_an_event_on_broken_weights_ends_the_run_with_the_layers_name(reaction):
+    _, _, dynamic = on_chain(total_steps=1, on_nonfinite=reaction)
+    dynamic._layers[1].lora_B.data[0, 0] = float("nan")
+    message = r"weights of '1' must be finite, got NaN or infinity at step 1 \(in 1 of 3 layers\)"
+    with pytest.raises(NonFiniteError, match=message):
+        dynamic.step()
+    with pytest.raises(NonFiniteError, match="weights of '1'"):
+        dynamic.apply(RankPlan(step=1, ranks={"1": 2}))
+
+
 # State.
 
 
@@ -446,6 +457,24 @@ def test_a_run_frozen_by_hand_is_still_frozen_when_restored(tiny_llama):
     ranks = resumed.ranks
     train(tiny_llama, optimizer, resumed, 33)
     assert resumed.ranks == ranks
+
+
+def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    before = hooks_of(tiny_llama)
+    train(tiny_llama, optimizer, dynamic, 5)
+    parts = (dynamic.state_dict(), tiny_llama.state_dict(), optimizer.state_dict())
+    early = copy.deepcopy(parts)
+    train(tiny_llama, optimizer, dynamic, 35)
+    history = dynamic.history
+    dynamic.load_state_dict(early[0])
+    assert hooks_of(tiny_llama) == before
+    tiny_llama.load_state_dict(early[1])
+    optimizer.load_state_dict(early[2])
+    train(tiny_llama, optimizer, dynamic, 35)
+    assert [event.step for event in dynamic.history] == [event.step for event in history]
+    assert moved(dynamic)
 
 
 def test_a_run_restored_after_its_last_event_holds(tiny_llama):

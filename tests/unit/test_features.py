@@ -128,6 +128,15 @@ def test_a_layer_whose_input_is_not_finite_has_no_statistics(value):
     assert set(analyzer.stats()) == {"whole"}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_layer_whose_output_is_not_finite_has_no_statistics(value):
+    inputs, outputs, keys = tokens_with_keys(8)
+    outputs[3, 2] = value
+    analyzer = InputFeatureAnalyzer()
+    analyzer.observe("broken", inputs, outputs, keys)
+    assert analyzer.stats() == {}
+
+
 def test_after_a_restart_old_tokens_serve_until_new_ones_come():
     inputs, outputs, keys = tokens_with_keys(20)
     analyzer = InputFeatureAnalyzer()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynlora.adapters.engine import check_engine
+from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
 from dynlora.adapters.layers import LinearLora, find_lora_layers, find_root
 from dynlora.adapters.optimizer_state import check_holds, drop_mismatched_state, unwrap_optimizer
@@ -43,7 +43,7 @@ class LoraAdapters:
             follow: Called with every change of a layer's basis, after it was made.
 
         Raises:
-            EngineError: If the model runs under an engine that fixes shapes.
+            EngineError: If the model runs under an engine that fixes shapes, or on several devices.
             LayerError: If there is no LoRA layer, or one that cannot be resized.
             OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
         """
@@ -53,6 +53,7 @@ class LoraAdapters:
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
         parameters = [weight for layer in layers for weight in (layer.lora_A, layer.lora_B)]
+        check_devices(parameters)
         check_holds(self._optimizer, parameters)
         drop_mismatched_state(self._optimizer, parameters)
         _, configs = find_root(model)
@@ -92,11 +93,15 @@ class LoraAdapters:
         layers = [layer for layer in self.layers.values() if layer.has_gradients]
         if not layers:
             return [], []
-        norms_A = torch._foreach_norm([layer.grad_A for layer in layers])
-        norms_B = torch._foreach_norm([layer.grad_B for layer in layers])
-        finite = (torch.stack(norms_A) + torch.stack(norms_B)).isfinite().tolist()
+        finite = _are_finite([(layer.grad_A, layer.grad_B) for layer in layers])
         good = [layer for layer, ok in zip(layers, finite, strict=True) if ok]
         return good, [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
+
+    def broken_weights(self) -> list[str]:
+        """Return the names of the layers that hold a weight which is NaN or infinite."""
+        layers = list(self.layers.values())
+        finite = _are_finite([(layer.lora_A, layer.lora_B) for layer in layers])
+        return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
     def strengths(self, features: Mapping[str, FeatureStats]) -> dict[str, Strengths]:
         """Return every layer's components on the observed tokens, as part of its output's norm."""
@@ -190,6 +195,15 @@ class LoraAdapters:
             drop_mismatched_state(self._optimizer, [layer.lora_A, layer.lora_B])
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
+
+
+@torch.no_grad()
+def _are_finite(pairs: list[tuple[Tensor, Tensor]]) -> list[bool]:
+    """Return, for each pair of tensors, whether all their elements are finite."""
+    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)  # norms overflow float16
+    norms_A, norms_B = (torch._foreach_norm(side, 2, dtype) for side in zip(*pairs, strict=True))
+    found: list[bool] = (torch.stack(norms_A) + torch.stack(norms_B)).isfinite().tolist()
+    return found
 
 
 def _output_norm(layer: LinearLora, stats: FeatureStats | None) -> float:

@@ -73,20 +73,17 @@ def rebase_state(
         lora_A: Parameter before the change, of shape ``(old, in_features)``.
         lora_B: Parameter before the change, of shape ``(out_features, old)``.
     """
-    scale = change.scale_ratio
-    map_A = scale * change.to_B.T  # acts on rows of dA
-    map_B = scale * change.to_A  # acts on columns of dB, from the right, transposed
     grown = ~change.to_B.any(dim=0)
-    state_A, state_B = optimizer.state.get(lora_A, {}), optimizer.state.get(lora_B, {})
-    for key in _FIRST:
-        if isinstance(state_A.get(key), Tensor):
-            state_A[key] = _left(map_A, state_A[key])
-            state_B[key] = _left(map_B, state_B[key].T).T.contiguous()
-    for key in _SECOND:
-        if isinstance(state_A.get(key), Tensor):
-            state_A[key] = _second(map_A, state_A[key], grown)
-            state_B[key] = _second(map_B, state_B[key].T, grown).T.contiguous()
-    for parameter, state in ((lora_A, state_A), (lora_B, state_B)):
+    maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
+    for parameter, to_gradient, rank_axis in maps:
+        matrix = change.scale_ratio * to_gradient
+        state = optimizer.state.get(parameter, {})
+        for key in _FIRST + _SECOND:
+            moment = state.get(key)
+            if isinstance(moment, Tensor):
+                rows = moment.transpose(0, rank_axis)
+                new = _left(matrix, rows) if key in _FIRST else _second(matrix, rows, grown)
+                state[key] = new.transpose(0, rank_axis).contiguous()
         if "exp_avg_sq" in state:
             _bound_next_step(state, _betas(optimizer, parameter))
 

@@ -5,6 +5,7 @@ with the configured ranks; once ranks have moved, shapes differ. These hooks set
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from dynlora.adapters.layers import LinearLora
@@ -21,7 +22,7 @@ class ShapeHooks:
                 (layer.module.lora_A[layer.adapter], 0),
                 (layer.module.lora_B[layer.adapter], 1),
             ):
-                hook = _shape_hook(layer, axis)
+                hook = partial(_follow, layer, axis)
                 self._handles.append(module.register_load_state_dict_pre_hook(hook))
 
     def close(self) -> None:
@@ -31,11 +32,12 @@ class ShapeHooks:
         self._handles = []
 
 
-def _shape_hook(layer: LinearLora, axis: int) -> Any:
-    def follow(*given: Any) -> None:
-        state_dict, prefix = given[1:3]
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is not None:
-            set_rank(layer, weight.shape[axis])
+def _follow(layer: LinearLora, axis: int, *given: Any) -> None:
+    """Give the layer the rank of the weight that is about to be loaded.
 
-    return follow
+    No closure: a copy or a pickle of the model must follow its own loads.
+    """
+    state_dict, prefix = given[1:3]
+    weight = state_dict.get(f"{prefix}weight")
+    if weight is not None:
+        set_rank(layer, weight.shape[axis])

@@ -4,17 +4,22 @@ Only forwards that train are shown: under `no_grad`, in eval mode, and on steps 
 sampled, the hooks return at once. They read and never change a tensor.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LinearLora
 
 _UNUSED_KEY = torch.iinfo(torch.int64).max
+_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
+"""The names that transformers' models give to what they read, text first."""
 _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 """The three odd constants of splitmix64 (Steele, Lea and Flood 2014), as signed integers."""
 
@@ -51,14 +56,24 @@ class ActivationTaps:
         """
         self.step = 0
         """Optimizer step that keys are drawn for, so that an example seen again counts anew."""
+        self._model = model
+        self._layers = layers
         self._sink = sink
         self._timed = timed
         self._examples: Int[Tensor, " batch"] | None = None
         self._positions: Int[Tensor, "batch length"] | None = None
         self._keys: dict[tuple[int, int], Tensor] = {}
         self._seen: set[str] = set()
-        self._handles = [model.register_forward_pre_hook(self._on_model, with_kwargs=True)]
-        for layer in layers:
+        self._handles: list[RemovableHandle] = []
+        self.open()
+
+    def open(self) -> None:
+        """Install the hooks, unless they are."""
+        if self._handles:
+            return
+        on_model = self._model.register_forward_pre_hook(self._on_model, with_kwargs=True)
+        self._handles = [on_model]
+        for layer in self._layers:
             hook = self._layer_hook(layer.name)
             self._handles.append(layer.module.register_forward_hook(hook))
 
@@ -75,8 +90,8 @@ class ActivationTaps:
         inputs = _first_tensor(args, kwargs)
         if inputs is None:
             return
-        mask = kwargs.get("attention_mask")
-        if not (isinstance(mask, Tensor) and mask.shape == inputs.shape):
+        mask = _by_name(model, args, kwargs).get("attention_mask")
+        if not (isinstance(mask, Tensor) and mask.shape == inputs.shape[:2]):
             mask = torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
         mask = mask.long()
         self._positions = torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
@@ -104,7 +119,7 @@ class ActivationTaps:
         assert self._positions is not None
         batch, length = self._positions.shape
         rows = inputs.shape[:-1].numel()
-        if rows % batch:
+        if inputs.dim() < 2 or rows % batch:
             return None
         shape = (batch, rows // batch)
         if shape not in self._keys:
@@ -117,9 +132,19 @@ class ActivationTaps:
         return self._keys[shape]
 
 
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by the names that `forward` gives them; a PEFT model may name none."""
+    for module in (model, model.get_base_model() if isinstance(model, PeftModel) else model):
+        given = inspect.signature(module.forward).parameters.values()
+        names = [p.name for p in given if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if names:
+            return dict(zip(names, args, strict=False)) | kwargs
+    return kwargs
+
+
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the model's main input: the first tensor with a batch and a further dimension."""
-    named = [kwargs[key] for key in ("input_ids", "inputs_embeds", "pixel_values") if key in kwargs]
+    named = [kwargs[key] for key in _MAIN_INPUTS if key in kwargs]
     for value in (*named, *args, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() >= 2:
             return value

@@ -71,7 +71,13 @@ class AgreementTest:
 
 
 def _mean_cosine(left: list[Tensor], right: list[Tensor]) -> float:
-    """Return the mean over pairs of tensors of their cosine; a pair with a zero tensor counts 0."""
+    """Return the mean over pairs of tensors of their cosine; a pair with a zero tensor counts 0.
+
+    At least in float32: products of float16 gradients vanish or overflow.
+    """
+    left, right = (
+        [t.to(torch.promote_types(t.dtype, torch.float32)) for t in side] for side in (left, right)
+    )
     products = torch.stack([p.sum() for p in torch._foreach_mul(left, right)]).double()
     lengths = [torch.stack(torch._foreach_norm(side)).double() for side in (left, right)]
     return float((products / (lengths[0] * lengths[1]).clamp(min=1e-300)).mean())

@@ -49,6 +49,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._adapter_name = adapter_name
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
+        self._watched: nn.Module | None = None
 
     def on_init_end(
         self,
@@ -57,7 +58,12 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Let checkpoints of other ranks load into this model."""
+        """Let checkpoints of other ranks load into this model.
+
+        Raises:
+            EngineError: If the arguments ask for an engine that fixes shapes.
+            LayerError: If the model holds no LoRA layer, or one that cannot be resized.
+        """
         _check_arguments(args)
         self._watch_loads(kwargs["model"])
 
@@ -85,7 +91,7 @@ class DynamicLoraCallback(TrainerCallback):
             model, kwargs["optimizer"], config, adapter_name=self._adapter_name
         )
         if state.global_step > 0:
-            self.dynamic.load_state_dict(load_state(self._checkpoint(args, state)))
+            self._resume(self._checkpoint(args, state))
 
     def on_pre_optimizer_step(
         self,
@@ -143,11 +149,30 @@ class DynamicLoraCallback(TrainerCallback):
             self.dynamic.close()
         if self._shape_hooks is not None:
             self._shape_hooks.close()
-            self._shape_hooks = None
+            self._shape_hooks = self._watched = None
 
     def _watch_loads(self, model: nn.Module) -> None:
-        if self._shape_hooks is None:
-            self._shape_hooks = ShapeHooks(find_lora_layers(model, self._adapter_name))
+        if model is self._watched:
+            return
+        if self._shape_hooks is not None:  # of a model that `Trainer(model_init=...)` has replaced
+            self._shape_hooks.close()
+        self._shape_hooks = ShapeHooks(find_lora_layers(model, self._adapter_name))
+        self._watched = model
+
+    def _resume(self, folder: Path) -> None:
+        """Continue from a checkpoint's state, if it is of the weights that the trainer loaded."""
+        assert self.dynamic is not None
+        dynamic_state = load_state(folder)
+        saved = {name: shape["r"] for name, shape in dynamic_state["layers"].items()}
+        differing = [name for name, r in self.dynamic.ranks.items() if saved.get(name, r) != r]
+        if differing:
+            name = differing[0]
+            raise ResumeError(
+                f"The state in {folder} must be of the weights that were loaded, but {name!r} has "
+                f"rank {self.dynamic.ranks[name]}, there {saved[name]}: give the checkpoint's "
+                "folder as `DynamicLoraCallback(resume_from=...)`."
+            )
+        self.dynamic.load_state_dict(dynamic_state)
 
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
         given = [self._resume_from, args.resume_from_checkpoint, args.output_dir]

@@ -6,9 +6,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dynlora.adapters.engine import check_engine
+from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.errors import EngineError
-from tests.lora_layers import lora_chain
+from tests.lora_layers import layers_of, lora_chain
 
 
 @pytest.fixture
@@ -47,6 +47,22 @@ def test_a_compiled_model_is_refused():
     model = torch.compile(lora_chain(6, 5), backend="eager")
     with pytest.raises(EngineError, match=r"got torch\._dynamo\..*\.OptimizedModule: pass the"):
         check_engine(model)
+
+
+def test_a_model_compiled_in_place_is_refused():
+    model = lora_chain(6, 5)
+    model.base_model.model[0].compile(backend="eager")
+    with pytest.raises(EngineError, match=r"got .*\.Linear compiled in place: pass the"):
+        check_engine(model)
+
+
+def test_layers_on_several_devices_are_refused_by_the_devices():
+    model = lora_chain(6, 5, 4)
+    parameters = [p for layer in layers_of(model) for p in (layer.lora_A, layer.lora_B)]
+    check_devices(parameters)
+    parameters[-1] = nn.Parameter(parameters[-1].to("meta"))
+    with pytest.raises(EngineError, match="on one device, got cpu, meta: load the model"):
+        check_devices(parameters)
 
 
 @pytest.mark.parametrize("name", ["DeepSpeedEngine", "FullyShardedDataParallel"])

@@ -64,6 +64,17 @@ def test_layers_are_sorted_by_whether_their_gradient_is_finite_broken_or_absent(
     assert broken == ["1", "2"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_gradients_are_finite_though_their_norm_exceeds_half_precision(dtype):
+    model = lora_chain(200, 200, dtype=dtype)
+    for layer in layers_of(model):
+        layer.lora_A.grad, layer.lora_B.grad = (
+            torch.full_like(weight, 3e4) for weight in (layer.lora_A, layer.lora_B)
+        )
+    finite, broken = adapters_of(model).with_gradients()
+    assert ([layer.name for layer in finite], broken) == (["0"], [])
+
+
 def test_without_any_gradient_there_are_neither_finite_nor_broken_layers():
     model = lora_chain(4, 4)
     model.zero_grad()

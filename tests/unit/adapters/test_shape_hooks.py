@@ -1,5 +1,8 @@
 """Shape hooks: a checkpoint of other ranks loads, and the layer's fields follow."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -81,3 +84,14 @@ def test_closed_hooks_no_longer_follow():
     with pytest.raises(RuntimeError, match=r"size mismatch .*\[2, 8\]\) .*\[4, 8\]\)"):
         model.load_state_dict(resized_state(2, 7))
     assert [layer.r for layer in layers_of(model)] == [4, 4]
+
+
+def test_a_copy_of_the_model_follows_its_own_loads_and_leaves_the_original():
+    model = lora_chain(6, 5, r=4)
+    ShapeHooks(layers_of(model))
+    smaller = lora_chain(6, 5, r=2).state_dict()
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        duplicate.load_state_dict(smaller)
+        assert layers_of(duplicate)[0].r == 2
+    assert layers_of(model)[0].r == 4
+    assert layers_of(model)[0].lora_B.any()

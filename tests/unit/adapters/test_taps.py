@@ -213,6 +213,69 @@ def test_embeddings_given_instead_of_tokens_are_keyed_by_their_content(llama):
     assert recorder.tokens(LAYER).keys() < together.keys()
 
 
+def padded_to(count):
+    mask = torch.zeros_like(TOKENS)
+    mask[:, :count] = 1
+    return mask
+
+
+def test_padding_of_embeddings_is_known_from_their_mask(llama):
+    recorder, _ = tapped(llama)
+    embedded = llama.get_input_embeddings()(TOKENS).detach()
+    llama(inputs_embeds=embedded, attention_mask=padded_to(2))
+    assert len(recorder.tokens(LAYER)) == 2 * len(TOKENS)
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_a_mask_given_by_position_counts_like_one_given_by_name(task_type):
+    model = lora_llama(task_type=task_type).train()
+    recorder, _ = tapped(model)
+    model(TOKENS, padded_to(2))
+    assert len(recorder.tokens(LAYER)) == 2 * len(TOKENS)
+
+
+@pytest.mark.parametrize("name", ["input_features", "input_values", "pixel_values"])
+def test_tokens_of_other_inputs_are_told_apart_whatever_comes_first(name):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, **inputs):
+            return self.head(inputs[name])
+
+    model = get_peft_model(Reader(), LoraConfig(r=2, target_modules=["head"])).train()
+    recorder, _ = tapped(model)
+    mask = torch.ones(4, 7, dtype=torch.int64)
+    model(attention_mask=mask, **{name: torch.randn(4, 7, 6)})
+    assert len(recorder.tokens("head")) == mask.numel()
+
+
+def test_a_layer_on_a_single_vector_is_not_shown():
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(16, 6)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, input_ids):
+            return self.head(self.embed(input_ids).sum(dim=(0, 1)))
+
+    model = get_peft_model(Summed(), LoraConfig(r=2, target_modules=["head"])).train()
+    recorder, _ = tapped(model)
+    model(input_ids=TOKENS[:1])
+    assert recorder.shown == []
+
+
+def test_reopened_taps_show_again_and_opening_twice_shows_once(llama):
+    recorder, taps = tapped(llama)
+    taps.close()
+    taps.open()
+    taps.open()
+    llama(input_ids=TOKENS)
+    assert [name for name, *_ in recorder.shown].count(LAYER) == 1
+
+
 def test_inputs_without_a_sequence_are_shown_with_one_key_per_example():
     model = lora_chain(6, 5).train()
     recorder, _ = tapped(model)

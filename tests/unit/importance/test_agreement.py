@@ -71,6 +71,15 @@ def test_a_zero_gradient_agrees_with_nothing(layers):
     assert test.z == 0
 
 
+@pytest.mark.parametrize("size", [1e-5, 3e2])
+def test_half_precision_gradients_neither_vanish_nor_overflow(size):
+    layers = layers_of(lora_chain(200, 200, dtype=torch.float16))
+    test = AgreementTest()
+    for _ in range(5):
+        show(test, layers, size=size)
+    assert test.z == pytest.approx(2)
+
+
 def test_it_is_the_mean_over_layers_of_the_cosine_of_consecutive_gradients_of_lora_B(layers):
     test, gradients = AgreementTest(), []
     for seed in range(8):
