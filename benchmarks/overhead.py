@@ -1,14 +1,18 @@
 """What the dynamic part costs on MRPC: steps with it and without, interleaved in one run.
 
-Two models with the same weights take the same batches in turn, a step each: one as plain PEFT LoRA,
-one with the controller attached in its default configuration. The order within a pair alternates.
-Ranks move, at the same number of parameters: what is compared is two whole training runs.
+Three models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
+same with the controller observing and planning but every rank kept (`importance: uniform`); and the
+default configuration, whose ranks move at the same number of parameters. The order rotates.
 
-    python benchmarks/overhead.py --model DIR --data DIR --out benchmarks/results
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 python -m benchmarks.overhead --model DIR --data DIR
+
+Without that variable (which `dynlora train` sets itself) moved ranks cost far more on a CPU in
+bfloat16: torch's kernels are generated per shape, and 1,024 of them are kept.
 """
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from statistics import median
@@ -27,6 +31,8 @@ from dynlora.train.pretrained import load_tokenizer
 from dynlora.train.trainer import make_sampler, use_bf16
 
 BATCH = 32
+WARM_UP = 5
+"""Steps left out at the beginning."""
 
 
 def main() -> None:
@@ -39,27 +45,33 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     batches = _batches(options)
-    runs = {name: _Run(options.model) for name in ("plain", "dynamic")}
-    dynamic = runs["dynamic"]
-    config = DynamicLoraConfig(total_steps=len(batches))
-    dynamic.controller = DynamicLora(dynamic.model, dynamic.optimizer, config)
-    for step, batch in enumerate(batches):
-        for name in ("plain", "dynamic") if step % 2 else ("dynamic", "plain"):
-            runs[name].step(batch)
-    plain, full = runs["plain"].seconds[5:], dynamic.seconds[5:]
+    runs = {name: _Run(options.model) for name in ("plain", "observed", "moved")}
+    for name, importance in (("observed", "uniform"), ("moved", "signal")):
+        config = DynamicLoraConfig(importance=importance, total_steps=len(batches))
+        runs[name].controller = DynamicLora(runs[name].model, runs[name].optimizer, config)
+    names = list(runs)
+    for index, batch in enumerate(batches):
+        for place in range(len(names)):
+            runs[names[(index + place) % len(names)]].step(batch)
+    seconds = {name: run.seconds[WARM_UP:] for name, run in runs.items()}
+    moved = runs["moved"].controller
     result = {
-        "steps": len(plain),
+        "steps": len(batches) - WARM_UP,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "bf16": use_bf16("auto"),
-        "events": len(dynamic.controller.history),
-        "plain_seconds": sum(plain),
-        "dynamic_seconds": sum(full),
-        "overhead_of_the_run": sum(full) / sum(plain) - 1,
-        "median_step_plain": median(plain),
-        "median_step_dynamic": median(full),
-        "booked_by_the_controller": dynamic.controller.seconds / sum(full),
-        "seconds_per_event": dynamic.event_seconds / len(dynamic.controller.history),
+        "onednn_primitive_cache_capacity": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+        "seconds": {name: sum(values) for name, values in seconds.items()},
+        "median_step": {name: median(values) for name, values in seconds.items()},
+        "over_plain": {name: sum(v) / sum(seconds["plain"]) - 1 for name, v in seconds.items()},
+        "median_of_paired_ratios": {
+            name: median(a / b for a, b in zip(v, seconds["plain"], strict=True)) - 1
+            for name, v in seconds.items()
+        },
+        "booked_by_the_controller": moved.seconds / sum(seconds["moved"]),
+        "events": len(moved.history),
+        "seconds_per_event": runs["moved"].event_seconds / len(moved.history),
+        "distinct_ranks": len(set(moved.ranks.values())),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "overhead.json").write_text(json.dumps(result, indent=1) + "\n")

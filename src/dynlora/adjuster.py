@@ -110,7 +110,7 @@ def bound_layer(
         cost: Parameters that one rank takes.
         held: Live rank.
         shape: Rank of a full update of the layer: ``min(in_features, out_features)``.
-        min_rank: Lowest rank configured, at least 1.
+        min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
         max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
         effective_rank: Effective rank of the layer's input, >= 1: further directions would see
@@ -120,7 +120,7 @@ def bound_layer(
     if pinned:
         return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
     ceiling = min(max(held, shape), max_rank)
-    floor = min(ceiling, max(min_rank, kept_by_tolerance))
+    floor = min(ceiling, max(min(min_rank, held), kept_by_tolerance))
     if effective_rank is not None:
         ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))
     return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)

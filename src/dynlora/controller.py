@@ -4,7 +4,6 @@
 and, at an event, lets scores become shares, shares become ranks, and ranks become resized adapters.
 """
 
-import json
 import logging
 import math
 import time
@@ -21,15 +20,16 @@ from torch.optim import Optimizer
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import Strengths
 from dynlora.adapters.taps import ActivationTaps
-from dynlora.adjuster import LayerBounds, bound_layer, check_budget, plan_ranks
+from dynlora.adjuster import LayerBounds, bound_layer, plan_ranks
 from dynlora.allocator import (
     allocate_layer_weights,
     allocate_shares,
     feature_gains,
     is_informative,
 )
+from dynlora.checks import check_pinned, check_plan, check_room, check_same_run
 from dynlora.config import DynamicLoraConfig
-from dynlora.errors import BudgetError, LayerError, NonFiniteError, ResumeError
+from dynlora.errors import LayerError, NonFiniteError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.schedule import event_steps
@@ -69,6 +69,7 @@ class DynamicLora:
 
         Raises:
             BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
+            ConfigError: If a pattern in `pinned` matches no layer.
             EngineError: If an engine fixes the tensors' shapes.
             LayerError: If there is no LoRA layer, or one that cannot be resized.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
@@ -86,7 +87,8 @@ class DynamicLora:
         self.budget = self._adapters.budget
         """Parameters that all layers together may hold."""
         self._max_rank = config.max_rank or self._adapters.default_max_rank
-        self._check_room()
+        check_pinned(config.pinned, list(self._adapters.layers))
+        check_room(self._bounds({}, {}), self.budget, min_rank=config.min_rank)
         self._analyzer = InputFeatureAnalyzer()
         self._events = event_steps(
             total_steps=config.total_steps,
@@ -165,6 +167,8 @@ class DynamicLora:
     def apply(self, plan: RankPlan) -> Event:
         """Give layers the ranks of a plan of your own, within the budget.
 
+        Nothing else limits it: not `pinned`, `min_rank`, `max_rank` or `shrink_tolerance`.
+
         Args:
             plan: Rank by module name, for some or all layers.
 
@@ -172,7 +176,8 @@ class DynamicLora:
             BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
             NonFiniteError: If a weight is not finite.
         """
-        self._check_plan(plan)
+        costs = {layer.name: layer.cost for layer in self._layers}
+        check_plan(plan, self.ranks, costs, self.budget)
         self._check_weights()
         features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
@@ -209,7 +214,8 @@ class DynamicLora:
         Raises:
             ResumeError: If layers, budget or configuration differ.
         """
-        self._check_same_run(state)
+        names = list(self._adapters.layers)
+        check_same_run(state, budget=self.budget, config=self.config, names=names)
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
@@ -234,25 +240,6 @@ class DynamicLora:
             state: `state_dict`'s output at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
-
-    def _check_same_run(self, state: Mapping[str, Any]) -> None:
-        """Check that the state is of this model and configuration; only the length may differ."""
-        given = {"budget": self.budget, **asdict(self.config)}
-        saved = {"budget": state["budget"], **state["config"]}
-        for key, value in given.items():
-            same = json.dumps(value) == json.dumps(saved.get(key))
-            if key != "total_steps" and not same:
-                raise ResumeError(
-                    f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
-                    f"now {value}. Restore it, or start a new run."
-                )
-        missing = set(state["layers"]) ^ set(self._adapters.layers)
-        if missing:
-            raise ResumeError(
-                f"The saved state must be of this model's LoRA layers, got {len(state['layers'])} "
-                f"layers where the model has {len(self._layers)}; {sorted(missing)[0]!r} is in one "
-                "of them only. Resume with the model and `target_modules` it was trained with."
-            )
 
     def _reallocate(self) -> None:
         self._check_weights()
@@ -372,34 +359,6 @@ class DynamicLora:
                 f"The weights of {broken[0]!r} must be finite, got NaN or infinity at step "
                 f"{self._step} (in {len(broken)} of {len(self._layers)} layers): the run has "
                 "diverged; go back to an earlier checkpoint and lower the learning rate."
-            )
-
-    def _check_room(self) -> None:
-        bounds = self._bounds({}, {})
-        check_budget(bounds, self.budget)
-        for name, bound in bounds.items():
-            if bound.held > bound.ceiling:
-                raise BudgetError(
-                    f"`max_rank` must be at least the live rank of every layer, got "
-                    f"{self._max_rank} where {name!r} holds {bound.held}: raise "
-                    "`max_rank`, or lower `LoraConfig.r`."
-                )
-
-    def _check_plan(self, plan: RankPlan) -> None:
-        unknown = sorted(set(plan.ranks) - set(self._adapters.layers))
-        if unknown:
-            raise BudgetError(
-                f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
-            )
-        for name, rank in plan.ranks.items():
-            if rank < 1:
-                raise BudgetError(f"The rank of {name!r} must be at least 1, got {rank}.")
-        ranks = self.ranks | dict(plan.ranks)
-        cost = sum(ranks[layer.name] * layer.cost for layer in self._layers)
-        if cost > self.budget:
-            raise BudgetError(
-                f"A plan must cost at most the budget of {self.budget} parameters, got {cost}: "
-                "lower some of its ranks."
             )
 
     @contextmanager

@@ -14,16 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.types import FeatureStats
+from dynlora.types import UNUSED_KEY, FeatureStats
 
 SAMPLE_SIZE = 128
 """Tokens kept per layer."""
 
 STEP_INTERVAL = 8
 """Optimizer steps between two whose forwards are sampled."""
-
-UNUSED_KEY = torch.iinfo(torch.int64).max
-"""Key of padding: never sampled while a real token is to be had."""
 
 
 @dataclass(kw_only=True, slots=True)

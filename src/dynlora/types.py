@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
+
+UNUSED_KEY: int = torch.iinfo(torch.int64).max
+"""Sampling key of padding: never kept while a real token is to be had."""
 
 
 @runtime_checkable

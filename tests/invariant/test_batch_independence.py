@@ -4,7 +4,7 @@ import torch
 
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.taps import ActivationTaps
-from tests.models import adamw, attached, lora_llama, train
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 
 class Recorder:
@@ -80,8 +80,6 @@ def test_accumulating_eight_batches_of_one_equals_one_batch_of_eight():
         model = lora_llama(r=8).double()
         optimizer = adamw(model)
         dynamic = attached(model, optimizer, total_steps=30, hysteresis=0)
-        from tests.models import loss_of, sequences
-
         batches = sequences(batch=8)
         for _ in range(30):
             tokens = next(batches)

@@ -1,9 +1,11 @@
 """Invariant 1: live LoRA parameters never exceed the budget, the peak included."""
 
-import torch
+import pytest
 from torch import nn
 
 from dynlora import RankPlan
+from dynlora.adapters import resize
+from dynlora.errors import BudgetError
 from tests.models import adamw, attached, train
 
 
@@ -18,8 +20,6 @@ def test_tensors_never_hold_more_than_the_budget_at_any_moment(tiny_llama, monke
     budget = count_lora(tiny_llama)
     assert dynamic.budget == budget
     peak = 0
-
-    from dynlora.adapters import resize
 
     original = resize.set_data
 
@@ -48,12 +48,7 @@ def test_less_than_one_rank_of_the_cheapest_growable_layer_stays_unspent(tiny_ll
 
 
 def test_a_plan_of_ones_own_above_the_budget_is_refused(tiny_llama):
-    import pytest
-
-    from dynlora.errors import BudgetError
-
     dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=40)
     name = next(iter(dynamic.ranks))
     with pytest.raises(BudgetError, match=f"at most the budget of {dynamic.budget}"):
         dynamic.apply(RankPlan(step=0, ranks={name: 5}))
-    assert torch.isfinite(next(tiny_llama.parameters())).all()

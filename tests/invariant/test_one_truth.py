@@ -3,8 +3,6 @@
 import json
 import re
 
-import torch
-
 from dynlora import RankPlan
 from tests.models import adamw, attached, lora_llama, train
 
@@ -105,4 +103,3 @@ def test_saved_config_holds_exactly_the_live_ranks(tiny_llama, tmp_path):
         matching = [v for key, v in saved["rank_pattern"].items() if re.match(key, name)]
         assert (matching or [saved["r"]]) == [rank]
     assert len(set(dynamic.ranks.values())) > 1
-    assert torch.isfinite(next(tiny_llama.parameters())).all()

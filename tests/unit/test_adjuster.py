@@ -102,14 +102,15 @@ def bounds_of(**given):
         ({}, 1, 16),
         ({"min_rank": 3}, 3, 16),
         ({"max_rank": 6}, 1, 6),
-        ({"min_rank": 20}, 16, 16),
+        ({"min_rank": 20}, 4, 16),  # a layer that holds less than the lowest rank may keep that
+        ({"min_rank": 20, "held": 20}, 20, 20),
         ({"held": 20}, 1, 20),  # held above a full update: allowed to stay
         ({"kept_by_tolerance": 3}, 3, 16),
         ({"kept_by_tolerance": 9, "max_rank": 6}, 6, 6),
         ({"effective_rank": 7.6}, 1, 8),
         ({"effective_rank": 2.0}, 1, 4),  # the input never forces a shrink
         ({"effective_rank": 30.0}, 1, 16),
-        ({"effective_rank": 2.0, "min_rank": 6}, 6, 6),
+        ({"effective_rank": 2.0, "min_rank": 6, "held": 7}, 6, 7),
         ({"pinned": True}, 4, 4),
         ({"pinned": True, "min_rank": 6, "max_rank": 9, "kept_by_tolerance": 5}, 4, 4),
     ],

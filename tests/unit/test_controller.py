@@ -17,6 +17,7 @@ from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import (
     BudgetError,
+    ConfigError,
     EngineError,
     LayerError,
     NonFiniteError,
@@ -660,3 +661,30 @@ def test_a_second_controller_may_take_over_a_model_whose_ranks_moved():
     again = attached(model, optimizer)
     assert again.ranks == {"0": 1, "1": 7}
     assert again.budget == 128
+
+
+def test_a_pinned_pattern_that_matches_no_layer_is_refused(tiny_llama):
+    with pytest.raises(ConfigError, match=r"got 'q_proj', which matches none of 14 layers"):
+        attached(tiny_llama, adamw(tiny_llama), pinned=("*.k_proj", "q_proj"))
+
+
+def test_a_budget_above_what_the_layers_can_hold_is_refused_with_the_range(tiny_llama):
+    torch.manual_seed(1)
+    config = LoraConfig(r=8, target_modules=["q_proj"], rank_pattern={"q_proj": 2})
+    model = get_peft_model(bare_llama(), config)
+    # Two layers of 32 + 32: rank 8 on both is 1024 parameters, rank 4 at most 512.
+    with pytest.raises(BudgetError, match=r"budget of 1024 .* at most 512.* in \[128, 512\]"):
+        attached(model, adamw(model), max_rank=4)
+
+
+def test_an_event_never_needs_more_than_the_budget_where_layers_begin_below_min_rank():
+    torch.manual_seed(1)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    pattern = {"layers.0.self_attn.q_proj": 20, "k_proj": 2, "v_proj": 2, "o_proj": 2}
+    config = LoraConfig(r=8, target_modules=names, rank_pattern=pattern)
+    model = get_peft_model(bare_llama(), config)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, min_rank=8, shrink_tolerance=0.0, total_steps=20)
+    train(model, optimizer, dynamic, 20)
+    assert len(dynamic.history) == 5
+    assert dynamic.peak_parameters <= dynamic.budget

@@ -55,8 +55,12 @@ class LinearLora:
 
     @property
     def alpha(self) -> float:
-        """The `lora_alpha` that gives this scaling at the live rank."""
-        return self.scaling * (math.sqrt(self.r) if self._use_rslora else self.r)
+        """The `lora_alpha` from which PEFT computes exactly this scaling at the live rank."""
+        divisor = math.sqrt(self.r) if self._use_rslora else self.r
+        product = self.scaling * divisor
+        neighbours = (math.nextafter(product, 0), math.nextafter(product, math.inf))
+        candidates = (round(product, 9), product, *neighbours)
+        return next((a for a in candidates if a / divisor == self.scaling), product)
 
     @property
     def lora_A(self) -> Parameter:

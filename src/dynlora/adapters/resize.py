@@ -20,6 +20,9 @@ from dynlora.adapters.layers import LinearLora
 from dynlora.adapters.optimizer_state import rebase_state
 from dynlora.types import BasisChange
 
+MAX_NEW_NORM = 10.0
+"""Longest a new row of `lora_A` may be, in norms of the rows held."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strengths:
@@ -156,7 +159,8 @@ def new_rows(
     They are the input's directions of largest variance that the rows held do not cover, as EVA
     takes them before training; where the tokens show too few, random ones. Each is scaled so that
     the mean square of the input along it is the mean over the rows held: its column of `lora_B`
-    then gets gradients of the usual size and learns at the usual pace.
+    then gets gradients of the usual size and learns at the usual pace. Where the input hardly
+    varies that would take rows of any length; they end at `MAX_NEW_NORM` times the usual norm.
     """
     A = layer.lora_A.double()
     covered = torch.linalg.qr(A.T).Q
@@ -171,8 +175,9 @@ def new_rows(
     noise = torch.randn(missing, A.shape[1], generator=generator, dtype=torch.float64).to(A)
     rows = torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
     usual, own = _input_power(A, tokens).mean(), _input_power(rows, tokens)
-    norms = torch.where(own > 0, usual / own, A.square().sum(dim=1).mean()).sqrt()
-    return rows * norms[:, None]
+    norm = A.square().sum(dim=1).mean().sqrt()
+    lengths = torch.where(own > 0, (usual / own).sqrt(), norm).clamp(max=MAX_NEW_NORM * norm)
+    return rows * lengths[:, None]
 
 
 def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:

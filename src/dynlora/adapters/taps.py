@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LinearLora
+from dynlora.types import UNUSED_KEY
 
-_UNUSED_KEY = torch.iinfo(torch.int64).max
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 """The names that transformers' models give to what they read, text first."""
 _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
@@ -127,8 +127,8 @@ class ActivationTaps:
                 positions = self._positions
             else:  # pooled or patched inputs: every row of an example counts
                 positions = torch.arange(shape[1], device=inputs.device).expand(shape)
-            keys = _mix(self._examples[:, None] + positions) & _UNUSED_KEY
-            self._keys[shape] = torch.where(positions >= 0, keys, _UNUSED_KEY).flatten()
+            keys = _mix(self._examples[:, None] + positions) & UNUSED_KEY
+            self._keys[shape] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[shape]
 
 

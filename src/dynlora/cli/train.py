@@ -1,12 +1,17 @@
 """`dynlora train CONFIG`: read the configuration, run the job, print the table at the end."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from dynlora.cli.job_parser import parse_job
+
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+"""On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks times
+batches of different lengths are more, and generating them again slows every step."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -22,6 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     if config is None:
         return
 
+    os.environ.setdefault(*KERNELS)  # read when torch is loaded
     # Only now: these load torch, and `--help` shall not wait for it.
     from dynlora.report.summary import summary_table
     from dynlora.train.job import run_job

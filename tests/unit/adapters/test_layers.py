@@ -138,3 +138,15 @@ def test_parameters_of_a_type_of_their_own_are_refused_with_that_type():
     linear.weight = Sharded(torch.zeros(4, 6))
     with pytest.raises(EngineError, match="'0' must hold whole parameters, got a "):
         find_lora_layers(model, None)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("r", [3, 7, 15, 49])
+def test_the_alpha_of_any_rank_gives_back_exactly_the_scale(r, use_rslora):
+    layer = one_layer(64, 64, r=r, lora_alpha=16, use_rslora=use_rslora)
+    assert layer.alpha == 16
+    scaling = layer.scaling
+    for rank in range(1, 65):
+        layer.set_fields(r=rank, scaling=scaling)
+        divisor = rank**0.5 if use_rslora else rank
+        assert abs(layer.alpha / divisor - scaling) <= 1e-15 * scaling

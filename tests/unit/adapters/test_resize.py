@@ -74,10 +74,19 @@ def input_power(rows, tokens):
 
 def test_each_new_row_sees_as_much_input_as_the_old_rows_do_on_average():
     layer = one_layer()
-    tokens = tokens_along(30.0, 2.0, 1.0, 0.5, 0.4)
+    tokens = tokens_along(30.0, 20.0, 18.0, 15.0, 12.0)
     grow(layer, 9, tokens=tokens)
     usual = input_power(layer.lora_A[:4], tokens).mean()
     torch.testing.assert_close(input_power(layer.lora_A[4:], tokens), usual.expand(5))
+
+
+def test_a_new_row_along_which_the_input_hardly_varies_is_at_most_ten_times_as_long_as_usual():
+    layer = one_layer()
+    usual = layer.lora_A.detach().square().sum(dim=1).mean().sqrt()
+    grow(layer, 9, tokens=tokens_along(30.0, 1e-4, 1e-4, 1e-4, 1e-4))
+    norms = layer.lora_A.detach()[4:].norm(dim=1)
+    assert norms.max() <= 10 * usual * (1 + 1e-9)
+    assert norms.max() > 9.9 * usual
 
 
 def test_without_inputs_new_rows_have_the_usual_norm_of_the_old():

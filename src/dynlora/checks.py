@@ -1,0 +1,114 @@
+"""What a run requires: each check returns, or raises an error that says what to do next."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from dynlora.adjuster import LayerBounds
+from dynlora.config import DynamicLoraConfig
+from dynlora.errors import BudgetError, ConfigError, ResumeError
+from dynlora.types import RankPlan
+
+
+def check_pinned(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Check that every pattern of `pinned` names at least one LoRA layer.
+
+    Raises:
+        ConfigError: If one does not.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"Each pattern in `pinned` must match a LoRA layer's name, got {pattern!r}, which "
+                f"matches none of {len(names)} layers such as {names[0]!r}: begin it with '*'."
+            )
+
+
+def check_room(bounds: Mapping[str, LayerBounds], budget: int, *, min_rank: int) -> None:
+    """Check that the layers can hold the budget, and their live ranks.
+
+    Args:
+        bounds: By module name, as they are before anything was observed.
+        budget: Parameters to spend.
+        min_rank: Lowest rank configured.
+
+    Raises:
+        BudgetError: If they cannot; the message gives the range that they can.
+    """
+    low = sum(b.cost * max(b.floor, min(min_rank, b.ceiling)) for b in bounds.values())
+    high = sum(b.cost * b.ceiling for b in bounds.values())
+    if budget < low:
+        raise BudgetError(
+            f"A budget of {budget} parameters cannot hold {len(bounds)} layers at their lowest "
+            f"ranks, which take {low}: lower `min_rank`, or use a budget in [{low}, {high}]."
+        )
+    for name, bound in bounds.items():
+        if bound.held > bound.ceiling:
+            raise BudgetError(
+                f"`max_rank` must be at least the live rank of every layer, got {bound.ceiling} "
+                f"where {name!r} holds {bound.held}: raise `max_rank`, or lower `LoraConfig.r`."
+            )
+    if budget > high:
+        raise BudgetError(
+            f"A budget of {budget} parameters cannot be spent on {len(bounds)} layers, which hold "
+            f"at most {high}: raise `max_rank`, or use a budget in [{low}, {high}]."
+        )
+
+
+def check_plan(
+    plan: RankPlan, ranks: Mapping[str, int], costs: Mapping[str, int], budget: int
+) -> None:
+    """Check a plan of the user's own.
+
+    Args:
+        plan: Rank by module name, for some or all layers.
+        ranks: Live ranks.
+        costs: Parameters that one rank takes, by module name.
+        budget: Parameters to spend.
+
+    Raises:
+        BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+    """
+    unknown = sorted(set(plan.ranks) - set(ranks))
+    if unknown:
+        raise BudgetError(
+            f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
+        )
+    for name, rank in plan.ranks.items():
+        if rank < 1:
+            raise BudgetError(f"The rank of {name!r} must be at least 1, got {rank}.")
+    planned = {**ranks, **plan.ranks}
+    cost = sum(planned[name] * costs[name] for name in planned)
+    if cost > budget:
+        raise BudgetError(
+            f"A plan must cost at most the budget of {budget} parameters, got {cost}: lower some "
+            "of its ranks."
+        )
+
+
+def check_same_run(
+    state: Mapping[str, Any], *, budget: int, config: DynamicLoraConfig, names: Sequence[str]
+) -> None:
+    """Check that a saved state is of this model and configuration; only the length may differ.
+
+    Raises:
+        ResumeError: If layers, budget or a setting differ.
+    """
+    given = {"budget": budget, **asdict(config)}
+    saved = {"budget": state["budget"], **state["config"]}
+    for key, value in given.items():
+        same = json.dumps(value) == json.dumps(saved.get(key))
+        if key != "total_steps" and not same:
+            raise ResumeError(
+                f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
+                f"now {value}. Restore it, or start a new run."
+            )
+    missing = set(state["layers"]) ^ set(names)
+    if missing:
+        raise ResumeError(
+            f"The saved state must be of this model's LoRA layers, got {len(state['layers'])} "
+            f"layers where the model has {len(names)}; {sorted(missing)[0]!r} is in one of them "
+            "only. Resume with the model and `target_modules` it was trained with."
+        )
