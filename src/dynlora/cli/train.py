@@ -10,8 +10,8 @@ from rich.console import Console
 from dynlora.cli.job_parser import parse_job
 
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-"""On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks times
-batches of different lengths are more, and generating them again slows every step."""
+"""On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks
+times batches of different lengths are more, and generating them again slows every step."""
 
 
 def run(arguments: Sequence[str]) -> None:
