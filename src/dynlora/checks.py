@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dynlora.adjuster import LayerBounds
+from dynlora.adjuster import LayerBounds, check_budget
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError, ConfigError, ResumeError
 from dynlora.types import RankPlan
@@ -37,19 +37,19 @@ def check_room(bounds: Mapping[str, LayerBounds], budget: int, *, min_rank: int)
     Raises:
         BudgetError: If they cannot; the message gives the range that they can.
     """
-    low = sum(b.cost * max(b.floor, min(min_rank, b.ceiling)) for b in bounds.values())
-    high = sum(b.cost * b.ceiling for b in bounds.values())
-    if budget < low:
-        raise BudgetError(
-            f"A budget of {budget} parameters cannot hold {len(bounds)} layers at their lowest "
-            f"ranks, which take {low}: lower `min_rank`, or use a budget in [{low}, {high}]."
-        )
+    lowest = {
+        name: replace(bound, floor=max(bound.floor, min(min_rank, bound.ceiling)))
+        for name, bound in bounds.items()
+    }
+    check_budget(lowest, budget)
     for name, bound in bounds.items():
         if bound.held > bound.ceiling:
             raise BudgetError(
                 f"`max_rank` must be at least the live rank of every layer, got {bound.ceiling} "
                 f"where {name!r} holds {bound.held}: raise `max_rank`, or lower `LoraConfig.r`."
             )
+    low = sum(bound.cost * bound.floor for bound in lowest.values())
+    high = sum(bound.cost * bound.ceiling for bound in lowest.values())
     if budget > high:
         raise BudgetError(
             f"A budget of {budget} parameters cannot be spent on {len(bounds)} layers, which hold "

@@ -229,7 +229,6 @@ def test_train_called_twice_works_and_attaches_once(tmp_path):
     ranks = callback.dynamic.ranks
     trainer.train()
     assert len(callback.dynamic.history) == callback.config.events
-    assert sum(callback.dynamic.ranks.values()) > 0
     assert len(set(ranks.values())) > 1
     assert hooks() == before
     config = model.peft_config["default"]

@@ -42,7 +42,7 @@ def test_the_default_configuration_ends_with_a_lower_loss_than_uniform_ranks(out
 
 
 @pytest.mark.parametrize("metric", ["signal", "spectral", "sensitivity", "gradient_norm"])
-def test_every_gradient_metric_puts_the_planted_layers_first(metric, scored):
+def test_every_gradient_metric_puts_the_planted_layers_first_on_one_task(metric, scored):
     names, scores = scored
     assert set(sorted(scores[metric], key=scores[metric].get)[-2:]) == set(names)
 
@@ -51,7 +51,7 @@ def test_every_gradient_metric_puts_the_planted_layers_first(metric, scored):
 def scored():
     task = Planted(6)
     uniform = DynamicLoraConfig(importance="uniform", total_steps=STEPS)
-    metrics = ("signal", "spectral", "sensitivity", "gradient_norm", "activation_ratio")
+    metrics = ("signal", "spectral", "sensitivity", "gradient_norm")
     _, _, scores = task.train(uniform, lr=5e-3, steps=400, metrics=metrics)
     return task.names, scores
 

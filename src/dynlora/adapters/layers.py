@@ -55,7 +55,7 @@ class LinearLora:
 
     @property
     def alpha(self) -> float:
-        """The `lora_alpha` from which PEFT computes exactly this scaling at the live rank."""
+        """The `lora_alpha` from which PEFT computes this scaling, exactly where one number does."""
         divisor = math.sqrt(self.r) if self._use_rslora else self.r
         product = self.scaling * divisor
         neighbours = (math.nextafter(product, 0), math.nextafter(product, math.inf))

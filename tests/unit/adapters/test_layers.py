@@ -142,7 +142,7 @@ def test_parameters_of_a_type_of_their_own_are_refused_with_that_type():
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("r", [3, 7, 15, 49])
-def test_the_alpha_of_any_rank_gives_back_exactly_the_scale(r, use_rslora):
+def test_the_alpha_of_any_rank_gives_back_the_scale_to_the_last_bits(r, use_rslora):
     layer = one_layer(64, 64, r=r, lora_alpha=16, use_rslora=use_rslora)
     assert layer.alpha == 16
     scaling = layer.scaling
