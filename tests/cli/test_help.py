@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import dynlora
 from dynlora.cli.job_parser import parse_job, valid_keys
 from dynlora.cli.main import main
 
@@ -23,12 +22,14 @@ def test_help_names_the_verbs(arguments: list[str], capsys: pytest.CaptureFixtur
     assert "--version" in text
 
 
-def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_comes_with_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     from importlib.metadata import version
 
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dynlora {version('dynlora')}\n"
-    assert dynlora.__name__ == "dynlora"
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["dynlora"].strip() == version("dynlora")
+    assert lines["torch"].strip() == version("torch")
+    assert {"python", "platform", "transformers", "peft"} <= lines.keys()
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])

@@ -6,26 +6,28 @@ user stopped it; one line says how to go on. Anything else is a bug of ours and 
 
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from importlib import import_module
 
-from dynlora.cli import train
+from dynlora.cli.output import Output
+from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError
 
-HELP = """\
-usage: dynlora VERB ...
+USAGE = """\
+usage: dynlora VERB ... [--json] [--quiet]
 
 Fine-tune with LoRA ranks that move between layers while the model trains.
 
 verbs:
-  train CONFIG    train and evaluate as CONFIG (a YAML file) says
+{verbs}
 
 options:
+  --json          print the result as one JSON object on the standard output
+  --quiet         print nothing but errors, and the result with --json
   -h, --help      show this help; `dynlora VERB --help` shows a verb's
-  --version       show the version
+  --version       show the version and the environment
 """
-
-VERBS: Mapping[str, Callable[[Sequence[str]], None]] = {"train": train.run}
+OUTPUT_OPTIONS = ("--json", "--quiet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,27 +39,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 or 130.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:
-        _dispatch(arguments)
+        _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
     except DynamicLoraError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        how = str(stop) or "before training began; nothing was written"
+        how = str(stop) or "before anything was written"
         print(f"interrupted: {how}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str], output: Output) -> None:
     verb = arguments[0] if arguments else "--help"
     if verb in {"-h", "--help"}:
-        print(HELP, end="")
+        width = max(len(entry.usage) for entry in VERBS.values())
+        lines = (f"  {entry.usage:<{width}}  {entry.summary}" for entry in VERBS.values())
+        print(USAGE.format(verbs="\n".join(lines)), end="")
     elif verb == "--version":
-        print(f"dynlora {_version()}")
+        _run("version", [], output)
     elif verb in VERBS:
-        VERBS[verb](arguments[1:])
+        _run(verb, arguments[1:], output)
     else:
         raise ConfigError(
             f"the first argument must be a verb ({', '.join(VERBS)}), got {verb!r}: "
@@ -65,11 +70,9 @@ def _dispatch(arguments: list[str]) -> None:
         )
 
 
-def _version() -> str:
-    try:
-        return version("dynlora")
-    except PackageNotFoundError:
-        return "(run from source, not installed)"
+def _run(module: str, arguments: list[str], output: Output) -> None:
+    # Only now: a verb's module may load much, and `--help` shall not wait for it.
+    import_module(f"dynlora.cli.{module}").run(arguments, output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The table at the end of a run: what the user came for, on one screen of 80 columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -44,6 +45,13 @@ class RunReport:
     """Part of `train_seconds` spent in moving ranks."""
     places: Mapping[str, Path]
     """What was written where."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values, without the events, which have their own file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        events = values.pop("events")
+        values["places"] = {what: str(where) for what, where in self.places.items()}
+        return values | {"events": len(events), "events_that_moved": sum(map(moved, events))}
 
 
 def summary_table(report: RunReport) -> Table:

@@ -1,0 +1,42 @@
+"""Arguments of verbs without a configuration: argparse, with its complaints as our errors."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from dynlora.cli.verbs import VERBS
+from dynlora.errors import ConfigError
+
+
+class VerbParser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that raises what it has to complain about."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of printing it.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message}; usage: {self.format_usage().removeprefix('usage: ')}")
+
+
+def verb_parser(verb: str) -> VerbParser:
+    """Return a parser that knows a verb's name and purpose, and no argument yet."""
+    summary = VERBS[verb].summary
+    return VerbParser(
+        prog=f"dynlora {verb}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+    )
+
+
+def parse(parser: VerbParser, arguments: Sequence[str]) -> Any | None:
+    """Return the parsed arguments; None after `--help`.
+
+    Raises:
+        ConfigError: If an argument is missing, unknown or of the wrong type.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:  # how argparse ends after --help
+        return None
