@@ -43,3 +43,11 @@ class DataError(DynamicLoraError):
 
 class RunFolderError(DynamicLoraError):
     """The output folder already holds a run."""
+
+
+class RunFileError(DynamicLoraError):
+    """A file of a finished run is missing, cut short or not what a run writes."""
+
+
+class AdapterError(DynamicLoraError):
+    """A saved adapter cannot be read, does not fit its base model, or has no place to be written."""

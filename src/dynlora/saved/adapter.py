@@ -1,0 +1,207 @@
+"""A PEFT LoRA adapter on disk: folder in, layers out, and back to a new folder.
+
+Adapters come from anywhere, so nothing in them is trusted: weights are read from safetensors only
+(a pickle runs code when it is loaded), and every tensor is checked before anyone computes with it.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynlora.errors import AdapterError
+from dynlora.saved.checks import check_config, check_factors, check_finite, match_pattern
+from dynlora.saved.folder import copy_companions, new_folder
+from dynlora.saved.layer import SavedLayer
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+MAX_CONFIG_BYTES = 16 * 2**20
+"""No adapter's configuration is longer; a file that is would be read into memory for nothing."""
+PREFIX = "base_model.model."
+FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
+"""The names of a plain LoRA layer's tensors: half A, half B, or the bias of B."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedAdapter:
+    """A LoRA adapter as it is saved, or as it shall be."""
+
+    folder: Path
+    """Where it was read from."""
+    config: Mapping[str, Any]
+    """The adapter's `LoraConfig` as JSON has it, keys of other versions of PEFT included."""
+    layers: tuple[SavedLayer, ...]
+    """By the order of their names in the file."""
+    others: Mapping[str, Tensor]
+    """All other tensors, such as those of `modules_to_save`: kept as they are."""
+
+    @property
+    def base_model(self) -> str:
+        """Folder or hub name of the model that it was trained on; empty where none is given."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the LoRA layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def with_layers(self, layers: list[SavedLayer]) -> "SavedAdapter":
+        """Return the adapter with other layers, and a configuration that says what they hold."""
+        return replace(
+            self, layers=tuple(layers), config={**self.config, **_describe(tuple(layers))}
+        )
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """Read an adapter.
+
+    Raises:
+        AdapterError: If it is no LoRA adapter, a file is broken or a pickle, a layer lacks a half,
+            its shapes do not fit, or a weight is not finite.
+    """
+    config = _read_config(folder)
+    check_config(config, str(folder))
+    tensors = _read_weights(folder)
+    check_finite(tensors)
+    halves: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        if found := FACTORS.fullmatch(key):
+            name = found[1].removeprefix(PREFIX)
+            halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
+    layers = tuple(_read_layer(name, keys, tensors, config) for name, keys in halves.items())
+    own = {key for keys in halves.values() for key in keys.values()}
+    others = {key: tensor for key, tensor in tensors.items() if key not in own}
+    strange = next((key for key in others if ".lora_" in key), None)
+    if strange is not None or not layers:
+        raise AdapterError(
+            f"an adapter must hold the tensors of plain LoRA (lora_A, lora_B), got "
+            f"{strange or 'none of them'} in {folder / WEIGHTS}: give the folder of a LoRA adapter."
+        )
+    return SavedAdapter(folder=folder, config=config, layers=layers, others=others)
+
+
+def write_adapter(adapter: SavedAdapter, output: Path) -> None:
+    """Write an adapter to a new folder: whole, or not at all.
+
+    Raises:
+        AdapterError: If there is something at `output`, or it cannot be written.
+    """
+    tensors = dict(adapter.others)
+    for layer in adapter.layers:
+        tensors |= {layer.key_A: layer.lora_A, layer.key_B: layer.lora_B}
+        if layer.bias is not None:
+            tensors[f"{layer.key_B.removesuffix('weight')}bias"] = layer.bias
+    with new_folder(output) as draft:
+        copy_companions(adapter.folder, draft)
+        config = draft / CONFIG
+        config.write_text(json.dumps(dict(adapter.config), indent=2) + "\n", encoding="utf-8")
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, draft / WEIGHTS, metadata={"format": "pt"})
+        (draft / WEIGHTS).chmod(config.stat().st_mode)  # safetensors lets the owner alone read it
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        inside = folder / "adapter"
+        hint = f": give {inside}" if (inside / CONFIG).is_file() else ""
+        raise AdapterError(
+            f"ADAPTER must be a folder with {CONFIG} and {WEIGHTS}, got {folder}, which has no "
+            f"{CONFIG}{hint or ' there: give the folder that `save_pretrained` wrote'}."
+        )
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise AdapterError(
+            f"{path} must be at most {MAX_CONFIG_BYTES} bytes, got {path.stat().st_size}: this is "
+            "no adapter's configuration."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} must be JSON: {error}. Save the adapter again.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} must hold a JSON object, got a {type(config).__name__}.")
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / PICKLE).is_file()
+        raise AdapterError(
+            f"the weights must be in {WEIGHTS}, got "
+            + (f"{PICKLE}, a pickle, which can run code when it is loaded" if pickled else "none")
+            + f" in {folder}: save the adapter again with safetensors."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path} ({path.stat().st_size} bytes) must be a whole safetensors file: {error}. Was "
+            "it cut short? Copy or download it again."
+        ) from error
+
+
+def _read_layer(
+    name: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> SavedLayer:
+    for half in "AB":
+        if half not in keys:
+            raise AdapterError(
+                f"layer {name!r} must have both halves, lora_A and lora_B, got no lora_{half}: the "
+                "adapter was saved incompletely; save it again."
+            )
+    rank = match_pattern(config.get("rank_pattern"), name, config["r"])
+    A, B = tensors[keys["A"]], tensors[keys["B"]]
+    bias = tensors[keys["bias"]] if "bias" in keys else None
+    check_factors(name, A, B, bias, rank=rank)
+    return SavedLayer(
+        name=name,
+        key_A=keys["A"],
+        key_B=keys["B"],
+        lora_A=A,
+        lora_B=B,
+        bias=bias,
+        lora_alpha=match_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
+        use_rslora=bool(config.get("use_rslora")),
+    )
+
+
+def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
+    """Return the fields of `LoraConfig` that say what the layers hold."""
+    # The smaller of two that are as frequent: the order of layers shall not matter.
+    ranks = Counter(layer.r for layer in layers)
+    alphas = Counter(layer.lora_alpha for layer in layers)
+    r = min(ranks, key=lambda rank: (-ranks[rank], rank))
+    alpha = min(alphas, key=lambda value: (-alphas[value], value))
+    return {
+        "r": r,
+        "lora_alpha": _whole(alpha),
+        "rank_pattern": {_key(layer.name): layer.r for layer in layers if layer.r != r},
+        "alpha_pattern": {
+            _key(layer.name): _whole(layer.lora_alpha)
+            for layer in layers
+            if layer.lora_alpha != alpha
+        },
+        "use_rslora": layers[0].use_rslora,
+        # Some ways to draw first weights refuse some ranks; what is loaded replaces them anyway.
+        "init_lora_weights": True,
+        "eva_config": None,
+    }
+
+
+def _key(name: str) -> str:
+    """Return the pattern that matches this name only: PEFT reads keys as regular expressions."""
+    return "^" + re.escape(name)
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,140 @@
+"""What a saved adapter must be: each check returns, or raises an error that names the place."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynlora.errors import AdapterError
+
+VARIANTS = {
+    "use_dora": "DoRA",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QA-LoRA",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "Arrow",
+    "alora_invocation_tokens": "activated LoRA",
+    "target_parameters": "LoRA on single parameters",
+    "ensure_weight_tying": "tied adapters",
+}
+"""Fields of `LoraConfig` with which a layer adds something else than ``scaling * B @ A`` to its
+own weight, by the name that people know."""
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` that begin so change the base model too, by an amount that depends
+on the rank: PEFT repeats that when it loads the adapter."""
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Check that a configuration is plain LoRA's, with values that can be computed with.
+
+    Raises:
+        AdapterError: If it is of another method or variant, or a value is of the wrong type.
+    """
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(
+            f"an adapter must have `peft_type` LORA, got {kind!r} in {where}: this method is not "
+            "LoRA."
+        )
+    for key, name in VARIANTS.items():
+        if config.get(key):
+            raise AdapterError(
+                f"an adapter must be plain LoRA, got {name} (`{key}`) in {where}: its update is "
+                "not a product of two factors alone; merge it with PEFT's `merge_and_unload`."
+            )
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(BASE_CHANGING):
+        raise AdapterError(
+            f"an adapter must leave its base model as it is, got `init_lora_weights` {start!r} in "
+            f"{where}, which changes it: save it again with PEFT's "
+            "`path_initial_model_for_weight_conversion`."
+        )
+    _check_number(config.get("r"), "r", where, whole=True)
+    _check_number(config.get("lora_alpha"), "lora_alpha", where, whole=False)
+    _check_patterns(config, "rank_pattern", where, whole=True)
+    _check_patterns(config, "alpha_pattern", where, whole=False)
+
+
+def match_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """Return a layer's value as PEFT finds it: of the first key that matches the name or its end.
+
+    This is PEFT's `get_pattern_key`, without PEFT: to load it takes longer than all else.
+    """
+    given = patterns or {}
+    matching = (key for key in given if re.match(rf"(.*\.)?({key})$", name))
+    return next((given[key] for key in matching), default)
+
+
+def check_factors(name: str, A: Tensor, B: Tensor, bias: Tensor | None, *, rank: int) -> None:
+    """Check that a layer's tensors fit each other and the configured rank.
+
+    Raises:
+        AdapterError: If they do not.
+    """
+    shapes = f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}"
+    if min(A.dim(), B.dim()) < 2 or 0 in (*A.shape, *B.shape):
+        raise AdapterError(
+            f"layer {name!r} must have non-empty factors of two axes or more, got {shapes}: the "
+            "adapter was saved from sharded weights; gather them before saving."
+        )
+    if len(A) != B.shape[1] or any(size != 1 for size in B.shape[2:]):
+        raise AdapterError(
+            f"layer {name!r} must have as many rows in lora_A as columns in lora_B, got {shapes}. "
+            "(Convolutions in groups are not supported.)"
+        )
+    if len(A) != rank:
+        raise AdapterError(
+            f"layer {name!r} must have the rank that adapter_config.json gives it, {rank}, got "
+            f"{shapes}: the two files are not of the same adapter."
+        )
+    if bias is not None and bias.shape != (len(B),):
+        raise AdapterError(
+            f"layer {name!r} must have {len(B)} numbers in the bias of lora_B, got shape "
+            f"{tuple(bias.shape)}."
+        )
+    if not (A.is_floating_point() and B.is_floating_point()) or A.dtype != B.dtype:
+        raise AdapterError(
+            f"layer {name!r} must have factors of one floating point type, got {A.dtype} and "
+            f"{B.dtype}."
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Check that every weight is a number.
+
+    Raises:
+        AdapterError: If one is not.
+    """
+    for key, tensor in tensors.items():
+        wrong = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
+        if wrong:
+            raise AdapterError(
+                f"every weight must be finite, got {wrong} of {tensor.numel()} that are not in "
+                f"{key!r}: its training diverged; use an earlier checkpoint."
+            )
+
+
+def _check_patterns(config: Mapping[str, Any], key: str, where: str, *, whole: bool) -> None:
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"`{key}` must map names to numbers, got {patterns!r} in {where}.")
+    for pattern, value in patterns.items():
+        _check_number(value, f"{key}[{pattern!r}]", where, whole=whole)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise AdapterError(
+                f"each key of `{key}` must be a regular expression, got {pattern!r} in {where}: "
+                f"{error}."
+            ) from error
+
+
+def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
+    kinds = (int,) if whole else (int, float)
+    if type(value) not in kinds or not math.isfinite(value) or (whole and value < 1):
+        wanted = "a whole number of at least 1" if whole else "a finite number"
+        raise AdapterError(f"`{key}` must be {wanted}, got {value!r} in {where}.")

@@ -1,0 +1,118 @@
+"""One LoRA layer of a saved adapter: its two factors as matrices, whatever kind of layer it is on.
+
+A linear layer's `lora_A` is (r, in), a convolution's (r, in, height, width), an embedding's
+(r, vocabulary). Flattened behind the rank, all of them add ``scaling * B @ A`` to a weight.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedLayer:
+    """One LoRA layer as it is saved."""
+
+    name: str
+    """Module name as in the base model's `named_modules()`."""
+    key_A: str
+    """Name of `lora_A` in the file."""
+    key_B: str
+    """Name of `lora_B` in the file."""
+    lora_A: Float[Tensor, "r *inputs"]
+    """As in the file."""
+    lora_B: Float[Tensor, "out r *ones"]
+    """As in the file."""
+    bias: Float[Tensor, " out"] | None = None
+    """Bias of `lora_B`, with `lora_bias`; multiplied by `scaling` like the product."""
+    lora_alpha: float
+    """The layer's own, after `alpha_pattern`."""
+    use_rslora: bool
+    """Whether `scaling` divides by the root of the rank."""
+
+    @property
+    def r(self) -> int:
+        """Rank."""
+        return len(self.lora_A)
+
+    @property
+    def A(self) -> Float[Tensor, "r inputs"]:
+        """`lora_A` as a matrix."""
+        return self.lora_A.flatten(1)
+
+    @property
+    def B(self) -> Float[Tensor, "out r"]:
+        """`lora_B` as a matrix."""
+        return self.lora_B.flatten(1)
+
+    @property
+    def inputs(self) -> int:
+        """Columns of the update; for a convolution, channels times the kernel's size."""
+        return self.A.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the update."""
+        return len(self.lora_B)
+
+    @property
+    def cost(self) -> int:
+        """Parameters that one rank takes."""
+        return self.inputs + self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of both factors and the bias."""
+        return self.cost * self.r + (0 if self.bias is None else len(self.bias))
+
+    @property
+    def scaling(self) -> float:
+        """Factor on the product, computed as PEFT does."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def with_factors(
+        self, A: Float[Tensor, "rank inputs"], B: Float[Tensor, "out rank"], *, scaling: float
+    ) -> "SavedLayer":
+        """Return the layer with other factors, of any rank; they are saved in the layer's dtype."""
+        rank = len(A)
+        alpha = round(scaling * (math.sqrt(rank) if self.use_rslora else rank), 9)
+        return replace(
+            self,
+            lora_A=A.reshape(rank, *self.lora_A.shape[1:]).to(self.lora_A.dtype),
+            lora_B=B.reshape(self.outputs, rank, *self.lora_B.shape[2:]).to(self.lora_B.dtype),
+            lora_alpha=alpha,
+        )
+
+    def folded(self) -> "SavedLayer":
+        """Return the same update with `scaling` in `lora_B` (and the bias) and ``alpha = r``.
+
+        In half precision the product may not be a number of that precision; then all of the layer
+        becomes float32, so that the update stays what it was.
+        """
+        exact = self.lora_B.double() * self.scaling
+        dtype = self.lora_B.dtype
+        if dtype.itemsize < 4 and not torch.equal(exact.to(dtype).double(), exact):
+            dtype = torch.float32
+        return replace(
+            self,
+            lora_A=self.lora_A.to(dtype),
+            lora_B=exact.to(dtype),
+            bias=None if self.bias is None else (self.bias.double() * self.scaling).to(dtype),
+            lora_alpha=float(self.r),
+            use_rslora=False,
+        )
+
+    def padded(self, rank: int) -> "SavedLayer":
+        """Return a folded layer with zero rows and columns up to `rank`; the update is the same."""
+        missing = rank - self.r
+        zero_rows = self.lora_A.new_zeros(missing, *self.lora_A.shape[1:])
+        zero_columns = self.lora_B.new_zeros(self.outputs, missing, *self.lora_B.shape[2:])
+        return replace(
+            self,
+            lora_A=torch.cat([self.lora_A, zero_rows]),
+            lora_B=torch.cat([self.lora_B, zero_columns], dim=1),
+            lora_alpha=float(rank),
+        )
