@@ -465,7 +465,7 @@ def test_a_faulty_configuration_file_is_explained(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["trian"], ["verb (train)", "'trian'", "dynlora --help"]),
+        (["trian"], ["nearest is train", "'trian'", "dynlora --help"]),
         (["train"], ["CONFIG, a YAML file, must come first"]),
         (["train", "--lora.r", "8"], ["CONFIG, a YAML file, must come first"]),
         (["train", "nowhere.yaml"], ["nowhere.yaml, which is not a file"]),

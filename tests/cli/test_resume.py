@@ -232,7 +232,7 @@ def test_ctrl_c_while_loading_writes_nothing(
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dynlora.train.build.load_task", stop)
+    monkeypatch.setattr("dynlora.train.build.load_data", stop)
     assert train() == 130
     assert capsys.readouterr().err == ("interrupted: before training began; nothing was written\n")
     assert not output.exists()

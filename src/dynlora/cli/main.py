@@ -4,6 +4,7 @@ Exit code 0: done. 2: the input must be mended; one line on the standard error s
 user stopped it; one line says how to go on. Anything else is a bug of ours and keeps its traceback.
 """
 
+import difflib
 import signal
 import sys
 from collections.abc import Sequence
@@ -64,9 +65,10 @@ def _dispatch(arguments: list[str], output: Output) -> None:
     elif verb in VERBS:
         _run(verb, arguments[1:], output)
     else:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        advice = f"the nearest is {near[0]}; " if near else ""
         raise ConfigError(
-            f"the first argument must be a verb ({', '.join(VERBS)}), got {verb!r}: "
-            "see `dynlora --help`."
+            f"the first argument must be a verb, got {verb!r}: {advice}see `dynlora --help`."
         )
 
 

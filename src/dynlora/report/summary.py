@@ -13,7 +13,6 @@ from dynlora.report.movement import moved, stillness
 from dynlora.report.names import short_names
 from dynlora.types import Event
 
-METRICS = ("accuracy", "f1", "matthews", "loss")
 MOVERS = 3
 """Layers named among those that gained most, and among those that lost most."""
 
@@ -67,9 +66,9 @@ def summary_table(report: RunReport) -> Table:
 
 
 def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    for name in METRICS:
-        if name in report.before and name in report.after:
-            before, after = report.before[name], report.after[name]
+    for name, after in report.after.items():
+        if name in report.before:
+            before = report.before[name]
             yield f"validation {name}", f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
 
 

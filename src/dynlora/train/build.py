@@ -6,13 +6,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from transformers import DataCollatorWithPadding, PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from dynlora.train.config import JobConfig
-from dynlora.train.data import TaskData, load_task
+from dynlora.train.config import METRICS, JobConfig
+from dynlora.train.data import load_data
 from dynlora.train.methods import Prepared, prepare
-from dynlora.train.metrics import TaskLoss, task_metrics
-from dynlora.train.pretrained import load_classifier, load_tokenizer, locate
+from dynlora.train.pretrained import locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import (
     CheckpointRecorder,
@@ -22,7 +21,9 @@ from dynlora.train.recorder import (
 )
 from dynlora.train.resume import Past, check_same_task, find_past
 from dynlora.train.run_folder import RunFolder
-from dynlora.train.trainer import JobTrainer, make_sampler, total_steps, training_arguments
+from dynlora.train.task import TaskData, TrainerParts
+from dynlora.train.tasks import TASKS
+from dynlora.train.trainer import total_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,13 @@ class Job:
     folder: RunFolder
     past: Past | None
     """Where to go on from; None starts afresh."""
-    tokenizer: Any
+    processor: Any
+    """Tokenizer or image processor."""
     data: TaskData
     steps: int
     """Optimizer steps of the whole run."""
     prepared: Prepared
-    trainer: JobTrainer
+    trainer: Trainer
     metrics: MetricsRecorder
     ranks: RankRecorder | None
     stopwatch: Stopwatch
@@ -56,37 +58,38 @@ def build_job(config: JobConfig, console: Console) -> Job:
     """
     folder = RunFolder(Path(config.output))
     past = find_past(config, folder)
-    source = locate(config.model)
-    tokenizer = load_tokenizer(source, config.data.max_length)
-    data = load_task(config.data, tokenizer)
+    task, source = TASKS[config.task], locate(config.model)
+    processor = task.load_processor(source, config.data)
+    data = load_data(task, config.data, processor)
     set_seed(config.training.seed)
-    base = load_classifier(source, data.num_labels, tokenizer)
+    base = task.load_model(source, data.num_labels, processor)
     set_seed(config.training.seed)
     steps = total_steps(len(data.train), config.training)
     prepared = prepare(base, config, steps, None if past is None else past.checkpoint)
     if past is not None:
         check_same_task(past, identity(data, prepared))
-    loss, stopwatch = TaskLoss(prepared.penalty), Stopwatch()
-    metrics, progress = MetricsRecorder(folder.metrics), ProgressBar(console)
+    stopwatch, metrics = Stopwatch(), MetricsRecorder(folder.metrics)
+    progress = ProgressBar(console, METRICS[config.task])
     dynamic = prepared.dynamic
     ranks = None if dynamic is None else RankRecorder(folder.ranks, dynamic)
     # The order matters: what the method does in a step is timed, and written down after it.
-    callbacks: list[TrainerCallback] = [loss, *prepared.callbacks, stopwatch, metrics, progress]
+    callbacks: list[TrainerCallback] = [*prepared.callbacks, stopwatch, metrics, progress]
     if ranks is not None:
         callbacks.append(ranks)
     callbacks.append(CheckpointRecorder(stopwatch, metrics))
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
-        trainer = JobTrainer(
-            make_sampler(data.train, config.training),
-            model=prepared.model,
-            args=training_arguments(config.training, Path(nowhere)),
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_loss_func=loss,
-            compute_metrics=task_metrics,
-            callbacks=callbacks,
+        trainer = task.make_trainer(
+            TrainerParts(
+                model=prepared.model,
+                training=config.training,
+                best_metric=config.training.best_metric or METRICS[config.task][0],
+                checkpoints=Path(nowhere),
+                data=data,
+                processor=processor,
+                penalty=prepared.penalty,
+                callbacks=callbacks,
+            )
         )
     trainer.args.output_dir = str(folder.checkpoints)
     trainer.remove_callback(PrinterCallback)
@@ -94,7 +97,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         config=config,
         folder=folder,
         past=past,
-        tokenizer=tokenizer,
+        processor=processor,
         data=data,
         steps=steps,
         prepared=prepared,

@@ -15,9 +15,9 @@ from transformers import set_seed
 
 from dynlora.errors import RunFolderError
 from dynlora.report.heatmap import write_heatmap
-from dynlora.report.summary import METRICS, RunReport
+from dynlora.report.summary import RunReport
 from dynlora.train.build import Job, build_job, identity
-from dynlora.train.config import JobConfig
+from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_folder import write_config
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
@@ -69,13 +69,17 @@ def _quiet_about_masks(config: JobConfig) -> Iterator[None]:
 def _announce(job: Job, console: Console) -> None:
     """Say what was loaded, so that a wrong split or model is seen before minutes have passed."""
     data, count = job.data, f"{job.prepared.start_parameters:,}"
+    labels = "" if data.num_labels is None else f", {_plural(data.num_labels, 'output')}"
     trained = "LoRA parameters" if job.config.method != "full" else "parameters, all of the model's"
     for line in (
-        f"data: {len(data.train):,} training and {len(data.validation):,} validation rows, "
-        f"{data.num_labels} classes",
+        f"data: {len(data.train):,} training and {len(data.validation):,} validation rows{labels}",
         f"method {job.config.method}: {count} {trained}; {job.steps} steps",
     ):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
@@ -88,6 +92,7 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     record = RunRecord(folder.run)
     record.values.update(
         status="running",
+        task=config.task,
         method=config.method,
         seed=config.training.seed,
         resumed_from_step=None if past is None else past.step,
@@ -113,11 +118,11 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
 
 def _evaluate(job: Job) -> dict[str, float]:
     """Return the metrics of the model as it is now, under their own names."""
-    return _plain(job.trainer.evaluate())
+    return _plain(job, job.trainer.evaluate())
 
 
-def _plain(logged: dict[str, float]) -> dict[str, float]:
-    return {name: logged[f"eval_{name}"] for name in METRICS if f"eval_{name}" in logged}
+def _plain(job: Job, logged: dict[str, float]) -> dict[str, float]:
+    return {name: logged[f"eval_{name}"] for name in METRICS[job.config.task]}
 
 
 def _train(job: Job) -> None:
@@ -132,7 +137,7 @@ def _write_model(job: Job) -> None:
     model = job.prepared.model
     if job.config.method == "full":
         model.save_pretrained(job.folder.full_model)
-        job.tokenizer.save_pretrained(job.folder.full_model)
+        job.processor.save_pretrained(job.folder.full_model)
         return
     # "auto" would ask the hub whether the base model's vocabulary was changed; it never is here.
     model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
@@ -189,7 +194,7 @@ def _metrics_after(job: Job) -> dict[str, float]:
     evaluated = [line for line in state.log_history if "eval_loss" in line]
     newest = bool(evaluated) and evaluated[-1]["step"] == state.global_step
     if newest and not job.config.training.load_best_model_at_end:
-        return _plain(evaluated[-1])
+        return _plain(job, evaluated[-1])
     return _evaluate(job)
 
 

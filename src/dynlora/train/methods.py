@@ -20,8 +20,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
-from dynlora.train.metrics import Penalty
+from dynlora.train.loss import Penalty
 from dynlora.train.recorder import started
+from dynlora.train.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ def prepare(
     """Return `base` prepared for `config.method`.
 
     Args:
-        base: The pretrained classifier; it is changed in place.
+        base: The pretrained model with the task's head; it is changed in place.
         config: The job.
         total_steps: Optimizer steps of the whole run.
         checkpoint: Folder to resume from; None for a new run.
@@ -161,7 +162,7 @@ def _common(config: JobConfig) -> dict[str, Any]:
         "lora_alpha": config.lora.lora_alpha,
         "lora_dropout": config.lora.lora_dropout,
         "target_modules": target if isinstance(target, str) else list(target),
-        "task_type": TaskType.SEQ_CLS,
+        "task_type": TaskType(TASKS[config.task].peft_type),
     }
 
 

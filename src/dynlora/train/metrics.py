@@ -1,76 +1,17 @@
-"""The task's loss and metrics, computed from logits in the same way for every method.
+"""Validation metrics of each task, from logits and labels as numpy arrays.
 
-The model's own `outputs.loss` is not used: PEFT's AdaLoRA adds its penalty to it, in evaluation
-too. A regulariser is an explicit term here and takes part in training only.
+Their names are those in `config.METRICS`; the loss comes from the Trainer.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import (
-    EvalPrediction,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-
-from dynlora.errors import NonFiniteError
-
-Penalty = Callable[[], Float[Tensor, ""]]
-"""A regulariser of the weights as they are now."""
+from transformers import EvalPrediction
 
 
-class TaskLoss(TrainerCallback):
-    """Cross-entropy of a batch; a callback too, so that a NaN can be reported with its step."""
-
-    def __init__(self, penalty: Penalty | None = None) -> None:
-        """Take the regulariser to add in training, if any."""
-        self.penalty = penalty
-        self.step = 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note how many optimizer steps were taken."""
-        self.step = state.global_step
-
-    def __call__(
-        self,
-        outputs: Any,
-        labels: Tensor,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Float[Tensor, ""]:
-        """Return the mean loss over the examples of one optimizer step.
-
-        Args:
-            outputs: The model's output, with `logits` of shape ``(batch, classes)``.
-            labels: Classes of shape ``(batch,)``.
-            num_items_in_batch: Examples in all batches of the step; None means in this batch.
-
-        Raises:
-            NonFiniteError: If the loss is NaN or infinite.
-        """
-        total = cross_entropy(outputs.logits.float(), labels, reduction="sum")
-        loss: Tensor = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        if self.penalty is not None and torch.is_grad_enabled():
-            loss = loss + self.penalty()
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss must be finite, got {loss.item()} after {self.step} optimizer steps: "
-                "lower `training.learning_rate`, or set `training.bf16: false` if it overflowed."
-            )
-        return loss
-
-
-def task_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return accuracy, F1 (macro for three or more classes) and Matthews' correlation.
 
     Args:
@@ -87,4 +28,38 @@ def task_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "accuracy": float(accuracy_score(labels, guesses)),
         "f1": float(f1_score(labels, guesses, average=average, zero_division=0.0)),
         "matthews": matthews,
+    }
+
+
+def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return Pearson's and Spearman's correlation, and the root mean squared error.
+
+    Where either side is constant there is no correlation; 0 is returned.
+
+    Args:
+        prediction: Outputs of shape ``(examples, 1)`` and numbers of shape ``(examples,)``.
+    """
+    guesses = np.asarray(prediction.predictions, dtype=np.float64).reshape(-1)
+    labels = np.asarray(prediction.label_ids, dtype=np.float64).reshape(-1)
+    constant = len(labels) < 2 or np.ptp(guesses) == 0 or np.ptp(labels) == 0
+    return {
+        "pearson": 0.0 if constant else float(pearsonr(guesses, labels).statistic),
+        "spearman": 0.0 if constant else float(spearmanr(guesses, labels).statistic),
+        "rmse": float(np.sqrt(np.mean((guesses - labels) ** 2))),
+    }
+
+
+def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return micro and macro F1, and the part of the rows with every class right.
+
+    Args:
+        prediction: Logits and 0/1 labels, both of shape ``(examples, classes)``; a class is
+            guessed where its logit is above 0.
+    """
+    guesses = np.asarray(prediction.predictions) > 0
+    labels = np.asarray(prediction.label_ids) > 0.5
+    return {
+        "micro_f1": float(f1_score(labels, guesses, average="micro", zero_division=0.0)),
+        "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
+        "exact_match": float((guesses == labels).all(axis=-1).mean()),
     }

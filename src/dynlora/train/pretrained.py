@@ -1,5 +1,6 @@
-"""The pretrained model and its tokenizer: configuration in, both loaded and checked out."""
+"""The pretrained model and its tokenizer: section `model` in, both loaded and checked out."""
 
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -23,7 +22,28 @@ LENGTH_KEYS = ("max_position_embeddings", "n_positions")
 """Where models' configurations say how many positions there are."""
 
 
-def locate(config: ModelConfig) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a pretrained model is, and how to load it."""
+
+    place: str
+    """Folder or hub name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of every `from_pretrained`."""
+    weight_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's `from_pretrained`."""
+
+
+def locate(config: ModelConfig) -> Source:
+    """Return what to load the model, its configuration and its tokenizer from.
+
+    Raises:
+        ConfigError: If the folder or package does not exist or holds no model.
+    """
+    return Source(place=_place(config))
+
+
+def _place(config: ModelConfig) -> str:
     """Return the folder or hub name to load from.
 
     Raises:
@@ -52,32 +72,34 @@ def _checked(folder: Path, key: str) -> str:
     return str(folder)
 
 
-def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model at `source`, able to pad.
 
     Raises:
         ConfigError: If it cannot be loaded or the model cannot read `max_length` tokens.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-        model = AutoConfig.from_pretrained(source).to_dict()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.place, **source.options
+        )
+        model = AutoConfig.from_pretrained(source.place, **source.options).to_dict()
     except UNLOADABLE as error:
-        raise _not_loaded("tokenizer", source, error) from error
-    _check_vocabulary(tokenizer, model.get("vocab_size"), source)
+        raise not_loaded("tokenizer", source.place, error) from error
+    _check_vocabulary(tokenizer, model.get("vocab_size"), source.place)
     # Models without absolute positions have no such field, and tokenizers without a limit say 1e30.
     limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
     limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
         raise ConfigError(
-            f"`data.max_length` must be at most {limit}, the longest input of {source}, "
+            f"`data.max_length` must be at most {limit}, the longest input of {source.place}, "
             f"got {max_length}."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
-                f"the tokenizer of {source} must have a padding or an end-of-text token to put "
-                "texts of different lengths into one batch, got neither: add `pad_token` to its "
-                "tokenizer_config.json."
+                f"the tokenizer of {source.place} must have a padding or an end-of-text token to "
+                "put texts of different lengths into one batch, got neither: add `pad_token` to "
+                "its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -103,25 +125,29 @@ def _check_vocabulary(
         )
 
 
-def load_classifier(source: str, num_labels: int, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the model at `source` with a classifier for `num_labels` classes, in float32.
+def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
+    """Return the model at `source` in float32, with the head that `auto_class` gives it.
 
-    The classifier is newly drawn from torch's random state unless the model brings one that fits.
+    A head is newly drawn from torch's random state unless the model brings one that fits.
+
+    Args:
+        auto_class: `AutoModelForSequenceClassification` or another of transformers' classes.
+        source: Where the model is.
+        head: Arguments for the head, such as `num_labels`.
 
     Raises:
-        ConfigError: If the model cannot be loaded or has no sequence classification form.
+        ConfigError: If the model cannot be loaded or has no such form.
     """
+    options: dict[str, Any] = {"dtype": "float32", "ignore_mismatched_sizes": True}
     try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=num_labels, dtype="float32", ignore_mismatched_sizes=True
+        return auto_class.from_pretrained(
+            source.place, **options | source.options | source.weight_options | head
         )
     except UNLOADABLE as error:
-        raise _not_loaded("model", source, error) from error
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+        raise not_loaded("model", source.place, error) from error
 
 
-def _not_loaded(what: str, source: str, error: Exception) -> ConfigError:
+def not_loaded(what: str, source: str, error: Exception) -> ConfigError:
+    """Return the error for what cannot be loaded from a model's source."""
     reason = " ".join(str(error).split())
     return ConfigError(f"the {what} of {source} could not be loaded: {reason}")

@@ -1,5 +1,6 @@
 """Progress while a job trains: a bar on a terminal, plain lines in a pipe."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,6 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dynlora.report.summary import METRICS
-
 PLAIN_LINES = 10
 """Lines with the loss that a run prints where there is no terminal for a bar."""
 
@@ -22,9 +21,15 @@ PLAIN_LINES = 10
 class ProgressBar(TrainerCallback):
     """A bar of optimizer steps with the newest loss; evaluations are printed above it."""
 
-    def __init__(self, console: Console) -> None:
-        """Prepare the bar on `console`; it is drawn on terminals only."""
+    def __init__(self, console: Console, metrics: Sequence[str]) -> None:
+        """Prepare the bar.
+
+        Args:
+            console: Where it is drawn, if that is a terminal.
+            metrics: Names of the validation metrics to show, in their order.
+        """
         self.console = console
+        self.metrics = metrics
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,7 +75,7 @@ class ProgressBar(TrainerCallback):
         if "eval_loss" in values:
             metrics = ", ".join(
                 f"{name} {values['eval_' + name]:.4f}"
-                for name in METRICS
+                for name in self.metrics
                 if f"eval_{name}" in values
             )
             self._print(state, f"validation {metrics}")

@@ -4,16 +4,20 @@ The order depends only on the seed and the epoch. The Trainer's own sampler by l
 torch's global random state instead, so that after a resume the examples come in another order.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from dynlora.train.config import TrainingConfig
+from dynlora.train.config import LOWER_IS_BETTER, TrainingConfig
+from dynlora.train.loss import SummedLoss, TaskLoss
+from dynlora.train.task import TrainerParts
+
+Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -62,12 +66,8 @@ class JobTrainer(Trainer):
         super().__init__(**kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a trace in torch's random state.
-
-        A loader draws from it when it begins: when a run evaluates would else change what it
-        learns, and a run resumed from between a checkpoint and an evaluation would differ.
-        """
-        with torch.random.fork_rng():
+        """Evaluate without a trace in torch's random state (see `without_trace`)."""
+        with without_trace():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -75,9 +75,49 @@ class JobTrainer(Trainer):
         return self.sampler
 
 
-def make_sampler(dataset: Any, config: TrainingConfig) -> EpochSampler:
-    """Return the order of `dataset`'s examples that `config` asks for."""
-    lengths = [len(ids) for ids in dataset["input_ids"]]
+def without_trace() -> AbstractContextManager[None]:
+    """Return a context that leaves torch's random state as it was.
+
+    A loader draws from it when it begins: when a run evaluates would else change what it learns,
+    and a run resumed from between a checkpoint and an evaluation would differ.
+    """
+    return torch.random.fork_rng()
+
+
+def make_job_trainer(
+    parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics, collator: Any
+) -> JobTrainer:
+    """Return the Trainer of a task whose loss and metrics are computed from logits.
+
+    Args:
+        parts: What every Trainer is made of.
+        loss: The task's loss, summed over labels.
+        metrics: From all logits and labels of an evaluation, its metrics by name.
+        collator: Makes a batch of rows.
+    """
+    task_loss = TaskLoss(loss, parts.penalty)
+    return JobTrainer(
+        make_sampler(row_lengths(parts.data.train), parts.training),
+        model=parts.model,
+        args=training_arguments(parts),
+        train_dataset=parts.data.train,
+        eval_dataset=parts.data.validation,
+        data_collator=collator,
+        compute_loss_func=task_loss,
+        compute_metrics=metrics,
+        callbacks=[task_loss, *parts.callbacks],
+    )
+
+
+def row_lengths(inputs: Any) -> list[int]:
+    """Return the length of each row in tokens; rows without tokens are all of length 1."""
+    if "input_ids" not in inputs.column_names:
+        return [1] * len(inputs)
+    return [len(ids) for ids in inputs["input_ids"]]
+
+
+def make_sampler(lengths: Sequence[int], config: TrainingConfig) -> EpochSampler:
+    """Return the order of examples of these lengths that `config` asks for."""
     batch = config.batch_size * config.gradient_accumulation if config.group_by_length else None
     return EpochSampler(lengths, batch_size=batch, seed=config.seed)
 
@@ -103,36 +143,42 @@ def use_bf16(choice: bool | str) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
+def training_arguments(parts: TrainerParts) -> TrainingArguments:
     """Return the Trainer's arguments: nothing is reported anywhere but into the run's folder."""
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_ratio,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        max_grad_norm=config.max_grad_norm,
-        bf16=use_bf16(config.bf16),
-        use_cpu=not torch.accelerator.is_available(),
-        eval_strategy=config.eval,
-        eval_steps=config.eval_steps,
-        save_strategy=config.save,
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        load_best_model_at_end=config.load_best_model_at_end,
-        metric_for_best_model=config.best_metric,
-        greater_is_better=config.best_metric != "loss",
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        seed=config.seed,
-        data_seed=config.seed,
-        report_to="none",
-        disable_tqdm=True,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+    return TrainingArguments(**argument_values(parts))
+
+
+def argument_values(parts: TrainerParts) -> dict[str, Any]:
+    """Return the values of `TrainingArguments` by name."""
+    config = parts.training
+    return {
+        "output_dir": str(parts.checkpoints),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "warmup_steps": config.warmup_ratio,
+        "lr_scheduler_type": SCHEDULES[config.schedule],
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": use_bf16(config.bf16),
+        "use_cpu": not torch.accelerator.is_available(),
+        "eval_strategy": config.eval,
+        "eval_steps": config.eval_steps,
+        "save_strategy": config.save,
+        "save_steps": config.save_steps,
+        "save_total_limit": config.save_total_limit,
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "metric_for_best_model": parts.best_metric,
+        "greater_is_better": parts.best_metric not in LOWER_IS_BETTER,
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }

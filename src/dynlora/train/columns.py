@@ -1,0 +1,204 @@
+"""Columns of a split, checked: what a user can get wrong about them is found before training.
+
+Each reader returns one value a row, or names the rows that do not hold one.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dynlora.errors import DataError
+from dynlora.train.sources import RawSplit
+
+SHOWN = 5
+"""Faulty rows that a message lists before it only counts."""
+
+
+def check_columns(split: RawSplit, named: Mapping[str, str | None]) -> None:
+    """Check that a split has rows, and each named column once.
+
+    Args:
+        split: As found.
+        named: Column by the key of the configuration that names it; None where none is named.
+
+    Raises:
+        DataError: If it does not.
+    """
+    for key, column in named.items():
+        if column is not None:
+            _check_column(split, key, column)
+    if split.table.num_rows == 0:
+        raise DataError(
+            f"the {split.name} split must hold at least 1 row, got 0 in {split.source}."
+        )
+
+
+def _check_column(split: RawSplit, key: str, column: str) -> None:
+    found = split.table.column_names
+    if column not in found:
+        near = difflib.get_close_matches(column, found, n=1)
+        raise DataError(
+            f"`{key}` names the column {column!r}, which the {split.name} split ({split.source}) "
+            f"does not have: its columns are {', '.join(found)}."
+            + (f" The nearest is {near[0]!r}." if near else "")
+        )
+    if found.count(column) > 1:
+        raise DataError(
+            f"`{key}` must name one column, got {column!r}, which the {split.name} split "
+            f"({split.source}) has more than once: rename all but one."
+        )
+
+
+def read_texts(split: RawSplit, column: str) -> list[str]:
+    """Return a column of texts.
+
+    Raises:
+        DataError: If a row has none.
+    """
+    return _read(
+        split,
+        column,
+        lambda value: isinstance(value, str),
+        required=f"column {column!r} must hold a text in every row",
+        advice="Remove these rows or fill them in.",
+    )
+
+
+def read_words(split: RawSplit, column: str) -> list[list[str]]:
+    """Return a column of lists of words, each of at least one.
+
+    Raises:
+        DataError: If a row has none.
+    """
+    return _read(
+        split,
+        column,
+        lambda value: _is_list_of(value, lambda word: isinstance(word, str)) and len(value) > 0,
+        required=f"column {column!r} must hold a list of words in every row",
+        advice="Remove these rows, or split their texts into words.",
+    )
+
+
+def read_numbers(split: RawSplit, column: str) -> list[float]:
+    """Return a column of finite numbers.
+
+    Raises:
+        DataError: If a row has none.
+    """
+    values = _read(
+        split,
+        column,
+        _is_number,
+        required=f"label column {column!r} must hold a finite number in every row",
+        advice="Remove these rows or fill them in.",
+    )
+    return [float(value) for value in values]
+
+
+def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
+    """Return a column of classes.
+
+    Args:
+        split: As found.
+        column: Its name.
+        num_labels: Number of classes; None where these labels decide it.
+
+    Raises:
+        DataError: If a row has no class, or one out of range.
+    """
+    values = _read(
+        split,
+        column,
+        _is_whole,
+        required=f"label column {column!r} must hold a whole number in every row",
+        advice="Number the classes 0, 1, 2, ... and remove rows without a label.",
+    )
+    labels = [int(value) for value in values]
+    # Without a number given, more classes than rows are no classes: identifiers, years, prices.
+    high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
+    refuse_rows(
+        split,
+        f"label column {column!r} must hold classes in [0, {high}]",
+        [(row, label) for row, label in enumerate(labels) if not 0 <= label <= high],
+        "Renumber the classes, or set `data.num_labels`.",
+    )
+    return labels
+
+
+def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> list[list[int]]:
+    """Return a column of lists of classes.
+
+    Args:
+        split: As found.
+        column: Its name.
+        num_labels: Number of classes; None where these labels decide it.
+
+    Raises:
+        DataError: If a row has no list, or one with something else in it than a class in range.
+    """
+    values = _read(
+        split,
+        column,
+        lambda value: _is_list_of(value, _is_whole),
+        required=f"label column {column!r} must hold a list of whole numbers in every row",
+        advice="Number the classes 0, 1, 2, ... and give rows without any an empty list.",
+    )
+    labels = [[int(label) for label in value] for value in values]
+    high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
+    refuse_rows(
+        split,
+        f"label column {column!r} must hold lists of classes in [0, {high}]",
+        [(r, row) for r, row in enumerate(labels) if any(not 0 <= x <= high for x in row)],
+        "Renumber the classes, or set `data.num_labels`.",
+    )
+    return labels
+
+
+def refuse_rows(
+    split: RawSplit, required: str, faults: Sequence[tuple[int, Any]], advice: str
+) -> None:
+    """Raise a `DataError` that counts and shows the faulty rows, if there are any.
+
+    Args:
+        split: As found.
+        required: What every row must hold.
+        faults: Row, counted from 0 in the split, and what it holds instead.
+        advice: What to do.
+
+    Raises:
+        DataError: If there are faults.
+    """
+    if not faults:
+        return
+    shown = ", ".join(f"{_short(value)} in row {split.rows[row]}" for row, value in faults[:SHOWN])
+    more = ", ..." if len(faults) > SHOWN else ""
+    raise DataError(
+        f"{required}, but {len(faults)} of {split.table.num_rows} rows of the {split.name} split "
+        f"({split.source}, rows counted from 0) do not: {shown}{more}. {advice}"
+    )
+
+
+def _read(
+    split: RawSplit, column: str, fits: Callable[[Any], bool], *, required: str, advice: str
+) -> list[Any]:
+    values: list[Any] = split.table[column].to_pylist()
+    faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
+    refuse_rows(split, required, faults, advice)
+    return values
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_list_of(value: object, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(fits(item) for item in value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")

@@ -1,0 +1,74 @@
+"""The whole configuration of one training job."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dynlora.config import DynamicLoraConfig
+from dynlora.errors import ConfigError
+from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
+from dynlora.train.config.data import DataConfig
+from dynlora.train.config.model import ModelConfig
+from dynlora.train.config.tasks import METRICS, TaskName
+from dynlora.train.config.training import TrainingConfig
+
+Method = Literal["dynamic", "lora", "adalora", "full"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig:
+    """One training job."""
+
+    output: str
+    """Folder of the run: adapter, metrics, rank history, checkpoints."""
+    overwrite: bool = False
+    """Replace the run that `output` already holds."""
+    task: TaskName = "sequence_classification"
+    """What the model learns to do: `sequence_classification` (one class a text), `regression` (a
+    number), `multi_label` (any number of classes), `token_classification` (a class a word),
+    `causal_lm` (to go on with a text), or `image_classification`."""
+    method: Method = "dynamic"
+    """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
+    `full` trains every weight."""
+    model: ModelConfig
+    """Which pretrained model to fine-tune."""
+    data: DataConfig
+    """Which texts and labels to learn from."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """The LoRA adapter."""
+    dynamic: DynamicLoraConfig = field(default_factory=DynamicLoraConfig)
+    """How ranks move with `method: dynamic`."""
+    adalora: AdaLoraSettings = field(default_factory=AdaLoraSettings)
+    """AdaLoRA's own settings with `method: adalora`."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        """Check what spans sections.
+
+        Raises:
+            ConfigError: If the task has no such metric, AdaLoRA's ranks do not fall, or it is asked
+                to resume.
+        """
+        self._check_best_metric()
+        init_r = self.adalora.init_r
+        if init_r is not None and init_r <= self.lora.r:
+            raise ConfigError(
+                f"`adalora.init_r` must be above lora.r={self.lora.r}, got {init_r}: AdaLoRA "
+                "starts with more rank than its target and gives it up."
+            )
+        if self.method != "adalora":
+            return
+        if self.training.resume != "none" or self.training.load_best_model_at_end:
+            raise ConfigError(
+                "`method: adalora` cannot load its own checkpoints, because PEFT does not save "
+                "the importance and masks that its ranks follow: leave `training.resume: none` "
+                "and `training.load_best_model_at_end: false`, or use `method: dynamic`."
+            )
+
+    def _check_best_metric(self) -> None:
+        given, known = self.training.best_metric, METRICS[self.task]
+        if given is not None and given not in known:
+            raise ConfigError(
+                f"`training.best_metric` must be a metric of `task: {self.task}`, one of "
+                f"{', '.join(known)}, got {given}."
+            )

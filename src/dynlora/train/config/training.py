@@ -1,0 +1,94 @@
+"""Section `training`: the Trainer's choices that a fine-tuning job needs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynlora.errors import ConfigError
+from dynlora.train.config.checks import require
+
+Interval = Literal["epoch", "steps", "no"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How to train: the Trainer's choices that a fine-tuning job needs."""
+
+    epochs: float = 3.0
+    """Passes over the training data, above 0."""
+    max_steps: int | None = None
+    """Optimizer steps; if given, wins over `epochs`. At least 1."""
+    batch_size: int = 32
+    """Examples per device and forward pass, at least 1."""
+    eval_batch_size: int = 64
+    """Examples per device in evaluation, at least 1."""
+    gradient_accumulation: int = 1
+    """Batches per optimizer step, at least 1."""
+    learning_rate: float = 1e-3
+    """Highest learning rate, of AdamW, above 0."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW, at least 0."""
+    warmup_ratio: float = 0.06
+    """Part of the steps in which the learning rate rises from 0, in [0, 1)."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    bf16: Literal["auto"] | bool = "auto"
+    """Compute in bfloat16; `auto` does where the GPU, or the CPU (AVX512-BF16, AMX), has it."""
+    group_by_length: bool = True
+    """Put texts of like length into the same batch, which saves padding."""
+    eval: Interval = "epoch"
+    """When to evaluate while training."""
+    eval_steps: int = 100
+    """Optimizer steps between evaluations with `eval: steps`, at least 1."""
+    save: Interval = "epoch"
+    """When to save a checkpoint."""
+    save_steps: int = 100
+    """Optimizer steps between checkpoints with `save: steps`, at least 1."""
+    save_total_limit: int | None = 2
+    """Checkpoints kept, the newest ones; null keeps all."""
+    load_best_model_at_end: bool = False
+    """Keep the checkpoint that did best on validation; needs `eval` and `save` to agree."""
+    best_metric: str | None = None
+    """What `load_best_model_at_end` compares: a validation metric of the task, such as `loss`; null
+    takes the task's main one."""
+    logging_steps: int = 10
+    """Optimizer steps between lines of metrics.jsonl, at least 1."""
+    seed: int = 0
+    """Seed of initial weights, data order and dropout; the same for every method."""
+    resume: str = "none"
+    """`none` starts afresh, `latest` goes on from the newest checkpoint in the output folder, any
+    other text is the folder of a checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Check each value, then how they fit together.
+
+        Raises:
+            ConfigError: If a value is outside its range or two values contradict each other.
+        """
+        for key in ("batch_size", "eval_batch_size", "gradient_accumulation", "eval_steps"):
+            require(getattr(self, key) >= 1, f"training.{key}", "at least 1", getattr(self, key))
+        for key in ("save_steps", "logging_steps"):
+            require(getattr(self, key) >= 1, f"training.{key}", "at least 1", getattr(self, key))
+        for key in ("max_steps", "save_total_limit"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"training.{key}", "at least 1", value)
+        for key in ("epochs", "learning_rate"):
+            require(getattr(self, key) > 0, f"training.{key}", "above 0", getattr(self, key))
+        for key in ("weight_decay", "max_grad_norm"):
+            require(getattr(self, key) >= 0, f"training.{key}", "at least 0", getattr(self, key))
+        ratio = self.warmup_ratio
+        require(0 <= ratio < 1, "training.warmup_ratio", "in [0, 1)", ratio)
+        self._check_best()
+
+    def _check_best(self) -> None:
+        if not self.load_best_model_at_end:
+            return
+        same_steps = self.eval != "steps" or self.save_steps % self.eval_steps == 0
+        if self.eval == "no" or self.eval != self.save or not same_steps:
+            raise ConfigError(
+                "`training.load_best_model_at_end` needs an evaluation at every checkpoint, got "
+                f"eval={self.eval} (eval_steps={self.eval_steps}) and save={self.save} "
+                f"(save_steps={self.save_steps}): set `training.eval` and `training.save` both "
+                "to `epoch`, or both to `steps` with save_steps a multiple of eval_steps."
+            )

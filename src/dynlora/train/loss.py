@@ -1,0 +1,91 @@
+"""The task's loss, computed from logits in the same way for every method.
+
+The model's own `outputs.loss` is not used: PEFT's AdaLoRA adds its penalty to it, in evaluation
+too. A regulariser is an explicit term here and takes part in training only.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dynlora.errors import NonFiniteError
+
+Penalty = Callable[[], Float[Tensor, ""]]
+"""A regulariser of the weights as they are now."""
+SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
+"""From float32 logits and labels, the sum of the loss over all labels that are not -100."""
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the cross-entropy of logits of shape ``(..., classes)`` and labels ``(...)``."""
+    flat: Tensor = logits.reshape(-1, logits.shape[-1])
+    return cross_entropy(flat, labels.reshape(-1), reduction="sum", ignore_index=-100)
+
+
+def summed_squares(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the squared error of logits of shape ``(batch, 1)`` and numbers ``(batch,)``."""
+    return mse_loss(logits.squeeze(-1), labels, reduction="sum")
+
+
+def summed_binary(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the binary cross-entropy of logits and 0/1 labels, both ``(batch, classes)``."""
+    return binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+
+class TaskLoss(TrainerCallback):
+    """Loss of a batch; a callback too, so that a NaN can be reported with its step."""
+
+    def __init__(self, summed: SummedLoss, penalty: Penalty | None = None) -> None:
+        """Take the task's loss, and the regulariser to add in training, if any."""
+        self.summed = summed
+        self.penalty = penalty
+        self.step = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note how many optimizer steps were taken."""
+        self.step = state.global_step
+
+    def __call__(
+        self,
+        outputs: Any,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss over the labels of one optimizer step.
+
+        Args:
+            outputs: The model's output, with `logits`.
+            labels: Whole numbers or float32, of the shape that the task's loss takes.
+            num_items_in_batch: Labels other than -100 in all batches of the step; None means in
+                this batch.
+
+        Raises:
+            NonFiniteError: If the loss is NaN or infinite.
+        """
+        total = self.summed(outputs.logits.float(), labels)
+        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        loss: Tensor = total / count
+        if self.penalty is not None and torch.is_grad_enabled():
+            loss = loss + self.penalty()
+        check_finite(loss, self.step)
+        return loss
+
+
+def check_finite(loss: Float[Tensor, ""], step: int) -> None:
+    """Check a loss.
+
+    Raises:
+        NonFiniteError: If it is NaN or infinite.
+    """
+    if not torch.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss must be finite, got {loss.item()} after {step} optimizer steps: "
+            "lower `training.learning_rate`, or set `training.bf16: false` if it overflowed."
+        )

@@ -1,0 +1,86 @@
+"""What differs between tasks: a record of functions. Everything else in a job is the same.
+
+Each file of `tasks` holds one task, or some that share their inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from dynlora.train.config import DataConfig, TrainingConfig
+from dynlora.train.loss import Penalty
+from dynlora.train.pretrained import Source
+from dynlora.train.sources import RawSplit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split, checked and ready for the model."""
+
+    inputs: Any
+    """`datasets.Dataset` of the model's inputs, with `labels`."""
+    cut: int
+    """Rows longer than `data.max_length`, which were cut."""
+    num_labels: int | None
+    """Outputs that the model needs for these labels; None where the task has no head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskData:
+    """Both splits of a job."""
+
+    train: Any
+    """`datasets.Dataset`, as `Split.inputs`."""
+    validation: Any
+    """As `train`."""
+    num_labels: int | None
+    cut: Mapping[str, int]
+    """Rows that were cut, by split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerParts:
+    """What a task's Trainer is made of."""
+
+    model: Any
+    training: TrainingConfig
+    best_metric: str
+    """Which validation metric `load_best_model_at_end` compares."""
+    checkpoints: Path
+    data: TaskData
+    processor: Any
+    penalty: Penalty | None
+    """Added to the loss in training."""
+    callbacks: Sequence[TrainerCallback]
+    """In the order in which they must run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """What predictions are made with."""
+
+    model: Any
+    processor: Any
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task."""
+
+    peft_type: str
+    """PEFT's `task_type`."""
+    load_processor: Callable[[Source, DataConfig], Any]
+    """The tokenizer or image processor."""
+    read_split: Callable[[RawSplit, DataConfig, Any, int | None], Split]
+    """Checks a split's columns and makes model inputs of them, given the processor and the number
+    of labels if that is known."""
+    load_model: Callable[[Source, int | None, Any], Any]
+    """The pretrained model with a head for that many labels, given the processor."""
+    make_trainer: Callable[[TrainerParts], Trainer]
+    """A Trainer whose evaluations return the metrics in `config.METRICS`."""
+    predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
+    """What the model says to each row of a split, whose labels are not needed; JSON-ready."""

@@ -1,0 +1,158 @@
+"""Tasks with one label a text, or pair of texts: a class, a number, or any number of classes."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
+
+from dynlora.train.columns import (
+    check_columns,
+    read_class_lists,
+    read_classes,
+    read_numbers,
+    read_texts,
+)
+from dynlora.train.config import DataConfig
+from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
+from dynlora.train.metrics import (
+    classification_metrics,
+    multi_label_metrics,
+    regression_metrics,
+)
+from dynlora.train.pretrained import Source, load_model, load_tokenizer
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.tokens import tokenize
+from dynlora.train.trainer import Metrics, make_job_trainer
+
+Labels = tuple[list[Any], int]
+"""Labels of the rows as the model takes them, and how many outputs they need."""
+
+
+def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
+    """Return one class a row, and the number of classes, at least 2."""
+    labels = read_classes(split, column, num_labels)
+    return labels, num_labels or max(max(labels) + 1, 2)
+
+
+def read_number_labels(split: RawSplit, column: str, _num_labels: int | None) -> Labels:
+    """Return one number a row, for which the model needs one output."""
+    return list(read_numbers(split, column)), 1
+
+
+def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
+    """Return a 0 or 1 for each class and row, and the number of classes, at least 2."""
+    lists = read_class_lists(split, column, num_labels)
+    count = num_labels or max(max((max(row, default=0) for row in lists), default=0) + 1, 2)
+    return [[float(label in row) for label in range(count)] for row in lists], count
+
+
+def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(source, config.max_length)
+
+
+def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
+    check_columns(split, {"data.text": config.text, "data.text_pair": config.text_pair})
+    pairs = None if config.text_pair is None else read_texts(split, config.text_pair)
+    return tokenize(read_texts(split, config.text), pairs, tokenizer, config.max_length)
+
+
+def _read_split(
+    split: RawSplit,
+    config: DataConfig,
+    tokenizer: Any,
+    num_labels: int | None,
+    *,
+    read_labels: Callable[[RawSplit, str, int | None], Labels],
+) -> Split:
+    check_columns(split, {"data.label": config.label})
+    columns, cut = _encode(split, config, tokenizer)
+    labels, count = read_labels(split, config.label, num_labels)
+    inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
+    return Split(inputs=inputs, cut=cut, num_labels=count)
+
+
+def _load_model(source: Source, num_labels: int | None, tokenizer: Any, *, problem: str) -> Any:
+    model = load_model(
+        AutoModelForSequenceClassification, source, num_labels=num_labels, problem_type=problem
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
+    collator = DataCollatorWithPadding(parts.processor)
+    return make_job_trainer(parts, loss=loss, metrics=metrics, collator=collator)
+
+
+def _predict(
+    predictor: Predictor,
+    split: RawSplit,
+    config: DataConfig,
+    *,
+    describe: Callable[[Any], dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    columns, _ = _encode(split, config, predictor.processor)
+    inputs = datasets.Dataset.from_dict(columns)
+    collator = DataCollatorWithPadding(predictor.processor)
+    for logits in batch_logits(predictor, inputs, collator):
+        yield from map(describe, logits)
+
+
+def describe_class(logits: torch.Tensor) -> dict[str, Any]:
+    """Return the likeliest class and the probability of each, of logits ``(classes,)``."""
+    probabilities = logits.softmax(dim=-1)
+    return {
+        "prediction": int(probabilities.argmax()),
+        "probabilities": np.round(probabilities.numpy(), 6).tolist(),
+    }
+
+
+def describe_number(logits: torch.Tensor) -> dict[str, Any]:
+    """Return the number that an output of shape ``(1,)`` stands for."""
+    return {"prediction": float(logits[0])}
+
+
+def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
+    """Return the classes above one half and the probability of each, of logits ``(classes,)``."""
+    return {
+        "prediction": (logits > 0).nonzero().flatten().tolist(),
+        "probabilities": np.round(logits.sigmoid().numpy(), 6).tolist(),
+    }
+
+
+SEQUENCE_CLASSIFICATION = Task(
+    peft_type="SEQ_CLS",
+    load_processor=_load_processor,
+    read_split=partial(_read_split, read_labels=read_class_labels),
+    load_model=partial(_load_model, problem="single_label_classification"),
+    make_trainer=partial(_make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
+    predict=partial(_predict, describe=describe_class),
+)
+REGRESSION = Task(
+    peft_type="SEQ_CLS",
+    load_processor=_load_processor,
+    read_split=partial(_read_split, read_labels=read_number_labels),
+    load_model=partial(_load_model, problem="regression"),
+    make_trainer=partial(_make_trainer, loss=summed_squares, metrics=regression_metrics),
+    predict=partial(_predict, describe=describe_number),
+)
+MULTI_LABEL = Task(
+    peft_type="SEQ_CLS",
+    load_processor=_load_processor,
+    read_split=partial(_read_split, read_labels=read_list_labels),
+    load_model=partial(_load_model, problem="multi_label_classification"),
+    make_trainer=partial(_make_trainer, loss=summed_binary, metrics=multi_label_metrics),
+    predict=partial(_predict, describe=describe_classes),
+)
