@@ -1,0 +1,33 @@
+"""`dynlora compare A B ...`: read finished runs and print what differs between them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynlora.cli.arguments import parse, verb_parser
+from dynlora.cli.output import Output
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `compare` on the command line.
+        output: Where its words go.
+
+    Raises:
+        DynamicLoraError: If the input must be mended.
+    """
+    parser = verb_parser("compare")
+    parser.add_argument("first", metavar="A", type=Path, help="folder of a finished run")
+    parser.add_argument("second", metavar="B", type=Path, help="folder of another")
+    parser.add_argument("more", metavar="C", type=Path, nargs="*", help="folders of more")
+    given = parse(parser, arguments)
+    if given is None:
+        return
+
+    # Only now: these load torch, and `--help` shall not wait for it.
+    from dynlora.report.comparison import compare_runs, read_finished
+    from dynlora.report.comparison_table import comparison_table
+
+    found = compare_runs([read_finished(path) for path in (given.first, given.second, *given.more)])
+    output.show(comparison_table(found), found.to_dict())

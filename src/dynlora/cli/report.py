@@ -1,0 +1,54 @@
+"""`dynlora report RUN`: read a run's folder and write one HTML file about it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynlora.cli.arguments import parse, verb_parser
+from dynlora.cli.output import Output
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `report` on the command line.
+        output: Where its words go.
+
+    Raises:
+        DynamicLoraError: If the input must be mended.
+    """
+    parser = verb_parser("report")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="file to write (default: RUN/report.html)"
+    )
+    given = parse(parser, arguments)
+    if given is None:
+        return
+
+    # Only now: these load torch, and `--help` shall not wait for it.
+    from rich.table import Table
+    from rich.text import Text
+
+    from dynlora.report.page import report_page
+    from dynlora.report.run_files import read_run
+    from dynlora.report.write_page import check_replaceable, write_page
+
+    path = given.output or given.run / "report.html"
+    check_replaceable(path)
+    found = read_run(given.run)
+    write_page(path, report_page(found))
+    for note in found.notes:
+        output.progress.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    table = Table(title="dynlora report", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    size = path.stat().st_size
+    for label, text in (
+        ("run", f"{found.method}, {found.status}"),
+        ("report", str(path)),
+        ("size", f"{size / 1000:.0f} kB"),
+    ):
+        table.add_row(label, Text(text))
+    values = {"report": str(path), "bytes": size, "status": found.status, "notes": [*found.notes]}
+    output.show(table, values)

@@ -1,0 +1,41 @@
+"""Ranks of a saved LoRA adapter, from the shapes in its file's header: no tensor is loaded."""
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dynlora.errors import RunFileError
+
+WEIGHTS = "adapter_model.safetensors"
+FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
+"""Name of the factor whose first axis is the rank, as PEFT saves it."""
+
+
+def read_adapter_ranks(folder: Path) -> dict[str, int]:
+    """Return the rank of each module by its name in the base model; empty without an adapter.
+
+    Args:
+        folder: As `save_pretrained` wrote it. Its file is in the alphabet's order; the names that
+            are returned count blocks as numbers do, 2 before 10.
+
+    Raises:
+        RunFileError: If the adapter's file is cut short or not a safetensors file.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            found = {m["module"]: key for key in file.keys() if (m := FACTOR.match(key))}  # noqa: SIM118
+            modules = sorted(found, key=_natural)
+            return {module: file.get_slice(found[module]).get_shape()[0] for module in modules}
+    except (OSError, SafetensorError) as error:
+        raise RunFileError(
+            f"an adapter's {WEIGHTS} must be a whole safetensors file, got {error} for {path} of "
+            f"{path.stat().st_size} bytes: restore the file from a copy, or train again."
+        ) from error
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in name.split(".")]

@@ -1,0 +1,79 @@
+"""Numbers as a reader wants them: metrics, changes, seconds, bytes and parameters as text."""
+
+import math
+from collections.abc import Sequence
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Endings of the metrics that fall when a model gets better; all others rise."""
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a metric falls when a model gets better."""
+    return metric.endswith(LOWER_IS_BETTER)
+
+
+def metric_text(value: float | None) -> str:
+    """Return a metric with four decimals, or four digits where it is large."""
+    if value is None or not math.isfinite(value):
+        return "not a number"
+    if abs(value) < 1000:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if abs(value) < 1e7 else f"{value:.3e}"
+
+
+def change_text(before: float | None, after: float | None) -> str:
+    """Return by how much a metric changed, with its sign; nothing where one is missing."""
+    if before is None or after is None:
+        return ""
+    sign = "+" if after >= before else "−"
+    return f"{sign}{metric_text(abs(after - before))}"
+
+
+def verdict(metric: str, before: float | None, after: float | None) -> str:
+    """Return `better`, `worse`, or nothing where that cannot be said."""
+    if before is None or after is None or before == after:
+        return ""
+    return "better" if (after < before) == lower_is_better(metric) else "worse"
+
+
+def seconds_text(value: float | None) -> str:
+    """Return a duration in the unit that suits it."""
+    if value is None:
+        return "unknown"
+    if value < 120:
+        return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 120:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_text(value: float | None) -> str:
+    """Return a size in MiB, or in GiB from one of them on."""
+    if value is None:
+        return "none"
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+
+def count_text(value: float | None) -> str:
+    """Return a whole number with its thousands apart."""
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def share_text(part: float | None, whole: float | None) -> str:
+    """Return a part of a whole in percent; nothing where one is missing."""
+    return "" if part is None or not whole else f"{part / whole:.1%}"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text cut in its middle to `most` characters."""
+    if len(text) <= most:
+        return text
+    left = (most - 1) // 2
+    return f"{text[:left]}…{text[len(text) - (most - 1 - left) :]}"
+
+
+def listing(names: Sequence[str], most: int) -> str:
+    """Return the first names and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
