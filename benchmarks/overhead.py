@@ -26,9 +26,10 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.train.config import DataConfig, TrainingConfig
-from dynlora.train.data import load_task
-from dynlora.train.pretrained import load_tokenizer
-from dynlora.train.trainer import make_sampler, use_bf16
+from dynlora.train.data import load_data
+from dynlora.train.pretrained import Source
+from dynlora.train.tasks import TASKS
+from dynlora.train.trainer import make_sampler, row_lengths, use_bf16
 
 BATCH = 32
 WARM_UP = 5
@@ -114,10 +115,11 @@ class _Run:
 
 
 def _batches(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
-    tokenizer = load_tokenizer(options.model, 128)
+    task = TASKS["sequence_classification"]
     data = DataConfig(path=options.data, text="sentence1", text_pair="sentence2", max_length=128)
-    rows = load_task(data, tokenizer).train
-    sampler = make_sampler(rows, TrainingConfig(batch_size=BATCH))
+    tokenizer = task.load_processor(Source(place=options.model), data)
+    rows = load_data(task, data, tokenizer).train
+    sampler = make_sampler(row_lengths(rows), TrainingConfig(batch_size=BATCH))
     collate = DataCollatorWithPadding(tokenizer)
     batches = []
     for epoch in range(options.epochs):

@@ -10,6 +10,8 @@ from typing import Any
 from dynlora.errors import DataError
 from dynlora.train.sources import RawSplit
 
+UNLABELLED = -100
+"""What a label is set to where there is none: the loss leaves it out."""
 SHOWN = 5
 """Faulty rows that a message lists before it only counts."""
 
@@ -83,7 +85,7 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
     """Return a column of finite numbers.
 
     Raises:
-        DataError: If a row has none.
+        DataError: If a row has none, or the one that stands for none.
     """
     values = _read(
         split,
@@ -92,7 +94,15 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
         required=f"label column {column!r} must hold a finite number in every row",
         advice="Remove these rows or fill them in.",
     )
-    return [float(value) for value in values]
+    numbers = [float(value) for value in values]
+    refuse_rows(
+        split,
+        f"label column {column!r} must hold numbers other than {UNLABELLED}, by which "
+        "transformers marks what has no label",
+        [(row, number) for row, number in enumerate(numbers) if number == UNLABELLED],
+        "Shift or scale the numbers.",
+    )
+    return numbers
 
 
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:

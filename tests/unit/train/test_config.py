@@ -1,17 +1,20 @@
 """The job's configuration checks its values when it is made."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import (
+    METRICS,
     AdaLoraSettings,
     DataConfig,
     JobConfig,
     LoraSettings,
     ModelConfig,
+    TaskName,
     TrainingConfig,
 )
 
@@ -125,17 +128,37 @@ def test_adalora_cannot_load_its_own_checkpoints(training: Any) -> None:
 def test_every_field_says_what_it_is() -> None:
     """The string under a field is its only description; help and documentation read it."""
     import ast
-    import inspect
 
     from dynlora.train import config
 
-    for node in ast.parse(inspect.getsource(config)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for field, after in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign):
-                described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                assert described, f"{node.name}.{ast.unparse(field.target)}"
+    seen = set()
+    for path in Path(str(config.__file__)).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for field, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign):
+                    described = isinstance(after, ast.Expr) and isinstance(
+                        after.value, ast.Constant
+                    )
+                    assert described, f"{node.name}.{ast.unparse(field.target)}"
+                    seen.add(f"{node.name}.{ast.unparse(field.target)}")
+    assert seen >= {"JobConfig.task", "DataConfig.text", "LoraSettings.r", "TrainingConfig.seed"}
+
+
+@pytest.mark.parametrize("task", list(METRICS))
+def test_the_best_metric_must_be_one_of_the_tasks(task: Any) -> None:
+    for metric in METRICS[task]:
+        training = TrainingConfig(best_metric=metric)
+        assert JobConfig(**PARTS, task=task, training=training).training.best_metric == metric
+    shown = ", ".join(METRICS[task])
+    with pytest.raises(ConfigError, match=rf"metric of `task: {task}`, one of {shown}, got bleu"):
+        JobConfig(**PARTS, task=task, training=TrainingConfig(best_metric="bleu"))
+
+
+def test_each_task_has_metrics_and_every_one_has_the_loss() -> None:
+    assert set(METRICS) == set(get_args(TaskName))
+    assert all(names[0] != "loss" and names[-1] == "loss" for names in METRICS.values())
 
 
 def test_configurations_cannot_be_changed() -> None:

@@ -1,20 +1,21 @@
-"""The task's loss and metrics, against formulas written here."""
+"""Each task's metrics, against formulas written here."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction
 
-from dynlora.errors import NonFiniteError
-from dynlora.train.metrics import TaskLoss, task_metrics
+from dynlora.train.metrics import (
+    classification_metrics,
+    multi_label_metrics,
+    regression_metrics,
+)
 
 
 def predict(labels: list[int], guesses: list[int], classes: int = 2) -> dict[str, float]:
     logits = np.eye(classes, dtype=np.float32)[guesses]
-    return task_metrics(EvalPrediction(predictions=logits, label_ids=np.array(labels)))
+    return classification_metrics(EvalPrediction(predictions=logits, label_ids=np.array(labels)))
 
 
 def test_binary_metrics_follow_from_the_four_counts() -> None:
@@ -45,50 +46,48 @@ def test_a_single_class_gives_numbers_and_no_warning(labels: list[int], guesses:
     assert all(math.isfinite(value) for value in predict(labels, guesses).values())
 
 
-LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-LABELS = torch.tensor([0, 0, 1])
-EACH = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1)), math.log(2)]
+def predict_numbers(labels: list[float], guesses: list[float]) -> dict[str, float]:
+    outputs = np.array(guesses, dtype=np.float32)[:, None]
+    label_ids = np.array(labels, dtype=np.float32)
+    return regression_metrics(EvalPrediction(predictions=outputs, label_ids=label_ids))
 
 
-def test_the_loss_is_the_mean_cross_entropy() -> None:
-    loss = TaskLoss()(SimpleNamespace(logits=LOGITS), LABELS)
-    assert float(loss) == pytest.approx(sum(EACH) / 3)
+def test_regression_metrics_follow_from_sums_of_products() -> None:
+    labels, guesses = [1.0, 2.0, 4.0, 9.0], [2.0, 1.0, 5.0, 6.0]
+    # Means 4 and 3.5; deviations (-3, -2, 0, 5) and (-1.5, -2.5, 1.5, 2.5).
+    pearson = (4.5 + 5 + 0 + 12.5) / math.sqrt((9 + 4 + 0 + 25) * (2.25 + 6.25 + 2.25 + 6.25))
+    # Ranks (1, 2, 3, 4) and (2, 1, 3, 4): 1 - 6 * sum(d^2) / (n * (n^2 - 1)).
+    spearman = 1 - 6 * 2 / (4 * 15)
+    rmse = math.sqrt((1 + 1 + 1 + 9) / 4)
+    expected = {"pearson": pearson, "spearman": spearman, "rmse": rmse}
+    assert predict_numbers(labels, guesses) == pytest.approx(expected)
 
 
-def test_accumulated_batches_of_different_sizes_add_up_to_the_mean_over_all() -> None:
-    task = TaskLoss()
-    parts = [
-        task(SimpleNamespace(logits=LOGITS[rows]), LABELS[rows], torch.tensor(3))
-        for rows in (slice(0, 1), slice(1, 3))
-    ]
-    assert float(sum(parts)) == pytest.approx(sum(EACH) / 3)
-
-
-def test_half_precision_logits_are_widened() -> None:
-    loss = TaskLoss()(SimpleNamespace(logits=LOGITS.bfloat16()), LABELS)
-    assert loss.dtype == torch.float32
-
-
-def test_the_models_own_loss_is_never_read() -> None:
-    outputs = SimpleNamespace(logits=LOGITS, loss=torch.tensor(99.0))
-    assert float(TaskLoss()(outputs, LABELS)) == pytest.approx(sum(EACH) / 3)
-
-
-def test_a_penalty_is_part_of_training_and_never_of_evaluation() -> None:
-    task = TaskLoss(lambda: torch.tensor(5.0))
-    outputs = SimpleNamespace(logits=LOGITS)
-    assert float(task(outputs, LABELS)) == pytest.approx(sum(EACH) / 3 + 5)
-    with torch.no_grad():
-        assert float(task(outputs, LABELS)) == pytest.approx(sum(EACH) / 3)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_reported_with_its_step(
-    tmp_path: object, value: float
+@pytest.mark.parametrize(
+    ("labels", "guesses", "rmse"),
+    [([1, 1], [0, 2], 1.0), ([0, 2], [1, 1], 1.0), ([3], [1], 2.0)],
+)
+def test_without_variation_there_is_no_correlation_and_no_warning(
+    labels: list[float], guesses: list[float], rmse: float
 ) -> None:
-    task = TaskLoss()
-    state = TrainerState(global_step=41)
-    task.on_step_begin(TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl())
-    logits = torch.tensor([[0.0, value], [0.0, 0.0], [0.0, 0.0]])
-    with pytest.raises(NonFiniteError, match=r"got (nan|inf) after 41 optimizer steps"):
-        task(SimpleNamespace(logits=logits), LABELS)
+    expected = {"pearson": 0.0, "spearman": 0.0, "rmse": rmse}
+    assert predict_numbers(labels, guesses) == pytest.approx(expected)
+
+
+def test_multi_label_metrics_follow_from_the_counts_of_each_class() -> None:
+    labels = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]
+    guesses = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0]]
+    logits = np.array(guesses, dtype=np.float32) * 4 - 2
+    prediction = EvalPrediction(predictions=logits, label_ids=np.array(labels, dtype=np.float32))
+    # True positives, false positives and false negatives: (2, 1, 0), (1, 0, 1) and (0, 0, 1).
+    expected = {
+        "micro_f1": 2 * 3 / (2 * 3 + 1 + 2),
+        "macro_f1": (4 / 5 + 2 / 3 + 0) / 3,
+        "exact_match": 1 / 4,
+    }
+    assert multi_label_metrics(prediction) == pytest.approx(expected)
+
+
+def test_rows_without_any_class_give_numbers_and_no_warning() -> None:
+    nothing = EvalPrediction(predictions=-np.ones((2, 3)), label_ids=np.zeros((2, 3)))
+    assert multi_label_metrics(nothing) == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0}

@@ -17,7 +17,7 @@ def args(tmp_path: object) -> TrainingArguments:
 def run(args: TrainingArguments, steps: int, *, terminal: bool) -> str:
     """Return what a run prints that logs a loss after each step and evaluates at its end."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
-    bar = ProgressBar(console)
+    bar = ProgressBar(console, ("accuracy", "loss"))
     state = TrainerState(max_steps=steps)
     bar.on_train_begin(args, state, TrainerControl())
     for step in range(1, steps + 1):
@@ -48,12 +48,13 @@ def test_a_terminal_gets_a_bar_with_the_newest_loss(args: TrainingArguments) -> 
 
 def test_an_evaluation_before_training_is_step_0(args: TrainingArguments) -> None:
     console = Console(file=io.StringIO(), width=80)
-    ProgressBar(console).on_log(args, TrainerState(), TrainerControl(), {"eval_loss": 0.25})
+    bar = ProgressBar(console, ("accuracy", "loss"))
+    bar.on_log(args, TrainerState(), TrainerControl(), {"eval_loss": 0.25})
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "step 0: validation loss 0.2500\n"
 
 
 def test_stopping_twice_or_before_the_start_is_harmless() -> None:
-    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True), ())
     bar.stop()
     bar.stop()

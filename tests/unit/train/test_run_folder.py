@@ -98,4 +98,6 @@ def test_the_written_configuration_is_plain_yaml(tmp_path: Path) -> None:
     values = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert values["lora"]["target_modules"] == ["query", "value"]
     assert values["dynamic"]["pinned"] == []
-    assert list(values)[:3] == ["output", "overwrite", "method"], "in the order of the classes"
+    assert list(values)[:4] == ["output", "overwrite", "task", "method"], (
+        "in the order of the classes"
+    )

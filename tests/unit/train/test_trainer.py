@@ -9,14 +9,32 @@ import torch
 from transformers import Trainer
 
 from dynlora.train.config import TrainingConfig
+from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
     JobTrainer,
     make_sampler,
+    row_lengths,
     total_steps,
     training_arguments,
     use_bf16,
 )
+
+
+def parts(config: TrainingConfig, folder: Path, best_metric: str = "accuracy") -> TrainerParts:
+    """Return what the Trainer's arguments are read from; model and data are not looked at."""
+    return TrainerParts(
+        model=None,
+        training=config,
+        best_metric=best_metric,
+        checkpoints=folder,
+        data=TaskData(train=None, validation=None, num_labels=None, cut={}),
+        processor=None,
+        penalty=None,
+        callbacks=(),
+        optimizer=None,
+    )
+
 
 LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
 
@@ -59,10 +77,15 @@ def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
 
 
 def test_grouping_counts_the_batches_of_an_optimizer_step_as_one() -> None:
-    rows = datasets.Dataset.from_dict({"input_ids": [[0] * n for n in LENGTHS]})
     config = TrainingConfig(batch_size=4, gradient_accumulation=2)
-    assert make_sampler(rows, config).batch_size == 8
-    assert make_sampler(rows, TrainingConfig(group_by_length=False)).batch_size is None
+    assert make_sampler(LENGTHS, config).batch_size == 8
+    assert make_sampler(LENGTHS, TrainingConfig(group_by_length=False)).batch_size is None
+
+
+def test_rows_are_as_long_as_their_tokens_and_images_all_alike() -> None:
+    tokens = datasets.Dataset.from_dict({"input_ids": [[5], [5, 6, 7]], "labels": [0, 1]})
+    assert row_lengths(tokens) == [1, 3]
+    assert row_lengths(datasets.Dataset.from_dict({"image": [b"a", b"bc"]})) == [1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -81,7 +104,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     for rows in (1, 7, 8, 9, 100):
         data = datasets.Dataset.from_dict({"input": [0.0] * rows})
         trainer = Trainer(
-            torch.nn.Linear(1, 1), training_arguments(config, tmp_path), train_dataset=data
+            torch.nn.Linear(1, 1), training_arguments(parts(config, tmp_path)), train_dataset=data
         )
         loader = trainer.get_train_dataloader()
         expected = trainer.set_initial_training_values(trainer.args, loader)[-1]
@@ -102,9 +125,9 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     config = TrainingConfig(
         epochs=2, batch_size=3, learning_rate=0.25, weight_decay=0.5, warmup_ratio=0.125,
         schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
-        logging_steps=9, seed=11, best_metric="loss",
+        logging_steps=9, seed=11,
     )  # fmt: skip
-    args = training_arguments(config, tmp_path)
+    args = training_arguments(parts(config, tmp_path, "loss"))
     assert (args.num_train_epochs, args.max_steps) == (2, -1)
     assert (args.per_device_train_batch_size, args.learning_rate) == (3, 0.25)
     assert (args.weight_decay, args.max_grad_norm, args.seed) == (0.5, 0, 11)
@@ -113,8 +136,25 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert (args.eval_strategy, args.eval_steps, args.save_strategy) == ("steps", 7, "no")
     assert args.optim.startswith("adamw_torch")
     assert args.report_to == []
-    assert args.greater_is_better is False
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("accuracy", True),
+        ("pearson", True),
+        ("loss", False),
+        ("rmse", False),
+        ("perplexity", False),
+    ],
+)
+def test_the_best_checkpoint_is_the_one_with_less_loss_or_more_of_anything_else(
+    tmp_path: Path, metric: str, greater: bool
+) -> None:
+    args = training_arguments(parts(TrainingConfig(bf16=False), tmp_path, metric))
+    assert args.metric_for_best_model == metric
+    assert args.greater_is_better is greater
 
 
 def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> None:
@@ -131,7 +171,7 @@ def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> No
     trainer = JobTrainer(
         EpochSampler([1, 1], batch_size=None, seed=0),
         model=Model(),
-        args=training_arguments(TrainingConfig(bf16=False, eval="no"), tmp_path),
+        args=training_arguments(parts(TrainingConfig(bf16=False, eval="no"), tmp_path)),
         eval_dataset=rows,
     )
     before = torch.get_rng_state()
