@@ -17,33 +17,6 @@ Train = Callable[..., int]
 Error = Callable[..., str]
 
 
-@pytest.fixture
-def error(train: Train, output: Path, capsys: pytest.CaptureFixture[str]) -> Error:
-    """Return a runner of a job that must fail; it returns the line after `error: `."""
-
-    def run(*options: object) -> str:
-        before = snapshot(output)
-        capsys.readouterr()
-        assert train(*options) == 2
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1
-        assert captured.err.splitlines()[-1] == errors[0]
-        assert "Traceback" not in captured.err
-        assert captured.out == ""
-        assert snapshot(output) == before
-        return errors[0].removeprefix("error: ")
-
-    return run
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None] | None:
-    """Return everything in a folder; None if there is no folder."""
-    if not folder.exists():
-        return None
-    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -6,11 +6,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data import load_data
 from dynlora.train.methods import Prepared, prepare
+from dynlora.train.optimizer import make_optimizer
 from dynlora.train.pretrained import locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import (
@@ -76,6 +77,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
     callbacks: list[TrainerCallback] = [*prepared.callbacks, stopwatch, metrics, progress]
     if ranks is not None:
         callbacks.append(ranks)
+    patience = config.training.early_stopping_patience
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     callbacks.append(CheckpointRecorder(stopwatch, metrics))
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
@@ -89,6 +93,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
                 processor=processor,
                 penalty=prepared.penalty,
                 callbacks=callbacks,
+                optimizer=make_optimizer(prepared.model, config.training),
             )
         )
     trainer.args.output_dir = str(folder.checkpoints)

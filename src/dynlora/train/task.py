@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
 
 from dynlora.train.config import DataConfig, TrainingConfig
@@ -56,6 +57,8 @@ class TrainerParts:
     """Added to the loss in training."""
     callbacks: Sequence[TrainerCallback]
     """In the order in which they must run."""
+    optimizer: Optimizer | None
+    """None leaves the choice to the Trainer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

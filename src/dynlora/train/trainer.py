@@ -106,6 +106,7 @@ def make_job_trainer(
         compute_loss_func=task_loss,
         compute_metrics=metrics,
         callbacks=[task_loss, *parts.callbacks],
+        optimizers=(parts.optimizer, None),
     )
 
 
@@ -170,6 +171,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "save_strategy": config.save,
         "save_steps": config.save_steps,
         "save_total_limit": config.save_total_limit,
+        "restore_callback_states_from_checkpoint": True,  # of early stopping
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
         "greater_is_better": parts.best_metric not in LOWER_IS_BETTER,

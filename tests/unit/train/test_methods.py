@@ -8,7 +8,8 @@ import torch
 from peft.tuners.adalora import AdaLoraLayer
 from transformers import BertConfig, BertForSequenceClassification
 
-from dynlora.errors import BudgetError, ConfigError, LayerError
+from dynlora.errors import BudgetError, ConfigError
+from dynlora.train.adalora import orthogonality_penalty, unmasked_parameters
 from dynlora.train.config import (
     AdaLoraSettings,
     DataConfig,
@@ -16,13 +17,8 @@ from dynlora.train.config import (
     LoraSettings,
     ModelConfig,
 )
-from dynlora.train.methods import (
-    METHODS,
-    lora_parameters,
-    orthogonality_penalty,
-    prepare,
-    unmasked_parameters,
-)
+from dynlora.train.methods import METHODS, prepare
+from dynlora.train.wrap import lora_parameters
 
 COST = 4 * 32 + 2 * 48 + 32  # a block's four 16x16 and two 16x32 layers, and the pooler
 
@@ -191,10 +187,12 @@ def test_what_cannot_move_is_found_before_training() -> None:
 
     with pytest.raises(BudgetError, match=r"takes? .*\[768, "):
         prepare(base(), job(dynamic=DynamicLoraConfig(min_rank=3)), 100)
+
+
+@pytest.mark.parametrize("method", ["dynamic", "lora"])
+def test_embeddings_can_be_adapted_too(method: str) -> None:
     targets = LoraSettings(r=2, target_modules=("query", "word_embeddings"))
-    with pytest.raises(LayerError, match="word_embeddings"):
-        prepare(base(), job(lora=targets), 100)
-    assert prepare(base(), job("lora", lora=targets), 100).budget == 2 * (32 + 36)
+    assert prepare(base(), job(method, lora=targets), 100).budget == 2 * (32 + 36)
 
 
 def test_the_base_model_of_a_resumed_job_is_prepared_in_the_same_way(tmp_path: Path) -> None:

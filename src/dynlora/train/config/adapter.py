@@ -19,6 +19,14 @@ class LoraSettings:
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Endings of module names to adapt, such as `[query, value]`, or `all-linear`: every linear
     layer but the classifier. [target_modules]"""
+    modules_to_save: tuple[str, ...] = ()
+    """Endings of module names to train in full and save beside the adapter, such as
+    `[embed_tokens]`; a task's new head is one in any case. [modules_to_save]"""
+    use_rslora: bool = False
+    """Divide `lora_alpha` by the square root of `r` instead of by `r`. [use_rslora]"""
+    start_from: str | None = None
+    """Folder of a trained LoRA adapter of this base model to go on from: its ranks, scales,
+    targets and modules to save are kept, and the other keys of this section have no effect."""
 
     def __post_init__(self) -> None:
         """Check each value.

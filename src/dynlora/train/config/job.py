@@ -6,6 +6,7 @@ from typing import Literal
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
+from dynlora.train.config.checks import require
 from dynlora.train.config.data import DataConfig
 from dynlora.train.config.model import ModelConfig
 from dynlora.train.config.tasks import METRICS, TaskName
@@ -46,8 +47,8 @@ class JobConfig:
         """Check what spans sections.
 
         Raises:
-            ConfigError: If the task has no such metric, AdaLoRA's ranks do not fall, or it is asked
-                to resume.
+            ConfigError: If the task has no such metric, the method cannot do what another section
+                asks for, or AdaLoRA's ranks do not fall.
         """
         self._check_best_metric()
         init_r = self.adalora.init_r
@@ -56,6 +57,14 @@ class JobConfig:
                 f"`adalora.init_r` must be above lora.r={self.lora.r}, got {init_r}: AdaLoRA "
                 "starts with more rank than its target and gives it up."
             )
+        self._check_method()
+
+    def _check_method(self) -> None:
+        plus, start = self.training.loraplus_lr_ratio, self.lora.start_from
+        plain = self.method in ("dynamic", "lora")
+        unset = f"null with `method: {self.method}`"
+        require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
+        require(plain or start is None, "lora.start_from", unset, start)
         if self.method != "adalora":
             return
         if self.training.resume != "none" or self.training.load_best_model_at_end:

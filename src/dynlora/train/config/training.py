@@ -25,6 +25,9 @@ class TrainingConfig:
     """Batches per optimizer step, at least 1."""
     learning_rate: float = 1e-3
     """Highest learning rate, of AdamW, above 0."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: learning rate of every `lora_B` over `learning_rate`, such as 16; null trains all at
+    the same rate. Above 0. [loraplus_lr_ratio]"""
     weight_decay: float = 0.0
     """Weight decay of AdamW, at least 0."""
     warmup_ratio: float = 0.06
@@ -52,6 +55,9 @@ class TrainingConfig:
     best_metric: str | None = None
     """What `load_best_model_at_end` compares: a validation metric of the task, such as `loss`; null
     takes the task's main one."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row without a better `best_metric`; null trains to the
+    end. At least 1. [early_stopping_patience]"""
     logging_steps: int = 10
     """Optimizer steps between lines of metrics.jsonl, at least 1."""
     seed: int = 0
@@ -70,15 +76,19 @@ class TrainingConfig:
             require(getattr(self, key) >= 1, f"training.{key}", "at least 1", getattr(self, key))
         for key in ("save_steps", "logging_steps"):
             require(getattr(self, key) >= 1, f"training.{key}", "at least 1", getattr(self, key))
-        for key in ("max_steps", "save_total_limit"):
+        for key in ("max_steps", "save_total_limit", "early_stopping_patience"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"training.{key}", "at least 1", value)
         for key in ("epochs", "learning_rate"):
             require(getattr(self, key) > 0, f"training.{key}", "above 0", getattr(self, key))
         for key in ("weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, f"training.{key}", "at least 0", getattr(self, key))
-        ratio = self.warmup_ratio
+        ratio, plus = self.warmup_ratio, self.loraplus_lr_ratio
         require(0 <= ratio < 1, "training.warmup_ratio", "in [0, 1)", ratio)
+        require(plus is None or plus > 0, "training.loraplus_lr_ratio", "above 0", plus)
+        if self.early_stopping_patience is not None:
+            required = "`epoch` or `steps` with `training.early_stopping_patience`"
+            require(self.eval != "no", "training.eval", required, self.eval)
         self._check_best()
 
     def _check_best(self) -> None:

@@ -1,0 +1,90 @@
+"""PEFT's AdaLoRA in a job: its configuration, its call after each step, its explicit penalty."""
+
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig
+from peft.tuners.adalora import AdaLoraLayer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import JobConfig
+from dynlora.train.wrap import common, wrap
+
+
+def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, list[AdaLoraLayer]]:
+    """Return the model with AdaLoRA on it, and its layers.
+
+    Raises:
+        ConfigError: If no module of the model matches `lora.target_modules`, or there are too few
+            steps.
+    """
+    own, r = config.adalora, config.lora.r
+    init_r = own.init_r or r + max(1, r // 2)
+    first, last = int(own.initial_fraction * total_steps), int(own.final_fraction * total_steps)
+    if first >= total_steps - last:
+        raise ConfigError(
+            f"AdaLoRA needs at least one step in which ranks fall, got none in {total_steps} "
+            f"steps with {first} before and {last} after: train longer."
+        )
+    model = wrap(
+        base,
+        AdaLoraConfig(
+            init_r=init_r,
+            target_r=r,
+            tinit=first,
+            tfinal=last,
+            deltaT=own.interval,
+            total_step=total_steps,
+            orth_reg_weight=own.orth_reg_weight,
+            **common(config) | {"lora_alpha": config.lora.lora_alpha * init_r / r},
+        ),
+    )
+    return model, [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
+
+
+class AdaLoraCallback(TrainerCallback):
+    """Calls AdaLoRA's `update_and_allocate` after each optimizer step, with gradients present."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give AdaLoRA the Trainer's own number of steps, which knows of several processes."""
+        kwargs["model"].peft_config["default"].total_step = state.max_steps
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mask the ranks that AdaLoRA's own importance finds least useful."""
+        kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Tensor:
+    """Return `weight` times the mean distance of the factors' Gram matrices from identity.
+
+    Args:
+        layers: AdaLoRA's layers.
+        weight: At least 0.
+
+    Reference:
+        `AdaLoraModel.forward` in peft 0.21, which adds this to `outputs.loss`.
+    """
+    grams = [
+        gram
+        for layer in layers
+        for a, b in [(layer.lora_A["default"], layer.lora_B["default"])]
+        for gram in (a @ a.T, b.T @ b)
+    ]
+    distances = [torch.linalg.norm(gram - torch.eye(len(gram)).to(gram)) for gram in grams]
+    return weight * torch.stack(distances).mean()
+
+
+def unmasked_parameters(layers: list[AdaLoraLayer]) -> int:
+    """Return what AdaLoRA's layers hold without the ranks that it has masked with a zero.
+
+    One rank takes a row of `lora_A`, a column of `lora_B` and a value of `lora_E`.
+    """
+    return sum(
+        int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)
+        for layer in layers
+    )

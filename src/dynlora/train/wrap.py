@@ -1,0 +1,123 @@
+"""A base model to PEFT's model around it: a new adapter, or one that was already trained."""
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from dynlora.errors import ConfigError
+from dynlora.saved.adapter import read_adapter
+from dynlora.saved.fits import check_fits
+from dynlora.train.config import JobConfig
+from dynlora.train.tasks import TASKS
+
+
+def add_adapter(base: Any, config: JobConfig) -> Any:
+    """Return the model with a new LoRA adapter, or with the one to go on from.
+
+    Raises:
+        ConfigError: If no module of the model matches `lora.target_modules`.
+        AdapterError: If the adapter to go on from cannot be read or is of another model.
+    """
+    if config.lora.start_from is not None:
+        return _continue_adapter(base, Path(config.lora.start_from))
+    return wrap(
+        base, LoraConfig(r=config.lora.r, use_rslora=config.lora.use_rslora, **common(config))
+    )
+
+
+def _continue_adapter(base: Any, folder: Path) -> Any:
+    check_fits(read_adapter(folder), base)
+    with _quiet_about_names():
+        return PeftModel.from_pretrained(base, folder, is_trainable=True)
+
+
+def common(config: JobConfig) -> dict[str, Any]:
+    """Return what the configurations of LoRA and AdaLoRA share."""
+    target = config.lora.target_modules
+    saved = config.lora.modules_to_save
+    return {
+        "lora_alpha": config.lora.lora_alpha,
+        "lora_dropout": config.lora.lora_dropout,
+        "target_modules": target if isinstance(target, str) else list(target),
+        "modules_to_save": list(saved) or None,
+        "task_type": TaskType(TASKS[config.task].peft_type),
+    }
+
+
+def wrap(base: Any, peft_config: LoraConfig) -> Any:
+    """Return the model with a new adapter.
+
+    Raises:
+        ConfigError: If no module of the model matches `target_modules`.
+    """
+    wanted = peft_config.target_modules
+    if not isinstance(wanted, str):
+        _check_targets(base, sorted(wanted))
+    try:
+        with _quiet_about_names():
+            return get_peft_model(base, peft_config)
+    except ValueError as error:
+        raise ConfigError(
+            f"`lora.target_modules` must name modules that PEFT can adapt, got "
+            f"{_listed(wanted)} on a {type(base).__name__}, whose {_seen(base)} "
+            f"({' '.join(str(error).split())})"
+        ) from error
+
+
+def _check_targets(base: Any, wanted: list[str]) -> None:
+    """Check that each ending names some module, as PEFT itself only does for all together."""
+    names = [name for name, _ in base.named_modules()]
+    for ending in wanted:
+        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+            near = difflib.get_close_matches(ending, {name.rpartition(".")[2] for name in names}, 1)
+            advice = f" The nearest valid name is {near[0]!r}." if near else ""
+            raise ConfigError(
+                f"`lora.target_modules` must match modules of the model, got {ending!r}, which "
+                f"matches none of the {type(base).__name__}, whose {_seen(base)}{advice}"
+            )
+
+
+def _listed(wanted: str | set[str] | list[str]) -> str:
+    return wanted if isinstance(wanted, str) else f"[{', '.join(sorted(wanted))}]"
+
+
+def _seen(base: Any) -> str:
+    """Return the endings of the model's linear layers and its most frequent module types."""
+    kinds = Counter(type(module).__name__ for module in base.modules())
+    endings = {
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    types = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
+    return (
+        f"linear layers end in {', '.join(sorted(endings)) or 'nothing: it has none'} and whose "
+        f"most frequent module types are {types}."
+    )
+
+
+def lora_parameters(model: Any) -> int:
+    """Return the number of parameters in the model's LoRA layers, as allocated."""
+    return sum(
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for kind in module.adapter_layer_names
+        for parameter in module.get_submodule(kind).parameters()
+    )
+
+
+@contextmanager
+def _quiet_about_names() -> Iterator[None]:
+    """Silence a remark: peft 0.21 asks transformers 5.24 for an attribute by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield

@@ -1,0 +1,268 @@
+"""What a job can say of its adapter: going on from one, LoRA+, early stopping, saved modules."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
+
+from tests.jobs import save_model
+
+Train = Callable[..., int]
+Error = Callable[..., str]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def foreign_adapter(model: Path, folder: Path, **lora: Any) -> Path:
+    """Save an adapter of uneven ranks that PEFT made and something else trained."""
+    torch.manual_seed(3)
+    settings: dict[str, Any] = {
+        "r": 2,
+        "lora_alpha": 6,
+        "use_rslora": True,
+        "target_modules": ["query", "value", "dense"],
+        "rank_pattern": {"bert.encoder.layer.0.attention.self.query": 5, ".*1.*value": 3},
+        "task_type": "SEQ_CLS",
+    } | lora
+    base = BertForSequenceClassification.from_pretrained(model)
+    peft_model = get_peft_model(base, LoraConfig(**settings))
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "dynamic"])
+def test_a_job_goes_on_from_an_adapter_where_it_was_left(
+    train: Train, output: Path, tmp_path: Path, model: Path, method: str
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--method", method, "--lora.start_from", folder) == 0
+    run = read_json(output / "run.json")
+
+    torch.manual_seed(0)
+    base = BertForSequenceClassification.from_pretrained(model)
+    loaded = PeftModel.from_pretrained(base, folder).eval()
+    tokens = torch.randint(4, 12, (3, 8))
+    with torch.no_grad():
+        assert not torch.equal(loaded(tokens).logits, loaded.get_base_model()(tokens).logits * 0)
+    count = sum(t.numel() for name, t in weights(folder).items() if ".lora_" in name)
+    assert run["parameters"]["start"] == count
+    saved = read_json(output / "adapter" / "adapter_config.json")
+    assert saved["use_rslora"] is True
+    assert set(saved["target_modules"]) == {"query", "value", "dense"}
+    before, after = weights(folder), weights(output / "adapter")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before if before[
+        name
+    ].shape == after[name].shape)  # fmt: skip
+
+
+def test_going_on_begins_at_the_loss_that_the_first_run_ended_with(
+    train: Train, output: Path, tmp_path: Path
+) -> None:
+    assert train() == 0
+    first = read_json(output / "run.json")
+    again = tmp_path / "again"
+    assert train("--output", again, "--lora.start_from", output / "adapter") == 0
+    second = read_json(again / "run.json")
+    assert second["metrics_before"] == first["metrics_after"]
+    assert second["parameters"]["start"] == first["parameters"]["end"]
+
+
+def test_a_run_that_went_on_can_be_resumed_exactly(
+    train: Train, output: Path, tmp_path: Path, model: Path
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--lora.start_from", folder) == 0
+    whole = weights(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "checkpoint-12")
+    assert train("--lora.start_from", folder, "--training.resume", "latest") == 0
+    for name, tensor in weights(output / "adapter").items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.usefixtures("moving")
+def test_ranks_of_an_adapter_that_is_gone_on_from_move_within_what_it_holds(
+    train: Train, output: Path, tmp_path: Path, model: Path
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--lora.start_from", folder, "--dynamic.shrink_tolerance", 1) == 0
+    run = read_json(output / "run.json")
+    assert run["parameters"]["peak"] <= run["budget"]
+    events = [json.loads(line) for line in (output / "ranks.jsonl").read_text().splitlines()]
+    begins = {name: layer["rank_before"] for name, layer in events[0]["layers"].items()}
+    assert begins["bert.encoder.layer.0.attention.self.query"] == 5
+    assert begins["bert.encoder.layer.1.attention.self.value"] == 3
+    assert any(
+        layer["rank_before"] != layer["rank_after"]
+        for event in events
+        for layer in event["layers"].values()
+    )
+
+
+def test_an_adapter_to_go_on_from_must_be_there(error: Error, tmp_path: Path) -> None:
+    told = error("--lora.start_from", tmp_path / "nothing")
+    assert "nothing" in told
+    assert "adapter_config.json" in told
+
+
+def test_an_adapter_to_go_on_from_must_be_of_this_model(
+    error: Error,
+    tmp_path: Path,
+) -> None:
+    other = save_model(tmp_path / "other", hidden=32)
+    told = error("--lora.start_from", foreign_adapter(other, tmp_path / "foreign"))
+    assert "bert.encoder.layer.0.attention" in told
+    assert "(16, 16)" in told
+    assert "(32, 32)" in told
+
+
+def test_an_adapter_to_go_on_from_must_have_this_number_of_labels(
+    error: Error,
+    tmp_path: Path,
+) -> None:
+    other = save_model(tmp_path / "other", labels=5)
+    told = error("--lora.start_from", foreign_adapter(other, tmp_path / "foreign"))
+    assert "number of labels" in told
+    assert "classifier" in told
+    assert "(5," in told
+
+
+def test_an_adapter_to_go_on_from_must_be_whole(
+    error: Error,
+    tmp_path: Path,
+    model: Path,
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "adapter_model.safetensors" in error("--lora.start_from", folder)
+
+
+def test_an_adapter_to_go_on_from_must_be_plain_lora(
+    error: Error,
+    tmp_path: Path,
+    model: Path,
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign", use_dora=True)
+    assert "DoRA" in error("--lora.start_from", folder)
+
+
+def test_an_adapter_to_go_on_from_must_be_finite(
+    error: Error,
+    tmp_path: Path,
+    model: Path,
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    file = folder / "adapter_model.safetensors"
+    broken = load_file(file)
+    next(iter(broken.values())).view(-1)[0] = float("nan")
+    save_file(broken, file, metadata={"format": "pt"})
+    assert "finite" in error("--lora.start_from", folder)
+
+
+@pytest.mark.parametrize("method", ["adalora", "full"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("lora.start_from", "somewhere"), ("training.loraplus_lr_ratio", "16")]
+)
+def test_what_only_lora_can_do_is_refused_elsewhere(
+    error: Error,
+    method: str,
+    key: str,
+    value: str,
+) -> None:
+    told = error("--method", method, f"--{key}", value)
+    assert key in told
+    assert f"null with `method: {method}`" in told
+
+
+@pytest.mark.parametrize("method", ["lora", "dynamic"])
+@pytest.mark.usefixtures("moving")
+def test_loraplus_trains_lora_b_at_its_own_rate(
+    train: Train, output: Path, tmp_path: Path, method: str
+) -> None:
+    assert train("--method", method, "--training.loraplus_lr_ratio", 16) == 0
+    state = torch.load(output / "checkpoints" / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    rates = {group["initial_lr"] for group in state["param_groups"]}
+    assert {1e-2, 16e-2} <= rates
+    plain = tmp_path / "plain"
+    assert train("--output", plain, "--method", method, "--training.loraplus_lr_ratio", 1) == 0
+    losses = {
+        folder: read_json(folder / "run.json")["metrics_after"]["loss"]
+        for folder in (output, plain)
+    }
+    assert losses[output] != losses[plain]
+
+
+def test_loraplus_must_be_above_zero(error: Error) -> None:
+    assert "above 0, got 0" in error("--training.loraplus_lr_ratio", 0)
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(train: Train, output: Path) -> None:
+    options = {
+        "learning_rate": 1e-12,  # nothing can get better
+        "epochs": 8,
+        "early_stopping_patience": 2,
+        "best_metric": "loss",
+        "save": "epoch",
+        "load_best_model_at_end": "true",
+    }
+    given = [word for key, value in options.items() for word in (f"--training.{key}", value)]
+    assert train(*given) == 0
+    run = read_json(output / "run.json")
+    assert run["status"] == "finished"
+    assert run["steps"] < 8 * 6
+    steps = run["steps"]
+    best = int(run["best_checkpoint"].rpartition("-")[2])
+    assert steps == best + 2 * 6
+
+
+def test_early_stopping_needs_evaluations(error: Error) -> None:
+    told = error("--training.early_stopping_patience", 2, "--training.eval", "no")
+    assert "`training.eval`" in told
+    assert "early_stopping_patience" in told
+
+
+def test_patience_is_kept_over_a_resume(train: Train, output: Path) -> None:
+    options = ["--training.learning_rate", 1e-12, "--training.epochs", 8, "--training.save"]
+    options += ["epoch", "--training.early_stopping_patience", 3, "--training.best_metric", "loss"]
+    options += ["--training.save_total_limit", "null"]
+    assert train(*options) == 0
+    steps = read_json(output / "run.json")["steps"]
+    for folder in (output / "checkpoints").iterdir():
+        if int(folder.name.rpartition("-")[2]) > steps - 6:
+            shutil.rmtree(folder)
+    assert train(*options, "--training.resume", "latest") == 0
+    assert read_json(output / "run.json")["steps"] == steps
+
+
+def test_modules_to_save_are_trained_and_saved(train: Train, output: Path, model: Path) -> None:
+    assert train("--lora.modules_to_save", "[word_embeddings]") == 0
+    saved = weights(output / "adapter")
+    name = next(name for name in saved if "word_embeddings" in name)
+    start = load_file(model / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert saved[name].shape == start.shape
+    assert not torch.equal(saved[name], start)
+    assert any("classifier" in name for name in saved), "the head is one in any case"
+
+
+def test_rslora_divides_by_the_root_of_the_rank(train: Train, output: Path) -> None:
+    assert train("--lora.use_rslora", "true") == 0
+    assert read_json(output / "adapter" / "adapter_config.json")["use_rslora"] is True
+    assert yaml.safe_load((output / "config.yaml").read_text())["lora"]["use_rslora"] is True
