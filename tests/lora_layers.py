@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from dynlora.adapters.layers import LinearLora, find_lora_layers
+from dynlora.adapters.layers import LoraView, find_lora_layers
 from dynlora.types import FeatureStats
 
 
@@ -32,17 +32,17 @@ def lora_chain(
     return model
 
 
-def layers_of(model: nn.Module) -> list[LinearLora]:
+def layers_of(model: nn.Module) -> list[LoraView]:
     """Return the model's LoRA layers."""
     return find_lora_layers(model, None)
 
 
-def one_layer(n_in: int = 12, n_out: int = 8, **given: object) -> LinearLora:
+def one_layer(n_in: int = 12, n_out: int = 8, **given: object) -> LoraView:
     """Return the only layer of a chain of one."""
     return layers_of(lora_chain(n_in, n_out, **given))[0]
 
 
-def set_gradients(layers: Sequence[LinearLora], *, seed: int) -> None:
+def set_gradients(layers: Sequence[LoraView], *, seed: int) -> None:
     """Give every LoRA weight a random gradient."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
@@ -51,13 +51,13 @@ def set_gradients(layers: Sequence[LinearLora], *, seed: int) -> None:
             weight.grad = noise.to(weight.dtype)
 
 
-def set_gradient_B(layer: LinearLora, gradient: Tensor) -> None:
+def set_gradient_B(layer: LoraView, gradient: Tensor) -> None:
     """Give `lora_B` this gradient and `lora_A` none to speak of."""
     layer.lora_A.grad = torch.zeros_like(layer.lora_A)
     layer.lora_B.grad = gradient.to(layer.lora_B.dtype)
 
 
-def stats_of(layer: LinearLora, tokens: Tensor) -> FeatureStats:
+def stats_of(layer: LoraView, tokens: Tensor) -> FeatureStats:
     """Return the statistics of these inputs, worked out from the layer's own forward."""
     with torch.no_grad():
         output = layer.module(tokens.to(layer.lora_A.dtype))

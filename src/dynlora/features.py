@@ -7,14 +7,14 @@ are batched, ordered or padded. Variance, effective rank, uncovered directions a
 a shrink would drop are all computed from this one sample, at events only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.types import UNUSED_KEY, FeatureStats
+from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
 SAMPLE_SIZE = 128
 """Tokens kept per layer."""
@@ -26,7 +26,7 @@ STEP_INTERVAL = 8
 @dataclass(kw_only=True, slots=True)
 class _Sample:
     keys: Int[Tensor, " n"]
-    tokens: Float[Tensor, "n in_features"]
+    tokens: Tokens
     output_power: Float[Tensor, " n"]
 
     def merge(self, other: "_Sample") -> "_Sample":
@@ -57,23 +57,23 @@ class InputFeatureAnalyzer:
     def observe(
         self,
         name: str,
-        inputs: Float[Tensor, "tokens in_features"],
-        outputs: Float[Tensor, "tokens out_features"],
         keys: Int[Tensor, " tokens"],
+        read: Callable[[Int[Tensor, " n"]], tuple[Tensor, Tensor]],
     ) -> None:
         """Offer one forward's tokens to a layer's sample.
 
         Args:
             name: Module name.
-            inputs: What entered the layer.
-            outputs: What left it (base plus adapter).
             keys: Sampling key per token, `UNUSED_KEY` for padding.
+            read: From places among the keys to what entered the layer there (vectors or ids), and
+                to what left it (base plus adapter); called for the tokens that are kept.
         """
         kept, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
+        tokens, outputs = read(index)
         sample = _Sample(
             keys=kept,
-            tokens=inputs[index].float(),
-            output_power=outputs[index].float().square().sum(dim=1),
+            tokens=tokens.float() if tokens.is_floating_point() else tokens,
+            output_power=outputs.float().square().sum(dim=1),
         )
         old = self._samples.get(name)
         if old is None or name in self._stale:
@@ -94,10 +94,11 @@ class InputFeatureAnalyzer:
             finite = torch.isfinite(tokens).all() & torch.isfinite(power).all()
             if len(tokens) == 0 or not bool(finite):
                 continue
-            spectrum = covariance_spectrum(tokens)
+            vectors = as_vectors(tokens)
+            spectrum = covariance_spectrum(vectors)
             found[name] = FeatureStats(
                 tokens=tokens,
-                variance=float(spectrum.sum()) / tokens.shape[1],
+                variance=float(spectrum.sum()) / vectors.shape[1],
                 effective_rank=effective_rank(spectrum),
                 output_power=float(power.mean()),
             )
@@ -129,6 +130,14 @@ class InputFeatureAnalyzer:
             )
             for name in names
         }
+
+
+def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
+    """Return ids as one-hot vectors over those that occur: all others would be dimensions of 0."""
+    if tokens.is_floating_point():
+        return tokens
+    _, places = torch.unique(tokens, return_inverse=True)
+    return torch.nn.functional.one_hot(places).float()
 
 
 def covariance_spectrum(

@@ -9,17 +9,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Parameter
 
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
 """Sampling key of padding: never kept while a real token is to be had."""
 
+Tokens = Float[Tensor, "n in_features"] | Int[Tensor, " n"]
+"""What enters a layer: vectors, or the ids that an embedding looks up."""
+
 
 @runtime_checkable
 class LoraLayer(Protocol):
-    """What a stage may read of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``."""
+    """What a stage may read of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``.
+
+    Of any kind: factors and gradients are matrices whatever PEFT holds, and `lora_B` is the factor
+    that starts at zero.
+    """
 
     @property
     def name(self) -> str:
@@ -42,13 +48,13 @@ class LoraLayer(Protocol):
         ...
 
     @property
-    def lora_A(self) -> Parameter:
-        """Weight of shape ``(r, in_features)``."""
+    def lora_A(self) -> Tensor:
+        """Matrix of shape ``(r, in_features)``."""
         ...
 
     @property
-    def lora_B(self) -> Parameter:
-        """Weight of shape ``(out_features, r)``."""
+    def lora_B(self) -> Tensor:
+        """Matrix of shape ``(out_features, r)``."""
         ...
 
     @property
@@ -59,6 +65,10 @@ class LoraLayer(Protocol):
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B`, of its shape; zeros where no backward pass left one."""
+        ...
+
+    def added_power(self, tokens: Tokens) -> float:
+        """Return the mean squared norm of what the adapter adds on these tokens."""
         ...
 
 
@@ -76,10 +86,11 @@ class RankPlan:
 class FeatureStats:
     """What is known of one layer's input since the last event."""
 
-    tokens: Float[Tensor, "n in_features"]
-    """Sampled inputs, a uniform sample of the unmasked tokens seen; float32."""
+    tokens: Tokens
+    """Sampled inputs, a uniform sample of the unmasked tokens seen; float32, or ids."""
     variance: float
-    """Mean over the input dimensions of their variance, in squared activation units."""
+    """Mean over the input dimensions of their variance, in squared activation units; an id counts
+    as a one-hot vector over the ids sampled."""
     effective_rank: float
     """Entropy-based effective rank of the centred inputs, in ``[1, in_features]``."""
     output_power: float

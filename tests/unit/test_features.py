@@ -21,6 +21,10 @@ def tokens_with_keys(count, *, width=6, seed=0):
     return inputs, outputs, keys
 
 
+def offer(analyzer, name, inputs, outputs, keys):
+    analyzer.observe(name, keys, lambda index: (inputs[index], outputs[index]))
+
+
 def sampled(analyzer, name="layer"):
     state = analyzer.state_dict()
     order = state[f"{name}/keys"].argsort()
@@ -30,7 +34,7 @@ def sampled(analyzer, name="layer"):
 def test_the_tokens_with_the_smallest_keys_stay():
     inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("layer", inputs, outputs, keys)
+    offer(analyzer, "layer", inputs, outputs, keys)
     smallest = keys.argsort()[:SAMPLE_SIZE]
     kept_keys, kept = sampled(analyzer)
     assert torch.equal(kept_keys, keys[smallest])
@@ -41,10 +45,10 @@ def test_the_tokens_with_the_smallest_keys_stay():
 def test_the_sample_does_not_depend_on_how_tokens_are_batched(chunk):
     inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
     whole, parts = InputFeatureAnalyzer(), InputFeatureAnalyzer()
-    whole.observe("layer", inputs, outputs, keys)
+    offer(whole, "layer", inputs, outputs, keys)
     for start in range(0, len(keys), chunk):
         part = slice(start, start + chunk)
-        parts.observe("layer", inputs[part], outputs[part], keys[part])
+        offer(parts, "layer", inputs[part], outputs[part], keys[part])
     for ours, theirs in zip(sampled(whole), sampled(parts), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -53,8 +57,8 @@ def test_the_sample_does_not_depend_on_the_order_of_tokens():
     inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
     order = torch.randperm(len(keys))
     straight, shuffled = InputFeatureAnalyzer(), InputFeatureAnalyzer()
-    straight.observe("layer", inputs, outputs, keys)
-    shuffled.observe("layer", inputs[order], outputs[order], keys[order])
+    offer(straight, "layer", inputs, outputs, keys)
+    offer(shuffled, "layer", inputs[order], outputs[order], keys[order])
     for ours, theirs in zip(sampled(straight), sampled(shuffled), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -62,14 +66,15 @@ def test_the_sample_does_not_depend_on_the_order_of_tokens():
 def test_padding_is_in_no_statistic():
     inputs, outputs, keys = tokens_with_keys(20)
     padded = InputFeatureAnalyzer()
-    padded.observe(
+    offer(
+        padded,
         "layer",
         torch.cat([inputs, 1e6 * torch.ones(30, 6)]),
         torch.cat([outputs, 1e6 * torch.ones(30, 3)]),
         torch.cat([keys, torch.full((30,), UNUSED_KEY)]),
     )
     bare = InputFeatureAnalyzer()
-    bare.observe("layer", inputs, outputs, keys)
+    offer(bare, "layer", inputs, outputs, keys)
     with_padding, without = padded.stats()["layer"], bare.stats()["layer"]
     assert torch.equal(with_padding.tokens, without.tokens)
     assert with_padding.variance == without.variance
@@ -80,15 +85,15 @@ def test_padding_never_displaces_a_token():
     inputs, outputs, keys = tokens_with_keys(10)
     analyzer = InputFeatureAnalyzer()
     pads = torch.full((2 * SAMPLE_SIZE,), UNUSED_KEY)
-    analyzer.observe("layer", torch.zeros(len(pads), 6), torch.zeros(len(pads), 3), pads)
-    analyzer.observe("layer", inputs, outputs, keys)
+    offer(analyzer, "layer", torch.zeros(len(pads), 6), torch.zeros(len(pads), 3), pads)
+    offer(analyzer, "layer", inputs, outputs, keys)
     assert torch.equal(analyzer.stats()["layer"].tokens, inputs[keys.argsort()])
 
 
 def test_statistics_are_those_of_the_sampled_tokens():
     inputs, outputs, keys = tokens_with_keys(50)
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("layer", inputs, outputs, keys)
+    offer(analyzer, "layer", inputs, outputs, keys)
     stats = analyzer.stats()["layer"]
     centred = inputs - inputs.mean(dim=0)
     assert stats.variance == pytest.approx(float((centred**2).sum() / 50 / 6), rel=1e-6)
@@ -101,7 +106,7 @@ def test_statistics_are_those_of_the_sampled_tokens():
 def test_half_precision_inputs_are_sampled_in_float32():
     inputs, outputs, keys = tokens_with_keys(8)
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("layer", inputs.bfloat16(), outputs.bfloat16(), keys)
+    offer(analyzer, "layer", inputs.bfloat16(), outputs.bfloat16(), keys)
     tokens = analyzer.stats()["layer"].tokens
     assert tokens.dtype == torch.float32
     assert torch.equal(tokens, inputs.bfloat16().float()[keys.argsort()])
@@ -114,7 +119,7 @@ def test_a_layer_never_observed_has_no_statistics():
 def test_a_layer_that_saw_only_padding_has_no_statistics():
     analyzer = InputFeatureAnalyzer()
     pads = torch.full((4,), UNUSED_KEY)
-    analyzer.observe("layer", torch.ones(4, 6), torch.ones(4, 3), pads)
+    offer(analyzer, "layer", torch.ones(4, 6), torch.ones(4, 3), pads)
     assert analyzer.stats() == {}
 
 
@@ -123,8 +128,8 @@ def test_a_layer_whose_input_is_not_finite_has_no_statistics(value):
     inputs, outputs, keys = tokens_with_keys(8)
     inputs[3, 2] = value
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("broken", inputs, outputs, keys)
-    analyzer.observe("whole", inputs[:3], outputs[:3], keys[:3])
+    offer(analyzer, "broken", inputs, outputs, keys)
+    offer(analyzer, "whole", inputs[:3], outputs[:3], keys[:3])
     assert set(analyzer.stats()) == {"whole"}
 
 
@@ -133,18 +138,18 @@ def test_a_layer_whose_output_is_not_finite_has_no_statistics(value):
     inputs, outputs, keys = tokens_with_keys(8)
     outputs[3, 2] = value
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("broken", inputs, outputs, keys)
+    offer(analyzer, "broken", inputs, outputs, keys)
     assert analyzer.stats() == {}
 
 
 def test_after_a_restart_old_tokens_serve_until_new_ones_come():
     inputs, outputs, keys = tokens_with_keys(20)
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("seen", inputs[:10], outputs[:10], keys[:10])
-    analyzer.observe("unseen", inputs[:10], outputs[:10], keys[:10])
+    offer(analyzer, "seen", inputs[:10], outputs[:10], keys[:10])
+    offer(analyzer, "unseen", inputs[:10], outputs[:10], keys[:10])
     analyzer.restart()
-    analyzer.observe("seen", inputs[10:15], outputs[10:15], keys[10:15])
-    analyzer.observe("seen", inputs[15:], outputs[15:], keys[15:])
+    offer(analyzer, "seen", inputs[10:15], outputs[10:15], keys[10:15])
+    offer(analyzer, "seen", inputs[15:], outputs[15:], keys[15:])
     stats = analyzer.stats()
     assert torch.equal(stats["seen"].tokens, inputs[10:][keys[10:].argsort()])
     assert torch.equal(stats["unseen"].tokens, inputs[:10][keys[:10].argsort()])
@@ -163,13 +168,13 @@ def test_a_restored_analyzer_continues_as_the_saved_one():
     inputs, outputs, keys = tokens_with_keys(40)
     saved, restored = InputFeatureAnalyzer(), InputFeatureAnalyzer()
     for name in ("a.b", "stale"):
-        saved.observe(name, inputs[:20], outputs[:20], keys[:20])
+        offer(saved, name, inputs[:20], outputs[:20], keys[:20])
     saved.restart()
-    saved.observe("a.b", inputs[:20], outputs[:20], keys[:20])
+    offer(saved, "a.b", inputs[:20], outputs[:20], keys[:20])
     restored.load_state_dict(saved.state_dict())
     for analyzer in (saved, restored):
         for name in ("a.b", "stale"):
-            analyzer.observe(name, inputs[20:], outputs[20:], keys[20:])
+            offer(analyzer, name, inputs[20:], outputs[20:], keys[20:])
     ours, theirs = saved.state_dict(), restored.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -190,7 +195,7 @@ def axes(counts, width):
 def rank_of(tokens):
     """Return the effective rank that the analyzer finds for these inputs."""
     analyzer = InputFeatureAnalyzer()
-    analyzer.observe("layer", tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens)))
+    offer(analyzer, "layer", tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens)))
     return analyzer.stats()["layer"].effective_rank
 
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.layers import LoraView
 
 
-def write_patterns(peft_config: Any, layers: Sequence[LinearLora]) -> None:
+def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     """Make `rank_pattern` and `alpha_pattern` say exactly what the layers hold.
 
     Every layer of the adapter that differs from `r` or `lora_alpha` gets an entry of its own, so

@@ -10,33 +10,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as PeftLinear
+from jaxtyping import Float
 from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds import LayerKind, Rows, kind_of
 from dynlora.errors import EngineError, LayerError
+from dynlora.types import Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class LinearLora:
-    """One adapter of one PEFT LoRA layer on an `nn.Linear`; see `types.LoraLayer`."""
+class LoraView:
+    """One adapter of one PEFT LoRA layer of any kind; see `types.LoraLayer`."""
 
     name: str
     module: Any
-    """The `peft.tuners.lora.Linear`."""
+    """The `peft.tuners.lora.LoraLayer`."""
     adapter: str
+    kind: LayerKind
+    factor_A: Factor
+    factor_B: Factor
 
     @property
     def in_features(self) -> int:
         """Columns of `lora_A`."""
-        return int(self.module.in_features)
+        return self.lora_A.shape[1]
 
     @property
     def out_features(self) -> int:
         """Rows of `lora_B`."""
-        return int(self.module.out_features)
+        return self.lora_B.shape[0]
 
     @property
     def cost(self) -> int:
@@ -63,46 +69,77 @@ class LinearLora:
         return next((a for a in candidates if a / divisor == self.scaling), product)
 
     @property
-    def lora_A(self) -> Parameter:
-        """Weight of shape ``(r, in_features)``."""
-        weight: Parameter = self.module.lora_A[self.adapter].weight
-        return weight
+    def parameters(self) -> list[Parameter]:
+        """What PEFT and the optimizer hold of `lora_A` and `lora_B`."""
+        return [self.factor_A.parameter, self.factor_B.parameter]
 
     @property
-    def lora_B(self) -> Parameter:
-        """Weight of shape ``(out_features, r)``."""
-        weight: Parameter = self.module.lora_B[self.adapter].weight
-        return weight
+    def lora_A(self) -> Tensor:
+        """Matrix of shape ``(r, in_features)``."""
+        return self.factor_A.matrix
+
+    @property
+    def lora_B(self) -> Tensor:
+        """Matrix of shape ``(out_features, r)``."""
+        return self.factor_B.matrix
 
     @property
     def has_gradients(self) -> bool:
         """Whether a backward pass has reached both weights."""
-        return self.lora_A.grad is not None and self.lora_B.grad is not None
+        return all(parameter.grad is not None for parameter in self.parameters)
 
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`; zeros where no backward pass left one."""
-        return _gradient(self.lora_A)
+        return self.factor_A.gradient
 
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B`; zeros where no backward pass left one."""
-        return _gradient(self.lora_B)
+        return self.factor_B.gradient
+
+    @property
+    def base_norm(self) -> float:
+        """Root mean square norm of the base layer's output on white input."""
+        return self.kind.base_norm(self.module)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a forward would add what this adapter computes."""
+        active = self.adapter in self.module.active_adapters
+        return active and not self.module.disable_adapters
 
     @property
     def _use_rslora(self) -> bool:
         return bool(self.module.use_rslora[self.adapter])
+
+    def see(self, tokens: Tokens | None) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
+        """Return both factors on observed tokens, in float64 (see `LayerKind.see`)."""
+        return self.kind.see(self.module, self.lora_A.double(), self.lora_B.double(), tokens)
+
+    @torch.no_grad()
+    def added_power(self, tokens: Tokens) -> float:
+        """Return the mean squared norm of what the adapter adds on these tokens."""
+        left, right = self.see(tokens)
+        return self.scaling**2 * float(((left.T @ left) * (right.T @ right)).sum())
+
+    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
+        """Return what new rows of `lora_A` shall see; None where tokens do not show it."""
+        return self.kind.directions(tokens)
+
+    def rows(self, inputs: Tensor, output: Tensor) -> Rows:
+        """Return the tokens of one forward."""
+        return self.kind.rows(self.module, self.adapter, inputs, output)
 
     def set_fields(self, *, r: int, scaling: float) -> None:
         """Make every field of the PEFT layer tell this rank and scaling."""
         self.module.r[self.adapter] = r
         self.module.scaling[self.adapter] = scaling
         self.module.lora_alpha[self.adapter] = self.alpha
-        self.module.lora_A[self.adapter].out_features = r
-        self.module.lora_B[self.adapter].in_features = r
+        self.kind.set_shape(self.module, self.adapter, r)
 
 
-def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LinearLora]:
+def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraView]:
     """Return the LoRA layers of one adapter, in the model's order.
 
     Args:
@@ -119,17 +156,15 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LinearL
         name: module for name, module in root.named_modules() if isinstance(module, PeftLoraLayer)
     }
     adapter = adapter_name or _active_adapter(model, found)
-    layers = [
-        LinearLora(name, module, adapter) for name, module in found.items() if adapter in module.r
-    ]
-    if not layers:
+    holders = {name: module for name, module in found.items() if adapter in module.r}
+    if not holders:
         names = sorted({name for module in found.values() for name in module.r})
         raise LayerError(
             f"Adapter {adapter!r} must hold at least one LoRA layer, got none; the model's LoRA "
             f"adapters are {names}. Name one of them as `adapter_name`."
         )
-    for layer in layers:
-        _check_layer(layer)
+    layers = [_view(name, module, adapter) for name, module in holders.items()]
+    _check_untied(layers)
     return layers
 
 
@@ -160,10 +195,6 @@ def _active_adapter(model: nn.Module, found: dict[str, Any]) -> str:
     return str(active[0])
 
 
-def _gradient(parameter: Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
 def _no_layers(model: nn.Module) -> LayerError:
     kinds = Counter(type(module).__name__ for module in model.modules())
     seen = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
@@ -174,35 +205,46 @@ def _no_layers(model: nn.Module) -> LayerError:
     )
 
 
-def _check_layer(layer: LinearLora) -> None:
-    module, adapter = layer.module, layer.adapter
-    kind = type(module)
-    if kind is not PeftLinear or not isinstance(module.get_base_layer(), nn.Linear):
-        base = type(module.get_base_layer()).__name__
-        raise LayerError(
-            f"LoRA layer {layer.name!r} must be on an nn.Linear, got {kind.__module__}."
-            f"{kind.__name__} on {base}: leave it out of `target_modules`."
-        )
+def _view(name: str, module: Any, adapter: str) -> LoraView:
+    kind = kind_of(name, module)
+    kind.check(name, module)
     if module.merged:
         raise LayerError(
-            f"LoRA layer {layer.name!r} is merged into its base weight: call "
+            f"LoRA layer {name!r} is merged into its base weight: call "
             "`model.unmerge_adapter()` before training."
         )
     if adapter in module.lora_variant:
         variant = type(module.lora_variant[adapter]).__name__
         raise LayerError(
-            f"LoRA layer {layer.name!r} must be plain LoRA, got the variant {variant}, whose state "
+            f"LoRA layer {name!r} must be plain LoRA, got the variant {variant}, whose state "
             "does not follow a change of rank: turn the variant off in `LoraConfig`."
         )
     if module.lora_bias[adapter]:
         raise LayerError(
-            f"LoRA layer {layer.name!r} must have no bias on lora_B, got `lora_bias=True`: set it "
+            f"LoRA layer {name!r} must have no bias on lora_B, got `lora_bias=True`: set it "
             "to False."
         )
-    for weight in (layer.lora_A, layer.lora_B):
+    factor_A, factor_B = kind.factors(module, adapter)
+    for factor in (factor_A, factor_B):
+        weight = factor.parameter
         if type(weight) is not Parameter or type(weight.data).__name__ == "DTensor":
             raise EngineError(
-                f"LoRA layer {layer.name!r} must hold whole parameters, got a "
+                f"LoRA layer {name!r} must hold whole parameters, got a "
                 f"{type(weight.data).__name__}: sharded training is not supported yet; train in "
                 "one process."
             )
+    return LoraView(name, module, adapter, kind, factor_A, factor_B)
+
+
+def _check_untied(layers: list[LoraView]) -> None:
+    """Check that no two layers share memory, which a change of one layer's rank would part."""
+    owners: dict[int, str] = {}
+    for layer in layers:
+        for parameter in layer.parameters:
+            owner = owners.setdefault(parameter.untyped_storage().data_ptr(), layer.name)
+            if owner != layer.name:
+                raise LayerError(
+                    f"Each LoRA layer must have weights of its own, got {layer.name!r} tied to "
+                    f"{owner!r}: set `ensure_weight_tying=False` in `LoraConfig`, or leave one of "
+                    "them out of `target_modules`."
+                )

@@ -8,8 +8,9 @@ from torch.optim import Optimizer
 
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
-from dynlora.adapters.layers import LinearLora, find_lora_layers, find_root
+from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.adapters.optimizer_state import check_holds, drop_mismatched_state, unwrap_optimizer
+from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapters.resize import (
     Strengths,
     apply_change,
@@ -43,16 +44,18 @@ class LoraAdapters:
             follow: Called with every change of a layer's basis, after it was made.
 
         Raises:
-            EngineError: If the model runs under an engine that fixes shapes, or on several devices.
+            EngineError: If the model runs under an engine that fixes shapes, on several devices, or
+                through layers that an evaluation has closed to gradients.
             LayerError: If there is no LoRA layer, or one that cannot be resized.
             OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
         """
         check_engine(model)
+        keep_gradients(model)
         layers = find_lora_layers(model, adapter_name)
-        self.layers: dict[str, LinearLora] = {layer.name: layer for layer in layers}
+        self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
-        parameters = [weight for layer in layers for weight in (layer.lora_A, layer.lora_B)]
+        parameters = [parameter for layer in layers for parameter in layer.parameters]
         check_devices(parameters)
         check_holds(self._optimizer, parameters)
         drop_mismatched_state(self._optimizer, parameters)
@@ -85,7 +88,7 @@ class LoraAdapters:
         """
         return max(4 * int(self._peft_config.r), *(layer.r for layer in self.layers.values()))
 
-    def with_gradients(self) -> tuple[list[LinearLora], list[str]]:
+    def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.
 
         Layers without a gradient (not part of this step's graph) are in neither.
@@ -163,7 +166,7 @@ class LoraAdapters:
                 layer.set_fields(r=layer.r, scaling=target)
         self.write_config()
 
-    def _change(self, layer: LinearLora, change: BasisChange, rows: Tensor | None = None) -> None:
+    def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
         apply_change(layer, self._optimizer, change, rows)
         self._follow(change)
 
@@ -192,7 +195,7 @@ class LoraAdapters:
             set_rank(layer, int(shape["r"]))
             layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
             self._unit_scaling[name] = shape["unit"]
-            drop_mismatched_state(self._optimizer, [layer.lora_A, layer.lora_B])
+            drop_mismatched_state(self._optimizer, layer.parameters)
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
 
@@ -206,8 +209,6 @@ def _are_finite(pairs: list[tuple[Tensor, Tensor]]) -> list[bool]:
     return found
 
 
-def _output_norm(layer: LinearLora, stats: FeatureStats | None) -> float:
+def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
     """Return the root mean square norm of a layer's output, on white input where none was seen."""
-    if stats is not None:
-        return float(stats.output_power**0.5)
-    return float(layer.module.get_base_layer().weight.norm())
+    return layer.base_norm if stats is None else float(stats.output_power**0.5)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from dynlora.adapters.factor import Factor
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
@@ -59,7 +60,7 @@ def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
 
 @torch.no_grad()
 def rebase_state(
-    optimizer: Optimizer, change: BasisChange, *, lora_A: Parameter, lora_B: Parameter
+    optimizer: Optimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor
 ) -> None:
     """Carry the moments of one layer's two parameters to the new basis.
 
@@ -70,22 +71,22 @@ def rebase_state(
     Args:
         optimizer: Holds both parameters.
         change: The change of basis.
-        lora_A: Parameter before the change, of shape ``(old, in_features)``.
-        lora_B: Parameter before the change, of shape ``(out_features, old)``.
+        lora_A: Factor before the change, a matrix of shape ``(old, in_features)``.
+        lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
     """
     grown = ~change.to_B.any(dim=0)
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
-    for parameter, to_gradient, rank_axis in maps:
+    for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
-        state = optimizer.state.get(parameter, {})
+        state = optimizer.state.get(factor.parameter, {})
         for key in _FIRST + _SECOND:
             moment = state.get(key)
             if isinstance(moment, Tensor):
-                rows = moment.transpose(0, rank_axis)
+                rows = factor.to_matrix(moment).transpose(0, rank_axis)
                 new = _left(matrix, rows) if key in _FIRST else _second(matrix, rows, grown)
-                state[key] = new.transpose(0, rank_axis).contiguous()
+                state[key] = factor.from_matrix(new.transpose(0, rank_axis)).contiguous()
         if "exp_avg_sq" in state:
-            _bound_next_step(state, _betas(optimizer, parameter))
+            _bound_next_step(state, _betas(optimizer, factor.parameter))
 
 
 def drop_mismatched_state(optimizer: Optimizer, parameters: list[Parameter]) -> int:

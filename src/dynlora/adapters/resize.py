@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.factor import Factor
+from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
-from dynlora.types import BasisChange
+from dynlora.types import BasisChange, Tokens
 
 MAX_NEW_NORM = 10.0
 """Longest a new row of `lora_A` may be, in norms of the rows held."""
@@ -49,9 +50,7 @@ class Strengths:
 
 
 @torch.no_grad()
-def measure_strengths(
-    layer: LinearLora, tokens: Float[Tensor, "n in_features"] | None
-) -> Strengths:
+def measure_strengths(layer: LoraView, tokens: Tokens | None) -> Strengths:
     """Find a layer's components on the observed tokens.
 
     Directions of zero strength (columns of `lora_B` that are all zero) come last, as they are:
@@ -64,12 +63,9 @@ def measure_strengths(
     A, B = layer.lora_A.double(), layer.lora_B.double()
     used = B.any(dim=0)
     active, fresh = used.nonzero().flatten(), (~used).nonzero().flatten()
-    if tokens is None:
-        gram = A[active] @ A[active].T
-    else:
-        inner = tokens.to(A) @ A[active].T
-        gram = inner.T @ inner / len(tokens)
-    R = torch.linalg.qr(B[:, active], mode="r").R
+    left, right = layer.see(tokens)
+    gram = left[:, active].T @ left[:, active]
+    R = torch.linalg.qr(right[:, active], mode="r").R
     squares, U = torch.linalg.eigh(R @ gram @ R.T)
     squares, U = squares.flip(0).clamp(min=0), U.flip(1)
     to_A = U.T @ R
@@ -93,7 +89,7 @@ def measure_strengths(
     return Strengths(values=values, to_A=basis_A, to_B=basis_B)
 
 
-def shrink_change(layer: LinearLora, strengths: Strengths, rank: int) -> BasisChange:
+def shrink_change(layer: LoraView, strengths: Strengths, rank: int) -> BasisChange:
     """Return the change that keeps the `rank` strongest components, closest to no change.
 
     Where only untrained directions go, those kept stay bit for bit as they are.
@@ -129,18 +125,18 @@ def split_projector(
     return rotation.T @ to_A, to_B @ rotation
 
 
-def reorder_change(layer: LinearLora, strengths: Strengths) -> BasisChange:
+def reorder_change(layer: LoraView, strengths: Strengths) -> BasisChange:
     """Return the change that orders a layer's components by strength, dropping none."""
     return BasisChange(name=layer.name, to_A=strengths.to_A, to_B=strengths.to_B)
 
 
-def grow_change(layer: LinearLora, rank: int) -> BasisChange:
+def grow_change(layer: LoraView, rank: int) -> BasisChange:
     """Return the change that keeps every direction and adds ``rank - r`` empty ones."""
     eye = torch.eye(rank, layer.r, dtype=torch.float64, device=layer.lora_A.device)
     return BasisChange(name=layer.name, to_A=eye, to_B=eye.T)
 
 
-def scale_change(layer: LinearLora, ratio: float) -> BasisChange:
+def scale_change(layer: LoraView, ratio: float) -> BasisChange:
     """Return the change that multiplies `scaling` by `ratio` and divides `lora_B` by it."""
     eye = torch.eye(layer.r, dtype=torch.float64, device=layer.lora_A.device)
     return BasisChange(name=layer.name, to_A=eye, to_B=eye / ratio, scale_ratio=ratio)
@@ -148,10 +144,10 @@ def scale_change(layer: LinearLora, ratio: float) -> BasisChange:
 
 @torch.no_grad()
 def new_rows(
-    layer: LinearLora,
+    layer: LoraView,
     count: int,
     *,
-    tokens: Float[Tensor, "n in_features"] | None,
+    tokens: Tokens | None,
     generator: Generator,
 ) -> Float[Tensor, "count in_features"]:
     """Return directions for `count` new rows of `lora_A`, which see as much input as those held.
@@ -165,8 +161,9 @@ def new_rows(
     A = layer.lora_A.double()
     covered = torch.linalg.qr(A.T).Q
     rows = A.new_zeros(0, A.shape[1])
-    if tokens is not None:
-        centred = (tokens - tokens.mean(dim=0)).to(A)
+    seen = layer.directions(tokens)
+    if seen is not None:
+        centred = (seen - seen.mean(dim=0)).to(A)
         residual = centred - centred @ covered @ covered.T
         _, spread, directions = torch.linalg.svd(residual, full_matrices=False)
         floor = 1e-6 * float(centred.norm())
@@ -174,7 +171,7 @@ def new_rows(
     missing = count - len(rows)
     noise = torch.randn(missing, A.shape[1], generator=generator, dtype=torch.float64).to(A)
     rows = torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
-    usual, own = _input_power(A, tokens).mean(), _input_power(rows, tokens)
+    usual, own = _input_power(A, seen).mean(), _input_power(rows, seen)
     norm = A.square().sum(dim=1).mean().sqrt()
     lengths = torch.where(own > 0, (usual / own).sqrt(), norm).clamp(max=MAX_NEW_NORM * norm)
     return rows * lengths[:, None]
@@ -189,7 +186,7 @@ def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def apply_change(
-    layer: LinearLora,
+    layer: LoraView,
     optimizer: Optimizer,
     change: BasisChange,
     rows: Float[Tensor, "grown in_features"] | None = None,
@@ -206,18 +203,22 @@ def apply_change(
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
         A[len(A) - len(rows) :] = rows
-    rebase_state(optimizer, change, lora_A=layer.lora_A, lora_B=layer.lora_B)
-    set_data(layer.lora_A, A.to(layer.lora_A.dtype))
-    set_data(layer.lora_B, B.to(layer.lora_B.dtype))
+    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B)
+    _set_matrix(layer.factor_A, A)
+    _set_matrix(layer.factor_B, B)
     layer.set_fields(r=len(A), scaling=layer.scaling * change.scale_ratio)
 
 
-def set_rank(layer: LinearLora, rank: int) -> None:
+def set_rank(layer: LoraView, rank: int) -> None:
     """Give a layer tensors of that rank, to be filled by a checkpoint; their content is zero."""
     if rank != layer.r or len(layer.lora_A) != rank:
-        set_data(layer.lora_A, layer.lora_A.new_zeros(rank, layer.in_features))
-        set_data(layer.lora_B, layer.lora_B.new_zeros(layer.out_features, rank))
+        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features))
+        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank))
         layer.set_fields(r=rank, scaling=layer.scaling)
+
+
+def _set_matrix(factor: Factor, matrix: Tensor) -> None:
+    set_data(factor.parameter, factor.from_matrix(matrix.to(factor.parameter)))
 
 
 def set_data(parameter: Parameter, data: Tensor) -> None:

@@ -8,22 +8,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.factor import Factor
+from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import set_rank
 
 
 class ShapeHooks:
     """A load-state-dict pre-hook on each `lora_A` and `lora_B` of an adapter."""
 
-    def __init__(self, layers: Sequence[LinearLora]) -> None:
+    def __init__(self, layers: Sequence[LoraView]) -> None:
         self._handles = []
         for layer in layers:
-            for module, axis in (
-                (layer.module.lora_A[layer.adapter], 0),
-                (layer.module.lora_B[layer.adapter], 1),
-            ):
-                hook = partial(_follow, layer, axis)
-                self._handles.append(module.register_load_state_dict_pre_hook(hook))
+            for factor in (layer.factor_A, layer.factor_B):
+                hook = partial(_follow, layer, factor)
+                self._handles.append(factor.holder.register_load_state_dict_pre_hook(hook))
 
     def close(self) -> None:
         """Remove every hook."""
@@ -32,12 +30,12 @@ class ShapeHooks:
         self._handles = []
 
 
-def _follow(layer: LinearLora, axis: int, *given: Any) -> None:
+def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     """Give the layer the rank of the weight that is about to be loaded.
 
     No closure: a copy or a pickle of the model must follow its own loads.
     """
     state_dict, prefix = given[1:3]
-    weight = state_dict.get(f"{prefix}weight")
+    weight = state_dict.get(f"{prefix}{factor.key}")
     if weight is not None:
-        set_rank(layer, weight.shape[axis])
+        set_rank(layer, weight.shape[factor.rank_axis])

@@ -5,6 +5,7 @@ sampled, the hooks return at once. They read and never change a tensor.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.layers import LinearLora
+from dynlora.adapters.layers import LoraView
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
@@ -30,8 +31,10 @@ class ActivationSink(Protocol):
 
     sampling: bool
 
-    def observe(self, name: str, inputs: Tensor, outputs: Tensor, keys: Tensor) -> None:
-        """Take one layer's tokens in one forward, flattened, with one sampling key each."""
+    def observe(
+        self, name: str, keys: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Take one layer's tokens in one forward: one sampling key each, and how to read them."""
         ...
 
 
@@ -41,7 +44,7 @@ class ActivationTaps:
     def __init__(
         self,
         model: nn.Module,
-        layers: Sequence[LinearLora],
+        layers: Sequence[LoraView],
         sink: ActivationSink,
         *,
         timed: Callable[[], AbstractContextManager[None]],
@@ -74,7 +77,7 @@ class ActivationTaps:
         on_model = self._model.register_forward_pre_hook(self._on_model, with_kwargs=True)
         self._handles = [on_model]
         for layer in self._layers:
-            hook = self._layer_hook(layer.name)
+            hook = self._layer_hook(layer)
             self._handles.append(layer.module.register_forward_hook(hook))
 
     def close(self) -> None:
@@ -99,34 +102,43 @@ class ActivationTaps:
         self._keys = {}
         self._seen = set()
 
-    def _layer_hook(self, name: str) -> Any:
+    def _layer_hook(self, layer: LoraView) -> Any:
+        name = layer.name
+
         def show(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             # Gradient checkpointing runs a layer's forward twice: the first is shown.
             if self._examples is None or name in self._seen or not torch.is_grad_enabled():
                 return
-            inputs: Tensor = args[0]
-            keys = self._token_keys(inputs)
+            self._seen.add(name)
+            if not layer.is_active:  # as in a reference pass: the output is not this adapter's
+                return
+            rows = layer.rows(args[0], output)
+            keys = self._token_keys(rows.shape)
             if keys is not None:
-                self._seen.add(name)
                 with torch.no_grad(), self._timed():
-                    self._sink.observe(name, inputs.flatten(0, -2), output.flatten(0, -2), keys)
+                    # Rows that all examples share are there once, and count for each.
+                    count = math.prod(rows.shape)
+                    self._sink.observe(name, keys, lambda index: rows.read(index % count))
 
         return show
 
-    def _token_keys(self, inputs: Tensor) -> Int[Tensor, " tokens"] | None:
-        """Return one key per row of the flattened input; None where rows are no tokens of ours."""
+    def _token_keys(self, rows: tuple[int, ...]) -> Int[Tensor, " tokens"] | None:
+        """Return one key per row of the layer's input; None where rows are no tokens of ours.
+
+        Args:
+            rows: Their layout. A leading 1, as of position ids, stands for every example.
+        """
         assert self._examples is not None
         assert self._positions is not None
         batch, length = self._positions.shape
-        rows = inputs.shape[:-1].numel()
-        if inputs.dim() < 2 or rows % batch:
+        if not rows or (rows[0] != 1 and rows[0] % batch):
             return None
-        shape = (batch, rows // batch)
+        shape = (batch, math.prod(rows) if rows[0] == 1 else math.prod(rows) // batch)
         if shape not in self._keys:
             if shape[1] == length:
                 positions = self._positions
             else:  # pooled or patched inputs: every row of an example counts
-                positions = torch.arange(shape[1], device=inputs.device).expand(shape)
+                positions = torch.arange(shape[1], device=self._positions.device).expand(shape)
             keys = _mix(self._examples[:, None] + positions) & UNUSED_KEY
             self._keys[shape] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[shape]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
@@ -18,7 +17,6 @@ class ActivationRatioMetric:
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Read nothing: the features hold all that is needed."""
 
-    @torch.no_grad()
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
@@ -28,9 +26,7 @@ class ActivationRatioMetric:
             stats = features.get(layer.name)
             if stats is None or stats.output_power == 0:
                 continue
-            inner = stats.tokens.to(layer.lora_A.device) @ layer.lora_A.float().T
-            added = layer.scaling * inner @ layer.lora_B.float().T
-            power = float(added.square().sum(dim=1).mean())
+            power = layer.added_power(stats.tokens)
             scores[layer.name] = (power / stats.output_power) ** 0.5
         return scores
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
@@ -72,7 +71,7 @@ class SensitivityMetric:
         self._elements = {key: value.clone() for key, value in state.items()}
 
 
-def _weights(layer: LoraLayer) -> list[tuple[str, Parameter, Tensor]]:
+def _weights(layer: LoraLayer) -> list[tuple[str, Tensor, Tensor]]:
     key_A, key_B = _keys(layer.name)
     return [(key_A, layer.lora_A, layer.grad_A), (key_B, layer.lora_B, layer.grad_B)]
 

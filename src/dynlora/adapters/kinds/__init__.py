@@ -1,0 +1,43 @@
+"""What differs between the kinds of layer that PEFT puts LoRA on, one kind per file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynlora.adapters.kinds.conv2d import Conv2dKind
+from dynlora.adapters.kinds.embedding import EmbeddingKind
+from dynlora.adapters.kinds.linear import LinearKind
+from dynlora.adapters.kinds.protocol import LayerKind, Rows
+from dynlora.errors import LayerError
+
+_KINDS: Mapping[str, LayerKind] = {
+    "peft.tuners.lora.layer.Linear": LinearKind(),
+    "peft.tuners.lora.bnb.Linear4bit": LinearKind(),
+    "peft.tuners.lora.bnb.Linear8bitLt": LinearKind(),
+    "peft.tuners.lora.layer.Embedding": EmbeddingKind(),
+    "peft.tuners.lora.layer.Conv2d": Conv2dKind(),
+}
+"""By the name of PEFT's class: bitsandbytes, which it may need, is not always installed."""
+
+
+def kind_of(name: str, module: Any) -> LayerKind:
+    """Return the kind of a PEFT LoRA layer.
+
+    Args:
+        name: Module name, for the message.
+        module: The `peft.tuners.lora.LoraLayer`.
+
+    Raises:
+        LayerError: If ranks cannot move on layers of its kind.
+    """
+    kind = type(module)
+    full_name = f"{kind.__module__}.{kind.__qualname__}"
+    if full_name not in _KINDS:
+        raise LayerError(
+            f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
+            f"of transformers, nn.Embedding or nn.Conv2d, got {full_name} on "
+            f"{type(module.get_base_layer()).__name__}: leave it out of `target_modules`."
+        )
+    return _KINDS[full_name]
+
+
+__all__ = ["LayerKind", "Rows", "kind_of"]

@@ -1,0 +1,93 @@
+"""LoRA on `nn.Conv2d`: a convolution is a linear layer on the patches of its input."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds.linear import project
+from dynlora.adapters.kinds.protocol import Rows
+from dynlora.errors import LayerError
+from dynlora.types import Tokens
+
+
+class Conv2dKind:
+    """`lora_A` (r, channels * height * width of the kernel), `lora_B` (out, r); tokens: patches."""
+
+    def check(self, name: str, module: Any) -> None:
+        """Check that every output channel sees every input channel.
+
+        Raises:
+            LayerError: If it does not.
+        """
+        groups = module.get_base_layer().groups
+        if groups != 1:
+            raise LayerError(
+                f"LoRA layer {name!r} must be on an nn.Conv2d with groups=1, got groups={groups}, "
+                "which ties its rank to multiples of that: leave it out of `target_modules`."
+            )
+
+    def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
+        """Return the kernels of `lora_A` and of `lora_B`, whose size is 1 by 1."""
+        first, second = module.lora_A[adapter], module.lora_B[adapter]
+        return (
+            Factor(first, "weight", 0, _flat, partial(_unflat, tuple(first.weight.shape[1:]))),
+            Factor(second, "weight", 1, _flat, partial(_unflat, (-1, 1, 1))),
+        )
+
+    def set_shape(self, module: Any, adapter: str, r: int) -> None:
+        """Set the convolutions' channels."""
+        module.lora_A[adapter].out_channels = r
+        module.lora_B[adapter].in_channels = r
+
+    def base_norm(self, module: Any) -> float:
+        """Return the norm of the base kernel."""
+        return float(module.get_base_layer().weight.norm())
+
+    def see(
+        self,
+        module: Any,
+        lora_A: Float[Tensor, "r width"],
+        lora_B: Float[Tensor, "height r"],
+        tokens: Tokens | None,
+    ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
+        """Return what `lora_A` makes of the patches, and `lora_B`."""
+        return project(lora_A, tokens), lora_B
+
+    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
+        """Return the patches: rows of `lora_A` are directions among them."""
+        return tokens
+
+    def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
+        """Return the patches that `lora_A` sees, one for each place of the output."""
+        if inputs.dim() != 4:
+            return Rows(shape=(), read=_nothing)
+        conv = module.lora_A[adapter]
+        shape = (output.shape[0], *output.shape[2:])
+
+        def read(index: Tensor) -> tuple[Tensor, Tensor]:
+            # Windows are views of the image: only the patches that are asked for are copied.
+            windows = pad(inputs, conv._reversed_padding_repeated_twice)
+            for axis, size, stride in zip((2, 3), conv.kernel_size, conv.stride, strict=True):
+                windows = windows.unfold(axis, size, stride)
+            places = torch.unravel_index(index, shape)
+            patches = windows.permute(0, 2, 3, 1, 4, 5)[places].flatten(1)
+            return patches, output.permute(0, 2, 3, 1)[places]
+
+        return Rows(shape=shape, read=read)
+
+
+def _flat(kernel: Tensor) -> Tensor:
+    return kernel.flatten(1)
+
+
+def _unflat(shape: tuple[int, ...], matrix: Tensor) -> Tensor:
+    return matrix.reshape(len(matrix), *shape)
+
+
+def _nothing(index: Tensor) -> tuple[Tensor, Tensor]:
+    raise IndexError(f"There is no batch to read {len(index)} patches from.")

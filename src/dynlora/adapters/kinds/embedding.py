@@ -1,0 +1,83 @@
+"""LoRA on `nn.Embedding`: read transposed, because PEFT starts its factors the other way round.
+
+`lora_embedding_A` (r, ids) starts at zero and `lora_embedding_B` (dim, r) does not, so that the
+gradients of the first steps are all in `lora_embedding_A`. Its transpose is our `lora_B`, that of
+`lora_embedding_B` our `lora_A`: then growing adds zeros where PEFT does, and the metrics read the
+gradients that are not zero. The layer adds, for an id, ``scaling * lora_A.T @ lora_B[id]``.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dynlora.adapters.factor import Factor, transposed
+from dynlora.adapters.kinds.protocol import Rows
+from dynlora.errors import LayerError
+from dynlora.types import Tokens
+
+
+class EmbeddingKind:
+    """`lora_A` (r, dim), `lora_B` (ids, r); a token is an id."""
+
+    def check(self, name: str, module: Any) -> None:
+        """Check that the lookup neither rescales weights nor returns sparse gradients.
+
+        Raises:
+            LayerError: If it does.
+        """
+        base = module.get_base_layer()
+        if base.max_norm is not None or base.sparse:
+            raise LayerError(
+                f"LoRA layer {name!r} must be on an nn.Embedding with max_norm=None and "
+                f"sparse=False, got max_norm={base.max_norm} and sparse={base.sparse}: leave it "
+                "out of `target_modules`."
+            )
+
+    def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
+        """Return the transposes of `lora_embedding_B` and of `lora_embedding_A`."""
+        return (
+            Factor(module.lora_embedding_B, adapter, 1, transposed, transposed),
+            Factor(module.lora_embedding_A, adapter, 0, transposed, transposed),
+        )
+
+    def set_shape(self, module: Any, adapter: str, r: int) -> None:
+        """Set nothing: the parameters stand alone."""
+
+    def base_norm(self, module: Any) -> float:
+        """Return the norm of the whole table."""
+        return float(module.get_base_layer().weight.norm())
+
+    def see(
+        self,
+        module: Any,
+        lora_A: Float[Tensor, "r width"],
+        lora_B: Float[Tensor, "height r"],
+        tokens: Tokens | None,
+    ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
+        """Return `lora_A`, and the rows of `lora_B` as often as their ids occur.
+
+        All ids together count as if seen once more than they were, each alike: what is lost on an
+        id that the sample lacks must not count as nothing.
+        """
+        if tokens is None:
+            return lora_A.T, lora_B
+        ids = len(lora_B)
+        counts = torch.bincount(tokens.to(lora_B.device), minlength=ids).to(lora_B)
+        shares = (counts + 1 / ids) / (len(tokens) + 1)
+        scale = module._get_embed_scale()
+        factor = 1.0 if scale is None else float(scale)
+        return lora_A.T, factor * shares.sqrt()[:, None] * lora_B
+
+    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
+        """Return None: rows of `lora_A` are directions of the output, which ids do not show."""
+        return None
+
+    def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
+        """Return the ids."""
+
+        def read(index: Tensor) -> tuple[Tensor, Tensor]:
+            return inputs.flatten()[index].long(), output.flatten(0, -2)[index]
+
+        return Rows(shape=tuple(inputs.shape), read=read)

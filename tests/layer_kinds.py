@@ -1,0 +1,163 @@
+"""One small model per kind of layer that LoRA sits on, each with a task that it can learn."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from dynlora import DynamicLora
+from tests.models import VOCABULARY, bare_llama, sequences
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base model, the settings of its LoRA, and its data."""
+
+    base: Callable[[], nn.Module]
+    lora: dict[str, object]
+    batches: Callable[..., Iterator[Batch]]
+    layer: str
+    """The name of a layer of this kind."""
+
+    def model(self, *, r: int = 4, seed: int = 0, **lora: object) -> nn.Module:
+        """Return the base with a fresh adapter, as PEFT makes it."""
+        base = self.base()
+        torch.manual_seed(seed + 1)
+        settings = {"lora_alpha": 2 * r} | self.lora | lora
+        return get_peft_model(base, LoraConfig(r=r, **settings))
+
+
+class Net(nn.Module):
+    """Three convolutions of different geometry and a linear head; forwards as transformers' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 24, (3, 2), stride=(2, 1), padding="valid")
+        self.third = nn.Conv2d(24, 16, 3, padding="same", padding_mode="reflect")
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        hidden = self.first(pixel_values).relu()
+        hidden = self.second(hidden).relu()
+        hidden = self.third(hidden).relu()
+        logits = self.head(hidden.mean(dim=(2, 3)))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+def images(*, batch: int = 8, seed: int = 0) -> Iterator[Batch]:
+    """Yield noise with a faint grating, whose direction is the label."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
+    waves = torch.stack([torch.sin(2 * w) for w in (x, y, x + y, x - y)])
+    while True:
+        labels = torch.randint(0, 4, (batch,), generator=generator)
+        noise = torch.randn(batch, 3, 10, 10, generator=generator)
+        yield {"pixel_values": noise + waves[labels][:, None], "labels": labels}
+
+
+def texts(*, batch: int = 8, seed: int = 0) -> Iterator[Batch]:
+    """Yield `sequences` as a language model takes them."""
+    for tokens in sequences(batch=batch, seed=seed):
+        yield {"input_ids": tokens, "labels": tokens}
+
+
+def bare_net() -> nn.Module:
+    """Return the convolutions with the same weights each time."""
+    torch.manual_seed(0)
+    return Net()
+
+
+def bare_gpt2() -> nn.Module:
+    """Return a random GPT-2, whose layers are `Conv1D` and whose head is its embedding."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        initializer_range=0.06,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def quantised_llama(**settings: object) -> nn.Module:
+    """Return a Llama that bitsandbytes quantised as it loaded."""
+    pytest.importorskip("bitsandbytes")
+    with tempfile.TemporaryDirectory() as folder:
+        bare_llama(hidden=64).save_pretrained(folder)
+        config = BitsAndBytesConfig(**settings)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=config, dtype=torch.float32
+        )
+
+
+LAYER = "model.layers.0.self_attn.q_proj"
+EMBEDDING = {"target_modules": ["embed_tokens", "q_proj", "v_proj", "down_proj"]}
+CONV1D = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+LINEAR = {"target_modules": "all-linear"}
+
+CASES = {
+    "Linear": Case(bare_llama, LINEAR, texts, LAYER),
+    "Conv1D": Case(bare_gpt2, CONV1D, texts, "transformer.h.0.attn.c_attn"),
+    "Embedding": Case(bare_llama, EMBEDDING, texts, "model.embed_tokens"),
+    "Conv2d": Case(
+        bare_net, {"target_modules": ["first", "second", "third", "head"]}, images, "second"
+    ),
+    "NF4": Case(
+        partial(
+            quantised_llama,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+        LINEAR,
+        texts,
+        LAYER,
+    ),
+    "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
+}
+"""By the kind's name; `Linear` is the control."""
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dynamic: DynamicLora | None,
+    steps: int,
+    batches: Iterator[Batch],
+    after: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """Train with the two calls; return the losses."""
+    losses = []
+    for step in range(1, steps + 1):
+        loss = model(**next(batches)).loss
+        loss.backward()
+        if dynamic is not None:
+            dynamic.observe()
+        optimizer.step()
+        if dynamic is not None:
+            dynamic.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        after(step)
+    return losses

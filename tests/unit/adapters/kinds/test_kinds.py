@@ -1,0 +1,206 @@
+"""Each kind of LoRA layer by its own forward: what its matrices, tokens and norms stand for."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.errors import LayerError
+from tests.layer_kinds import CASES
+
+
+def lora_on(base, *, r=4, **settings):
+    """Return the only LoRA layer of a model of one, both its factors random and in float64."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=r, lora_alpha=6, target_modules=["0"], **settings)
+    model = get_peft_model(nn.Sequential(base), config).double()
+    (layer,) = find_lora_layers(model, None)
+    for parameter in layer.parameters:
+        nn.init.normal_(parameter, std=0.5)
+        parameter.grad = torch.zeros_like(parameter)
+    return layer
+
+
+def embedding(**settings):
+    return lora_on(nn.Embedding(10, 6, **settings))
+
+
+CONVS = {
+    "3x3": lambda: nn.Conv2d(3, 5, 3, padding=1),
+    "stride": lambda: nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(0, 1)),
+    "same": lambda: nn.Conv2d(3, 5, (5, 3), padding="same"),
+    "valid": lambda: nn.Conv2d(3, 5, 2, padding="valid"),
+    "reflect": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"),
+    "1x1": lambda: nn.Conv2d(3, 5, 1, stride=2),
+}
+LAYERS = {
+    "Linear": lambda: lora_on(nn.Linear(8, 6)),
+    "Conv1D": lambda: lora_on(Conv1D(6, 8), fan_in_fan_out=True),
+    "Embedding": embedding,
+    **{f"Conv2d {name}": lambda make=make: lora_on(make()) for name, make in CONVS.items()},
+}
+INPUTS = {
+    "Linear": lambda: torch.randn(3, 5, 8).double(),
+    "Conv1D": lambda: torch.randn(3, 5, 8).double(),
+    "Embedding": lambda: torch.randint(0, 10, (3, 5)),
+    **{f"Conv2d {name}": lambda: torch.randn(3, 3, 7, 6).double() for name in CONVS},
+}
+
+
+@torch.no_grad()
+def forward(layer, inputs):
+    """Return the layer's output and what of it the adapter adds, as rows over the last axis."""
+    output = layer.module(inputs)
+    added = output - layer.module.get_base_layer()(inputs)
+    if output.dim() == 4:
+        output, added = (t.permute(0, 2, 3, 1) for t in (output, added))
+    return output.flatten(0, -2), added.flatten(0, -2)
+
+
+@torch.no_grad()
+def read_all(layer, inputs):
+    rows = layer.rows(inputs, layer.module(inputs))
+    count = torch.Size(rows.shape).numel()
+    return rows.shape, *rows.read(torch.arange(count))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_cost_is_the_number_of_parameters_that_one_rank_takes(kind):
+    layer = LAYERS[kind]()
+    assert layer.cost * 4 == sum(parameter.numel() for parameter in layer.parameters)
+    assert layer.lora_A.shape == (4, layer.in_features)
+    assert layer.lora_B.shape == (layer.out_features, 4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_matrices_share_the_parameters_memory_and_gradients(kind):
+    layer = LAYERS[kind]()
+    layer.module(INPUTS[kind]()).square().sum().backward()
+    for matrix, grad, parameter, factor in zip(
+        (layer.lora_A, layer.lora_B),
+        (layer.grad_A, layer.grad_B),
+        layer.parameters,
+        (layer.factor_A, layer.factor_B),
+        strict=True,
+    ):
+        assert matrix.data_ptr() == parameter.data_ptr()
+        assert torch.equal(factor.from_matrix(matrix), parameter)
+        assert torch.equal(factor.from_matrix(grad), parameter.grad)
+        assert parameter.shape[factor.rank_axis] == 4
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_direction_whose_column_of_lora_B_is_zero_adds_nothing(kind):
+    layer, inputs = LAYERS[kind](), INPUTS[kind]()
+    with torch.no_grad():
+        layer.lora_B[:, 2] = 0
+        before = layer.module(inputs)
+        layer.lora_A[2] = 100
+    assert torch.equal(layer.module(inputs), before)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_tokens_are_read_in_the_order_of_the_output_with_what_the_adapter_adds_there(kind):
+    layer, inputs = LAYERS[kind](), INPUTS[kind]()
+    output, added = forward(layer, inputs)
+    shape, tokens, outputs = read_all(layer, inputs)
+    assert shape[0] == 3
+    torch.testing.assert_close(outputs, output)
+    if kind == "Embedding":
+        ours = layer.scaling * layer.lora_B[tokens] @ layer.lora_A
+    else:
+        ours = layer.scaling * tokens @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(ours.detach(), added)
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_patches_are_those_that_torch_unfolds(name):
+    layer, inputs = LAYERS[f"Conv2d {name}"](), INPUTS[f"Conv2d {name}"]()
+    conv = layer.module.lora_A["default"]
+    padding = {"same": (2, 1), "valid": 0}.get(conv.padding, conv.padding)
+    dense = functional.unfold(inputs, conv.kernel_size, padding=padding, stride=conv.stride)
+    _, patches, _ = read_all(layer, inputs)
+    assert torch.equal(patches, dense.transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_added_power_is_the_mean_square_that_the_adapter_adds(kind):
+    layer, inputs = LAYERS[kind](), INPUTS[kind]()
+    _, added = forward(layer, inputs)
+    _, tokens, _ = read_all(layer, inputs)
+    expected = added.square().sum(dim=1).mean()
+    if kind == "Embedding":  # all ids together count as one more
+        _, all_ids = forward(layer, torch.arange(10)[None])
+        expected = (15 * expected + all_ids.square().sum(dim=1).mean()) / 16
+    assert layer.added_power(tokens) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_base_norm_is_that_of_pefts_own_merged_weight_without_the_adapter(kind):
+    layer = LAYERS[kind]()
+    base = layer.module.get_base_layer().weight.detach()
+    assert layer.base_norm == pytest.approx(float(base.square().sum().sqrt()), rel=1e-12)
+
+
+@pytest.mark.parametrize("case", ["NF4", "int8"])
+def test_the_norm_of_a_quantised_weight_is_that_of_the_numbers_it_stands_for(case):
+    (layer,) = [
+        x
+        for x in find_lora_layers(CASES[case].model(), None)
+        if x.name.endswith("0.self_attn.q_proj")
+    ]
+    base = layer.module.get_base_layer()
+    weight = base.train()(torch.eye(base.in_features))
+    assert layer.base_norm == pytest.approx(float(weight.norm()), rel=0.01)
+    assert layer.base_norm < float(base.weight.float().norm()) / 100
+
+
+def test_an_embedding_that_scales_its_output_is_measured_scaled():
+    class Scaled(nn.Embedding):
+        embed_scale = 3.0
+
+        def forward(self, ids):
+            return super().forward(ids) * self.embed_scale
+
+    layer = lora_on(Scaled(10, 6))
+    ids = torch.arange(10)[None]
+    _, added = forward(layer, ids)
+    assert layer.added_power(ids.flatten()) == pytest.approx(
+        float(added.square().sum(dim=1).mean()), rel=1e-6
+    )
+
+
+def test_an_image_without_a_batch_has_no_tokens():
+    layer = LAYERS["Conv2d 3x3"]()
+    image = torch.randn(3, 7, 6).double()
+    assert layer.rows(image, layer.module(image)).shape == ()
+
+
+def test_ids_say_nothing_of_the_directions_of_new_rows():
+    assert embedding().directions(torch.arange(5)) is None
+
+
+def test_a_grouped_convolution_is_refused_with_its_groups():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(
+            LayerError, match=r"'0' must be on an nn\.Conv2d with groups=1, got groups=2"
+        ):
+            lora_on(nn.Conv2d(4, 4, 3, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_norm": 1.0}, r"max_norm=1\.0 and sparse=False"),
+        ({"sparse": True}, "max_norm=None and sparse=True"),
+    ],
+)
+def test_an_embedding_that_rescales_or_has_sparse_gradients_is_refused(settings, told):
+    with pytest.raises(LayerError, match=rf"'0' must be on an nn\.Embedding .* got {told}"):
+        embedding(**settings)
