@@ -5,7 +5,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+)
 
 from tests.models import bare_llama
 
@@ -103,3 +108,16 @@ def outputs(model: nn.Module, *, seed: int = 5) -> torch.Tensor:
     tokens = torch.randint(0, 11, (4, 12), generator=torch.Generator().manual_seed(seed))
     said = model(tokens)
     return said if isinstance(said, torch.Tensor) else said.logits
+
+
+def save_classifier_adapter(
+    folder: Path, base: Path, *, labels: int = 2, **lora: object
+) -> PeftModel:
+    """Save an adapter with a classifier of its own on a base model's folder; return the model."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=labels, ignore_mismatched_sizes=True
+    )
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value", "dense"]} | lora
+    made = randomised(get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **settings)))
+    made.save_pretrained(folder)
+    return made

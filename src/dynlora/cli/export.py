@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
 from dynlora.cli.output import Output
+from dynlora.errors import ConfigError
 
 FORMATS = {
-    "native": "a stock PEFT adapter with the ranks it has",
-    "uniform": "one rank, zero-padded, scaling folded in: the same function, for servers",
+    "native": "a stock PEFT adapter with the ranks it has, one pattern a layer",
+    "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
+    "svd-uniform": "one rank, every layer cut to --rank by SVD and then as uniform",
+    "merged": "the base model with the adapter in its weights, and the tokenizer",
 }
+TAKES = {"rank": ("uniform", "svd-uniform"), "model": ("merged",)}
+"""By option, the formats that know what to do with it."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
@@ -25,28 +31,16 @@ def run(arguments: Sequence[str], output: Output) -> None:
     given = parse(_parser(), arguments)
     if given is None:
         return
+    _check_options(given)
 
     # Only now: these load torch, and `--help` shall not wait for it.
-    from rich.text import Text
-
-    from dynlora.saved.adapter import read_adapter, write_adapter
+    from dynlora.saved.adapter import read_adapter
     from dynlora.saved.folder import check_free
-    from dynlora.saved.rewrite import native, uniform
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
-    made = native(adapter) if given.format == "native" else uniform(adapter, given.rank)
-    write_adapter(made, given.output)
-    values = {
-        "format": given.format,
-        "output": str(given.output),
-        "parameters_before": adapter.parameters,
-        "parameters": made.parameters,
-        "ranks": {layer.name: layer.r for layer in made.layers},
-    }
-    output.show(
-        Text(f"{given.format} adapter with {made.parameters:,} parameters: {given.output}"), values
-    )
+    show = _merge if given.format == "merged" else _rewrite
+    show(adapter, given, output)
 
 
 def _parser() -> VerbParser:
@@ -59,5 +53,106 @@ def _parser() -> VerbParser:
         help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()),
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--rank", type=int, help="one rank of all layers (uniform: the highest)")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="rank of all layers; svd-uniform needs it, uniform takes the highest that a layer has",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="merged: the base model's folder, GGUF file or hub name, where the adapter does not "
+        "name a folder that exists",
+    )
     return parser
+
+
+def _check_options(given: Any) -> None:
+    for option, formats in TAKES.items():
+        value = vars(given)[option]
+        if value is not None and given.format not in formats:
+            raise ConfigError(
+                f"`--{option}` goes with `--format {' or '.join(formats)}` only, got {value} with "
+                f"{given.format}: leave it out."
+            )
+    if given.format == "svd-uniform" and given.rank is None:
+        raise ConfigError("`--format svd-uniform` must know the rank to cut to: add `--rank R`.")
+    if given.rank is not None and given.rank < 1:
+        raise ConfigError(f"`--rank` must be at least 1, got {given.rank}.")
+
+
+def _merge(adapter: Any, given: Any, output: Output) -> None:
+    from rich.text import Text
+
+    from dynlora.cli.messages import readable_messages
+    from dynlora.saved.base import locate_base
+    from dynlora.saved.merge import merge_adapter
+
+    source = locate_base(adapter, given.model)
+    with readable_messages(output.progress):
+        tokenizer = merge_adapter(adapter, source, given.output)
+    values = {
+        "format": "merged",
+        "output": str(given.output),
+        "base_model": source.path,
+        "tokenizer": tokenizer,
+    }
+    missing = "" if tokenizer else ", which has no tokenizer that could be saved with it"
+    output.show(Text(f"merged model: {given.output}, from {source.path}{missing}"), values)
+
+
+def _rewrite(adapter: Any, given: Any, output: Output) -> None:
+    from dynlora.saved.adapter import write_adapter
+    from dynlora.saved.rewrite import native, svd_uniform, uniform
+
+    kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
+    if given.format == "native":
+        made = native(adapter)
+    elif given.format == "uniform":
+        made = uniform(adapter, given.rank)
+    else:
+        made, kept = svd_uniform(adapter, given.rank)
+    write_adapter(made, given.output)
+    layers = [
+        {
+            "name": before.name,
+            "rank_before": before.r,
+            "rank": after.r,
+            "parameters": after.parameters,
+            "energy_kept": kept[before.name],
+        }
+        for before, after in zip(adapter.layers, made.layers, strict=True)
+    ]
+    values = {
+        "format": given.format,
+        "output": str(given.output),
+        "parameters_before": adapter.parameters,
+        "parameters": made.parameters,
+        "layers": layers,
+    }
+    output.show(_table(values), values)
+
+
+def _table(values: dict[str, Any]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(f"{values['format']} adapter: {values['output']}"),
+        title_justify="left",
+        show_footer=True,
+        box=None,
+    )
+    table.add_column("layer", f"{len(values['layers'])} layers", overflow="fold")
+    parameters = f"{values['parameters_before']:,} -> {values['parameters']:,}"
+    for heading, footer in (("rank", ""), ("parameters", parameters), ("energy kept", "")):
+        table.add_column(heading, footer, justify="right", no_wrap=True)
+    for layer in values["layers"]:
+        table.add_row(
+            Text(layer["name"]),
+            f"{layer['rank_before']} -> {layer['rank']}",
+            f"{layer['parameters']:,}",
+            f"{layer['energy_kept']:.1%}",
+        )
+    return table

@@ -40,7 +40,7 @@ class SavedAdapter:
     config: Mapping[str, Any]
     """The adapter's `LoraConfig` as JSON has it, keys of other versions of PEFT included."""
     layers: tuple[SavedLayer, ...]
-    """By the order of their names in the file."""
+    """In the order of their names, numbers by value."""
     others: Mapping[str, Tensor]
     """All other tensors, such as those of `modules_to_save`: kept as they are."""
 
@@ -77,7 +77,9 @@ def read_adapter(folder: Path) -> SavedAdapter:
         if found := FACTORS.fullmatch(key):
             name = found[1].removeprefix(PREFIX)
             halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
-    layers = tuple(_read_layer(name, keys, tensors, config) for name, keys in halves.items())
+    layers = tuple(
+        _read_layer(name, halves[name], tensors, config) for name in sorted(halves, key=_natural)
+    )
     own = {key for keys in halves.values() for key in keys.values()}
     others = {key: tensor for key, tensor in tensors.items() if key not in own}
     strange = next((key for key in others if ".lora_" in key), None)
@@ -173,6 +175,11 @@ def _read_layer(
         lora_alpha=match_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
         use_rslora=bool(config.get("use_rslora")),
     )
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts blocks as numbers: 2 before 10."""
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in name.split(".")]
 
 
 def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dynlora.errors import AdapterError
 from dynlora.saved.adapter import SavedAdapter
+from dynlora.saved.spectrum import find_components
 
 
 def native(adapter: SavedAdapter) -> SavedAdapter:
@@ -31,3 +32,22 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
             "svd-uniform`."
         )
     return adapter.with_layers([layer.folded().padded(rank) for layer in adapter.layers])
+
+
+def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
+    """Return the adapter with every layer cut to its best update of `rank`, then as `uniform`.
+
+    Args:
+        adapter: The adapter.
+        rank: The rank of all layers, at least 1; layers that have less are padded.
+
+    Returns:
+        The adapter, and by layer the part of its energy that was kept, in ``[0, 1]``.
+    """
+    layers, kept = [], {}
+    for layer in adapter.layers:
+        parts = find_components(layer) if layer.r > rank else None
+        made = layer if parts is None else parts.cut(rank)
+        kept[layer.name] = 1.0 if parts is None else parts.kept(rank)
+        layers.append(made.folded().padded(rank))
+    return adapter.with_layers(layers), kept

@@ -1,0 +1,180 @@
+"""The base model of a saved adapter, with the head that it was trained with, and both together."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
+
+from dynlora.errors import AdapterError
+from dynlora.saved.adapter import PREFIX, SavedAdapter
+from dynlora.saved.fits import check_fits
+
+UNLOADABLE = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, broken, of an unknown architecture, or need
+a package that is not installed."""
+FORMS = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""By PEFT's task type, the class of transformers that gives a model the head of that task."""
+LENGTH_KEYS = ("max_position_embeddings", "n_positions")
+"""Where models' configurations say how many positions there are."""
+HEAD = re.compile(r"(?:.*\.)?(?:classifier|score)\b.*\.weight")
+"""Names of the weights of a classifier that was trained beside the adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """Where a base model is: what every `from_pretrained` of transformers needs."""
+
+    place: str
+    """Folder or hub name."""
+    options: dict[str, Any]
+    """`gguf_file`, where the model is a GGUF file in the folder."""
+
+    @property
+    def path(self) -> str:
+        """The file, folder or hub name."""
+        return str(Path(self.place, *self.options.values())) if self.options else self.place
+
+
+def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
+    """Return where an adapter's base model is.
+
+    Args:
+        adapter: It names its base model; the name is taken only if it is a folder, since an
+            adapter from elsewhere shall not decide what is downloaded.
+        given: A folder, a GGUF file or a hub name that the user names instead; or None.
+
+    Raises:
+        AdapterError: If neither names a model.
+    """
+    if given is None:
+        named = adapter.base_model
+        if not (named and (Path(named) / "config.json").is_file()):
+            raise AdapterError(
+                f"the base model must be known: the adapter in {adapter.folder} names "
+                f"{named or 'none'}, which is no folder with a model here: give the model's "
+                "folder, GGUF file or hub name with `--model`."
+            )
+        given = named
+    path = Path(given)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise AdapterError(f"`--model` must be a GGUF file that exists, got {path}.")
+        return BaseSource(str(path.parent), {"gguf_file": path.name})
+    if path.exists() and not (path / "config.json").is_file():
+        raise AdapterError(
+            f"`--model` must be a folder with a model (config.json, weights), got {path}, which "
+            "has no config.json."
+        )
+    return BaseSource(given, {})
+
+
+def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
+    """Return the base model in the form that the adapter was trained in, and check that they fit.
+
+    Raises:
+        AdapterError: If the model cannot be loaded, or the adapter is of another model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+        form = _form(adapter, config)
+        labels = _count_labels(adapter)
+        if labels is not None and config.num_labels != labels:
+            config.num_labels = labels
+        base = form.from_pretrained(
+            source.place,
+            config=config,
+            dtype="auto",
+            ignore_mismatched_sizes=labels is not None,
+            **source.options,
+        )
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())
+        raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error
+    check_fits(adapter, base)
+    return base.eval()
+
+
+def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
+    """Return the base model with the adapter as PEFT loads it.
+
+    Raises:
+        AdapterError: If PEFT cannot bring the two together.
+    """
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(base, adapter.folder)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise _unattached(adapter, base, str(error)) from error
+    for warning in said:
+        # PEFT leaves what it does not find at its first values, and only warns.
+        if "missing adapter keys" in str(warning.message):
+            raise _unattached(adapter, base, str(warning.message))
+    return model.eval()
+
+
+def _unattached(adapter: SavedAdapter, base: nn.Module, reason: str) -> AdapterError:
+    return AdapterError(
+        f"the adapter in {adapter.folder} must load on its base model, a {type(base).__name__}: "
+        f"{' '.join(reason.split())} Use the model that it was trained on."
+    )
+
+
+def position_limit(base: Any) -> int | None:
+    """Return how many tokens the model has positions for; None where any number goes."""
+    config = base.config.to_dict()
+    found = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
+    # RoBERTa and its kin begin to count behind the padding token's place.
+    return min(found) - 2 if found else None
+
+
+@torch.no_grad()
+def untie(base: Any, adapter: SavedAdapter) -> None:
+    """Give the output layer weights of its own if the adapter changes it or the embedding alone."""
+    outputs = base.get_output_embeddings()
+    if outputs is None or outputs.weight is not base.get_input_embeddings().weight:
+        return
+    inputs = base.get_input_embeddings()
+    names = {name for name, module in base.named_modules() if module in (inputs, outputs)}
+    touched = [layer.name for layer in adapter.layers]
+    touched += [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.others]
+    if names & set(touched):
+        outputs.weight = nn.Parameter(outputs.weight.clone())
+        base.config.tie_word_embeddings = False
+
+
+def _form(adapter: SavedAdapter, config: Any) -> Any:
+    """Return the class to load the base model with."""
+    if task := FORMS.get(str(adapter.config.get("task_type"))):
+        return getattr(transformers, task)
+    mapping = adapter.config.get("auto_mapping") or {}
+    name = mapping.get("base_model_class") or next(iter(config.architectures or []), "none")
+    # The name comes from a file: nothing is called but what is a model of transformers.
+    form = getattr(transformers, str(name), None)
+    if not (isinstance(form, type) and issubclass(form, transformers.PreTrainedModel)):
+        raise AdapterError(
+            f"the base model must be of a class of transformers, got {name!r} from "
+            f"{adapter.folder}: merge it with PEFT in code of your own."
+        )
+    return form
+
+
+def _count_labels(adapter: SavedAdapter) -> int | None:
+    """Return how many outputs the classifier has that was trained with the adapter, if any."""
+    heads = [t for key, t in adapter.others.items() if HEAD.fullmatch(key) and t.dim() == 2]
+    return min((len(head) for head in heads), default=None)

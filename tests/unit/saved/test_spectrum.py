@@ -1,0 +1,114 @@
+"""Components of a saved layer: a dense SVD of the full update is the oracle."""
+
+import math
+
+import pytest
+import torch
+
+from dynlora.saved.adapter import read_adapter
+from dynlora.saved.layer import SavedLayer
+from dynlora.saved.spectrum import find_components
+from tests.adapters import save_adapter
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def make_layer(*, r=6, inputs=20, outputs=12, scaling=1.5, use_rslora=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    divisor = math.sqrt(r) if use_rslora else r
+    return SavedLayer(
+        name="model.q_proj",
+        key_A="A",
+        key_B="B",
+        lora_A=torch.randn(r, inputs, generator=generator),
+        lora_B=torch.randn(outputs, r, generator=generator),
+        lora_alpha=scaling * divisor,
+        use_rslora=use_rslora,
+    )
+
+
+def dense(layer):
+    return layer.scaling * layer.B.double() @ layer.A.double()
+
+
+def best(update, rank):
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vh[:rank]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 6, 9])
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("scaling", [1.5, -0.25])
+def test_a_cut_is_the_best_update_of_its_rank(rank, use_rslora, scaling):
+    layer = make_layer(use_rslora=use_rslora, scaling=scaling)
+    cut = find_components(layer).cut(rank)
+    assert cut.r == min(rank, 6)
+    torch.testing.assert_close(dense(cut), best(dense(layer), rank), **TOLERANCE)
+
+
+def test_strengths_are_the_singular_values_of_the_update():
+    layer = make_layer()
+    expected = torch.linalg.svdvals(dense(layer))[:6]
+    torch.testing.assert_close(find_components(layer).values, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_a_weighted_cut_changes_the_output_on_what_was_seen_the_least(rank):
+    layer = make_layer()
+    spread = torch.logspace(0, -2, 20, dtype=torch.float64)
+    x = torch.randn(400, 20, generator=torch.Generator().manual_seed(1)).double() * spread
+    inner = x @ layer.A.double().T
+    parts = find_components(layer, inner.T @ inner / len(x))
+    given = x @ dense(layer).T
+    change = given - x @ dense(parts.cut(rank)).T
+    lost = torch.linalg.svdvals(given)[rank:].square().sum().sqrt()
+    torch.testing.assert_close(change.norm(), lost, **TOLERANCE)
+    dropped = parts.values[rank:].square().sum() * len(x)
+    torch.testing.assert_close(change.norm().square(), dropped, rtol=1e-5, atol=1e-9)
+    blind = given - x @ dense(find_components(layer).cut(rank)).T
+    assert change.norm() < 0.99 * blind.norm()
+
+
+def test_more_ranks_than_the_update_has_directions_are_not_kept():
+    layer = make_layer(r=6, outputs=4)
+    assert len(find_components(layer).values) == 4
+    twin = make_layer(r=6)
+    twin.lora_B[:, 3:] = twin.lora_B[:, :3]
+    parts = find_components(twin)
+    assert len(parts.values) == 3
+    torch.testing.assert_close(dense(parts.cut(6)), dense(twin), **TOLERANCE)
+
+
+def test_an_untrained_layer_has_no_energy_and_keeps_a_row_that_can_be_trained():
+    layer = make_layer()
+    layer.lora_B.zero_()
+    parts = find_components(layer)
+    assert (parts.energy, parts.effective_rank, parts.kept(1)) == (0, 0, 1)
+    cut = parts.cut(4)
+    assert torch.equal(cut.A, layer.A[:1])
+    assert not cut.B.any()
+
+
+def test_the_effective_rank_counts_equal_directions():
+    layer = make_layer(r=5, inputs=5, outputs=5)
+    layer.lora_A[:] = torch.eye(5)
+    layer.lora_B[:] = torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0]))
+    parts = find_components(layer)
+    assert parts.effective_rank == pytest.approx(3)
+    assert parts.kept(1) == pytest.approx(1 / 3)
+
+
+def test_factors_are_balanced_so_that_half_precision_holds_both():
+    layer = make_layer()
+    cut = find_components(layer).cut(3)
+    torch.testing.assert_close(cut.A.norm(dim=1), cut.B.norm(dim=0))
+
+
+@pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning")
+def test_convolutions_and_embeddings_are_cut_as_their_flattened_matrices(tmp_path):
+    save_adapter(tmp_path, "convolutions")
+    for layer in read_adapter(tmp_path).layers:
+        cut = find_components(layer).cut(2)
+        assert cut.lora_A.shape == (2, *layer.lora_A.shape[1:])
+        assert cut.lora_B.shape == (layer.outputs, 2, *layer.lora_B.shape[2:])
+        torch.testing.assert_close(dense(cut), best(dense(layer), 2), **TOLERANCE)
