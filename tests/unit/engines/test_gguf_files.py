@@ -1,0 +1,166 @@
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.engines.gguf_files import dequantize_gguf, permute_rows, write_lora_gguf
+
+HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, RANK = 4, 2, 6, 24, 3
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A Llama without weights on disk, and a LoRA adapter of all its layers."""
+    folder = tmp_path_factory.mktemp("engines")
+    config = LlamaConfig(
+        vocab_size=11,
+        hidden_size=HIDDEN,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+    )
+    config.save_pretrained(folder / "base")
+    lora = LoraConfig(
+        r=RANK, lora_alpha=5, target_modules="all-linear", init_lora_weights=False, bias="none"
+    )
+    get_peft_model(LlamaForCausalLM(config), lora).save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter"
+
+
+def tensors(file):
+    return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
+
+
+def by_halves(weight, heads):
+    """llama.cpp's row order, row by row: each half's rows take turns within a head."""
+    size = weight.shape[0] // heads
+    order = [h * size + half * size // 2 + i for h in range(heads)
+             for i in range(size // 2) for half in range(2)]  # fmt: skip
+    return weight[order]
+
+
+def test_every_lora_matrix_comes_back_under_llama_cpps_name_with_its_values(folders, tmp_path):
+    base, adapter = folders
+    write_lora_gguf(adapter, base, tmp_path / "adapter.gguf")
+    saved = load_file(adapter / "adapter_model.safetensors")
+    expected = {}
+    for index in range(2):
+        for ours, theirs in NAMES.items():
+            key = f"base_model.model.model.layers.{index}.{ours}.lora_"
+            name = f"blk.{index}.{theirs}.weight.lora_"
+            heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(theirs)
+            b = saved[f"{key}B.weight"]
+            expected[f"{name}a"] = saved[f"{key}A.weight"]
+            expected[f"{name}b"] = b if heads is None else by_halves(b, heads)
+    found = tensors(tmp_path / "adapter.gguf")
+    assert found.keys() == expected.keys()
+    assert len(found) == len(saved) == 28
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_the_adapters_fields_are_those_that_llama_cpp_reads(folders, tmp_path):
+    base, adapter = folders
+    write_lora_gguf(adapter, base, tmp_path / "adapter.gguf")
+    fields = gguf.GGUFReader(tmp_path / "adapter.gguf").fields
+    values = {name: field.contents() for name, field in fields.items() if name[:4] != "GGUF"}
+    assert values == {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 5.0,
+    }
+
+
+def test_a_base_model_of_another_architecture_is_refused(folders, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match=r"must be a Llama.*got 'gpt2'"):
+        write_lora_gguf(folders[1], tmp_path, tmp_path / "adapter.gguf")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "base_model.model.model.layers.0.self_attn.other.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",
+    ],
+    ids=["no layer of a Llama", "no matrix of a plain LoRA", "a layer that the base lacks"],
+)
+def test_a_tensor_with_no_place_in_the_model_is_refused(folders, tmp_path, key):
+    base, adapter = folders
+    (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    save_file({key: np.zeros((2, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        write_lora_gguf(tmp_path, base, tmp_path / "adapter.gguf")
+
+
+def test_permuted_rows_rotate_side_by_side_as_they_did_in_halves():
+    """The order is right if llama.cpp's rotation of it gives the same scores of q and k."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, HEADS * HEAD_SIZE).double()
+    angle = torch.arange(1, HEAD_SIZE // 2 + 1).double()
+
+    def halves(x):
+        a, b = x.view(HEADS, 2, -1).unbind(1)
+        return a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
+
+    def pairs(x):
+        x = torch.from_numpy(permute_rows(x[:, None].numpy(), heads=HEADS))[:, 0]
+        a, b = x.view(HEADS, -1, 2).unbind(2)
+        return a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
+
+    unrotated_k = k.view(HEADS, -1)
+    scores = (torch.cat(halves(q), 1) * unrotated_k).sum(1)
+    k_pairs = torch.from_numpy(permute_rows(k[:, None].numpy(), heads=HEADS)).view(HEADS, -1)
+    rotated = torch.stack(pairs(q), 2).flatten(1)
+    torch.testing.assert_close((rotated * k_pairs).sum(1), scores)
+
+
+def test_a_dequantised_copy_has_the_same_numbers_and_metadata(tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "source.gguf", "llama")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_context_length(77)
+    writer.add_token_list(["a", "<b>", "ü"])
+    writer.add_token_types([1, 3, 1])
+    writer.add_add_bos_token(False)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor("token_embd.weight", gguf.quantize(values, kind), raw_dtype=kind)
+    writer.add_tensor("output_norm.weight", values[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    dequantize_gguf(tmp_path / "source.gguf", tmp_path / "copy.gguf")
+
+    source, copy = (gguf.GGUFReader(tmp_path / f"{name}.gguf") for name in ("source", "copy"))
+    kept = {k: (f.types, f.contents()) for k, f in source.fields.items() if k[:4] != "GGUF"}
+    assert kept.pop("general.file_type")[1] == gguf.LlamaFileType.MOSTLY_Q8_0
+    made = {k: (f.types, f.contents()) for k, f in copy.fields.items() if k[:4] != "GGUF"}
+    assert made.pop("general.file_type")[1] == gguf.LlamaFileType.ALL_F32
+    assert made == kept
+    assert {t.tensor_type for t in copy.tensors} == {gguf.GGMLQuantizationType.F32}
+    written = {tensor.name: tensor.data for tensor in copy.tensors}
+    assert written.keys() == {"token_embd.weight", "output_norm.weight"}
+    np.testing.assert_array_equal(written["output_norm.weight"], values[0])
+    np.testing.assert_allclose(
+        written["token_embd.weight"], values, atol=np.abs(values).max() / 250
+    )
