@@ -37,7 +37,7 @@ def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, li
             deltaT=own.interval,
             total_step=total_steps,
             orth_reg_weight=own.orth_reg_weight,
-            **common(config) | {"lora_alpha": config.lora.lora_alpha * init_r / r},
+            **common(base, config) | {"lora_alpha": config.lora.lora_alpha * init_r / r},
         ),
     )
     return model, [module for module in model.modules() if isinstance(module, AdaLoraLayer)]

@@ -124,7 +124,7 @@ def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[i
         advice="Number the classes 0, 1, 2, ... and remove rows without a label.",
     )
     labels = [int(value) for value in values]
-    # Without a number given, more classes than rows are no classes: identifiers, years, prices.
+    # Without a number given, more classes than labels are no classes: identifiers, years, prices.
     high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
     refuse_rows(
         split,
@@ -154,7 +154,7 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
         advice="Number the classes 0, 1, 2, ... and give rows without any an empty list.",
     )
     labels = [[int(label) for label in value] for value in values]
-    high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
+    high = max(sum(map(len, labels)), 2) - 1 if num_labels is None else num_labels - 1
     refuse_rows(
         split,
         f"label column {column!r} must hold lists of classes in [0, {high}]",
@@ -164,8 +164,18 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
     return labels
 
 
+def short(value: object) -> str:
+    """Return a value as Python writes it, or the beginning of that."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def refuse_rows(
-    split: RawSplit, required: str, faults: Sequence[tuple[int, Any]], advice: str
+    split: RawSplit,
+    required: str,
+    faults: Sequence[tuple[int, Any]],
+    advice: str,
+    show: Callable[[Any], str] = short,
 ) -> None:
     """Raise a `DataError` that counts and shows the faulty rows, if there are any.
 
@@ -174,13 +184,14 @@ def refuse_rows(
         required: What every row must hold.
         faults: Row, counted from 0 in the split, and what it holds instead.
         advice: What to do.
+        show: Puts what a row holds into words.
 
     Raises:
         DataError: If there are faults.
     """
     if not faults:
         return
-    shown = ", ".join(f"{_short(value)} in row {split.rows[row]}" for row, value in faults[:SHOWN])
+    shown = ", ".join(f"{show(value)} in row {split.rows[row]}" for row, value in faults[:SHOWN])
     more = ", ..." if len(faults) > SHOWN else ""
     raise DataError(
         f"{required}, but {len(faults)} of {split.table.num_rows} rows of the {split.name} split "
@@ -195,11 +206,6 @@ def _read(
     faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
     refuse_rows(split, required, faults, advice)
     return values
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_list_of(value: object, fits: Callable[[Any], bool]) -> bool:

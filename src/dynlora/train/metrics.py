@@ -1,11 +1,13 @@
 """Validation metrics of each task, from logits and labels as numpy arrays.
 
-Their names are those in `config.METRICS`; the loss comes from the Trainer.
+Their names are those in `config.METRICS`. The loss comes from the Trainer, which averages over
+rows; where rows hold different numbers of labels it is computed here, over all labels alike.
 """
 
 import warnings
 
 import numpy as np
+from scipy.special import logsumexp
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
@@ -62,4 +64,23 @@ def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "micro_f1": float(f1_score(labels, guesses, average="micro", zero_division=0.0)),
         "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
         "exact_match": float((guesses == labels).all(axis=-1).mean()),
+    }
+
+
+def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return accuracy, F1 as the mean over classes, and the mean loss, over labelled tokens.
+
+    Args:
+        prediction: Logits of shape ``(examples, tokens, classes)`` and labels of shape
+            ``(examples, tokens)``, which are -100 where there is none.
+    """
+    label_ids = np.asarray(prediction.label_ids)
+    labelled = label_ids != -100
+    logits = np.asarray(prediction.predictions)[labelled].astype(np.float64)
+    labels, guesses = label_ids[labelled], logits.argmax(axis=-1)
+    losses = logsumexp(logits, axis=-1) - logits[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float(accuracy_score(labels, guesses)),
+        "macro_f1": float(f1_score(labels, guesses, average="macro", zero_division=0.0)),
+        "loss": float(losses.mean()),
     }

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
 
 from dynlora.train.config import DataConfig, TrainingConfig
+from dynlora.train.head import no_head
 from dynlora.train.loss import Penalty
 from dynlora.train.pretrained import Source
 from dynlora.train.sources import RawSplit
@@ -74,8 +75,10 @@ class Predictor:
 class Task:
     """One task."""
 
-    peft_type: str
-    """PEFT's `task_type`."""
+    peft_type: str | None
+    """PEFT's `task_type`; None where PEFT has none for the task."""
+    head: Callable[[Any], list[str]] = no_head
+    """Names of the model's modules that are for this task: trained whole beside the adapter."""
     load_processor: Callable[[Source, DataConfig], Any]
     """The tokenizer or image processor."""
     read_split: Callable[[RawSplit, DataConfig, Any, int | None], Split]

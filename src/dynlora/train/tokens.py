@@ -1,8 +1,9 @@
-"""Texts to model inputs: tokens, cut at a length, and how many had to be cut."""
+"""Texts or words to model inputs: tokens, cut at a length, and how many had to be cut."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 
@@ -36,3 +37,41 @@ def tokenize(
             for row, value in zip(long, values, strict=True):
                 columns[name][row] = value
     return columns, len(long)
+
+
+def tokenize_words(
+    words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, list[Any]], list[list[int | None]], int]:
+    """Return the tokenizer's columns, where each word begins, and how many rows were cut.
+
+    A row is read as the text that its words make with spaces between them: many vocabularies know a
+    word by the space before it.
+
+    Args:
+        words: Those of each row.
+        tokenizer: The model's; a fast one, which knows what characters a token stands for.
+        max_length: Most tokens of a row, special tokens included.
+
+    Returns:
+        The columns; for each row and word the place of its first token, None where the word was
+        cut off or has no token of its own; and how many rows were cut.
+    """
+    texts = [" ".join(row) for row in words]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    starts = [
+        _first_tokens(encoding, row)
+        for encoding, row in zip(encoded.encodings or (), words, strict=True)
+    ]
+    cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+    return dict(encoded), starts, cut
+
+
+def _first_tokens(encoding: Encoding, words: Sequence[str]) -> list[int | None]:
+    places: list[int | None] = []
+    begin = 0
+    for word in words:
+        tokens = map(encoding.char_to_token, range(begin, begin + len(word)))
+        first = next((token for token in tokens if token is not None), None)
+        places.append(None if first in places else first)
+        begin += len(word) + 1
+    return places

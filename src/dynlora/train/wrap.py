@@ -16,6 +16,7 @@ from dynlora.errors import ConfigError
 from dynlora.saved.adapter import read_adapter
 from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
+from dynlora.train.head import linear_layers
 from dynlora.train.tasks import TASKS
 
 
@@ -29,7 +30,7 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
     if config.lora.start_from is not None:
         return _continue_adapter(base, Path(config.lora.start_from))
     return wrap(
-        base, LoraConfig(r=config.lora.r, use_rslora=config.lora.use_rslora, **common(config))
+        base, LoraConfig(r=config.lora.r, use_rslora=config.lora.use_rslora, **common(base, config))
     )
 
 
@@ -39,16 +40,21 @@ def _continue_adapter(base: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
-def common(config: JobConfig) -> dict[str, Any]:
-    """Return what the configurations of LoRA and AdaLoRA share."""
-    target = config.lora.target_modules
-    saved = config.lora.modules_to_save
+def common(base: Any, config: JobConfig) -> dict[str, Any]:
+    """Return what the configurations of LoRA and AdaLoRA share.
+
+    Raises:
+        ConfigError: If the task's head cannot be told from the rest of the model.
+    """
+    task, target = TASKS[config.task], config.lora.target_modules
+    head = task.head(base)
     return {
         "lora_alpha": config.lora.lora_alpha,
         "lora_dropout": config.lora.lora_dropout,
         "target_modules": target if isinstance(target, str) else list(target),
-        "modules_to_save": list(saved) or None,
-        "task_type": TaskType(TASKS[config.task].peft_type),
+        "modules_to_save": [*config.lora.modules_to_save, *head] or None,
+        "exclude_modules": linear_layers(base, head) or None,
+        "task_type": None if task.peft_type is None else TaskType(task.peft_type),
     }
 
 

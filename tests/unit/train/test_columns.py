@@ -145,3 +145,9 @@ def test_a_column_that_stands_twice_is_refused() -> None:
 def test_a_split_without_rows_is_refused() -> None:
     with pytest.raises(DataError, match="training split must hold at least 1 row, got 0 in here"):
         check_columns(split(text=[]), {"data.text": "text"})
+
+
+def test_lists_may_name_as_many_classes_as_there_are_labels() -> None:
+    assert read_class_lists(split(label=[[0, 3, 1, 2]]), "label", None) == [[0, 3, 1, 2]]
+    with pytest.raises(DataError, match=r"in \[0, 3\], but 1 of 1 .*: \[0, 4, 1, 2\] in row 0"):
+        read_class_lists(split(label=[[0, 4, 1, 2]]), "label", None)

@@ -173,12 +173,15 @@ def test_a_target_may_be_the_end_of_a_path() -> None:
 
 def test_a_model_without_linear_layers_is_told_its_module_types() -> None:
     class Bare(torch.nn.Module):
+        base_model_prefix = "mixer"
+
         def __init__(self) -> None:
             super().__init__()
             self.mixer = torch.nn.Conv1d(4, 4, 1)
+            self.score = torch.nn.Conv1d(4, 2, 1)
 
     config = job("lora", lora=LoraSettings(r=2, target_modules=("query",)))
-    with pytest.raises(ConfigError, match=r"it has none .* Conv1d \(1\)"):
+    with pytest.raises(ConfigError, match=r"it has none .* Conv1d \(2\)"):
         prepare(Bare(), config, 100)
 
 

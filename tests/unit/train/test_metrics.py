@@ -10,6 +10,7 @@ from dynlora.train.metrics import (
     classification_metrics,
     multi_label_metrics,
     regression_metrics,
+    token_metrics,
 )
 
 
@@ -91,3 +92,21 @@ def test_multi_label_metrics_follow_from_the_counts_of_each_class() -> None:
 def test_rows_without_any_class_give_numbers_and_no_warning() -> None:
     nothing = EvalPrediction(predictions=-np.ones((2, 3)), label_ids=np.zeros((2, 3)))
     assert multi_label_metrics(nothing) == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0}
+
+
+def test_token_metrics_follow_from_labelled_tokens_alone() -> None:
+    label_ids = np.array([[0, -100, 2, 1], [2, 2, -100, -100]])
+    guesses = np.array([[0, 1, 2, 0], [2, 0, -1, -1]])
+    logits = np.full((2, 4, 3), -100.0, dtype=np.float32)  # as the Trainer pads them
+    for row, column in zip(*np.nonzero(guesses >= 0), strict=True):
+        logits[row, column] = 0
+        logits[row, column, guesses[row, column]] = 2
+    right, wrong = math.log(1 + 2 * math.exp(-2)), math.log(2 + math.exp(2))
+    # True positives, false positives and false negatives: (1, 2, 0), (0, 0, 1) and (2, 0, 1).
+    expected = {
+        "accuracy": 3 / 5,
+        "macro_f1": (2 / 4 + 0 + 4 / 5) / 3,
+        "loss": (3 * right + 2 * wrong) / 5,
+    }
+    prediction = EvalPrediction(predictions=logits, label_ids=label_ids)
+    assert token_metrics(prediction) == pytest.approx(expected)

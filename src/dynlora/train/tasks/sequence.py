@@ -22,6 +22,7 @@ from dynlora.train.columns import (
     read_texts,
 )
 from dynlora.train.config import DataConfig
+from dynlora.train.head import head_modules
 from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
 from dynlora.train.metrics import (
     classification_metrics,
@@ -134,6 +135,7 @@ def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
 
 SEQUENCE_CLASSIFICATION = Task(
     peft_type="SEQ_CLS",
+    head=head_modules,
     load_processor=_load_processor,
     read_split=partial(_read_split, read_labels=read_class_labels),
     load_model=partial(_load_model, problem="single_label_classification"),
@@ -142,6 +144,7 @@ SEQUENCE_CLASSIFICATION = Task(
 )
 REGRESSION = Task(
     peft_type="SEQ_CLS",
+    head=head_modules,
     load_processor=_load_processor,
     read_split=partial(_read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem="regression"),
@@ -150,6 +153,7 @@ REGRESSION = Task(
 )
 MULTI_LABEL = Task(
     peft_type="SEQ_CLS",
+    head=head_modules,
     load_processor=_load_processor,
     read_split=partial(_read_split, read_labels=read_list_labels),
     load_model=partial(_load_model, problem="multi_label_classification"),

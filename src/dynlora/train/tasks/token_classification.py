@@ -1,0 +1,123 @@
+"""The task with one class a word: the first token of each word answers for it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
+
+from dynlora.errors import ConfigError
+from dynlora.train.columns import (
+    UNLABELLED,
+    check_columns,
+    read_class_lists,
+    read_words,
+    refuse_rows,
+)
+from dynlora.train.config import DataConfig
+from dynlora.train.head import head_modules
+from dynlora.train.loss import summed_cross_entropy
+from dynlora.train.metrics import token_metrics
+from dynlora.train.pretrained import Source, load_model, load_tokenizer
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.tokens import tokenize_words
+from dynlora.train.trainer import make_job_trainer
+
+
+def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source, config.max_length)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "`task: token_classification` needs a fast tokenizer, which knows what a token "
+            f"stands for, got {type(tokenizer).__name__} from {source.place}: save the tokenizer "
+            "with a tokenizer.json beside the model."
+        )
+    tokenizer.padding_side = "right"  # so that places of tokens are the same in every batch
+    return tokenizer
+
+
+def _read_split(
+    split: RawSplit, config: DataConfig, tokenizer: Any, num_labels: int | None
+) -> Split:
+    check_columns(split, {"data.text": config.text, "data.label": config.label})
+    words = read_words(split, config.text)
+    classes = read_class_lists(split, config.label, num_labels)
+    pairs = [(len(row), len(these)) for row, these in zip(classes, words, strict=True)]
+    refuse_rows(
+        split,
+        f"label column {config.label!r} must hold one class for each word in {config.text!r}",
+        [(row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1]],
+        "Mend these rows or remove them.",
+        lambda pair: f"{pair[0]} for {pair[1]}",
+    )
+    columns, starts, cut = tokenize_words(words, tokenizer, config.max_length)
+    refuse_rows(
+        split,
+        f"column {config.text!r} must hold words of which the tokenizer makes tokens",
+        [(row, words[row]) for row, places in enumerate(starts) if set(places) == {None}],
+        "Remove these rows.",
+    )
+    labels = [
+        _at_tokens(len(ids), places, row)
+        for ids, places, row in zip(columns["input_ids"], starts, classes, strict=True)
+    ]
+    count = num_labels or max(max(map(max, classes)) + 1, 2)
+    inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
+    return Split(inputs=inputs, cut=cut, num_labels=count)
+
+
+def _at_tokens(length: int, places: list[int | None], classes: list[int]) -> list[int]:
+    """Return a row's classes where its words begin, and `UNLABELLED` at all other tokens."""
+    labels = [UNLABELLED] * length
+    for place, label in zip(places, classes, strict=True):
+        if place is not None:
+            labels[place] = label
+    return labels
+
+
+def _load_model(source: Source, num_labels: int | None, tokenizer: Any) -> Any:
+    model = load_model(AutoModelForTokenClassification, source, num_labels=num_labels)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _make_trainer(parts: TrainerParts) -> Trainer:
+    return make_job_trainer(
+        parts,
+        loss=summed_cross_entropy,
+        metrics=token_metrics,
+        collator=DataCollatorForTokenClassification(parts.processor),
+    )
+
+
+def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield one class a word; null where the word was cut off or has no token."""
+    check_columns(split, {"data.text": config.text})
+    words = read_words(split, config.text)
+    columns, starts, _ = tokenize_words(words, predictor.processor, config.max_length)
+    inputs = datasets.Dataset.from_dict(columns)
+    collator = DataCollatorForTokenClassification(predictor.processor)
+    rows = iter(starts)
+    for logits in batch_logits(predictor, inputs, collator):
+        for guesses in logits.argmax(dim=-1).tolist():
+            places = next(rows)
+            yield {"prediction": [None if at is None else guesses[at] for at in places]}
+
+
+TOKEN_CLASSIFICATION = Task(
+    peft_type="TOKEN_CLS",
+    head=head_modules,
+    load_processor=_load_processor,
+    read_split=_read_split,
+    load_model=_load_model,
+    make_trainer=_make_trainer,
+    predict=_predict,
+)

@@ -1,0 +1,112 @@
+"""Words and their classes to model inputs, and logits back to one class a word."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.pretrained import Source
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor
+from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
+from tests.jobs import save_model, save_tokenizer
+
+CONFIG = DataConfig(name="d", max_length=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def split(**columns: list[Any]) -> RawSplit:
+    table = pa.table(columns)
+    return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
+
+
+def test_the_first_token_of_each_word_has_its_class(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = split(text=[["red", "big-old", "cat"], ["dog"]], label=[[0, 2, 1], [1]])
+    found = TASK.read_split(rows, CONFIG, tokenizer, None)
+    # [CLS] red big - old cat [SEP]
+    assert found.inputs["labels"] == [[-100, 0, 2, -100, -100, 1, -100], [-100, 1, -100]]
+    assert (found.cut, found.num_labels) == (0, 3)
+
+
+def test_classes_of_words_that_were_cut_off_are_left_out(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rows = split(text=[["red"] * 9, ["dog"]], label=[[1] * 9, [0]])
+    found = TASK.read_split(rows, CONFIG, tokenizer, 4)
+    assert found.inputs["labels"][0] == [-100, *[1] * 6, -100]
+    assert (found.cut, found.num_labels) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (
+            {"text": [["a", "b"], ["a", "b"]], "label": [[0, 1], [0, 1, 1]]},
+            r"one class for each word in 'text', but 1 of 2 .*: 3 for 2 in row 1\. Mend",
+        ),
+        (
+            {"text": [["red"], ["", " "]], "label": [[0], [1, 1]]},
+            r"of which the tokenizer makes tokens, but 1 of 2 .*: \['', ' '\] in row 1\.",
+        ),
+        ({"text": ["a b"], "label": [[0, 1]]}, r"must hold a list of words .*: 'a b' in row 0"),
+        ({"text": [["a"]], "label": [0]}, r"must hold a list of whole numbers .*: 0 in row 0"),
+        ({"text": [["a"]], "label": [[2]]}, r"classes in \[0, 1\], but 1 of 1 .*: \[2\] in row 0"),
+        ({"words": [["a"]], "label": [[0]]}, r"`data\.text` names the column 'text'"),
+        ({"text": [["a"]], "tags": [[0]]}, r"`data\.label` names the column 'label'"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(
+    tokenizer: PreTrainedTokenizerBase, columns: dict[str, list[Any]], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        TASK.read_split(split(**columns), CONFIG, tokenizer, None)
+
+
+def test_a_tokenizer_that_does_not_know_words_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path)
+    assert TASK.load_processor(Source(place=str(tmp_path)), CONFIG).is_fast
+    monkeypatch.setattr(
+        "dynlora.train.tasks.token_classification.load_tokenizer",
+        lambda source, length: SimpleNamespace(is_fast=False),
+    )
+    with pytest.raises(ConfigError, match=r"needs a fast tokenizer.* with a tokenizer\.json"):
+        TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
+
+
+def test_each_word_gets_the_likeliest_class_of_its_first_token(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    class Echo(torch.nn.Module):
+        """Says of each token that its class is its own number in the vocabulary."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(len(tokenizer)))
+
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.weight[input_ids])
+
+    number = tokenizer.convert_tokens_to_ids
+    rows = split(text=[["red", "big-old", "cat"], ["dog"], ["", *["cat"] * 9], ["new"]])
+    predictor = Predictor(model=Echo(), processor=tokenizer, batch_size=2)
+    found = list(TASK.predict(predictor, rows, CONFIG))
+    assert found == [
+        {"prediction": [number("red"), number("big"), number("cat")]},
+        {"prediction": [number("dog")]},
+        {"prediction": [None, *[number("cat")] * 6, None, None, None]},
+        {"prediction": [number("new")]},
+    ]
