@@ -22,19 +22,19 @@ LAYERS = 10
 
 def comparison_table(found: Comparison) -> RenderableType:
     """Return the comparison, ready to print."""
-    parts: list[RenderableType] = [_figures(found)]
+    parts: list[RenderableType] = [*_figures(found)]
     differing = [layer for layer in found.layers if layer.difference][:LAYERS]
     if differing:
         short = short_names([layer.name for layer in found.layers])
         rows = {short[layer.name]: [_rank(rank) for rank in layer.ranks] for layer in differing}
         count = sum(layer.difference > 0 for layer in found.layers)
         title = f"ranks that differ most, {len(differing)} of {count} layers"
-        parts.append(_table(title, found.labels, [list(rows.items())]))
+        parts += _table(title, found.labels, [list(rows.items())])
     elif found.layers:
         parts.append(Text("no layer that two runs share has another rank"))
     if found.settings:
         settings = {key: [*map(shown, values)] for key, values in found.settings.items()}
-        parts.append(_table("settings that differ", found.labels, [list(settings.items())]))
+        parts += _table("settings that differ", found.labels, [list(settings.items())])
     parts += [Text(f"not comparable, {warning}", style="yellow") for warning in found.warnings]
     return Group(*parts)
 
@@ -43,8 +43,9 @@ def _table(
     title: str,
     labels: Sequence[str],
     sections: Sequence[Sequence[tuple[str, Sequence[str]]]],
-) -> Table:
-    table = Table(title=title)
+) -> tuple[Text, Table]:
+    """Return a table under a heading that, unlike a table's own title, may be wider than it."""
+    table = Table()
     table.add_column(style="bold", overflow="fold")
     for label in labels:
         table.add_column(Text(label), justify="right", overflow="fold")
@@ -52,10 +53,10 @@ def _table(
         for name, cells in rows:
             table.add_row(Text(name), *map(Text, cells))
         table.add_section()
-    return table
+    return Text(title, style="italic"), table
 
 
-def _figures(found: Comparison) -> Table:
+def _figures(found: Comparison) -> tuple[Text, Table]:
     runs = found.runs
     what = [
         ("method", [run.method for run in runs]),

@@ -144,12 +144,10 @@ def _loose(part: Loose, ranks: Ranks, key: str) -> Node:
 
 
 def _list(part: Loose, ranks: Ranks) -> Node:
-    body = node("tbody")
+    layers = node("ul", class_="layers")
     for name in part.names:
         rank, start = ranks.now[name], ranks.start.get(name, ranks.now[name])
         moved = f"{start} → {rank}" if start != rank else f"{rank}"
-        append(body, node("tr", node("th", name, scope="row"), node("td", moved, class_="number")))
-    head = node(
-        "tr", node("th", "layer", scope="col"), node("th", "rank", scope="col", class_="number")
-    )
-    return node("table", node("thead", head), body, class_="layers")
+        cells = node("span", name, class_="name"), node("span", moved, class_="number")
+        append(layers, node("li", *cells))
+    return layers

@@ -1,5 +1,6 @@
 """`metrics.jsonl` and `ranks.jsonl` of a run, each line checked for what drawing relies on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
     events: list[Event] = []
     for number, line in enumerate(lines, start=1):
         try:
+            _check_figures(line)
             event = Event.from_dict(line)
-            _check_event(event, events[-1] if events else event)
+            _check_order(event, events[-1] if events else event)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             given = f"one without the figures of an event ({type(error).__name__}: {error})"
             raise broken_line(path, number, given) from error
@@ -39,19 +41,30 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
     return events, cut
 
 
-def _check_event(event: Event, past: Event) -> None:
-    """Check what drawing relies on.
+def _check_figures(line: Mapping[str, Any]) -> None:
+    """Check the types of what drawing relies on.
 
     Raises:
+        KeyError: If a figure is missing.
         TypeError: If a figure is not a number.
-        ValueError: If a rank is below 0, or layers and step do not follow on the event before.
+        ValueError: If a step, a count or a rank is below 0.
     """
-    figures = [event.step, event.parameters]
-    for layer in event.layers.values():
-        figures += [layer.rank_before, layer.rank_after]
+    figures = [line["step"], line["parameters"]]
+    for layer in line["layers"].values():
+        figures += [layer["rank_before"], layer["rank_after"]]
     if not all(isinstance(figure, int) for figure in figures):
         raise TypeError("step, parameters and ranks must be whole numbers")
-    if min(figures) < 0 or not isinstance(event.agreement, int | float):
-        raise ValueError("ranks must be at least 0 and the agreement a number")
+    if not isinstance(line["agreement"], int | float):
+        raise TypeError("agreement must be a number")
+    if min(figures) < 0:
+        raise ValueError("step, parameters and ranks must be at least 0")
+
+
+def _check_order(event: Event, past: Event) -> None:
+    """Check that an event follows on the one before.
+
+    Raises:
+        ValueError: If it is earlier, or of other layers.
+    """
     if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
         raise ValueError("layers must be those of the line before, and steps in order")

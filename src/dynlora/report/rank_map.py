@@ -22,6 +22,9 @@ LONGEST_NAME = 44
 """Letters of a name that are shown; its whole is in the row's title."""
 PLOT = 600
 """Width of the time axis."""
+LEAST_SPELL = 0.03
+"""Part of the run that the last ranks are drawn for at least, so that they are seen even where
+the last step moved them."""
 TOP = 56
 """Where rows begin; the axis and the events' numbers stand above."""
 ENDS = 76
@@ -44,7 +47,9 @@ def rank_map(
     tops = _row_tops(list(initial))
     bottom = max(tops.values()) + ROW + 2
     at = [event.step for event in events]
-    time = Scale(0, max([1, steps, *(step + 1 for step in at)]), left, left + PLOT)
+    time = Scale(
+        0, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]), left, left + PLOT
+    )
     svg = figure(
         "Rank of each layer over the optimizer steps",
         f"{len(initial)} rows, one a layer, from the model's input to its output; the ranks are "

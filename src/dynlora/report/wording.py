@@ -22,16 +22,16 @@ def metric_text(value: float | None) -> str:
 
 
 def change_text(before: float | None, after: float | None) -> str:
-    """Return by how much a metric changed, with its sign; nothing where one is missing."""
-    if before is None or after is None:
+    """Return by how much a metric changed, with its sign; nothing where that is no number."""
+    if before is None or after is None or not math.isfinite(after - before):
         return ""
-    sign = "+" if after >= before else "−"
+    sign = "+" if after > before else "−" if after < before else ""
     return f"{sign}{metric_text(abs(after - before))}"
 
 
 def verdict(metric: str, before: float | None, after: float | None) -> str:
     """Return `better`, `worse`, or nothing where that cannot be said."""
-    if before is None or after is None or before == after:
+    if before is None or after is None or before == after or not math.isfinite(after - before):
         return ""
     return "better" if (after < before) == lower_is_better(metric) else "worse"
 

@@ -55,6 +55,11 @@ class RunFolder:
         return self.root / "ranks.png"
 
     @property
+    def report(self) -> Path:
+        """The page that `dynlora report` writes; an old one shall not outlive its run."""
+        return self.root / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's checkpoints."""
         return self.root / "checkpoints"
@@ -63,7 +68,8 @@ class RunFolder:
     def _all(self) -> tuple[Path, ...]:
         """Everything that a run writes; `run.json`, which marks a run, comes last."""
         folders = (self.adapter, self.full_model, self.checkpoints)
-        return (*folders, self.config, self.metrics, self.ranks, self.heatmap, self.run)
+        files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
+        return (*folders, *files)
 
     def check_usable(self) -> None:
         """Check that the folder is one, or can become one, and holds nothing of the user's own.

@@ -1,0 +1,32 @@
+"""The commands in docs/reports.md run as they stand, on runs of the names they give."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dynlora.cli.main import main
+from tests.unit.report.runs import block_names, make_events, run_values, write_run
+
+PAGE = Path(__file__).parents[2] / "docs" / "reports.md"
+LINES = [
+    line
+    for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines()
+]
+COMMANDS = [line for line in LINES if not line.startswith("dynlora train ")]
+
+
+def test_there_are_commands_of_both_verbs():
+    assert {shlex.split(line)[1] for line in COMMANDS} == {"report", "compare"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_runs(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = block_names(2)
+    write_run(tmp_path / "runs" / "quickstart", events=make_events(names, [10]))
+    lora = run_values(method="lora", final_ranks=dict.fromkeys(names, 8))
+    write_run(tmp_path / "runs" / "quickstart-lora", run=lora)
+    assert main(shlex.split(line)[1:]) == 0
