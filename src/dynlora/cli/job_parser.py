@@ -20,10 +20,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings 
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 
-USAGE = "dynlora train CONFIG [--output DIR] [--dotted.key value ...]"
+USAGE = "dynlora train CONFIG [--output DIR] [--dotted.key value ...] [--dry-run]"
 DESCRIPTION = (
     "Train and evaluate as the YAML file CONFIG says. Each key below can stand in CONFIG (a dot "
-    "is a level) or on the command line, which wins. null unsets a key."
+    "is a level) or on the command line, which wins. null unsets a key that may be null. "
+    "With --dry-run everything is loaded and checked, and nothing trained or written."
 )
 SHOWN = 3
 """Valid names that an error shows where some are near."""
@@ -54,7 +55,9 @@ def parse_job(arguments: Sequence[str]) -> JobConfig | None:
         raise _explain(error) from error
     except SystemExit:  # how argparse ends after --help and --print_config
         return None
-    return build(JobConfig, {key: values[key] for key in get_type_hints(JobConfig)})
+    chosen = {key: values[key] for key in get_type_hints(JobConfig)}
+    _check_nulls(chosen, JobConfig, "")
+    return build(JobConfig, chosen)
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -134,6 +137,15 @@ def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str)
             _check_level(value, hints[key], f"{dotted}.", where)
 
 
+def _check_nulls(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
+    """Check that only keys which may be unset are null: jsonargparse takes null for every key."""
+    for key, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            _check_nulls(values[key], hint, f"{prefix}{key}.")
+        elif values[key] is None and type(None) not in get_args(hint):
+            raise ConfigError(f"`{prefix}{key}` must be {_describe(hint)}, got null.")
+
+
 def _check_options(given: Sequence[str]) -> None:
     hints = dict(valid_keys())
     for option in given:
@@ -186,6 +198,8 @@ def _explain(error: argparse.ArgumentError) -> ConfigError:
     choices = [str(choice) for choice in _choices(hint)]
     near = difflib.get_close_matches(value[1], choices, n=1, cutoff=0.4)
     advice = f" The nearest valid value is {near[0]}." if near else ""
+    if value[1] == "False" and "no" in choices:
+        advice = " YAML takes a bare no for false: write 'no' in quotes."
     given = "null" if value[1] == "None" else value[1]
     return ConfigError(f"`{key[1]}` must be {_describe(hint)}, got {given}.{advice}")
 
@@ -207,6 +221,14 @@ def _choices(hint: Any) -> list[Any]:
     return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
+def key_words(hint: Any) -> list[str]:
+    """Return the words worth offering for a key on the command line; others may do too."""
+    words = [str(choice) for choice in _choices(hint)]
+    if bool in (hint, *get_args(hint)):
+        words += ["true", "false"]
+    return [*words, "null"] if words and type(None) in get_args(hint) else words
+
+
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
@@ -214,5 +236,6 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) in {Union, UnionType}:
         return " or ".join(_describe(part) for part in get_args(hint))
     if get_origin(hint) is tuple:
-        return "a list such as [a, b]"
+        choices = [str(choice) for choice in _choices(hint)]
+        return f"a list of {', '.join(choices)}" if choices else "a list such as [a, b]"
     return "null" if hint is type(None) else NAMES.get(hint, str(hint))

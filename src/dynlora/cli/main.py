@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dynlora.cli.messages import fewer_remarks, only_errors
 from dynlora.cli.output import Output
 from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:
-        _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
+        with only_errors() if output.quiet else fewer_remarks():
+            _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
     except DynamicLoraError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

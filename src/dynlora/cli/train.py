@@ -1,4 +1,7 @@
-"""`dynlora train CONFIG`: read the configuration, run the job, print the table at the end."""
+"""`dynlora train CONFIG`: read the configuration, run the job, print the table at the end.
+
+With `--dry-run` all is loaded and checked as before a run, said, and left at that.
+"""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from dynlora.cli.job_parser import parse_job
 from dynlora.cli.output import Output
 
+DRY_RUN = "--dry-run"
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 """On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks
 times batches of different lengths are more, and generating them again slows every step."""
@@ -21,16 +25,23 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    config = parse_job(arguments)
+    config = parse_job([word for word in arguments if word != DRY_RUN])
     if config is None:
         return
 
     os.environ.setdefault(*KERNELS)  # read when torch is loaded
     # Only now: these load torch, and `--help` shall not wait for it.
+    from rich.text import Text
+
     from dynlora.cli.messages import readable_messages
     from dynlora.report.summary import summary_table
-    from dynlora.train.job import run_job
+    from dynlora.train.job import check_job, run_job
 
     with readable_messages(output.progress):
-        report = run_job(config, output.progress)
-    output.show(summary_table(report), report.to_dict())
+        if DRY_RUN in arguments:
+            outlook, metrics = check_job(config, output.progress)
+            values = {"dry_run": True, **outlook.to_dict(), "metrics_before": metrics}
+            output.show(Text(outlook.text(metrics)), values)
+        else:
+            report = run_job(config, output.progress)
+            output.show(summary_table(report), report.to_dict())

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from dynlora.errors import RunFolderError
 from dynlora.report.heatmap import write_heatmap
+from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
@@ -66,20 +67,51 @@ def _quiet_about_masks(config: JobConfig) -> Iterator[None]:
         yield
 
 
+def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
+    """Do all that comes before a run's folder is touched, and stop there.
+
+    Args:
+        config: What to do.
+        console: Where notes are shown.
+
+    Returns:
+        What a run would do, and its validation metrics before training.
+
+    Raises:
+        DynamicLoraError: If a run would end with it before it has written anything.
+    """
+    job = build_job(config, console)
+    past = {} if job.past is None else job.past.run
+    return outlook(job), past.get("metrics_before") or _evaluate(job)
+
+
+def outlook(job: Job) -> Outlook:
+    """Return what the job is about to do."""
+    past = job.past
+    return Outlook(
+        task=job.config.task,
+        method=job.config.method,
+        train_rows=len(job.data.train),
+        validation_rows=len(job.data.validation),
+        num_labels=job.data.num_labels,
+        start_parameters=job.prepared.start_parameters,
+        budget=job.prepared.budget,
+        steps=job.steps,
+        resumes_from_step=None if past is None else past.step,
+        output=job.folder.root,
+        replaces_run=job.folder.run.exists() and _begins_folder(job),
+    )
+
+
+def _begins_folder(job: Job) -> bool:
+    """Return whether the folder starts empty: not where a run goes on in its own."""
+    return job.past is None or job.past.source.root.resolve() != job.folder.root.resolve()
+
+
 def _announce(job: Job, console: Console) -> None:
     """Say what was loaded, so that a wrong split or model is seen before minutes have passed."""
-    data, count = job.data, f"{job.prepared.start_parameters:,}"
-    labels = "" if data.num_labels is None else f", {_plural(data.num_labels, 'output')}"
-    trained = "LoRA parameters" if job.config.method != "full" else "parameters, all of the model's"
-    for line in (
-        f"data: {len(data.train):,} training and {len(data.validation):,} validation rows{labels}",
-        f"method {job.config.method}: {count} {trained}; {job.steps} steps",
-    ):
+    for line in outlook(job).lines():
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
@@ -104,7 +136,7 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
         metrics_before=metrics_before,
     )
     try:
-        if past is None or past.source.root.resolve() != folder.root.resolve():
+        if _begins_folder(job):
             folder.clear()
         record.update()
         write_config(folder.config, config)
