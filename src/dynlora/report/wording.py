@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-LOWER_IS_BETTER = ("loss", "perplexity")
-"""Endings of the metrics that fall when a model gets better; all others rise."""
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})
+"""Metrics that fall when a model gets better; all others rise."""
 
 
 def lower_is_better(metric: str) -> bool:
     """Return whether a metric falls when a model gets better."""
-    return metric.endswith(LOWER_IS_BETTER)
+    return metric in LOWER_IS_BETTER
 
 
 def metric_text(value: float | None) -> str:

@@ -4,17 +4,18 @@ import math
 
 import pytest
 
+from dynlora.report import wording
 from dynlora.report.wording import (
     bytes_text,
     change_text,
     listing,
-    lower_is_better,
     metric_text,
     seconds_text,
     share_text,
     shorten,
     verdict,
 )
+from dynlora.train.config import tasks
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from dynlora.report.wording import (
     [
         ("loss", 0.7, 0.5, "better"),
         ("perplexity", 20.0, 30.0, "worse"),
-        ("eval_loss", 0.5, 0.7, "worse"),
+        ("rmse", 0.5, 0.7, "worse"),
         ("accuracy", 0.5, 0.7, "better"),
         ("pearson", 0.5, 0.4, "worse"),
         ("f1", 0.5, 0.5, ""),
@@ -30,16 +31,14 @@ from dynlora.report.wording import (
         ("f1", 0.5, math.nan, ""),
     ],
 )
-def test_loss_and_perplexity_shall_fall_and_all_else_rise(
+def test_errors_shall_fall_and_all_else_rise(
     metric: str, before: float | None, after: float | None, said: str
 ) -> None:
     assert verdict(metric, before, after) == said
 
 
-def test_only_loss_and_perplexity_are_better_when_lower() -> None:
-    assert [n for n in ("loss", "perplexity", "macro_f1", "lossless") if lower_is_better(n)] == [
-        "loss", "perplexity",
-    ]  # fmt: skip
+def test_the_report_and_the_training_agree_on_which_way_is_better() -> None:
+    assert wording.LOWER_IS_BETTER == tasks.LOWER_IS_BETTER
 
 
 def test_metrics_have_four_decimals_and_large_ones_fewer() -> None:
