@@ -13,7 +13,8 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from dynlora.train.config import LOWER_IS_BETTER, TrainingConfig
+from dynlora.report.wording import lower_is_better
+from dynlora.train.config import TrainingConfig
 from dynlora.train.loss import SummedLoss, TaskLoss
 from dynlora.train.task import TrainerParts
 
@@ -174,7 +175,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "restore_callback_states_from_checkpoint": True,  # of early stopping
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
-        "greater_is_better": parts.best_metric not in LOWER_IS_BETTER,
+        "greater_is_better": not lower_is_better(parts.best_metric),
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "seed": config.seed,

@@ -21,6 +21,3 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "image_classification": ("accuracy", "f1", "matthews", "loss"),
 }
 """By task, the validation metrics in the order in which they are shown, the main one first."""
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})
-"""Metrics of which less is better; of all others more is."""
