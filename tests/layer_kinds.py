@@ -60,15 +60,15 @@ class Net(nn.Module):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-def images(*, batch: int = 8, seed: int = 0) -> Iterator[Batch]:
-    """Yield noise with a faint grating, whose direction is the label."""
+def images(*, batch: int = 16, seed: int = 0) -> Iterator[Batch]:
+    """Yield gratings under noise, whose direction is the label."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
     waves = torch.stack([torch.sin(2 * w) for w in (x, y, x + y, x - y)])
     while True:
         labels = torch.randint(0, 4, (batch,), generator=generator)
         noise = torch.randn(batch, 3, 10, 10, generator=generator)
-        yield {"pixel_values": noise + waves[labels][:, None], "labels": labels}
+        yield {"pixel_values": 0.3 * noise + 3 * waves[labels][:, None], "labels": labels}
 
 
 def texts(*, batch: int = 8, seed: int = 0) -> Iterator[Batch]:
@@ -106,9 +106,11 @@ def quantised_llama(**settings: object) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         bare_llama(hidden=64).save_pretrained(folder)
         config = BitsAndBytesConfig(**settings)
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=torch.float32
         )
+    model.name_or_path = ""  # the folder is gone
+    return model
 
 
 LAYER = "model.layers.0.self_attn.q_proj"

@@ -100,13 +100,6 @@ def test_modules_that_match_nothing_are_told_what_the_model_has(error: Error, me
     assert "nearest valid name is 'key'" in message
 
 
-def test_a_layer_that_cannot_be_resized_is_named_with_its_type(error: Error) -> None:
-    message = error("--lora.target_modules", "[query, word_embeddings]")
-    assert "'bert.embeddings.word_embeddings' must be on an nn.Linear" in message
-    assert "Embedding" in message
-    assert "leave it out of `target_modules`" in message
-
-
 def test_a_module_that_peft_cannot_adapt_is_refused(error: Error) -> None:
     message = error("--method", "lora", "--lora.target_modules", "[LayerNorm]")
     assert "[LayerNorm]" in message

@@ -8,6 +8,7 @@ import torch
 
 from dynlora.adapters.resize import set_rank
 from dynlora.adapters.shape_hooks import ShapeHooks
+from tests.layer_kinds import CASES
 from tests.lora_layers import layers_of, lora_chain
 
 
@@ -95,3 +96,21 @@ def test_a_copy_of_the_model_follows_its_own_loads_and_leaves_the_original():
         assert layers_of(duplicate)[0].r == 2
     assert layers_of(model)[0].r == 4
     assert layers_of(model)[0].lora_B.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
+@pytest.mark.parametrize("kind", CASES)
+def test_adapters_of_other_ranks_load_into_every_kind_of_layer(kind, tmp_path):
+    case = CASES[kind]
+    saved = case.model(r=3)
+    for layer in layers_of(saved):
+        for parameter in layer.parameters:
+            torch.nn.init.normal_(parameter)
+    saved.save_pretrained(tmp_path)
+    model = case.model(r=5)
+    ShapeHooks(layers_of(model))
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert {layer.r for layer in layers_of(model)} == {3}
+    for ours, theirs in zip(layers_of(model), layers_of(saved), strict=True):
+        assert torch.equal(ours.lora_A, theirs.lora_A)
+        assert torch.equal(ours.lora_B, theirs.lora_B)
