@@ -11,7 +11,7 @@ grants does not depend on the budget, a larger budget never spends less.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dynlora.errors import BudgetError
@@ -54,16 +54,39 @@ def plan_ranks(
     Raises:
         BudgetError: If even the floors cost more than `budget`.
     """
+
+    def worth(name: str, rank: int) -> float:
+        layer = layers[name]
+        value = shares[name] / layer.cost / (rank - 0.5)
+        return value * (1 + hysteresis) if rank <= layer.held else value
+
+    return grant_ranks(layers, budget=budget, worth=worth)
+
+
+def grant_ranks(
+    layers: Mapping[str, LayerBounds], *, budget: int, worth: Callable[[str, int], float]
+) -> dict[str, int]:
+    """Grant ranks one at a time to the layer where the next is worth most, up to `budget`.
+
+    Args:
+        layers: Cost and bounds by module name.
+        budget: Parameters to spend.
+        worth: What a layer's k-th rank is worth per parameter, for a name and k >= 1; it must not
+            rise with k, or a layer's later ranks would never be reached in time.
+
+    Returns:
+        Rank by module name, each within its layer's bounds.
+
+    Raises:
+        BudgetError: If even the floors cost more than `budget`.
+    """
     check_budget(layers, budget)
     ranks = {name: layer.floor for name, layer in layers.items()}
     left = budget - sum(layer.cost * layer.floor for layer in layers.values())
 
     def next_grant(name: str) -> tuple[float, int, str]:
-        layer, rank = layers[name], ranks[name] + 1
-        worth = shares[name] / layer.cost / (rank - 0.5)
-        if rank <= layer.held:
-            worth *= 1 + hysteresis
-        return (-worth, rank, name)  # ties go to the smaller rank, then to the name
+        rank = ranks[name] + 1
+        return (-worth(name, rank), rank, name)  # ties go to the smaller rank, then to the name
 
     queue = [next_grant(name) for name, layer in layers.items() if layer.floor < layer.ceiling]
     heapq.heapify(queue)

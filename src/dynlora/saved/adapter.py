@@ -104,11 +104,10 @@ def write_adapter(adapter: SavedAdapter, output: Path) -> None:
             tensors[f"{layer.key_B.removesuffix('weight')}bias"] = layer.bias
     with new_folder(output) as draft:
         copy_companions(adapter.folder, draft)
-        config = draft / CONFIG
-        config.write_text(json.dumps(dict(adapter.config), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(dict(adapter.config), indent=2) + "\n"
+        (draft / CONFIG).write_text(text, encoding="utf-8")
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, draft / WEIGHTS, metadata={"format": "pt"})
-        (draft / WEIGHTS).chmod(config.stat().st_mode)  # safetensors lets the owner alone read it
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The base model of a saved adapter, with the head that it was trained with, and both together."""
 
+import copy
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -17,7 +20,17 @@ from dynlora.errors import AdapterError
 from dynlora.saved.adapter import PREFIX, SavedAdapter
 from dynlora.saved.fits import check_fits
 
-UNLOADABLE = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    ImportError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    struct.error,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises for files that are missing, broken, of an unknown architecture, or need
 a package that is not installed."""
 FORMS = {
@@ -105,6 +118,7 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error
+    base = _unpacked(base) if source.options else base
     check_fits(adapter, base)
     return base.eval()
 
@@ -156,6 +170,19 @@ def untie(base: Any, adapter: SavedAdapter) -> None:
     if names & set(touched):
         outputs.weight = nn.Parameter(outputs.weight.clone())
         base.config.tie_word_embeddings = False
+
+
+def _unpacked(model: Any) -> Any:
+    """Return a GGUF file's model as an ordinary one.
+
+    transformers has unpacked its weights already, but takes it for a quantised model, which it
+    would not save.
+    """
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    plain = type(model)(config).to(model.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def _form(adapter: SavedAdapter, config: Any) -> Any:

@@ -54,6 +54,9 @@ def new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
         yield draft
+        for path in draft.rglob("*"):  # safetensors lets the owner alone read what it writes
+            if path.is_file():
+                path.chmod(draft.stat().st_mode & 0o666)
         draft.replace(output)
     except OSError as error:
         raise AdapterError(f"{output} could not be written: {error}.") from error

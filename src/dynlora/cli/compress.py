@@ -1,0 +1,150 @@
+"""`dynlora compress ADAPTER --budget N --output DIR`: cut any LoRA adapter, without training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.output import Output
+from dynlora.errors import ConfigError
+
+ROWS = 256
+"""Rows of the data that are read unless told otherwise."""
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `compress` on the command line.
+        output: Where its words go.
+
+    Raises:
+        DynamicLoraError: If the input must be mended.
+    """
+    given = parse(_parser(), arguments)
+    if given is None:
+        return
+    _check_options(given)
+    budget = _read_budget(given.budget)
+
+    # Only now: these load torch, and `--help` shall not wait for it.
+    from dynlora.saved.adapter import read_adapter, write_adapter
+    from dynlora.saved.compress import check_affordable, compress
+    from dynlora.saved.folder import check_free
+
+    check_free(given.output)
+    adapter = read_adapter(given.adapter)
+    parameters = budget(adapter.parameters)
+    check_affordable(adapter, parameters)
+    seen = None if given.data is None else _observe(adapter, given, output)
+    made = compress(adapter, parameters, seen)
+    write_adapter(made.adapter, given.output)
+    values = {"output": str(given.output), **made.to_dict()}
+    output.show(_table(values), values)
+
+
+def _parser() -> VerbParser:
+    parser = verb_parser("compress")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
+    parser.add_argument(
+        "--budget",
+        required=True,
+        metavar="N",
+        help="LoRA parameters at most, or a part of what the adapter has, such as 50%%",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="texts (.parquet, .csv, .jsonl): keep what changes the layers' outputs on them",
+    )
+    parser.add_argument("--text", metavar="COLUMN", help="with --data: the column of texts")
+    parser.add_argument("--text-pair", metavar="COLUMN", help="with --data: second texts, if any")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help=f"with --data: rows to read, {ROWS} unless given"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="with --data: the base model's folder, GGUF file or hub name, where the adapter does "
+        "not name a folder that exists",
+    )
+    return parser
+
+
+def _check_options(given: Any) -> None:
+    for option in ("text", "text_pair", "rows", "model"):
+        if given.data is None and vars(given)[option] is not None:
+            name = option.replace("_", "-")
+            raise ConfigError(f"`--{name}` goes with `--data FILE` only: add it, or leave it out.")
+    if given.data is not None and given.text is None:
+        raise ConfigError("`--data` must come with the column of its texts: add `--text COLUMN`.")
+    if given.rows is not None and given.rows < 1:
+        raise ConfigError(f"`--rows` must be at least 1, got {given.rows}.")
+
+
+def _read_budget(text: str) -> Any:
+    """Return a function from the adapter's parameters to the budget."""
+    number = text.removesuffix("%")
+    try:
+        value = float(number) if text.endswith("%") else int(number)
+    except ValueError:
+        value = 0
+    if text.endswith("%") and 0 < value <= 100:
+        return lambda parameters: int(parameters * value / 100)
+    if not text.endswith("%") and value >= 1:
+        return lambda _: value
+    raise ConfigError(
+        "`--budget` must be a whole number of parameters of at least 1, or a part above 0% and up "
+        f"to 100%, got {text}."
+    )
+
+
+def _observe(adapter: Any, given: Any, output: Output) -> Any:
+    """Return what the adapter's layers see of the texts."""
+    from dynlora.cli.messages import readable_messages
+    from dynlora.saved.activations import observe_texts
+    from dynlora.saved.base import attach, load_base, locate_base, position_limit
+    from dynlora.saved.texts import batch_texts, read_texts
+
+    columns = [given.text] if given.text_pair is None else [given.text, given.text_pair]
+    texts = read_texts(given.data, columns, given.rows or ROWS)
+    source = locate_base(adapter, given.model)
+    with readable_messages(output.progress):
+        base = load_base(adapter, source)
+        batches = batch_texts(texts, source, position_limit(base))
+        output.progress.print(f"reading {len(texts[0])} rows of {given.data}", markup=False)
+        return observe_texts(attach(adapter, base), adapter, batches)
+
+
+def _table(values: dict[str, Any]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    weighted = values["weighted"]
+    table = Table(
+        title=Text(f"adapter of at most {values['budget']:,} parameters: {values['output']}"),
+        title_justify="left",
+        show_footer=True,
+        box=None,
+    )
+    parameters = f"{values['parameters_before']:,} -> {values['parameters']:,}"
+    table.add_column("layer", f"{len(values['layers'])} layers", overflow="fold")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("parameters", parameters, justify="right", no_wrap=True)
+    kept = f"{values['energy_kept']:.1%}"
+    table.add_column("energy kept", kept, justify="right", no_wrap=True)
+    if weighted:
+        table.add_column("output lost", justify="right", no_wrap=True)
+    for layer in values["layers"]:
+        cells = [f"{layer['output_lost']:.2%}"] if weighted else []
+        table.add_row(
+            Text(layer["name"]),
+            f"{layer['rank_before']} -> {layer['rank_after']}",
+            f"{layer['parameters']:,}",
+            f"{layer['energy_kept']:.1%}",
+            *cells,
+        )
+    return table

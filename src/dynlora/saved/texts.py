@@ -1,0 +1,112 @@
+"""A file of texts to batches that a model reads: what an adapter's layers shall see."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from dynlora.errors import DataError
+from dynlora.saved.base import UNLOADABLE, BaseSource
+
+ENDINGS = (".parquet", ".csv", ".jsonl")
+MAX_LENGTH = 512
+"""Tokens of a text at most: longer ones show nothing new of what a layer sees."""
+BATCH = 16
+
+
+def read_texts(path: Path, columns: Sequence[str], rows: int) -> list[list[str]]:
+    """Return columns of texts, of at most `rows` rows spread evenly over the file.
+
+    Args:
+        path: A Parquet, CSV or JSON Lines file.
+        columns: One or two names of columns.
+        rows: At least 1.
+
+    Returns:
+        A list of texts for each column.
+
+    Raises:
+        DataError: If the file cannot be read, has no row, lacks a column, or a cell is no text.
+    """
+    table = _read_table(path, columns)
+    if not table.num_rows:
+        raise DataError(f"`--data` must hold at least 1 row, got 0 in {path}.")
+    step = max(1, table.num_rows / rows)
+    picked = sorted({int(row * step) for row in range(min(rows, table.num_rows))})
+    return [_take_column(table, column, picked, path) for column in columns]
+
+
+def batch_texts(
+    columns: Sequence[Sequence[str]], source: BaseSource, limit: int | None
+) -> list[dict[str, Tensor]]:
+    """Return texts as the arguments of a model's `forward`, a batch each.
+
+    Args:
+        columns: Texts, and the second texts where there are pairs.
+        source: The base model, whose tokenizer is taken.
+        limit: Most tokens that the model has positions for; None where there is no such limit.
+
+    Raises:
+        DataError: If the tokenizer cannot be loaded or cannot pad.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"the tokenizer of {source.path} could not be loaded: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise DataError(f"the tokenizer of {source.path} must have a padding token, got none.")
+    longest = min(MAX_LENGTH, limit or MAX_LENGTH, tokenizer.model_max_length)
+    batches = []
+    for start in range(0, len(columns[0]), BATCH):
+        texts = [list(column[start : start + BATCH]) for column in columns]
+        encoded = tokenizer(
+            *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+        )
+        batches.append(dict(encoded))
+    return batches
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    if path.suffix not in ENDINGS:
+        raise DataError(f"`--data` must end in {', '.join(ENDINGS)}, got {path}: convert it.")
+    if not path.is_file():
+        raise DataError(f"`--data` must be a file, got {path}, which is none.")
+    try:
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        if path.suffix == ".jsonl":
+            return pyarrow.json.read_json(path)
+        texts = dict.fromkeys(columns, pa.string())  # some texts look like numbers
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=texts),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
+
+
+def _take_column(table: pa.Table, column: str, rows: Sequence[int], path: Path) -> list[str]:
+    if column not in table.column_names:
+        raise DataError(
+            f"`--text` must be a column of {path}, got {column!r}; its columns are "
+            f"{', '.join(table.column_names)}."
+        )
+    values: list[str] = table.column(column).take(rows).to_pylist()
+    for row, value in zip(rows, values, strict=True):
+        if type(value) is not str:
+            raise DataError(
+                f"column {column!r} of {path} must hold texts, got {value!r} in row {row}: mend or "
+                "remove the row."
+            )
+    return values

@@ -1,0 +1,125 @@
+"""Cutting to a budget: brute force over all ranks and dense updates are the oracles."""
+
+import itertools
+
+import pytest
+import torch
+
+from dynlora.errors import BudgetError
+from dynlora.saved.activations import Seen
+from dynlora.saved.adapter import read_adapter, write_adapter
+from dynlora.saved.compress import compress
+from tests.adapters import load_adapter, outputs, save_adapter
+from tests.unit.saved.test_spectrum import dense
+
+FEW = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {}, "r": 3}
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Return an adapter of four layers of two shapes, of rank 3."""
+    save_adapter(tmp_path, "plain", **FEW)
+    adapter = read_adapter(tmp_path)
+    for place, layer in enumerate(adapter.layers):
+        layer.lora_B.mul_(1 + place)
+    return adapter
+
+
+def lost(adapter, ranks, weights):
+    total = 0.0
+    for layer, rank, weight in zip(adapter.layers, ranks, weights, strict=True):
+        total += weight * float(torch.linalg.svdvals(dense(layer))[rank:].square().sum())
+    return total
+
+
+@pytest.mark.parametrize("part", [0.35, 0.5, 0.7, 0.9])
+def test_no_ranks_of_the_same_cost_keep_more_energy(few, part):
+    made = compress(few, int(part * few.parameters))
+    ranks = [layer.rank_after for layer in made.layers]
+    spent = sum(rank * layer.cost for rank, layer in zip(ranks, few.layers, strict=True))
+    assert spent == made.adapter.parameters <= made.budget
+    weights = [1.0] * len(ranks)
+    others = [
+        other
+        for other in itertools.product(range(1, 4), repeat=len(ranks))
+        if sum(r * layer.cost for r, layer in zip(other, few.layers, strict=True)) <= spent
+    ]
+    best = min(lost(few, other, weights) for other in others)
+    assert lost(few, ranks, weights) == pytest.approx(best, rel=1e-6)
+
+
+def test_each_layer_is_cut_to_its_best_update_and_says_what_it_kept(few):
+    made = compress(few, few.parameters // 2)
+    assert len({layer.rank_after for layer in made.layers}) > 1
+    for before, after, cut in zip(few.layers, made.adapter.layers, made.layers, strict=True):
+        U, S, Vh = torch.linalg.svd(dense(before), full_matrices=False)
+        k = cut.rank_after
+        torch.testing.assert_close(dense(after), U[:, :k] * S[:k] @ Vh[:k], rtol=1e-6, atol=1e-7)
+        kept = float(S[:k].square().sum() / S.square().sum())
+        assert cut.energy_kept == pytest.approx(kept, rel=1e-6)
+        assert cut.output_lost is None
+
+
+def test_a_layer_whose_output_is_large_anyway_is_cut_first(few):
+    def see(power):
+        return {
+            layer.name: Seen(
+                gram=layer.A.double() @ layer.A.double().T,
+                output_power=power if place == 3 else 1.0,
+                tokens=9,
+            )
+            for place, layer in enumerate(few.layers)
+        }
+
+    even, large = (compress(few, few.parameters // 2, see(power)) for power in (1.0, 1e4))
+    assert even.layers[3].rank_after == 3
+    assert large.layers[3].rank_after == 1
+    assert sum(cut.rank_after for cut in large.layers[:3]) > sum(
+        cut.rank_after for cut in even.layers[:3]
+    )
+    squares = torch.linalg.svdvals(dense(few.layers[3])).square()
+    expected = float(squares[1:].sum() / 1e4) ** 0.5
+    assert large.layers[3].output_lost == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_budget_that_pays_for_all_changes_nothing(few):
+    made = compress(few, few.parameters)
+    assert made.energy_kept == 1
+    for before, after in zip(few.layers, made.adapter.layers, strict=True):
+        assert torch.equal(before.lora_A, after.lora_A)
+        assert torch.equal(before.lora_B, after.lora_B)
+
+
+def test_directions_that_do_nothing_are_not_kept_whatever_the_budget(few):
+    for layer in few.layers:
+        layer.lora_B[:, 1:] = 0
+    made = compress(few, few.parameters - 1)
+    assert {layer.rank_after for layer in made.layers} == {1}
+    assert made.energy_kept == pytest.approx(1)
+
+
+@pytest.mark.parametrize("case", ["rslora", "patterns", "embedding", "convolutions", "transposed"])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning")
+def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path):
+    given = outputs(save_adapter(tmp_path / "given", case))
+    adapter = read_adapter(tmp_path / "given")
+    made = compress(adapter, int(0.6 * adapter.parameters))
+    write_adapter(made.adapter, tmp_path / "made")
+    loaded = load_adapter(tmp_path / "made", case)
+    for layer, cut in zip(made.adapter.layers, made.layers, strict=True):
+        module = loaded.base_model.model.get_submodule(layer.name)
+        assert module.r["default"] == cut.rank_after
+        assert module.scaling["default"] == pytest.approx(layer.scaling, rel=1e-6)
+    assert not torch.allclose(outputs(loaded), given, atol=1e-4)
+    whole = compress(adapter, adapter.parameters - 1)
+    write_adapter(whole.adapter, tmp_path / "whole")
+    near = outputs(load_adapter(tmp_path / "whole", case))
+    assert (near - given).norm() < (outputs(loaded) - given).norm()
+
+
+def test_a_budget_below_one_rank_a_layer_is_refused_with_the_range(few):
+    low = few.parameters // 3
+    with pytest.raises(BudgetError, match=rf"4 layers.*{low} parameters \(34%\), got {low - 1}"):
+        compress(few, low - 1)
+    assert compress(few, low).adapter.parameters == low
