@@ -24,6 +24,7 @@ from dynlora.train.resume import Past, check_same_task, find_past
 from dynlora.train.run_folder import RunFolder
 from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
+from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
 
 
@@ -57,6 +58,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
     """
+    check_trackers(config.training.report_to)
     folder = RunFolder(Path(config.output))
     past = find_past(config, folder)
     task, source = TASKS[config.task], locate(config.model)

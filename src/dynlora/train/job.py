@@ -22,6 +22,7 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_folder import write_config
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
+from dynlora.train.trackers import tracking
 
 
 def run_job(config: JobConfig, console: Console) -> RunReport:
@@ -158,11 +159,18 @@ def _plain(job: Job, logged: dict[str, float]) -> dict[str, float]:
 
 
 def _train(job: Job) -> None:
-    set_seed(job.config.training.seed)
-    past = job.past
+    past, config = job.past, job.config.training
     if past is not None:
         job.stopwatch.seconds, job.metrics.seconds = past.train_seconds, past.eval_seconds
-    job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
+    with tracking(
+        job.trainer,
+        config.report_to,
+        job.folder.tracking,
+        steps_done=0 if past is None else past.step,
+        ranks=job.ranks is not None,
+    ):
+        set_seed(config.seed)
+        job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
 
 
 def _write_model(job: Job) -> None:
@@ -193,6 +201,8 @@ def _finish(job: Job, record: RunRecord) -> RunReport:
     places = {"adapter": job.folder.adapter}
     if job.config.method == "full":
         places = {"model": job.folder.full_model}
+    if job.config.training.report_to:
+        places["trackers"] = job.folder.tracking
     if ranks is not None:
         write_heatmap(
             ranks.dynamic.history,

@@ -17,7 +17,7 @@ from dynlora.train.config import JobConfig
 from dynlora.train.run_folder import RunFolder, write_json
 
 PROGRESS = "job.json"
-MAY_DIFFER = {"output", "overwrite", "training.resume"}
+MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
 

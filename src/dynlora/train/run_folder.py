@@ -65,9 +65,14 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def tracking(self) -> Path:
+        """What trackers write, a folder each, with `training.report_to`."""
+        return self.root / "tracking"
+
+    @property
     def _all(self) -> tuple[Path, ...]:
         """Everything that a run writes; `run.json`, which marks a run, comes last."""
-        folders = (self.adapter, self.full_model, self.checkpoints)
+        folders = (self.adapter, self.full_model, self.checkpoints, self.tracking)
         files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
         return (*folders, *files)
 

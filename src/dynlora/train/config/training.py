@@ -7,6 +7,7 @@ from dynlora.errors import ConfigError
 from dynlora.train.config.checks import require
 
 Interval = Literal["epoch", "steps", "no"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,9 @@ class TrainingConfig:
     end. At least 1. [early_stopping_patience]"""
     logging_steps: int = 10
     """Optimizer steps between lines of metrics.jsonl, at least 1."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Trackers that also get metrics and ranks, such as `[tensorboard]`; what they write on this
+    machine is in the folder `tracking` of the run. [report_to]"""
     seed: int = 0
     """Seed of initial weights, data order and dropout; the same for every method."""
     resume: str = "none"

@@ -1,0 +1,137 @@
+"""Ranks for the trackers of a `Trainer`: events in, named figures in TensorBoard and others out.
+
+The Trainer sends losses and metrics to the trackers in `TrainingArguments(report_to=...)` itself.
+This sends what happens to ranks to the same places, and to nothing else: neither the run nor
+`state.log_history` knows of it.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from statistics import mean
+from typing import Any
+
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
+
+from dynlora.errors import ConfigError
+from dynlora.integrations.trainer import DynamicLoraCallback
+from dynlora.types import Event
+
+Figures = dict[str, float]
+
+
+def rank_figures(ranks: Mapping[str, int], parameters: int) -> Figures:
+    """Return how ranks stand, by names that stay the same from version to version.
+
+    Args:
+        ranks: Rank by module name.
+        parameters: Live LoRA parameters.
+    """
+    by_layer = {f"ranks/{name}": float(rank) for name, rank in ranks.items()}
+    return by_layer | {
+        "ranks/mean": float(mean(ranks.values())),
+        "dynamic/parameters": float(parameters),
+    }
+
+
+def event_figures(event: Event) -> Figures:
+    """Return how ranks stand after an event, and what it went by."""
+    layers = event.layers.values()
+    ranks = {name: layer.rank_after for name, layer in event.layers.items()}
+    return rank_figures(ranks, event.parameters) | {
+        "dynamic/agreement": event.agreement,
+        "dynamic/moved_layers": float(sum(x.rank_before != x.rank_after for x in layers)),
+    }
+
+
+def track_ranks(trainer: Trainer) -> None:
+    """Send ranks to the trackers that a trainer reports to; call it before `trainer.train()`.
+
+    Example:
+        >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback()])
+        >>> track_ranks(trainer)
+
+    Args:
+        trainer: With a `DynamicLoraCallback` and, from `report_to`, a tracker that is known here.
+
+    Raises:
+        ConfigError: If it has none of either.
+    """
+    found: list[TrainerCallback] = trainer.callback_handler.callbacks
+    sources = [callback for callback in found if isinstance(callback, DynamicLoraCallback)]
+    trackers = [callback for callback in found if isinstance(callback, tuple(SENDERS))]
+    if not sources or not trackers:
+        names = ", ".join(type(callback).__name__ for callback in found)
+        raise ConfigError(
+            "Tracking ranks needs a `DynamicLoraCallback` and a tracker, `report_to` tensorboard, "
+            f"wandb or trackio, in the trainer, got the callbacks {names}: give it both."
+        )
+    trainer.add_callback(RankTracker(sources[0], trackers))
+
+
+class RankTracker(TrainerCallback):
+    """Sends ranks when training begins and after each event; must come after its trackers."""
+
+    def __init__(self, source: DynamicLoraCallback, trackers: list[TrainerCallback]) -> None:
+        """Take the callback that moves ranks, and those that know where to send them."""
+        self.source = source
+        self.trackers = trackers
+        self._sent = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Send the ranks that training begins with; events of a resumed run were sent by it."""
+        assert self.source.dynamic is not None
+        dynamic = self.source.dynamic
+        self._sent = len(dynamic.history)
+        self._send(rank_figures(dynamic.ranks, dynamic.parameters), state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Send the events of this step."""
+        assert self.source.dynamic is not None
+        history = self.source.dynamic.history
+        for event in history[self._sent :]:
+            self._send(event_figures(event), state)
+        self._sent = len(history)
+
+    def _send(self, figures: Figures, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        for tracker in self.trackers:
+            for kind, send in SENDERS.items():
+                if isinstance(tracker, kind):
+                    send(tracker, figures, state.global_step)
+
+
+def _to_tensorboard(tracker: Any, figures: Figures, step: int) -> None:
+    for name, value in figures.items():
+        tracker.tb_writer.add_scalar(name, value, step)
+    tracker.tb_writer.flush()
+
+
+def _to_wandb(_tracker: Any, figures: Figures, step: int) -> None:
+    import_module("wandb").log({**figures, "train/global_step": step})
+
+
+def _to_trackio(_tracker: Any, figures: Figures, step: int) -> None:
+    import_module("trackio").log({**figures, "train/global_step": step})
+
+
+SENDERS: Mapping[type[TrainerCallback], Callable[[Any, Figures, int], None]] = {
+    TensorBoardCallback: _to_tensorboard,
+    WandbCallback: _to_wandb,
+    TrackioCallback: _to_trackio,
+}
