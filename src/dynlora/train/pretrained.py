@@ -14,8 +14,10 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
+from dynlora.train.gguf_file import BROKEN, check_gguf, not_read, restored
+from dynlora.train.quantized import check_quantizer, load_quantized
 
-UNLOADABLE = (OSError, ValueError, ImportError, SafetensorError)
+UNLOADABLE = (OSError, ValueError, ImportError, SafetensorError, *BROKEN)
 """What transformers raises for files that are missing, broken, or need a package that is not
 installed."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions")
@@ -32,15 +34,35 @@ class Source:
     """Further arguments of every `from_pretrained`."""
     weight_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's `from_pretrained`."""
+    quantization: str | None = None
+    """`nf4` or `int8` for linear layers in 4 or 8 bits; None leaves them as they are."""
+
+    @property
+    def label(self) -> str:
+        """Folder or hub name, with the GGUF file if the model is in one."""
+        file = self.options.get("gguf_file")
+        return self.place if file is None else f"{self.place}/{file}"
 
 
 def locate(config: ModelConfig) -> Source:
     """Return what to load the model, its configuration and its tokenizer from.
 
     Raises:
-        ConfigError: If the folder or package does not exist or holds no model.
+        ConfigError: If the folder or package does not exist or holds no model, the file is none in
+            the GGUF format, or what quantizes is not installed.
     """
-    return Source(place=_place(config))
+    if config.quantization is not None:
+        check_quantizer(config.quantization)
+    held = {"dtype": config.dtype}
+    if config.gguf_file is None:
+        place = _place(config)
+        return Source(place=place, weight_options=held, quantization=config.quantization)
+    return Source(
+        place=_place(config),
+        options={"gguf_file": config.gguf_file},
+        weight_options=held | restored(),
+        quantization=config.quantization,
+    )
 
 
 def _place(config: ModelConfig) -> str:
@@ -50,7 +72,7 @@ def _place(config: ModelConfig) -> str:
         ConfigError: If the folder or package does not exist or holds no model.
     """
     if config.path is not None:
-        return _checked(Path(config.path), "model.path")
+        return _checked(Path(config.path), "model.path", config.gguf_file)
     if config.package is None:
         return str(config.name)
     package, _, folder = config.package.partition("/")
@@ -60,16 +82,24 @@ def _place(config: ModelConfig) -> str:
             f"`model.package` must begin with an installed Python package, got {package!r}, which "
             f"is not installed: pip install {package.replace('_', '-')}"
         )
-    return _checked(Path(spec.submodule_search_locations[0]) / folder, "model.package")
+    place = Path(spec.submodule_search_locations[0]) / folder
+    return _checked(place, "model.package", config.gguf_file)
 
 
-def _checked(folder: Path, key: str) -> str:
-    if not (folder / "config.json").is_file():
+def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
+    if gguf_file is not None:
+        check_gguf(folder / gguf_file)
+    elif not (folder / "config.json").is_file():
         raise ConfigError(
             f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
-            f"{folder}, which has no config.json."
+            f"{folder}, which has no config.json.{_gguf_advice(folder)}"
         )
     return str(folder)
+
+
+def _gguf_advice(folder: Path) -> str:
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    return f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
@@ -84,20 +114,20 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
         )
         model = AutoConfig.from_pretrained(source.place, **source.options).to_dict()
     except UNLOADABLE as error:
-        raise not_loaded("tokenizer", source.place, error) from error
-    _check_vocabulary(tokenizer, model.get("vocab_size"), source.place)
+        raise not_loaded("tokenizer", source, error) from error
+    _check_vocabulary(tokenizer, model.get("vocab_size"), source.label)
     # Models without absolute positions have no such field, and tokenizers without a limit say 1e30.
     limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
     limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
         raise ConfigError(
-            f"`data.max_length` must be at most {limit}, the longest input of {source.place}, "
+            f"`data.max_length` must be at most {limit}, the longest input of {source.label}, "
             f"got {max_length}."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
-                f"the tokenizer of {source.place} must have a padding or an end-of-text token to "
+                f"the tokenizer of {source.label} must have a padding or an end-of-text token to "
                 "put texts of different lengths into one batch, got neither: add `pad_token` to "
                 "its tokenizer_config.json."
             )
@@ -126,28 +156,36 @@ def _check_vocabulary(
 
 
 def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
-    """Return the model at `source` in float32, with the head that `auto_class` gives it.
+    """Return the model at `source`, with the head that `auto_class` gives it.
 
     A head is newly drawn from torch's random state unless the model brings one that fits.
 
     Args:
         auto_class: `AutoModelForSequenceClassification` or another of transformers' classes.
-        source: Where the model is.
+        source: Where the model is, and how its weights are held: in float32 if it does not say.
         head: Arguments for the head, such as `num_labels`.
 
     Raises:
         ConfigError: If the model cannot be loaded or has no such form.
     """
-    options: dict[str, Any] = {"dtype": "float32", "ignore_mismatched_sizes": True}
+    options = {"dtype": "float32", "ignore_mismatched_sizes": True} | source.weight_options | head
     try:
-        return auto_class.from_pretrained(
-            source.place, **options | source.options | source.weight_options | head
-        )
+        if source.quantization is None:
+            model = auto_class.from_pretrained(source.place, **source.options, **options)
+        else:
+            model = load_quantized(
+                auto_class, source.place, source.quantization, source.options, options
+            )
     except UNLOADABLE as error:
-        raise not_loaded("model", source.place, error) from error
+        raise not_loaded("model", source, error) from error
+    # PEFT writes it into what it saves as the name of the base model.
+    model.name_or_path = source.label
+    return model
 
 
-def not_loaded(what: str, source: str, error: Exception) -> ConfigError:
+def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
     """Return the error for what cannot be loaded from a model's source."""
+    if "gguf_file" in source.options:
+        return not_read(source.label, error)
     reason = " ".join(str(error).split())
-    return ConfigError(f"the {what} of {source} could not be loaded: {reason}")
+    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}")

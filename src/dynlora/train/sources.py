@@ -122,7 +122,8 @@ def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
 
 
 def _read_file(path: Path, config: DataConfig) -> pa.Table:
-    texts = [config.text, *([] if config.text_pair is None else [config.text_pair])]
+    named = (config.text, config.text_pair, config.prompt, config.completion)
+    texts = [column for column in named if column is not None]
     if path.suffix not in READERS:
         raise DataError(
             f"a data file must end in {', '.join(READERS)}, got {path.name!r} in {path.parent}: "

@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.pretrained import load_classifier, load_tokenizer, locate
+from dynlora.train.pretrained import Source, load_model, load_tokenizer, locate
 from tests.jobs import save_model, save_tokenizer
 
 
@@ -18,9 +19,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
+def at(folder: Path, **held: Any) -> Source:
+    return locate(ModelConfig(path=str(folder), **held))
+
+
+def load_classifier(source: Source, labels: int) -> Any:
+    return load_model(AutoModelForSequenceClassification, source, num_labels=labels)
+
+
 def test_a_path_wins_over_a_name_and_a_name_is_taken_as_it_is(model: Path) -> None:
-    assert locate(ModelConfig(name="someone/model", path=str(model))) == str(model)
-    assert locate(ModelConfig(name="someone/model")) == "someone/model"
+    assert locate(ModelConfig(name="someone/model", path=str(model))).place == str(model)
+    assert locate(ModelConfig(name="someone/model")).place == "someone/model"
 
 
 def test_a_package_is_found_without_importing_it(
@@ -31,7 +40,7 @@ def test_a_package_is_found_without_importing_it(
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "weights").symlink_to(model)
     monkeypatch.syspath_prepend(tmp_path)
-    assert locate(ModelConfig(package="some_package/weights")) == str(package / "weights")
+    assert locate(ModelConfig(package="some_package/weights")).place == str(package / "weights")
     with pytest.raises(ConfigError, match=rf"{package / 'other'}, which has no config\.json"):
         locate(ModelConfig(package="some_package/other"))
 
@@ -47,51 +56,77 @@ def test_a_package_that_is_not_installed_is_named(package: str) -> None:
 def test_a_classifier_is_kept_where_it_fits_and_else_newly_drawn(
     model: Path, labels: int, kept: bool
 ) -> None:
-    tokenizer = load_tokenizer(str(model), 16)
     drawn = []
     for _ in range(2):
         torch.manual_seed(7)
-        loaded = load_classifier(str(model), labels, tokenizer)
+        loaded = load_classifier(at(model), labels)
         drawn.append(loaded.classifier.weight)
     assert drawn[0].shape == (labels, 16)
     assert torch.equal(drawn[0], drawn[1]), "the same random state gives the same classifier"
     torch.manual_seed(8)
-    other = load_classifier(str(model), labels, tokenizer).classifier.weight
+    other = load_classifier(at(model), labels).classifier.weight
     assert torch.equal(drawn[0], other) == kept
 
 
 def test_weights_in_half_precision_are_loaded_in_float32(tmp_path: Path, model: Path) -> None:
     BertModel(BertConfig.from_pretrained(model)).bfloat16().save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    loaded = load_classifier(str(tmp_path), 2, load_tokenizer(str(tmp_path), 16))
+    loaded = load_classifier(at(tmp_path), 2)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 def test_the_shorter_of_the_models_and_the_tokenizers_limit_counts(
     tmp_path: Path, model: Path
 ) -> None:
-    assert load_tokenizer(str(model), 32)
+    assert load_tokenizer(at(model), 32)
     with pytest.raises(ConfigError, match=r"must be at most 32, .* got 33"):
-        load_tokenizer(str(model), 33)
+        load_tokenizer(at(model), 33)
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
     save_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=r"must be at most 20, .* got 21"):
-        load_tokenizer(str(tmp_path), 21)
+        load_tokenizer(at(tmp_path), 21)
 
 
 def test_the_end_of_text_pads_where_there_is_no_padding_token(tmp_path: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_tokenizer(tmp_path, pad_token=None, eos_token="[SEP]")
-    assert load_tokenizer(str(tmp_path), 16).pad_token == "[SEP]"
+    assert load_tokenizer(at(tmp_path), 16).pad_token == "[SEP]"
     save_tokenizer(tmp_path, pad_token=None)
     with pytest.raises(ConfigError, match="got neither: add `pad_token`"):
-        load_tokenizer(str(tmp_path), 16)
+        load_tokenizer(at(tmp_path), 16)
 
 
 def test_a_model_without_a_classification_form_is_refused(tmp_path: Path, model: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
     save_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
-        load_classifier(str(tmp_path), 2, load_tokenizer(str(model), 16))
+        load_classifier(at(tmp_path), 2)
+
+
+def test_weights_are_held_in_the_type_that_is_asked_for(model: Path) -> None:
+    loaded = load_classifier(at(model, dtype="bfloat16"), 2)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_the_model_knows_where_it_is_from(model: Path) -> None:
+    assert load_classifier(at(model), 2).name_or_path == str(model)
+
+
+@pytest.mark.parametrize("key", ["path", "name", "package"])
+def test_a_gguf_file_has_a_key_of_its_own(key: str) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=rf"without a file, got a/b\.gguf: set `model\.{key}: a` and `model\.gguf_file: b\.gguf`",
+    ):
+        ModelConfig(**{key: "a/b.gguf"})
+    with pytest.raises(ConfigError, match=r"`model\.gguf_file` must be a \.gguf file, got b\.bin"):
+        ModelConfig(**{key: "a", "gguf_file": "b.bin"})
+    assert ModelConfig(**{key: "a", "gguf_file": "b.gguf"})
+
+
+def test_a_folder_with_a_gguf_file_alone_is_told_the_key(tmp_path: Path) -> None:
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ConfigError, match=r"no config\.json\. .*set `model\.gguf_file: b\.gguf`"):
+        at(tmp_path)

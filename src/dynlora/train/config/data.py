@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dynlora.errors import ConfigError
 from dynlora.train.config.checks import require, require_one
 
 
@@ -15,8 +16,9 @@ class DataConfig:
     subset: str | None = None
     """Configuration of the hub data set, such as `mrpc`."""
     path: str | None = None
-    """Local folder with one .parquet, .csv or .jsonl file a split, named after it, or one such
-    file, of which `validation_fraction` is held out. Wins over `name` and `embedded`."""
+    """Local folder with one .parquet, .csv, .jsonl or (images) .npz file a split, named after it,
+    or one such file, of which `validation_fraction` is held out; or a folder with one folder a
+    split, in which one folder a class holds images. Wins over `name` and `embedded`."""
     embedded: Literal["stdlib"] | None = None
     """Data set made on this machine: `stdlib` pairs the first sentence of each docstring of
     Python's standard library with a function signature; label 1 if it describes that function."""
@@ -25,6 +27,26 @@ class DataConfig:
     `token_classification`."""
     text_pair: str | None = None
     """Column of the second text of a pair; null where there is one text."""
+    prompt: str | None = None
+    """Column of what `causal_lm` goes on from; null where `text` or `messages` holds it all."""
+    completion: str | None = None
+    """Column of what is to come after the prompt."""
+    separator: str = "\n"
+    """Text between prompt and completion; without effect with `as_chat`."""
+    as_chat: bool = False
+    """Make the prompt a user's turn and the completion the assistant's, in the model's chat
+    template."""
+    messages: str | None = None
+    """Column of conversations for `causal_lm`, each a list of `{role, content}`, put into the
+    model's chat template."""
+    completion_only: bool = True
+    """Learn the completion alone, of conversations the assistant's turns; false learns every token,
+    as is always done with `text`."""
+    max_new_tokens: int = 128
+    """Most tokens that `causal_lm` writes when it predicts, at least 1."""
+    image: str = "image"
+    """Column of the images for `image_classification`: encoded bytes, such as a JPEG's; a path,
+    which begins at the data file's folder; or Hugging Face's `{bytes, path}`."""
     label: str = "label"
     """Column of what is to be learned: a class (a whole number from 0 on); a number for
     `regression`; a list of classes for `multi_label`, and one class a word for
@@ -48,7 +70,8 @@ class DataConfig:
         """Check the source, then each value.
 
         Raises:
-            ConfigError: If there is no source or more than one, or a value is outside its range.
+            ConfigError: If there is no source or more than one, a value is outside its range, or
+                columns of two formats are named.
         """
         if self.path is None:
             require_one("data", name=self.name, embedded=self.embedded)
@@ -58,3 +81,24 @@ class DataConfig:
         for key in ("num_labels", "max_train_rows", "max_validation_rows"):
             value, low = getattr(self, key), 2 if key == "num_labels" else 1
             require(value is None or value >= low, f"data.{key}", f"at least {low}", value)
+        require(self.max_new_tokens >= 1, "data.max_new_tokens", "at least 1", self.max_new_tokens)
+        self._check_format()
+
+    def _check_format(self) -> None:
+        pair, messages = (self.prompt, self.completion), self.messages
+        if pair.count(None) == 1:
+            raise ConfigError(
+                "`data.prompt` and `data.completion` must be given together, got only "
+                f"`data.{'prompt' if self.completion is None else 'completion'}`: name both "
+                "columns, or use `data.text` for texts without a prompt."
+            )
+        if messages is not None and self.prompt is not None:
+            raise ConfigError(
+                f"`data.messages` must be null with `data.prompt`, got {messages}: conversations "
+                "hold their prompts themselves, so leave out one of the two."
+            )
+        if self.as_chat and self.prompt is None:
+            raise ConfigError(
+                "`data.as_chat` must be false without `data.prompt`, got true: it makes two turns "
+                "of a prompt and a completion; conversations need only `data.messages`."
+            )

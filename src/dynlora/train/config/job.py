@@ -65,6 +65,11 @@ class JobConfig:
         unset = f"null with `method: {self.method}`"
         require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
         require(plain or start is None, "lora.start_from", unset, start)
+        if self.method == "full":
+            # A rounded weight cannot take the small steps of training.
+            bits, dtype = self.model.quantization, self.model.dtype
+            require(bits is None, "model.quantization", unset, bits)
+            require(dtype == "float32", "model.dtype", "float32 with `method: full`", dtype)
         if self.method != "adalora":
             return
         if self.training.resume != "none" or self.training.load_best_model_at_end:

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 
 from dynlora.train.config import TaskName
 from dynlora.train.task import Task
+from dynlora.train.tasks.causal_lm import CAUSAL_LM
 from dynlora.train.tasks.sequence import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
+from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION
 
 TASKS: Mapping[TaskName, Task] = {
     "sequence_classification": SEQUENCE_CLASSIFICATION,
     "regression": REGRESSION,
     "multi_label": MULTI_LABEL,
+    "token_classification": TOKEN_CLASSIFICATION,
+    "causal_lm": CAUSAL_LM,
 }

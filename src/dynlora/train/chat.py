@@ -1,0 +1,227 @@
+"""Conversations in a model's chat template, and which of their tokens the assistant said.
+
+Which tokens those are, the template itself says with `{% generation %}` markers, or a variant of
+it that TRL knows. Of other templates it is found turn by turn: an assistant's turn is what comes
+after the conversation before it, put as a request to answer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    has_generation_markers,
+    is_chat_template_stop_token_trained,
+)
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.columns import refuse_rows
+from dynlora.train.examples import Example
+from dynlora.train.sources import RawSplit
+
+Conversation = Sequence[Mapping[str, str]]
+"""Messages, each with a role and a content."""
+
+Encoded = TypeVar("Encoded")
+
+logger = logging.getLogger(__name__)
+
+
+class UnmaskableError(Exception):
+    """A template that does not show where the assistant's turns are."""
+
+
+def check_template(tokenizer: Any, key: str) -> None:
+    """Check that there is a chat template for what `key` asks for.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"`{key}` needs a model with a chat template, but the tokenizer of "
+            f"{tokenizer.name_or_path} has none: add `chat_template` to its tokenizer_config.json, "
+            "or use `data.prompt` and `data.completion`, or `data.text`."
+        )
+
+
+def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
+    """Return a column of conversations.
+
+    Raises:
+        DataError: If a row has none, or a message without a role or a content that is a text.
+    """
+    rows: list[Conversation] = split.table[column].to_pylist()
+    refuse_rows(
+        split,
+        f"column {column!r} must hold a list of messages in every row, each with the texts `role` "
+        "and `content`",
+        [(row, value) for row, value in enumerate(rows) if not _is_conversation(value)],
+        'Write them as [{"role": "user", "content": "..."}, ...].',
+    )
+    return rows
+
+
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def as_conversations(prompts: Sequence[str], completions: Sequence[str]) -> list[Conversation]:
+    """Return each prompt as a user's turn and its completion as the assistant's."""
+    return [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def encode_conversations(
+    split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any, *, completion_only: bool
+) -> list[Example]:
+    """Return conversations as tokens.
+
+    Args:
+        split: Where they are from, for messages.
+        conversations: One a row of `split`.
+        tokenizer: One with a chat template.
+        completion_only: Whether only the assistant's turns are to be learned.
+
+    Raises:
+        ConfigError: If the template does not show where these turns are.
+        DataError: If a conversation has no such turn, or the template refuses it.
+    """
+    if not completion_only:
+        return _each(split, conversations, partial(_encode_whole, tokenizer))
+    _require_answers(split, conversations)
+    try:
+        return _each(split, conversations, choose_masking(tokenizer))
+    except UnmaskableError as error:
+        raise ConfigError(
+            "`data.completion_only` needs a chat template that shows where the assistant's turns "
+            f"are, but that of {tokenizer.name_or_path} {error}: put its assistant's turns between "
+            "`{% generation %}` and `{% endgeneration %}`, or set `data.completion_only: false`."
+        ) from error
+
+
+def encode_requests(
+    split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any
+) -> list[list[int]]:
+    """Return conversations without a last assistant's turn, as requests for one.
+
+    Raises:
+        DataError: If nothing is left of a conversation, or the template refuses it.
+    """
+    asked = [row[:-1] if row[-1]["role"] == "assistant" else row for row in conversations]
+    refuse_rows(
+        split,
+        "conversations must hold a message to answer",
+        [(row, conversations[row]) for row, left in enumerate(asked) if not left],
+        "Remove these rows.",
+    )
+    return _each(split, asked, partial(_render, tokenizer, add_generation_prompt=True))
+
+
+def choose_masking(tokenizer: Any) -> Callable[[Conversation], Example]:
+    """Return what encodes a conversation and finds the assistant's turns in this template."""
+    template = tokenizer.chat_template
+    if not has_generation_markers(template):
+        try:
+            template = get_training_chat_template(tokenizer)
+        except ValueError:
+            return partial(encode_by_turns, tokenizer)
+    if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
+        logger.warning(
+            "the chat template of %s leaves the end of the assistant's turns outside its "
+            "{%% generation %%} markers: the model may not learn to stop.",
+            tokenizer.name_or_path,
+        )
+    return partial(encode_by_markers, tokenizer, template)
+
+
+def encode_by_markers(tokenizer: Any, template: str, conversation: Conversation) -> Example:
+    """Encode with a template whose markers enclose the assistant's turns."""
+    encoded = tokenizer.apply_chat_template(
+        list(conversation),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        chat_template=template,
+    )
+    learned = [bool(flag) for flag in encoded["assistant_masks"]]
+    if not any(learned):
+        raise UnmaskableError("marks no token of some")
+    return Example(ids=encoded["input_ids"], learned=learned)
+
+
+def encode_by_turns(tokenizer: Any, conversation: Conversation) -> Example:
+    """Encode with a template that writes a turn in the same way whatever comes after it."""
+    ids = _render(tokenizer, conversation)
+    learned = [False] * len(ids)
+    for turn, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        if turn == 0:
+            raise UnmaskableError("has no markers for a conversation that begins with one")
+        before = _render(tokenizer, conversation[:turn], add_generation_prompt=True)
+        after = _render(tokenizer, conversation[: turn + 1])
+        if ids[: len(before)] != before or ids[: len(after)] != after:
+            raise UnmaskableError("has no markers and writes a turn according to what follows")
+        learned[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return Example(ids=ids, learned=learned)
+
+
+def _encode_whole(tokenizer: Any, conversation: Conversation) -> Example:
+    ids = _render(tokenizer, conversation)
+    return Example(ids=ids, learned=[True] * len(ids))
+
+
+def _render(tokenizer: Any, conversation: Conversation, **options: Any) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(conversation), tokenize=True, return_dict=True, **options
+    )["input_ids"]
+    return ids
+
+
+def _require_answers(split: RawSplit, conversations: Sequence[Conversation]) -> None:
+    refuse_rows(
+        split,
+        "conversations must hold a turn of the `assistant` to learn",
+        [
+            (row, [message["role"] for message in conversation])
+            for row, conversation in enumerate(conversations)
+            if not any(message["role"] == "assistant" for message in conversation)
+        ],
+        "Remove these rows, rename their roles, or set `data.completion_only: false`.",
+    )
+
+
+def _each(
+    split: RawSplit,
+    conversations: Sequence[Conversation],
+    encode: Callable[[Conversation], Encoded],
+) -> list[Encoded]:
+    """Encode each conversation.
+
+    Raises:
+        DataError: If the chat template refuses one.
+    """
+    encoded = []
+    for row, conversation in enumerate(conversations):
+        try:
+            encoded.append(encode(conversation))
+        except TemplateError as error:
+            raise DataError(
+                f"conversations must fit the model's chat template, but it refuses row "
+                f"{split.rows[row]} of the {split.name} split ({split.source}, rows counted from "
+                f"0), whose roles are {', '.join(message['role'] for message in conversation)}: "
+                f"{error}"
+            ) from error
+    return encoded

@@ -1,0 +1,60 @@
+"""GGUF files: whether one is there, and what is said of those that cannot be read."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GgufConfig
+
+from dynlora.errors import ConfigError
+
+MAGIC = b"GGUF"
+BROKEN = (struct.error, LookupError, TypeError, StrictDataclassError)
+"""What reading a file raises, beside the usual, that ends too early or lacks a value."""
+
+
+def check_gguf(path: Path) -> None:
+    """Check that a file exists and begins as GGUF files do.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if not path.is_file():
+        found = ", ".join(sorted(file.name for file in path.parent.glob("*.gguf"))) or "none"
+        raise ConfigError(
+            f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
+            f"there: its GGUF files are: {found}."
+        )
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if start != MAGIC:
+        raise ConfigError(
+            f"`model.gguf_file` must be in the GGUF format and so begin with {MAGIC!r}, got "
+            f"{start!r} in {path}: download it again, or set `model.path` alone for a Hugging Face "
+            "model."
+        )
+
+
+def restored() -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that restore a file's weights.
+
+    transformers would else leave them in the file's own blocks where it has a kernel for these:
+    such a model can be neither trained nor saved.
+    """
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def not_read(label: str, error: Exception) -> ConfigError:
+    """Return the error for a GGUF file that transformers cannot read.
+
+    Args:
+        label: Where it is.
+        error: What transformers raised.
+    """
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ConfigError(
+        f"{label} must be a whole GGUF file of an architecture that transformers can read, but "
+        f"reading it failed with {type(error).__name__}: {reason}. Download it again if it was cut "
+        "short; of another architecture use the model's Hugging Face folder."
+    )

@@ -1,0 +1,155 @@
+"""Going on with a text: plain texts, prompts with completions, conversations.
+
+Trained through TRL's `SFTTrainer`; see `examples` and `chat` for what is learned of a row.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.chat import (
+    as_conversations,
+    check_template,
+    encode_conversations,
+    encode_requests,
+    read_conversations,
+)
+from dynlora.train.columns import check_columns, read_texts
+from dynlora.train.config import DataConfig
+from dynlora.train.continuation import continuations
+from dynlora.train.examples import (
+    Example,
+    encode_pairs,
+    encode_prompts,
+    encode_texts,
+    fit,
+)
+from dynlora.train.pretrained import LENGTH_KEYS, Source, load_model, load_tokenizer
+from dynlora.train.sft import make_sft_trainer
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor, Split, Task, TrainerParts
+
+logger = logging.getLogger(__name__)
+
+
+def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source, config.max_length)
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"the tokenizer of {source.label} must have an end-of-text token, by which a model "
+            "learns to stop, got none: add `eos_token` to its tokenizer_config.json."
+        )
+    if config.messages is not None:
+        check_template(tokenizer, "data.messages")
+    if config.as_chat:
+        check_template(tokenizer, "data.as_chat")
+    return tokenizer
+
+
+def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example]:
+    """Return a split's rows as tokens, in the format that the configuration names."""
+    only = config.completion_only
+    if config.messages is not None:
+        check_columns(split, {"data.messages": config.messages})
+        conversations = read_conversations(split, config.messages)
+        return encode_conversations(split, conversations, tokenizer, completion_only=only)
+    if config.prompt is None or config.completion is None:
+        check_columns(split, {"data.text": config.text})
+        return encode_texts(read_texts(split, config.text), tokenizer)
+    check_columns(split, {"data.prompt": config.prompt, "data.completion": config.completion})
+    prompts, completions = read_texts(split, config.prompt), read_texts(split, config.completion)
+    if config.as_chat:
+        conversations = as_conversations(prompts, completions)
+        return encode_conversations(split, conversations, tokenizer, completion_only=only)
+    prompts = [prompt + config.separator for prompt in prompts]
+    if not only:
+        whole = [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)]
+        return encode_texts(whole, tokenizer)
+    examples, merged = encode_pairs(prompts, completions, tokenizer)
+    if merged:
+        logger.warning(
+            "in %d of %d %s rows the last letters of the prompt and the first of the completion "
+            "make one token, which is learned: end `data.separator` with a line break.",
+            merged, len(examples), split.name,
+        )  # fmt: skip
+    return examples
+
+
+def _read_split(
+    split: RawSplit, config: DataConfig, tokenizer: Any, _num_labels: int | None
+) -> Split:
+    examples = _encode(split, config, tokenizer)
+    fitted = fit(examples, config.max_length)
+    if fitted.dropped == len(examples):
+        raise DataError(
+            f"`data.max_length` must leave something to learn, got {config.max_length} tokens, "
+            f"within which none of {len(examples)} rows of the {split.name} split "
+            f"({split.source}) has a token of its completion: raise it."
+        )
+    if fitted.dropped:
+        logger.warning(
+            "%d of %d %s rows were left out: within data.max_length=%d tokens they have none of "
+            "their completion.",
+            fitted.dropped, len(examples), split.name, config.max_length,
+        )  # fmt: skip
+    return Split(inputs=fitted.inputs, cut=fitted.cut, num_labels=None)
+
+
+def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any:
+    return load_model(AutoModelForCausalLM, source)
+
+
+def _make_trainer(parts: TrainerParts) -> Trainer:
+    trainer: Trainer = make_sft_trainer(parts)
+    return trainer
+
+
+def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
+    longest = _longest_prompt(predictor.model, config)
+    prompts = _prompts(split, config, predictor.processor)
+    # The end of what is too long says best what comes next.
+    kept = [ids[-longest:] for ids in prompts]
+    for text in continuations(predictor, kept, config.max_new_tokens):
+        yield {"prediction": text}
+
+
+def _longest_prompt(model: Any, config: DataConfig) -> int:
+    """Return how many tokens a prompt may have, so that there is room for an answer."""
+    values, new = model.config.to_dict(), config.max_new_tokens
+    limits = [values[key] for key in LENGTH_KEYS if values.get(key) is not None]
+    longest: int = min([config.max_length, *(limit - new for limit in limits)])
+    if longest < 1:
+        raise ConfigError(
+            f"`data.max_new_tokens` must leave room for a prompt within the {min(limits)} tokens "
+            f"that the model can read, got {new}: lower it."
+        )
+    return longest
+
+
+def _prompts(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[list[int]]:
+    """Return the tokens to go on from, in each row of a split without completions."""
+    if config.messages is not None:
+        check_columns(split, {"data.messages": config.messages})
+        conversations = read_conversations(split, config.messages)
+        return encode_requests(split, conversations, tokenizer)
+    if config.prompt is None:
+        check_columns(split, {"data.text": config.text})
+        return encode_prompts(read_texts(split, config.text), tokenizer)
+    check_columns(split, {"data.prompt": config.prompt})
+    prompts = read_texts(split, config.prompt)
+    if config.as_chat:
+        return encode_requests(split, as_conversations(prompts, [""] * len(prompts)), tokenizer)
+    return encode_prompts([prompt + config.separator for prompt in prompts], tokenizer)
+
+
+CAUSAL_LM = Task(
+    peft_type="CAUSAL_LM",
+    load_processor=_load_processor,
+    read_split=_read_split,
+    load_model=_load_model,
+    make_trainer=_make_trainer,
+    predict=_predict,
+)

@@ -1,0 +1,210 @@
+"""The causal language modelling task: what is read in each format, and what is predicted."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from transformers import AutoModelForCausalLM
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.pretrained import Source
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor
+from dynlora.train.tasks.causal_lm import CAUSAL_LM
+from tests.language import (
+    FORMATS,
+    MAX_POSITIONS,
+    make_pairs,
+    save_language_model,
+    save_language_tokenizer,
+)
+
+ROWS = make_pairs(6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_language_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> Any:
+    return CAUSAL_LM.load_processor(Source(place=str(folder)), config())
+
+
+def config(**values: Any) -> DataConfig:
+    return DataConfig(path="data", **{"max_length": 48, **values})
+
+
+def split_of(rows: list[Any]) -> RawSplit:
+    table = pa.Table.from_pylist(rows)
+    return RawSplit(name="training", source="d", table=table, rows=range(len(rows)))
+
+
+def read(rows: list[Any], tokenizer: Any, **values: Any) -> Any:
+    return CAUSAL_LM.read_split(split_of(rows), config(**values), tokenizer, None)
+
+
+def words(tokenizer: Any, ids: list[int]) -> str:
+    return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+@pytest.mark.parametrize(
+    ("form", "whole", "learned"),
+    [
+        ("text", "{ask}\n{tell}<eos>", None),
+        ("pairs", "{ask}\n{tell}<eos>", "{tell}<eos>"),
+        ("as_chat", "<turn>user\n{ask}<end>\n<turn>assistant\n{tell}<end>\n", "{tell}<end>\n"),
+        ("messages", "<turn>user\n{ask}<end>\n<turn>assistant\n{tell}<end>\n", "{tell}<end>\n"),
+    ],
+)
+@pytest.mark.parametrize("only", [True, False])
+def test_each_format_gives_its_text_and_learns_its_part(
+    tokenizer: Any, form: str, whole: str, learned: str | None, only: bool
+) -> None:
+    split = read(ROWS, tokenizer, **FORMATS[form], completion_only=only)
+    assert split.num_labels is None
+    assert split.cut == 0
+    for row, given in zip(split.inputs, ROWS, strict=True):
+        text = whole.format(**given)
+        assert words(tokenizer, row["input_ids"]) == text
+        kept = [token for token in row["labels"] if token != -100]
+        if learned is None or not only:
+            assert kept == row["input_ids"][1:]
+        else:
+            assert words(tokenizer, kept) == learned.format(**given)
+        assert row["labels"][-len(kept) :] == kept
+
+
+def test_the_separator_stands_between_prompt_and_completion(tokenizer: Any) -> None:
+    split = read(ROWS[:1], tokenizer, **FORMATS["pairs"], separator=" . ")
+    text = words(tokenizer, split.inputs[0]["input_ids"])
+    assert text == f"{ROWS[0]['ask']} . {ROWS[0]['tell']}<eos>"
+
+
+def test_rows_cut_and_left_out_are_counted(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"ask": "red", "tell": "cat"},
+        {"ask": "red", "tell": " ".join(["cat"] * 8)},
+        {"ask": " ".join(["red"] * 8), "tell": "cat"},
+    ]
+    with caplog.at_level(logging.WARNING, logger="dynlora"):
+        split = read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
+    assert len(split.inputs) == 2
+    assert split.cut == 1
+    assert "1 of 3 training rows were left out: within data.max_length=8 tokens" in caplog.text
+
+
+def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer: Any) -> None:
+    rows = [{"ask": " ".join(["red"] * 8), "tell": "cat"}] * 2
+    with pytest.raises(DataError, match=r"got 8 tokens, within which none of 2 rows .* raise it"):
+        read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
+
+
+def test_a_token_across_the_border_is_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="dynlora"):
+        read([{"ask": "g", "tell": "reen"}], tokenizer, **FORMATS["pairs"], separator="")
+    assert "in 1 of 1 training rows the last letters of the prompt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"text": "texts"}, r"`data\.text` names the column 'texts'.*nearest is 'text'"),
+        ({"prompt": "asks", "completion": "tell"}, r"`data\.prompt` names the column 'asks'"),
+        ({"prompt": "ask", "completion": "tells"}, r"`data\.completion` names the column 'tells'"),
+        ({"messages": "chats"}, r"`data\.messages` names the column 'chats'"),
+    ],
+)
+def test_a_missing_column_is_named(tokenizer: Any, values: dict[str, str], missing: str) -> None:
+    with pytest.raises(DataError, match=missing):
+        read(ROWS, tokenizer, **values)
+
+
+@pytest.mark.parametrize(
+    ("form", "column"), [("text", "text"), ("pairs", "ask"), ("pairs", "tell"), ("as_chat", "tell")]
+)
+def test_rows_without_a_text_are_named(tokenizer: Any, form: str, column: str) -> None:
+    rows = [ROWS[0], {**ROWS[1], column: None}]
+    with pytest.raises(DataError, match=rf"column '{column}' must hold a text.*None in row 1"):
+        read(rows, tokenizer, **FORMATS[form])
+
+
+@pytest.mark.parametrize(
+    ("form", "key"), [("as_chat", r"data\.as_chat"), ("messages", r"data\.messages")]
+)
+def test_chat_without_a_template_is_refused_before_data_is_read(
+    tmp_path: Path, form: str, key: str
+) -> None:
+    save_language_model(tmp_path, template=None)
+    with pytest.raises(ConfigError, match=rf"`{key}` needs a model with a chat template"):
+        CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config(**FORMATS[form]))
+    assert CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config())
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    save_language_model(tmp_path)
+    save_language_tokenizer(tmp_path, end=None)
+    with pytest.raises(ConfigError, match="must have an end-of-text token.*add `eos_token`"):
+        CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_predictions_go_on_from_what_comes_before_the_completion(
+    folder: Path, tokenizer: Any, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    seen: list[str] = []
+    generate = model.generate
+
+    def spy(**given: Any) -> Any:
+        ids = given["input_ids"][given["attention_mask"].bool()]
+        seen.append(words(tokenizer, ids.tolist()))
+        return generate(**given)
+
+    monkeypatch.setattr(model, "generate", spy)
+    predictor = Predictor(model=model, processor=tokenizer, batch_size=1)
+    given = config(**FORMATS[form], max_new_tokens=3)
+    predicted = list(CAUSAL_LM.predict(predictor, split_of(ROWS[:3]), given))
+    expected = {
+        "text": "{text}",
+        "pairs": "{ask}\n",
+        "as_chat": "<turn>user\n{ask}<end>\n<turn>assistant\n",
+        "messages": "<turn>user\n{ask}<end>\n<turn>assistant\n",
+    }
+    assert seen == [expected[form].format(**row) for row in ROWS[:3]]
+    for row in predicted:
+        assert list(row) == ["prediction"]
+        assert isinstance(row["prediction"], str)
+
+
+def test_predictions_need_no_completion_and_read_the_end_of_what_is_too_long(
+    folder: Path, tokenizer: Any
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    predictor = Predictor(model=model, processor=tokenizer, batch_size=2)
+    given = config(**FORMATS["pairs"], max_length=8, max_new_tokens=3)
+    rows = [{"ask": "old old red cat dog dog"}, {"ask": "new red cat dog dog"}]
+    first, second = CAUSAL_LM.predict(predictor, split_of(rows), given)
+    assert first == second, "the last 8 tokens are the same"
+
+
+def test_a_prompt_leaves_room_for_the_answer(folder: Path, tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    predictor = Predictor(model=model, processor=tokenizer, batch_size=2)
+    rows = [{"text": "red cat dog"}, {"text": "big cat dog"}]  # 5 tokens, the last 4 the same
+
+    def predict(new: int) -> list[Any]:
+        return list(CAUSAL_LM.predict(predictor, split_of(rows), config(max_new_tokens=new)))
+
+    first, second = predict(MAX_POSITIONS - 4)
+    assert first == second
+    with pytest.raises(ConfigError, match=r"room for a prompt within the 64 tokens .* got 64"):
+        predict(MAX_POSITIONS)

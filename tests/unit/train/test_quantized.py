@@ -1,0 +1,128 @@
+"""Quantized models: held in few bits, read by their adapters, refused where that cannot be."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import DataConfig, JobConfig, ModelConfig
+from dynlora.train.pretrained import load_model, locate
+from tests.gguf_files import save_gguf
+from tests.language import save_language_model
+from tests.unit.train.test_gguf_file import TOKENS, llama
+
+KINDS = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}
+IDS = torch.tensor([[6, 9, 7, 11, 3]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_language_model(tmp_path_factory.mktemp("model"), hidden=64)
+
+
+def load(folder: Path, **held: Any) -> Any:
+    return load_model(AutoModelForCausalLM, locate(ModelConfig(path=str(folder), **held)))
+
+
+def linear_kinds(model: Any) -> dict[str, type]:
+    return {name.rpartition(".")[2]: type(module) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_layers_are_quantized_and_the_head_is_not(
+    folder: Path, bits: str, dtype: str
+) -> None:
+    model = load(folder, quantization=bits, dtype=dtype)
+    kinds = linear_kinds(model)
+    assert kinds["q_proj"] is kinds["down_proj"] is KINDS[bits]
+    assert kinds["lm_head"] is torch.nn.Linear
+    assert model.name_or_path == str(folder)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("bits", "error"), [("nf4", 0.3), ("int8", 0.05)])
+def test_a_quantized_model_says_nearly_the_same(folder: Path, bits: str, error: float) -> None:
+    with torch.no_grad():
+        whole = load(folder).eval()(IDS).logits
+        rounded = load(folder, quantization=bits).eval()(IDS).logits
+    assert 0 < float((rounded - whole).norm() / whole.norm()) < error
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_gradients_reach_the_first_layer_after_an_evaluation(folder: Path, bits: str) -> None:
+    base = load(folder, quantization=bits)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        model.eval()(input_ids=IDS)
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    first = base.model.layers[0].self_attn.q_proj.lora_B["default"].weight
+    assert first.dtype == torch.float32
+    assert float(first.grad.norm()) > 0
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_a_gguf_file_is_restored_and_then_quantized(tmp_path: Path, bits: str) -> None:
+    save_gguf(tmp_path / "m.gguf", llama(), TOKENS)
+    llama().save_pretrained(tmp_path / "folder")
+    model = load(tmp_path, gguf_file="m.gguf", quantization=bits)
+    same = load(tmp_path / "folder", quantization=bits)
+    assert linear_kinds(model)["q_proj"] is KINDS[bits]
+    assert model.name_or_path == str(tmp_path / "m.gguf")
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(IDS).logits, same.eval()(IDS).logits, atol=1e-5)
+
+
+def test_without_bitsandbytes_its_extra_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def none(name: str) -> Any:
+        return None if name == "bitsandbytes" else find(name)
+
+    monkeypatch.setattr("dynlora.train.quantized.find_spec", none)
+    with pytest.raises(ConfigError, match=r"`model\.quantization: nf4` .*'dynlora\[quantized\]'"):
+        locate(ModelConfig(path=str(folder), quantization="nf4"))
+    assert locate(ModelConfig(path=str(folder)))
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
+    with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
+        load(tmp_path, quantization="nf4")
+
+
+@pytest.mark.parametrize(
+    ("held", "refused"),
+    [
+        (
+            {"quantization": "nf4"},
+            r"`model\.quantization` must be null with `method: full`, got nf4",
+        ),
+        (
+            {"dtype": "bfloat16"},
+            r"`model\.dtype` must be float32 with `method: full`, got bfloat16",
+        ),
+    ],
+)
+def test_weights_that_are_all_trained_are_held_in_full(held: dict[str, str], refused: str) -> None:
+    def job(method: str) -> JobConfig:
+        return JobConfig(
+            output="out",
+            method=method,
+            model=ModelConfig(name="m", **held),
+            data=DataConfig(name="d"),
+        )
+
+    with pytest.raises(ConfigError, match=refused):
+        job("full")
+    for method in ("lora", "dynamic", "adalora"):
+        assert job(method)
