@@ -5,7 +5,7 @@ that its file gave it, so that a bad label can be named as it stands there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,13 @@ import pyarrow.parquet
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.embedded import stdlib_pairs
+from dynlora.train.image_sources import class_names, read_class_folders, read_npz
 
 
-def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
+def _read_csv(path: Path, config: DataConfig) -> pa.Table:
     """Read a CSV file whose empty cells are missing and whose texts may look like numbers."""
+    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
+    texts = [column for column in named if column is not None]
     return pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
@@ -33,12 +36,13 @@ def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     )
 
 
-READERS: Mapping[str, Callable[[Path, Sequence[str]], pa.Table]] = {
+READERS: Mapping[str, Callable[[Path, DataConfig], pa.Table]] = {
     ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
     ".csv": _read_csv,
     ".jsonl": lambda path, _: pyarrow.json.read_json(path),
+    ".npz": read_npz,
 }
-"""By a file's ending, what reads it; given the names of the columns with texts."""
+"""By a file's ending, what reads it."""
 HOLD_OUT_SEED = 0
 """Which rows are held out or sampled must not change with the training seed."""
 
@@ -55,16 +59,14 @@ class RawSplit:
     """All columns, unchecked."""
     rows: Sequence[int]
     """Where each row stands in the source, counted from 0."""
+    folder: Path = Path()
+    """Where paths in the table begin."""
 
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
         """Return some of the rows, in ascending order."""
         chosen = sorted(rows)
-        return RawSplit(
-            name=name or self.name,
-            source=self.source,
-            table=self.table.take(chosen),
-            rows=[self.rows[row] for row in chosen],
-        )
+        rows = [self.rows[row] for row in chosen]
+        return replace(self, name=name or self.name, table=self.table.take(chosen), rows=rows)
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -75,6 +77,15 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """
     train, validation = _find_splits(config)
     return _sample(train, config.max_train_rows), _sample(validation, config.max_validation_rows)
+
+
+def load_file(path: Path, config: DataConfig) -> RawSplit:
+    """Return all rows of a file, unchecked.
+
+    Raises:
+        DataError: If it is unreadable or of unknown type.
+    """
+    return _from_file("given", path, config)
 
 
 def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -92,45 +103,60 @@ def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     return _read_hub(config, "training"), _read_hub(config, "validation")
 
 
-def _whole(name: str, source: str, table: pa.Table) -> RawSplit:
-    return RawSplit(name=name, source=source, table=table, rows=range(table.num_rows))
+def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
+    rows = range(table.num_rows)
+    return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
 
 
 def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    def read(name: str, key: str, split: str) -> RawSplit:
-        files = [path for ext in READERS if (path := folder / f"{split}{ext}").is_file()]
-        if len(files) != 1:
-            found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
-            raise DataError(
-                f"`data.path` must hold one file named {split} with the ending "
-                f"{', '.join(READERS)} for the {name} split, got {len(files)} in {folder}, whose "
-                f"files are: {found}. Set `data.{key}` to the file to use, without its ending."
-            )
-        return _whole(name, str(files[0]), _read_file(files[0], config))
+    train = _locate(folder, "training", "train_split", config.train_split)
+    validation = _locate(folder, "validation", "validation_split", config.validation_split)
+    classes = class_names(train) if train.is_dir() else []
 
-    return (
-        read("training", "train_split", config.train_split),
-        read("validation", "validation_split", config.validation_split),
-    )
+    def read(name: str, place: Path) -> RawSplit:
+        if place.is_file():
+            return _from_file(name, place, config)
+        table = read_class_folders(place, classes or class_names(place), config)
+        return _whole(name, str(place), table, place)
+
+    return read("training", train), read("validation", validation)
+
+
+def _locate(folder: Path, name: str, key: str, split: str) -> Path:
+    """Return a split's file, or its folder of images."""
+    places = [path for ext in READERS if (path := folder / f"{split}{ext}").is_file()]
+    if (folder / split).is_dir():
+        places.append(folder / split)
+    if len(places) != 1:
+        found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
+        raise DataError(
+            f"`data.path` must hold one file named {split} with the ending "
+            f"{', '.join(READERS)} for the {name} split, or for images a folder {split} with one "
+            f"folder a class, got {len(places)} in {folder}, whose files are: {found}. Set "
+            f"`data.{key}` to the one to use, without its ending."
+        )
+    return places[0]
+
+
+def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
+    return _whole(name, str(path), _read_file(path, config), path.parent)
 
 
 def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    both = _whole("training", str(path), _read_file(path, config))
+    both = _from_file("training", path, config)
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(both.table.num_rows).tolist()
     held_out = round(len(order) * config.validation_fraction)
     return both.take(order[held_out:]), both.take(order[:held_out], "validation")
 
 
 def _read_file(path: Path, config: DataConfig) -> pa.Table:
-    named = (config.text, config.text_pair, config.prompt, config.completion)
-    texts = [column for column in named if column is not None]
     if path.suffix not in READERS:
         raise DataError(
             f"a data file must end in {', '.join(READERS)}, got {path.name!r} in {path.parent}: "
             "convert it to one of these."
         )
     try:
-        return READERS[path.suffix](path, texts)
+        return READERS[path.suffix](path, config)
     except (pa.ArrowInvalid, OSError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error

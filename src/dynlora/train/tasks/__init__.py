@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dynlora.train.config import TaskName
 from dynlora.train.task import Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM
+from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION
 from dynlora.train.tasks.sequence import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION
 
@@ -14,4 +15,5 @@ TASKS: Mapping[TaskName, Task] = {
     "multi_label": MULTI_LABEL,
     "token_classification": TOKEN_CLASSIFICATION,
     "causal_lm": CAUSAL_LM,
+    "image_classification": IMAGE_CLASSIFICATION,
 }

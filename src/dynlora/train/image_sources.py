@@ -1,0 +1,144 @@
+"""Images as folders and as arrays: what holds them in, a table with images and classes out."""
+
+import io
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from dynlora.errors import DataError
+from dynlora.train.config import DataConfig
+
+ENDINGS = frozenset({
+    ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+"""Of files in a class's folder, those that are images."""
+IMAGE_NAMES = ("images", "image", "x", "X", "data", "arr_0")
+"""What arrays of images are called in .npz files, after the name that the configuration gives."""
+LABEL_NAMES = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
+"""What arrays of classes are called there."""
+CHANNELS = (1, 3, 4)
+"""Of a pixel: grey, RGB, or RGB with transparency."""
+
+logger = logging.getLogger(__name__)
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the folders in a split's folder, each of which is a class.
+
+    They stand in the order of their numbers where all are numbers, else of their letters.
+
+    Raises:
+        DataError: If there are less than two.
+    """
+    names = _folders(folder)
+    if len(names) < 2:
+        raise DataError(
+            f"a folder of images must hold one folder for each of at least 2 classes, got "
+            f"{len(names)} in {folder}: put the images of each class into a folder of its own."
+        )
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+
+
+def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
+    """Return the images in a split's folder as paths from there, with their classes.
+
+    Args:
+        folder: Of one split, with one folder a class.
+        classes: Names of the training split's class folders, in the order of their classes.
+        config: Names the columns.
+
+    Raises:
+        DataError: If a folder is not one of the classes, or there is no image.
+    """
+    unknown = [name for name in _folders(folder) if name not in classes]
+    if unknown:
+        raise DataError(
+            f"the folders in {folder} must be classes of the training split, {', '.join(classes)}, "
+            f"got also {', '.join(unknown)}: give the training split such images, or remove them."
+        )
+    files = [path for name in classes for path in sorted((folder / name).rglob("*"))]
+    found = [path for path in files if _visible(path) and path.is_file()]
+    images = [path for path in found if path.suffix.lower() in ENDINGS]
+    if len(images) < len(found):
+        others = sorted({path.suffix for path in found} - {path.suffix for path in images})
+        logger.warning(
+            "%d of %d files in %s are no images by their endings (%s) and were left out.",
+            len(found) - len(images), len(found), folder, ", ".join(others),
+        )  # fmt: skip
+    inside = [path.relative_to(folder) for path in images]
+    labels = [classes.index(path.parts[0]) for path in inside]
+    paths = pa.array([str(path) for path in inside], pa.string())
+    return pa.table({config.image: paths, config.label: pa.array(labels, pa.int64())})
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if _visible(path) and path.is_dir())
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def read_npz(path: Path, config: DataConfig) -> pa.Table:
+    """Return the images in a file of NumPy arrays, as PNG, with their classes.
+
+    Raises:
+        DataError: If it does not hold an array of images and one of as many classes.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
+            labels = _pick(path, arrays, "data.label", (config.label, *LABEL_NAMES))
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} must be a readable file of NumPy arrays: {reason}") from error
+    labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{path} must hold one class for each image, got classes of shape {labels.shape} and "
+            f"images of shape {images.shape}."
+        )
+    pictures = _channels_last(path, images)
+    encoded = pa.array([_png(picture) for picture in pictures], pa.large_binary())
+    return pa.table({config.image: encoded, config.label: pa.array(labels)})
+
+
+def _pick(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, names: Sequence[str]) -> np.ndarray:
+    found = [name for name in names if name in arrays.files]
+    if not found:
+        raise DataError(
+            f"{path} must hold an array called {', '.join(dict.fromkeys(names))}, got "
+            f"{', '.join(arrays.files) or 'none'}: set `{key}` to the name of the right one."
+        )
+    return np.asarray(arrays[found[0]])
+
+
+def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
+    """Return images of shape ``(n, height, width)`` or ``(n, height, width, channels)``."""
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4):
+        raise DataError(
+            f"images in {path} must be whole numbers of 8 or 16 bits (uint8, uint16), of shape "
+            f"(n, height, width) or that with channels, got {images.dtype} of shape {images.shape}."
+        )
+    if images.ndim == 3:
+        return images
+    if images.shape[3] not in CHANNELS and images.shape[1] in CHANNELS:
+        images = images.transpose(0, 2, 3, 1)
+    if images.shape[3] not in CHANNELS or (images.dtype == np.uint16 and images.shape[3] > 1):
+        raise DataError(
+            f"images in {path} must have 1 channel, or 3 or 4 of 8 bits, got {images.dtype} of "
+            f"shape {images.shape}."
+        )
+    return images[..., 0] if images.shape[3] == 1 else images
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    # What is read again at once need not be small.
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,101 @@
+"""The task with one class an image. Images are made into pixels batch by batch, always alike."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
+
+from dynlora.train.columns import check_columns, read_classes
+from dynlora.train.config import DataConfig
+from dynlora.train.head import head_modules
+from dynlora.train.images import check_images, read_rgb
+from dynlora.train.loss import summed_cross_entropy
+from dynlora.train.metrics import classification_metrics
+from dynlora.train.pretrained import UNLOADABLE, Source, load_model, not_loaded
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.tasks.sequence import describe_class
+from dynlora.train.trainer import make_job_trainer
+
+
+def _load_processor(source: Source, _config: DataConfig) -> Any:
+    try:
+        # Pillow is always there, and torchvision's pixels would differ a little from its.
+        return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            source.place, backend="pil", **source.options
+        )
+    except UNLOADABLE as error:
+        raise not_loaded("image processor", source, error) from error
+
+
+def _read_split(
+    split: RawSplit, config: DataConfig, processor: Any, num_labels: int | None
+) -> Split:
+    check_columns(split, {"data.image": config.image, "data.label": config.label})
+    labels = read_classes(split, config.label, num_labels)
+    check_images(split, config.image)
+    inputs = _pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
+    return Split(inputs=inputs, cut=0, num_labels=num_labels or max(max(labels) + 1, 2))
+
+
+def _pixel_inputs(
+    split: RawSplit, config: DataConfig, processor: Any, more: dict[str, pa.Array]
+) -> Any:
+    """Return a `datasets.Dataset` whose column of pixels holds images until it is asked for them.
+
+    A fresh table drops what the file says about its columns: images would be decoded twice.
+    """
+    inputs = datasets.Dataset(pa.table({"pixel_values": split.table[config.image], **more}))
+    inputs.set_transform(_to_pixels(processor, split.folder))
+    return inputs
+
+
+def _to_pixels(processor: Any, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def transform(rows: dict[str, Any]) -> dict[str, Any]:
+        if "pixel_values" not in rows:
+            return rows
+        images = [read_rgb(value, folder) for value in rows["pixel_values"]]
+        return rows | {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+
+    return transform
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    batch = {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
+    return batch
+
+
+def _load_model(source: Source, num_labels: int | None, _processor: Any) -> Any:
+    return load_model(AutoModelForImageClassification, source, num_labels=num_labels)
+
+
+def _make_trainer(parts: TrainerParts) -> Trainer:
+    return make_job_trainer(
+        parts, loss=summed_cross_entropy, metrics=classification_metrics, collator=_collate
+    )
+
+
+def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
+    check_columns(split, {"data.image": config.image})
+    check_images(split, config.image)
+    inputs = _pixel_inputs(split, config, predictor.processor, {})
+    for logits in batch_logits(predictor, inputs, _collate):
+        yield from map(describe_class, logits)
+
+
+IMAGE_CLASSIFICATION = Task(
+    peft_type=None,
+    head=head_modules,
+    load_processor=_load_processor,
+    read_split=_read_split,
+    load_model=_load_model,
+    make_trainer=_make_trainer,
+    predict=_predict,
+)

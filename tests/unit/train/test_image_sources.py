@@ -1,0 +1,185 @@
+"""Images from folders and arrays."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynlora.errors import DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.image_sources import class_names, read_class_folders, read_npz
+from dynlora.train.images import read_rgb
+from dynlora.train.sources import load_splits
+from tests.jobs import write_rows
+from tests.pictures import picture_rows, save_class_folders
+
+CONFIG = DataConfig(name="d")
+
+
+def test_classes_stand_in_the_order_of_their_names_or_numbers(tmp_path: Path) -> None:
+    for name in ("bees", "ants", ".cache"):
+        (tmp_path / "words" / name).mkdir(parents=True)
+    assert class_names(tmp_path / "words") == ["ants", "bees"]
+    for name in ("10", "9", "0"):
+        (tmp_path / "numbers" / name).mkdir(parents=True)
+    assert class_names(tmp_path / "numbers") == ["0", "9", "10"]
+    (tmp_path / "one" / "ants").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"at least 2 classes, got 1 in .*one: put the images"):
+        class_names(tmp_path / "one")
+
+
+def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path: Path) -> None:
+    save_class_folders(tmp_path, 3)
+    (tmp_path / "bees" / "deep").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "bees" / "deep" / "X.PNG")
+    (tmp_path / "bees" / ".DS_Store").write_text("")
+    table = read_class_folders(tmp_path, ["ants", "bees"], CONFIG)
+    assert table.to_pylist() == [
+        {"image": "ants/000.jpg", "label": 0},
+        {"image": "ants/002.jpg", "label": 0},
+        {"image": "bees/001.jpg", "label": 1},
+        {"image": "bees/deep/X.PNG", "label": 1},
+    ]
+
+
+def test_files_that_are_no_images_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_class_folders(tmp_path, 4)
+    (tmp_path / "ants" / "notes.txt").write_text("none")
+    with caplog.at_level(logging.WARNING, logger="dynlora"):
+        assert read_class_folders(tmp_path, ["ants", "bees"], CONFIG).num_rows == 4
+    assert caplog.messages == [
+        f"1 of 5 files in {tmp_path} are no images by their endings (.txt) and were left out."
+    ]
+
+
+def test_validation_takes_the_classes_of_training(tmp_path: Path) -> None:
+    save_class_folders(tmp_path / "train", 6, ("ants", "bees", "wasps"))
+    save_class_folders(tmp_path / "validation", 2, ("wasps",))
+    train, validation = load_splits(DataConfig(path=str(tmp_path)))
+    assert train.table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    assert validation.table["label"].to_pylist() == [2, 2]
+    assert validation.folder == tmp_path / "validation"
+    assert validation.source == str(tmp_path / "validation")
+    (tmp_path / "validation" / "flies").mkdir()
+    with pytest.raises(DataError, match="ants, bees, wasps, got also flies"):
+        load_splits(DataConfig(path=str(tmp_path)))
+
+
+def test_a_folder_and_a_file_of_the_same_split_are_refused(tmp_path: Path) -> None:
+    save_class_folders(tmp_path / "train", 4)
+    write_rows(tmp_path / "train.parquet", picture_rows(4))
+    with pytest.raises(DataError, match=r"or for images a folder train .*, got 2 in"):
+        load_splits(DataConfig(path=str(tmp_path)))
+
+
+def test_paths_in_a_file_begin_at_its_folder(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "label": n % 2} for n in range(10)]
+    path = write_rows(tmp_path / "list.csv", rows)
+    for split in load_splits(DataConfig(path=str(path), max_train_rows=3)):
+        assert split.folder == tmp_path
+
+
+def save(folder: Path, **arrays: Any) -> Path:
+    path = folder / "all.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def pixels(content: bytes) -> Any:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+SHAPES = [(5, 6, 7), (5, 6, 7, 1), (5, 6, 7, 3), (5, 6, 7, 4), (5, 3, 6, 7), (5, 1, 6, 7)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_arrays_become_the_same_pixels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    table = read_npz(save(tmp_path, images=images, labels=np.arange(5)), CONFIG)
+    assert table["label"].to_pylist() == [0, 1, 2, 3, 4]
+    found = np.stack([pixels(content) for content in table["image"].to_pylist()])
+    channel = shape.index(max(shape)) and (
+        images if shape[1] == 6 else images.transpose(0, 2, 3, 1)
+    )
+    expected = channel[..., 0] if channel.shape[-1] == 1 else channel
+    assert np.array_equal(found, expected)
+
+
+def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
+    images = np.full((1, 4, 4), 40_000, dtype=np.uint16)
+    table = read_npz(save(tmp_path, x=images, y=np.array([[1]])), CONFIG)
+    assert table["label"].to_pylist() == [1]
+    image = read_rgb(table["image"][0].as_py(), tmp_path)
+    assert image.getpixel((0, 0)) == (40_000 // 256,) * 3
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("images", "labels"), ("x", "y"), ("image", "label"), ("data", "targets")],
+)
+def test_arrays_are_found_by_their_usual_names(tmp_path: Path, images: str, labels: str) -> None:
+    path = save(tmp_path, **{images: np.zeros((2, 4, 4), np.uint8), labels: np.array([0, 1])})
+    assert read_npz(path, CONFIG).column_names == ["image", "label"]
+
+
+def test_the_name_that_the_configuration_gives_wins(tmp_path: Path) -> None:
+    grey = np.zeros((2, 4, 4), np.uint8)
+    path = save(tmp_path, x=grey, inverted=grey + 255, y=np.array([0, 1]), z=np.array([3, 4]))
+    table = read_npz(path, DataConfig(name="d", image="inverted", label="z"))
+    assert table["z"].to_pylist() == [3, 4]
+    assert pixels(table["inverted"][0].as_py()).min() == 255
+
+
+IMAGES = np.zeros((3, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        (
+            {"pictures": IMAGES, "y": [0, 1, 2]},
+            r"called image, images, .* got pictures, y: set `data",
+        ),
+        ({"x": IMAGES}, r"called label, labels, .*, got x: set `data\.label`"),
+        ({"x": IMAGES, "y": [0, 1]}, r"classes of shape \(2,\) and images of shape \(3, 4, 4\)"),
+        ({"x": IMAGES / 255, "y": [0, 1, 2]}, r"8 or 16 bits .* got float64 of shape \(3, 4, 4\)"),
+        ({"x": IMAGES[0], "y": [0, 1, 2, 0]}, r"of shape \(n, height, width\) .*shape \(4, 4\)"),
+        ({"x": np.zeros((3, 6, 6, 5), np.uint8), "y": [0, 1, 2]}, r"1 channel, or 3 or 4 .*6, 5\)"),
+        ({"x": np.zeros((3, 4, 4, 3), np.uint16), "y": [0, 1, 2]}, r"8 bits, got uint16"),
+        ({"x": np.array([None, 1]), "y": [0, 1]}, "readable file of NumPy arrays: Object arrays"),
+    ],
+)
+def test_other_arrays_are_refused_by_name_type_or_shape(
+    tmp_path: Path, arrays: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        read_npz(save(tmp_path, **arrays), CONFIG)
+
+
+def test_a_file_that_holds_no_arrays_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "all.npz"
+    path.write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(DataError, match="readable file of NumPy arrays"):
+        load_splits(DataConfig(path=str(path)))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="readable file of NumPy arrays: No data left"):
+        load_splits(DataConfig(path=str(path)))
+
+
+def test_a_single_file_of_arrays_is_split_without_overlap(tmp_path: Path) -> None:
+    images = np.arange(20, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+    path = save(tmp_path, images=images, labels=np.arange(20) % 2)
+    train, validation = load_splits(DataConfig(path=str(path), validation_fraction=0.25))
+    shades = [
+        [int(pixels(content)[0, 0]) for content in split.table["image"].to_pylist()]
+        for split in (train, validation)
+    ]
+    assert (len(shades[0]), len(shades[1])) == (15, 5)
+    assert sorted(shades[0] + shades[1]) == list(range(20))
