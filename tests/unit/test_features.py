@@ -230,3 +230,37 @@ def test_scaling_shifting_or_rotating_the_input_leaves_its_effective_rank():
 @pytest.mark.parametrize("tokens", [torch.zeros(5, 4), torch.full((5, 4), 2.5), torch.ones(1, 4)])
 def test_a_constant_input_has_effective_rank_one(tokens):
     assert rank_of(tokens) == 1.0
+
+
+def test_ids_count_as_one_hot_vectors_over_those_sampled():
+    ids = torch.tensor([7, 7, 7, 40_000, 2, 2])
+    analyzer = InputFeatureAnalyzer()
+    offer(analyzer, "layer", ids, torch.ones(6, 4), torch.arange(6))
+    stats = analyzer.stats()["layer"]
+    assert torch.equal(stats.tokens, ids)
+    shares = torch.tensor([1 / 2, 1 / 6, 1 / 3], dtype=torch.float64)
+    covariance = shares.diag() - torch.outer(shares, shares)
+    spectrum = torch.linalg.eigvalsh(covariance)[1:]
+    p = spectrum / spectrum.sum()
+    assert stats.variance == pytest.approx(float(covariance.trace()) / 3, rel=1e-5)
+    assert stats.effective_rank == pytest.approx(float((-p * p.log()).sum().exp()), rel=1e-5)
+
+
+def test_ids_of_one_kind_alone_do_not_vary():
+    analyzer = InputFeatureAnalyzer()
+    offer(analyzer, "layer", torch.tensor([3, 3]), torch.ones(2, 4), torch.arange(2))
+    stats = analyzer.stats()["layer"]
+    assert (stats.variance, stats.effective_rank) == (0.0, 1.0)
+
+
+def test_only_the_tokens_that_are_kept_are_read():
+    read = []
+    analyzer = InputFeatureAnalyzer()
+
+    def reader(index):
+        read.append(index)
+        return torch.ones(len(index), 6), torch.ones(len(index), 3)
+
+    keys = torch.arange(1000).flip(0)
+    analyzer.observe("layer", keys, reader)
+    assert torch.equal(read[0].sort().values, torch.arange(1000 - SAMPLE_SIZE, 1000))

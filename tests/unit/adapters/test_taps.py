@@ -9,6 +9,7 @@ from torch import nn
 
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.features import UNUSED_KEY
+from tests.layer_kinds import CASES
 from tests.lora_layers import layers_of, lora_chain
 from tests.models import lora_llama
 
@@ -336,3 +337,46 @@ def test_the_time_spent_showing_is_booked_per_layer(llama):
     ActivationTaps(llama, layers_of(llama), Recorder(), timed=timed)
     llama(input_ids=TOKENS)
     assert booked == ["begin", "end"] * 14
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_position_ids_that_all_examples_share_count_for_each_of_them():
+    model = CASES["Conv1D"].model(target_modules=["wte", "wpe"]).train()
+    recorder, _ = tapped(model)
+    mask = padded_to(4)
+    model(input_ids=TOKENS, attention_mask=mask)
+    positions, words = (recorder.tokens(f"transformer.{name}") for name in ("wpe", "wte"))
+    assert positions.keys() == words.keys()
+    assert len(words) == 4 * len(TOKENS)
+    assert sorted(map(int, positions.values())) == sorted(list(range(4)) * len(TOKENS))
+    recorder.shown.clear()
+    for row, its_mask in zip(TOKENS, mask, strict=True):
+        model(input_ids=row[None], attention_mask=its_mask[None])
+    assert recorder.tokens("transformer.wpe") == positions
+
+
+def test_every_patch_of_an_image_is_shown_with_the_output_at_its_place():
+    model = CASES["Conv2d"].model().train()
+    recorder, _ = tapped(model)
+    batch = next(CASES["Conv2d"].batches(batch=3))
+    model(**batch)
+    shown = {name: (inputs, outputs, keys) for name, inputs, outputs, keys in recorder.shown}
+    # 10 by 10 pixels; kernel (3, 2) with stride (2, 1) and no padding leaves 4 by 9.
+    assert [len(shown[name][2]) for name in ("first", "second", "third")] == [300, 108, 108]
+    assert [shown[name][0].shape[1] for name in ("first", "second", "third")] == [27, 96, 216]
+    recorder.shown.clear()
+    together = {name: dict(zip(x[2].tolist(), x[0], strict=True)) for name, x in shown.items()}
+    for image in batch["pixel_values"]:
+        model(pixel_values=image[None])
+    for name in ("first", "second", "third"):
+        alone = recorder.tokens(name)
+        assert alone.keys() == together[name].keys()
+        for key, patch in alone.items():
+            torch.testing.assert_close(patch, together[name][key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_pass_without_the_adapter_is_not_shown(llama):
+    recorder, _ = tapped(llama)
+    with llama.disable_adapter():
+        llama(input_ids=TOKENS)
+    assert recorder.shown == []

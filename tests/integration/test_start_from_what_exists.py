@@ -1,0 +1,258 @@
+"""Adapters that were trained before, several at once, tied, in groups, switched off: what holds."""
+
+import copy
+import re
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+from torch.optim import AdamW
+
+from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
+from dynlora.errors import LayerError
+from tests.layer_kinds import CASES
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
+
+OWN = {
+    "r": 6,
+    "lora_alpha": 12,
+    "use_rslora": True,
+    "rank_pattern": {"q_proj": 3, r"layers\.1\.mlp\.down_proj": 9},
+    "alpha_pattern": {"q_proj": 5, "v_proj": 20},
+    "modules_to_save": ["lm_head"],
+    "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"],
+}
+MOVING = {"hysteresis": 0, "shrink_tolerance": 1.0, "importance": "random"}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=next(sequences(batch=16, seed=9))).logits
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Save an adapter with patterns of its own, trained without us."""
+    torch.manual_seed(1)
+    model = get_peft_model(bare_llama(), LoraConfig(**OWN))
+    train(model, adamw(model), None, 30)
+    model.save_pretrained(tmp_path / "first")
+    return tmp_path
+
+
+def continued(folder):
+    return PeftModel.from_pretrained(bare_llama(), folder, is_trainable=True)
+
+
+def test_an_adapter_trained_before_is_continued_with_its_own_ranks_scales_and_budget(trained):
+    model = continued(trained / "first")
+    before = logits(model)
+    dynamic = attached(model, adamw(model), total_steps=60, **MOVING)
+    ranks = dict(dynamic.ranks)
+    assert ranks["model.layers.0.self_attn.q_proj"] == 3
+    assert ranks["model.layers.1.mlp.down_proj"] == 9
+    assert ranks["model.layers.0.mlp.down_proj"] == 6
+    scales = {layer.name: layer.scaling for layer in dynamic._layers}
+    assert scales["model.layers.0.self_attn.q_proj"] == 5 / 3**0.5
+    assert scales["model.layers.1.self_attn.v_proj"] == 20 / 6**0.5
+    assert scales["model.layers.1.mlp.down_proj"] == 12 / 9**0.5
+    live = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    at_r = sum(6 * layer.cost for layer in dynamic._layers)
+    assert dynamic.budget == max(live, at_r)
+    assert torch.equal(logits(model), before)
+
+
+def test_what_was_continued_is_saved_with_its_scales_and_its_modules_and_loads_again(trained):
+    model = continued(trained / "first")
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=40, **MOVING)
+    scales = {layer.name: layer.scaling for layer in dynamic._layers}
+    start = dict(dynamic.ranks)
+    head = model.get_submodule("base_model.model.lm_head.modules_to_save.default").weight
+    head_before = head.detach().clone()
+    losses = train(model, optimizer, dynamic, 40)
+    assert losses[-1] < losses[0]
+    assert dynamic.ranks != start
+    assert not torch.equal(head, head_before)
+    assert {layer.name: layer.scaling for layer in dynamic._layers} == scales
+    model.save_pretrained(trained / "second")
+    again = continued(trained / "second")
+    assert torch.equal(logits(again), logits(model))
+    its = attached(again, adamw(again), total_steps=40)
+    assert its.ranks == dynamic.ranks
+    for layer in its._layers:
+        assert layer.scaling == pytest.approx(scales[layer.name], rel=1e-15)
+
+
+def test_shrinking_an_adapter_that_was_trained_before_loses_what_it_says(trained):
+    model = continued(trained / "first")
+    dynamic = attached(model, adamw(model), total_steps=40)
+    loss = loss_of(model, next(sequences()))  # a forward shows tokens
+    del loss
+    features = dynamic._analyzer.stats()
+    layer = dynamic._layers[-1]
+    stats = features[layer.name]
+    delta = layer.module.get_delta_weight("default").detach()
+    values = torch.linalg.svdvals(stats.tokens @ delta.T / len(stats.tokens) ** 0.5)
+    event = dynamic.apply(RankPlan(step=0, ranks={layer.name: layer.r - 2}))
+    expected = float(values[layer.r :].norm()) / stats.output_power**0.5
+    assert event.layers[layer.name].output_lost == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_only_the_named_adapter_moves_and_the_others_stay_bit_for_bit(kind):
+    case = CASES[kind]
+    model = case.model(r=4).train()
+    settings = dict(case.lora)
+    model.add_adapter("other", LoraConfig(r=3, lora_alpha=6, **settings))
+    for name, parameter in model.named_parameters():
+        if ".other" in name:
+            nn.init.normal_(parameter, std=0.1)
+    fields = ("r", "lora_alpha", "scaling")
+
+    def other():
+        weights = {n: p.detach().clone() for n, p in model.named_parameters() if ".other" in n}
+        modules = [m for m in model.modules() if "lora_alpha" in vars(m)]
+        told = [[copy.copy(vars(m)[field]["other"]) for field in fields] for m in modules]
+        return (
+            weights,
+            told,
+            vars(model.peft_config["other"]).copy(),
+            [repr(m.lora_A) for m in modules],
+        )
+
+    before = other()
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    dynamic = attached(model, optimizer, total_steps=1000)
+    ranks = dict.fromkeys(dynamic.ranks, 2)
+    model(**next(case.batches())).loss.backward()
+    optimizer.step()
+    dynamic.apply(RankPlan(step=1, ranks=ranks))
+    dynamic.apply(RankPlan(step=1, ranks={case.layer: 4}))
+    after = other()
+    assert before[0].keys() == after[0].keys()
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    assert before[1:3] == after[1:3]
+    assert dynamic.ranks == ranks | {case.layer: 4}
+    model.set_adapter("other")
+    assert torch.isfinite(model(**next(case.batches())).logits).all()
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Embedding", "Conv2d"])
+def test_lora_plus_groups_keep_their_parameters_rates_and_moments(kind):
+    case = CASES[kind]
+    model = case.model().train()
+    optimizer = create_loraplus_optimizer(
+        model, AdamW, lr=2e-3, loraplus_lr_ratio=8, loraplus_lr_embedding=4e-3
+    )
+    dynamic = attached(model, optimizer, total_steps=40, **MOVING)
+
+    def groups():
+        return [
+            (g["lr"], g["weight_decay"], [id(p) for p in g["params"]])
+            for g in optimizer.param_groups
+        ]
+
+    before, moved = groups(), set()
+    batches = case.batches()
+    losses = []
+    for _ in range(40):
+        loss = model(**next(batches)).loss
+        loss.backward()
+        dynamic.observe()
+        weights = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
+        rates = [g["lr"] for g in optimizer.param_groups for _ in g["params"]]
+        optimizer.step()
+        now = [p.detach() for g in optimizer.param_groups for p in g["params"]]
+        if dynamic.history and dynamic.history[-1].step == dynamic._step:
+            for old, new, rate in zip(weights, now, rates, strict=True):
+                assert (new - old).abs().max() <= 1.1 * rate  # Adam alone exceeds it this early
+        dynamic.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        moved.add(tuple(dynamic.ranks.values()))
+    assert groups() == before
+    assert {lr for lr, *_ in before} >= {2e-3, 1.6e-2}
+    assert len(moved) > 2
+    assert losses[-1] < losses[0]
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_pass_without_the_adapter_while_training_is_not_observed(with_grad, checkpointing):
+    runs = []
+    for reference in (False, True):
+        model = lora_llama(r=4).train()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, total_steps=40, **MOVING | {"importance": "signal"})
+        batches = sequences()
+        for _ in range(40):
+            tokens = next(batches)
+            loss = loss_of(model, tokens)
+            if reference:
+                with model.disable_adapter(), torch.set_grad_enabled(with_grad):
+                    pull = model(input_ids=tokens).logits
+                loss = loss + 0 * pull.detach().mean()
+            loss.backward()
+            dynamic.observe()
+            optimizer.step()
+            dynamic.step()
+            optimizer.zero_grad()
+        runs.append((dynamic, {n: p.detach() for n, p in model.named_parameters() if "lora_" in n}))
+    (plain, weights), (dynamic, its_weights) = runs
+    assert dynamic.history == plain.history
+    assert len(set(dynamic.ranks.values())) > 1
+    assert all(torch.equal(weights[name], its_weights[name]) for name in weights)
+
+
+def test_a_pass_through_another_adapter_is_not_observed():
+    model = lora_llama(r=4).train()
+    model.add_adapter("reference", LoraConfig(r=2, target_modules="all-linear"))
+    dynamic = DynamicLora(model, adamw(model), DynamicLoraConfig(), adapter_name="default")
+    model.set_adapter("reference")
+    loss_of(model, next(sequences()))
+    assert dynamic._analyzer.stats() == {}
+    model.set_adapter("default")
+    loss_of(model, next(sequences()))
+    assert dynamic._analyzer.stats().keys() == dynamic.ranks.keys()
+
+
+def tied_llama(**lora):
+    base = bare_llama()
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "q_proj"], **lora)
+    return get_peft_model(base, config)
+
+
+def test_adapters_that_peft_ties_are_refused_by_both_names():
+    model = tied_llama(ensure_weight_tying=True)
+    message = re.escape(
+        "got 'lm_head' tied to 'model.embed_tokens': set `ensure_weight_tying=False`"
+    )
+    with pytest.raises(LayerError, match=message):
+        attached(model, adamw(model))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_adapters_of_their_own_on_tied_base_weights_move_each_for_itself():
+    model = tied_llama(ensure_weight_tying=False).train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance="uniform", total_steps=1000)
+    assert dynamic.ranks.keys() >= {"model.embed_tokens", "lm_head"}
+    train(model, optimizer, dynamic, 10)
+    dynamic.apply(RankPlan(step=10, ranks={"lm_head": 1, "model.embed_tokens": 2}))
+    before = logits(model)
+    dynamic.apply(RankPlan(step=10, ranks={"model.embed_tokens": 4}))
+    assert (logits(model) - before).abs().max() <= 1e-6
+    assert (dynamic.ranks["lm_head"], dynamic.ranks["model.embed_tokens"]) == (1, 4)
+    assert train(model, optimizer, dynamic, 10)[-1] > 0
