@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlora.cli.arguments import parse, verb_parser
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
 from dynlora.cli.output import Output
 
 
@@ -17,11 +17,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    parser = verb_parser("compare")
-    parser.add_argument("first", metavar="A", type=Path, help="folder of a finished run")
-    parser.add_argument("second", metavar="B", type=Path, help="folder of another")
-    parser.add_argument("more", metavar="C", type=Path, nargs="*", help="folders of more")
-    given = parse(parser, arguments)
+    given = parse(make_parser(), arguments)
     if given is None:
         return
 
@@ -31,3 +27,12 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
     found = compare_runs([read_finished(path) for path in (given.first, given.second, *given.more)])
     output.show(comparison_table(found), found.to_dict())
+
+
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
+    parser = verb_parser("compare")
+    parser.add_argument("first", metavar="A", type=Path, help="folder of a finished run")
+    parser.add_argument("second", metavar="B", type=Path, help="folder of another")
+    parser.add_argument("more", metavar="C", type=Path, nargs="*", help="folders of more")
+    return parser

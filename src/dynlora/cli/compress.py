@@ -22,7 +22,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    given = parse(_parser(), arguments)
+    given = parse(make_parser(), arguments)
     if given is None:
         return
     _check_options(given)
@@ -44,7 +44,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     output.show(_table(values), values)
 
 
-def _parser() -> VerbParser:
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
     parser = verb_parser("compress")
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
     parser.add_argument(

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    given = parse(_parser(), arguments)
+    given = parse(make_parser(), arguments)
     if given is None:
         return
     _check_options(given)
@@ -43,7 +43,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     show(adapter, given, output)
 
 
-def _parser() -> VerbParser:
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
     parser = verb_parser("export")
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
     parser.add_argument(

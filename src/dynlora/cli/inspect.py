@@ -18,7 +18,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    given = parse(_parser(), arguments)
+    given = parse(make_parser(), arguments)
     if given is None:
         return
 
@@ -30,7 +30,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     output.show(_table(summary), summary.to_dict())
 
 
-def _parser() -> VerbParser:
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
     parser = verb_parser("inspect")
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
     return parser

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlora.cli.arguments import parse, verb_parser
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
 from dynlora.cli.output import Output
 
 
@@ -17,12 +17,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     Raises:
         DynamicLoraError: If the input must be mended.
     """
-    parser = verb_parser("report")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="file to write (default: RUN/report.html)"
-    )
-    given = parse(parser, arguments)
+    given = parse(make_parser(), arguments)
     if given is None:
         return
 
@@ -52,3 +47,13 @@ def run(arguments: Sequence[str], output: Output) -> None:
         table.add_row(label, Text(text))
     values = {"report": str(path), "bytes": size, "status": found.status, "notes": [*found.notes]}
     output.show(table, values)
+
+
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
+    parser = verb_parser("report")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="file to write (default: RUN/report.html)"
+    )
+    return parser

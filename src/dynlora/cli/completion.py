@@ -1,0 +1,126 @@
+"""`dynlora completion SHELL`: every verb's arguments in, a completion script for a shell out.
+
+Each verb's module has `make_parser()`, which is what it parses with. The verbs that take CONFIG are
+parsed by jsonargparse; their options are listed here from the configuration itself.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.job_parser import key_words, valid_keys
+from dynlora.cli.output import Output
+from dynlora.cli.schema import describe
+from dynlora.cli.verbs import VERBS
+from dynlora.train.config import JobConfig
+
+SHELLS = ("bash", "zsh", "tcsh")
+CONFIG_VERBS = {"train": ("--dry-run",), "plan": ()}
+"""Verbs that take CONFIG and its keys, with what other switches they have."""
+PATH_KEYS = {
+    "output": shtab.DIRECTORY,
+    "model.path": shtab.DIRECTORY,
+    "data.path": shtab.FILE,
+    "lora.start_from": shtab.DIRECTORY,
+    "training.resume": shtab.DIRECTORY,
+}
+"""Keys whose values are looked for on the disk."""
+FOLDERS = ("DIR", "RUN", "ADAPTER", "A", "B", "C")
+"""What verbs call an argument that is a folder."""
+SWITCH_HELP = {
+    "--json": "print the result as one JSON object",
+    "--quiet": "print nothing but errors, and the result with --json",
+    "--dry-run": "load and check everything, and write nothing",
+}
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `completion` on the command line.
+        output: Where its words go; the script is printed whatever was asked for.
+
+    Raises:
+        ConfigError: If the shell is none of those known.
+    """
+    given = parse(make_parser(), arguments)
+    if given is None:
+        return
+    script = shtab.complete(command_parser(), given.shell)
+    output.write(script, {"shell": given.shell, "script": script})
+
+
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
+    parser = verb_parser("completion")
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+    return parser
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return a parser of the whole command line, which describes it and is never run."""
+    root = argparse.ArgumentParser(prog="dynlora", description="Fine-tune with dynamic LoRA ranks.")
+    root.add_argument("--version", action="store_true", help="show version and environment")
+    _add_switches(root, ("--json", "--quiet"))
+    verbs = root.add_subparsers(dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        parser = _parser_of(name)
+        _add_switches(parser, ("--json", "--quiet"))
+        for action in parser._actions:
+            _complete_path(action)
+        verbs.add_parser(
+            name, help=verb.summary, description=verb.summary, parents=[parser], add_help=False
+        )
+    return root
+
+
+def _parser_of(verb: str) -> argparse.ArgumentParser:
+    if verb in CONFIG_VERBS:
+        return _config_parser(verb)
+    parser: argparse.ArgumentParser = import_module(f"dynlora.cli.{verb}").make_parser()
+    return parser
+
+
+def _add_switches(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    for name in names:
+        parser.add_argument(name, action="store_true", help=SWITCH_HELP[name])
+
+
+def _complete_path(action: argparse.Action) -> None:
+    """Let an argument that is a path be completed from the disk."""
+    if action.type is Path:
+        is_folder = action.metavar in FOLDERS
+        action.complete = shtab.DIRECTORY if is_folder else shtab.FILE  # type: ignore[attr-defined]
+
+
+def _config_parser(verb: str) -> argparse.ArgumentParser:
+    """Return a parser that lists the keys of the configuration as options."""
+    parser = verb_parser(verb)
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of the job")
+    _add_switches(parser, CONFIG_VERBS[verb])
+    texts = dict(_descriptions(JobConfig))
+    for key, hint in valid_keys():
+        if is_dataclass(hint):
+            continue
+        text = texts[key].replace("%", "%%")
+        words = key_words(hint) or None
+        action = parser.add_argument(f"--{key}", metavar="VALUE", help=text, choices=words)
+        if key in PATH_KEYS:
+            action.complete = PATH_KEYS[key]  # type: ignore[attr-defined]
+    return parser
+
+
+def _descriptions(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, hint in valid_keys(kind):
+        if "." in name:
+            continue
+        yield f"{prefix}{name}", describe(kind)[name]
+        if is_dataclass(hint):
+            yield from _descriptions(hint, f"{prefix}{name}.")
