@@ -75,13 +75,18 @@ def delta(layer):
 
 
 def vectors(layer, tokens):
-    """Return observed tokens as rows, ids as one-hot rows with every id once more in all."""
+    """Return observed tokens as rows whose squares add up to the mean that a shrink must keep.
+
+    Ids are one-hot rows; those seen once, and one more, stand for all that were not seen.
+    """
+    n = len(tokens)
     if tokens.is_floating_point():
-        return tokens.double() / len(tokens) ** 0.5
-    count = layer.module.in_features
-    rows = torch.nn.functional.one_hot(tokens, count).double()
-    smoothing = torch.eye(count, dtype=torch.float64) / count**0.5
-    return torch.cat([rows, smoothing]) / (len(tokens) + 1) ** 0.5
+        return tokens.double() / n**0.5
+    ids = layer.module.in_features
+    unseen = (sum(tokens.tolist().count(i) == 1 for i in range(ids)) + 1) / (n + 1)
+    one_hot = torch.nn.functional.one_hot(tokens, ids).double()
+    every = torch.eye(ids, dtype=torch.float64)
+    return torch.cat([((1 - unseen) / n) ** 0.5 * one_hot, (unseen / ids) ** 0.5 * every])
 
 
 @torch.no_grad()

@@ -58,14 +58,16 @@ class EmbeddingKind:
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
         """Return `lora_A`, and the rows of `lora_B` as often as their ids occur.
 
-        All ids together count as if seen once more than they were, each alike: what is lost on an
-        id that the sample lacks must not count as nothing.
+        What is lost on ids that the sample lacks must not count as nothing. As much of the weight
+        as ids seen once make up of the sample, which estimates how often the next token is one
+        not seen yet, is spread evenly over all ids; one more is added, so that it is never zero.
         """
         if tokens is None:
             return lora_A.T, lora_B
         ids = len(lora_B)
         counts = torch.bincount(tokens.to(lora_B.device), minlength=ids).to(lora_B)
-        shares = (counts + 1 / ids) / (len(tokens) + 1)
+        unseen = float((counts == 1).sum() + 1) / (len(tokens) + 1)
+        shares = (1 - unseen) * counts / len(tokens) + unseen / ids
         scale = module._get_embed_scale()
         factor = 1.0 if scale is None else float(scale)
         return lora_A.T, factor * shares.sqrt()[:, None] * lora_B
