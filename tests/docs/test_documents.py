@@ -66,7 +66,7 @@ def commands():
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_train_command_in_the_documents_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert parse_job(command[2:]) is not None
+    assert parse_job([word for word in command[2:] if word != "--dry-run"]) is not None
 
 
 def test_every_make_target_in_the_documents_exists():
