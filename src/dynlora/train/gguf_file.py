@@ -1,6 +1,9 @@
 """GGUF files: whether one is there, and what is said of those that cannot be read."""
 
+import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,13 @@ def restored() -> dict[str, Any]:
     such a model can be neither trained nor saved.
     """
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Keep transformers' progress bar for these files off the terminal; it knows no way to."""
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 def not_read(label: str, error: Exception) -> ConfigError:

@@ -45,7 +45,7 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
     past = {} if job.past is None else job.past.run
     record = open_folder(job, past.get("metrics_before") or _evaluate(job))
     try:
-        with _quiet_about_masks(config):
+        with _quiet_about_saving(config):
             _train(job)
             _write_model(job)
         return _finish(job, record)
@@ -60,9 +60,12 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
 
 
 @contextmanager
-def _quiet_about_masks(config: JobConfig) -> Iterator[None]:
-    """Silence PEFT where it takes a layer that AdaLoRA left without rank for a sharded one."""
+def _quiet_about_saving(config: JobConfig) -> Iterator[None]:
+    """Silence what PEFT remarks when it saves and all is as it should be."""
     with warnings.catch_warnings():
+        # It looks for a configuration beside the model to see whether its vocabulary was changed.
+        warnings.filterwarnings("ignore", r"Could not find a config file in .*\.gguf", UserWarning)
+        # It takes a layer that AdaLoRA left without rank for a sharded one.
         if config.method == "adalora":
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape", PeftWarning)
         yield

@@ -1,5 +1,6 @@
 """The pretrained model and its tokenizer: section `model` in, both loaded and checked out."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.gguf_file import BROKEN, check_gguf, not_read, restored
+from dynlora.train.gguf_file import BROKEN, check_gguf, no_bar, not_read, restored
 from dynlora.train.quantized import check_quantizer, load_quantized
 
 UNLOADABLE = (OSError, ValueError, ImportError, SafetensorError, *BROKEN)
@@ -170,12 +171,13 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     """
     options = {"dtype": "float32", "ignore_mismatched_sizes": True} | source.weight_options | head
     try:
-        if source.quantization is None:
-            model = auto_class.from_pretrained(source.place, **source.options, **options)
-        else:
-            model = load_quantized(
-                auto_class, source.place, source.quantization, source.options, options
-            )
+        with no_bar() if "gguf_file" in source.options else nullcontext():
+            if source.quantization is None:
+                model = auto_class.from_pretrained(source.place, **source.options, **options)
+            else:
+                model = load_quantized(
+                    auto_class, source.place, source.quantization, source.options, options
+                )
     except UNLOADABLE as error:
         raise not_loaded("model", source, error) from error
     # PEFT writes it into what it saves as the name of the base model.

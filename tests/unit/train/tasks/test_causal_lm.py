@@ -152,7 +152,7 @@ def test_chat_without_a_template_is_refused_before_data_is_read(
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     save_language_model(tmp_path)
     save_language_tokenizer(tmp_path, end=None)
-    with pytest.raises(ConfigError, match="must have an end-of-text token.*add `eos_token`"):
+    with pytest.raises(ConfigError, match=r"must have an end-of-text token.*add `eos_token`"):
         CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config())
 
 

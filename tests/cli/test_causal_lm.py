@@ -1,0 +1,293 @@
+"""`dynlora train` with `task: causal_lm`: every format and method, resumed, and bad input."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.cli.test_resume import assert_same_end, stop_at
+from tests.jobs import write_job
+from tests.language import (
+    FORGETFUL,
+    FORMATS,
+    language_job,
+    make_pairs,
+    save_language_model,
+    write_pairs,
+    write_two_splits,
+)
+
+Train = Callable[..., int]
+Error = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny Llama and its tokenizer."""
+    return save_language_model(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 48 training and 16 validation rows in every format."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: Path, data: Path, output: Path) -> Path:
+    """Return the configuration file of a job of 12 steps on prompts and completions."""
+    return write_job(tmp_path / "job.yaml", language_job(model, data, output))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def completion_loss(model: Any, folder: Path, data: Path) -> float:
+    """Return the mean loss of the completions' tokens, row by row from plain logits."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    losses = []
+    for line in (data / "validation.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        start = len(tokenizer(row["ask"] + "\n")["input_ids"])
+        ids = torch.tensor(tokenizer(f"{row['ask']}\n{row['tell']}<eos>")["input_ids"])
+        with torch.no_grad():
+            logits = model.eval()(input_ids=ids[None]).logits[0]
+        losses.append(cross_entropy(logits[start - 1 : -1], ids[start:], reduction="none"))
+    return float(torch.cat(losses).mean())
+
+
+# peft 0.21 reads AdaLoRA's masks as rank patterns too.
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize("method", ["dynamic", "lora", "adalora"])
+def test_stock_peft_loads_the_adapter_and_finds_the_reported_loss(
+    train: Train, output: Path, model: Path, data: Path, method: str
+) -> None:
+    assert train("--method", method, "--adalora.orth_reg_weight", 10) == 0
+    run = read_json(output / "run.json")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    before, after = run["metrics_before"], run["metrics_after"]
+    assert completion_loss(base, model, data) == pytest.approx(before["loss"], abs=1e-5)
+    loaded = PeftModel.from_pretrained(base, output / "adapter")
+    assert completion_loss(loaded, model, data) == pytest.approx(after["loss"], abs=1e-5)
+    assert after["loss"] < before["loss"]
+    for metrics in (before, after):
+        assert set(metrics) == {"token_accuracy", "perplexity", "loss"}
+        assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    config = read_json(output / "adapter" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == str(model)
+    assert config["task_type"] == "CAUSAL_LM"
+    if method == "dynamic":
+        assert len(set(run["final_ranks"].values())) > 1, "this test is about ranks that moved"
+        assert len(run["final_ranks"]) == 14, "the head has no adapter"
+
+
+def test_full_training_saves_a_model_with_the_reported_loss(
+    train: Train, output: Path, data: Path
+) -> None:
+    assert train("--method", "full", "--training.learning_rate", 3e-3) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(output / "model")
+    run = read_json(output / "run.json")
+    loss = completion_loss(loaded, output / "model", data)
+    assert loss == pytest.approx(run["metrics_after"]["loss"], abs=1e-5)
+    assert loss < run["metrics_before"]["loss"] - 0.2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_learned(
+    train: Train, job: Path, model: Path, data: Path, output: Path, form: str
+) -> None:
+    write_job(job, language_job(model, data, output, form))
+    assert train("--method", "lora") == 0
+    run = read_json(output / "run.json")
+    assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"] - 0.1
+    assert run["num_labels"] is None
+    assert run["texts_cut"] == {"train": 0, "validation": 0}
+
+
+def test_no_card_or_tag_of_trl_is_left(train: Train, output: Path) -> None:
+    assert train() == 0
+    for card in output.rglob("README.md"):
+        assert "trl" not in card.read_text()
+    assert not (output / "checkpoints" / "README.md").exists()
+
+
+def test_a_csv_file_of_words_that_look_like_numbers_is_read_as_text(
+    train: Train, tmp_path: Path, output: Path
+) -> None:
+    for split in ("train", "validation"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["ask", "tell"], ["1", "2"], ["3", "4"]])
+    assert train("--data.path", tmp_path, "--method", "lora", "--training.max_steps", 2) == 0
+    assert read_json(output / "run.json")["rows"] == {"train": 2, "validation": 2}
+
+
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize(
+    ("method", "step", "checkpoint"),
+    [("dynamic", 5, 4), ("dynamic", 11, 10), ("lora", 7, 6), ("full", 11, 10)],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    step: int,
+    checkpoint: int,
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = ("--method", method, "--training.save_steps", 2, "--lora.lora_dropout", 0.1)
+    assert train(*options, "--output", whole) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, SystemExit)
+        with pytest.raises(SystemExit):
+            train(*options, "--output", stopped)
+    assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
+    assert read_json(stopped / "run.json")["resumed_from_step"] == checkpoint
+    assert_same_end(whole, stopped, method)
+
+
+@pytest.mark.usefixtures("moving")
+def test_the_best_checkpoint_is_found_by_token_accuracy(train: Train, output: Path) -> None:
+    options = ("--training.load_best_model_at_end", "true", "--training.save", "epoch")
+    assert train(*options, "--training.epochs", 3) == 0
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    seen = [line["eval_token_accuracy"] for line in lines if line.get("epoch") in (1, 2, 3)
+            and "eval_loss" in line]  # fmt: skip
+    after = read_json(output / "run.json")["metrics_after"]
+    assert after["token_accuracy"] == pytest.approx(max(seen), abs=1e-9)
+
+
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize(
+    ("method", "bits"), [("dynamic", "nf4"), ("dynamic", "int8"), ("lora", "nf4")]
+)
+def test_a_quantized_model_is_trained_and_resumed(
+    train: Train,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    bits: str,
+) -> None:
+    options = ("--method", method, "--model.quantization", bits)
+    assert train(*options) == 0
+    run = read_json(output / "run.json")
+    assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"] - 0.1
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, SystemExit)
+        with pytest.raises(SystemExit):
+            train(*options, "--output", stopped)
+    assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
+    assert_same_end(output, stopped, method)
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_base_in_bfloat16_gets_an_adapter_in_float32(train: Train, output: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert train("--model.dtype", "bfloat16") == 0
+    tensors = load_file(output / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    run = read_json(output / "run.json")
+    assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--data.completion", "null"], ["`data.prompt` and `data.completion`", "only"]),
+        (["--data.messages", "chat"], ["`data.messages` must be null with `data.prompt`"]),
+        (["--data.prompt", "asks"], ["`data.prompt`", "'asks'", "nearest is 'ask'"]),
+        (["--data.max_new_tokens", 0], ["`data.max_new_tokens`", "at least 1", "got 0"]),
+        (["--data.max_length", 65], ["`data.max_length`", "at most 64", "got 65"]),
+        (["--lora.target_modules", "[lm_head]"], ["leave out", "lm_head", "modules_to_save"]),
+        (
+            ["--method", "full", "--model.quantization", "nf4"],
+            ["`model.quantization`", "null with `method: full`", "got nf4"],
+        ),
+        (["--model.quantization", "nf5"], ["`model.quantization`", "nf4", "int8", "nf5"]),
+        (["--training.best_metric", "accuracy"], ["token_accuracy, perplexity, loss"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_what_does(
+    error: Error, options: list[object], told: list[str]
+) -> None:
+    message = error(*options)
+    for part in told:
+        assert part in message
+
+
+def test_rows_without_a_completion_are_counted(error: Error, tmp_path: Path) -> None:
+    rows = [row | {"tell": None} if place in (1, 3) else row
+            for place, row in enumerate(make_pairs(4))]  # fmt: skip
+    message = error("--data.path", write_two_splits(tmp_path / "nulls", rows))
+    assert "column 'tell' must hold a text in every row, but 2 of 4 rows" in message
+    assert "None in row 1, None in row 3" in message
+
+
+@pytest.fixture
+def chats(job: Path, model: Path, data: Path, output: Path) -> Path:
+    """Make the job one of conversations."""
+    return write_job(job, language_job(model, data, output, "messages"))
+
+
+@pytest.mark.usefixtures("chats")
+def test_chats_for_a_model_without_a_template_are_refused(error: Error, tmp_path: Path) -> None:
+    bare = save_language_model(tmp_path / "bare", template=None)
+    message = error("--model.path", bare)
+    assert f"the tokenizer of {bare} has none: add `chat_template` to its tokenizer_conf" in message
+
+
+@pytest.mark.usefixtures("chats")
+def test_a_template_without_markers_that_cannot_be_followed_is_refused(
+    error: Error, tmp_path: Path
+) -> None:
+    message = error("--model.path", save_language_model(tmp_path / "odd", template=FORGETFUL))
+    assert "{% generation %}" in message
+    assert "set `data.completion_only: false`" in message
+
+
+@pytest.mark.usefixtures("chats")
+@pytest.mark.parametrize(
+    ("chat", "told"),
+    [
+        ([{"role": "user", "text": "red"}], "the texts `role` and `content`, but 1 of 3 rows"),
+        ([{"role": "user", "content": "red"}], "hold a turn of the `assistant` to learn, but 1 of"),
+        (None, "None in row 2"),
+    ],
+)
+def test_malformed_conversations_are_counted_and_shown(
+    error: Error, tmp_path: Path, chat: Any, told: str
+) -> None:
+    rows = [*make_pairs(2), {**make_pairs(1)[0], "chat": chat}]
+    assert told in error("--data.path", write_two_splits(tmp_path / "odd", rows))
+
+
+def test_what_is_cut_and_what_is_left_out_is_told(
+    train: Train, tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"ask": "red", "tell": "cat"},
+        {"ask": "red", "tell": " ".join(["cat"] * 8)},
+        {"ask": " ".join(["red"] * 8), "tell": "cat"},
+    ]
+    folder = write_two_splits(tmp_path / "long", rows)
+    options = ("--data.max_length", 8, "--method", "lora", "--training.max_steps", 1)
+    assert train("--data.path", folder, *options) == 0
+    told = capsys.readouterr().err
+    assert "note: 1 of 3 training rows were left out: within data.max_length=8 tokens" in told
+    assert "note: 1 of 2 training and 1 of 2 validation inputs are longer than" in told
+    run = read_json(output / "run.json")
+    assert run["rows"] == {"train": 2, "validation": 2}
+    assert run["texts_cut"] == {"train": 1, "validation": 1}
