@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -50,25 +51,33 @@ HEAD = re.compile(r"(?:.*\.)?(?:classifier|score)\b.*\.weight")
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """Where a base model is: what every `from_pretrained` of transformers needs."""
+    """Where a base model is."""
 
     place: str
     """Folder or hub name."""
-    options: dict[str, Any]
-    """`gguf_file`, where the model is a GGUF file in the folder."""
+    gguf_file: str | None = None
+    """The model's file in the folder, if it is a GGUF file."""
+    local_only: bool = False
+    """Whether nothing may be downloaded."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` of transformers; code beside a model never runs."""
+        file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return file | {"local_files_only": self.local_only, "trust_remote_code": False}
 
     @property
     def path(self) -> str:
         """The file, folder or hub name."""
-        return str(Path(self.place, *self.options.values())) if self.options else self.place
+        return self.place if self.gguf_file is None else str(Path(self.place, self.gguf_file))
 
 
 def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
     """Return where an adapter's base model is.
 
     Args:
-        adapter: It names its base model; the name is taken only if it is a folder, since an
-            adapter from elsewhere shall not decide what is downloaded.
+        adapter: It names its base model; the name is taken only if it is a folder or a hub model
+            that was downloaded before: an adapter from elsewhere shall not decide on downloads.
         given: A folder, a GGUF file or a hub name that the user names instead; or None.
 
     Raises:
@@ -76,24 +85,36 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
     """
     if given is None:
         named = adapter.base_model
-        if not (named and (Path(named) / "config.json").is_file()):
+        if not (named and _is_here(named)):
             raise AdapterError(
                 f"the base model must be known: the adapter in {adapter.folder} names "
-                f"{named or 'none'}, which is no folder with a model here: give the model's "
-                "folder, GGUF file or hub name with `--model`."
+                f"{named or 'none'}, which is no folder with a model and was never downloaded "
+                "here: give the model's folder, GGUF file or hub name with `--model`."
             )
-        given = named
+        return BaseSource(named, local_only=True)
     path = Path(given)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise AdapterError(f"`--model` must be a GGUF file that exists, got {path}.")
-        return BaseSource(str(path.parent), {"gguf_file": path.name})
+        return BaseSource(str(path.parent), gguf_file=path.name)
     if path.exists() and not (path / "config.json").is_file():
         raise AdapterError(
             f"`--model` must be a folder with a model (config.json, weights), got {path}, which "
             "has no config.json."
         )
-    return BaseSource(given, {})
+    return BaseSource(given)
+
+
+def _is_here(name: str) -> bool:
+    """Return whether a folder or hub model of that name can be loaded without a download."""
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no name on the hub can look like this
+        cached = None
+    try:
+        return isinstance(cached, str) or (Path(name) / "config.json").is_file()
+    except OSError:  # nor can any path
+        return False
 
 
 def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
@@ -118,7 +139,7 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error
-    base = _unpacked(base) if source.options else base
+    base = base if source.gguf_file is None else _unpacked(base)
     check_fits(adapter, base)
     return base.eval()
 

@@ -42,9 +42,9 @@ def merge_adapter(adapter: SavedAdapter, source: BaseSource, output: Path) -> bo
 def _save_tokenizer(adapter: SavedAdapter, source: BaseSource, folder: Path) -> bool:
     """Save the adapter's tokenizer, or else the base model's; a model of images has neither."""
     own = (adapter.folder / "tokenizer_config.json").is_file()
-    place, options = (str(adapter.folder), {}) if own else (source.place, source.options)
+    place = BaseSource(str(adapter.folder), local_only=True) if own else source
     try:
-        AutoTokenizer.from_pretrained(place, **options).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(place.place, **place.options).save_pretrained(folder)
     except UNLOADABLE:
         return False
     return True

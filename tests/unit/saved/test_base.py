@@ -1,6 +1,7 @@
 """The base model of a saved adapter: found, loaded in the form it was trained in, refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -45,6 +46,39 @@ def test_an_adapter_from_elsewhere_does_not_decide_what_is_downloaded(model, tmp
     with pytest.raises(AdapterError, match=r"names someone/model, which is no folder .*`--model`"):
         locate_base(adapter, None)
     assert locate_base(adapter, "someone/other").place == "someone/other"
+    for name in ("../../etc", "a/b/c", "", "x" * 300):
+        with pytest.raises(AdapterError, match=r"base model must be known"):
+            locate_base(configure(tmp_path, base_model_name_or_path=name), None)
+
+
+def test_a_hub_model_that_was_downloaded_before_is_found_and_nothing_else_is(
+    model, tmp_path, monkeypatch
+):
+    snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes((model / "config.json").read_bytes())
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    save_classifier_adapter(tmp_path / "adapter", model)
+    adapter = configure(tmp_path / "adapter", base_model_name_or_path="someone/model")
+    source = locate_base(adapter, None)
+    assert source.place == "someone/model"
+    assert source.options["local_files_only"] is True
+
+
+def test_code_that_lies_beside_a_base_model_never_runs(model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    save_classifier_adapter(tmp_path / "adapter", model)
+    adapter = read_adapter(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="base could not be loaded"):
+        load_base(adapter, locate_base(adapter, str(base)))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_class_that_is_no_model_is_never_called(model, tmp_path):

@@ -47,7 +47,7 @@ def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
 
 def test_batches_are_padded_and_no_longer_than_the_model_can_read(model):
     texts = [["red " * length for length in range(1, 21)]]
-    batches = batch_texts(texts, BaseSource(str(model), {}), 10)
+    batches = batch_texts(texts, BaseSource(str(model)), 10)
     assert [len(batch["input_ids"]) for batch in batches] == [16, 4]
     assert batches[1]["input_ids"].shape == (4, 10)
     expected = torch.tensor([min(length + 2, 10) for length in range(1, 17)])
@@ -56,4 +56,4 @@ def test_batches_are_padded_and_no_longer_than_the_model_can_read(model):
 
 def test_a_tokenizer_that_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer of .* could not be loaded"):
-        batch_texts([["red"]], BaseSource(str(tmp_path), {}), None)
+        batch_texts([["red"]], BaseSource(str(tmp_path)), None)
