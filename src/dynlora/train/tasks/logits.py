@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from dynlora.train.task import Predictor
 
 
-@torch.no_grad()
 def batch_logits(
     predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
 ) -> Iterator[torch.Tensor]:
@@ -27,4 +26,6 @@ def batch_logits(
     )
     for batch in loader:
         moved = {name: value.to(device) for name, value in batch.items()}
-        yield model(**moved).logits.float().cpu()
+        with torch.no_grad():
+            logits = model(**moved).logits
+        yield logits.float().cpu()

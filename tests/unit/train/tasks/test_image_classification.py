@@ -1,0 +1,131 @@
+"""Images and their classes to pixels, when they are asked for, and logits back to classes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from transformers import BitImageProcessorPil, ViTConfig
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.config import DataConfig
+from dynlora.train.pretrained import Source
+from dynlora.train.sources import load_splits
+from dynlora.train.task import Predictor
+from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
+from tests.jobs import write_rows
+from tests.pictures import SIDE, encoded, picture, picture_rows, save_class_folders, save_vit
+
+CONFIG = DataConfig(name="d")
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return TASK.load_processor(Source(place=str(save_vit(tmp_path_factory.mktemp("v")))), CONFIG)
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> DataConfig:
+    write_rows(folder / "train.parquet", rows)
+    write_rows(folder / "validation.parquet", rows[:2])
+    return DataConfig(path=str(folder))
+
+
+def expected(image: Image.Image) -> np.ndarray:
+    """Return the pixels by hand: resized by Pillow, then brought from [0, 255] to [-1, 1]."""
+    small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return (np.asarray(small, dtype=np.float64) / 255 - 0.5).transpose(2, 0, 1) / 0.5
+
+
+def test_a_row_is_the_images_pixels_and_its_class(tmp_path: Path, processor: Any) -> None:
+    train, _ = load_splits(written(tmp_path, picture_rows(6)))
+    found = TASK.read_split(train, CONFIG, processor, None)
+    assert (len(found.inputs), found.cut, found.num_labels) == (6, 0, 2)
+    for place in range(6):
+        row = found.inputs[place]
+        assert row["labels"] == place % 2
+        assert np.allclose(row["pixel_values"], expected(picture(place % 2, place)), atol=1e-6)
+    batch = found.inputs[2:4]
+    assert batch["pixel_values"].shape == (2, 3, SIDE, SIDE)
+    assert found.inputs["labels"][:] == [0, 1] * 3
+
+
+def test_pixels_are_made_when_they_are_asked_for(tmp_path: Path, processor: Any) -> None:
+    for split in ("train", "validation"):
+        save_class_folders(tmp_path / split, 4)
+    train, _ = load_splits(DataConfig(path=str(tmp_path)))
+    inputs = TASK.read_split(train, CONFIG, processor, None).inputs
+    Image.new("RGB", (5, 5), (255, 255, 255)).save(tmp_path / "train" / "ants" / "000.jpg")
+    assert float(inputs[0]["pixel_values"].min()) == 1, "as the file is now"
+
+
+def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path: Path, processor: Any) -> None:
+    rows = [{"image": picture(n % 2, n), "label": n % 2} for n in range(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_list(rows, features=features)
+    data.to_parquet(tmp_path / "train.parquet")
+    data.to_parquet(tmp_path / "validation.parquet")
+    schema = pyarrow.parquet.read_schema(tmp_path / "train.parquet")
+    assert "Image" in json.dumps({k.decode(): v.decode() for k, v in schema.metadata.items()})
+    train, _ = load_splits(DataConfig(path=str(tmp_path)))
+    inputs = TASK.read_split(train, CONFIG, processor, None).inputs
+    assert np.allclose(inputs[3]["pixel_values"], expected(picture(1, 3)), atol=1e-6)
+
+
+def test_the_number_of_classes_that_is_given_wins(tmp_path: Path, processor: Any) -> None:
+    train, _ = load_splits(written(tmp_path, picture_rows(6)))
+    assert TASK.read_split(train, CONFIG, processor, 5).num_labels == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"picture": encoded(picture(0, 0)), "label": 0}, r"`data\.image` names .* 'image'"),
+        ({"image": encoded(picture(0, 0)), "class": 0}, r"`data\.label` names .* 'label'"),
+        ({"image": encoded(picture(0, 0)), "label": "ants"}, r"whole number .*: 'ants' in row 0"),
+        ({"image": b"none", "label": 0}, r"images that decode, but 1 of 1 .*rows 0\."),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(
+    tmp_path: Path, processor: Any, row: dict[str, Any], told: str
+) -> None:
+    train, _ = load_splits(written(tmp_path, [row]))
+    with pytest.raises(DataError, match=told):
+        TASK.read_split(train, CONFIG, processor, None)
+
+
+def test_a_processor_that_keeps_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
+    ViTConfig().save_pretrained(tmp_path)
+    BitImageProcessorPil(size={"shortest_edge": 24}, do_center_crop=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"shape \(3, 24, 32\) and \(3, 32, 24\): set `do_center"):
+        TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
+
+
+def test_predictions_come_in_the_order_of_the_rows_without_their_labels(
+    tmp_path: Path, processor: Any
+) -> None:
+    class Redness(torch.nn.Module):
+        """Gives class 1 the mean of red and class 0 that of blue."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(4.0))
+
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            means = pixel_values.mean(dim=(2, 3))
+            return SimpleNamespace(logits=self.gain * means[:, [2, 0]])
+
+    colours = [1, 0, 0, 1, 1]
+    rows = [{"image": encoded(picture(colour, n))} for n, colour in enumerate(colours)]
+    train, _ = load_splits(written(tmp_path, rows))
+    predictor = Predictor(model=Redness(), processor=processor, batch_size=2)
+    found = list(TASK.predict(predictor, train, CONFIG))
+    assert [row["prediction"] for row in found] == colours
+    means = expected(picture(1, 0)).mean(axis=(1, 2))
+    odds = np.exp(4 * (means[0] - means[2]))
+    assert found[0]["probabilities"] == pytest.approx([1 / (1 + odds), odds / (1 + odds)], abs=1e-5)
