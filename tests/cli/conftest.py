@@ -1,12 +1,14 @@
 """A tiny model, its data and a runner of the command line, shared by the tests of the verbs."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
+from tests.cli.finished import finish
 from tests.jobs import job_values, save_model, write_data, write_job
 
 
@@ -77,3 +79,27 @@ def snapshot(folder: Path) -> dict[str, bytes | None] | None:
     if not folder.exists():
         return None
     return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="session")
+def finished_by(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path
+) -> Callable[[str], Path]:
+    """Return a function from a method to a finished run of it; no test may change the folder.
+
+    The ranks of the dynamic one have moved.
+    """
+
+    @cache
+    def make(method: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AgreementTest, "is_significant", lambda self: True)
+            return finish(tmp_path_factory.mktemp(method), model, data, "--method", method)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(finished_by: Callable[[str], Path]) -> Path:
+    """Return the folder of a finished dynamic run whose ranks moved; no test may change it."""
+    return finished_by("dynamic")

@@ -1,0 +1,108 @@
+"""`dynlora eval RUN`: metrics of a finished run's model on any split or file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.output import Output
+from dynlora.cli.run_argument import add_run, open_run
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `eval` on the command line.
+        output: Where its words go.
+
+    Raises:
+        DynamicLoraError: If the input must be mended.
+    """
+    given = parse(make_parser(), arguments)
+    if given is None:
+        return
+
+    # Only now: these load torch, and `--help` shall not wait for it.
+    from dynlora.cli.messages import readable_messages
+    from dynlora.train.any_split import find_rows
+    from dynlora.train.evaluation import evaluate_run
+    from dynlora.train.new_file import check_replaceable, new_file
+    from dynlora.train.predictions import finite
+
+    if given.output is not None:
+        check_replaceable(given.output, overwrite=given.overwrite)
+    with readable_messages(output.progress):
+        found = open_run(given.run, given.model)
+        rows = find_rows(found.config.data, given.split, given.data)
+        result = evaluate_run(found, rows, given.batch_size)
+    values = finite(_values(given.run, found, rows, result))
+    if given.output is not None:
+        with new_file(given.output) as draft:
+            draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    output.show(_table(values), values)
+
+
+def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
+    """Return what was found, JSON-ready."""
+    return {
+        "run": str(run),
+        "task": found.config.task,
+        "method": found.config.method,
+        "split": rows.name,
+        "source": rows.source,
+        "rows": result.rows,
+        "cut": result.cut,
+        "metrics": dict(result.metrics),
+        "classes": [
+            {"labelled": count.labelled, "predicted": count.predicted} for count in result.classes
+        ],
+        "collapsed": result.collapsed,
+    }
+
+
+def _table(values: dict[str, Any]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"dynlora eval: {values['task']}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    cut = f", {values['cut']:,} cut" if values["cut"] else ""
+    table.add_row("run", Text(f"{values['run']} (method {values['method']})"))
+    table.add_row(
+        "rows", Text(f"{values['rows']:,} of {values['source']} ({values['split']}){cut}")
+    )
+    table.add_section()
+    for name, value in values["metrics"].items():
+        table.add_row(name, "not finite" if value is None else f"{value:.4f}")
+    if values["collapsed"] is not None:
+        table.add_section()
+        said = f"every row was given class {values['collapsed']}, whatever its label"
+        table.add_row("collapsed", Text(said))
+    return table
+
+
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
+    parser = verb_parser("eval")
+    add_run(parser)
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split of the data (default: the run's validation split)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE_OR_FOLDER",
+        type=Path,
+        help="other data with the same columns: a file, or a folder with the split",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="write the result as JSON to a new file too"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output if it is there"
+    )
+    return parser

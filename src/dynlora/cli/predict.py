@@ -1,0 +1,75 @@
+"""`dynlora predict RUN FILE`: what a finished run's model says to each row of a file."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.output import Output
+from dynlora.cli.run_argument import add_run, open_run
+
+
+def run(arguments: Sequence[str], output: Output) -> None:
+    """Run the verb.
+
+    Args:
+        arguments: What follows `predict` on the command line.
+        output: Where its words go.
+
+    Raises:
+        DynamicLoraError: If the input must be mended.
+    """
+    given = parse(make_parser(), arguments)
+    if given is None:
+        return
+
+    # Only now: these load torch, and `--help` shall not wait for it.
+    from rich.text import Text
+
+    from dynlora.cli.messages import readable_messages
+    from dynlora.train.any_split import find_file
+    from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
+
+    if given.output is not None:
+        check_output(given.output, source=given.file, overwrite=given.overwrite)
+    with readable_messages(output.progress):
+        found = open_run(given.run, given.model)
+        rows = find_file(found.config.data, given.file, "FILE must be a file")
+        predictions = predict_rows(found, rows, given.batch_size)
+        count = rows.table.num_rows
+        if given.output is not None:
+            write_predictions(given.output, rows, predictions)
+            where = {"output": str(given.output), "rows": count}
+            output.show(Text(f"{count:,} predictions: {given.output}"), where)
+        elif output.as_json:
+            values = {"rows": count, "predictions": list(predictions)}
+            output.show(Text(), values)
+        else:
+            try:
+                for line in lines(rows, predictions):
+                    print(line, file=output.result, flush=True)
+            except BrokenPipeError:  # the reader, such as `head`, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def make_parser() -> VerbParser:
+    """Return the verb's parser."""
+    parser = verb_parser("predict")
+    add_run(parser)
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="rows with the columns that the run learned from; labels are not needed",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="a new .jsonl, .csv or .parquet file (default: JSON lines on the standard output)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output if it is there"
+    )
+    return parser

@@ -1,0 +1,123 @@
+"""A finished run's metrics on any rows, by the same Trainer that evaluated it while it trained."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction, PrinterCallback, Trainer
+
+from dynlora.train.config import METRICS
+from dynlora.train.finished_run import FinishedRun
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Split, TaskData, TrainerParts
+
+ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
+"""Tasks whose rows can be counted by class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassCount:
+    """One class in an evaluation."""
+
+    labelled: int
+    """Rows of which it is the label."""
+    predicted: int
+    """Rows of which it is the prediction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    rows: int
+    """Rows evaluated."""
+    cut: int
+    """Rows longer than `data.max_length`, which were cut."""
+    metrics: Mapping[str, float]
+    """By the names in `config.METRICS`, in their order."""
+    classes: Sequence[ClassCount]
+    """By class; empty where rows have no single class."""
+
+    @property
+    def collapsed(self) -> int | None:
+        """The class that every row was given although labels differ; None if there is none."""
+        given = [place for place, count in enumerate(self.classes) if count.predicted]
+        true = sum(count.labelled > 0 for count in self.classes)
+        return given[0] if len(given) == 1 and true > 1 else None
+
+
+def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = None) -> Evaluation:
+    """Evaluate a finished run's model.
+
+    Args:
+        run: As loaded.
+        split: Rows with labels.
+        batch_size: Rows in a forward pass; None takes the run's own, which gives its own numbers.
+
+    Raises:
+        DataError: If the rows do not hold what the task needs.
+        NonFiniteError: If the loss is not finite.
+    """
+    rows = run.task.read_split(split, run.config.data, run.processor, run.num_labels)
+    trainer = _make_trainer(run, rows, batch_size)
+    seen = _count_classes(trainer) if run.config.task in ONE_CLASS_A_ROW else {}
+    logged = trainer.evaluate()
+    return Evaluation(
+        rows=len(rows.inputs),
+        cut=rows.cut,
+        metrics={name: logged[f"eval_{name}"] for name in METRICS[run.config.task]},
+        classes=[
+            ClassCount(labelled=seen["labelled"][place], predicted=seen["predicted"][place])
+            for place in range(run.num_labels or 0)
+        ]
+        if seen
+        else (),
+    )
+
+
+def _make_trainer(run: FinishedRun, rows: Split, batch_size: int | None) -> Trainer:
+    training = run.config.training
+    if batch_size is not None:
+        training = replace(training, eval_batch_size=batch_size)
+    # The Trainer makes its folder at once; nothing is written into it.
+    with TemporaryDirectory() as nowhere:
+        trainer = run.task.make_trainer(
+            TrainerParts(
+                model=run.model,
+                training=training,
+                best_metric=training.best_metric or METRICS[run.config.task][0],
+                checkpoints=Path(nowhere),
+                data=TaskData(
+                    train=rows.inputs,
+                    validation=rows.inputs,
+                    num_labels=run.num_labels,
+                    cut={},
+                ),
+                processor=run.processor,
+                penalty=None,
+                callbacks=(),
+                optimizer=None,
+            )
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _count_classes(trainer: Trainer) -> dict[str, Counter[int]]:
+    """Let a Trainer's metrics count classes too; return where the counts will be."""
+    measure, seen = trainer.compute_metrics, {"labelled": Counter[int](), "predicted": Counter()}
+    assert measure is not None
+
+    def counted(prediction: EvalPrediction) -> dict[str, Any]:
+        guesses = np.asarray(prediction.predictions).argmax(axis=-1)
+        seen["predicted"].update(guesses.tolist())
+        seen["labelled"].update(np.asarray(prediction.label_ids).tolist())
+        metrics: dict[str, Any] = measure(prediction)
+        return metrics
+
+    trainer.compute_metrics = counted
+    return seen

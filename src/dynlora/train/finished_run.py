@@ -1,0 +1,132 @@
+"""A finished run's folder and configuration in; its model, processor and data out, ready to use."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from dynlora.errors import AdapterError, RunFileError
+from dynlora.report.plain_files import read_json
+from dynlora.report.run_files import UNFINISHED
+from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
+from dynlora.saved.base import attach
+from dynlora.saved.fits import check_fits
+from dynlora.train.config import JobConfig
+from dynlora.train.pretrained import locate
+from dynlora.train.run_folder import RunFolder
+from dynlora.train.task import Task
+from dynlora.train.tasks import TASKS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedRun:
+    """What a run left, loaded."""
+
+    folder: RunFolder
+    config: JobConfig
+    facts: Mapping[str, Any]
+    """What `run.json` says."""
+    task: Task
+    processor: Any
+    """Tokenizer or image processor."""
+    model: Any
+    """As it was saved: the base model with the adapter on it, or the whole model."""
+
+    @property
+    def num_labels(self) -> int | None:
+        """Outputs of the model's head; None where the task has none."""
+        count: int | None = self.facts["num_labels"]
+        return count
+
+
+def check_finished(folder: RunFolder) -> Mapping[str, Any]:
+    """Return what a run's `run.json` says, if the run has ended well.
+
+    Raises:
+        RunFileError: If the folder is not a run's, or the run is not finished.
+    """
+    if not folder.run.is_file():
+        inside = folder.root.parent
+        hint = f": give {inside}" if RunFolder(inside).run.is_file() else ""
+        raise RunFileError(
+            f"RUN must be the folder of a finished run, got {folder.root}, which has no "
+            f"{folder.run.name}{hint or ': give the `output` of a `dynlora train`'}."
+        )
+    facts = read_json(folder.run)
+    status = facts.get("status")
+    if status != "finished":
+        why = UNFINISHED.get(str(status), f"has the status {status!r}")
+        raise RunFileError(
+            f"RUN must be finished, got {folder.root}, which {why}: go on with `dynlora train "
+            f"{folder.config} --training.resume latest`."
+        )
+    for path in (folder.config, *_saved(folder, str(facts.get("method")))):
+        if not path.is_file():
+            raise RunFileError(
+                f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
+                f"{folder.root}: restore it from a copy, or train again."
+            )
+    return facts
+
+
+def _saved(folder: RunFolder, method: str) -> tuple[Path, ...]:
+    """Return the files without which there is no model, and something might look on the hub."""
+    if method == "full":
+        return (folder.full_model / "config.json",)
+    return (folder.adapter / CONFIG, folder.adapter / WEIGHTS)
+
+
+def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
+    """Load a finished run.
+
+    Args:
+        folder: Where it is.
+        config: Its configuration, which may name another place for its base model.
+
+    Raises:
+        RunFileError: If the run is not finished or a file of it is missing.
+        ConfigError: If its base model or processor cannot be loaded.
+        AdapterError: If its adapter is broken, or not of this base model.
+    """
+    facts, task = check_finished(folder), TASKS[config.task]
+    full = config.method == "full"
+    saved = replace(config.model, path=str(folder.full_model), gguf_file=None, quantization=None)
+    source = locate(saved if full else config.model)
+    processor = task.load_processor(source, config.data)
+    base = task.load_model(source, facts["num_labels"], processor)
+    return FinishedRun(
+        folder=folder,
+        config=config,
+        facts=facts,
+        task=task,
+        processor=processor,
+        model=base.eval() if full else _with_adapter(base, folder.adapter, config.method),
+    )
+
+
+def _with_adapter(base: Any, folder: Path, method: str) -> Any:
+    if method == "adalora":
+        return _with_adalora(base, folder)
+    adapter = read_adapter(folder)
+    check_fits(adapter, base)
+    return attach(adapter, base)
+
+
+def _with_adalora(base: Any, folder: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 takes AdaLoRA's masks for rank patterns of LoRA, and layers that were left
+            # without rank for sharded ones.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
+            return PeftModel.from_pretrained(base, folder).eval()
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterError(
+            f"the adapter in {folder} must be whole and of this base model, a "
+            f"{type(base).__name__}: {' '.join(str(error).split())} Use the model that it was "
+            "trained on, or train again."
+        ) from error
