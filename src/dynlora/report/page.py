@@ -18,7 +18,7 @@ from dynlora.report.wording import count_text
 
 MARK = '<meta name="generator" content="dynlora report">'
 """Says that a file is a report of ours, which a new one may replace."""
-SOURCES = ("path", "name", "subset", "package", "embedded")
+SOURCES = ("path", "name", "subset", "package", "gguf_file", "embedded")
 """Keys of the configuration that say which model or data."""
 SWATCHES = 7
 
@@ -50,12 +50,13 @@ def report_page(run: RunFiles) -> str:
 
 def _header(run: RunFiles) -> Node:
     facts = {
+        "task": str(run.facts.get("task", "unknown")).replace("_", " "),
         "method": run.method,
         "model": _source(run.config.get("model")),
         "data": f"{_source(run.config.get('data'))}{_rows(run)}",
         "seed": "unknown" if run.seed is None else str(run.seed),
         "steps": count_text(run.steps),
-        "written": f"{run.written:%Y-%m-%d %H:%M} UTC",
+        "written": run.written.replace("T", " ").replace("+00:00", " UTC"),
     }
     listed = node("dl")
     for name, value in facts.items():

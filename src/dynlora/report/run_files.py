@@ -5,7 +5,6 @@ An unfinished run is read as far as it went; `notes` say what is missing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ class RunFiles:
     """`dynamic`, `lora`, `adalora` or `full`."""
     seed: int | None
     """Seed of initial weights, data order and dropout."""
-    written: datetime
-    """When `run.json` was last written."""
+    written: str
+    """When `run.json` was last written, in ISO 8601; `unknown` where it does not say."""
     steps: int
     """Optimizer steps taken, as far as is known."""
     budget: int | None
@@ -100,7 +99,7 @@ def read_run(root: Path) -> RunFiles:
         status=status,
         method=str(facts.get("method", "unknown")),
         seed=whole(path, facts, "seed"),
-        written=datetime.fromtimestamp(path.stat().st_mtime, tz=UTC),
+        written=str(facts.get("written", "unknown")),
         steps=steps,
         budget=whole(path, facts, "budget"),
         before=numbers(path, facts, "metrics_before"),

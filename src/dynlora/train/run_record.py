@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class RunRecord:
     values: dict[str, Any] = field(default_factory=dict)
 
     def update(self, **values: Any) -> None:
-        """Set some values and write the file anew."""
-        self.values.update(values)
+        """Set some values and write the file anew, with the time."""
+        self.values.update(values, written=datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(self.path, self.values)
 
 

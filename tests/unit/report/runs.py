@@ -36,6 +36,8 @@ def run_values(**changes: Any) -> dict[str, Any]:
     """Return what `run.json` holds, with some values replaced; None leaves a key out."""
     values = {
         "status": "finished",
+        "written": "2026-11-25T01:00:00+00:00",
+        "task": "regression",
         "method": "dynamic",
         "seed": 0,
         "versions": {"python": "3.11.7", "torch": "2.8.0"},
