@@ -1,10 +1,13 @@
 """A finished adapter cut to a budget of parameters, without training.
 
 The spectrum of every layer is known, so ranks need no estimate: they are granted one at a time to
-the layer whose next component carries the most energy per parameter (`adjuster.grant_ranks`).
-Energies fall within a layer, so no other ranks of that cost keep more, up to the last rank that
-does not fit. Without data, energy is the squared Frobenius norm of the update; with data it is the
-mean square of what a component adds to the layer's output, relative to that output's own.
+the layer whose next component carries the most energy per parameter (`adjuster.grant_ranks`), the
+squared Frobenius norm. Energies fall within a layer, so no other ranks of that cost keep more, up
+to the last rank that does not fit.
+
+Data does not change the ranks but which directions a layer keeps: those that add the most to its
+output on what it saw. That order was measured (`benchmarks/compress.py`): to let outputs decide on
+ranks too, relative to their own norm or not, changes predictions more.
 """
 
 import math
@@ -12,11 +15,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import BudgetError
 from dynlora.saved.activations import Seen
 from dynlora.saved.adapter import SavedAdapter
+from dynlora.saved.layer import SavedLayer
 from dynlora.saved.spectrum import Components, find_components
+
+FAINT = 1e-9
+"""Weight of unseen inputs: what few texts did not touch goes first, but is not lost for free."""
+TINY = 1e-300
+"""Keeps a quotient of zeros finite in float64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,23 +86,30 @@ def compress(
         BudgetError: If one rank a layer already costs more, or `budget` is below 1.
     """
     check_affordable(adapter, budget)
-    parts = measure(adapter, seen)
-    return cut_to(adapter, plan_cut(parts, budget, seen), budget=budget, parts=parts, seen=seen)
+    blind = measure(adapter, None)
+    ranks = plan_cut(blind, budget)
+    parts = blind if seen is None else measure(adapter, seen)
+    return cut_to(adapter, ranks, budget=budget, parts=parts, seen=seen)
 
 
 def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str, Components]:
     """Return every layer's components, by name."""
+    if seen is None:
+        return {layer.name: find_components(layer) for layer in adapter.layers}
     return {
-        layer.name: find_components(layer, seen[layer.name].gram if seen else None)
+        layer.name: find_components(layer, _with_unseen(layer, seen[layer.name].gram))
         for layer in adapter.layers
     }
 
 
-def plan_cut(
-    parts: Mapping[str, Components], budget: int, seen: Mapping[str, Seen] | None
-) -> dict[str, int]:
+def _with_unseen(layer: SavedLayer, gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
+    """Return a moment in which inputs that were not seen count, too, but faintly."""
+    white = layer.A.double() @ layer.A.double().T
+    return gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
+
+
+def plan_cut(parts: Mapping[str, Components], budget: int) -> dict[str, int]:
     """Return the ranks that keep the most energy within a budget, by name."""
-    unit = {name: seen[name].output_power if seen else 1.0 for name in parts}
     bounds = {
         name: LayerBounds(
             cost=part.layer.cost, floor=1, ceiling=max(1, len(part.values)), held=part.layer.r
@@ -101,7 +120,7 @@ def plan_cut(
     biases = sum(part.layer.parameters - part.layer.cost * part.layer.r for part in parts.values())
 
     def worth(name: str, rank: int) -> float:
-        return energies[name][rank - 1] / (unit[name] or 1.0) / bounds[name].cost
+        return energies[name][rank - 1] / bounds[name].cost
 
     return grant_ranks(bounds, budget=budget - biases, worth=worth)
 

@@ -80,7 +80,8 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     Q, R = torch.linalg.qr(B)
     squares, U = torch.linalg.eigh(R @ moment @ R.T)
     squares, U = squares.flip(0), U.flip(1)
-    count = int((squares > NOISE * squares[0].clamp(min=0)).sum())
+    some = layer.scaling != 0
+    count = int((squares > NOISE * squares[0].clamp(min=0)).sum()) if some else 0
     squares, U = squares[:count], U[:, :count]
     rows, columns = U.T @ R @ A, Q @ U
     # Both factors carry the same norm: neither leaves the range of half precision first.

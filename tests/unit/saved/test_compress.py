@@ -60,26 +60,47 @@ def test_each_layer_is_cut_to_its_best_update_and_says_what_it_kept(few):
         assert cut.output_lost is None
 
 
-def test_a_layer_whose_output_is_large_anyway_is_cut_first(few):
-    def see(power):
-        return {
-            layer.name: Seen(
-                gram=layer.A.double() @ layer.A.double().T,
-                output_power=power if place == 3 else 1.0,
-                tokens=9,
-            )
-            for place, layer in enumerate(few.layers)
-        }
+def see(adapter, *, power=1.0, tokens=500):
+    """Return what layers see of inputs that vary a hundred times more along some axes."""
+    generator = torch.Generator().manual_seed(2)
+    views = {}
+    for layer in adapter.layers:
+        spread = torch.logspace(0, -2, layer.inputs, dtype=torch.float64)
+        x = torch.randn(tokens, layer.inputs, generator=generator).double() * spread
+        inner = x @ layer.A.double().T
+        views[layer.name] = (
+            x,
+            Seen(gram=inner.T @ inner / tokens, output_power=power, tokens=tokens),
+        )
+    return views
 
-    even, large = (compress(few, few.parameters // 2, see(power)) for power in (1.0, 1e4))
-    assert even.layers[3].rank_after == 3
-    assert large.layers[3].rank_after == 1
-    assert sum(cut.rank_after for cut in large.layers[:3]) > sum(
-        cut.rank_after for cut in even.layers[:3]
+
+def test_data_decides_on_directions_and_not_on_ranks(few):
+    budget = few.parameters // 2
+    views = see(few, power=4.0)
+    blind, made = (
+        compress(few, budget),
+        compress(few, budget, {n: v for n, (_, v) in views.items()}),
     )
-    squares = torch.linalg.svdvals(dense(few.layers[3])).square()
-    expected = float(squares[1:].sum() / 1e4) ** 0.5
-    assert large.layers[3].output_lost == pytest.approx(expected, rel=1e-6)
+    for before, seen, unseen, cut in zip(
+        few.layers, made.adapter.layers, blind.adapter.layers, made.layers, strict=True
+    ):
+        assert seen.r == unseen.r
+        x, _ = views[before.name]
+        given = x @ dense(before).T
+        lost = (given - x @ dense(seen).T).norm()
+        least = torch.linalg.svdvals(given)[seen.r :].square().sum().sqrt()
+        torch.testing.assert_close(lost, least, rtol=1e-4, atol=1e-6)
+        expected = float(lost) / (len(x) * 4.0) ** 0.5
+        assert cut.output_lost == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_directions_that_few_texts_did_not_touch_are_kept_where_the_budget_pays(few):
+    views = {name: view for name, (_, view) in see(few, tokens=1).items()}
+    assert all(int(torch.linalg.matrix_rank(view.gram)) == 1 for view in views.values())
+    made = compress(few, int(0.7 * few.parameters), views)
+    blind = compress(few, int(0.7 * few.parameters))
+    assert [cut.rank_after for cut in made.layers] == [cut.rank_after for cut in blind.layers]
 
 
 def test_a_budget_that_pays_for_all_changes_nothing(few):

@@ -79,9 +79,10 @@ def test_more_ranks_than_the_update_has_directions_are_not_kept():
     torch.testing.assert_close(dense(parts.cut(6)), dense(twin), **TOLERANCE)
 
 
-def test_an_untrained_layer_has_no_energy_and_keeps_a_row_that_can_be_trained():
-    layer = make_layer()
-    layer.lora_B.zero_()
+@pytest.mark.parametrize("scaling", [1.5, 0.0])
+def test_an_untrained_layer_has_no_energy_and_keeps_a_row_that_can_be_trained(scaling):
+    layer = make_layer(scaling=scaling)
+    layer.lora_B.mul_(scaling == 0)
     parts = find_components(layer)
     assert (parts.energy, parts.effective_rank, parts.kept(1)) == (0, 0, 1)
     cut = parts.cut(4)
