@@ -234,5 +234,5 @@ def test_ctrl_c_while_loading_writes_nothing(
 
     monkeypatch.setattr("dynlora.train.build.load_data", stop)
     assert train() == 130
-    assert capsys.readouterr().err == ("interrupted: before training began; nothing was written\n")
+    assert capsys.readouterr().err == "interrupted: before anything was written\n"
     assert not output.exists()

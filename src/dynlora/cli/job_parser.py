@@ -223,10 +223,11 @@ def _choices(hint: Any) -> list[Any]:
 
 def key_words(hint: Any) -> list[str]:
     """Return the words worth offering for a key on the command line; others may do too."""
-    words = [str(choice) for choice in _choices(hint)]
-    if bool in (hint, *get_args(hint)):
+    parts = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    if bool in parts:
         words += ["true", "false"]
-    return [*words, "null"] if words and type(None) in get_args(hint) else words
+    return [*words, "null"] if words and type(None) in parts else words
 
 
 def _describe(hint: Any) -> str:

@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from rich.console import Console
 
@@ -51,7 +51,8 @@ def readable_messages(console: Console) -> Iterator[None]:
     console is quiet.
     """
     sink = io.StringIO() if console.quiet else sys.stderr
-    with redirect_stdout(sink), _quiet_transformers(), _quiet_datasets(console), _notes(console):
+    downloads = _quiet_datasets() if console.quiet else nullcontext()
+    with redirect_stdout(sink), _quiet_transformers(), downloads, _notes(console):
         yield
 
 
@@ -87,12 +88,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_datasets(console: Console) -> Iterator[None]:
-    """Show progress of downloads only where progress is shown at all."""
+def _quiet_datasets() -> Iterator[None]:
+    """Show no progress of downloads."""
     from datasets.utils import logging as data_logging
 
-    if console.quiet:
-        data_logging.disable_progress_bar()
+    data_logging.disable_progress_bar()
     try:
         yield
     finally:

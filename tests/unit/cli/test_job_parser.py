@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynlora.cli.job_parser import build, parse_job, valid_keys
+from dynlora.cli.job_parser import build, key_words, parse_job, valid_keys
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig, LoraSettings
 
@@ -71,15 +71,20 @@ def test_a_switch_reads_the_words_of_yaml(file: Path) -> None:
 def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
     """A configuration in which nothing is at its default comes back as it was written."""
     values = {
-        "output": "somewhere", "overwrite": True, "method": "lora",
-        "model": {"name": None, "path": "models/a", "package": "p/q"},
+        "output": "somewhere", "overwrite": True, "task": "sequence_classification",
+        "method": "lora",
+        "model": {"name": None, "path": "models/a", "package": "p/q", "gguf_file": "m.gguf",
+                  "dtype": "bfloat16", "quantization": "nf4"},
         "data": {
             "name": "n", "subset": "s", "path": None, "embedded": None, "text": "a",
-            "text_pair": "b", "label": "c", "num_labels": 3, "train_split": "t",
+            "text_pair": "b", "prompt": "p", "completion": "q", "separator": " ",
+            "as_chat": True, "messages": None, "completion_only": False, "max_new_tokens": 5,
+            "image": "i", "label": "c", "num_labels": 3, "train_split": "t",
             "validation_split": "v", "validation_fraction": 0.5, "max_length": 9,
             "max_train_rows": 7, "max_validation_rows": 6,
         },
-        "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"]},
+        "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"],
+                 "modules_to_save": ["y"], "use_rslora": True, "start_from": "z"},
         "dynamic": {
             "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
             "feature_weight": 0.5, "layer_weights": True, "min_rank": 2, "max_rank": 9,
@@ -93,11 +98,13 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
         },
         "training": {
             "epochs": 1.5, "max_steps": 8, "batch_size": 2, "eval_batch_size": 3,
-            "gradient_accumulation": 4, "learning_rate": 0.5, "weight_decay": 0.1,
+            "gradient_accumulation": 4, "learning_rate": 0.5, "loraplus_lr_ratio": 8.0,
+            "weight_decay": 0.1,
             "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0, "bf16": True,
             "group_by_length": False, "eval": "steps", "eval_steps": 5, "save": "steps",
             "save_steps": 10, "save_total_limit": 1, "load_best_model_at_end": True,
-            "best_metric": "f1", "logging_steps": 3, "seed": 4, "resume": "latest",
+            "best_metric": "f1", "early_stopping_patience": 2, "logging_steps": 3,
+            "report_to": ["tensorboard", "trackio"], "seed": 4, "resume": "latest",
         },
     }  # fmt: skip
     path = tmp_path / "all.yaml"
@@ -149,6 +156,10 @@ def test_an_unknown_key_in_the_file_is_named_with_the_file(file: Path) -> None:
         ("data.num_labels", "two", "a whole number or null, got two"),
         ("overwrite", "maybe", "true or false, got maybe"),
         ("lora.lora_alpha", "big", "a number, got big"),
+        ("lora.r", "null", "a whole number, got null"),
+        ("training.eval", "null", "one of epoch, steps, no, got null"),
+        ("dynamic.pinned", "null", "a list such as [a, b], got null"),
+        ("training.report_to", "[tensorbord]", "a list of tensorboard, wandb, trackio, got"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_the_right_one(
@@ -157,6 +168,22 @@ def test_a_value_of_the_wrong_kind_is_told_the_right_one(
     with pytest.raises(ConfigError) as error:
         parse_job([str(file), f"--{key}", value])
     assert f"`{key}` must be {told}" in str(error.value)
+
+
+def test_a_null_in_the_file_is_told_what_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"training": {"batch_size": None}}))
+    with pytest.raises(
+        ConfigError, match=r"`training\.batch_size` must be a whole number, got null"
+    ):
+        parse_job([str(path)])
+
+
+def test_a_bare_no_which_yaml_takes_for_false_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "training: {eval: no}\n")
+    with pytest.raises(ConfigError, match=r"one of epoch, steps, no, got False\..*'no' in quotes"):
+        parse_job([str(path)])
 
 
 def test_a_missing_output_is_asked_for(tmp_path: Path) -> None:
@@ -174,6 +201,16 @@ def test_a_range_is_told_with_the_section_of_its_key() -> None:
         build(JobConfig, MINIMAL | {"dynamic": {"min_rank": 0}})
     with pytest.raises(ConfigError, match=r"^`lora\.r` must be at least 1, got 0"):
         build(JobConfig, MINIMAL | {"lora": {"r": 0}})
+
+
+def test_words_offered_for_a_key_are_taken_by_it(file: Path) -> None:
+    offered = {key: key_words(hint) for key, hint in valid_keys()}
+    assert offered["method"] == ["dynamic", "lora", "adalora", "full"]
+    assert offered["training.bf16"] == ["auto", "true", "false"]
+    assert offered["lora.r"] == offered["training.report_to"] == []
+    for key in ("training.schedule", "training.bf16", "overwrite", "lora.target_modules"):
+        for word in offered[key]:
+            assert parse_job([str(file), f"--{key}", word]) is not None
 
 
 def test_valid_keys_are_all_sections_and_all_their_fields() -> None:
