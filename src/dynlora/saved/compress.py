@@ -139,11 +139,12 @@ def cut_to(
         part, rank = parts[layer.name], ranks[layer.name]
         # A layer that loses nothing stays as it is, bit for bit.
         made = layer if rank >= layer.r else part.cut(rank)
-        power = seen[layer.name].output_power if seen else None
+        # An output that is zero everywhere loses nothing, relative to whatever.
+        power = (seen[layer.name].output_power if seen else 1.0) or 1.0
         energy = math.fsum(part.energies[: made.r])
-        kept += energy / (power or 1.0)
-        total += part.energy / (power or 1.0)
-        lost = math.sqrt(max(0.0, part.energy - energy) / power) if power else None
+        kept += energy / power
+        total += part.energy / power
+        lost = math.sqrt(max(0.0, part.energy - energy) / power)
         layers.append(made)
         cuts.append(
             LayerCut(
@@ -152,7 +153,7 @@ def cut_to(
                 rank_after=made.r,
                 parameters=made.parameters,
                 energy_kept=part.kept(made.r),
-                output_lost=lost,
+                output_lost=lost if seen else None,
             )
         )
     return Compressed(

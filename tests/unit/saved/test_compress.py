@@ -144,3 +144,16 @@ def test_a_budget_below_one_rank_a_layer_is_refused_with_the_range(few):
     with pytest.raises(BudgetError, match=rf"4 layers.*{low} parameters \(34%\), got {low - 1}"):
         compress(few, low - 1)
     assert compress(few, low).adapter.parameters == low
+
+
+def test_a_layer_whose_output_is_zero_loses_nothing_of_it(few):
+    for layer in few.layers:
+        layer.lora_B.zero_()
+    views = {
+        layer.name: Seen(gram=torch.zeros(3, 3).double(), output_power=0.0, tokens=5)
+        for layer in few.layers
+    }
+    made = compress(few, few.parameters // 2, views)
+    assert {(cut.rank_after, cut.energy_kept, cut.output_lost) for cut in made.layers} == {
+        (1, 1, 0)
+    }
