@@ -9,6 +9,11 @@ import subprocess
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # as the document says
+    "VLLM_LOGGING_LEVEL": "ERROR",  # vLLM's log would stand between what the block prints
+}
 
 
 def python_blocks() -> dict[str, str]:
@@ -38,13 +43,14 @@ def run_block(code: str, python: Path, folder: Path, files: dict[str, Path]) -> 
     script = folder / "block.py"
     guarded = "".join(f"    {line}\n" for line in code.splitlines())
     script.write_text(f'if __name__ == "__main__":\n{guarded}')
-    # Nothing of this process's Python may leak; the last is what the document says about CPUs.
+    # Nothing of this process's Python may leak into the other one's.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= ENVIRONMENT
     done = subprocess.run(
         [python.absolute(), script.name],
         check=True,
         cwd=folder,
-        env={**environment, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
     )
