@@ -34,6 +34,15 @@ MARKED = (
 FORGETFUL = CHAT.replace("message['content'] ", "(message['content'] if loop.last else '.') ")
 """A template that writes a turn in another way once more follows."""
 
+TALK = [
+    {"role": "system", "content": "old"},
+    {"role": "user", "content": "red"},
+    {"role": "assistant", "content": "green blue"},
+    {"role": "user", "content": "cat"},
+    {"role": "assistant", "content": "dog"},
+]
+"""A conversation with two turns of the assistant."""
+
 
 def save_language_model(
     folder: Path, *, template: str | None = CHAT, seed: int = 0, hidden: int = 32

@@ -1,37 +1,18 @@
-"""Conversations in a model's chat template, and which of their tokens the assistant said.
+"""Conversations: checked, and put into the model's chat template."""
 
-Which tokens those are, the template itself says with `{% generation %}` markers, or a variant of
-it that TRL knows. Of other templates it is found turn by turn: an assistant's turn is what comes
-after the conversation before it, put as a request to answer.
-"""
-
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from jinja2 import TemplateError
-from trl.chat_template_utils import (
-    get_training_chat_template,
-    has_generation_markers,
-    is_chat_template_stop_token_trained,
-)
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.columns import refuse_rows
 from dynlora.train.examples import Example
 from dynlora.train.sources import RawSplit
-
-Conversation = Sequence[Mapping[str, str]]
-"""Messages, each with a role and a content."""
+from dynlora.train.turns import Conversation, UnmaskableError, choose_masking, render
 
 Encoded = TypeVar("Encoded")
-
-logger = logging.getLogger(__name__)
-
-
-class UnmaskableError(Exception):
-    """A template that does not show where the assistant's turns are."""
 
 
 def check_template(tokenizer: Any, key: str) -> None:
@@ -126,68 +107,12 @@ def encode_requests(
         [(row, conversations[row]) for row, left in enumerate(asked) if not left],
         "Remove these rows.",
     )
-    return _each(split, asked, partial(_render, tokenizer, add_generation_prompt=True))
-
-
-def choose_masking(tokenizer: Any) -> Callable[[Conversation], Example]:
-    """Return what encodes a conversation and finds the assistant's turns in this template."""
-    template = tokenizer.chat_template
-    if not has_generation_markers(template):
-        try:
-            template = get_training_chat_template(tokenizer)
-        except ValueError:
-            return partial(encode_by_turns, tokenizer)
-    if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
-        logger.warning(
-            "the chat template of %s leaves the end of the assistant's turns outside its "
-            "{%% generation %%} markers: the model may not learn to stop.",
-            tokenizer.name_or_path,
-        )
-    return partial(encode_by_markers, tokenizer, template)
-
-
-def encode_by_markers(tokenizer: Any, template: str, conversation: Conversation) -> Example:
-    """Encode with a template whose markers enclose the assistant's turns."""
-    encoded = tokenizer.apply_chat_template(
-        list(conversation),
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        chat_template=template,
-    )
-    learned = [bool(flag) for flag in encoded["assistant_masks"]]
-    if not any(learned):
-        raise UnmaskableError("marks no token of some")
-    return Example(ids=encoded["input_ids"], learned=learned)
-
-
-def encode_by_turns(tokenizer: Any, conversation: Conversation) -> Example:
-    """Encode with a template that writes a turn in the same way whatever comes after it."""
-    ids = _render(tokenizer, conversation)
-    learned = [False] * len(ids)
-    for turn, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        if turn == 0:
-            raise UnmaskableError("has no markers for a conversation that begins with one")
-        before = _render(tokenizer, conversation[:turn], add_generation_prompt=True)
-        after = _render(tokenizer, conversation[: turn + 1])
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise UnmaskableError("has no markers and writes a turn according to what follows")
-        learned[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return Example(ids=ids, learned=learned)
+    return _each(split, asked, partial(render, tokenizer, add_generation_prompt=True))
 
 
 def _encode_whole(tokenizer: Any, conversation: Conversation) -> Example:
-    ids = _render(tokenizer, conversation)
+    ids = render(tokenizer, conversation)
     return Example(ids=ids, learned=[True] * len(ids))
-
-
-def _render(tokenizer: Any, conversation: Conversation, **options: Any) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(conversation), tokenize=True, return_dict=True, **options
-    )["input_ids"]
-    return ids
 
 
 def _require_answers(split: RawSplit, conversations: Sequence[Conversation]) -> None:

@@ -1,6 +1,5 @@
 """Conversations: checked, put into the model's template, and only the assistant's turns learned."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,12 @@ from dynlora.errors import ConfigError, DataError
 from dynlora.train.chat import (
     as_conversations,
     check_template,
-    choose_masking,
     encode_conversations,
     encode_requests,
     read_conversations,
 )
 from dynlora.train.sources import RawSplit
-from tests.language import CHAT, FORGETFUL, MARKED, save_language_tokenizer
-
-TALK = [
-    {"role": "system", "content": "old"},
-    {"role": "user", "content": "red"},
-    {"role": "assistant", "content": "green blue"},
-    {"role": "user", "content": "cat"},
-    {"role": "assistant", "content": "dog"},
-]
+from tests.language import CHAT, FORGETFUL, MARKED, TALK, save_language_tokenizer
 
 
 @pytest.fixture
@@ -38,35 +28,6 @@ def tokenizer(tmp_path: Path) -> Any:
 def split_of(rows: list[Any]) -> RawSplit:
     table = pa.table({"chat": rows})
     return RawSplit(name="training", source="talks.jsonl", table=table, rows=range(len(rows)))
-
-
-def learned_words(tokenizer: Any, conversation: list[dict[str, str]]) -> list[str]:
-    example = choose_masking(tokenizer)(conversation)
-    return [
-        tokenizer.convert_ids_to_tokens(token)
-        for token, wanted in zip(example.ids, example.learned, strict=True)
-        if wanted
-    ]
-
-
-@pytest.mark.parametrize(("template", "after"), [(CHAT, ["\n"]), (MARKED, [])])
-def test_every_turn_of_the_assistant_is_learned_and_nothing_else(
-    tokenizer: Any, template: str, after: list[str]
-) -> None:
-    tokenizer.chat_template = template
-    first, second = ["green", " ", "blue", "<end>", *after], ["dog", "<end>", *after]
-    assert learned_words(tokenizer, TALK) == first + second
-
-
-def test_a_template_that_trl_knows_is_marked_by_trl(tokenizer: Any) -> None:
-    from trl.chat_template_utils import qwen2_5_chat_template
-
-    tokenizer.chat_template = qwen2_5_chat_template
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|im_start|>"]})
-    words = learned_words(tokenizer, TALK)
-    assert [word for word in words if word != "\n"] == [
-        "green", " ", "blue", "<|im_end|>", "dog", "<|im_end|>",
-    ]  # fmt: skip
 
 
 def test_a_template_that_writes_turns_differently_is_refused_with_advice(tokenizer: Any) -> None:
@@ -83,18 +44,6 @@ def test_markers_around_nothing_are_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = CHAT + "{% generation %}{% endgeneration %}"
     with pytest.raises(ConfigError, match=r"marks no token of some: put its assistant's turns"):
         encode_conversations(split_of([TALK]), [TALK], tokenizer, completion_only=True)
-
-
-def test_markers_that_leave_out_the_end_of_a_turn_are_told(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenizer.chat_template = MARKED.replace(
-        "{% generation %}{{ message['content'] + '<end>' }}{% endgeneration %}",
-        "{% generation %}{{ message['content'] }}{% endgeneration %}{{ '<end>' }}",
-    )
-    with caplog.at_level(logging.WARNING, logger="dynlora"):
-        assert learned_words(tokenizer, TALK) == ["green", " ", "blue", "dog"]
-    assert "the model may not learn to stop" in caplog.text
 
 
 def test_a_model_without_a_template_is_told_where_to_put_one(

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from dynlora.train.chat import as_conversations, choose_masking
+from dynlora.train.chat import as_conversations
 from dynlora.train.examples import (
     Example,
     common_prefix,
@@ -17,6 +17,7 @@ from dynlora.train.examples import (
     encode_texts,
     fit,
 )
+from dynlora.train.turns import choose_masking
 from tests.language import CHAT, MARKED, make_pairs, save_language_model
 
 
