@@ -9,11 +9,10 @@ from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
 from dynlora.train.config.data import DataConfig
 from dynlora.train.config.job import JobConfig, Method
 from dynlora.train.config.model import ModelConfig
-from dynlora.train.config.tasks import LOWER_IS_BETTER, METRICS, TaskName
+from dynlora.train.config.tasks import METRICS, TaskName
 from dynlora.train.config.training import Interval, TrainingConfig
 
 __all__ = [
-    "LOWER_IS_BETTER",
     "METRICS",
     "AdaLoraSettings",
     "DataConfig",
