@@ -8,7 +8,7 @@ from typing import Any
 
 NEAR_TIE = 1e-3
 """Lead in logits below which rounding may choose another token: some times the difference between
-PEFT's and an engine's log probabilities, which is at most 2e-4 in float32."""
+PEFT's and an engine's log probabilities, which is about 2e-4 in float32."""
 ENOUGH = 19 / 20
 """Part of the prompts whose continuation must be token-equal."""
 

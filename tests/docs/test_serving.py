@@ -55,6 +55,8 @@ def test_the_text_names_what_was_measured_with():
         f"peft {RESULTS['versions']['peft']}",
         f"at most {RESULTS['new_tokens']} tokens",
     ]
+    sizes = [f"{RESULTS['bytes'][form] / 1e6:.1f}" for form in ("native", "uniform")]
+    figures.append(f"from {sizes[0]} to {sizes[1]} MB")
     flowing = " ".join(TEXT.split())
     assert [figure for figure in figures if figure not in flowing] == []
 
