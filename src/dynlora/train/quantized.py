@@ -1,12 +1,13 @@
 """Loading a model whose linear layers bitsandbytes holds in 4 or 8 bits."""
 
+from functools import partial
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 
 from dynlora.adapters.quantised import keep_gradients
 from dynlora.errors import ConfigError
@@ -48,12 +49,17 @@ def load_quantized(
         OSError: If files are missing or the temporary folder cannot be written.
         ValueError: If the model cannot be loaded.
     """
-    how = {"quantization_config": bits_and_bytes(quantization, options["dtype"])}
+    bits = partial(bits_and_bytes, quantization, options["dtype"])
     if not source_options:
+        with torch.device("meta"):  # of this model only the names of its modules are needed
+            shape = auto_class.from_config(AutoConfig.from_pretrained(place))
+        how = {"quantization_config": bits(outer_modules(shape))}
         model = auto_class.from_pretrained(place, **options | how)
     else:
         with TemporaryDirectory() as folder:
-            auto_class.from_pretrained(place, **source_options, **options).save_pretrained(folder)
+            whole = auto_class.from_pretrained(place, **source_options, **options)
+            whole.save_pretrained(folder)
+            how = {"quantization_config": bits(outer_modules(whole))}
             model = auto_class.from_pretrained(folder, **options | how)
     prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     # An evaluation comes before training, and must not repack weights for inference alone.
@@ -61,16 +67,39 @@ def load_quantized(
     return prepared
 
 
-def bits_and_bytes(quantization: str, dtype: str) -> BitsAndBytesConfig:
+def outer_modules(model: Any) -> list[str] | None:
+    """Return the names of the modules beside the pretrained part, which must not be quantized.
+
+    They are the language model's head, or one that is trained whole. transformers takes for the
+    head what holds the last weight of a model, and no head that ends with a bias.
+
+    Returns:
+        The names; None leaves the choice to transformers where no part is named as pretrained.
+    """
+    names = [name for name, _ in model.named_children()]
+    if model.base_model_prefix not in names:
+        return None
+    return [name for name in names if name != model.base_model_prefix]
+
+
+def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> BitsAndBytesConfig:
     """Return bitsandbytes' settings: NF4 as in QLoRA, or 8 bits with its usual threshold.
+
+    Args:
+        quantization: `nf4` or `int8`.
+        dtype: What is computed in.
+        whole: Modules that are not quantized; None for those that transformers finds.
 
     Reference:
         Dettmers and others 2023, "QLoRA", arXiv 2305.14314.
     """
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_8bit=True, llm_int8_skip_modules=whole
+        )
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
+        llm_int8_skip_modules=whole,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),

@@ -9,12 +9,13 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, ModelConfig
 from dynlora.train.pretrained import load_model, locate
 from tests.gguf_files import save_gguf
+from tests.jobs import save_model
 from tests.language import save_language_model
 from tests.unit.train.test_gguf_file import TOKENS, llama
 
@@ -46,6 +47,21 @@ def test_linear_layers_are_quantized_and_the_head_is_not(
     assert kinds["lm_head"] is torch.nn.Linear
     assert model.name_or_path == str(folder)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_a_head_that_ends_with_a_bias_is_kept_whole(tmp_path: Path, bits: str) -> None:
+    save_model(tmp_path, hidden=64)
+    source = locate(ModelConfig(path=str(tmp_path), quantization=bits))
+    model = load_model(AutoModelForSequenceClassification, source, num_labels=2)
+    kinds = linear_kinds(model)
+    assert kinds["query"] is KINDS[bits]
+    assert kinds["classifier"] is torch.nn.Linear
+    settings = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    adapted = get_peft_model(model, settings)
+    adapted(input_ids=IDS).logits.sum().backward()
+    trained = [p for name, p in adapted.named_parameters() if "modules_to_save" in name]
+    assert all(float(parameter.grad.norm()) > 0 for parameter in trained)
 
 
 @pytest.mark.parametrize(("bits", "error"), [("nf4", 0.3), ("int8", 0.05)])
