@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dynlora.cli.main import main
 from tests.cli.test_resume import assert_same_end, stop_at
 from tests.jobs import write_job
 from tests.language import (
@@ -25,6 +26,7 @@ from tests.language import (
     write_two_splits,
 )
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Train = Callable[..., int]
 Error = Callable[..., str]
 
@@ -112,6 +114,26 @@ def test_every_format_is_learned(
     assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"] - 0.1
     assert run["num_labels"] is None
     assert run["texts_cut"] == {"train": 0, "validation": 0}
+
+
+@pytest.mark.parametrize("bits", ["null", "nf4"])
+def test_the_chat_example_runs_on_local_copies(
+    tmp_path: Path, model: Path, data: Path, bits: str
+) -> None:
+    for split, name in (("train", "train"), ("validation", "test")):
+        text = (data / f"{split}.jsonl").read_text().replace('"chat":', '"messages":')
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    options = {
+        "model.path": model,
+        "model.quantization": bits,
+        "data.path": tmp_path,
+        "data.max_length": 48,
+        "training.max_steps": 2,
+        "output": tmp_path / "run",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    assert main(["train", str(EXAMPLES / "chat.yaml"), *words]) == 0
+    assert read_json(tmp_path / "run" / "run.json")["rows"] == {"train": 48, "validation": 16}
 
 
 def test_no_card_or_tag_of_trl_is_left(train: Train, output: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
-from dynlora.errors import ConfigError, DataError
+from dynlora.errors import ConfigError
 from dynlora.train.columns import refuse_rows
 from dynlora.train.examples import Example
 from dynlora.train.sources import RawSplit
@@ -138,15 +138,16 @@ def _each(
     Raises:
         DataError: If the chat template refuses one.
     """
-    encoded = []
+    encoded, refused = [], []
     for row, conversation in enumerate(conversations):
         try:
             encoded.append(encode(conversation))
         except TemplateError as error:
-            raise DataError(
-                f"conversations must fit the model's chat template, but it refuses row "
-                f"{split.rows[row]} of the {split.name} split ({split.source}, rows counted from "
-                f"0), whose roles are {', '.join(message['role'] for message in conversation)}: "
-                f"{error}"
-            ) from error
+            refused.append((row, str(error)))
+    refuse_rows(
+        split,
+        "conversations must fit the model's chat template",
+        refused,
+        "These are its own words: change the roles or their order, or remove the rows.",
+    )
     return encoded

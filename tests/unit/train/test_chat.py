@@ -104,8 +104,8 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> No
     for only in (True, False):
         with pytest.raises(
             DataError,
-            match=r"refuses row 1 of the training split .* roles are system, user, assistant, "
-            r"user, assistant: No system turn here",
+            match=r"must fit the model's chat template, but 1 of 2 rows of the training split .*"
+            r"'No system turn here' in row 1\. These are its own words",
         ):
             encode_conversations(split_of(rows), rows, tokenizer, completion_only=only)
 
