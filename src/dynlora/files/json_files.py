@@ -1,0 +1,116 @@
+"""JSON in files: one object a file, or one a line, as every reader of JSON takes it.
+
+A number that is not finite, for which JSON has no word, becomes null.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynlora.errors import RunFileError
+from dynlora.files.whole import write_text
+
+
+def finite(value: Any) -> Any:
+    """Return a value in which NaN and infinity, which JSON does not have, are null."""
+    match value:
+        case float():
+            return value if abs(value) < float("inf") else None
+        case list() | tuple():
+            return [finite(item) for item in value]
+        case dict():
+            return {key: finite(item) for key, item in value.items()}
+    return value
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Return an object as JSON, on one line unless it is to be indented."""
+    return json.dumps(finite(values), indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON, atomically."""
+    write_text(path, to_json(values, indent=2) + "\n")
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write one object a line, atomically."""
+    write_text(path, "".join(to_json(line) + "\n" for line in lines))
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one object as a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json(line) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of a run.
+
+    Raises:
+        RunFileError: If it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(
+            f"a run's folder must hold a readable {path.name}, got {error} for {path}: give the "
+            "folder that `dynlora train` wrote, or train again."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a file of a run.
+
+    Raises:
+        RunFileError: If the file is missing, cut short, or holds something else.
+    """
+    text = read_text(path)
+    try:
+        return as_object(json.loads(text))
+    except ValueError as error:
+        raise RunFileError(
+            f"{path} must be one whole JSON object, got {len(text)} characters that are not "
+            f"({error}): restore the file from a copy, or train again."
+        ) from error
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Return the objects of a run's file of lines, and whether its last line was cut short.
+
+    A last line without its end was being written when its process was killed, and is left out. A
+    missing file holds no line.
+
+    Raises:
+        RunFileError: If a whole line is not a JSON object, or the file cannot be read.
+    """
+    if not path.exists():
+        return [], False
+    *lines, rest = read_text(path).split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(as_object(json.loads(line)))
+        except ValueError as error:
+            raise broken_line(path, number, f"{line[:40]!r} ({error})") from error
+    return found, bool(rest)
+
+
+def broken_line(path: Path, number: int, given: str) -> RunFileError:
+    """Return the error for a line that is not what a run writes."""
+    return RunFileError(
+        f"each line of {path} must be a JSON object as `dynlora train` writes it, got {given} in "
+        f"line {number}: remove that line, or restore the file from a copy."
+    )
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Return a value that was read, if it is an object.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object but {type(value).__name__}")
+    return value
