@@ -239,17 +239,23 @@ def test_early_stopping_needs_evaluations(error: Error) -> None:
     assert "early_stopping_patience" in told
 
 
-def test_patience_is_kept_over_a_resume(train: Train, output: Path) -> None:
+@pytest.mark.parametrize("behind", [0, 6], ids=["where it stopped", "an epoch before"])
+def test_a_run_that_stopped_early_stops_there_when_resumed(
+    train: Train, output: Path, behind: int
+) -> None:
     options = ["--training.learning_rate", 1e-12, "--training.epochs", 8, "--training.save"]
     options += ["epoch", "--training.early_stopping_patience", 3, "--training.best_metric", "loss"]
     options += ["--training.save_total_limit", "null"]
     assert train(*options) == 0
-    steps = read_json(output / "run.json")["steps"]
+    first, whole = read_json(output / "run.json"), weights(output / "adapter")
     for folder in (output / "checkpoints").iterdir():
-        if int(folder.name.rpartition("-")[2]) > steps - 6:
+        if int(folder.name.rpartition("-")[2]) > first["steps"] - behind:
             shutil.rmtree(folder)
     assert train(*options, "--training.resume", "latest") == 0
-    assert read_json(output / "run.json")["steps"] == steps
+    again = read_json(output / "run.json")
+    assert (again["steps"], again["metrics_after"]) == (first["steps"], first["metrics_after"])
+    for name, tensor in weights(output / "adapter").items():
+        assert torch.equal(tensor, whole[name]), name
 
 
 def test_modules_to_save_are_trained_and_saved(train: Train, output: Path, model: Path) -> None:
@@ -266,3 +272,34 @@ def test_rslora_divides_by_the_root_of_the_rank(train: Train, output: Path) -> N
     assert train("--lora.use_rslora", "true") == 0
     assert read_json(output / "adapter" / "adapter_config.json")["use_rslora"] is True
     assert yaml.safe_load((output / "config.yaml").read_text())["lora"]["use_rslora"] is True
+
+
+def test_what_a_job_goes_on_from_is_not_overwritten(error: Error, output: Path) -> None:
+    folder = output / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (output / "run.json").write_text("{}")
+    told = error("--lora.start_from", folder, "--overwrite", "true")
+    assert "`lora.start_from` must lie outside" in told
+
+
+def test_adaloras_penalty_counts_once_a_step_whatever_is_accumulated(
+    train: Train, output: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for name, batch, accumulation in (("whole", 24, 1), ("parts", 4, 6)):
+        options = {
+            "--output": tmp_path / name,
+            "--method": "adalora",
+            "--adalora.orth_reg_weight": 100,
+            "--training.learning_rate": 1e-12,
+            "--training.batch_size": batch,
+            "--training.gradient_accumulation": accumulation,
+            "--training.group_by_length": "false",
+            "--training.epochs": 6,
+        }
+        assert train(*(word for pair in options.items() for word in pair)) == 0
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append(next(line["loss"] for line in map(json.loads, lines) if "loss" in line))
+    assert losses[0] > 10
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

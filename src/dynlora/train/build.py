@@ -6,10 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data import load_data
+from dynlora.train.early_stopping import EarlyStopping
 from dynlora.train.methods import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
 from dynlora.train.pretrained import locate
@@ -42,9 +43,11 @@ class Job:
     steps: int
     """Optimizer steps of the whole run."""
     prepared: Prepared
-    trainer: Trainer
+    trainer: Any
+    """A `transformers.Trainer` whose `sampler` is an `EpochSampler`."""
     metrics: MetricsRecorder
     ranks: RankRecorder | None
+    stopping: EarlyStopping | None
     stopwatch: Stopwatch
     progress: ProgressBar
 
@@ -61,11 +64,15 @@ def build_job(config: JobConfig, console: Console) -> Job:
     check_trackers(config.training.report_to)
     folder = RunFolder(Path(config.output))
     past = find_past(config, folder)
+    if past is None or past.source.root.resolve() != folder.root.resolve():
+        folder.check_apart(inputs(config))
     task, source = TASKS[config.task], locate(config.model)
     processor = task.load_processor(source, config.data)
     data = load_data(task, config.data, processor)
     set_seed(config.training.seed)
     base = task.load_model(source, data.num_labels, processor)
+    task.check_model(base, config.data)
+    task.begin_head(base, data)
     set_seed(config.training.seed)
     steps = total_steps(len(data.train), config.training)
     prepared = prepare(base, config, steps, None if past is None else past.checkpoint)
@@ -79,9 +86,11 @@ def build_job(config: JobConfig, console: Console) -> Job:
     callbacks: list[TrainerCallback] = [*prepared.callbacks, stopwatch, metrics, progress]
     if ranks is not None:
         callbacks.append(ranks)
+    best_metric = config.training.best_metric or METRICS[config.task][0]
     patience = config.training.early_stopping_patience
-    if patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+    stopping = None if patience is None else EarlyStopping(best_metric, patience)
+    if stopping is not None:
+        callbacks.append(stopping)
     callbacks.append(CheckpointRecorder(stopwatch, metrics))
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
@@ -89,7 +98,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
             TrainerParts(
                 model=prepared.model,
                 training=config.training,
-                best_metric=config.training.best_metric or METRICS[config.task][0],
+                best_metric=best_metric,
                 checkpoints=Path(nowhere),
                 data=data,
                 processor=processor,
@@ -111,9 +120,19 @@ def build_job(config: JobConfig, console: Console) -> Job:
         trainer=trainer,
         metrics=metrics,
         ranks=ranks,
+        stopping=stopping,
         stopwatch=stopwatch,
         progress=progress,
     )
+
+
+def inputs(config: JobConfig) -> dict[str, str | None]:
+    """Return the places that a job reads from, by key."""
+    return {
+        "model.path": config.model.path,
+        "data.path": config.data.path,
+        "lora.start_from": config.lora.start_from,
+    }
 
 
 def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
@@ -121,5 +140,6 @@ def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
     return {
         "rows": {"train": len(data.train), "validation": len(data.validation)},
         "num_labels": data.num_labels,
+        "class_names": data.class_names,
         "budget": prepared.budget,
     }

@@ -19,8 +19,8 @@ from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
+from dynlora.train.config_file import write_config
 from dynlora.train.resume import complete_checkpoints
-from dynlora.train.run_folder import write_config
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.trackers import tracking
 
@@ -165,6 +165,8 @@ def _train(job: Job) -> None:
     past, config = job.past, job.config.training
     if past is not None:
         job.stopwatch.seconds, job.metrics.seconds = past.train_seconds, past.eval_seconds
+        if job.stopping is not None and job.stopping.is_over(past.log):
+            job.stopping.hold(job.trainer.sampler)
     with tracking(
         job.trainer,
         config.report_to,

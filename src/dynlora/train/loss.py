@@ -1,7 +1,7 @@
 """The task's loss, computed from logits in the same way for every method.
 
 The model's own `outputs.loss` is not used: PEFT's AdaLoRA adds its penalty to it, in evaluation
-too. A regulariser is an explicit term here and takes part in training only.
+too. A regulariser is an explicit term that the Trainer adds, in training only.
 """
 
 from collections.abc import Callable
@@ -40,10 +40,9 @@ def summed_binary(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
 class TaskLoss(TrainerCallback):
     """Loss of a batch; a callback too, so that a NaN can be reported with its step."""
 
-    def __init__(self, summed: SummedLoss, penalty: Penalty | None = None) -> None:
-        """Take the task's loss, and the regulariser to add in training, if any."""
+    def __init__(self, summed: SummedLoss) -> None:
+        """Take the task's loss."""
         self.summed = summed
-        self.penalty = penalty
         self.step = 0
 
     def on_step_begin(
@@ -72,8 +71,6 @@ class TaskLoss(TrainerCallback):
         total = self.summed(outputs.logits.float(), labels)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         loss: Tensor = total / count
-        if self.penalty is not None and torch.is_grad_enabled():
-            loss = loss + self.penalty()
         check_finite(loss, self.step)
         return loss
 

@@ -5,18 +5,24 @@ That is written last, so a checkpoint without it was cut short.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
-import yaml
+from safetensors import SafetensorError, safe_open
 
 from dynlora.errors import ResumeError
+from dynlora.files.json_files import read_json, write_json
+from dynlora.report.plain_files import read_yaml
+from dynlora.report.unfinished import PROGRESS
+from dynlora.report.unfinished import complete_checkpoints as checkpoints_in
 from dynlora.train.config import JobConfig
-from dynlora.train.run_folder import RunFolder, write_json
+from dynlora.train.config_file import flatten, plain_values
+from dynlora.train.run_folder import RunFolder
 
-PROGRESS = "job.json"
+STATE = "trainer_state.json"
 MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
@@ -36,6 +42,8 @@ class Past:
     """Time in evaluations so far."""
     run: Mapping[str, Any]
     """What its `run.json` says; empty if that is lost."""
+    log: Sequence[Mapping[str, Any]]
+    """What the Trainer had logged."""
 
 
 def save_progress(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
@@ -93,8 +101,7 @@ def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
 
 def complete_checkpoints(folder: RunFolder) -> dict[int, Path]:
     """Return the checkpoints to resume from, by their optimizer steps."""
-    found = [path.parent for path in folder.checkpoints.glob(f"checkpoint-*/{PROGRESS}")]
-    return {int(path.name.removeprefix("checkpoint-")): path for path in found}
+    return checkpoints_in(folder.checkpoints)
 
 
 def _latest(folder: RunFolder) -> Path:
@@ -108,10 +115,10 @@ def _latest(folder: RunFolder) -> Path:
 
 
 def _read(checkpoint: Path) -> Past:
-    if not (checkpoint / "trainer_state.json").is_file():
+    if not (checkpoint / STATE).is_file():
         raise ResumeError(
             "`training.resume` must be none, latest or the folder of a checkpoint, got "
-            f"{checkpoint}, which has no trainer_state.json."
+            f"{checkpoint}, which has no {STATE}."
         )
     try:
         progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
@@ -120,6 +127,7 @@ def _read(checkpoint: Path) -> Past:
             f"a checkpoint must be complete, got {checkpoint} without a readable {PROGRESS}, which "
             "is written last: resume from an earlier one."
         ) from error
+    _check_whole(checkpoint)
     source = RunFolder(checkpoint.resolve().parent.parent)
     return Past(
         checkpoint=checkpoint,
@@ -127,15 +135,34 @@ def _read(checkpoint: Path) -> Past:
         step=progress["step"],
         train_seconds=progress["seconds"]["training_steps"],
         eval_seconds=progress["seconds"]["evaluation"],
-        run=_read_run(source),
+        run=read_json(source.run) if source.run.is_file() else {},
+        log=read_json(checkpoint / STATE).get("log_history", []),
     )
 
 
-def _read_run(source: RunFolder) -> dict[str, Any]:
-    if not source.run.is_file():
-        return {}
-    values: dict[str, Any] = json.loads(source.run.read_text(encoding="utf-8"))
-    return values
+def _check_whole(checkpoint: Path) -> None:
+    """Check that the files of a checkpoint can be read to their ends; their content is not.
+
+    Raises:
+        ResumeError: If one cannot.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="numpy"):
+                    pass  # the header must fit the file's length
+            elif path.suffix in {".pt", ".pth"}:
+                with ZipFile(path) as archive:
+                    broken = archive.testzip()
+                    if broken is not None:
+                        raise BadZipFile(f"{broken} in it is damaged")
+        except (OSError, ValueError, SafetensorError, BadZipFile) as error:
+            raise ResumeError(
+                f"a checkpoint must be whole, got {path}, which cannot be read ({error}): resume "
+                "from an earlier one by its folder, or start again."
+            ) from error
 
 
 def _check_same_config(past: Past, config: JobConfig) -> None:
@@ -145,8 +172,7 @@ def _check_same_config(past: Past, config: JobConfig) -> None:
             f"a checkpoint must lie in the folder of its run, got {past.checkpoint}: {path} is "
             "missing."
         )
-    then = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    now = flatten(json.loads(json.dumps(asdict(config))))
+    then, now = flatten(read_yaml(path)), flatten(plain_values(config))
     differing = [
         f"{key} (was {then.get(key)}, now {now.get(key)})"
         for key in sorted((then.keys() | now.keys()) - MAY_DIFFER)
@@ -158,12 +184,3 @@ def _check_same_config(past: Past, config: JobConfig) -> None:
             f"a resumed run must have the configuration of its checkpoint {past.checkpoint}, but "
             f"{keys}: {', '.join(differing)}. Use {path} as CONFIG."
         )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
-    return flat

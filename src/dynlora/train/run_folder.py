@@ -1,16 +1,11 @@
-"""A run's folder: what lies where, and how it is written so that a crash leaves no half file."""
+"""A run's folder: what lies where, and what may be replaced."""
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from dynlora.errors import RunFolderError
-from dynlora.train.config import JobConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +105,23 @@ class RunFolder:
                 "`--training.resume latest`."
             )
 
+    def check_apart(self, inputs: Mapping[str, str | None]) -> None:
+        """Check that nothing which a job reads would be removed by `clear`.
+
+        Args:
+            inputs: Place by the key of the configuration that names it; None where none is named.
+
+        Raises:
+            RunFolderError: If something would.
+        """
+        owned = [path.resolve() for path in self._all]
+        for key, place in inputs.items():
+            if place is not None and any(Path(place).resolve().is_relative_to(p) for p in owned):
+                raise RunFolderError(
+                    f"`{key}` must lie outside of what a run in {self.root} replaces, got {place}: "
+                    "give another `--output`, or copy it elsewhere first."
+                )
+
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
         for path in self._all:
@@ -117,44 +129,3 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write `values` as indented JSON, atomically."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of lines; none if there is no file.
-
-    A last line without its end was cut short when its process was killed, and is left out.
-    """
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in whole]
-
-
-def write_config(path: Path, config: JobConfig) -> None:
-    """Write the resolved configuration as YAML that `dynlora train` takes back."""
-    plain = json.loads(json.dumps(asdict(config)))  # tuples become lists, which YAML has
-    write_text(path, yaml.safe_dump(plain, sort_keys=False))

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dynlora.report.wording import lower_is_better
 from dynlora.train.config import TrainingConfig
-from dynlora.train.loss import SummedLoss, TaskLoss
+from dynlora.train.loss import Penalty, SummedLoss, TaskLoss
 from dynlora.train.task import TrainerParts
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
@@ -38,6 +38,8 @@ class EpochSampler(Sampler[int]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self.closed = False
+        """Whether no example is to come any more."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; called by the Trainer."""
@@ -49,6 +51,8 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of the epoch's examples."""
+        if self.closed:
+            return iter(())
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.batch_size is None:
             return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
@@ -61,10 +65,18 @@ class EpochSampler(Sampler[int]):
 class JobTrainer(Trainer):
     """`transformers.Trainer` with a given order of examples, and evaluation without side effect."""
 
-    def __init__(self, sampler: EpochSampler, **kwargs: Any) -> None:
-        """Take the order; everything else goes to the Trainer."""
+    def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
+        """Take the order and the regulariser; everything else goes to the Trainer."""
         self.sampler = sampler
+        self.penalty = penalty
         super().__init__(**kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the task's loss of a batch; in training with the regulariser, once a step."""
+        found: Any = super().compute_loss(*args, **kwargs)
+        if self.penalty is None or not torch.is_grad_enabled():
+            return found
+        return found + self.penalty() / self.current_gradient_accumulation_steps
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace in torch's random state (see `without_trace`)."""
@@ -96,9 +108,10 @@ def make_job_trainer(
         metrics: From all logits and labels of an evaluation, its metrics by name.
         collator: Makes a batch of rows.
     """
-    task_loss = TaskLoss(loss, parts.penalty)
+    task_loss = TaskLoss(loss)
     return JobTrainer(
         make_sampler(row_lengths(parts.data.train), parts.training),
+        parts.penalty,
         model=parts.model,
         args=training_arguments(parts),
         train_dataset=parts.data.train,
@@ -172,7 +185,6 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "save_strategy": config.save,
         "save_steps": config.save_steps,
         "save_total_limit": config.save_total_limit,
-        "restore_callback_states_from_checkpoint": True,  # of early stopping
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
         "greater_is_better": not lower_is_better(parts.best_metric),

@@ -39,14 +39,6 @@ def test_the_models_own_loss_is_never_read() -> None:
     assert float(TaskLoss(summed_cross_entropy)(outputs, LABELS)) == pytest.approx(sum(EACH) / 3)
 
 
-def test_a_penalty_is_part_of_training_and_never_of_evaluation() -> None:
-    task = TaskLoss(summed_cross_entropy, lambda: torch.tensor(5.0))
-    outputs = SimpleNamespace(logits=LOGITS)
-    assert float(task(outputs, LABELS)) == pytest.approx(sum(EACH) / 3 + 5)
-    with torch.no_grad():
-        assert float(task(outputs, LABELS)) == pytest.approx(sum(EACH) / 3)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(
     tmp_path: object, value: float

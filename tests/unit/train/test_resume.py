@@ -5,17 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dynlora.errors import ResumeError, RunFolderError
+from dynlora.files.json_files import write_json
 from dynlora.train.config import DataConfig, JobConfig, ModelConfig, TrainingConfig
+from dynlora.train.config_file import write_config
 from dynlora.train.resume import (
     check_same_task,
     complete_checkpoints,
     find_past,
-    flatten,
     save_progress,
 )
-from dynlora.train.run_folder import RunFolder, write_config, write_json
+from dynlora.train.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -108,7 +111,20 @@ def test_progress_is_written_as_one_whole_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "job.json").read_text())["step"] == 3
 
 
-def test_nested_values_are_flattened_to_dotted_keys() -> None:
-    assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}, "f": {}}) == {
-        "a": 1, "b.c": [2], "b.d.e": None,
-    }  # fmt: skip
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_with_a_file_cut_short_is_refused(folder: RunFolder, name: str) -> None:
+    begin(folder, 5)
+    path = folder.checkpoints / "checkpoint-5" / name
+    weights = {"a": torch.arange(100.0)}
+    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
+    assert find_past(config(folder, "latest"), folder) is not None
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ResumeError, match=rf"{name}.* cannot be read"):
+        find_past(config(folder, "latest"), folder)
+
+
+def test_a_checkpoint_whose_state_is_no_json_is_refused(folder: RunFolder) -> None:
+    begin(folder, 5)
+    (folder.checkpoints / "checkpoint-5" / "trainer_state.json").write_text('{"log_his')
+    with pytest.raises(ResumeError, match=r"trainer_state.json.* cannot be read"):
+        find_past(config(folder, "latest"), folder)

@@ -3,19 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dynlora.errors import RunFolderError
-from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
-from dynlora.train.run_folder import (
-    RunFolder,
-    append_line,
-    read_lines,
-    write_config,
-    write_json,
-    write_lines,
-    write_text,
-)
+from dynlora.train.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -65,39 +55,11 @@ def test_a_file_in_the_way_is_named(folder: RunFolder) -> None:
         folder.check_usable()
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
-    path = tmp_path / "values.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert path.read_text() == '{\n  "a": 1\n}\n'
-    write_text(path, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["values.json"]
-
-
-def test_lines_come_back_and_one_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    assert read_lines(path) == []
-    write_lines(path, [])
-    assert read_lines(path) == []
-    write_lines(path, [{"step": 1}])
-    append_line(path, {"step": 2, "text": "a\nb \u2028 c"})
-    with path.open("a") as file:
-        file.write('{"step": 3, "lo')
-    assert read_lines(path) == [{"step": 1}, {"step": 2, "text": "a\nb \u2028 c"}]
-
-
-def test_the_written_configuration_is_plain_yaml(tmp_path: Path) -> None:
-    config = JobConfig(
-        output="out",
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        lora=LoraSettings(target_modules=("query", "value")),
-    )
-    write_config(tmp_path / "config.yaml", config)
-    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert values["lora"]["target_modules"] == ["query", "value"]
-    assert values["dynamic"]["pinned"] == []
-    assert list(values)[:4] == ["output", "overwrite", "task", "method"], (
-        "in the order of the classes"
-    )
+@pytest.mark.parametrize("name", ["adapter", "model", "checkpoints/checkpoint-5/adapter"])
+def test_what_a_job_reads_must_not_lie_where_a_run_is_replaced(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    place = str(tmp_path / "run" / name)
+    with pytest.raises(RunFolderError, match=r"`lora.start_from` must lie outside"):
+        folder.check_apart({"model.path": None, "lora.start_from": place})
+    folder.check_apart({"model.path": str(tmp_path / "run-2" / name)})
+    folder.check_apart({"data.path": str(tmp_path / "run" / "notes.csv")})

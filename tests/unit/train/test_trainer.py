@@ -170,6 +170,7 @@ def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> No
     rows = datasets.Dataset.from_dict({"x": [[0.0], [1.0]], "labels": [0, 1]})
     trainer = JobTrainer(
         EpochSampler([1, 1], batch_size=None, seed=0),
+        None,
         model=Model(),
         args=training_arguments(parts(TrainingConfig(bf16=False, eval="no"), tmp_path)),
         eval_dataset=rows,

@@ -1,0 +1,41 @@
+"""`config.yaml`: the resolved configuration in a run's folder; `dynlora train` takes it back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dynlora.files.whole import write_text
+from dynlora.train.config import JobConfig
+
+PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
+"""Keys that hold a place on this machine: written in full, for a run is used from anywhere."""
+
+
+def plain_values(config: JobConfig) -> dict[str, Any]:
+    """Return the configuration as YAML and JSON have it, with places in full."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
+    for *sections, key in PLACES:
+        inside = values
+        for section in sections:
+            inside = inside[section]
+        if inside[key] is not None:
+            inside[key] = str(Path(inside[key]).absolute())
+    return values
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
+        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
+    return flat
+
+
+def write_config(path: Path, config: JobConfig) -> None:
+    """Write the configuration."""
+    write_text(path, yaml.safe_dump(plain_values(config), sort_keys=False))
