@@ -155,6 +155,26 @@ def test_a_task_is_learned_and_told_and_stock_peft_finds_the_reported_loss(
     assert run["metrics_after"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+def test_a_new_regression_head_begins_at_the_mean_and_a_trained_one_is_kept(
+    start: Start, tmp_path: Path
+) -> None:
+    rows = [row | {"label": row["label"] + 50} for row in rows_of("regression", 48, 1)]
+    for split in ("train", "validation"):
+        write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
+    options = ("--method", "full", "--training.learning_rate", "1e-4", "--training.epochs", "1")
+    assert start("regression", *options, data=tmp_path / "data") == 0
+    run = run_json(tmp_path)
+    assert run["metrics_before"]["rmse"] < 5, "it is 50 away from a head that says 0"
+    trained = (tmp_path / "run" / "model").rename(tmp_path / "trained")
+    away = [row | {"label": row["label"] + 50} for row in rows]
+    write_rows(tmp_path / "away" / "train.jsonl", away)
+    write_rows(tmp_path / "away" / "validation.jsonl", rows)
+    again = (*options, "--model.path", trained, "--overwrite", "true")
+    assert start("regression", *again, data=tmp_path / "away") == 0
+    found = run_json(tmp_path)["metrics_before"]["rmse"]
+    assert found == pytest.approx(run["metrics_after"]["rmse"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("task", "metric"),
     [("regression", "rmse"), ("multi_label", "exact_match"), ("token_classification", "macro_f1")],

@@ -43,6 +43,10 @@ class TaskData:
     """Rows that were cut, by split."""
 
 
+def leave_head(_model: Any, _data: TaskData) -> None:
+    """Leave a model's head as it is."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerParts:
     """What a task's Trainer is made of."""
@@ -86,6 +90,8 @@ class Task:
     of labels if that is known."""
     load_model: Callable[[Source, int | None, Any], Any]
     """The pretrained model with a head for that many labels, given the processor."""
+    begin_head: Callable[[Any, TaskData], None] = leave_head
+    """Lets a new head begin where the training rows' labels are."""
     make_trainer: Callable[[TrainerParts], Trainer]
     """A Trainer whose evaluations return the metrics in `config.METRICS`."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]

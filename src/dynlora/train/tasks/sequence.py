@@ -22,7 +22,7 @@ from dynlora.train.columns import (
     read_texts,
 )
 from dynlora.train.config import DataConfig
-from dynlora.train.head import head_modules
+from dynlora.train.head import head_modules, linear_layers
 from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
 from dynlora.train.metrics import (
     classification_metrics,
@@ -31,7 +31,7 @@ from dynlora.train.metrics import (
 )
 from dynlora.train.pretrained import Source, load_model, load_tokenizer
 from dynlora.train.sources import RawSplit
-from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
 from dynlora.train.tokens import tokenize
 from dynlora.train.trainer import Metrics, make_job_trainer
@@ -92,6 +92,17 @@ def _load_model(source: Source, num_labels: int | None, tokenizer: Any, *, probl
     return model
 
 
+@torch.no_grad()
+def begin_at_mean(model: Any, data: TaskData) -> None:
+    """Let a new head, whose bias is 0, first say the mean of the training rows' numbers.
+
+    Numbers far from 0 would else be reached by bending what the model knows, before it learns.
+    """
+    bias = model.get_submodule(linear_layers(model, head_modules(model))[-1]).bias
+    if bias is not None and not bias.any():
+        bias.fill_(float(np.mean(data.train["labels"])))
+
+
 def _make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
     collator = DataCollatorWithPadding(parts.processor)
     return make_job_trainer(parts, loss=loss, metrics=metrics, collator=collator)
@@ -148,6 +159,7 @@ REGRESSION = Task(
     load_processor=_load_processor,
     read_split=partial(_read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem="regression"),
+    begin_head=begin_at_mean,
     make_trainer=partial(_make_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(_predict, describe=describe_number),
 )
