@@ -1,6 +1,5 @@
 """`dynlora eval RUN`: metrics of a finished run's model on any split or file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
     # Only now: these load torch, and `--help` shall not wait for it.
     from dynlora.cli.messages import readable_messages
+    from dynlora.files.json_files import finite, to_json
     from dynlora.train.any_split import find_rows
     from dynlora.train.evaluation import evaluate_run
     from dynlora.train.new_file import check_replaceable, new_file
-    from dynlora.train.predictions import finite
 
     if given.output is not None:
         check_replaceable(given.output, overwrite=given.overwrite)
@@ -40,7 +39,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     values = finite(_values(given.run, found, rows, result))
     if given.output is not None:
         with new_file(given.output) as draft:
-            draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            draft.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
     output.show(_table(values), values)
 
 

@@ -76,7 +76,7 @@ def check_replaceable(
     may_replace: Callable[[Path], bool],
     *,
     required: str,
-    advice: str,
+    otherwise: str,
     error: type[DynamicLoraError],
 ) -> None:
     """Check that a file can come to lie at the path that `--output` names.
@@ -85,7 +85,7 @@ def check_replaceable(
         path: The place.
         may_replace: Whether the file that lies there may go.
         required: What must be there instead, for the message.
-        advice: What to do next, for the message.
+        otherwise: What that file is and what to do next, for the message.
         error: What to raise.
 
     Raises:
@@ -98,4 +98,4 @@ def check_replaceable(
             f"`--output` must be a file, got {path}, which is a device or a pipe: give another."
         )
     if path.exists() and not may_replace(path):
-        raise error(f"`--output` must be {required}, got {path}, which exists: {advice}")
+        raise error(f"`--output` must be {required}, got {path}, {otherwise}")

@@ -4,7 +4,7 @@ Both are plain data: loading them can run no code.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
+from dynlora.files.whole import whole_file
 
 _VALUES = "dynlora.json"
 _TENSORS = "dynlora.safetensors"
@@ -26,8 +27,10 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         for key, tensor in state[group].items()
     }
     values = {key: value for key, value in state.items() if key not in _TENSOR_GROUPS}
-    _replace(folder / _TENSORS, lambda path: save_file(tensors, path))
-    _replace(folder / _VALUES, lambda path: path.write_text(json.dumps(values, indent=1)))
+    with whole_file(folder / _TENSORS) as draft:
+        save_file(tensors, draft)
+    with whole_file(folder / _VALUES) as draft:
+        draft.write_text(json.dumps(values, indent=1))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -52,9 +55,3 @@ def load_state(folder: Path) -> dict[str, Any]:
             if key.startswith(prefix)
         }
     return state
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    temporary.replace(path)

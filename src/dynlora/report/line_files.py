@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynlora.report.plain_files import broken_line, read_lines
+from dynlora.files.json_files import broken_line, read_lines
 from dynlora.types import Event
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
+from dynlora.files.json_files import read_json
 from dynlora.report.adapter_ranks import read_adapter_ranks
 from dynlora.report.line_files import read_events, read_metrics
-from dynlora.report.plain_files import numbers, read_json, read_yaml, whole, wrong_value
+from dynlora.report.plain_files import numbers, read_yaml, whole, wrong_value
 from dynlora.types import Event
 
 UNFINISHED = {

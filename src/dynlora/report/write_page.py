@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dynlora.errors import RunFileError
+from dynlora.files import whole
 from dynlora.report.page import MARK
 
 HEAD_BYTES = 1000
@@ -15,20 +16,18 @@ def check_replaceable(path: Path) -> None:
     Raises:
         RunFileError: If something else than an earlier report is there.
     """
-    if not path.exists():
-        return
-    if path.is_dir():
-        raise RunFileError(
-            f"`--output` must be a file, got {path}, which is a folder: give a file in it, such as "
-            f"{path / 'report.html'}."
-        )
+    whole.check_replaceable(
+        path,
+        _is_report,
+        required="a new file or an earlier report",
+        otherwise="which is neither: give another name.",
+        error=RunFileError,
+    )
+
+
+def _is_report(path: Path) -> bool:
     with path.open("rb") as file:
-        ours = MARK.encode() in file.read(HEAD_BYTES)
-    if not ours:
-        raise RunFileError(
-            f"`--output` must be a new file or an earlier report, got {path}, which is neither: "
-            "give another name."
-        )
+        return MARK.encode() in file.read(HEAD_BYTES)
 
 
 def write_page(path: Path, html: str) -> None:
@@ -37,11 +36,9 @@ def write_page(path: Path, html: str) -> None:
     Raises:
         RunFileError: If the file cannot be written.
     """
-    draft = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(html.encode("utf-8", "replace"))
-        draft.replace(path)
+        with whole.whole_file(path) as draft:
+            draft.write_bytes(html.encode("utf-8", "replace"))
     except OSError as error:
         raise RunFileError(
             f"`--output` must be a file that can be written, got {path}: {error}"

@@ -1,12 +1,12 @@
-"""A folder that appears whole or not at all."""
+"""The new folder of a verb's `--output`, and what goes into it beside an adapter."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynlora.errors import AdapterError
+from dynlora.files.whole import whole_folder
 
 COMPANIONS = (
     "README.md",
@@ -49,20 +49,11 @@ def new_folder(output: Path) -> Iterator[Path]:
         AdapterError: If there is something at `output`, or the disk refuses.
     """
     check_free(output)
-    draft = output.parent / f".{output.name}.{os.getpid()}"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        yield draft
-        for path in draft.rglob("*"):  # safetensors lets the owner alone read what it writes
-            if path.is_file():
-                path.chmod(draft.stat().st_mode & 0o666)
-        draft.replace(output)
+        with whole_folder(output) as draft:
+            yield draft
     except OSError as error:
         raise AdapterError(f"{output} could not be written: {error}.") from error
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from dynlora.errors import AdapterError, RunFileError
-from dynlora.report.plain_files import read_json
+from dynlora.files.json_files import read_json
 from dynlora.report.run_files import UNFINISHED
 from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
 from dynlora.saved.base import attach

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import torch
 
 from dynlora.errors import ConfigError, DataError
+from dynlora.files.json_files import finite
 from dynlora.train.finished_run import FinishedRun
 from dynlora.train.new_file import check_replaceable, new_file
 from dynlora.train.sources import RawSplit
@@ -72,18 +73,6 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return True
     return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
-
-
-def finite(value: Any) -> Any:
-    """Return a value in which NaN and infinity, which JSON does not have, are null."""
-    match value:
-        case float():
-            return value if abs(value) < float("inf") else None
-        case list():
-            return [finite(item) for item in value]
-        case dict():
-            return {key: finite(item) for key, item in value.items()}
-    return value
 
 
 def _write_lines(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:

@@ -3,7 +3,6 @@
 On a resume the lines of the steps after the checkpoint are dropped, so that no step stands twice.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback
+from dynlora.files.json_files import append_line, read_lines, write_lines
 from dynlora.train.resume import Past, save_progress
-from dynlora.train.run_folder import append_line, read_lines, write_lines
 
 
 class MetricsRecorder(TrainerCallback):
@@ -30,7 +29,7 @@ class MetricsRecorder(TrainerCallback):
 
         Lines after the resumed checkpoint are dropped.
         """
-        lines = [] if past is None else read_lines(past.source.metrics)
+        lines = [] if past is None else read_lines(past.source.metrics)[0]
         kept = [] if past is None else [line for line in lines if line["step"] <= past.step]
         early, self._early = self._early or [], None
         write_lines(self.path, [*early, *kept])
@@ -43,11 +42,10 @@ class MetricsRecorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append what was logged; JSON has no NaN, so such a value becomes null."""
+        """Append what was logged."""
         values = logs or {}
         self.seconds += values.get("eval_runtime", 0.0)
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        line = {"step": state.global_step, **finite}
+        line = {"step": state.global_step, **values}
         if self._early is None:
             append_line(self.path, line)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dynlora.train.run_folder import write_json
+from dynlora.files.json_files import write_json
 
 PACKAGES = ("dynlora", "torch", "transformers", "peft", "accelerate", "datasets")
 

@@ -63,7 +63,11 @@ def test_a_folder_with_something_in_it_is_never_replaced(tmp_path: Path) -> None
 
 def check(path: Path, *, replace: bool) -> None:
     check_replaceable(
-        path, lambda _: replace, required="a new file", advice="give another.", error=ConfigError
+        path,
+        lambda _: replace,
+        required="a new file",
+        otherwise="one that is mine.",
+        error=ConfigError,
     )
 
 
@@ -80,6 +84,6 @@ def test_a_file_is_replaced_only_if_it_may_be(tmp_path: Path) -> None:
     check(path, replace=False)
     path.touch()
     check(path, replace=True)
-    told = f"must be a new file, got {path}, which exists: give another."
+    told = f"must be a new file, got {path}, one that is mine."
     with pytest.raises(ConfigError, match=re.escape(told)):
         check(path, replace=False)

@@ -10,9 +10,10 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLoraCallback
+from dynlora.files.json_files import write_lines
 from dynlora.train.recorder import CheckpointRecorder, MetricsRecorder, Stopwatch, started
 from dynlora.train.resume import Past
-from dynlora.train.run_folder import RunFolder, write_lines
+from dynlora.train.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def past(folder: Path, step: int) -> Past:
     return Past(
         checkpoint=folder, source=RunFolder(folder), step=step, train_seconds=0.0,
-        eval_seconds=0.0, run={},
+        eval_seconds=0.0, run={}, log=(),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 
 def test_each_update_is_on_disk_at_once_beside_what_was_known(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "run.json")
-    record.update(status="running", seed=3)
-    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running", "seed": 3}
-    record.update(status="finished")
-    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "finished", "seed": 3}
+    for status in ("running", "finished"):
+        record.update(status=status, **({"seed": 3} if status == "running" else {}))
+        values = json.loads((tmp_path / "run.json").read_text())
+        assert datetime.fromisoformat(values.pop("written")).tzinfo is UTC
+        assert values == {"status": status, "seed": 3}
 
 
 def test_versions_are_those_of_the_installed_packages() -> None:
