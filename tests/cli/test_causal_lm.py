@@ -128,6 +128,7 @@ def test_the_chat_example_runs_on_local_copies(
         "model.quantization": bits,
         "data.path": tmp_path,
         "data.max_length": 48,
+        "data.max_new_tokens": 6,
         "training.max_steps": 2,
         "output": tmp_path / "run",
     }
@@ -232,6 +233,10 @@ def test_a_base_in_bfloat16_gets_an_adapter_in_float32(train: Train, output: Pat
         (["--data.messages", "chat"], ["`data.messages` must be null with `data.prompt`"]),
         (["--data.prompt", "asks"], ["`data.prompt`", "'asks'", "nearest is 'ask'"]),
         (["--data.max_new_tokens", 0], ["`data.max_new_tokens`", "at least 1", "got 0"]),
+        (
+            ["--data.max_new_tokens", 64],
+            ["`data.max_new_tokens`", "within the 64 tokens", "got 64"],
+        ),
         (["--data.max_length", 65], ["`data.max_length`", "at most 64", "got 65"]),
         (["--lora.target_modules", "[lm_head]"], ["leave out", "lm_head", "modules_to_save"]),
         (
@@ -256,6 +261,46 @@ def test_rows_without_a_completion_are_counted(error: Error, tmp_path: Path) -> 
     message = error("--data.path", write_two_splits(tmp_path / "nulls", rows))
     assert "column 'tell' must hold a text in every row, but 2 of 4 rows" in message
     assert "None in row 1, None in row 3" in message
+
+
+@pytest.mark.parametrize("options", [[], ["--data.as_chat", "true"]])
+def test_rows_whose_answers_are_all_empty_are_refused(
+    error: Error, tmp_path: Path, options: list[str]
+) -> None:
+    rows = [row | {"tell": " " * (place % 2)} for place, row in enumerate(make_pairs(6))]
+    message = error("--data.path", write_two_splits(tmp_path / "empty", rows), *options)
+    assert "column 'tell' must hold an answer to learn in at least one row" in message
+    assert "all 6 of the training split" in message
+
+
+def test_the_length_of_predictions_is_an_option(
+    train: Train, output: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--method", "lora", "--training.max_steps", 1) == 0
+    capsys.readouterr()
+    command = ["predict", str(output), str(data / "validation.jsonl"), "--json"]
+    said = {}
+    for count in (1, 6, 63):
+        assert main([*command, "--max-new-tokens", str(count)]) == 0
+        found = json.loads(capsys.readouterr().out)["predictions"]
+        said[count] = [row["prediction"] for row in found]
+    assert main(command) == 0
+    own = [row["prediction"] for row in json.loads(capsys.readouterr().out)["predictions"]]
+    assert own == said[6]
+    assert said[1] != said[6]
+    assert all(long.startswith(short) for short, long in zip(said[1], said[6], strict=True))
+    assert main([*command, "--max-new-tokens", "64"]) == 2
+    assert "within the 64 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("chats")
+def test_conversations_in_which_nothing_is_answered_are_refused(
+    error: Error, tmp_path: Path
+) -> None:
+    silent = [{"role": "user", "content": "red"}, {"role": "assistant", "content": ""}]
+    rows = [row | {"chat": silent} for row in make_pairs(3)]
+    message = error("--data.path", write_two_splits(tmp_path / "silent", rows))
+    assert "column 'chat' must hold an answer to learn in at least one row" in message
 
 
 @pytest.fixture

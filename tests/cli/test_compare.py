@@ -75,18 +75,32 @@ def test_what_is_no_run_is_refused(
     assert "a folder without one" in refused(capsys)
 
 
+@pytest.mark.parametrize(
+    ("saved", "advice"), [(True, "--training.resume latest"), (False, "--overwrite true")]
+)
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_an_unfinished_run_is_refused_by_name(
-    one: Path, tmp_path: Path, status: str, capsys: pytest.CaptureFixture[str]
+    one: Path,
+    tmp_path: Path,
+    status: str,
+    saved: bool,
+    advice: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = write_run(tmp_path / "half", run=run_values(status=status))
+    checkpoint = root / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    if saved:
+        (checkpoint / "job.json").write_text("{}")
     assert main(["compare", str(one), str(root)]) == 2
     line = refused(capsys)
     assert "must be finished" in line
     assert str(root) in line
-    assert "--training.resume latest" in line
+    assert f"`dynlora train {root / 'config.yaml'} {advice}`" in line
 
 
 def test_one_run_alone_is_refused(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(one)]) == 2
-    assert "the following arguments are required: B" in refused(capsys)
+    assert f"at least two runs, got 1, {one}: give another" in refused(capsys)
+    assert main(["compare"]) == 2
+    assert "at least two runs, got 0: give another" in refused(capsys)

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, ViTForImageClassification
 
 from dynlora.cli.main import main
 from tests.adapters import save_classifier_adapter
 from tests.cli.bad_adapters import BROKEN
 from tests.jobs import save_model
+from tests.pictures import save_vit
 
 
 @pytest.fixture
@@ -146,6 +147,33 @@ def test_a_column_that_is_missing_is_named_with_those_that_are_there(error, data
     line = error("--budget", "50%", "--data", data / "train.jsonl", "--text", "sentence")
     assert "'sentence'" in line
     assert "text, other, label" in line
+
+
+def test_a_second_column_that_is_missing_is_told_by_its_own_option(error, data):
+    options = ["--data", data / "train.jsonl", "--text", "text", "--text-pair", "second"]
+    line = error("--budget", "50%", *options)
+    assert "`--text-pair` must be a column of" in line
+    assert "'second'" in line
+
+
+def test_an_empty_cell_is_no_text(error, data, tmp_path):
+    (tmp_path / "rows.csv").write_text('text,label\nred,1\n,0\n"",0\n')
+    line = error("--budget", "50%", "--data", tmp_path / "rows.csv", "--text", "text")
+    assert "must hold texts, got None in row 1" in line
+
+
+def test_texts_for_a_model_of_images_are_refused_as_such(data, tmp_path, capsys):
+    vit = save_vit(tmp_path / "vit")
+    base = ViTForImageClassification.from_pretrained(vit)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path / "images")
+    options = ["--budget", "50%", "--data", data / "train.jsonl", "--text", "text"]
+    assert run(tmp_path / "images", tmp_path / "made", *options) == 2
+    line = capsys.readouterr().err
+    assert "must read texts" in line
+    assert "a ViTForImageClassification, which reads pixel_values of images" in line
+    assert "sentencepiece" not in line
+    assert not (tmp_path / "made").exists()
 
 
 def test_data_for_an_adapter_of_another_model_is_refused(error, data, tmp_path):

@@ -107,7 +107,8 @@ def test_any_split_gets_the_metrics_that_stock_libraries_find(
     )
     assert values["split"] == "test"
     assert values["classes"] == [
-        {"labelled": labels.count(place), "predicted": guesses.count(place)} for place in (0, 1)
+        {"name": None, "labelled": labels.count(place), "predicted": guesses.count(place)}
+        for place in (0, 1)
     ]
 
 
@@ -174,7 +175,8 @@ def test_a_model_that_gives_every_row_one_class_is_said_to_have_collapsed(
     run = finish(tmp_path, model, folder, "--training.max_steps", 40)
     values = evaluate(run)
     assert values["collapsed"] == 0
-    assert values["classes"] == [{"labelled": 8, "predicted": 16}, {"labelled": 8, "predicted": 0}]
+    assert [row["predicted"] for row in values["classes"]] == [16, 0]
+    assert [row["labelled"] for row in values["classes"]] == [8, 8]
     assert main(["eval", str(run)]) == 0
     assert "every row was given class 0" in capsys.readouterr().out
 
@@ -211,6 +213,9 @@ def test_what_is_not_a_finished_run_is_refused(
         message = refused(copy)
         assert told in message
         assert f"{copy / 'config.yaml'} --training.resume latest" in message
+        shutil.move(copy / "checkpoints", tmp_path / "elsewhere")
+        assert f"`dynlora train {copy / 'config.yaml'} --overwrite true`" in refused(copy)
+        shutil.move(tmp_path / "elsewhere", copy / "checkpoints")
     (copy / "run.json").write_text("{")
     assert "run.json must be one whole JSON object" in refused(copy)
 
@@ -257,6 +262,36 @@ def test_a_base_model_with_fewer_blocks_is_refused_with_the_layer_it_lacks(
     assert "no module 'bert.encoder.layer.1" in refused(finished, "--model", short)
 
 
+def test_a_base_model_on_the_hub_is_looked_for_there(
+    refused: Refused, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refused(finished, "--model", "someone/some-model")
+    assert "of someone/some-model could not be loaded" in message
+    assert "no config.json" in refused(finished, "--model", "/nowhere/model")
+
+
+@pytest.mark.parametrize("value", [None, "two", 0, True])
+def test_a_number_of_outputs_that_is_missing_or_none_is_refused(
+    refused: Refused, copy: Path, value: object
+) -> None:
+    facts = read_json(copy / "run.json")
+    del facts["num_labels"]
+    changed = facts if value is None else facts | {"num_labels": value}
+    (copy / "run.json").write_text(json.dumps(changed))
+    assert "`num_labels` of" in (message := refused(copy))
+    assert f"got '{value}'" in message
+
+
+def test_a_folder_needs_only_the_split_that_is_asked_for(
+    evaluate: Evaluate, finished: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "data" / "validation.jsonl", make_rows(5))
+    write_rows(tmp_path / "data" / "test.csv", make_rows(3))
+    assert evaluate(finished, "--data", tmp_path / "data")["rows"] == 5
+    assert evaluate(finished, "--data", tmp_path / "data", "--split", "test")["rows"] == 3
+
+
 def test_a_full_run_takes_no_other_model(
     refused: Refused, finished_by: Callable[[str], Path], model: Path
 ) -> None:
@@ -266,7 +301,14 @@ def test_a_full_run_takes_no_other_model(
 def test_rows_that_are_not_there_are_refused(
     refused: Refused, finished: Path, tmp_path: Path, data: Path
 ) -> None:
-    assert "one file named test" in refused(finished, "--split", "test")
+    message = refused(finished, "--split", "tset")
+    assert "the run's data must hold one file named tset" in message
+    assert "`--split`" in message
+    assert "data." not in message.replace("data.path", "")
+    assert "training" not in message
+    message = refused(finished, "--data", tmp_path)
+    assert "`--data` must hold one file named validation" in message
+    assert "`--split`" in message
     assert "that exists, got /nowhere/rows.csv" in refused(finished, "--data", "/nowhere/rows.csv")
     file = write_rows(tmp_path / "rows.jsonl", make_rows(4))
     assert "--split test" in refused(finished, "--data", file, "--split", "test")

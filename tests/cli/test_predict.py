@@ -237,6 +237,27 @@ def test_two_texts_are_read_where_the_run_learned_from_pairs(
     assert "`data.text_pair` names the column 'other'" in refused(file, folder=run)
 
 
+def test_probabilities_are_numbers_of_six_digits(
+    predict: Predict, finished: Path, file: Path
+) -> None:
+    found = [number for row in predict(finished, file) for number in row["probabilities"]]
+    assert all(len(str(number).partition(".")[2]) <= 6 for number in found)
+
+
+def test_a_number_of_tokens_is_for_runs_that_write(
+    refused: Refused, file: Path, finished: Path
+) -> None:
+    message = refused(file, "--max-new-tokens", 5)
+    assert "`task: causal_lm` only, got 5" in message
+    assert "at least 1" in refused(file, "--max-new-tokens", 0)
+
+
+def test_a_folder_is_refused_where_texts_are_read(refused: Refused, tmp_path: Path) -> None:
+    message = refused(tmp_path)
+    assert f"FILE must be a file, got {tmp_path}, which is a folder" in message
+    assert "one of sequence_classification" in message
+
+
 def test_help_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--help"]) == 0
     assert "--output FILE" in capsys.readouterr().out

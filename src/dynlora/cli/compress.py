@@ -108,13 +108,15 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
     from dynlora.cli.messages import readable_messages
     from dynlora.saved.activations import observe_texts
     from dynlora.saved.base import attach, load_base, locate_base, position_limit
-    from dynlora.saved.texts import batch_texts, read_texts
+    from dynlora.saved.texts import batch_texts, check_reads_texts, read_texts
 
-    columns = [given.text] if given.text_pair is None else [given.text, given.text_pair]
+    named = {"--text": given.text, "--text-pair": given.text_pair}
+    columns = {option: column for option, column in named.items() if column is not None}
     texts = read_texts(given.data, columns, given.rows or ROWS)
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
         base = load_base(adapter, source)
+        check_reads_texts(base, source)
         batches = batch_texts(texts, source, position_limit(base))
         output.progress.print(f"reading {len(texts[0])} rows of {given.data}", markup=False)
         return observe_texts(attach(adapter, base), adapter, batches)

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
         check_replaceable(given.output, overwrite=given.overwrite)
     with readable_messages(output.progress):
         found = open_run(given.run, given.model)
-        rows = find_rows(found.config.data, given.split, given.data)
+        rows = find_rows(found.config.data, given.split, given.data, found.class_names)
         result = evaluate_run(found, rows, given.batch_size)
     values = finite(_values(given.run, found, rows, result))
     if given.output is not None:
@@ -55,7 +55,8 @@ def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
         "cut": result.cut,
         "metrics": dict(result.metrics),
         "classes": [
-            {"labelled": count.labelled, "predicted": count.predicted} for count in result.classes
+            {"name": count.name, "labelled": count.labelled, "predicted": count.predicted}
+            for count in result.classes
         ],
         "collapsed": result.collapsed,
     }
@@ -78,7 +79,9 @@ def _table(values: dict[str, Any]) -> Any:
         table.add_row(name, "not finite" if value is None else f"{value:.4f}")
     if values["collapsed"] is not None:
         table.add_section()
-        said = f"every row was given class {values['collapsed']}, whatever its label"
+        given, name = values["collapsed"], values["classes"][values["collapsed"]]["name"]
+        called = "" if name is None else f" ({name})"
+        said = f"every row was given class {given}{called}, whatever its label"
         table.add_row("collapsed", Text(said))
     return table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
 from dynlora.cli.output import Output
-from dynlora.cli.run_argument import add_run, open_run
+from dynlora.cli.run_argument import add_run, at_least_one, open_run
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
@@ -28,14 +28,14 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from rich.text import Text
 
     from dynlora.cli.messages import readable_messages
-    from dynlora.train.any_split import find_file
+    from dynlora.train.any_split import find_inputs
     from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
 
     if given.output is not None:
         check_output(given.output, source=given.file, overwrite=given.overwrite)
     with readable_messages(output.progress):
-        found = open_run(given.run, given.model)
-        rows = find_file(found.config.data, given.file, "FILE must be a file")
+        found = open_run(given.run, given.model, given.max_new_tokens)
+        rows = find_inputs(found.config.data, found.config.task, given.file)
         predictions = predict_rows(found, rows, given.batch_size)
         count = rows.table.num_rows
         if given.output is not None:
@@ -61,7 +61,14 @@ def make_parser() -> VerbParser:
         "file",
         metavar="FILE",
         type=Path,
-        help="rows with the columns that the run learned from; labels are not needed",
+        help="rows with the columns that the run learned from, or a folder of images; labels are "
+        "not needed",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=at_least_one,
+        help="causal_lm: most tokens to write for a row (default: the run's data.max_new_tokens)",
     )
     parser.add_argument(
         "--output",

@@ -1,11 +1,16 @@
 """The argument RUN of verbs that use a finished run, and `--model`, where its base model is now."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from dynlora.cli.arguments import VerbParser
 from dynlora.cli.job_parser import parse_job
 from dynlora.errors import ConfigError
+
+GGUF = ".gguf"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""How models on the Hugging Face hub are called: `owner/name`, old ones `name`."""
 
 
 def add_run(parser: VerbParser) -> None:
@@ -14,33 +19,35 @@ def add_run(parser: VerbParser) -> None:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        type=Path,
-        help="folder or GGUF file of the base model, if it is no longer where the run found it",
+        help="folder, GGUF file or hub name of the base model, if it is no longer where the run "
+        "found it",
     )
     parser.add_argument(
         "--batch-size",
         metavar="N",
-        type=_at_least_one,
+        type=at_least_one,
         help="rows in a forward pass (default: the run's training.eval_batch_size)",
     )
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """Return the number that an option gives; `ValueError` lets argparse complain."""
     count = int(text)
     if count < 1:
         raise ValueError
     return count
 
 
-_at_least_one.__name__ = "a whole number of at least 1"  # as argparse calls it in its complaint
+at_least_one.__name__ = "a whole number of at least 1"  # as argparse calls it in its complaint
 
 
-def open_run(run: Path, model: Path | None) -> Any:
+def open_run(run: Path, model: str | None, max_new_tokens: int | None = None) -> Any:
     """Load a finished run.
 
     Args:
         run: Its folder.
         model: Where its base model is now; None takes its configuration's word.
+        max_new_tokens: Most tokens to write for a row; None takes its configuration's word.
 
     Returns:
         A `dynlora.train.finished_run.FinishedRun`.
@@ -53,8 +60,14 @@ def open_run(run: Path, model: Path | None) -> Any:
 
     folder = RunFolder(run)
     check_finished(folder)
-    config = parse_job([str(folder.config), *_moved(model)])
+    written = [] if max_new_tokens is None else [f"--data.max_new_tokens={max_new_tokens}"]
+    config = parse_job([str(folder.config), *_moved(model), *written])
     assert config is not None
+    if max_new_tokens is not None and config.task != "causal_lm":
+        raise ConfigError(
+            f"`--max-new-tokens` goes with runs of `task: causal_lm` only, got {max_new_tokens} "
+            f"for {run}, a run of {config.task}: leave it out."
+        )
     if model is not None and config.method == "full":
         raise ConfigError(
             f"`--model` must be left out for a run with `method: full`, got {model}: {run} holds "
@@ -63,10 +76,14 @@ def open_run(run: Path, model: Path | None) -> Any:
     return load_run(folder, config)
 
 
-def _moved(model: Path | None) -> list[str]:
+def _moved(model: str | None) -> list[str]:
     """Return the options that name another place of the base model."""
     if model is None:
         return []
-    if model.suffix == ".gguf":
-        return ["--model.path", str(model.parent), "--model.gguf_file", model.name]
-    return ["--model.path", str(model), "--model.gguf_file", "null"]
+    path = Path(model)
+    if path.suffix.lower() == GGUF:
+        return ["--model.path", str(path.parent), "--model.gguf_file", path.name]
+    if not path.exists() and HUB_NAME.fullmatch(model):
+        hub = ["--model.name", model, "--model.path", "null", "--model.package", "null"]
+        return [*hub, "--model.gguf_file", "null"]
+    return ["--model.path", model, "--model.gguf_file", "null"]

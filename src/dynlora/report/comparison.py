@@ -10,6 +10,7 @@ from typing import Any
 
 from dynlora.errors import RunFileError
 from dynlora.report.run_files import UNFINISHED, RunFiles, read_run
+from dynlora.report.unfinished import finish_command
 
 IGNORED = ("output", "overwrite", "training.resume")
 """Settings that say nothing of what a run is."""
@@ -73,8 +74,8 @@ def read_finished(root: Path) -> RunFiles:
     if run.status != "finished":
         raise RunFileError(
             f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
-            f"{run.steps} steps: finish it with `dynlora train {root / 'config.yaml'} "
-            "--training.resume latest`, or see `dynlora report` for what there is."
+            f"{run.steps} steps: finish it with `{finish_command(root)}`, or "
+            "see `dynlora report` for what there is."
         )
     return run
 

@@ -1,31 +1,30 @@
 """A file of texts to batches that a model reads: what an adapter's layers shall see."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dynlora.errors import DataError
+from dynlora.errors import AdapterError, DataError
 from dynlora.saved.base import UNLOADABLE, BaseSource
+from dynlora.saved.tables import TABLES
 
-ENDINGS = (".parquet", ".csv", ".jsonl")
+READS_TEXTS = "input_ids"
+"""What transformers calls the main input of models that read tokens."""
 MAX_LENGTH = 512
 """Tokens of a text at most: longer ones show nothing new of what a layer sees."""
 BATCH = 16
 
 
-def read_texts(path: Path, columns: Sequence[str], rows: int) -> list[list[str]]:
+def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[str]]:
     """Return columns of texts, of at most `rows` rows spread evenly over the file.
 
     Args:
         path: A Parquet, CSV or JSON Lines file.
-        columns: One or two names of columns.
+        columns: One or two names of columns, by the option that names each.
         rows: At least 1.
 
     Returns:
@@ -34,12 +33,27 @@ def read_texts(path: Path, columns: Sequence[str], rows: int) -> list[list[str]]
     Raises:
         DataError: If the file cannot be read, has no row, lacks a column, or a cell is no text.
     """
-    table = _read_table(path, columns)
+    table = _read_table(path, [*columns.values()])
     if not table.num_rows:
         raise DataError(f"`--data` must hold at least 1 row, got 0 in {path}.")
     step = max(1, table.num_rows / rows)
     picked = sorted({int(row * step) for row in range(min(rows, table.num_rows))})
-    return [_take_column(table, column, picked, path) for column in columns]
+    return [_take_column(table, option, column, picked, path) for option, column in columns.items()]
+
+
+def check_reads_texts(base: Any, source: BaseSource) -> None:
+    """Check that a base model reads texts.
+
+    Raises:
+        AdapterError: If it reads images or sounds.
+    """
+    if base.main_input_name != READS_TEXTS:
+        raise AdapterError(
+            f"`--data` holds texts, so the base model must read texts, got {source.path}, a "
+            f"{type(base).__name__}, which reads {base.main_input_name}"
+            f"{' of images' if base.main_input_name == 'pixel_values' else ''}: leave out "
+            "`--data`, and the adapter is cut by its own numbers alone."
+        )
 
 
 def batch_texts(
@@ -76,30 +90,23 @@ def batch_texts(
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    if path.suffix not in ENDINGS:
-        raise DataError(f"`--data` must end in {', '.join(ENDINGS)}, got {path}: convert it.")
+    if path.suffix not in TABLES:
+        raise DataError(f"`--data` must end in {', '.join(TABLES)}, got {path}: convert it.")
     if not path.is_file():
         raise DataError(f"`--data` must be a file, got {path}, which is none.")
     try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        if path.suffix == ".jsonl":
-            return pyarrow.json.read_json(path)
-        texts = dict.fromkeys(columns, pa.string())  # some texts look like numbers
-        return pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=texts),
-        )
+        return TABLES[path.suffix](path, columns)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
 
 
-def _take_column(table: pa.Table, column: str, rows: Sequence[int], path: Path) -> list[str]:
+def _take_column(
+    table: pa.Table, option: str, column: str, rows: Sequence[int], path: Path
+) -> list[str]:
     if column not in table.column_names:
         raise DataError(
-            f"`--text` must be a column of {path}, got {column!r}; its columns are "
+            f"`{option}` must be a column of {path}, got {column!r}; its columns are "
             f"{', '.join(table.column_names)}."
         )
     values: list[str] = table.column(column).take(rows).to_pylist()

@@ -1,14 +1,29 @@
-"""Rows that a finished run is asked about: any split of its data, another folder, or one file."""
+"""Rows that a finished run is asked about: any split of its data, another folder, or one file.
 
+Only what is asked for must be there. Folders of images are read with the names that the run's
+classes have, so that a folder with other classes, or fewer, changes no class's number.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dynlora.errors import DataError
-from dynlora.train.config import DataConfig
-from dynlora.train.sources import RawSplit, load_file, load_splits
+from dynlora.train.config import DataConfig, TaskName
+from dynlora.train.sources import (
+    RawSplit,
+    Wanted,
+    load_file,
+    load_split,
+    load_splits,
+    load_unlabelled,
+)
+
+Names = Sequence[str] | None
+"""What a run's classes are called; None where they have numbers alone."""
 
 
-def find_rows(config: DataConfig, split: str | None, place: Path | None) -> RawSplit:
+def find_rows(config: DataConfig, split: str | None, place: Path | None, names: Names) -> RawSplit:
     """Return the rows that are meant.
 
     Args:
@@ -16,41 +31,55 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None) -> RawS
         split: Name of a split; None takes the validation split.
         place: A file, all of whose rows are meant, or a folder to look for the split in; None
             stays with the run's own data.
+        names: Of the run's classes.
 
     Raises:
         DataError: If there is no such split or file, it cannot be read, or a file is given with a
             split.
     """
     if place is None:
-        return find_split(config, split or config.validation_split)
+        return find_split(config, split or config.validation_split, names)
     if place.is_dir():
-        other = replace(config, path=str(place), max_train_rows=None, max_validation_rows=None)
-        return find_split(other, split or config.validation_split)
+        name = split or config.validation_split
+        wanted = Wanted(
+            name=name,
+            split=name,
+            place="`--data`",
+            advice="Name one that is there with `--split`, without its ending, or give a file.",
+        )
+        return load_split(replace(config, path=str(place)), wanted, names, None)
     if split is not None:
         raise DataError(
             f"`--split` must be left out where `--data` is a file, whose rows are all taken, got "
             f"--split {split} and {place}: give one of the two."
         )
-    return find_file(config, place, "`--data` must be a file or folder")
+    if not place.is_file():
+        raise DataError(f"`--data` must be a file or folder that exists, got {place}.")
+    return load_file(place, config)
 
 
-def find_file(config: DataConfig, path: Path, required: str) -> RawSplit:
-    """Return all rows of a file.
+def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
+    """Return all rows of a file, or all images in a folder; labels are not needed.
 
     Args:
-        config: Says which columns hold texts.
-        path: The file.
-        required: Begins the message where there is no such file.
+        config: Says which columns hold what.
+        task: Whether there may be a folder.
+        place: The file or folder.
 
     Raises:
         DataError: If it is missing or cannot be read.
     """
-    if not path.is_file():
-        raise DataError(f"{required} that exists, got {path}: check the path.")
-    return load_file(path, config)
+    if not place.exists():
+        raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
+    if place.is_dir() and task != "image_classification":
+        raise DataError(
+            f"FILE must be a file, got {place}, which is a folder: only runs with `task: "
+            f"image_classification` take one, of images, and this is one of {task}."
+        )
+    return load_unlabelled(place, config)
 
 
-def find_split(config: DataConfig, name: str) -> RawSplit:
+def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
     """Return one split of a run's data by its name.
 
     The run's own two are sampled as it sampled them; others are taken whole.
@@ -58,21 +87,28 @@ def find_split(config: DataConfig, name: str) -> RawSplit:
     Raises:
         DataError: If there is no such split, or it cannot be read.
     """
-    if name == config.validation_split:
-        return load_splits(config)[1]
-    if name == config.train_split:
-        return load_splits(config)[0]
+    own = {
+        config.validation_split: ("validation", config.max_validation_rows),
+        config.train_split: ("training", config.max_train_rows),
+    }
     file = config.path is not None and Path(config.path).is_file()
     if file or (config.path is None and config.embedded is not None):
+        if name in own:
+            return load_splits(config)[name == config.validation_split]
         raise DataError(
             f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "
             f"{config.path or config.embedded} has no other; give a file with `--data`."
         )
-    other = replace(
-        config,
-        train_split=name,
-        validation_split=name,
-        max_train_rows=None,
-        max_validation_rows=None,
+    if config.path is not None and not Path(config.path).exists():
+        raise DataError(
+            f"the run's data must be where it was, {config.path}, where nothing is now: give "
+            "another place with `--data`."
+        )
+    purpose, limit = own.get(name, (name, None))
+    wanted = Wanted(
+        name=purpose,
+        split=name,
+        place="the run's data" if config.path is not None else "`data.name`",
+        advice="Name one that is there with `--split`, or give other data with `--data`.",
     )
-    return replace(load_splits(other)[1], name=name)
+    return load_split(config, wanted, names, limit)

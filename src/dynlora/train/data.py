@@ -33,4 +33,5 @@ def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
         validation=validation.inputs,
         num_labels=train.num_labels,
         cut={"train": train.cut, "validation": validation.cut},
+        class_names=train_split.class_names,
     )

@@ -27,6 +27,8 @@ class ClassCount:
     """Rows of which it is the label."""
     predicted: int
     """Rows of which it is the prediction."""
+    name: str | None = None
+    """What it is called, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +73,20 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
         cut=rows.cut,
         metrics={name: logged[f"eval_{name}"] for name in METRICS[run.config.task]},
         classes=[
-            ClassCount(labelled=seen["labelled"][place], predicted=seen["predicted"][place])
-            for place in range(run.num_labels or 0)
+            ClassCount(
+                labelled=seen["labelled"][place], predicted=seen["predicted"][place], name=name
+            )
+            for place, name in enumerate(_names(run))
         ]
         if seen
         else (),
     )
+
+
+def _names(run: FinishedRun) -> Sequence[str | None]:
+    """Return a name for each class; None where it has none."""
+    count = run.num_labels or 0
+    return [*(run.class_names or ()), *[None] * count][:count]
 
 
 def _make_trainer(run: FinishedRun, rows: Split, batch_size: int | None) -> Trainer:

@@ -1,7 +1,7 @@
 """A finished run's folder and configuration in; its model, processor and data out, ready to use."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from safetensors import SafetensorError
 
 from dynlora.errors import AdapterError, RunFileError
 from dynlora.files.json_files import read_json
+from dynlora.report.plain_files import whole, wrong_value
 from dynlora.report.run_files import UNFINISHED
+from dynlora.report.unfinished import finish_command
 from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
 from dynlora.saved.base import attach
 from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
+from dynlora.train.full_precision import reload_in_float32
+from dynlora.train.head import no_head
 from dynlora.train.pretrained import locate
 from dynlora.train.run_folder import RunFolder
 from dynlora.train.task import Task
@@ -28,19 +32,15 @@ class FinishedRun:
 
     folder: RunFolder
     config: JobConfig
-    facts: Mapping[str, Any]
-    """What `run.json` says."""
     task: Task
     processor: Any
     """Tokenizer or image processor."""
     model: Any
     """As it was saved: the base model with the adapter on it, or the whole model."""
-
-    @property
-    def num_labels(self) -> int | None:
-        """Outputs of the model's head; None where the task has none."""
-        count: int | None = self.facts["num_labels"]
-        return count
+    num_labels: int | None
+    """Outputs of the model's head; None where the task has none."""
+    class_names: Sequence[str] | None
+    """What each class is called, in the order of their numbers; None where that is not known."""
 
 
 def check_finished(folder: RunFolder) -> Mapping[str, Any]:
@@ -61,8 +61,8 @@ def check_finished(folder: RunFolder) -> Mapping[str, Any]:
     if status != "finished":
         why = UNFINISHED.get(str(status), f"has the status {status!r}")
         raise RunFileError(
-            f"RUN must be finished, got {folder.root}, which {why}: go on with `dynlora train "
-            f"{folder.config} --training.resume latest`."
+            f"RUN must be finished, got {folder.root}, which {why}: finish it with "
+            f"`{finish_command(folder.root)}`."
         )
     for path in (folder.config, *_saved(folder, str(facts.get("method")))):
         if not path.is_file():
@@ -88,24 +88,44 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         config: Its configuration, which may name another place for its base model.
 
     Raises:
-        RunFileError: If the run is not finished or a file of it is missing.
+        RunFileError: If the run is not finished, or a file or value of it is missing or wrong.
         ConfigError: If its base model or processor cannot be loaded.
         AdapterError: If its adapter is broken, or not of this base model.
     """
     facts, task = check_finished(folder), TASKS[config.task]
+    num_labels = _num_labels(folder.run, facts, task)
     full = config.method == "full"
     saved = replace(config.model, path=str(folder.full_model), gguf_file=None, quantization=None)
     source = locate(saved if full else config.model)
     processor = task.load_processor(source, config.data)
-    base = task.load_model(source, facts["num_labels"], processor)
+    base = task.load_model(source, num_labels, processor)
     return FinishedRun(
         folder=folder,
         config=config,
-        facts=facts,
         task=task,
         processor=processor,
         model=base.eval() if full else _with_adapter(base, folder.adapter, config.method),
+        num_labels=num_labels,
+        class_names=_class_names(folder.run, facts),
     )
+
+
+def _num_labels(path: Path, facts: Mapping[str, Any], task: Task) -> int | None:
+    count = whole(path, facts, "num_labels")
+    if task.head is no_head:
+        return None
+    if count is None or count < 1:
+        raise wrong_value(path, "num_labels", "a whole number of at least 1", count)
+    return count
+
+
+def _class_names(path: Path, facts: Mapping[str, Any]) -> Sequence[str] | None:
+    names = facts.get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise wrong_value(path, "class_names", "a list of texts", names)
+    return names
 
 
 def _with_adapter(base: Any, folder: Path, method: str) -> Any:
@@ -113,7 +133,9 @@ def _with_adapter(base: Any, folder: Path, method: str) -> Any:
         return _with_adalora(base, folder)
     adapter = read_adapter(folder)
     check_fits(adapter, base)
-    return attach(adapter, base)
+    model = attach(adapter, base)
+    reload_in_float32(model, folder)
+    return model.eval()
 
 
 def _with_adalora(base: Any, folder: Path) -> Any:
@@ -123,7 +145,9 @@ def _with_adalora(base: Any, folder: Path) -> Any:
             # without rank for sharded ones.
             warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
-            return PeftModel.from_pretrained(base, folder).eval()
+            model = PeftModel.from_pretrained(base, folder)
+            reload_in_float32(model, folder)
+            return model.eval()
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(
             f"the adapter in {folder} must be whole and of this base model, a "

@@ -3,7 +3,8 @@
 import io
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,24 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
             f"got also {', '.join(unknown)}: give the training split such images, or remove them."
         )
     files = [path for name in classes for path in sorted((folder / name).rglob("*"))]
+    inside = _images(folder, files)
+    labels = [classes.index(path.parts[0]) for path in inside]
+    paths = pa.array([str(path) for path in inside], pa.string())
+    return pa.table({config.image: paths, config.label: pa.array(labels, pa.int64())})
+
+
+def read_images(folder: Path, config: DataConfig) -> pa.Table:
+    """Return all images in a folder and the folders in it, as paths from there in their order.
+
+    What is hidden, by a dot before its name, is left out with all that it holds.
+    """
+    inside = _images(folder, sorted(folder.rglob("*")))
+    shown = [str(path) for path in inside if all(not part.startswith(".") for part in path.parts)]
+    return pa.table({config.image: pa.array(shown, pa.string())})
+
+
+def _images(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Return which of the files in a folder are images, from there; say how many are none."""
     found = [path for path in files if _visible(path) and path.is_file()]
     images = [path for path in found if path.suffix.lower() in ENDINGS]
     if len(images) < len(found):
@@ -70,10 +89,7 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
             "%d of %d files in %s are no images by their endings (%s) and were left out.",
             len(found) - len(images), len(found), folder, ", ".join(others),
         )  # fmt: skip
-    inside = [path.relative_to(folder) for path in images]
-    labels = [classes.index(path.parts[0]) for path in inside]
-    paths = pa.array([str(path) for path in inside], pa.string())
-    return pa.table({config.image: paths, config.label: pa.array(labels, pa.int64())})
+    return [path.relative_to(folder) for path in images]
 
 
 def _folders(folder: Path) -> list[str]:
@@ -90,22 +106,51 @@ def read_npz(path: Path, config: DataConfig) -> pa.Table:
     Raises:
         DataError: If it does not hold an array of images and one of as many classes.
     """
+    with _arrays(path) as arrays:
+        return _with_classes(path, arrays, config)
+
+
+def read_npz_images(path: Path, config: DataConfig) -> pa.Table:
+    """Return the images in a file of NumPy arrays, as PNG, with their classes if it has any.
+
+    Raises:
+        DataError: If it does not hold an array of images, or classes of another number.
+    """
+    with _arrays(path) as arrays:
+        if not {config.label, *LABEL_NAMES}.isdisjoint(arrays.files):
+            return _with_classes(path, arrays, config)
+        return pa.table({config.image: _encoded(path, arrays, config)[1]})
+
+
+@contextmanager
+def _arrays(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
-            labels = _pick(path, arrays, "data.label", (config.label, *LABEL_NAMES))
+            yield arrays
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} must be a readable file of NumPy arrays: {reason}") from error
+
+
+def _with_classes(path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig) -> pa.Table:
+    shape, encoded = _encoded(path, arrays, config)
+    labels = _pick(path, arrays, "data.label", (config.label, *LABEL_NAMES))
     labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
-    if labels.shape != images.shape[:1]:
+    if labels.shape != shape[:1]:
         raise DataError(
             f"{path} must hold one class for each image, got classes of shape {labels.shape} and "
-            f"images of shape {images.shape}."
+            f"images of shape {shape}."
         )
-    pictures = _channels_last(path, images)
-    encoded = pa.array([_png(picture) for picture in pictures], pa.large_binary())
     return pa.table({config.image: encoded, config.label: pa.array(labels)})
+
+
+def _encoded(
+    path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig
+) -> tuple[tuple[int, ...], pa.Array]:
+    """Return the shape of the array of images, and the images as PNG."""
+    images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
+    pictures = _channels_last(path, images)
+    return images.shape, pa.array([_png(picture) for picture in pictures], pa.large_binary())
 
 
 def _pick(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, names: Sequence[str]) -> np.ndarray:

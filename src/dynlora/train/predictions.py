@@ -41,7 +41,8 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
         model = model.to(torch.accelerator.current_accelerator())
     size = batch_size or run.config.training.eval_batch_size
     predictor = Predictor(model=model, processor=run.processor, batch_size=size)
-    for prediction in run.task.predict(predictor, split, run.config.data):
+    for said in run.task.predict(predictor, split, run.config.data):
+        prediction = said if run.class_names is None else _named(said, run.class_names)
         taken = [name for name in prediction if name in split.table.column_names]
         if taken:
             raise DataError(
@@ -49,6 +50,13 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
                 f"{split.source} with the column {taken[0]!r}: rename it."
             )
         yield prediction
+
+
+def _named(prediction: Row, names: Sequence[str]) -> Row:
+    """Return a prediction of a class with its name, null where the run's data had no such one."""
+    label = prediction["prediction"]
+    name = names[label] if label < len(names) else None
+    return {"prediction": label, "class_name": name, **prediction}
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:

@@ -4,45 +4,19 @@ Local files are read with pyarrow into memory: nothing is cached on disk, and a 
 that its file gave it, so that a bad label can be named as it stands there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data_files import READERS, UNLABELLED_READERS, read_file
 from dynlora.train.embedded import stdlib_pairs
-from dynlora.train.image_sources import class_names, read_class_folders, read_npz
+from dynlora.train.image_sources import class_names, read_class_folders, read_images
 
-
-def _read_csv(path: Path, config: DataConfig) -> pa.Table:
-    """Read a CSV file whose empty cells are missing and whose texts may look like numbers."""
-    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
-    texts = [column for column in named if column is not None]
-    return pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(texts, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-
-
-READERS: Mapping[str, Callable[[Path, DataConfig], pa.Table]] = {
-    ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
-    ".csv": _read_csv,
-    ".jsonl": lambda path, _: pyarrow.json.read_json(path),
-    ".npz": read_npz,
-}
-"""By a file's ending, what reads it."""
 HOLD_OUT_SEED = 0
 """Which rows are held out or sampled must not change with the training seed."""
 
@@ -61,12 +35,29 @@ class RawSplit:
     """Where each row stands in the source, counted from 0."""
     folder: Path = Path()
     """Where paths in the table begin."""
+    class_names: Sequence[str] | None = None
+    """What each class is called, in the order of their numbers, where the source says so."""
 
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
         """Return some of the rows, in ascending order."""
         chosen = sorted(rows)
         rows = [self.rows[row] for row in chosen]
-        return replace(self, name=name or self.name, table=self.table.take(chosen), rows=rows)
+        places = pa.array(chosen, pa.int64())  # which knows its type even where there is no row
+        return replace(self, name=name or self.name, table=self.table.take(places), rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A split to look for, and how messages speak of it."""
+
+    name: str
+    """What the split is for: `training` or `validation`, or its own name."""
+    split: str
+    """What it is called where the data is."""
+    place: str
+    """What names the data, such as `data.path`, in backticks."""
+    advice: str
+    """How to name another split: a whole sentence."""
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -79,6 +70,28 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     return _sample(train, config.max_train_rows), _sample(validation, config.max_validation_rows)
 
 
+def load_split(
+    config: DataConfig, wanted: Wanted, classes: Sequence[str] | None, limit: int | None
+) -> RawSplit:
+    """Return one split of a folder or hub data set; no other needs to be there.
+
+    Args:
+        config: Says where the data is: in `path`, a folder, or else on the hub.
+        wanted: Which split.
+        classes: What the classes are called that a model has learned; None if they have no names.
+        limit: Most rows, sampled as a job samples them; None takes all.
+
+    Raises:
+        DataError: If it is missing, unreadable or of unknown type, or holds other classes.
+    """
+    if config.path is None:
+        return _sample(_read_hub(config, wanted), limit)
+    place = _locate(Path(config.path), wanted)
+    if place.is_file():
+        return _sample(_from_file(wanted.name, place, config), limit)
+    return _sample(_from_classes(wanted.name, place, config, classes), limit)
+
+
 def load_file(path: Path, config: DataConfig) -> RawSplit:
     """Return all rows of a file, unchecked.
 
@@ -88,19 +101,59 @@ def load_file(path: Path, config: DataConfig) -> RawSplit:
     return _from_file("given", path, config)
 
 
+def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
+    """Return all rows of a file, whose labels may be missing, or all images in a folder.
+
+    Raises:
+        DataError: If it is unreadable or of unknown type.
+    """
+    if path.is_dir():
+        return _whole("given", str(path), read_images(path, config), path)
+    table = read_file(path, config, UNLABELLED_READERS)
+    return _whole("given", str(path), table, path.parent)
+
+
 def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    if config.path is not None:
-        path = Path(config.path)
-        if not path.exists():
-            raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
-        return _split_file(path, config) if path.is_file() else _read_folder(path, config)
-    if config.embedded is not None:
+    if config.path is None and config.embedded is not None:
         train, validation = stdlib_pairs()
         return (
             _whole("training", "embedded", pa.Table.from_pylist(train)),
             _whole("validation", "embedded", pa.Table.from_pylist(validation)),
         )
-    return _read_hub(config, "training"), _read_hub(config, "validation")
+    path = None if config.path is None else Path(config.path)
+    if path is not None and not path.exists():
+        raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+    if path is not None and path.is_file():
+        return _split_file(path, config)
+    return _find_both(path, config)
+
+
+def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSplit]:
+    """Return both splits of a folder, or of a data set on the hub."""
+    advice = "Set `data.{}` to the one to use, without its ending."
+    if folder is None:
+        advice = (
+            "Check `data.name`, `data.subset` and `data.{}`, or give local files with `data.path`."
+        )
+    wanted = [
+        Wanted(name=name, split=split, place="`data.path`", advice=advice.format(key))
+        for name, key, split in (
+            ("training", "train_split", config.train_split),
+            ("validation", "validation_split", config.validation_split),
+        )
+    ]
+    if folder is None:
+        return _read_hub(config, wanted[0]), _read_hub(config, wanted[1])
+    # Both are found before one is read.
+    places = [_locate(folder, split) for split in wanted]
+    classes = class_names(places[0]) if places[0].is_dir() else None
+    train, validation = (
+        _from_file(split.name, place, config)
+        if place.is_file()
+        else _from_classes(split.name, place, config, classes)
+        for split, place in zip(wanted, places, strict=True)
+    )
+    return train, validation
 
 
 def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
@@ -108,38 +161,38 @@ def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> Ra
     return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
 
 
-def _read_folder(folder: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    train = _locate(folder, "training", "train_split", config.train_split)
-    validation = _locate(folder, "validation", "validation_split", config.validation_split)
-    classes = class_names(train) if train.is_dir() else []
+def _from_classes(
+    name: str, folder: Path, config: DataConfig, classes: Sequence[str] | None
+) -> RawSplit:
+    if classes is None:
+        raise DataError(
+            f"one folder a class can be read only where the names of the classes are known from "
+            f"training, got {folder} for a model whose training data has numbers alone: give a "
+            "file with the classes' numbers, or train on folders."
+        )
+    table = read_class_folders(folder, classes, config)
+    return replace(_whole(name, str(folder), table, folder), class_names=list(classes))
 
-    def read(name: str, place: Path) -> RawSplit:
-        if place.is_file():
-            return _from_file(name, place, config)
-        table = read_class_folders(place, classes or class_names(place), config)
-        return _whole(name, str(place), table, place)
 
-    return read("training", train), read("validation", validation)
-
-
-def _locate(folder: Path, name: str, key: str, split: str) -> Path:
+def _locate(folder: Path, wanted: Wanted) -> Path:
     """Return a split's file, or its folder of images."""
+    split = wanted.split
     places = [path for ext in READERS if (path := folder / f"{split}{ext}").is_file()]
     if (folder / split).is_dir():
         places.append(folder / split)
     if len(places) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
         raise DataError(
-            f"`data.path` must hold one file named {split} with the ending "
-            f"{', '.join(READERS)} for the {name} split, or for images a folder {split} with one "
-            f"folder a class, got {len(places)} in {folder}, whose files are: {found}. Set "
-            f"`data.{key}` to the one to use, without its ending."
+            f"{wanted.place} must hold one file named {split} with the ending "
+            f"{', '.join(READERS)} for the {wanted.name} split, or for images a folder {split} "
+            f"with one folder a class, got {len(places)} in {folder}, whose files are: {found}. "
+            f"{wanted.advice}"
         )
     return places[0]
 
 
 def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
-    return _whole(name, str(path), _read_file(path, config), path.parent)
+    return _whole(name, str(path), read_file(path, config, READERS), path.parent)
 
 
 def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -149,36 +202,19 @@ def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
     return both.take(order[held_out:]), both.take(order[:held_out], "validation")
 
 
-def _read_file(path: Path, config: DataConfig) -> pa.Table:
-    if path.suffix not in READERS:
-        raise DataError(
-            f"a data file must end in {', '.join(READERS)}, got {path.name!r} in {path.parent}: "
-            "convert it to one of these."
-        )
-    try:
-        return READERS[path.suffix](path, config)
-    except (pa.ArrowInvalid, OSError) as error:
-        if path.stat().st_size == 0:
-            raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
-
-
-def _read_hub(config: DataConfig, name: str) -> RawSplit:
+def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
     import datasets
 
-    split = config.train_split if name == "training" else config.validation_split
     where = "/".join(part for part in (config.name, config.subset) if part)
     try:
-        loaded = datasets.load_dataset(config.name, config.subset, split=split)
+        loaded = datasets.load_dataset(config.name, config.subset, split=wanted.split)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"the {name} split {split!r} of {where} could not be loaded from the hub: {reason} "
-            "Check `data.name`, `data.subset` and the split's name, or give local files with "
-            "`data.path`."
+            f"the {wanted.name} split {wanted.split!r} of {where} could not be loaded from the "
+            f"hub: {reason} {wanted.advice}"
         ) from error
-    return _whole(name, where, loaded.with_format("arrow")[:])
+    return _whole(wanted.name, where, loaded.with_format("arrow")[:])
 
 
 def _sample(split: RawSplit, limit: int | None) -> RawSplit:

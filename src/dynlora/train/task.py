@@ -41,10 +41,16 @@ class TaskData:
     num_labels: int | None
     cut: Mapping[str, int]
     """Rows that were cut, by split."""
+    class_names: Sequence[str] | None = None
+    """What each class is called, in the order of their numbers, where the data says so."""
 
 
 def leave_head(_model: Any, _data: TaskData) -> None:
     """Leave a model's head as it is."""
+
+
+def accept_model(_model: Any, _config: DataConfig) -> None:
+    """Accept any model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +98,8 @@ class Task:
     """The pretrained model with a head for that many labels, given the processor."""
     begin_head: Callable[[Any, TaskData], None] = leave_head
     """Lets a new head begin where the training rows' labels are."""
+    check_model: Callable[[Any, DataConfig], None] = accept_model
+    """Refuses a model that could be trained, but not asked what the configuration says."""
     make_trainer: Callable[[TrainerParts], Trainer]
     """A Trainer whose evaluations return the metrics in `config.METRICS`."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]

@@ -13,15 +13,17 @@ from tests.jobs import write_rows
 def test_rows_are_spread_evenly_over_the_file(ending, tmp_path):
     rows = [{"text": f"red {number}", "other": "cat"} for number in range(10)]
     path = write_rows(tmp_path / f"rows{ending}", rows)
-    assert read_texts(path, ["text"], 5) == [["red 0", "red 2", "red 4", "red 6", "red 8"]]
-    first, second = read_texts(path, ["text", "other"], 99)
+    assert read_texts(path, {"--text": "text"}, 5) == [
+        ["red 0", "red 2", "red 4", "red 6", "red 8"]
+    ]
+    first, second = read_texts(path, {"--text": "text", "--text-pair": "other"}, 99)
     assert first == [row["text"] for row in rows]
     assert second == ["cat"] * 10
 
 
 def test_texts_of_digits_stay_texts(tmp_path):
     path = write_rows(tmp_path / "rows.csv", [{"text": "007"}, {"text": "12"}])
-    assert read_texts(path, ["text"], 9) == [["007", "12"]]
+    assert read_texts(path, {"--text": "text"}, 9) == [["007", "12"]]
 
 
 @pytest.mark.parametrize(
@@ -40,9 +42,9 @@ def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=told):
-        read_texts(path, ["text"], 4)
+        read_texts(path, {"--text": "text"}, 4)
     with pytest.raises(DataError, match="must be a file"):
-        read_texts(tmp_path / "absent.csv", ["text"], 4)
+        read_texts(tmp_path / "absent.csv", {"--text": "text"}, 4)
 
 
 def test_batches_are_padded_and_no_longer_than_the_model_can_read(model):

@@ -88,3 +88,19 @@ def test_the_embedded_data_set_becomes_two_tables(monkeypatch: pytest.MonkeyPatc
     train, validation = load_splits(config)
     assert train.table.column_names == ["sentence", "signature", "label", "module"]
     assert (train.table.num_rows, validation.table.num_rows) == (4, 5)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_file_of_one_row_holds_out_none(tmp_path: Path, ending: str) -> None:
+    path = write_rows(tmp_path / f"all{ending}", ROWS[:1])
+    train, validation = load_splits(DataConfig(path=str(path)))
+    assert column(train) == ["number 0"]
+    assert column(validation) == []
+
+
+def test_class_folders_beside_a_file_of_numbers_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", ROWS)
+    for name in ("ants", "bees"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"names of the classes are known .*numbers alone"):
+        load_splits(DataConfig(path=str(tmp_path)))

@@ -4,7 +4,7 @@ Trained through TRL's `SFTTrainer`; see `examples` and `chat` for what is learne
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
@@ -55,12 +55,17 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example
     if config.messages is not None:
         check_columns(split, {"data.messages": config.messages})
         conversations = read_conversations(split, config.messages)
+        if only:
+            said = [m["content"] for row in conversations for m in row if m["role"] == "assistant"]
+            _require_one(split, config.messages, said)
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
     if config.prompt is None or config.completion is None:
         check_columns(split, {"data.text": config.text})
         return encode_texts(read_texts(split, config.text), tokenizer)
     check_columns(split, {"data.prompt": config.prompt, "data.completion": config.completion})
     prompts, completions = read_texts(split, config.prompt), read_texts(split, config.completion)
+    if only:
+        _require_one(split, config.completion, completions)
     if config.as_chat:
         conversations = as_conversations(prompts, completions)
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
@@ -76,6 +81,20 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example
             merged, len(examples), split.name,
         )  # fmt: skip
     return examples
+
+
+def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
+    """Check that of all answers at least one says something.
+
+    Raises:
+        DataError: If all are empty: only to stop at once could be learned of them.
+    """
+    if answers and not any(answer.strip() for answer in answers):
+        raise DataError(
+            f"column {column!r} must hold an answer to learn in at least one row, but all "
+            f"{len(answers)} of the {split.name} split ({split.source}) are empty: name the column "
+            "that holds the answers, or set `data.completion_only: false` to learn the prompts too."
+        )
 
 
 def _read_split(
@@ -102,6 +121,15 @@ def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any
     return load_model(AutoModelForCausalLM, source)
 
 
+def _check_model(model: Any, config: DataConfig) -> None:
+    """Check that the model has room for a prompt and an answer.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    _longest_prompt(model, config)
+
+
 def _make_trainer(parts: TrainerParts) -> Trainer:
     trainer: Trainer = make_sft_trainer(parts)
     return trainer
@@ -124,7 +152,8 @@ def _longest_prompt(model: Any, config: DataConfig) -> int:
     if longest < 1:
         raise ConfigError(
             f"`data.max_new_tokens` must leave room for a prompt within the {min(limits)} tokens "
-            f"that the model can read, got {new}: lower it."
+            f"that the model can read, got {new}: lower it, or give "
+            "`dynlora predict` another with `--max-new-tokens`."
         )
     return longest
 
@@ -150,6 +179,7 @@ CAUSAL_LM = Task(
     load_processor=_load_processor,
     read_split=_read_split,
     load_model=_load_model,
+    check_model=_check_model,
     make_trainer=_make_trainer,
     predict=_predict,
 )

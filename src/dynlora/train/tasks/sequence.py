@@ -1,5 +1,6 @@
 """Tasks with one label a text, or pair of texts: a class, a number, or any number of classes."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import (
     Trainer,
 )
 
+from dynlora.errors import DataError
 from dynlora.train.columns import (
     check_columns,
     read_class_lists,
@@ -36,6 +38,8 @@ from dynlora.train.tasks.logits import batch_logits
 from dynlora.train.tokens import tokenize
 from dynlora.train.trainer import Metrics, make_job_trainer
 
+logger = logging.getLogger(__name__)
+
 Labels = tuple[list[Any], int]
 """Labels of the rows as the model takes them, and how many outputs they need."""
 
@@ -54,8 +58,26 @@ def read_number_labels(split: RawSplit, column: str, _num_labels: int | None) ->
 def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
     """Return a 0 or 1 for each class and row, and the number of classes, at least 2."""
     lists = read_class_lists(split, column, num_labels)
+    if not any(lists):
+        _say_no_class(split, column, num_labels)
     count = num_labels or max(max((max(row, default=0) for row in lists), default=0) + 1, 2)
     return [[float(label in row) for label in range(count)] for row in lists], count
+
+
+def _say_no_class(split: RawSplit, column: str, num_labels: int | None) -> None:
+    """Refuse rows without any class where they decide on the classes; else only say so.
+
+    Raises:
+        DataError: If there is nothing that could be learned.
+    """
+    found = f"label column {column!r} holds no class in any of {split.table.num_rows} rows"
+    where = f"of the {split.name} split ({split.source})"
+    if num_labels is None:
+        raise DataError(
+            f"{found} {where}, and there must be one to learn: check that `data.label` names the "
+            "right column, or set `data.num_labels` if no class is meant."
+        )
+    logger.warning("%s %s: every class is to be denied for each.", found, where)
 
 
 def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
@@ -127,7 +149,7 @@ def describe_class(logits: torch.Tensor) -> dict[str, Any]:
     probabilities = logits.softmax(dim=-1)
     return {
         "prediction": int(probabilities.argmax()),
-        "probabilities": np.round(probabilities.numpy(), 6).tolist(),
+        "probabilities": np.round(probabilities.double().numpy(), 6).tolist(),
     }
 
 
@@ -140,7 +162,7 @@ def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
     """Return the classes above one half and the probability of each, of logits ``(classes,)``."""
     return {
         "prediction": (logits > 0).nonzero().flatten().tolist(),
-        "probabilities": np.round(logits.sigmoid().numpy(), 6).tolist(),
+        "probabilities": np.round(logits.sigmoid().double().numpy(), 6).tolist(),
     }
 
 
