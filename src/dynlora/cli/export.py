@@ -92,14 +92,16 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
-        tokenizer = merge_adapter(adapter, source, given.output)
+        companion = merge_adapter(adapter, source, given.output)
     values = {
         "format": "merged",
         "output": str(given.output),
         "base_model": source.path,
-        "tokenizer": tokenizer,
+        "tokenizer": companion.saved and companion.kind == "tokenizer",
+        "image_processor": companion.saved and companion.kind == "image processor",
     }
-    missing = "" if tokenizer else ", which has no tokenizer that could be saved with it"
+    lacks = f", which has no {companion.kind} that could be saved with it"
+    missing = "" if companion.saved else lacks
     output.show(Text(f"merged model: {given.output}, from {source.path}{missing}"), values)
 
 

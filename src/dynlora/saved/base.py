@@ -2,7 +2,6 @@
 
 import copy
 import re
-import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +10,23 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
+from dynlora.base_models import (
+    LENGTH_KEYS,
+    NO_CODE,
+    UNLOADABLE,
+    load_weights,
+    refuse_drawn,
+    within,
+)
 from dynlora.errors import AdapterError
 from dynlora.saved.adapter import PREFIX, SavedAdapter
 from dynlora.saved.fits import check_fits
 
-UNLOADABLE = (
-    OSError,
-    ValueError,
-    ImportError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    struct.error,
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers raises for files that are missing, broken, of an unknown architecture, or need
-a package that is not installed."""
 FORMS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -43,8 +36,8 @@ FORMS = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """By PEFT's task type, the class of transformers that gives a model the head of that task."""
-LENGTH_KEYS = ("max_position_embeddings", "n_positions")
-"""Where models' configurations say how many positions there are."""
+POOLER = "pooler"
+"""Pooler of a model that has no head to make use of it."""
 HEAD = re.compile(r"(?:.*\.)?(?:classifier|score)\b.*\.weight")
 """Names of the weights of a classifier that was trained beside the adapter."""
 
@@ -64,7 +57,7 @@ class BaseSource:
     def options(self) -> dict[str, Any]:
         """Arguments of every `from_pretrained` of transformers; code beside a model never runs."""
         file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-        return file | {"local_files_only": self.local_only, "trust_remote_code": False}
+        return NO_CODE | file | {"local_files_only": self.local_only}
 
     @property
     def path(self) -> str:
@@ -121,7 +114,8 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
     """Return the base model in the form that the adapter was trained in, and check that they fit.
 
     Raises:
-        AdapterError: If the model cannot be loaded, or the adapter is of another model.
+        AdapterError: If the model cannot be loaded, lacks weights that the adapter does not bring,
+            or the adapter is of another model.
     """
     try:
         config = AutoConfig.from_pretrained(source.place, **source.options)
@@ -129,13 +123,11 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
         labels = _count_labels(adapter)
         if labels is not None and config.num_labels != labels:
             config.num_labels = labels
-        base = form.from_pretrained(
-            source.place,
-            config=config,
-            dtype="auto",
-            ignore_mismatched_sizes=labels is not None,
-            **source.options,
+        base, drawn = load_weights(
+            form, source.place, config=config, dtype="auto", **source.options
         )
+        brought = {key.removeprefix(PREFIX) for key in adapter.others}
+        refuse_drawn(base, [n for n in drawn - brought if not within(n, [POOLER])])
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error

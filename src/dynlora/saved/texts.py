@@ -8,8 +8,9 @@ import pyarrow as pa
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from dynlora.base_models import UNLOADABLE
 from dynlora.errors import AdapterError, DataError
-from dynlora.saved.base import UNLOADABLE, BaseSource
+from dynlora.saved.base import BaseSource
 from dynlora.saved.tables import TABLES
 
 READS_TEXTS = "input_ids"

@@ -18,6 +18,7 @@ from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
 from dynlora.saved.base import attach
 from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
+from dynlora.train.full_precision import reload_in_float32
 from dynlora.train.head import no_head
 from dynlora.train.pretrained import locate
 from dynlora.train.run_folder import RunFolder
@@ -133,6 +134,7 @@ def _with_adapter(base: Any, folder: Path, method: str) -> Any:
     adapter = read_adapter(folder)
     check_fits(adapter, base)
     model = attach(adapter, base)
+    reload_in_float32(model, folder)
     return model.eval()
 
 
@@ -144,6 +146,7 @@ def _with_adalora(base: Any, folder: Path) -> Any:
             warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
             model = PeftModel.from_pretrained(base, folder)
+            reload_in_float32(model, folder)
             return model.eval()
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(

@@ -1,20 +1,16 @@
 """GGUF files: whether one is there, and what is said of those that cannot be read."""
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GgufConfig
 
 from dynlora.errors import ConfigError
 
 MAGIC = b"GGUF"
-BROKEN = (struct.error, LookupError, TypeError, StrictDataclassError)
-"""What reading a file raises, beside the usual, that ends too early or lacks a value."""
 
 
 def check_gguf(path: Path) -> None:

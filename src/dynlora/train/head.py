@@ -4,14 +4,22 @@ PEFT must be told their names, to train and save them whole and to put no adapte
 some by its `task_type`, but has none for images, and knows neither every name nor layers in a head.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from dynlora.base_models import within
 from dynlora.errors import ConfigError
 
 USUAL = ("classifier", "score")
 """What transformers' models call their head."""
+
+
+POOLER = "pooler"
+"""What transformers' models call the part that makes one vector of a text for their head."""
+NEW = "dynlora_new_modules"
+"""Attribute of a model: names of modules of its pretrained part that were newly made."""
 
 
 def no_head(_model: Any) -> list[str]:
@@ -20,7 +28,9 @@ def no_head(_model: Any) -> list[str]:
 
 
 def head_modules(model: Any) -> list[str]:
-    """Return the names of the modules with weights that stand beside the pretrained part.
+    """Return the names of the modules that are trained whole for the task.
+
+    They stand beside the pretrained part, or were newly made in it (see `note_new`).
 
     Args:
         model: One of transformers', with a head.
@@ -28,20 +38,43 @@ def head_modules(model: Any) -> list[str]:
     Raises:
         ConfigError: If none can be told from the pretrained part.
     """
-    weighted = [
-        name for name, child in model.named_children() if any(True for _ in child.parameters())
-    ]
-    if model.base_model_prefix in weighted:
-        names = [name for name in weighted if name != model.base_model_prefix]
-    else:
-        names = [name for name in weighted if name in USUAL]
+    names = outer_modules(model)
     if not names:
         raise ConfigError(
             f"the model must have a head of its own, beside {model.base_model_prefix!r} or called "
-            f"{' or '.join(USUAL)}, got a {type(model).__name__} made of {', '.join(weighted)}: "
-            "use another model, or `method: full`."
+            f"{' or '.join(USUAL)}, got a {type(model).__name__} made of "
+            f"{', '.join(_weighted(model))}: use another model, or `method: full`."
         )
-    return names
+    return [*names, *vars(model).get(NEW, ())]
+
+
+def outer_modules(model: Any) -> list[str]:
+    """Return the names of the modules with weights that stand beside the pretrained part."""
+    weighted = _weighted(model)
+    if model.base_model_prefix in weighted:
+        return [name for name in weighted if name != model.base_model_prefix]
+    return [name for name in weighted if name in USUAL]
+
+
+def _weighted(model: Any) -> list[str]:
+    return [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+
+
+def poolers(model: Any) -> list[str]:
+    """Return the names of the poolers with weights in the model's pretrained part, if any."""
+    part = dict(model.named_children()).get(model.base_model_prefix)
+    if part is None or POOLER not in _weighted(part):
+        return []
+    return [f"{model.base_model_prefix}.{POOLER}"]
+
+
+def note_new(model: Any, modules: Sequence[str]) -> None:
+    """Note in a model which modules of its pretrained part were newly made.
+
+    Nothing else tells them from pretrained ones, and frozen they would be lost: an adapter's
+    files hold what was trained alone.
+    """
+    vars(model)[NEW] = tuple(modules)
 
 
 def linear_layers(model: Any, modules: list[str]) -> list[str]:
@@ -49,6 +82,5 @@ def linear_layers(model: Any, modules: list[str]) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and any(name == outer or name.startswith(f"{outer}.") for outer in modules)
+        if isinstance(module, torch.nn.Linear) and within(name, modules)
     ]

@@ -1,28 +1,34 @@
 """The pretrained model and its tokenizer: section `model` in, both loaded and checked out."""
 
+import logging
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 
+from dynlora.base_models import (
+    LENGTH_KEYS,
+    NO_CODE,
+    UNLOADABLE,
+    load_weights,
+    refuse_drawn,
+    within,
+)
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.gguf_file import BROKEN, check_gguf, no_bar, not_read, restored
-from dynlora.train.quantized import check_quantizer, load_quantized
+from dynlora.train.gguf_file import check_gguf, no_bar, not_read, restored
+from dynlora.train.head import note_new, outer_modules, poolers
+from dynlora.train.quantized import check_quantizer, load_quantized, make_trainable
 
-UNLOADABLE = (OSError, ValueError, ImportError, SafetensorError, *BROKEN)
-"""What transformers raises for files that are missing, broken, or need a package that is not
-installed."""
-LENGTH_KEYS = ("max_position_embeddings", "n_positions")
-"""Where models' configurations say how many positions there are."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,18 +37,22 @@ class Source:
 
     place: str
     """Folder or hub name."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of every `from_pretrained`."""
+    gguf_file: str | None = None
+    """The model's file in the folder, if it is a GGUF file."""
     weight_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's `from_pretrained`."""
     quantization: str | None = None
     """`nf4` or `int8` for linear layers in 4 or 8 bits; None leaves them as they are."""
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` of transformers."""
+        return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
+
+    @property
     def label(self) -> str:
         """Folder or hub name, with the GGUF file if the model is in one."""
-        file = self.options.get("gguf_file")
-        return self.place if file is None else f"{self.place}/{file}"
+        return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
 
 
 def locate(config: ModelConfig) -> Source:
@@ -60,7 +70,7 @@ def locate(config: ModelConfig) -> Source:
         return Source(place=place, weight_options=held, quantization=config.quantization)
     return Source(
         place=_place(config),
-        options={"gguf_file": config.gguf_file},
+        gguf_file=config.gguf_file,
         weight_options=held | restored(),
         quantization=config.quantization,
     )
@@ -164,30 +174,74 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     Args:
         auto_class: `AutoModelForSequenceClassification` or another of transformers' classes.
         source: Where the model is, and how its weights are held: in float32 if it does not say.
-        head: Arguments for the head, such as `num_labels`.
+        head: Arguments for the head, such as `num_labels`; without any the model must bring all
+            of its weights.
 
     Raises:
-        ConfigError: If the model cannot be loaded or has no such form.
+        ConfigError: If the model cannot be loaded, has no such form, or its files lack weights
+            other than the head's.
     """
-    options = {"dtype": "float32", "ignore_mismatched_sizes": True} | source.weight_options | head
+    options = {"dtype": "float32"} | source.weight_options | head
     try:
-        with no_bar() if "gguf_file" in source.options else nullcontext():
-            if source.quantization is None:
-                model = auto_class.from_pretrained(source.place, **source.options, **options)
-            else:
-                model = load_quantized(
-                    auto_class, source.place, source.quantization, source.options, options
-                )
+        with nullcontext() if source.gguf_file is None else no_bar():
+            model, drawn = _load(auto_class, source, options, ())
+            new = _new_poolers(model, drawn) if head else []
+            refuse_drawn(model, _beside(drawn, [*outer_modules(model), *new] if head else []))
+            if source.quantization is not None:
+                if new:
+                    model, _ = _load(auto_class, source, options, new)
+                model = make_trainable(model)
     except UNLOADABLE as error:
         raise not_loaded("model", source, error) from error
+    if new:
+        note_new(model, new)
+        logger.warning(
+            "the files of %s have no weights for %s, which the task needs: they begin at random "
+            "values, and are trained and saved whole, as the head is.",
+            source.label, ", ".join(new),
+        )  # fmt: skip
     # PEFT writes it into what it saves as the name of the base model.
     model.name_or_path = source.label
     return model
 
 
+def _load(
+    auto_class: Any, source: Source, options: dict[str, Any], whole: Sequence[str]
+) -> tuple[Any, frozenset[str]]:
+    """Return the model and the names of its weights that are newly drawn.
+
+    Args:
+        auto_class: One of transformers' classes.
+        source: Where the model is.
+        options: Arguments for its weights.
+        whole: Names of modules that are not quantized, whatever the rest is.
+    """
+    if source.quantization is None:
+        return load_weights(auto_class, source.place, **source.options, **options)
+    return load_quantized(
+        auto_class, source.place, source.quantization, source.options, options, whole
+    )
+
+
+def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
+    """Return the names of poolers of which the files hold nothing.
+
+    Encoders are often shared without one.
+    """
+    return [
+        name
+        for name in poolers(model)
+        if all(f"{name}.{key}" in drawn for key in model.get_submodule(name).state_dict())
+    ]
+
+
+def _beside(drawn: Collection[str], modules: Collection[str]) -> list[str]:
+    return [name for name in drawn if not within(name, modules)]
+
+
 def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
     """Return the error for what cannot be loaded from a model's source."""
-    if "gguf_file" in source.options:
+    if source.gguf_file is not None:
         return not_read(source.label, error)
     reason = " ".join(str(error).split())
     return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}")

@@ -1,5 +1,6 @@
 """Loading a model whose linear layers bitsandbytes holds in 4 or 8 bits."""
 
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from dynlora.adapters.quantised import keep_gradients
+from dynlora.base_models import NO_CODE, load_weights
 from dynlora.errors import ConfigError
 
 
@@ -32,8 +34,11 @@ def load_quantized(
     quantization: str,
     source_options: dict[str, Any],
     options: dict[str, Any],
-) -> Any:
-    """Return a quantized model, ready for an adapter.
+    whole: Sequence[str] = (),
+) -> tuple[Any, frozenset[str]]:
+    """Return a quantized model, and the names of its weights that are newly drawn.
+
+    Before an adapter is added it must be made ready: see `make_trainable`.
 
     A GGUF file is held in a quantization of its own: its weights are first restored and written
     to a temporary folder.
@@ -44,31 +49,38 @@ def load_quantized(
         quantization: `nf4` or `int8`.
         source_options: Of every `from_pretrained`; with `gguf_file` for a model in such a file.
         options: Further arguments of the model's `from_pretrained`, `dtype` among them.
+        whole: Names of modules that are not quantized beside the head.
 
     Raises:
         OSError: If files are missing or the temporary folder cannot be written.
-        ValueError: If the model cannot be loaded.
+        UNLOADABLE: If the model cannot be loaded.
     """
     bits = partial(bits_and_bytes, quantization, options["dtype"])
-    if not source_options:
-        with torch.device("meta"):  # of this model only the names of its modules are needed
-            shape = auto_class.from_config(AutoConfig.from_pretrained(place))
-        how = {"quantization_config": bits(outer_modules(shape))}
-        model = auto_class.from_pretrained(place, **options | how)
-    else:
+    if "gguf_file" in source_options:
         with TemporaryDirectory() as folder:
-            whole = auto_class.from_pretrained(place, **source_options, **options)
-            whole.save_pretrained(folder)
-            how = {"quantization_config": bits(outer_modules(whole))}
-            model = auto_class.from_pretrained(folder, **options | how)
+            restored, drawn = load_weights(auto_class, place, **source_options, **options)
+            restored.save_pretrained(folder)
+            how = {"quantization_config": bits(unquantized_modules(restored, whole))}
+            model, _ = load_weights(auto_class, folder, **options | how)
+    else:
+        with torch.device("meta"):  # of this model only the names of its modules are needed
+            config = AutoConfig.from_pretrained(place, **source_options)
+            shape = auto_class.from_config(config, **NO_CODE)
+        how = {"quantization_config": bits(unquantized_modules(shape, whole))}
+        model, drawn = load_weights(auto_class, place, **source_options, **options | how)
+    return model, drawn
+
+
+def make_trainable(model: Any) -> Any:
+    """Return a quantized model ready for an adapter, all its weights having been loaded."""
     prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     # An evaluation comes before training, and must not repack weights for inference alone.
     keep_gradients(prepared)
     return prepared
 
 
-def outer_modules(model: Any) -> list[str] | None:
-    """Return the names of the modules beside the pretrained part, which must not be quantized.
+def unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
+    """Return the names of the modules beside the pretrained part, and more, to leave as they are.
 
     They are the language model's head, or one that is trained whole. transformers takes for the
     head what holds the last weight of a model, and no head that ends with a bias.
@@ -78,8 +90,8 @@ def outer_modules(model: Any) -> list[str] | None:
     """
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
-        return None
-    return [name for name in names if name != model.base_model_prefix]
+        return list(more) or None
+    return [*(name for name in names if name != model.base_model_prefix), *more]
 
 
 def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> BitsAndBytesConfig:

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dynlora.errors import ConfigError
 from dynlora.saved.adapter import read_adapter
 from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
+from dynlora.train.full_precision import hold_in_float32, reload_in_float32
 from dynlora.train.head import linear_layers
 from dynlora.train.tasks import TASKS
 
@@ -37,7 +39,9 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
 def _continue_adapter(base: Any, folder: Path) -> Any:
     check_fits(read_adapter(folder), base)
     with _quiet_about_names():
-        return PeftModel.from_pretrained(base, folder, is_trainable=True)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        reload_in_float32(model, folder)
+    return _saved_plainly(model)
 
 
 def common(base: Any, config: JobConfig) -> dict[str, Any]:
@@ -69,13 +73,25 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
         _check_targets(base, sorted(wanted))
     try:
         with _quiet_about_names():
-            return get_peft_model(base, peft_config)
+            model = get_peft_model(base, peft_config)
     except ValueError as error:
         raise ConfigError(
             f"`lora.target_modules` must name modules that PEFT can adapt, got "
             f"{_listed(wanted)} on a {type(base).__name__}, whose {_seen(base)} "
             f"({' '.join(str(error).split())})"
         ) from error
+    hold_in_float32(model)
+    return _saved_plainly(model)
+
+
+def _saved_plainly(model: Any) -> Any:
+    """Return the model, which saves what was trained and nothing else.
+
+    PEFT would add the base model's embedding wherever an adapter is on it, and ask the hub at each
+    checkpoint whether the vocabulary was changed; it never is here.
+    """
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model
 
 
 def _check_targets(base: Any, wanted: list[str]) -> None:

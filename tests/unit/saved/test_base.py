@@ -11,18 +11,19 @@ from transformers import (
     AutoModelForImageClassification,
     AutoTokenizer,
     BertForSequenceClassification,
+    BertModel,
     LlamaForCausalLM,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from dynlora.errors import AdapterError
 from dynlora.saved.adapter import read_adapter
 from dynlora.saved.base import attach, load_base, locate_base
-from dynlora.saved.merge import merge_adapter
+from dynlora.saved.merge import Companion, merge_adapter
 from tests.adapters import randomised, save_classifier_adapter
 from tests.gguf_files import save_bogus_gguf, save_gguf
 from tests.models import bare_llama
+from tests.pictures import SIDE, save_vit
+from tests.strange_models import drop_weights
 
 TOKENS = ["<|endoftext|>", "<s>", "<pad>", *"abcdefghijkl", "ab"]
 
@@ -115,7 +116,8 @@ def test_an_adapter_of_a_gguf_file_is_merged_into_a_plain_folder(tmp_path):
     tokens = torch.randint(0, 16, (3, 9))
     expected = given(tokens).logits
     adapter = read_adapter(tmp_path / "adapter")
-    assert merge_adapter(adapter, locate_base(adapter, str(file)), tmp_path / "made")
+    made = merge_adapter(adapter, locate_base(adapter, str(file)), tmp_path / "made")
+    assert made == Companion("tokenizer", saved=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "made").eval()
     assert type(merged) is LlamaForCausalLM
     assert "quantization_config" not in merged.config.to_dict()
@@ -140,23 +142,89 @@ def test_a_gguf_file_of_an_unknown_architecture_is_refused_with_its_name(tmp_pat
         load_base(adapter, locate_base(adapter, str(file)))
 
 
-@torch.no_grad()
-def test_a_model_of_images_is_merged_with_its_preprocessing(tmp_path):
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                       intermediate_size=32, image_size=8, patch_size=4, num_labels=2)  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+def save_image_adapter(folder, base_folder):
+    """Save a ViT with its processor, and an adapter of it with a head of three classes."""
+    save_vit(base_folder)
     base = AutoModelForImageClassification.from_pretrained(
-        tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True
+        base_folder, num_labels=3, ignore_mismatched_sizes=True
     )
     linear = [name for name, m in base.named_modules() if type(m) is torch.nn.Linear]
     targets = [name for name in linear if name != "classifier"]
-    given = save(tmp_path / "adapter", base, target_modules=targets, modules_to_save=["classifier"])
-    pixels = torch.randn(2, 3, 8, 8)
+    return save(folder, base, target_modules=targets, modules_to_save=["classifier"])
+
+
+@torch.no_grad()
+def test_a_model_of_images_is_merged_with_its_preprocessing(tmp_path):
+    given = save_image_adapter(tmp_path / "adapter", tmp_path / "base")
+    pixels = torch.randn(2, 3, SIDE, SIDE)
     expected = given(pixels).logits
     adapter = read_adapter(tmp_path / "adapter")
-    assert merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made") is False
+    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made")
+    assert made == Companion("image processor", saved=True)
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "made").eval()
     torch.testing.assert_close(merged(pixels).logits, expected, rtol=0, atol=1e-5)
-    assert (tmp_path / "made" / "preprocessor_config.json").read_text() == "{}"
+    before, after = (
+        json.loads((tmp_path / name / "preprocessor_config.json").read_text())
+        for name in ("base", "made")
+    )
+    assert after == before
+
+
+def cached(folder, hub, name):
+    """Put a model's files where those of a hub model lie that was downloaded before."""
+    store = hub / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, store / "snapshots" / "abc")
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("abc")
+
+
+def test_the_preprocessing_of_a_model_on_the_hub_is_saved_too(tmp_path, monkeypatch):
+    save_image_adapter(tmp_path / "adapter", tmp_path / "base")
+    cached(tmp_path / "base", tmp_path / "hub", "someone/vit")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapter = configure(tmp_path / "adapter", base_model_name_or_path="someone/vit")
+    source = locate_base(adapter, None)
+    assert source.place == "someone/vit"
+    assert merge_adapter(adapter, source, tmp_path / "made").saved
+    made = json.loads((tmp_path / "made" / "preprocessor_config.json").read_text())
+    assert made["size"] == {"height": SIDE, "width": SIDE}
+
+
+def test_a_model_of_images_without_preprocessing_has_no_tokenizer_either(tmp_path):
+    save_image_adapter(tmp_path / "adapter", tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").unlink()
+    adapter = read_adapter(tmp_path / "adapter")
+    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made")
+    assert made == Companion("image processor", saved=False)
+
+
+def test_a_base_model_whose_files_lack_weights_is_refused(model, tmp_path):
+    base = shutil.copytree(model, tmp_path / "base")
+    save_classifier_adapter(tmp_path / "adapter", base)
+    adapter = read_adapter(tmp_path / "adapter")
+    drop_weights(base, "classifier")
+    assert load_base(adapter, locate_base(adapter, None)), "the adapter brings it"
+    drop_weights(base, "bert.encoder.layer.1.output")
+    with pytest.raises(
+        AdapterError, match=r"4 of its 41 weights are missing .* 'bert\.encoder\.layer\.1\.output"
+    ):
+        load_base(adapter, locate_base(adapter, None))
+
+
+def test_a_head_that_the_adapter_does_not_bring_must_be_in_the_model(model, tmp_path):
+    base = shutil.copytree(model, tmp_path / "base")
+    save(tmp_path / "adapter", BertForSequenceClassification.from_pretrained(base),
+         target_modules=["query"])  # fmt: skip
+    drop_weights(base, "classifier")
+    adapter = read_adapter(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"2 of its 41 weights .* 'classifier\.weight'"):
+        load_base(adapter, locate_base(adapter, None))
+
+
+def test_a_pooler_that_no_head_reads_may_be_missing(model, tmp_path):
+    bare = BertModel.from_pretrained(model)
+    save(tmp_path / "adapter", bare, target_modules=["query"], task_type="FEATURE_EXTRACTION")
+    base = shutil.copytree(model, tmp_path / "base")
+    drop_weights(base, "bert.pooler")
+    adapter = read_adapter(tmp_path / "adapter")
+    assert load_base(adapter, locate_base(adapter, str(base)))

@@ -1,17 +1,27 @@
 """The pretrained model and its tokenizer."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+)
 
 from dynlora.errors import ConfigError
-from dynlora.train.config import ModelConfig
+from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.pretrained import Source, load_model, load_tokenizer, locate
+from dynlora.train.wrap import add_adapter
 from tests.jobs import save_model, save_tokenizer
+from tests.models import bare_llama
+from tests.strange_models import drop_weights, put_code_beside, reconfigure
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +140,90 @@ def test_a_folder_with_a_gguf_file_alone_is_told_the_key(tmp_path: Path) -> None
     (tmp_path / "b.gguf").touch()
     with pytest.raises(ConfigError, match=r"no config\.json\. .*set `model\.gguf_file: b\.gguf`"):
         at(tmp_path)
+
+
+def test_files_that_lack_weights_are_refused_with_their_number(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    drop_weights(tmp_path, "bert.encoder.layer.1.output", "classifier")
+    with pytest.raises(
+        ConfigError,
+        match=r"could not be loaded: 4 of its 41 weights .* 'bert\.encoder\.layer\.1\.output",
+    ):
+        load_classifier(at(tmp_path), 2)
+
+
+@pytest.mark.parametrize("values", [{"hidden_size": 32}, {"num_hidden_layers": 9}])
+def test_a_configuration_of_another_model_is_refused(tmp_path: Path, values: Any) -> None:
+    save_model(tmp_path)
+    reconfigure(tmp_path, **values)
+    with pytest.raises(
+        ConfigError, match=r"1\d\d of its 153 weights|3\d of its 41 .*another model"
+    ):
+        load_classifier(at(tmp_path), 2)
+
+
+def test_a_model_that_goes_on_with_texts_must_bring_its_output_layer(tmp_path: Path) -> None:
+    bare_llama().save_pretrained(tmp_path)
+    drop_weights(tmp_path, "lm_head")
+    with pytest.raises(ConfigError, match=r"1 of its 21 weights .* 'lm_head\.weight'"):
+        load_model(AutoModelForCausalLM, at(tmp_path))
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_a_new_pooler_is_told_and_trained_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, quantization: str | None
+) -> None:
+    save_model(tmp_path, hidden=64)
+    drop_weights(tmp_path, "bert.pooler")
+    loaded = load_classifier(at(tmp_path, quantization=quantization), 2)
+    (note,) = [record.getMessage() for record in caplog.records if record.name[:7] == "dynlora"]
+    assert note.startswith(f"the files of {tmp_path} have no weights for bert.pooler,")
+    job = JobConfig(
+        output="o",
+        method="lora",
+        model=ModelConfig(path=str(tmp_path), quantization=quantization),
+        data=DataConfig(name="d"),
+        lora=LoraSettings(r=2, target_modules=("dense",)),
+    )
+    model = add_adapter(loaded, job)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sum("bert.pooler.modules_to_save" in name for name in trained) == 2
+    assert not any("pooler" in name and "lora" in name for name in trained)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = torch.tensor([[2, 5, 7, 3]])
+    torch.manual_seed(99)
+    again = load_classifier(at(tmp_path, quantization=quantization), 2)
+    again = PeftModel.from_pretrained(again, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tokens).logits
+        assert torch.allclose(again(input_ids=tokens).logits, expected, atol=1e-5)
+
+
+def test_a_pooler_of_which_half_is_there_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    drop_weights(tmp_path, "bert.pooler.dense.bias")
+    with pytest.raises(ConfigError, match=r"1 of its 41 weights .* 'bert\.pooler\.dense\.bias'"):
+        load_classifier(at(tmp_path), 2)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_code_beside_a_model_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None
+) -> None:
+    save_model(tmp_path / "m")
+    put_code_beside(tmp_path / "m", tmp_path / "ran")
+    source = at(tmp_path / "m", quantization=quantization)
+    loaders = (
+        lambda: load_tokenizer(source, 8),
+        lambda: load_classifier(source, 2),
+        lambda: load_model(AutoModelForCausalLM, source),
+    )
+    for load in loaders:
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        with pytest.raises(ConfigError, match=f"{tmp_path / 'm'} could not be loaded: "):
+            load()
+    assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 
+from dynlora.base_models import LENGTH_KEYS
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.chat import (
     as_conversations,
@@ -27,7 +28,7 @@ from dynlora.train.examples import (
     encode_texts,
     fit,
 )
-from dynlora.train.pretrained import LENGTH_KEYS, Source, load_model, load_tokenizer
+from dynlora.train.pretrained import Source, load_model, load_tokenizer
 from dynlora.train.sft import make_sft_trainer
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
+from dynlora.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.columns import check_columns, read_classes
 from dynlora.train.config import DataConfig
@@ -17,7 +18,7 @@ from dynlora.train.head import head_modules
 from dynlora.train.images import check_images, read_rgb
 from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.metrics import classification_metrics
-from dynlora.train.pretrained import UNLOADABLE, Source, load_model, not_loaded
+from dynlora.train.pretrained import Source, load_model, not_loaded
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
@@ -88,8 +89,31 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def _load_model(source: Source, num_labels: int | None, _processor: Any) -> Any:
-    return load_model(AutoModelForImageClassification, source, num_labels=num_labels)
+def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
+    model = load_model(AutoModelForImageClassification, source, num_labels=num_labels)
+    _check_pixels(model, processor, source)
+    return model
+
+
+@torch.no_grad()
+def _check_pixels(model: Any, processor: Any, source: Source) -> None:
+    """Check that the model can read what the processor makes of an image.
+
+    Configurations name a size, but whether another will do depends on the kind of model.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
+    try:
+        model.eval()(pixel_values=pixels.to(model.device))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the image processor of {source.place} must make pixels that its model can read, got "
+            f"shape {tuple(pixels.shape[1:])}, at which the {type(model).__name__} fails: "
+            f"{' '.join(str(error).split()).rstrip('.')}. Set `size`, or `crop_size`, in its "
+            "preprocessor_config.json to what the model was trained with."
+        ) from error
 
 
 def _make_trainer(parts: TrainerParts) -> Trainer:

@@ -1,5 +1,6 @@
 """Images and their classes to pixels, when they are asked for, and logits back to classes."""
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from transformers import BitImageProcessorPil, ViTConfig
+from transformers import BitImageProcessorPil, ViTConfig, ViTImageProcessorPil
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
@@ -21,6 +22,7 @@ from dynlora.train.task import Predictor
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from tests.jobs import write_rows
 from tests.pictures import SIDE, encoded, picture, picture_rows, save_class_folders, save_vit
+from tests.strange_models import put_code_beside
 
 CONFIG = DataConfig(name="d")
 
@@ -104,6 +106,31 @@ def test_a_processor_that_keeps_images_of_different_shapes_is_refused(tmp_path: 
     BitImageProcessorPil(size={"shortest_edge": 24}, do_center_crop=False).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"shape \(3, 24, 32\) and \(3, 32, 24\): set `do_center"):
         TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_processor_must_make_what_the_model_reads(tmp_path: Path, dtype: str) -> None:
+    save_vit(tmp_path)
+    source = Source(place=str(tmp_path), weight_options={"dtype": dtype})
+    assert TASK.load_model(source, 2, TASK.load_processor(source, CONFIG))
+    wrong = {"height": 2 * SIDE, "width": 2 * SIDE}
+    ViTImageProcessorPil(size=wrong).save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=rf"got shape \(3, {2 * SIDE}, {2 * SIDE}\), .*\({SIDE}\*{SIDE}\)\. Set `size`",
+    ):
+        TASK.load_model(source, 2, TASK.load_processor(source, CONFIG))
+
+
+def test_code_beside_a_processor_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_vit(tmp_path / "m")
+    put_code_beside(tmp_path / "m", tmp_path / "ran")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ConfigError, match=f"image processor of {tmp_path / 'm'} could not be load"):
+        TASK.load_processor(Source(place=str(tmp_path / "m")), CONFIG)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_predictions_come_in_the_order_of_the_rows_without_their_labels(
