@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from dynlora import DynamicLoraCallback
 from dynlora.cli.main import main
+from dynlora.cli.output import ReaderLeftError
 from dynlora.cli.schema import job_schema
 from dynlora.cli.verbs import VERBS
 from dynlora.integrations.trackers import rank_figures
@@ -80,7 +81,7 @@ def test_the_dry_run_of_the_quickstart_runs(
 
 
 def test_the_exit_codes_are_those_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [row[0] for row in table("## Exit codes")] == ["0", "2", "130", "1"]
+    assert [row[0] for row in table("## Exit codes")] == ["0", "2", "130", "141", "1"]
     assert main(["--version"]) == 0
     assert main(["no-such-verb"]) == 2
 
@@ -89,6 +90,12 @@ def test_the_exit_codes_are_those_of_main(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("dynlora.cli.main._dispatch", stop)
     assert main(["train"]) == 130
+
+    def leave(*_: object) -> None:
+        raise ReaderLeftError
+
+    monkeypatch.setattr("dynlora.cli.main._dispatch", leave)
+    assert main(["train"]) == 141
 
 
 def test_the_names_of_figures_are_those_sent() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dynlora.cli.verbs import VERBS
@@ -23,11 +24,23 @@ class VerbParser(argparse.ArgumentParser):
 def verb_parser(verb: str) -> VerbParser:
     """Return a parser that knows a verb's name and purpose, and no argument yet."""
     summary = VERBS[verb].summary
-    return VerbParser(
+    parser = VerbParser(
         prog=f"dynlora {verb}",
         description=f"{summary[0].upper()}{summary[1:]}.",
         allow_abbrev=False,
     )
+    # Every argument of `type=Path` is read by this.
+    parser.register("type", Path, _path)
+    return parser
+
+
+def _path(text: str) -> Path:
+    """Return the path of an argument; an empty one would be the folder that one is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"must be a path, got {text!r}: an unset variable may stand there"
+        )
+    return Path(text)
 
 
 def parse(parser: VerbParser, arguments: Sequence[str]) -> Any | None:

@@ -5,7 +5,7 @@ parsed by jsonargparse; their options are listed here from the configuration its
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +21,16 @@ from dynlora.cli.verbs import VERBS
 from dynlora.train.config import JobConfig
 
 SHELLS = ("bash", "zsh", "tcsh")
-CONFIG_VERBS = {"train": ("--dry-run",), "plan": ()}
-"""Verbs that take CONFIG and its keys, with what other switches they have."""
+SWITCHES = {
+    "--json": "print the result as one JSON object",
+    "--quiet": "print nothing but errors, and the result with --json",
+}
+"""What every verb takes, with its help."""
+CONFIG_VERBS = {
+    "train": {"--dry-run": "load and check everything, and write nothing"},
+    "plan": {"--measure": "train a few steps in a process of its own, and measure them"},
+}
+"""Verbs that take CONFIG and its keys, with their other switches and the help of each."""
 PATH_KEYS = {
     "output": shtab.DIRECTORY,
     "model.path": shtab.DIRECTORY,
@@ -33,11 +41,6 @@ PATH_KEYS = {
 """Keys whose values are looked for on the disk."""
 FOLDERS = ("DIR", "RUN", "ADAPTER", "A", "B", "C")
 """What verbs call an argument that is a folder."""
-SWITCH_HELP = {
-    "--json": "print the result as one JSON object",
-    "--quiet": "print nothing but errors, and the result with --json",
-    "--dry-run": "load and check everything, and write nothing",
-}
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
@@ -68,11 +71,11 @@ def command_parser() -> argparse.ArgumentParser:
     """Return a parser of the whole command line, which describes it and is never run."""
     root = argparse.ArgumentParser(prog="dynlora", description="Fine-tune with dynamic LoRA ranks.")
     root.add_argument("--version", action="store_true", help="show version and environment")
-    _add_switches(root, ("--json", "--quiet"))
+    _add_switches(root, SWITCHES)
     verbs = root.add_subparsers(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         parser = _parser_of(name)
-        _add_switches(parser, ("--json", "--quiet"))
+        _add_switches(parser, SWITCHES)
         for action in parser._actions:
             _complete_path(action)
         verbs.add_parser(
@@ -88,9 +91,9 @@ def _parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_switches(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    for name in names:
-        parser.add_argument(name, action="store_true", help=SWITCH_HELP[name])
+def _add_switches(parser: argparse.ArgumentParser, switches: Mapping[str, str]) -> None:
+    for name, text in switches.items():
+        parser.add_argument(name, action="store_true", help=text)
 
 
 def _complete_path(action: argparse.Action) -> None:

@@ -1,7 +1,8 @@
 """`dynlora`: the command line's entry, which finds the verb and turns errors into exit codes.
 
 Exit code 0: done. 2: the input must be mended; one line on the standard error says how. 130: the
-user stopped it; one line says how to go on. Anything else is a bug of ours and keeps its traceback.
+user stopped it; one line says how to go on. 141: who read the output, such as `head`, has left.
+Anything else is a bug of ours and keeps its traceback.
 """
 
 import difflib
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dynlora.cli.messages import fewer_remarks, only_errors
-from dynlora.cli.output import Output
+from dynlora.cli.output import Output, ReaderLeftError
 from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError
 
@@ -30,6 +31,10 @@ options:
   --version       show the version and the environment
 """
 OUTPUT_OPTIONS = ("--json", "--quiet")
+READER_LEFT = 141
+"""What shells give for a program that was ended by a closed pipe: 128 + 13, its signal."""
+SHOWN = 80
+"""Characters of a path that an error shows: it may be a pasted text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,16 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        The exit code: 0, 2 or 130.
+        The exit code: 0, 2, 130 or 141.
+
+    Raises:
+        OSError: If the operating system refuses something that is no file of the user's.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:
         with only_errors() if output.quiet else fewer_remarks():
             _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
+            output.finish()
     except DynamicLoraError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except OSError as error:
+        if error.filename is None or error.errno is None:
+            raise
+        return _refuse(_refused_file(error))
+    except ReaderLeftError:
+        return READER_LEFT
     except KeyboardInterrupt as stop:
         how = str(stop) or "before anything was written"
         print(f"interrupted: {how}", file=sys.stderr)
@@ -56,12 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _refuse(reason: str) -> int:
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+def _refused_file(error: OSError) -> str:
+    """Return what the operating system has against a path, wherever it was met."""
+    path = str(error.filename)
+    shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}... ({len(path)} characters)"
+    return (
+        f"a path must be one that the operating system lets dynlora use, got {shown}: "
+        f"{error.strerror}."
+    )
+
+
 def _dispatch(arguments: list[str], output: Output) -> None:
     verb = arguments[0] if arguments else "--help"
     if verb in {"-h", "--help"}:
         width = max(len(entry.usage) for entry in VERBS.values())
         lines = (f"  {entry.usage:<{width}}  {entry.summary}" for entry in VERBS.values())
-        print(USAGE.format(verbs="\n".join(lines)), end="")
+        output.line(USAGE.format(verbs="\n".join(lines)).rstrip())
     elif verb == "--version":
         _run("version", [], output)
     elif verb in VERBS:

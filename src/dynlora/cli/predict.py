@@ -1,7 +1,5 @@
 """`dynlora predict RUN FILE`: what a finished run's model says to each row of a file."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,11 +44,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
             values = {"rows": count, "predictions": list(predictions)}
             output.show(Text(), values)
         else:
-            try:
-                for line in lines(rows, predictions):
-                    print(line, file=output.result, flush=True)
-            except BrokenPipeError:  # the reader, such as `head`, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for line in lines(rows, predictions):
+                output.line(line)
 
 
 def make_parser() -> VerbParser:

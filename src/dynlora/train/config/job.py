@@ -48,8 +48,10 @@ class JobConfig:
 
         Raises:
             ConfigError: If the task has no such metric, the method cannot do what another section
-                asks for, or AdaLoRA's ranks do not fall.
+                asks for, AdaLoRA's ranks do not fall, or `output` is empty.
         """
+        output = self.output
+        require(bool(output.strip()), "output", "the path of a folder", repr(output))
         self._check_best_metric()
         init_r = self.adalora.init_r
         if init_r is not None and init_r <= self.lora.r:

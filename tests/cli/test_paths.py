@@ -1,0 +1,121 @@
+"""Paths that no file can have: one error line with the system's reason, and nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dynlora.cli.main import main
+
+TEXT = "What is LoRA? " * 400
+LONG = "x" * 300
+Captured = pytest.CaptureFixture[str]
+
+
+def refused(arguments: list[str], capsys: Captured) -> str:
+    """Return the one line with which arguments are refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert (len(lines), printed.out) == (1, "")
+    assert "Traceback" not in printed.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("path", [LONG, TEXT], ids=["name", "text"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "PATH"],
+        ["plan", "PATH"],
+        ["eval", "PATH"],
+        ["predict", "PATH", "rows.jsonl"],
+        ["report", "PATH"],
+        ["compare", "PATH", "PATH"],
+        ["inspect", "PATH"],
+        ["export", "PATH", "--format", "native", "--output", "made"],
+        ["export", "adapter", "--format", "native", "--output", "PATH"],
+        ["compress", "PATH", "--budget", "9", "--output", "made"],
+        ["compress", "adapter", "--budget", "9", "--output", "PATH"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_is_told_with_the_systems_reason(
+    arguments: list[str], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    line = refused([path if word == "PATH" else word for word in arguments], capsys)
+    assert "File name too long" in line
+    assert path[:40] in line
+    assert len(line) < 500
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["output", "data.path", "model.path", "lora.start_from"])
+def test_so_is_a_key_of_the_configuration(
+    key: str, job: Path, output: Path, capsys: Captured
+) -> None:
+    line = refused(["train", str(job), f"--{key}", LONG], capsys)
+    assert LONG[:40] in line
+    assert not output.exists()
+
+
+def test_an_output_beside_a_finished_run_is_checked_first(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["eval", str(finished), "--output", LONG],
+        ["report", str(finished), "--output", LONG],
+        ["predict", str(finished), "rows.jsonl", "--output", f"{LONG}.jsonl"],
+    ):
+        assert "File name too long" in refused(arguments, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_system_without_a_file_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error in (OSError("a message alone"), OSError(12, "Cannot allocate memory")):
+
+        def fail(*_: object, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("dynlora.cli.main._dispatch", fail)
+        with pytest.raises(OSError, match=error.args[-1]):
+            main(["schema"])
+
+
+@pytest.mark.parametrize("given", ["", " "])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "run", "--output", "GIVEN"],
+        ["predict", "run", "rows.jsonl", "--output", "GIVEN"],
+        ["report", "run", "--output", "GIVEN"],
+        ["export", "adapter", "--format", "native", "--output", "GIVEN"],
+        ["compress", "adapter", "--budget", "9", "--output", "GIVEN"],
+        ["inspect", "GIVEN"],
+        ["report", "GIVEN"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    arguments: list[str], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    line = refused([given if word == "GIVEN" else word for word in arguments], capsys)
+    assert f"must be a path, got {given!r}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_output_of_a_job_is_refused(
+    train: Callable[..., int], error: Callable[..., str], output: Path
+) -> None:
+    for given in ("", " "):
+        told = error("--output", given)
+        assert told.startswith(f"`output` must be the path of a folder, got {given!r}")
+    assert not output.exists()
