@@ -64,6 +64,8 @@ def save_example(world: Path, source: Path) -> None:
     for key in ("name", "subset", "embedded"):
         data.pop(key, None)
     limits = {"max_train_rows": None, "max_validation_rows": None, "max_length": 24}
+    if task == "causal_lm":
+        limits["max_new_tokens"] = 4
     job["model"] = {"path": str(world / "models" / kinds.get(task, "minilm"))}
     job["data"] = data | limits | {"path": str(folder)}
     job["training"] = {"max_steps": 4, "batch_size": 8, "bf16": False, "eval": "steps"}
