@@ -126,13 +126,14 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
         base, drawn = load_weights(
             form, source.place, config=config, dtype="auto", **source.options
         )
+        base = base if source.gguf_file is None else _unpacked(base)
+        # What an adapter of another model does not find says more than what that model lacks.
+        check_fits(adapter, base)
         brought = {key.removeprefix(PREFIX) for key in adapter.others}
         refuse_drawn(base, [n for n in drawn - brought if not within(n, [POOLER])])
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error
-    base = base if source.gguf_file is None else _unpacked(base)
-    check_fits(adapter, base)
     return base.eval()
 
 
