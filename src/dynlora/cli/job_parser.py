@@ -20,11 +20,25 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings 
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 
-USAGE = "dynlora train CONFIG [--output DIR] [--dotted.key value ...] [--dry-run]"
-DESCRIPTION = (
-    "Train and evaluate as the YAML file CONFIG says. Each key below can stand in CONFIG (a dot "
-    "is a level) or on the command line, which wins. null unsets a key that may be null. "
-    "With --dry-run everything is loaded and checked, and nothing trained or written."
+USAGES = {
+    "train": "dynlora train CONFIG [--output DIR] [--dotted.key value ...] [--dry-run]",
+    "plan": "dynlora plan CONFIG [--dotted.key value ...] [--measure]",
+}
+"""By verb that takes a CONFIG."""
+DESCRIPTIONS = {
+    "train": (
+        "Train and evaluate as the YAML file CONFIG says. With --dry-run everything is loaded and "
+        "checked, and nothing trained or written."
+    ),
+    "plan": (
+        "Say what `dynlora train` would train and take, by method, after two steps of each on a "
+        "few rows; nothing is written. With --measure the configured method is also trained for a "
+        "few steps of full size in a process of its own."
+    ),
+}
+KEYS = (
+    " Each key below can stand in CONFIG (a dot is a level) or on the command line, which wins. "
+    "null unsets a key that may be null."
 )
 SHOWN = 3
 """Valid names that an error shows where some are near."""
@@ -33,11 +47,12 @@ OWN_OPTIONS = ("help", "print_config")
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def parse_job(arguments: Sequence[str]) -> JobConfig | None:
+def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None:
     """Return the job that the command line describes; None after `--help` or `--print_config`.
 
     Args:
-        arguments: What follows `train` on the command line.
+        arguments: What follows the verb on the command line.
+        verb: A key of `USAGES`.
 
     Raises:
         ConfigError: If a key or value is unknown, missing or outside its range.
@@ -48,11 +63,11 @@ def parse_job(arguments: Sequence[str]) -> JobConfig | None:
         _check_file(Path(given[0]))
         given.insert(0, "--config")
     elif not {"-h", "--help"} & set(given):
-        raise ConfigError(f"CONFIG, a YAML file, must come first: {USAGE}")
+        raise ConfigError(f"CONFIG, a YAML file, must come first: {USAGES[verb]}")
     try:
-        values = _parser().parse_args(given).as_dict()
+        values = _parser(verb).parse_args(given).as_dict()
     except argparse.ArgumentError as error:
-        raise _explain(error) from error
+        raise _explain(error, USAGES[verb]) from error
     except SystemExit:  # how argparse ends after --help and --print_config
         return None
     chosen = {key: values[key] for key in get_type_hints(JobConfig)}
@@ -82,10 +97,13 @@ def _build_section(key: str, kind: Any, values: Mapping[str, Any]) -> Any:
         raise ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error))) from error
 
 
-def _parser() -> ArgumentParser:
+def _parser(verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="dynlora train", usage=USAGE, description=DESCRIPTION, exit_on_error=False
+        prog=f"dynlora {verb}",
+        usage=USAGES[verb],
+        description=DESCRIPTIONS[verb] + KEYS,
+        exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help=argparse.SUPPRESS)
     sections = dict(_sections())
@@ -187,14 +205,14 @@ def _alike(given: str, name: str) -> bool:
     return close or given in words or (len(words) > 1 and given == short)
 
 
-def _explain(error: argparse.ArgumentError) -> ConfigError:
+def _explain(error: argparse.ArgumentError, usage: str) -> ConfigError:
     """Return jsonargparse's complaint in our words; in its own where it is none about a value."""
     text = str(error)
     key = re.search(r'Parser key "([^"]+)"', text)
     value = re.search(r"(?:Got|Given) value: (.*)", text)
     hint = dict(valid_keys()).get(key[1]) if key else None
     if key is None or value is None or hint is None:
-        return _explain_other(text)
+        return _explain_other(text, usage)
     choices = [str(choice) for choice in _choices(hint)]
     near = difflib.get_close_matches(value[1], choices, n=1, cutoff=0.4)
     advice = f" The nearest valid value is {near[0]}." if near else ""
@@ -204,12 +222,12 @@ def _explain(error: argparse.ArgumentError) -> ConfigError:
     return ConfigError(f"`{key[1]}` must be {_describe(hint)}, got {given}.{advice}")
 
 
-def _explain_other(text: str) -> ConfigError:
+def _explain_other(text: str, usage: str) -> ConfigError:
     """Return a complaint that is not about a value."""
     if found := re.search(r"required: (.*)", text):
         return ConfigError(f"`{found[1]}` must be given, in CONFIG or as --{found[1]}.")
     if found := re.search(r"unrecognized arguments: (.*)", text):
-        return ConfigError(f"CONFIG must be followed by options only, got {found[1]}: {USAGE}")
+        return ConfigError(f"CONFIG must be followed by options only, got {found[1]}: {usage}")
     if found := re.search(r"argument (--\S+): expected one argument", text):
         return ConfigError(f"`{found[1]}` must be followed by a value, got none.")
     return ConfigError(" ".join(text.split()))

@@ -1,0 +1,1 @@
+"""What a job would train and take, found before any training."""
