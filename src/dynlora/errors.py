@@ -50,4 +50,4 @@ class RunFileError(DynamicLoraError):
 
 
 class AdapterError(DynamicLoraError):
-    """A saved adapter cannot be read, does not fit its base model, or has no place to be written."""
+    """A saved adapter cannot be read, does not fit its base model, or cannot be written."""
