@@ -169,6 +169,7 @@ def test_other_tasks_are_planned(
     assert planned["task"] == task
     assert {"dynamic", "lora", "full"} <= set(planned["methods"])
     for method in planned["methods"].values():
+        assert not method["memory"]["roughly"]
         assert method["memory"]["peak"] > method["memory"]["weights"] > 0
 
 

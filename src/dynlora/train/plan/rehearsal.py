@@ -1,6 +1,6 @@
 """Two real optimizer steps of one method on batches of a few rows, with every allocation noted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,6 +117,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
     held = [*model.parameters(), *model.buffers()]
     trace = AllocationTrace(trainer.args.device, held)
     trainer.add_callback(_Phases(trace))
+    trainer.data_collator = _unseen(trainer.data_collator, trace)
     # What is free within the heap at first stays there in a run, so it is not released yet.
     process = [process_bytes(held, trace)]
     release_free_memory()
@@ -186,6 +187,16 @@ def _make_trainer(
     in_order = SequentialSampler(data.train)
     trainer._get_train_sampler = lambda *_: in_order  # type: ignore[method-assign]
     return trainer
+
+
+def _unseen(collator: Any, trace: AllocationTrace) -> Callable[[list[Any]], Any]:
+    """Return what makes batches unseen: some collators do so with a tensor for each row."""
+
+    def collate(rows: list[Any]) -> Any:
+        with trace.pause():
+            return collator(rows)
+
+    return collate
 
 
 def _state(trainer: Trainer) -> Iterator[Tensor]:

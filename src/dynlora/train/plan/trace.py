@@ -6,6 +6,7 @@ an operation needs inside its kernel only, it does not see.
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -35,6 +36,7 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phases: dict[str, int] = {}
         """By phase, the number of events before it."""
         self.device = device
+        self._paused = False
         self._seen = WeakIdKeyDictionary()
         for tensor in known:
             self._seen[tensor.untyped_storage()] = 0
@@ -42,6 +44,15 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def begin(self, phase: str) -> None:
         """Note that a phase of the run begins."""
         self.phases[phase] = len(self.events)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Note nothing that is allocated meanwhile, unless it is seen again later."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def end(self) -> None:
         """Note no more, not even what is freed from now on."""
@@ -63,7 +74,7 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
+        if self._paused or storage in self._seen:
             return
         number = self._seen[storage] = len(self.events) + 1
         self.events.append((number, storage.nbytes()))

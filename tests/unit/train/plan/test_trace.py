@@ -104,6 +104,18 @@ def test_a_trace_ends_when_it_is_told() -> None:
     assert trace.phases == {"later": 1, "end": 1}
 
 
+def test_what_is_made_in_a_pause_counts_once_it_is_used() -> None:
+    with AllocationTrace(CPU, []) as trace:
+        with trace.pause():
+            parts = [torch.ones(3), torch.ones(3)]
+            made = torch.stack(parts)
+            del parts
+        assert trace.events == []
+        view = made[0]
+    assert left_live(trace.events) == 24
+    assert view.shape == (3,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_that_share_memory_count_once(dtype: torch.dtype) -> None:
     whole = torch.zeros(10, 10, dtype=dtype)
