@@ -25,8 +25,8 @@ class ModelConfig:
     """GGUF file in that folder, package or hub model, such as `SmolLM2-135M-Instruct.Q4_1.gguf`:
     the model and its tokenizer are read from it. Null reads a Hugging Face model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights that are not trained; adapter, head and `lora.modules_to_save` are float32
-    in any case."""
+    """Type of the weights that are not trained; the adapter, the head and `lora.modules_to_save`
+    are float32 in any case."""
     quantization: Literal["nf4", "int8"] | None = None
     """Hold the weights of linear layers in 4 bits (`nf4`) or 8 bits (`int8`) through bitsandbytes
     (pip install 'dynlora[quantized]'); computing is done in `dtype`."""
