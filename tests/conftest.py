@@ -32,6 +32,12 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def unsized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print as into a pipe: processes that run tests side by side are told a terminal's width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def tiny_llama() -> nn.Module:
     """Return a random Llama of hidden size 32 with LoRA of rank 4 on all 14 linear layers."""

@@ -307,7 +307,7 @@ def test_progress_goes_to_the_error_stream_and_the_table_alone_to_the_output(
     assert train() == 0
     captured = capsys.readouterr()
     assert captured.out.lstrip().startswith("dynlora train: method dynamic")
-    assert "data: 48 training and 16 validation rows, 2 classes" in captured.err
+    assert "data: 48 training and 16 validation rows, 2 outputs" in captured.err
     assert f"method dynamic: {2 * COST:,} LoRA parameters; 12 steps\n" in captured.err
     assert "step 12/12: validation accuracy" in captured.err
     assert "note:" not in captured.err

@@ -7,6 +7,8 @@ import pytest
 from dynlora import DynamicLoraConfig
 from tests.planted import RANK, STEPS, Planted
 
+pytestmark = pytest.mark.timeout(1200)  # twelve runs; minutes on a busy machine
+
 SEEDS = range(6)
 
 
