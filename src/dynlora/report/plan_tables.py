@@ -8,7 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 MEBIBYTE = 2**20
-PARTS = ("weights", "gradients", "optimizer", "activations", "allocator", "process", "peak")
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "allocator",
+    "process",
+    "loading",
+    "peak",
+)
 HOW = (
     "How memory is predicted: each method was trained for two steps with batches of 2 and of 3 of "
     "the longest rows, every tensor's memory noted and extended along a straight line to the rows "
@@ -16,8 +25,8 @@ HOW = (
 )
 ON_CPU = (
     "The result was replayed through this machine's allocator, and what Python, libraries and data "
-    "take was read from this process. The parts are not all there at once: their sum is more than "
-    "the peak."
+    "take, and how much loading the model takes, was read from this process. The parts are not all "
+    "there at once: their sum is more than the peak."
 )
 ROUGHLY = (
     "With this model operations depend on the rows of a batch: only the peaks of two rehearsals "

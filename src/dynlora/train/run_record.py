@@ -14,6 +14,8 @@ import torch
 
 from dynlora.files.json_files import write_json
 
+STATUS = Path("/proc/self/status")
+"""Where Linux tells about this process."""
 PACKAGES = ("dynlora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -54,10 +56,24 @@ def machine() -> dict[str, str | int]:
 
 def peak_memory() -> dict[str, int | None]:
     """Return the most memory used so far, in bytes: resident in this process, and on its GPU."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,  # else kibibytes
+        "peak_memory_bytes": peak_resident(),
         "peak_gpu_memory_bytes": (
             torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         ),
     }
+
+
+def peak_resident() -> int:
+    """Return the most bytes that this process had in memory so far.
+
+    Linux counts what the parent process had when it started this one to `ru_maxrss`, but not to
+    the status that it shows.
+    """
+    if STATUS.is_file():
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        if kibibytes:
+            return int(kibibytes[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # else kibibytes

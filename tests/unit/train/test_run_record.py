@@ -1,7 +1,10 @@
 """`run.json`."""
 
+import ast
 import json
 import platform
+import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,3 +42,12 @@ def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     assert before is not None
     assert after is not None
     assert len(block) < before <= after < 2**40
+
+
+def test_the_peak_is_this_processs_own_and_not_of_the_one_that_started_it() -> None:
+    ballast = b"x" * 2**30  # so that this process has more than the other will
+    script = "from dynlora.train.run_record import peak_memory; print(peak_memory())"
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    peak = ast.literal_eval(told.splitlines()[-1])["peak_memory_bytes"]
+    assert 10**7 < peak < len(ballast) < peak_memory()["peak_memory_bytes"]

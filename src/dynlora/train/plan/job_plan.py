@@ -187,12 +187,19 @@ def _beside_tensors(
     small: Rehearsal, material: Material, config: JobConfig, batches: Batches
 ) -> Process:
     """Return what the process takes, and by how much it grows for what is new to it."""
+    found = Process(
+        base=small.process,
+        loading=small.loading if small.trace.device.type == "cpu" else 0,
+        training_kernels=0,
+        evaluation_kernels=0,
+        rank_kernels=0,
+    )
     if small.trace.device.type != "cpu" or not batches.differ:
-        return Process(base=small.process, training_kernels=0, evaluation_kernels=0, rank_kernels=0)
+        return found
     script = short_rows(material.data, batches.training, batches.evaluation)
     real = rehearse(material, config, script)
-    return Process(
-        base=small.process,
+    return replace(
+        found,
         training_kernels=real.training_kernels,
         evaluation_kernels=real.evaluation_kernels,
         rank_kernels=_rank_kernels(material, config, script) if config.method == "dynamic" else 0,

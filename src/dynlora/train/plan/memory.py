@@ -34,6 +34,8 @@ class Process:
 
     base: int
     """Python, libraries and data, with the kernels of one shape of each kind."""
+    loading: int
+    """Most bytes while the model is loaded, all things together."""
     training_kernels: int
     """Kernels of each shape of a training batch."""
     evaluation_kernels: int
@@ -58,6 +60,8 @@ class MemoryPlan:
     """What the allocator holds beyond the tensors."""
     process: int
     """Python, libraries, data and kernels; 0 on an accelerator."""
+    loading: int
+    """Most at once while the model is loaded."""
     peak: int
     """Most at once, predicted."""
     roughly: bool
@@ -98,7 +102,8 @@ def predict_memory(
         activations=activations,
         allocator=max(held[worst] - live[worst], 0),
         process=(evaluated, trained)[worst],
-        peak=rehearsal.weights + peaks[worst],
+        loading=process.loading,
+        peak=max(rehearsal.weights + peaks[worst], process.loading),
         roughly=parts is None,
     )
 

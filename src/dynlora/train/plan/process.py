@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 import dynlora.train.job  # noqa: F401  a run has loaded all that this loads
 from dynlora.train.plan.replay import load_allocator
 from dynlora.train.plan.trace import AllocationTrace, left_live, storage_bytes
+
+PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 def process_bytes(weights: Sequence[Tensor], trace: AllocationTrace) -> int:
@@ -25,6 +28,12 @@ def process_bytes(weights: Sequence[Tensor], trace: AllocationTrace) -> int:
         tensor.sum()  # weights of a file that is mapped into memory come when they are first read
     resident: int = psutil.Process().memory_info().rss
     return resident - storage_bytes(weights) - left_live(trace.events)
+
+
+def forget_peak() -> None:
+    """Let `run_record.peak_resident` begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        PEAK_RESET.write_text("5", encoding="ascii")
 
 
 @contextmanager

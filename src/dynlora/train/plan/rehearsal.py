@@ -23,10 +23,15 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.methods import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
 from dynlora.train.plan.layers import LayerGroup, RankRoom, group_layers, plan_ranks
-from dynlora.train.plan.process import process_bytes, release_free_memory
+from dynlora.train.plan.process import (
+    forget_peak,
+    process_bytes,
+    release_free_memory,
+)
 from dynlora.train.plan.script import Script
 from dynlora.train.plan.trace import AllocationTrace, storage_bytes
 from dynlora.train.pretrained import Source
+from dynlora.train.run_record import peak_resident
 from dynlora.train.task import Task, TaskData, TrainerParts
 
 STEPS = 2
@@ -70,6 +75,8 @@ class Rehearsal:
     trace: AllocationTrace
     process: int
     """Bytes of this process without tensors: the more of before and after the rehearsal."""
+    loading: int
+    """Most bytes of this process while the model was loaded and made ready."""
     evaluation_kernels: int
     """Bytes by which it grew for the one shape of an evaluation's batch."""
     training_kernels: int
@@ -104,6 +111,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
     Raises:
         DynamicLoraError: If the method does not fit the model or the configuration.
     """
+    forget_peak()
     set_seed(config.training.seed)
     base = material.task.load_model(material.source, material.data.num_labels, material.processor)
     set_seed(config.training.seed)
@@ -118,6 +126,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
     trace = AllocationTrace(trainer.args.device, held)
     trainer.add_callback(_Phases(trace))
     trainer.data_collator = _unseen(trainer.data_collator, trace)
+    loading = peak_resident()
     # What is free within the heap at first stays there in a run, so it is not released yet.
     process = [process_bytes(held, trace)]
     release_free_memory()
@@ -142,6 +151,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
         optimizer=storage_bytes(_state(trainer)),
         trace=trace,
         process=max(process),
+        loading=loading,
         evaluation_kernels=max(process[2] - process[1], 0),
         training_kernels=max(process[3] - process[2], 0) // script.shapes,
     )
