@@ -141,7 +141,7 @@ def test_the_table_is_for_people(job: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ["--training.gradient_accumulation", 3, "--training.bf16", "true"],
         ["--training.batch_size", 1, "--training.eval_batch_size", 1, "--training.max_steps", 1],
-        ["--method", "lora", "--training.loraplus_lr_ratio", 8],
+        ["--method", "lora", "--adalora.init_r", 3],
     ],
 )
 def test_any_way_to_train_is_planned(plan: Plan, options: list[object]) -> None:

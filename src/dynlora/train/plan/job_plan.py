@@ -7,9 +7,9 @@ from typing import Any, get_args
 from rich.console import Console
 
 from dynlora.errors import DynamicLoraError
-from dynlora.train.config import JobConfig, Method, TrainingConfig
+from dynlora.train.config import JobConfig, Method
 from dynlora.train.data import load_data
-from dynlora.train.plan.batches import count_evaluation_shapes, count_shapes
+from dynlora.train.plan.beside import beside_tensors, describe_batches, without_adapters
 from dynlora.train.plan.layers import LayerGroup, RankRoom
 from dynlora.train.plan.memory import (
     ROWS,
@@ -20,9 +20,8 @@ from dynlora.train.plan.memory import (
 )
 from dynlora.train.plan.process import quick_collections
 from dynlora.train.plan.rehearsal import Material, Rehearsal, rehearse
-from dynlora.train.plan.script import Script, longest_rows, short_rows
+from dynlora.train.plan.script import longest_rows
 from dynlora.train.pretrained import locate
-from dynlora.train.task import TaskData
 from dynlora.train.tasks import TASKS
 from dynlora.train.trainer import row_lengths, total_steps
 
@@ -112,7 +111,7 @@ def plan_job(config: JobConfig, console: Console) -> JobPlan:
     data = load_data(task, config.data, processor)
     steps = total_steps(len(data.train), config.training)
     material = Material(task=task, source=source, processor=processor, data=data, steps=steps)
-    batches = _describe_batches(data, config.training, steps)
+    batches = describe_batches(data, config.training, steps)
     with quick_collections():
         found = _plan_methods(material, config, batches, console)
     rehearsals = [rehearsal for rehearsal, _ in found.methods.values()]
@@ -149,7 +148,7 @@ def _plan_methods(
     console.print(f"rehearsing method {config.method}", highlight=False)
     pair = _rehearse_twice(material, config)
     # Before the remains of others are in the process.
-    process = _beside_tensors(pair[0], material, config, batches)
+    process = beside_tensors(pair[0], material, config, batches)
     methods = {config.method: (pair[0], _plan_method(*pair, batches, process))}
     impossible: dict[Method, str] = {}
     for method in get_args(Method):
@@ -158,7 +157,8 @@ def _plan_methods(
         console.print(f"rehearsing method {method}", highlight=False)
         try:
             pair = _rehearse_twice(material, replace(config, method=method))
-            methods[method] = (pair[0], _plan_method(*pair, batches, process))
+            own = without_adapters(process) if method == "full" else process
+            methods[method] = (pair[0], _plan_method(*pair, batches, own))
         except DynamicLoraError as error:
             impossible[method] = str(error)
     return _Found(process=process, methods=methods, impossible=impossible)
@@ -171,47 +171,6 @@ def _rehearse_twice(material: Material, config: JobConfig) -> tuple[Rehearsal, R
         for rows in (ROWS, ROWS + 1)
     )
     return rehearse(material, config, few), rehearse(material, config, more)
-
-
-def _describe_batches(data: TaskData, training: TrainingConfig, steps: int) -> Batches:
-    train, validation = row_lengths(data.train), row_lengths(data.validation)
-    return Batches(
-        training=min(training.batch_size, len(train)),
-        evaluation=min(training.eval_batch_size, len(validation)),
-        training_shapes=count_shapes(train, training, steps),
-        evaluation_shapes=count_evaluation_shapes(validation, training.eval_batch_size),
-    )
-
-
-def _beside_tensors(
-    small: Rehearsal, material: Material, config: JobConfig, batches: Batches
-) -> Process:
-    """Return what the process takes, and by how much it grows for what is new to it."""
-    found = Process(
-        base=small.process,
-        loading=small.loading if small.trace.device.type == "cpu" else 0,
-        training_kernels=0,
-        evaluation_kernels=0,
-        rank_kernels=0,
-    )
-    if small.trace.device.type != "cpu" or not batches.differ:
-        return found
-    script = short_rows(material.data, batches.training, batches.evaluation)
-    real = rehearse(material, config, script)
-    return replace(
-        found,
-        training_kernels=real.training_kernels,
-        evaluation_kernels=real.evaluation_kernels,
-        rank_kernels=_rank_kernels(material, config, script) if config.method == "dynamic" else 0,
-    )
-
-
-def _rank_kernels(material: Material, config: JobConfig, script: Script) -> int:
-    """Return by how much the process grows if all layers take a rank that is new to it."""
-    more = replace(config, method="lora", lora=replace(config.lora, r=config.lora.r + 1))
-    other = rehearse(material, more, script)
-    shapes = {(group.in_features, group.out_features) for group in other.layers}
-    return other.training_kernels // len(shapes)
 
 
 def _plan_method(

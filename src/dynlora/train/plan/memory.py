@@ -40,6 +40,8 @@ class Process:
     """Kernels of each shape of a training batch."""
     evaluation_kernels: int
     """Kernels of each shape of an evaluation's batch."""
+    adapter_kernels: int
+    """Part of `training_kernels` that is for adapters."""
     rank_kernels: int
     """Kernels of each shape of a training batch for a rank that layers of one shape have not had:
     not part of any peak, because it is not known before how many ranks there will be."""
