@@ -405,3 +405,19 @@ def test_a_model_without_classifier_gets_the_same_new_one_whatever_the_method(
         assert train(*options, "--training.epochs", 1) == 0
         losses.append(read_json(output / "run.json")["metrics_before"]["loss"])
     assert losses == [losses[0]] * 4
+
+
+def test_a_run_need_not_evaluate_before_it_trains(
+    train: Train, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--training.eval", "no") == 0
+    usual = read_json(output / "run.json")
+    assert (
+        train("--training.eval", "no", "--training.eval_on_start", "false", "--overwrite=true") == 0
+    )
+    run = read_json(output / "run.json")
+    assert run["metrics_before"] == {}
+    assert run["metrics_after"] == usual["metrics_after"], "evaluating leaves no trace"
+    assert len([line for line in read_lines(output / "metrics.jsonl") if "eval_loss" in line]) == 1
+    capsys.readouterr()
+    assert main(["report", str(output)]) == 0

@@ -75,6 +75,35 @@ def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None
     return build(JobConfig, chosen)
 
 
+def parse_values(values: Mapping[str, Any]) -> JobConfig:
+    """Return the job that plain nested values describe, as a YAML file would.
+
+    Raises:
+        ConfigError: If a key or value is unknown, missing or outside its range.
+    """
+    check_keys(values, "")
+    try:
+        parsed = _parser("train").parse_object(dict(values)).as_dict()
+    except argparse.ArgumentError as error:
+        raise _explain(error, USAGES["train"]) from error
+    chosen = {key: parsed[key] for key in get_type_hints(JobConfig)}
+    _check_nulls(chosen, JobConfig, "")
+    return build(JobConfig, chosen)
+
+
+def check_keys(content: Mapping[str, Any], where: str) -> None:
+    """Check the keys of a part of a configuration, in which others may be missing.
+
+    Args:
+        content: Keys and values as they stand in a file.
+        where: Where they stand, for messages, such as ` in study.yaml`.
+
+    Raises:
+        ConfigError: If a key is unknown, or a section holds no keys.
+    """
+    _check_level(content, JobConfig, "", where)
+
+
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """Return the dataclass `kind` made from plain, already typed, nested values.
 

@@ -67,9 +67,11 @@ def summary_table(report: RunReport) -> Table:
 
 def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     for name, after in report.after.items():
+        text = f"{after:.4f}"
         if name in report.before:
             before = report.before[name]
-            yield f"validation {name}", f"{before:.4f} → {after:.4f} ({after - before:+.4f})"
+            text = f"{before:.4f} → {text} ({after - before:+.4f})"
+        yield f"validation {name}", text
 
 
 def _parameter_rows(report: RunReport) -> Iterator[tuple[str, str]]:

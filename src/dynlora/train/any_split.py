@@ -28,7 +28,7 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
 
     Args:
         config: The run's own data.
-        split: Name of a split; None takes the validation split.
+        split: Name of a split; None takes the rows that the run was validated on.
         place: A file, all of whose rows are meant, or a folder to look for the split in; None
             stays with the run's own data.
         names: Of the run's classes.
@@ -37,6 +37,8 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
         DataError: If there is no such split or file, it cannot be read, or a file is given with a
             split.
     """
+    if place is None and split is None and config.validation_rows_from_train is not None:
+        return load_splits(config)[1]
     if place is None:
         return find_split(config, split or config.validation_split, names)
     if place.is_dir():
@@ -82,18 +84,27 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
 def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
     """Return one split of a run's data by its name.
 
-    The run's own two are sampled as it sampled them; others are taken whole.
+    The run's own two are sampled as it sampled them; others are taken whole. A run that held rows
+    of its training split out has no other validation split of its own.
 
     Raises:
         DataError: If there is no such split, or it cannot be read.
     """
+    held_out = config.validation_rows_from_train is not None
+    if held_out and name == config.train_split:
+        return load_splits(config)[0]
     own = {
         config.validation_split: ("validation", config.max_validation_rows),
         config.train_split: ("training", config.max_train_rows),
     }
+    if held_out:
+        own = {}
     file = config.path is not None and Path(config.path).is_file()
     if file or (config.path is None and config.embedded is not None):
-        if name in own:
+        if name in (config.train_split, config.validation_split):
+            if held_out and not file:
+                own_rows = {"validation_rows_from_train": None, "max_validation_rows": None}
+                config = replace(config, **own_rows)
             return load_splits(config)[name == config.validation_split]
         raise DataError(
             f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "

@@ -22,6 +22,7 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
+from dynlora.train.starts import write_difference
 from dynlora.train.trackers import tracking
 
 
@@ -43,7 +44,7 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
     job = build_job(config, console)
     _announce(job, console)
     past = {} if job.past is None else job.past.run
-    record = open_folder(job, past.get("metrics_before") or _evaluate(job))
+    record = open_folder(job, past.get("metrics_before") or _evaluate_first(job))
     try:
         with _quiet_about_saving(config):
             _train(job)
@@ -136,6 +137,7 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
         machine=machine(),
         bf16=bool(job.trainer.args.bf16),
         **identity(job.data, job.prepared),
+        adapter_start_seconds=_start_seconds(job),
         texts_cut=dict(job.data.cut),
         metrics_before=metrics_before,
     )
@@ -152,9 +154,20 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     return record
 
 
+def _start_seconds(job: Job) -> float:
+    """Return how long the adapter's start took, in the run that it was computed in."""
+    now = round(job.prepared.start_seconds, 3)
+    return now if job.past is None else float(job.past.run.get("adapter_start_seconds", now))
+
+
 def _evaluate(job: Job) -> dict[str, float]:
     """Return the metrics of the model as it is now, under their own names."""
     return _plain(job, job.trainer.evaluate())
+
+
+def _evaluate_first(job: Job) -> dict[str, float]:
+    """Return the metrics before training; none where the job does not ask for them."""
+    return _evaluate(job) if job.config.training.eval_on_start else {}
 
 
 def _plain(job: Job, logged: dict[str, float]) -> dict[str, float]:
@@ -183,6 +196,9 @@ def _write_model(job: Job) -> None:
     if job.config.method == "full":
         model.save_pretrained(job.folder.full_model)
         job.processor.save_pretrained(job.folder.full_model)
+        return
+    if job.prepared.first is not None:
+        write_difference(model, job.prepared.first, job.folder.adapter)
         return
     # "auto" would ask the hub whether the base model's vocabulary was changed; it never is here.
     model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
@@ -245,6 +261,16 @@ def _metrics_after(job: Job) -> dict[str, float]:
     return _evaluate(job)
 
 
+def _parameters(job: Job, report: RunReport) -> dict[str, int]:
+    """Return what was trained; what is saved as a difference holds its first factors too."""
+    found = {
+        "start": job.prepared.start_parameters,
+        "peak": report.peak_parameters,
+        "end": report.parameters,
+    }
+    return found if job.prepared.first is None else found | {"saved": 2 * report.parameters}
+
+
 def _complete(record: RunRecord, report: RunReport, job: Job) -> None:
     state = job.trainer.state
     best = state.best_model_checkpoint if job.config.training.load_best_model_at_end else None
@@ -252,11 +278,7 @@ def _complete(record: RunRecord, report: RunReport, job: Job) -> None:
         status="finished",
         steps=state.global_step,
         metrics_after=report.after,
-        parameters={
-            "start": job.prepared.start_parameters,
-            "peak": report.peak_parameters,
-            "end": report.parameters,
-        },
+        parameters=_parameters(job, report),
         seconds={
             "training_steps": round(report.train_seconds, 3),
             "dynamic_part": round(report.dynamic_seconds, 3),

@@ -64,9 +64,13 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits.
 
     Raises:
-        DataError: If a file, split or data set is missing, unreadable or of unknown type.
+        DataError: If a file, split or data set is missing, unreadable or of unknown type, or holds
+            too few rows to hold some out.
     """
-    train, validation = _find_splits(config)
+    if config.validation_rows_from_train is None:
+        train, validation = _find_splits(config)
+    else:
+        train, validation = _hold_out(_find_train(config), config.validation_rows_from_train)
     return _sample(train, config.max_train_rows), _sample(validation, config.max_validation_rows)
 
 
@@ -113,6 +117,41 @@ def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
     return _whole("given", str(path), table, path.parent)
 
 
+def _hold_out(train: RawSplit, count: int) -> tuple[RawSplit, RawSplit]:
+    """Return a split without some of its rows, and these as the validation split."""
+    rows = train.table.num_rows
+    if count >= rows:
+        raise DataError(
+            f"`data.validation_rows_from_train` must leave rows to train on, got {count} of the "
+            f"{rows} rows in {train.source}: lower it, or leave it out and evaluate on "
+            "`data.validation_split`."
+        )
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(rows).tolist()
+    return train.take(order[count:]), train.take(order[:count], "validation")
+
+
+def _find_train(config: DataConfig) -> RawSplit:
+    """Return the training split; no other needs to be there, and a single file is all of it."""
+    path = None if config.path is None else Path(config.path)
+    if path is not None and path.is_file():
+        return _from_file("training", path, config)
+    if path is None and config.embedded is not None:
+        return _find_splits(config)[0]
+    _check_exists(path)
+    wanted, _ = _both_wanted(path, config)
+    if path is None:
+        return _read_hub(config, wanted)
+    place = _locate(path, wanted)
+    if place.is_file():
+        return _from_file(wanted.name, place, config)
+    return _from_classes(wanted.name, place, config, class_names(place))
+
+
+def _check_exists(path: Path | None) -> None:
+    if path is not None and not path.exists():
+        raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+
+
 def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     if config.path is None and config.embedded is not None:
         train, validation = stdlib_pairs()
@@ -121,8 +160,7 @@ def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
             _whole("validation", "embedded", pa.Table.from_pylist(validation)),
         )
     path = None if config.path is None else Path(config.path)
-    if path is not None and not path.exists():
-        raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+    _check_exists(path)
     if path is not None and path.is_file():
         return _split_file(path, config)
     return _find_both(path, config)
@@ -130,18 +168,7 @@ def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
 
 def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return both splits of a folder, or of a data set on the hub."""
-    advice = "Set `data.{}` to the one to use, without its ending."
-    if folder is None:
-        advice = (
-            "Check `data.name`, `data.subset` and `data.{}`, or give local files with `data.path`."
-        )
-    wanted = [
-        Wanted(name=name, split=split, place="`data.path`", advice=advice.format(key))
-        for name, key, split in (
-            ("training", "train_split", config.train_split),
-            ("validation", "validation_split", config.validation_split),
-        )
-    ]
+    wanted = _both_wanted(folder, config)
     if folder is None:
         return _read_hub(config, wanted[0]), _read_hub(config, wanted[1])
     # Both are found before one is read.
@@ -152,6 +179,23 @@ def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSp
         if place.is_file()
         else _from_classes(split.name, place, config, classes)
         for split, place in zip(wanted, places, strict=True)
+    )
+    return train, validation
+
+
+def _both_wanted(folder: Path | None, config: DataConfig) -> tuple[Wanted, Wanted]:
+    """Return the splits to look for in a folder, or on the hub."""
+    advice = "Set `data.{}` to the one to use, without its ending."
+    if folder is None:
+        advice = (
+            "Check `data.name`, `data.subset` and `data.{}`, or give local files with `data.path`."
+        )
+    train, validation = (
+        Wanted(name=name, split=split, place="`data.path`", advice=advice.format(key))
+        for name, key, split in (
+            ("training", "train_split", config.train_split),
+            ("validation", "validation_split", config.validation_split),
+        )
     )
     return train, validation
 

@@ -48,6 +48,11 @@ def row(text: str, label: str) -> str:
     return "\n".join(" ".join(cell.split()) for cell in cells)
 
 
+def test_metrics_are_shown_alone_where_there_are_none_from_before() -> None:
+    text = shown(dataclasses.replace(REPORT, before={}))
+    assert row(text, "validation accuracy") == "0.8250"
+
+
 def test_metrics_are_shown_before_and_after_with_the_change() -> None:
     text = shown(REPORT)
     assert row(text, "validation accuracy") == "0.5000 → 0.8250 (+0.3250)"

@@ -64,6 +64,7 @@ def test_data_needs_one_source_too() -> None:
         (AdaLoraSettings, "final_fraction", (-0.1, 0.9), (0.0, 0.89)),
         (AdaLoraSettings, "interval", (0,), (1,)),
         (AdaLoraSettings, "orth_reg_weight", (-0.1,), (0.0,)),
+        (DataConfig, "validation_rows_from_train", (0,), (1, None)),
         (TrainingConfig, "epochs", (0.0,), (0.5,)),
         (TrainingConfig, "max_steps", (0,), (1, None)),
         (TrainingConfig, "batch_size", (0,), (1,)),

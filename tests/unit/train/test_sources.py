@@ -1,11 +1,13 @@
 """Where rows come from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dynlora.errors import DataError
+from dynlora.train.any_split import find_rows
 from dynlora.train.config import DataConfig
 from dynlora.train.sources import load_splits
 from tests.jobs import write_rows
@@ -52,6 +54,59 @@ def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path: Path)
     assert set(column(train)) & set(column(validation)) == set()
     again = load_splits(config)
     assert (column(again[0]), column(again[1])) == (column(train), column(validation))
+
+
+def test_rows_held_out_of_train_are_the_same_whatever_else_is_asked_for(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", ROWS)
+    config = DataConfig(path=str(tmp_path), validation_rows_from_train=6)
+    train, validation = load_splits(config)
+    assert (train.name, validation.name) == ("training", "validation")
+    assert (train.table.num_rows, validation.table.num_rows) == (14, 6)
+    assert set(train.rows) | set(validation.rows) == set(range(20))
+    small, again = load_splits(replace(config, max_train_rows=5, label="text", max_length=64))
+    assert again.rows == validation.rows
+    assert small.table.num_rows == 5
+    assert set(small.rows) < set(train.rows)
+    assert column(validation) == [f"number {row}" for row in validation.rows]
+
+
+def test_rows_are_held_out_of_a_single_file_by_number_if_that_is_given(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "all.jsonl", ROWS)
+    config = DataConfig(path=str(path), validation_fraction=0.5, validation_rows_from_train=3)
+    assert [split.table.num_rows for split in load_splits(config)] == [17, 3]
+
+
+def test_some_rows_must_be_left_to_train_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", ROWS)
+    config = DataConfig(path=str(tmp_path), validation_rows_from_train=20)
+    with pytest.raises(DataError, match=r"rows_from_train` must leave .* got 20 of the 20 rows"):
+        load_splits(config)
+
+
+def test_a_run_that_held_rows_out_is_asked_about_them_and_about_the_whole_of_others(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path / "train.jsonl", ROWS)
+    write_rows(tmp_path / "validation.jsonl", ROWS[:4])
+    config = DataConfig(
+        path=str(tmp_path), validation_rows_from_train=6, max_validation_rows=3, max_train_rows=5
+    )
+    train, validation = load_splits(config)
+    assert find_rows(config, None, None, None).rows == validation.rows
+    assert find_rows(config, "train", None, None).rows == train.rows
+    assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(4)]
+
+
+def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train() -> None:
+    whole = DataConfig(embedded="stdlib")
+    config = DataConfig(embedded="stdlib", validation_rows_from_train=6)
+    held_out = find_rows(config, None, None, None)
+    assert held_out.table.num_rows == 6
+    official = find_rows(config, "validation", None, None)
+    assert official.table == find_rows(whole, "validation", None, None).table
+    assert find_rows(config, "train", None, None).table.num_rows + 6 == (
+        find_rows(whole, "train", None, None).table.num_rows
+    )
 
 
 def test_each_row_knows_where_it_stood_in_its_file(tmp_path: Path) -> None:

@@ -57,8 +57,13 @@ class DataConfig:
     """Split to train on."""
     validation_split: str = "validation"
     """Split to evaluate on."""
+    validation_rows_from_train: int | None = None
+    """Hold out this many training rows and evaluate on them instead of on `validation_split`, which
+    is then left for a test. Which rows they are depends on the training split alone, not on a seed
+    or on `max_train_rows`; null holds out none. At least 1."""
     validation_fraction: float = 0.1
-    """Part of the rows held out for validation where `path` is a single file, in (0, 1)."""
+    """Part of the rows held out for validation where `path` is a single file, in (0, 1);
+    `validation_rows_from_train` wins over it."""
     max_length: int = 128
     """Longest input in tokens, special tokens included; longer texts are cut. At least 8."""
     max_train_rows: int | None = None
@@ -78,7 +83,8 @@ class DataConfig:
         fraction = self.validation_fraction
         require(0 < fraction < 1, "data.validation_fraction", "in (0, 1)", fraction)
         require(self.max_length >= 8, "data.max_length", "at least 8", self.max_length)
-        for key in ("num_labels", "max_train_rows", "max_validation_rows"):
+        limits = ("max_train_rows", "max_validation_rows", "validation_rows_from_train")
+        for key in ("num_labels", *limits):
             value, low = getattr(self, key), 2 if key == "num_labels" else 1
             require(value is None or value >= low, f"data.{key}", f"at least {low}", value)
         require(self.max_new_tokens >= 1, "data.max_new_tokens", "at least 1", self.max_new_tokens)

@@ -43,6 +43,8 @@ class TrainingConfig:
     """Put texts of like length into the same batch, which saves padding."""
     eval: Interval = "epoch"
     """When to evaluate while training."""
+    eval_on_start: bool = True
+    """Evaluate before training too, so that a run shows what it has gained. [eval_on_start]"""
     eval_steps: int = 100
     """Optimizer steps between evaluations with `eval: steps`, at least 1."""
     save: Interval = "epoch"
