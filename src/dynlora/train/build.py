@@ -1,6 +1,7 @@
 """Building a job: all that its configuration names, loaded and checked; nothing written yet."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data import load_data
 from dynlora.train.early_stopping import EarlyStopping
+from dynlora.train.eva import begin_with_eva
 from dynlora.train.methods import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
 from dynlora.train.pretrained import locate
@@ -109,6 +111,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
         )
     trainer.args.output_dir = str(folder.checkpoints)
     trainer.remove_callback(PrinterCallback)
+    if past is None:
+        prepared = _begin_from_data(prepared, config, trainer)
+        stopwatch.seconds = prepared.start_seconds
     return Job(
         config=config,
         folder=folder,
@@ -124,6 +129,15 @@ def build_job(config: JobConfig, console: Console) -> Job:
         stopwatch=stopwatch,
         progress=progress,
     )
+
+
+def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Prepared:
+    """Return what is prepared, with an adapter that begins as the data says, if it shall."""
+    if config.lora.init_lora_weights != "eva" or config.lora.start_from is not None:
+        return prepared
+    began = time.perf_counter()
+    begin_with_eva(trainer, prepared.model)
+    return replace(prepared, start_seconds=time.perf_counter() - began)
 
 
 def inputs(config: JobConfig) -> dict[str, str | None]:

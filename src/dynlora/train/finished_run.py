@@ -104,7 +104,7 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         config=config,
         task=task,
         processor=processor,
-        model=base.eval() if full else _with_adapter(base, folder.adapter, config.method),
+        model=base.eval() if full else _with_adapter(base, folder.adapter, config),
         num_labels=num_labels,
         class_names=_class_names(folder.run, facts),
     )
@@ -128,9 +128,9 @@ def _class_names(path: Path, facts: Mapping[str, Any]) -> Sequence[str] | None:
     return names
 
 
-def _with_adapter(base: Any, folder: Path, method: str) -> Any:
-    if method == "adalora":
-        return _with_adalora(base, folder)
+def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:
+    if config.method == "adalora" or config.lora.use_dora:
+        return _as_peft_does(base, folder)
     adapter = read_adapter(folder)
     check_fits(adapter, base)
     model = attach(adapter, base)
@@ -138,7 +138,8 @@ def _with_adapter(base: Any, folder: Path, method: str) -> Any:
     return model.eval()
 
 
-def _with_adalora(base: Any, folder: Path) -> Any:
+def _as_peft_does(base: Any, folder: Path) -> Any:
+    """Return the model with an adapter that is not plain LoRA."""
     try:
         with warnings.catch_warnings():
             # peft 0.21 takes AdaLoRA's masks for rank patterns of LoRA, and layers that were left

@@ -3,8 +3,9 @@
 All take the same path through the job; only what stands here differs between them.
 """
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynlora.train.adalora import (
 from dynlora.train.config import JobConfig
 from dynlora.train.loss import Penalty
 from dynlora.train.recorder import started
+from dynlora.train.starts import Factors, changes_base, first_factors
 from dynlora.train.wrap import add_adapter, lora_parameters
 
 
@@ -40,6 +42,10 @@ class Prepared:
     """Counts the most parameters in use at any time so far."""
     callbacks: tuple[TrainerCallback, ...] = ()
     """In the order in which they must run."""
+    first: Factors | None = None
+    """Factors that the adapter took from the base model and gives back when it is saved."""
+    start_seconds: float = 0.0
+    """Time to compute how the adapter begins, where that takes more than drawing numbers."""
     penalty: Penalty | None = None
     """Regulariser added to the training loss."""
     dynamic: DynamicLoraCallback | None = None
@@ -59,7 +65,7 @@ def prepare(
 
     Raises:
         ConfigError: If no module of the model matches `lora.target_modules`, or there are too few
-            steps for AdaLoRA.
+            steps for AdaLoRA, or a layer cannot begin as `lora.init_lora_weights` says.
         DynamicLoraError: If the model's LoRA layers cannot follow `config.dynamic`.
     """
     return METHODS[config.method](base, config, total_steps, checkpoint)
@@ -70,8 +76,13 @@ def _full(base: Any, _config: JobConfig, _steps: int, _checkpoint: Path | None) 
 
 
 def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -> Prepared:
+    began = time.perf_counter()
     model = add_adapter(base, config)
-    return _constant(model, lora_parameters(model))
+    constant = _constant(model, lora_parameters(model))
+    if not changes_base(config.lora):
+        return constant
+    first = first_factors(model, str(config.lora.init_lora_weights))
+    return replace(constant, first=first, start_seconds=time.perf_counter() - began)
 
 
 def _constant(model: Any, count: int) -> Prepared:

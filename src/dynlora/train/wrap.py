@@ -19,6 +19,7 @@ from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import hold_in_float32, reload_in_float32
 from dynlora.train.head import linear_layers
+from dynlora.train.starts import changes_base
 from dynlora.train.tasks import TASKS
 
 
@@ -31,9 +32,23 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
     """
     if config.lora.start_from is not None:
         return _continue_adapter(base, Path(config.lora.start_from))
-    return wrap(
-        base, LoraConfig(r=config.lora.r, use_rslora=config.lora.use_rslora, **common(base, config))
+    lora = config.lora
+    # EVA's directions come from the data, once that is there.
+    start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
+    model = wrap(
+        base,
+        LoraConfig(
+            r=lora.r,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            init_lora_weights=start,
+            **common(base, config),
+        ),
     )
+    if not changes_base(lora):
+        # How it began is nobody's business who loads it: PEFT refuses some ranks for some starts.
+        model.peft_config["default"].init_lora_weights = True
+    return model
 
 
 def _continue_adapter(base: Any, folder: Path) -> Any:
@@ -127,12 +142,12 @@ def _seen(base: Any) -> str:
 
 
 def lora_parameters(model: Any) -> int:
-    """Return the number of parameters in the model's LoRA layers, as allocated."""
+    """Return the parameters in the model's LoRA layers, as allocated; DoRA's lengths are some."""
     return sum(
         parameter.numel()
         for module in model.modules()
         if isinstance(module, LoraLayer)
-        for kind in module.adapter_layer_names
+        for kind in set(module.adapter_layer_names)  # DoRA's lengths stand there twice
         for parameter in module.get_submodule(kind).parameters()
     )
 

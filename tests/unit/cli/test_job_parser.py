@@ -84,7 +84,8 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
             "max_train_rows": 7, "max_validation_rows": 6,
         },
         "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"],
-                 "modules_to_save": ["y"], "use_rslora": True, "start_from": "z"},
+                 "modules_to_save": ["y"], "use_rslora": True, "use_dora": True,
+                     "init_lora_weights": "gaussian", "start_from": "z"},
         "dynamic": {
             "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
             "feature_weight": 0.5, "layer_weights": True, "min_rank": 2, "max_rank": 9,

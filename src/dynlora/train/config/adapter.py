@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dynlora.errors import ConfigError
 from dynlora.train.config.checks import require
+
+CHANGES_BASE = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
+"""Values of `lora.init_lora_weights` that move a part of the base model's weights into the
+adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +29,18 @@ class LoraSettings:
     `[embed_tokens]`; a task's new head is one in any case. [modules_to_save]"""
     use_rslora: bool = False
     """Divide `lora_alpha` by the square root of `r` instead of by `r`. [use_rslora]"""
+    use_dora: bool = False
+    """DoRA: learn the length of each column of the weight beside its direction, with
+    `method: lora`. Adds one parameter for each output of a layer. [use_dora]"""
+    init_lora_weights: (
+        Literal[
+            "gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"
+        ]
+        | bool
+    ) = True
+    """How a new adapter begins: true is PEFT's default; `eva` takes directions of the training
+    data's inputs; `pissa` and `olora` take a part of the base model's weights and give it back when
+    the adapter is saved, which doubles its rank. [init_lora_weights]"""
     start_from: str | None = None
     """Folder of a trained LoRA adapter of this base model to go on from: its ranks, scales,
     targets and modules to save are kept, and the other keys of this section have no effect."""
@@ -32,12 +49,32 @@ class LoraSettings:
         """Check each value.
 
         Raises:
-            ConfigError: If a value is outside its range.
+            ConfigError: If a value is outside its range, or two do not fit together.
         """
         require(self.r >= 1, "lora.r", "at least 1", self.r)
         require(self.lora_alpha > 0, "lora.lora_alpha", "above 0", self.lora_alpha)
         require(0 <= self.lora_dropout < 1, "lora.lora_dropout", "in [0, 1)", self.lora_dropout)
         require(len(self.target_modules) > 0, "lora.target_modules", "not empty", "[]")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        start = self.init_lora_weights
+        if start is False:
+            raise ConfigError(
+                "`lora.init_lora_weights` must leave the model as it is, got false, with which it "
+                "begins with random changes: use true, or the name of another start."
+            )
+        if start == "orthogonal" and self.r % 2:
+            raise ConfigError(
+                f"`lora.r` must be even with `lora.init_lora_weights: orthogonal`, got {self.r}: "
+                f"use {self.r + 1}, or another start."
+            )
+        if start in CHANGES_BASE and self.use_dora:
+            raise ConfigError(
+                f"`lora.init_lora_weights` must leave the base model's weights alone with "
+                f"`lora.use_dora: true`, got {start}: DoRA's lengths are those of the whole "
+                "weight. Use true, or leave `use_dora: false`."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

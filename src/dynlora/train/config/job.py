@@ -5,7 +5,7 @@ from typing import Literal
 
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
+from dynlora.train.config.adapter import CHANGES_BASE, AdaLoraSettings, LoraSettings
 from dynlora.train.config.checks import require
 from dynlora.train.config.data import DataConfig
 from dynlora.train.config.model import ModelConfig
@@ -60,6 +60,7 @@ class JobConfig:
                 "starts with more rank than its target and gives it up."
             )
         self._check_method()
+        self._check_start()
 
     def _check_method(self) -> None:
         plus, start = self.training.loraplus_lr_ratio, self.lora.start_from
@@ -80,6 +81,26 @@ class JobConfig:
                 "the importance and masks that its ranks follow: leave `training.resume: none` "
                 "and `training.load_best_model_at_end: false`, or use `method: dynamic`."
             )
+
+    def _check_start(self) -> None:
+        """Check that the method can do what the adapter shall be and how it shall begin."""
+        method, start = self.method, self.lora.init_lora_weights
+        if method != "lora":
+            unset = f"false with `method: {method}`"
+            require(not self.lora.use_dora, "lora.use_dora", unset, "true")
+        if method in ("adalora", "full"):
+            required = f"true with `method: {method}`"
+            require(start is True, "lora.init_lora_weights", required, start)
+        if method == "dynamic":
+            known = ("true", "gaussian", "eva")
+            required = f"one of {', '.join(known)} with `method: dynamic`"
+            require(str(start).lower() in known, "lora.init_lora_weights", required, start)
+        if start in CHANGES_BASE:
+            # A base model that is rounded cannot give away a part and get it back exactly.
+            beside = f"with `lora.init_lora_weights: {start}`"
+            bits, dtype = self.model.quantization, self.model.dtype
+            require(bits is None, "model.quantization", f"null {beside}", bits)
+            require(dtype == "float32", "model.dtype", f"float32 {beside}", dtype)
 
     def _check_best_metric(self) -> None:
         given, known = self.training.best_metric, METRICS[self.task]

@@ -65,7 +65,8 @@ def beside_tensors(
 
 def _with_ranks(process: Process, material: Material, config: JobConfig, script: Script) -> Process:
     """Return by how much the process grows, too, if all layers take a rank that is new to it."""
-    higher = replace(config.lora, r=config.lora.r + 1)
+    # Not every start can be had at every rank.
+    higher = replace(config.lora, r=config.lora.r + 1, init_lora_weights=True)
     more = replace(config, method="lora", lora=higher, adalora=AdaLoraSettings())
     other = rehearse(material, more, script)
     shapes = {(group.in_features, group.out_features) for group in other.layers}
