@@ -51,3 +51,7 @@ class RunFileError(DynamicLoraError):
 
 class AdapterError(DynamicLoraError):
     """A saved adapter cannot be read, does not fit its base model, or cannot be written."""
+
+
+class StudyError(DynamicLoraError):
+    """Some runs of a study did not complete."""

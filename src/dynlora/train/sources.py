@@ -71,7 +71,7 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
         train, validation = _find_splits(config)
     else:
         train, validation = _hold_out(_find_train(config), config.validation_rows_from_train)
-    return _sample(train, config.max_train_rows), _sample(validation, config.max_validation_rows)
+    return sample(train, config.max_train_rows), sample(validation, config.max_validation_rows)
 
 
 def load_split(
@@ -89,11 +89,11 @@ def load_split(
         DataError: If it is missing, unreadable or of unknown type, or holds other classes.
     """
     if config.path is None:
-        return _sample(_read_hub(config, wanted), limit)
+        return sample(_read_hub(config, wanted), limit)
     place = _locate(Path(config.path), wanted)
     if place.is_file():
-        return _sample(_from_file(wanted.name, place, config), limit)
-    return _sample(_from_classes(wanted.name, place, config, classes), limit)
+        return sample(_from_file(wanted.name, place, config), limit)
+    return sample(_from_classes(wanted.name, place, config, classes), limit)
 
 
 def load_file(path: Path, config: DataConfig) -> RawSplit:
@@ -261,7 +261,8 @@ def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
     return _whole(wanted.name, where, loaded.with_format("arrow")[:])
 
 
-def _sample(split: RawSplit, limit: int | None) -> RawSplit:
+def sample(split: RawSplit, limit: int | None) -> RawSplit:
+    """Return a fixed sample of a split's rows; all of them where the limit does not bind."""
     if limit is None or split.table.num_rows <= limit:
         return split
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows)

@@ -1,0 +1,124 @@
+"""Tuning one cell: the same number of Optuna trials for each, on validation rows alone.
+
+The first trial is the method's own defaults. A trial's proposal depends on the study's seed, its
+number and the trials before it, and so a tuning that was interrupted ends where it would have.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from dynlora.bench.runs import Cell, Choice, Jobs, key_of, plain
+from dynlora.bench.study import Space, Tuning
+from dynlora.errors import StudyError
+from dynlora.train.config import METRICS
+
+LOWER_IS_BETTER = ("loss", "rmse", "perplexity")
+STORAGE = "tuning.journal"
+"""The file of all trials, in the folder of records."""
+
+Measure = Callable[[int, Choice], float | None]
+"""Does a trial of that number and returns the metric that decides; infinite where training
+diverged, None where it could not be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuner:
+    """What tunes the cells of a study."""
+
+    jobs: Jobs
+    tuning: Tuning
+    storage: JournalStorage
+
+    def metric(self, cell: Cell) -> str:
+        """Return the name of the validation metric that decides."""
+        task = self.jobs.config(cell).task
+        return self.tuning.metric or METRICS[task][0]
+
+    def tune(self, cell: Cell, measure: Measure) -> Choice:
+        """Return the best choice for a cell, after as many trials as are still missing.
+
+        Raises:
+            StudyError: If a trial could not be done, or training diverged in all of them.
+        """
+        study = self._open(cell)
+        worst = math.inf if self.metric(cell) in LOWER_IS_BETTER else -math.inf
+        while (done := _count(study)) < self.tuning.trials:
+            trial = self._next(study, done)
+            value = measure(trial.number, self._choice(trial, cell))
+            if value is None:
+                raise StudyError(
+                    f"{cell.name} is not tuned: {done} of {self.tuning.trials} trials have ended"
+                )
+            study.tell(trial.number, value if math.isfinite(value) else worst)
+        best = study.best_trial
+        if best.value is None or math.isinf(best.value):
+            raise StudyError(
+                f"{cell.name} cannot be tuned: training diverged in all of its "
+                f"{self.tuning.trials} trials"
+            )
+        return self._choice(best, cell)
+
+    def _open(self, cell: Cell) -> optuna.Study:
+        """Return the Optuna study of a cell with these very settings."""
+        defaults, spaces = self.jobs.defaults(cell), self._spaces()
+        config = plain(self.jobs.trial(cell, self.tuning.seed, 0, defaults).config)
+        setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(cell)})
+        lower = self.metric(cell) in LOWER_IS_BETTER
+        study = optuna.create_study(
+            storage=self.storage,
+            study_name=f"{self.jobs.study.name}/{cell.name}/{setting}",
+            direction="minimize" if lower else "maximize",
+            load_if_exists=True,
+        )
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial({name: getattr(defaults, name) for name in spaces})
+        return study
+
+    def _spaces(self) -> dict[str, BaseDistribution]:
+        named = {"learning_rate": self.tuning.learning_rate, "scale": self.tuning.scale}
+        return {name: _distribution(space) for name, space in named.items() if space is not None}
+
+    def _next(self, study: optuna.Study, done: int) -> FrozenTrial:
+        """Return the trial that was begun and not ended, or a new one."""
+        spaces = self._spaces()
+        for begun in study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
+            if begun.params.keys() == spaces.keys():
+                return begun
+            study.tell(begun.number, state=TrialState.FAIL)  # ended while it was proposed
+        study.sampler = TPESampler(seed=self.tuning.seed + done)
+        number = study.ask(spaces).number
+        return study.get_trials(deepcopy=False)[number]
+
+    def _choice(self, trial: FrozenTrial, cell: Cell) -> Choice:
+        defaults = self.jobs.defaults(cell)
+        return Choice(
+            learning_rate=trial.params.get("learning_rate", defaults.learning_rate),
+            scale=trial.params.get("scale", defaults.scale),
+        )
+
+
+def open_tuner(jobs: Jobs, tuning: Tuning) -> Tuner:
+    """Return what tunes the cells of a study; its trials are kept beside the records."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder = jobs.study.results
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = JournalFileBackend(str(folder / STORAGE))
+    return Tuner(jobs, tuning, JournalStorage(backend))
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if space.choices:
+        return CategoricalDistribution(space.choices)
+    return FloatDistribution(space.low, space.high, log=True)
+
+
+def _count(study: optuna.Study) -> int:
+    return len(study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False))
