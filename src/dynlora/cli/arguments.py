@@ -23,9 +23,18 @@ class VerbParser(argparse.ArgumentParser):
 
 def verb_parser(verb: str) -> VerbParser:
     """Return a parser that knows a verb's name and purpose, and no argument yet."""
-    summary = VERBS[verb].summary
+    return new_parser(verb, VERBS[verb].summary)
+
+
+def new_parser(words: str, summary: str) -> VerbParser:
+    """Return a parser for a verb, or for the words that name a part of one.
+
+    Args:
+        words: What follows `dynlora` on the command line.
+        summary: What it does, in a few words.
+    """
     parser = VerbParser(
-        prog=f"dynlora {verb}",
+        prog=f"dynlora {words}",
         description=f"{summary[0].upper()}{summary[1:]}.",
         allow_abbrev=False,
     )

@@ -1,0 +1,167 @@
+"""Step 4. Methods compared with a reference, cell by cell, over the seeds that both have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import fmean
+
+from dynlora.bench.report.record import Cell, Outcome
+from dynlora.bench.report.statistics import bootstrap_interval, holm, sign_flip_p
+from dynlora.bench.report.study import Study
+from dynlora.report.wording import lower_is_better
+
+LEVEL = 0.05
+"""Corrected p-value up to which a difference counts as shown."""
+LEAST_PAIRS = 2
+"""Fewest pairs of which anything is said."""
+
+
+class Quantity(StrEnum):
+    """What is compared; the correction for many comparisons is made for each of them."""
+
+    LOSS = "validation loss"
+    METRIC = "validation metric"
+    TEST = "test metric"
+
+
+class Verdict(StrEnum):
+    """What a comparison shows."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    OPEN = "no difference shown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A method against the reference, in one cell and quantity."""
+
+    cell: Cell
+    method: str
+    quantity: Quantity
+    metric: str
+    """The name of what was measured, such as `loss` or `accuracy`."""
+    differences: Mapping[int, float]
+    """Method minus reference, by seed and in its order."""
+    lost: int
+    """Pairs left out because one of both runs is not finite."""
+    interval: tuple[float, float] | None
+    """None where there are fewer than two pairs, as for both p-values."""
+    p: float | None
+    corrected: float | None = None
+    """The p-value after Holm's correction over the study's comparisons of this quantity."""
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; NaN without a pair."""
+        return fmean(self.differences.values()) if self.differences else math.nan
+
+    @property
+    def gain(self) -> float:
+        """The mean difference with the sign turned so that more is better."""
+        return self.mean * self.sign
+
+    @property
+    def sign(self) -> int:
+        """What a difference is multiplied with so that more is better."""
+        return -1 if lower_is_better(self.metric) else 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return what is shown after the correction."""
+        return judge(self.gain, self.corrected)
+
+    @property
+    def interval_says(self) -> Verdict:
+        """Return what the interval alone would show, without a correction."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return Verdict.OPEN
+        return Verdict.BETTER if self.gain > 0 else Verdict.WORSE
+
+
+def judge(gain: float, corrected: float | None) -> Verdict:
+    """Return what a gain shows whose p-value has been corrected; None stands for no test."""
+    if corrected is None or corrected > LEVEL:
+        return Verdict.OPEN
+    return Verdict.BETTER if gain > 0 else Verdict.WORSE
+
+
+def value_of(outcome: Outcome, quantity: Quantity) -> float | None:
+    """Return an outcome's value; None without test data.
+
+    Where the main metric is the loss itself, the loss is the only validation quantity.
+    """
+    match quantity:
+        case Quantity.LOSS:
+            return outcome.loss
+        case Quantity.METRIC:
+            return None if outcome.main_metric == "loss" else outcome.metric
+        case Quantity.TEST:
+            return outcome.test
+
+
+def compare(study: Study, reference: str) -> list[Comparison]:
+    """Return every comparison of a study: by cell, then method, then quantity.
+
+    A method without a run in a cell, or a cell without one of the reference, gives none. Every
+    other has its loss compared, even if no seed is left for it; other quantities where there are
+    some.
+    """
+    found = [
+        _compare_one(study, cell, method, reference, quantity)
+        for cell in study.cells
+        if study.runs(cell, reference)
+        for method in study.methods(first=reference)[1:]
+        if study.runs(cell, method)
+        for quantity in Quantity
+    ]
+    return _corrected([comparison for comparison in found if comparison])
+
+
+def _compare_one(
+    study: Study, cell: Cell, method: str, reference: str, quantity: Quantity
+) -> Comparison | None:
+    ours, theirs = study.usable(cell, method), study.usable(cell, reference)
+    pairs = {
+        seed: (value_of(ours[seed], quantity), value_of(theirs[seed], quantity))
+        for seed in sorted(ours.keys() & theirs.keys())
+    }
+    differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+    values = list(differences.values())
+    if not differences and quantity is not Quantity.LOSS:
+        return None
+    metric = study.metric((cell.model, cell.task))
+    enough = len(differences) >= LEAST_PAIRS
+    return Comparison(
+        cell=cell,
+        method=method,
+        quantity=quantity,
+        metric="loss" if quantity is Quantity.LOSS else metric,
+        differences=differences,
+        lost=_lost(study, cell, method, reference),
+        interval=bootstrap_interval(values) if enough else None,
+        p=sign_flip_p(values) if enough else None,
+    )
+
+
+def _lost(study: Study, cell: Cell, method: str, reference: str) -> int:
+    """Return how many seeds completed for both, but with numbers for one of them at most."""
+    completed = [
+        {run.seed for run in study.runs(cell, name) if run.outcome} for name in (method, reference)
+    ]
+    finite = study.usable(cell, method).keys() & study.usable(cell, reference).keys()
+    return len((completed[0] & completed[1]) - finite)
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    done: dict[int, float] = {}
+    for quantity in Quantity:
+        tested = [
+            (place, c.p)
+            for place, c in enumerate(comparisons)
+            if c.quantity is quantity and c.p is not None
+        ]
+        corrected = holm([p for _, p in tested])
+        done |= dict(zip((place for place, _ in tested), corrected, strict=True))
+    return [replace(c, corrected=done.get(place)) for place, c in enumerate(comparisons)]

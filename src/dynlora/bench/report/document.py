@@ -1,0 +1,111 @@
+"""Step 7. The document: studies in, one Markdown text and its figures out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynlora.bench.report.cell_tables import cell_section, comparison_section
+from dynlora.bench.report.comparison import Comparison, compare
+from dynlora.bench.report.figures import Drawing, draw, stems
+from dynlora.bench.report.markdown import escape
+from dynlora.bench.report.rank_tables import agreement_section
+from dynlora.bench.report.run_tables import runs_section, tuning_section
+from dynlora.bench.report.study import Study
+from dynlora.bench.report.summary import summary_section
+from dynlora.errors import ConfigError
+
+DEFAULT_REFERENCE = "lora"
+MARK = "<!-- Written by `dynlora bench report` from the records of runs; do not edit. -->"
+HOW_TO_READ = """\
+Means are given with the standard deviation over seeds. `parameters` are those of the adapter at
+the end of training and `peak` the most it ever held, `training` is the time in training steps and
+`moving ranks` the part of it that dynamic ranks took. Collapsed runs, whose guesses are all one
+class, are counted and named, and stay in every mean; runs whose loss or metric is not finite are
+named and in none.
+
+Differences are paired: a method minus the reference, over the seeds that both have. The interval
+is a BCa bootstrap of the mean (95 %, 10,000 resamples). The p-value is that of a permutation test
+of signs: exact up to 16 pairs, from 100,000 random patterns beyond. It is corrected by Holm's
+rule over all comparisons that a study makes in validation loss, in the validation metric, and in
+the test metric, each for itself. `better` and `worse` mean that the corrected p-value is at most
+0.05; `no difference shown` does not mean that there is none. Intervals are not corrected.
+
+In the summary a cell is a model, task and budget, and the counts are of cells; `interval above`
+and `interval below` count those whose interval excludes 0, on the side of a gain or of a loss.
+`mean gain` is the mean over cells of the difference in the task's own metric, with the sign
+turned where lower is better, so that more is always better. Its interval, p-value and verdict
+`over all cells` take each seed's mean over cells as one pair, of the seeds that have a pair in
+every cell, and are corrected over the methods of the study."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All that is to be written."""
+
+    text: str
+    drawings: tuple[Drawing, ...]
+    comparisons: dict[str, list[Comparison]]
+    """By study."""
+
+
+def make_document(studies: Sequence[Study], reference: str | None, link: str) -> Document:
+    """Return the document on all studies.
+
+    Args:
+        studies: At least one.
+        reference: Method that others are compared with; None takes `lora`.
+        link: Folder of the figures as seen from the document, with forward slashes.
+
+    Raises:
+        ConfigError: If no study has a run of a reference that was asked for.
+    """
+    chosen = reference or DEFAULT_REFERENCE
+    if reference:
+        _check_known(studies, reference)
+    names = stems(studies)
+    comparisons = {study.name: compare(study, chosen) for study in studies}
+    lines = [MARK, "", "# Results", "", HOW_TO_READ, "", "## Summary", ""]
+    for study in studies:
+        summary = summary_section(comparisons[study.name], chosen)
+        lines += [f"### Summary of {escape(study.name)}", "", *summary]
+    drawings: list[Drawing] = []
+    for study in studies:
+        lines += [f"## {escape(study.name)}", ""]
+        lines += [line for text in study.descriptions for line in (text, "")]
+        lines += ["### Runs", "", *runs_section(study, chosen)]
+        for setting in study.settings:
+            ours = [c for c in comparisons[study.name] if (c.cell.model, c.cell.task) == setting]
+            drawn = draw(study, setting, ours, chosen, names[study.name, setting])
+            lines += _setting(study, setting, ours, chosen, drawn, link)
+            drawings += drawn
+    return Document("\n".join(lines).rstrip() + "\n", tuple(drawings), comparisons)
+
+
+def _check_known(studies: Sequence[Study], reference: str) -> None:
+    known = sorted({method for study in studies for method in study.methods(first=reference)})
+    if reference not in known:
+        raise ConfigError(
+            f"`--reference` must be a method of a final run, got {reference!r}: the records hold "
+            f"{', '.join(known) or 'no final run'}."
+        )
+
+
+def _setting(
+    study: Study,
+    setting: tuple[str, str],
+    comparisons: Sequence[Comparison],
+    reference: str,
+    drawings: Sequence[Drawing],
+    link: str,
+) -> list[str]:
+    """Return the part on one model and task."""
+    model, task = map(escape, setting)
+    lines = [f"### {task} with {model}", ""]
+    lines += tuning_section(study, setting, reference)
+    for cell in study.budgets(setting):
+        lines += [f"#### {task} with {model}, budget {cell.budget:,}", ""]
+        lines += cell_section(study, cell, reference)
+        lines += comparison_section([c for c in comparisons if c.cell == cell], reference)
+    lines += agreement_section(study, setting, reference)
+    for drawing in drawings:
+        lines += [f"![{escape(drawing.caption)}]({link}/{drawing.file})", ""]
+    return lines

@@ -1,0 +1,57 @@
+"""Markdown that reads well raw and rendered: aligned tables, and names that stay plain text."""
+
+import re
+from collections.abc import Iterable, Sequence
+from unicodedata import east_asian_width
+
+MOST_OF_ERROR = 200
+"""Characters of a run's error that are shown."""
+
+
+def escape(text: str) -> str:
+    """Return a text on one line that Markdown shows as it is.
+
+    An underscore within a word means nothing to Markdown, and is left alone.
+    """
+    marked = re.sub(r"([\\`*\[\]<>|~$&#!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", marked)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> list[str]:
+    """Return the lines of a table, and an empty one; columns are padded to one width.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells as text, already escaped; as many a row as there are columns.
+        words: Columns from the left that hold words and are aligned there; the others hold
+            numbers and are aligned on the right.
+    """
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(3, *(_width(row[n]) for row in cells)) for n in range(len(head))]
+    rule = ["-" * width if n < words else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    lines = [_line(row, widths, words) for row in [cells[0], rule, *cells[1:]]]
+    return [*lines, ""]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], words: int) -> str:
+    padded = []
+    for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        room = " " * (width - _width(cell))
+        padded.append(cell + room if place < words else room + cell)
+    return f"| {' | '.join(padded)} |"
+
+
+def _width(text: str) -> int:
+    """Return how many columns a text takes in a monospaced font."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def error_text(error: str) -> str:
+    """Return a run's error on one line, cut where it is long."""
+    line = " ".join(error.split())
+    return escape(line if len(line) <= MOST_OF_ERROR else line[: MOST_OF_ERROR - 1] + "…")
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds as words: `seed 3` or `seeds 3, 7`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
