@@ -13,8 +13,10 @@ ImportanceName = Literal[
     "signal",
     "sensitivity",
     "gradient_norm",
+    "fisher",
     "spectral",
     "activation_ratio",
+    "magnitude",
     "uniform",
     "random",
 ]

@@ -6,7 +6,8 @@ import torch
 from tests.models import adamw, attached, lora_llama, train
 
 METRICS = [
-    "signal", "sensitivity", "gradient_norm", "spectral", "activation_ratio", "uniform", "random",
+    "signal", "sensitivity", "gradient_norm", "fisher", "spectral", "activation_ratio", "magnitude",
+    "uniform", "random",
 ]  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def test_feature_ceilings_do_not_bind_where_scores_say_nothing():
     assert set(dynamic.ranks.values()) == {12}
 
 
-@pytest.mark.parametrize("importance", ["signal", "activation_ratio", "gradient_norm"])
+@pytest.mark.parametrize(
+    "importance", ["signal", "activation_ratio", "gradient_norm", "fisher", "magnitude"]
+)
 def test_default_settings_move_ranks_where_scores_differ(importance):
     model = lora_llama(r=8)
     optimizer = adamw(model)

@@ -390,7 +390,9 @@ def snapshot(model, optimizer, dynamic):
     return copy.deepcopy([dynamic.state_dict(), model.state_dict(), optimizer.state_dict()])
 
 
-@pytest.mark.parametrize("importance", ["signal", "sensitivity", "gradient_norm", "spectral"])
+@pytest.mark.parametrize(
+    "importance", ["signal", "sensitivity", "gradient_norm", "fisher", "spectral", "magnitude"]
+)
 @pytest.mark.parametrize("stop", [3, 10, 25])
 def test_a_restored_run_ends_bit_for_bit_where_the_other_does(importance, stop):
     config = {"importance": importance, "layer_weights": True, **MOVING}

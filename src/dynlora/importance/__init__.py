@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dynlora.config import ImportanceName
 from dynlora.importance.activation_ratio import ActivationRatioMetric
 from dynlora.importance.assessor import LayerImportanceAssessor
+from dynlora.importance.fisher import FisherMetric
 from dynlora.importance.gradient_norm import GradientNormMetric
+from dynlora.importance.magnitude import MagnitudeMetric
 from dynlora.importance.protocol import ImportanceMetric
 from dynlora.importance.random import RandomMetric
 from dynlora.importance.sensitivity import SensitivityMetric
@@ -17,8 +19,10 @@ _METRICS: dict[ImportanceName, Callable[[], ImportanceMetric]] = {
     "signal": SignalMetric,
     "sensitivity": SensitivityMetric,
     "gradient_norm": GradientNormMetric,
+    "fisher": FisherMetric,
     "spectral": SpectralMetric,
     "activation_ratio": ActivationRatioMetric,
+    "magnitude": MagnitudeMetric,
     "uniform": UniformMetric,
 }
 

@@ -13,8 +13,10 @@ METRICS = [
     "signal",
     "sensitivity",
     "gradient_norm",
+    "fisher",
     "spectral",
     "activation_ratio",
+    "magnitude",
     "uniform",
     "random",
 ]
