@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynlora.adapters.input_adaptive import InputAdaptiveRanks
+    from dynlora.adapters.input_adaptive_file import load_input_adaptive, save_input_adaptive
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.integrations.trainer import DynamicLoraCallback
@@ -18,8 +20,11 @@ __all__ = [
     "DynamicLoraConfig",
     "Event",
     "FeatureStats",
+    "InputAdaptiveRanks",
     "LayerEvent",
     "RankPlan",
+    "load_input_adaptive",
+    "save_input_adaptive",
 ]
 
 _MODULES = {
@@ -28,8 +33,11 @@ _MODULES = {
     "DynamicLoraConfig": "dynlora.config",
     "Event": "dynlora.types",
     "FeatureStats": "dynlora.types",
+    "InputAdaptiveRanks": "dynlora.adapters.input_adaptive",
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
+    "load_input_adaptive": "dynlora.adapters.input_adaptive_file",
+    "save_input_adaptive": "dynlora.adapters.input_adaptive_file",
 }
 
 

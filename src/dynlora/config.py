@@ -42,6 +42,9 @@ class DynamicLoraConfig:
     layer_weights: bool = False
     """Let important layers learn faster: scale each adapter's step by its importance, in
     [1/2, 2], without changing what the model computes."""
+    input_adaptive: bool = False
+    """Let each example use only as many of a layer's components, the strongest first, as its own
+    complexity asks for: a quarter, half, three quarters or all of them."""
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import Strengths
 from dynlora.adapters.taps import ActivationTaps
@@ -71,7 +72,8 @@ class DynamicLora:
             BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
             ConfigError: If a pattern in `pinned` matches no layer.
             EngineError: If an engine fixes the tensors' shapes.
-            LayerError: If there is no LoRA layer, or one that cannot be resized.
+            LayerError: If there is no LoRA layer, or one that cannot be resized, or the model
+                cannot have the input-adaptive ranks that are configured.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
         self.config = config
@@ -98,6 +100,13 @@ class DynamicLora:
         )
         self._step = 0
         self._frozen = False
+        self.input_adaptive: InputAdaptiveRanks | None = None
+        """Lets examples use fewer components, and switches that off; None unless configured."""
+        if config.input_adaptive:
+            self.input_adaptive = InputAdaptiveRanks(
+                model, adapter_name=adapter_name, timed=self._timed
+            )
+            self.input_adaptive.observing = True
         self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
 
     @property
@@ -145,6 +154,8 @@ class DynamicLora:
                 `on_nonfinite` is "stop".
         """
         self._step += 1
+        if self.input_adaptive is not None:
+            self.input_adaptive.begin_step(self._step)
         if self._frozen:
             return
         with self._timed():
@@ -156,13 +167,20 @@ class DynamicLora:
                 self.freeze()
 
     def freeze(self) -> None:
-        """Hold the ranks from here on, and stop observing."""
+        """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
         self._taps.close()
+        if self.input_adaptive is not None:
+            self.input_adaptive.observing = False
 
     def close(self) -> None:
-        """Remove every hook. The model stays as it is and keeps training as plain LoRA."""
+        """Remove every hook. The model stays as it is and keeps training as plain LoRA.
+
+        With `input_adaptive` its function changes: every example uses every component from here on.
+        """
         self.freeze()
+        if self.input_adaptive is not None:
+            self.input_adaptive.close()
 
     def apply(self, plan: RankPlan) -> Event:
         """Give layers the ranks of a plan of your own, within the budget.
@@ -186,7 +204,8 @@ class DynamicLora:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, beside weights and moments.
 
-        Tensors are under "importance" and "features"; all else is plain values, ready for JSON.
+        Tensors are under "importance", "features" and "input_adaptive"; all else is plain values,
+        ready for JSON.
         """
         return {
             "config": asdict(self.config),
@@ -201,6 +220,7 @@ class DynamicLora:
             "peak_parameters": self.peak_parameters,
             "importance": self._assessor.state_dict(),
             "features": self._analyzer.state_dict(),
+            "input_adaptive": self.input_adaptive.state_dict() if self.input_adaptive else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -226,6 +246,11 @@ class DynamicLora:
         device = self._layers[0].lora_A.device  # a checkpoint's tensors come from the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
+        if self.input_adaptive is not None:
+            self.input_adaptive.open()
+            self.input_adaptive.load_state_dict(state["input_adaptive"])
+            self.input_adaptive.observing = True
+            self.input_adaptive.begin_step(self._step)
         self._analyzer.begin_step(self._step)
         self._taps.step = self._step
         self._frozen = False
@@ -234,12 +259,14 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Take over only the ranks and scales of a state, after its weights were loaded.
+        """Take over only ranks, scales and thresholds of a state, after its weights were loaded.
 
         Args:
             state: `state_dict`'s output at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
+        if self.input_adaptive is not None:
+            self.input_adaptive.load_thresholds(state["input_adaptive"])
 
     def _reallocate(self) -> None:
         self._check_weights()
@@ -273,6 +300,9 @@ class DynamicLora:
     ) -> Event:
         before = self.ranks
         lost = self._adapters.apply(plan, features, seed=self.config.seed)
+        if self.input_adaptive is not None:
+            self._adapters.order(features)
+            self.input_adaptive.update()
         layers = {}
         for layer in self._layers:
             stats = features.get(layer.name)

@@ -17,6 +17,7 @@ from dynlora.adapters.resize import (
     grow_change,
     measure_strengths,
     new_rows,
+    reorder_change,
     scale_change,
     set_rank,
     shrink_change,
@@ -152,6 +153,17 @@ class LoraAdapters:
         if shrinking or growing:
             self.write_config()
         return lost
+
+    def order(self, features: Mapping[str, FeatureStats]) -> None:
+        """Order every layer's components by strength, strongest first; its function stays.
+
+        Args:
+            features: Observed inputs by module name, on which strengths are measured.
+        """
+        for name, layer in self.layers.items():
+            stats = features.get(name)
+            strengths = measure_strengths(layer, None if stats is None else stats.tokens)
+            self._change(layer, reorder_change(layer, strengths))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
         """Let each layer learn at its weight: scale its output by it and `lora_B` by its inverse.

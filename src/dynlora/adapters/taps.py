@@ -98,7 +98,7 @@ class ActivationTaps:
             mask = torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
         mask = mask.long()
         self._positions = torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
-        self._examples = _example_keys(inputs, self._positions, self.step)
+        self._examples = example_keys(inputs, self._positions, self.step)
         self._keys = {}
         self._seen = set()
 
@@ -139,7 +139,7 @@ class ActivationTaps:
                 positions = self._positions
             else:  # pooled or patched inputs: every row of an example counts
                 positions = torch.arange(shape[1], device=self._positions.device).expand(shape)
-            keys = _mix(self._examples[:, None] + positions) & UNUSED_KEY
+            keys = mix(self._examples[:, None] + positions) & UNUSED_KEY
             self._keys[shape] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[shape]
 
@@ -163,18 +163,18 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Non
     return None
 
 
-def _example_keys(inputs: Tensor, positions: Tensor, step: int) -> Int[Tensor, " batch"]:
+def example_keys(inputs: Tensor, positions: Tensor, step: int) -> Int[Tensor, " batch"]:
     """Hash each example's unmasked content, so that padding and batching do not matter."""
     values = inputs if not inputs.is_floating_point() else inputs.float().view(torch.int32)
     values = values.long()
     while values.dim() > 2:
-        values = _mix(values).sum(dim=-1)
-    mixed = _mix(values + _mix(positions + 1))
+        values = mix(values).sum(dim=-1)
+    mixed = mix(values + mix(positions + 1))
     unmasked = torch.where(positions >= 0, mixed, 0)
-    return _mix(unmasked.sum(dim=1) + _mix(torch.tensor(step, device=inputs.device)))
+    return mix(unmasked.sum(dim=1) + mix(torch.tensor(step, device=inputs.device)))
 
 
-def _mix(values: Tensor) -> Tensor:
+def mix(values: Tensor) -> Tensor:
     """Return splitmix64's output function of each value; integer overflow wraps, as it must."""
     z = values + _MIX[0]
     z = (z ^ (z >> 30)) * _MIX[1]

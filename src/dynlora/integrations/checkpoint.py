@@ -16,7 +16,7 @@ from dynlora.files.whole import whole_file
 
 _VALUES = "dynlora.json"
 _TENSORS = "dynlora.safetensors"
-_TENSOR_GROUPS = ("importance", "features")
+_TENSOR_GROUPS = ("importance", "features", "input_adaptive")
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
+from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.shape_hooks import ShapeHooks
 from dynlora.config import DynamicLoraConfig
@@ -126,6 +127,8 @@ class DynamicLoraCallback(TrainerCallback):
         assert self.dynamic is not None
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_state(folder, self.dynamic.state_dict())
+        if self.dynamic.input_adaptive is not None:
+            save_input_adaptive(self.dynamic.input_adaptive, folder)
 
     def on_train_end(
         self,
@@ -136,10 +139,11 @@ class DynamicLoraCallback(TrainerCallback):
     ) -> None:
         """Stop observing; after `load_best_model_at_end`, take over the best checkpoint's scales.
 
-        The trainer has loaded that checkpoint's tensors, and with them its ranks.
+        The trainer has loaded that checkpoint's tensors, and with them its ranks. Input-adaptive
+        ranks stay on, as in the evaluations so far, until `close()`.
         """
         assert self.dynamic is not None
-        self.dynamic.close()
+        self.dynamic.freeze()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.dynamic.take_shapes(load_state(Path(state.best_model_checkpoint)))
 

@@ -1,0 +1,131 @@
+"""One call of a model in; the complexity of its examples, or of each token's prefix, out.
+
+While a decoder writes, a call brings only the newest token. What came before it is carried from
+call to call with the cache of keys and values that the model itself goes on from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from dynlora.adapters.model_inputs import (
+    FeatureReader,
+    cache_in,
+    check_model,
+    find_cache,
+    looks_ahead,
+    named_arguments,
+    read_mask,
+)
+from dynlora.adapters.taps import example_keys, mix
+from dynlora.complexity import Prefix, running_variance
+from dynlora.errors import EngineError
+from dynlora.types import UNUSED_KEY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What was read in one call."""
+
+    inputs: Tensor
+    """The model's main input."""
+    mask: Bool[Tensor, "batch tokens"]
+    """True where a token counts."""
+    complexity: Float[Tensor, "batch"] | Float[Tensor, "batch tokens"]
+    """Of each example where tokens may look ahead, otherwise of each token's prefix; NaN where it
+    is not known."""
+    prefix: Prefix
+    """Of each sequence, with this call's tokens."""
+    cache: Cache | None
+    """What the call goes on from."""
+
+
+class ComplexityReader:
+    """Reads calls, and remembers the prefix that belongs to each cache as long as it lives."""
+
+    def __init__(self, root: nn.Module) -> None:
+        """Take the model below PEFT's wrapper.
+
+        Raises:
+            LayerError: If its input cannot be read.
+        """
+        self.model: PreTrainedModel = check_model(root)
+        self.whole = looks_ahead(self.model)
+        """Whether complexity is that of the whole example; otherwise of each token's prefix."""
+        self._features = FeatureReader(self.model)
+        self._prefixes: WeakKeyDictionary[Cache, tuple[Prefix, list[ref[Tensor]]]]
+        self._prefixes = WeakKeyDictionary()
+
+    @torch.no_grad()
+    def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
+        """Read the arguments of a call.
+
+        Raises:
+            EngineError: If the call goes on from a cache that is not known, or was changed.
+            LayerError: If the input cannot be read.
+        """
+        given = named_arguments(module, args, kwargs)
+        inputs, features = self._features.read(given)
+        length = inputs.shape[1] if inputs.dim() == 2 else inputs.flatten(2).shape[2]
+        mask = read_mask(given, len(inputs), length).to(inputs.device)
+        cache = find_cache(given)
+        complexity, prefix = running_variance(features, mask, self._before(cache))
+        return Reading(
+            inputs=inputs,
+            mask=mask,
+            complexity=complexity[:, -1] if self.whole else complexity,
+            prefix=prefix,
+            cache=cache,
+        )
+
+    def remember(self, reading: Reading, output: Any) -> None:
+        """Keep the prefix for the calls that go on from the cache that this call has filled."""
+        cache = reading.cache if reading.cache is not None else cache_in(output)
+        if cache is not None:
+            self._prefixes[cache] = reading.prefix, [ref(tensor) for tensor in _tensors(cache)]
+
+    def _before(self, cache: Cache | None) -> Prefix | None:
+        if cache is None or int(cache.get_seq_length()) == 0:
+            return None
+        if self.whole or cache not in self._prefixes:
+            raise EngineError(
+                f"Input-adaptive ranks need a cache that this model's calls have filled while they "
+                f"were on, got a {type(cache).__name__} of {int(cache.get_seq_length())} tokens "
+                "that they have not: begin with an empty cache, or leave them off to the end."
+            )
+        prefix, tensors = self._prefixes[cache]
+        if not all(old() is new for old, new in zip(tensors, _tensors(cache), strict=True)):
+            raise EngineError(
+                f"Input-adaptive ranks need a cache that nobody changes between two calls, got a "
+                f"{type(cache).__name__} whose sequences were reordered, repeated or cut (beam "
+                "search and assisted generation do that): generate with `num_beams=1`, or switch "
+                "input-adaptive ranks off."
+            )
+        return prefix
+
+
+def _tensors(cache: Cache) -> list[Tensor]:
+    """Return what a cache holds of its first layer: new ones where sequences change places."""
+    return [value for value in vars(cache.layers[0]).values() if isinstance(value, Tensor)]
+
+
+def sampling_keys(reading: Reading, step: int) -> Int[Tensor, " n"]:
+    """Return a sampling key for each of the complexities, `UNUSED_KEY` for padding.
+
+    An example gets the same ones in any batch and under any padding (see `taps.example_keys`).
+    """
+    inputs, mask = reading.inputs, reading.mask
+    if inputs.dim() > 2:  # an image, which has no padding
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    positions = torch.where(mask, mask.cumsum(dim=1) - 1, -1)
+    keys = example_keys(inputs, positions, step)
+    if reading.complexity.dim() == 1:
+        return keys & UNUSED_KEY
+    tokens = mix(keys[:, None] + positions) & UNUSED_KEY
+    return torch.where(mask, tokens, UNUSED_KEY).flatten()

@@ -1,0 +1,99 @@
+"""`input_adaptive.json` beside a saved adapter: all that switches input-adaptive ranks on again.
+
+The adapter itself is an ordinary one, which without this file uses every component.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dynlora.adapters.input_adaptive import InputAdaptiveRanks
+from dynlora.complexity import FRACTIONS
+from dynlora.errors import AdapterError
+from dynlora.files.json_files import write_json
+
+INPUT_ADAPTIVE = "input_adaptive.json"
+"""Name of the file."""
+
+_COMPLEXITY = {True: "example", False: "prefix"}
+
+
+def save_input_adaptive(adaptive: InputAdaptiveRanks, folder: str | Path) -> None:
+    """Write what `load_input_adaptive` reads into an adapter's folder.
+
+    Args:
+        adaptive: Of the controller (`DynamicLora.input_adaptive`), or loaded.
+        folder: Where `save_pretrained` put the adapter.
+    """
+    values = {
+        "complexity": _COMPLEXITY[adaptive.whole],
+        "thresholds": list(adaptive.thresholds),
+        "fractions": list(FRACTIONS),
+    }
+    write_json(Path(folder) / INPUT_ADAPTIVE, values)
+
+
+def load_input_adaptive(
+    model: nn.Module, folder: str | Path, *, adapter_name: str | None = None
+) -> InputAdaptiveRanks:
+    """Switch on the input-adaptive ranks that an adapter was trained with.
+
+    Example:
+        >>> model = PeftModel.from_pretrained(base, "adapter")
+        >>> adaptive = load_input_adaptive(model, "adapter")
+
+    Args:
+        model: The PEFT model, with the adapter loaded.
+        folder: The adapter's folder.
+        adapter_name: The adapter; None for the active one.
+
+    Returns:
+        What switches them off again: `disabled()` for a while, `close()` for good.
+
+    Raises:
+        AdapterError: If the folder's file is missing, not what `save_input_adaptive` writes, or of
+            a model of another kind.
+        EngineError: If the model runs under an engine that hooks do not reach.
+        LayerError: If the model or one of its LoRA layers cannot have input-adaptive ranks.
+    """
+    path = Path(folder) / INPUT_ADAPTIVE
+    values = _read(path)
+    adaptive = InputAdaptiveRanks(
+        model, adapter_name=adapter_name, thresholds=tuple(values["thresholds"])
+    )
+    if values["complexity"] != _COMPLEXITY[adaptive.whole]:
+        adaptive.close()
+        raise AdapterError(
+            f"{path} must be of a model of this kind, whose complexity is that of the "
+            f"{_COMPLEXITY[adaptive.whole]}, got {values['complexity']!r}: load the adapter on the "
+            "model that it was trained on."
+        )
+    return adaptive
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        thresholds = [float(value) for value in values["thresholds"]]
+        fractions, complexity = values["fractions"], values["complexity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"An adapter trained with `input_adaptive=True` must have a {path.name}, but {path} "
+            f"cannot be read ({type(error).__name__}: {error}): restore it, or use the adapter "
+            "without input-adaptive ranks."
+        ) from error
+    ascending = thresholds == sorted(thresholds) and all(map(math.isfinite, thresholds))
+    if len(thresholds) not in (0, len(FRACTIONS) - 1) or not ascending:
+        raise AdapterError(
+            f"`thresholds` in {path} must be {len(FRACTIONS) - 1} ascending numbers, or none, got "
+            f"{thresholds}: restore the file."
+        )
+    if fractions != list(FRACTIONS):
+        raise AdapterError(
+            f"`fractions` in {path} must be {list(FRACTIONS)}, as this version of dynlora uses "
+            f"them, got {fractions}: load it with the version that it was trained with."
+        )
+    return {"complexity": complexity, "thresholds": thresholds}
