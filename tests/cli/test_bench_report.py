@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynlora.cli import bench_report
-from dynlora.cli import main as entry
-from dynlora.cli.verbs import Verb
+from dynlora.cli.main import main
 from tests.cli.conftest import snapshot
 from tests.unit.bench.report.records import invented_study, values, write
 
@@ -29,10 +27,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
     """Return a runner of the verb in an empty folder; it returns the exit code."""
-    monkeypatch.setattr(entry, "VERBS", {"bench_report": Verb("", "")})
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return lambda *arguments: entry.main(["bench_report", *map(str, arguments)])
+    return lambda *arguments: main(["bench", "report", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -180,9 +177,6 @@ def test_names_with_signs_of_their_own_are_printed_as_they_are(report, tmp_path,
     name = "a [b] $x_1$ | <c>"
     runs = invented_study(name, ("lora", "[/x] $y", "_z"), budgets=(8,), blocks=1)
     write(tmp_path / "r" / "s", *runs)
-        tmp_path / "r" / "s",
-        *invented_study(name, ("lora", "[/x] $y", "_z"), budgets=(8,), blocks=1),
-    )
     assert report(tmp_path / "r", "--output", "report.md") == 0
     assert name in capsys.readouterr().out
     text = Path("report.md").read_text(encoding="utf-8")
@@ -274,7 +268,3 @@ def test_a_parent_that_is_a_file_is_refused(refused, results):
 @pytest.mark.parametrize("arguments", [["--reference"], ["--unknown"], ["--output", ""], [""]])
 def test_arguments_that_say_nothing_are_refused(refused, arguments):
     assert "usage: dynlora bench report" in refused(*arguments)
-
-
-def test_the_module_has_the_entry_that_the_verb_calls():
-    assert callable(bench_report.run)

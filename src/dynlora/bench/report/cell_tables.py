@@ -1,6 +1,7 @@
 """Section: one model, task and budget: what each method reached, and how it differs."""
 
 from collections.abc import Sequence
+from math import isfinite, nan
 from statistics import fmean
 
 from dynlora.bench.report.comparison import Comparison, Quantity, value_of
@@ -27,7 +28,7 @@ def cell_section(study: Study, cell: Cell, reference: str) -> list[str]:
             f"{len(outcomes)} of {len(study.runs(cell, method))}",
             *(spread_text(_values(outcomes, quantity)) for quantity in shown),
             *_costs(outcomes),
-            str(len(_collapsed(study, cell, method))),
+            _collapsed_text(study, cell, method),
         ]
         for method, outcomes in found.items()
     ]
@@ -54,18 +55,25 @@ def _costs(outcomes: Sequence[Outcome]) -> list[str]:
     if not outcomes:
         return ["–"] * len(COSTS)
     training = fmean(outcome.training for outcome in outcomes)
-    dynamic = fmean(outcome.dynamic for outcome in outcomes)
+    part = fmean(outcome.dynamic for outcome in outcomes) / training if training else nan
     return [
         count_text(fmean(outcome.live for outcome in outcomes)),
         count_text(fmean(outcome.peak for outcome in outcomes)),
-        seconds_text(training),
-        f"{dynamic / training:.1%}" if training else "–",
+        seconds_text(training) if isfinite(training) else "–",
+        f"{part:.1%}" if isfinite(part) else "–",
     ]
 
 
 def _collapsed(study: Study, cell: Cell, method: str) -> list[int]:
     runs = study.runs(cell, method)
     return [run.seed for run in runs if run.outcome and run.outcome.collapsed]
+
+
+def _collapsed_text(study: Study, cell: Cell, method: str) -> str:
+    """Return how many runs collapsed; a dash where none was looked at."""
+    runs = study.runs(cell, method)
+    known = [run for run in runs if run.outcome and run.outcome.collapsed is not None]
+    return str(len(_collapsed(study, cell, method))) if known else "–"
 
 
 def _remarks(study: Study, cell: Cell, methods: Sequence[str]) -> list[str]:
@@ -95,7 +103,7 @@ def comparison_section(comparisons: Sequence[Comparison], reference: str) -> lis
             escape(found.method),
             escape(name_of(found.quantity, found.metric)),
             "lower" if lower_is_better(found.metric) else "higher",
-            str(len(found.differences)) + (f" ({found.lost} not finite)" if found.lost else ""),
+            str(len(found.differences)) + (f" ({found.lost} lost)" if found.lost else ""),
             signed_text(found.mean),
             interval_text(found.interval),
             p_text(found.p),

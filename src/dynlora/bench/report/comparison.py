@@ -45,7 +45,7 @@ class Comparison:
     differences: Mapping[int, float]
     """Method minus reference, by seed and in its order."""
     lost: int
-    """Pairs left out because one of both runs is not finite."""
+    """Seeds that both have, but of which one has no finite result: it failed, say, or diverged."""
     interval: tuple[float, float] | None
     """None where there are fewer than two pairs, as for both p-values."""
     p: float | None
@@ -146,12 +146,10 @@ def _compare_one(
 
 
 def _lost(study: Study, cell: Cell, method: str, reference: str) -> int:
-    """Return how many seeds completed for both, but with numbers for one of them at most."""
-    completed = [
-        {run.seed for run in study.runs(cell, name) if run.outcome} for name in (method, reference)
-    ]
+    """Return how many seeds both have, but with a result for one of them at most."""
+    tried = [{run.seed for run in study.runs(cell, name)} for name in (method, reference)]
     finite = study.usable(cell, method).keys() & study.usable(cell, reference).keys()
-    return len((completed[0] & completed[1]) - finite)
+    return len((tried[0] & tried[1]) - finite)
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

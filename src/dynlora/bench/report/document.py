@@ -16,18 +16,20 @@ from dynlora.errors import ConfigError
 DEFAULT_REFERENCE = "lora"
 MARK = "<!-- Written by `dynlora bench report` from the records of runs; do not edit. -->"
 HOW_TO_READ = """\
-Means are given with the standard deviation over seeds. `parameters` are those of the adapter at
-the end of training and `peak` the most it ever held, `training` is the time in training steps and
-`moving ranks` the part of it that dynamic ranks took. Collapsed runs, whose guesses are all one
-class, are counted and named, and stay in every mean; runs whose loss or metric is not finite are
-named and in none.
+Means are given with the standard deviation over seeds. `runs` is how many of the final runs are
+in them. `parameters` are those of the adapter at the end of training, `peak` the most it ever
+held, `training` the time in training steps and `moving ranks` the part of it that dynamic ranks
+took. Collapsed runs, whose guesses are all one class, are counted and named, and stay in every
+mean; runs whose loss or metric is not finite are named and in none.
 
-Differences are paired: a method minus the reference, over the seeds that both have. The interval
-is a BCa bootstrap of the mean (95 %, 10,000 resamples). The p-value is that of a permutation test
-of signs: exact up to 16 pairs, from 100,000 random patterns beyond. It is corrected by Holm's
-rule over all comparisons that a study makes in validation loss, in the validation metric, and in
-the test metric, each for itself. `better` and `worse` mean that the corrected p-value is at most
-0.05; `no difference shown` does not mean that there is none. Intervals are not corrected.
+Differences are paired: a method minus the reference, over the seeds that both have. A pair is
+`lost` if one of both runs has no finite result: then the difference leaves out what may be the
+worst of them. The interval is a BCa bootstrap of the mean (95 %, 10,000 resamples). The p-value
+is that of a permutation test of signs: exact up to 16 pairs, from 100,000 random patterns beyond.
+It is corrected by Holm's rule over all comparisons that a study makes in validation loss, in the
+validation metric, and in the test metric, each for itself. `better` and `worse` mean that the
+corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
+Intervals are not corrected.
 
 In the summary a cell is a model, task and budget, and the counts are of cells; `interval above`
 and `interval below` count those whose interval excludes 0, on the side of a gain or of a loss.

@@ -32,15 +32,15 @@ class Outcome:
     """The main metric on validation data."""
     test: float | None
     """The main metric on test data; None where there is none."""
-    collapsed: bool
-    """Whether every guess was the same class."""
+    collapsed: bool | None
+    """Whether every guess was the same class; None where nobody looked."""
     live: int
     """Adapter parameters at the end."""
     peak: int
     training: float
-    """Seconds in training steps."""
+    """Seconds in training steps; NaN where unknown."""
     dynamic: float
-    """Seconds of those in moving ranks."""
+    """Seconds of those in moving ranks; NaN where unknown."""
     final_ranks: Mapping[str, int]
 
     @property
@@ -72,6 +72,8 @@ class Record:
     seed: int
     status: str
     error: str
+    diverged: bool
+    """Whether it failed because a loss or gradient was not finite."""
     tuned: Tuned | None
     outcome: Outcome | None
     """None unless a final run completed."""
@@ -100,6 +102,7 @@ def as_record(path: Path, values: Mapping[str, Any]) -> Record:
         seed=fields.whole("seed"),
         status=status,
         error=fields.text("error"),
+        diverged=bool(fields.flag("diverged")),
         tuned=_tuned(fields.inside("tuned")) if values.get("tuned") is not None else None,
         outcome=_outcome(fields) if is_measured else None,
     )
@@ -118,7 +121,7 @@ def _outcome(fields: "Fields") -> Outcome:
         loss=validation.number("loss"),
         metric=validation.number(metric),
         test=fields.inside("test").number(metric) if has_test else None,
-        collapsed=fields.values.get("collapsed") is True,
+        collapsed=fields.flag("collapsed"),
         live=parameters.whole("end"),
         peak=parameters.whole("peak"),
         training=seconds.number("training_steps"),
@@ -181,6 +184,13 @@ class Fields:
         if type(found) is int or type(found) is float:
             return float(found) if abs(found) < math.inf else math.nan
         raise self._wrong(key, "a number or null", found)
+
+    def flag(self, key: str) -> bool | None:
+        """Return yes or no, or None where it is null or missing."""
+        found = self.values.get(key)
+        if found is None or isinstance(found, bool):
+            return found
+        raise self._wrong(key, "true, false or null", found)
 
     def ranks(self, key: str) -> Mapping[str, int]:
         """Return ranks by module name; empty for a method without ranks."""

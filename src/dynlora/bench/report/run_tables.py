@@ -28,13 +28,14 @@ def _not_completed(study: Study) -> list[str]:
     reasons: dict[tuple[str, str, Cell, str, str], list[int]] = {}
     for run in study.records:
         if run.status != "completed":
-            key = run.kind, run.method, run.cell, run.status, run.error
+            status = run.status.replace("_", " ") + (" (diverged)" if run.diverged else "")
+            key = run.kind, run.method, run.cell, status, run.error
             reasons.setdefault(key, []).append(run.seed)
     if not reasons:
         return []
     lines = [
         f"- {'a trial of ' if kind == 'trial' else ''}{escape(method)}, {cell_text(cell)}, "
-        f"{seeds_text(seeds)}: {status.replace('_', ' ')}{': ' if error else ''}{error_text(error)}"
+        f"{seeds_text(seeds)}: {status}{': ' if error else ''}{error_text(error)}"
         for (kind, method, cell, status, error), seeds in reasons.items()
     ]
     return ["Not completed:", "", *lines, ""]

@@ -41,6 +41,12 @@ def test_runs_are_paired_by_seed_and_a_seed_of_one_side_is_left_out():
     assert found.lost == 0
 
 
+def test_a_pair_of_which_one_run_failed_is_counted_as_lost():
+    runs = losses("lora", {0: 1.0, 1: 2.0}) + losses("a", {0: 1.5})
+    found = only(compare(study_of([*runs, values(method="a", seed=1, status="failed")]), "lora"))
+    assert (found.differences, found.lost) == ({0: 0.5}, 1)
+
+
 def test_a_pair_with_a_loss_that_is_no_number_is_counted_and_not_averaged():
     runs = losses("lora", {0: 1.0, 1: 2.0, 2: None}) + losses("a", {0: 1.5, 1: None, 2: 3.0})
     found = compare(study_of(runs), "lora")

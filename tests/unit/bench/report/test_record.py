@@ -89,6 +89,7 @@ def test_a_missing_key_is_named_with_the_file(key):
         ({"method": " "}, "`method` .* name of printable characters, got ' '"),
         ({"task": "a\nb"}, "`task` .* name of printable characters"),
         ({"model": "a\ud800"}, "`model` .* name of printable characters"),
+        ({"collapsed": "yes"}, "`collapsed` .* true, false or null, got 'yes'"),
         ({"error": 3}, "`error` .* a text or null, got '3'"),
         ({"tuned": {"learning_rate": 1.0}}, "must hold `tuned.scale`"),
     ],
