@@ -7,6 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 from dynlora.bench.runs import ExamRows
 from dynlora.train.config import JobConfig
 
+RUNS_PER_PROCESS = 20
+"""After so many a new process is started: libraries keep what they made for shapes long gone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:

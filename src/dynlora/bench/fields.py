@@ -57,22 +57,22 @@ class Fields:
 
     def whole(self, key: str, *, low: int) -> int:
         """Return a whole number of at least `low`."""
-        return self._whole(key, self._given(key, None), low)
+        return self._whole(key, self._given(key, None), low, "a whole number")
 
     def whole_numbers(self, key: str, *, low: int) -> tuple[int, ...]:
         """Return different whole numbers of at least `low`; at least one."""
-        found = tuple(self._whole(key, value, low) for value in self._list(key))
+        found = tuple(self._whole(key, value, low, "whole numbers") for value in self._list(key))
         if len(set(found)) < len(found):
             raise self.wrong(key, "different numbers", list(found))
         return found
 
     def number(self, key: str, *, default: float) -> float:
         """Return a number above 0."""
-        return self._number(key, self._given(key, default))
+        return self._number(key, self._given(key, default), "a number")
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """Return numbers above 0; at least one."""
-        return tuple(self._number(key, value) for value in self._list(key))
+        return tuple(self._number(key, value, "numbers") for value in self._list(key))
 
     def wrong(self, key: str, required: str, given: object) -> ConfigError:
         """Return the error for a value that is not what it must be."""
@@ -91,12 +91,12 @@ class Fields:
             return found
         raise self.wrong(key, "a list of at least one number", found)
 
-    def _whole(self, key: str, value: Any, low: int) -> int:
+    def _whole(self, key: str, value: Any, low: int, required: str) -> int:
         if type(value) is int and value >= low:
             return value
-        raise self.wrong(key, f"of whole numbers of at least {low}", value)
+        raise self.wrong(key, f"{required} of at least {low}", value)
 
-    def _number(self, key: str, value: Any) -> float:
+    def _number(self, key: str, value: Any, required: str) -> float:
         # YAML takes 3e-4 for a text: it wants 3.0e-4.
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -104,4 +104,4 @@ class Fields:
             number = math.nan
         if 0 < number < math.inf:
             return number
-        raise self.wrong(key, "of numbers above 0", value)
+        raise self.wrong(key, f"{required} above 0", value)

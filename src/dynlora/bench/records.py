@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.bench.assignment import Outcome
-from dynlora.bench.runs import Run, key_of, plain
+from dynlora.bench.runs import Cell, Run, key_of, plain
 from dynlora.bench.study import Study
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+NEEDED = (
+    "study", "kind", "model", "task", "method", "budget", "seed", "status", "diverged", "config",
+)  # fmt: skip
+"""Keys without which a file is no record."""
 ASIDE = ".superseded"
 """Ending of a record that was put aside: it is kept, but read by nobody."""
 EMPTY: Mapping[str, Any] = {
@@ -43,15 +47,39 @@ class Records:
     _found: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = field(default_factory=dict)
     """By kind and key, as a run's configuration is understood today."""
 
-    def completed(self, run: Run) -> dict[str, Any] | None:
-        """Return the record of a run that has completed before; None if there is none."""
+    def ended(self, run: Run) -> dict[str, Any] | None:
+        """Return the record of a run that need not be done again; None if it is to be done.
+
+        A trial in which training diverged has said all that a trial can say.
+        """
         _, record = self._found.get((run.kind, run.key), (None, None))
-        return record if record is not None and record["status"] == "completed" else None
+        if record is None:
+            return None
+        diverged = run.kind == "trial" and record["diverged"]
+        return record if record["status"] == "completed" or diverged else None
 
     def status(self, run: Run) -> str | None:
         """Return what became of a run when it was last tried; None if it never was."""
         _, record = self._found.get((run.kind, run.key), (None, None))
         return None if record is None else str(record["status"])
+
+    def status_at(self, cell: Cell, seed: int) -> str | None:
+        """Return what became of a final run, whatever was tuned for it; None if it is not there."""
+        place = (cell.model, cell.task, cell.method, cell.budget, seed)
+        for _, record in self._found.values():
+            if record["kind"] == "final" and _place(record) == place:
+                return str(record["status"])
+        return None
+
+    def trials(self, cell: Cell) -> int:
+        """Return how many trials of a cell have ended, whatever their settings."""
+        place = (cell.model, cell.task, cell.method, cell.budget)
+        return sum(
+            record["kind"] == "trial"
+            and _place(record)[:-1] == place
+            and (record["status"] == "completed" or record["diverged"])
+            for _, record in self._found.values()
+        )
 
     def write(self, run: Run, outcome: Outcome) -> dict[str, Any]:
         """Write what became of a run, in the place of what was known of it, and return that."""
@@ -69,7 +97,8 @@ class Records:
 
     def put_aside(self, run: Run) -> None:
         """Put records of the same final run under other keys aside: it shall stand there once."""
-        mine = _place(as_record(self.study, run, Outcome(status="")))
+        cell = run.cell
+        mine = (cell.model, cell.task, cell.method, cell.budget, run.seed)
         for (kind, key), (path, record) in list(self._found.items()):
             if kind == run.kind == "final" and key != run.key and _place(record) == mine:
                 path.replace(path.with_name(path.name + ASIDE))
@@ -94,7 +123,7 @@ def open_records(study: Study) -> Records:
         )
     for path in sorted(study.results.glob("*.json")):
         record = read_json(path)
-        missing = [key for key in ("study", "kind", "status", "config") if key not in record]
+        missing = [key for key in NEEDED if key not in record]
         if missing:
             raise RunFileError(
                 f"each .json file in {study.results} must be a record of `dynlora bench`, got "

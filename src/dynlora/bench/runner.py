@@ -4,24 +4,47 @@ All tuning ends before the first final run begins, so nothing that was chosen ha
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from dynlora.bench.assignment import Assignment, Executor
 from dynlora.bench.records import Records
 from dynlora.bench.runs import Cell, Choice, Jobs, Run
-from dynlora.bench.tuning import Measure, Tuner
+from dynlora.bench.study import Tuning
 from dynlora.errors import StudyError
 from dynlora.train.config import JobConfig
 
 T = TypeVar("T")
+R = TypeVar("R")
 Record = Mapping[str, Any]
+Measure = Callable[[int, Choice], float | None]
+"""Does a trial of that number and returns the metric that decides; infinite where training
+diverged, None where it could not be done."""
 Watch = Callable[[Run, Record, bool], None]
 """Is told of each run, its record, and whether that was there before."""
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """What finds the best choice for a cell."""
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the study wants it done."""
+        ...
+
+    def metric(self, cell: Cell) -> str:
+        """Return the name of the validation metric that decides."""
+        ...
+
+    def tune(self, cell: Cell, measure: Measure) -> Choice:
+        """Return the best choice; raises StudyError where there is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +110,10 @@ class Runner:
         tuned: dict[Cell, Choice | None] = dict.fromkeys(selection.cells)
         problems: list[str] = []
         if tuner is not None:
-            for cell, choice in self._each(lambda c: self._tune(tuner, c), selection.cells):
-                if isinstance(choice, Choice):
-                    tuned[cell] = choice
-                else:
-                    del tuned[cell]
-                    problems.append(choice)
+            found = self._all(partial(self._tune, tuner), selection.cells)
+            chosen = dict(zip(selection.cells, found, strict=True))
+            tuned = {cell: made.choice for cell, made in chosen.items() if made.choice}
+            problems = [made.problem for made in found if made.problem]
         finals = [
             self.jobs.final(cell, seed, tuned[cell])
             for cell, seed in selection.finals
@@ -100,13 +121,12 @@ class Runner:
         ]
         for run in finals:
             self.records.put_aside(run)
-        for _ in self._each(self.do, finals):
-            pass
+        self._all(self.do, finals)
         return problems
 
     def do(self, run: Run) -> Record:
         """Return the record of a run, which is done if it has not completed before."""
-        found = self.records.completed(run)
+        found = self.records.ended(run)
         if found is not None:
             self.watch(run, found, True)
             return found
@@ -123,11 +143,11 @@ class Runner:
             self.watch(run, record, False)
         return record
 
-    def _tune(self, tuner: Tuner, cell: Cell) -> Choice | str:
+    def _tune(self, tuner: Tuner, cell: Cell) -> "Tuned":
         try:
-            return tuner.tune(cell, self._measure(tuner, cell))
+            return Tuned(tuner.tune(cell, self._measure(tuner, cell)), None)
         except StudyError as error:
-            return str(error)
+            return Tuned(None, str(error))
 
     def _measure(self, tuner: Tuner, cell: Cell) -> Measure:
         def measure(number: int, choice: Choice) -> float | None:
@@ -139,20 +159,25 @@ class Runner:
 
         return measure
 
-    def _each(self, work: Callable[[T], Any], items: Iterable[T]) -> Iterable[tuple[T, Any]]:
-        """Yield each item with what became of it, some under way at once."""
+    def _all(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Return what became of each item; as many are under way at once as may be."""
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting: list[tuple[T, Future[Any]]] = [
-                (item, pool.submit(work, item)) for item in items
-            ]
+            waiting = [pool.submit(work, item) for item in items]
             try:
-                for item, future in waiting:
-                    yield item, future.result()
+                return [future.result() for future in waiting]
             except BaseException:
-                for _, future in waiting:
+                for future in waiting:
                     future.cancel()
                 self.executor.stop()
                 raise
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came of tuning a cell: a choice, or why there is none."""
+
+    choice: Choice | None
+    problem: str | None
 
 
 def place(run: Run, places: Mapping[str, Path]) -> JobConfig:

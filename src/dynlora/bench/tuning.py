@@ -5,7 +5,6 @@ number and the trials before it, and so a tuning that was interrupted ends where
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import optuna
@@ -15,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from dynlora.bench.runner import Measure
 from dynlora.bench.runs import Cell, Choice, Jobs, key_of, plain
 from dynlora.bench.study import Space, Tuning
 from dynlora.errors import StudyError
@@ -24,13 +24,9 @@ LOWER_IS_BETTER = ("loss", "rmse", "perplexity")
 STORAGE = "tuning.journal"
 """The file of all trials, in the folder of records."""
 
-Measure = Callable[[int, Choice], float | None]
-"""Does a trial of that number and returns the metric that decides; infinite where training
-diverged, None where it could not be done."""
-
 
 @dataclass(frozen=True, slots=True)
-class Tuner:
+class OptunaTuner:
     """What tunes the cells of a study."""
 
     jobs: Jobs
@@ -50,7 +46,9 @@ class Tuner:
         """
         study = self._open(cell)
         worst = math.inf if self.metric(cell) in LOWER_IS_BETTER else -math.inf
-        while (done := _count(study)) < self.tuning.trials:
+        for trial in self._ended(study):
+            measure(trial.number, self._choice(trial, cell))  # its record may be missing
+        while (done := len(self._ended(study))) < self.tuning.trials:
             trial = self._next(study, done)
             value = measure(trial.number, self._choice(trial, cell))
             if value is None:
@@ -58,13 +56,24 @@ class Tuner:
                     f"{cell.name} is not tuned: {done} of {self.tuning.trials} trials have ended"
                 )
             study.tell(trial.number, value if math.isfinite(value) else worst)
-        best = study.best_trial
-        if best.value is None or math.isinf(best.value):
+        return self._choice(self._best(study, cell), cell)
+
+    def _ended(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Return the trials that count; a study that asks for fewer than are there has no more."""
+        found = study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
+        return sorted(found, key=lambda trial: trial.number)[: self.tuning.trials]
+
+    def _best(self, study: optuna.Study, cell: Cell) -> FrozenTrial:
+        """Return the best trial, the first of equals."""
+        lower = self.metric(cell) in LOWER_IS_BETTER
+        values = {trial.number: trial.value or 0.0 for trial in self._ended(study)}
+        best = min(self._ended(study), key=lambda t: values[t.number] * (1 if lower else -1))
+        if math.isinf(values[best.number]):
             raise StudyError(
                 f"{cell.name} cannot be tuned: training diverged in all of its "
                 f"{self.tuning.trials} trials"
             )
-        return self._choice(best, cell)
+        return best
 
     def _open(self, cell: Cell) -> optuna.Study:
         """Return the Optuna study of a cell with these very settings."""
@@ -105,20 +114,16 @@ class Tuner:
         )
 
 
-def open_tuner(jobs: Jobs, tuning: Tuning) -> Tuner:
+def open_tuner(jobs: Jobs, tuning: Tuning) -> OptunaTuner:
     """Return what tunes the cells of a study; its trials are kept beside the records."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = jobs.study.results
     folder.mkdir(parents=True, exist_ok=True)
     backend = JournalFileBackend(str(folder / STORAGE))
-    return Tuner(jobs, tuning, JournalStorage(backend))
+    return OptunaTuner(jobs, tuning, JournalStorage(backend))
 
 
 def _distribution(space: Space) -> BaseDistribution:
     if space.choices:
         return CategoricalDistribution(space.choices)
     return FloatDistribution(space.low, space.high, log=True)
-
-
-def _count(study: optuna.Study) -> int:
-    return len(study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False))

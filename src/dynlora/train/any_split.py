@@ -103,8 +103,7 @@ def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
     if file or (config.path is None and config.embedded is not None):
         if name in (config.train_split, config.validation_split):
             if held_out and not file:
-                own_rows = {"validation_rows_from_train": None, "max_validation_rows": None}
-                config = replace(config, **own_rows)
+                config = replace(config, validation_rows_from_train=None, max_validation_rows=None)
             return load_splits(config)[name == config.validation_split]
         raise DataError(
             f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "
