@@ -33,10 +33,12 @@ def run(arguments: Sequence[str], output: Output) -> None:
     if given.output is not None:
         check_replaceable(given.output, overwrite=given.overwrite)
     with readable_messages(output.progress):
-        found = open_run(given.run, given.model)
+        found = open_run(given.run, given.model, given.input_adaptive)
         rows = find_rows(found.config.data, given.split, given.data, found.class_names)
         result = evaluate_run(found, rows, given.batch_size)
-    values = finite(_values(given.run, found, rows, result))
+    values = finite(
+        _values(given.run, found, rows, result) | _adaptive(found, given.input_adaptive)
+    )
     if given.output is not None:
         with new_file(given.output) as draft:
             draft.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
@@ -62,6 +64,13 @@ def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
     }
 
 
+def _adaptive(found: Any, asked: str | None) -> dict[str, Any]:
+    """Return whether rows used only some components, where the run was trained so."""
+    if found.config.method == "dynamic" and found.config.dynamic.input_adaptive:
+        return {"input_adaptive": asked != "off"}
+    return {}
+
+
 def _table(values: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
@@ -74,6 +83,8 @@ def _table(values: dict[str, Any]) -> Any:
     table.add_row(
         "rows", Text(f"{values['rows']:,} of {values['source']} ({values['split']}){cut}")
     )
+    if "input_adaptive" in values:
+        table.add_row("input-adaptive", "on" if values["input_adaptive"] else "off")
     table.add_section()
     for name, value in values["metrics"].items():
         table.add_row(name, "not finite" if value is None else f"{value:.4f}")

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     if given.output is not None:
         check_output(given.output, source=given.file, overwrite=given.overwrite)
     with readable_messages(output.progress):
-        found = open_run(given.run, given.model, given.max_new_tokens)
+        found = open_run(given.run, given.model, given.input_adaptive, given.max_new_tokens)
         rows = find_inputs(found.config.data, found.config.task, given.file)
         predictions = predict_rows(found, rows, given.batch_size)
         count = rows.table.num_rows

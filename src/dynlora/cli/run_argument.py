@@ -14,7 +14,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def add_run(parser: VerbParser) -> None:
-    """Add RUN, `--model` and `--batch-size` to a verb's parser."""
+    """Add RUN, `--model`, `--batch-size` and `--input-adaptive` to a verb's parser."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
     parser.add_argument(
         "--model",
@@ -27,6 +27,12 @@ def add_run(parser: VerbParser) -> None:
         metavar="N",
         type=at_least_one,
         help="rows in a forward pass (default: the run's training.eval_batch_size)",
+    )
+    parser.add_argument(
+        "--input-adaptive",
+        choices=("on", "off"),
+        help="whether each row uses only as many components as its complexity asks for (default: "
+        "on for runs trained with dynamic.input_adaptive)",
     )
 
 
@@ -41,12 +47,15 @@ def at_least_one(text: str) -> int:
 at_least_one.__name__ = "a whole number of at least 1"  # as argparse calls it in its complaint
 
 
-def open_run(run: Path, model: str | None, max_new_tokens: int | None = None) -> Any:
+def open_run(
+    run: Path, model: str | None, input_adaptive: str | None, max_new_tokens: int | None = None
+) -> Any:
     """Load a finished run.
 
     Args:
         run: Its folder.
         model: Where its base model is now; None takes its configuration's word.
+        input_adaptive: "on" or "off"; None takes its configuration's word.
         max_new_tokens: Most tokens to write for a row; None takes its configuration's word.
 
     Returns:
@@ -55,6 +64,7 @@ def open_run(run: Path, model: str | None, max_new_tokens: int | None = None) ->
     Raises:
         DynamicLoraError: If it is not a finished run, or what it needs is missing or broken.
     """
+    from dynlora.adapters.input_adaptive_file import load_input_adaptive
     from dynlora.train.finished_run import check_finished, load_run
     from dynlora.train.run_folder import RunFolder
 
@@ -73,7 +83,16 @@ def open_run(run: Path, model: str | None, max_new_tokens: int | None = None) ->
             f"`--model` must be left out for a run with `method: full`, got {model}: {run} holds "
             "the whole model."
         )
-    return load_run(folder, config)
+    trained = config.method == "dynamic" and config.dynamic.input_adaptive
+    if input_adaptive == "on" and not trained:
+        raise ConfigError(
+            f"`--input-adaptive on` goes with runs of `dynamic.input_adaptive: true` only, got "
+            f"{run}, which was trained without: leave it out."
+        )
+    loaded = load_run(folder, config)
+    if trained and input_adaptive != "off":
+        load_input_adaptive(loaded.model, folder.adapter)
+    return loaded
 
 
 def _moved(model: str | None) -> list[str]:

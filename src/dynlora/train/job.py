@@ -13,6 +13,7 @@ from peft.utils.warning import PeftWarning
 from rich.console import Console
 from transformers import set_seed
 
+from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.errors import RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
@@ -202,6 +203,9 @@ def _write_model(job: Job) -> None:
         return
     # "auto" would ask the hub whether the base model's vocabulary was changed; it never is here.
     model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
+    adaptive = None if job.ranks is None else job.ranks.dynamic.input_adaptive
+    if adaptive is not None:
+        save_input_adaptive(adaptive, job.folder.adapter)
 
 
 def _how_to_go_on(job: Job) -> str:

@@ -1,0 +1,179 @@
+"""Input-adaptive ranks from the command line: trained, saved, evaluated on and off, resumed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import tensor
+from torch.nn.functional import cross_entropy
+
+from dynlora.cli.main import main
+from tests.cli.conftest import snapshot
+from tests.cli.finished import finish, read_json, stock_logits
+from tests.jobs import make_rows, write_rows
+
+ON = (
+    "--dynamic.input_adaptive=true",
+    "--lora.r=8",
+    "--lora.lora_alpha=16",
+    "--training.save_total_limit=null",
+)
+FILE = "input_adaptive.json"
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Path:
+    """Return a finished run that was trained with input-adaptive ranks."""
+    return finish(tmp_path_factory.mktemp("adaptive"), model, data, *ON)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return a runner of a verb with --json; it returns what was printed."""
+
+    def run(*arguments: object) -> Any:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a runner of a verb on a run that must fail; it returns the line after `error: `."""
+
+    def run(verb: str, folder: Path, *arguments: object) -> str:
+        before = snapshot(folder)
+        capsys.readouterr()
+        assert main([verb, str(folder), *map(str, arguments)]) == 2
+        captured = capsys.readouterr()
+        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+        assert snapshot(folder) == before
+        return errors[0].removeprefix("error: ")
+
+    return run
+
+
+def test_eval_gives_the_numbers_of_the_run_and_with_it_off_those_of_stock_libraries(
+    adaptive: Path, model: Path, said: Callable[..., Any]
+) -> None:
+    on = said("eval", adaptive)
+    assert on["metrics"] == read_json(adaptive / "run.json")["metrics_after"]
+    assert on["input_adaptive"] is True
+    off = said("eval", adaptive, "--input-adaptive", "off")
+    assert off["input_adaptive"] is False
+    rows = make_rows(16, seed=2)
+    logits = stock_logits(adaptive, model, [row["text"] for row in rows])
+    loss = float(cross_entropy(logits, tensor([row["label"] for row in rows])))
+    assert off["metrics"]["loss"] == pytest.approx(loss, abs=1e-5)
+    assert abs(on["metrics"]["loss"] - loss) > 1e-4
+
+
+def test_the_table_says_whether_it_is_on(
+    adaptive: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, options, expected in (
+        (adaptive, (), ["input-adaptive", "on"]),
+        (adaptive, ("--input-adaptive", "off"), ["input-adaptive", "off"]),
+        (finished, (), None),
+    ):
+        capsys.readouterr()
+        assert main(["eval", str(run), *options]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        found = [[word for word in line if word.isascii()] for line in lines]
+        assert (expected in found) == (expected is not None)
+        assert any("input-adaptive" in line for line in lines) == (expected is not None)
+
+
+def test_what_predict_says_depends_on_it_and_not_on_the_batch(
+    adaptive: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(20, seed=7))
+
+    def likely(*options: str) -> list[float]:
+        found = said("predict", adaptive, rows, *options)["predictions"]
+        return [row["probabilities"][0] for row in found]
+
+    together = likely("--batch-size", "20")
+    assert likely("--batch-size", "1") == pytest.approx(together, abs=1e-5)
+    assert likely("--input-adaptive", "on") == pytest.approx(together, abs=1e-5)
+    off = likely("--input-adaptive", "off")
+    assert max(abs(a - b) for a, b in zip(off, together, strict=True)) > 1e-3
+
+
+def test_the_adapter_and_every_checkpoint_hold_thresholds(adaptive: Path) -> None:
+    final = read_json(adaptive / "adapter" / FILE)
+    assert final["complexity"] == "example"
+    assert len(final["thresholds"]) == 3
+    by_step = {
+        folder.name: read_json(folder / FILE)["thresholds"]
+        for folder in (adaptive / "checkpoints").iterdir()
+    }
+    assert by_step["checkpoint-10"] == final["thresholds"] != by_step["checkpoint-5"] != []
+
+
+def test_a_resumed_run_saves_the_same_bytes(
+    adaptive: Path, tmp_path: Path, model: Path, data: Path
+) -> None:
+    source = shutil.copytree(adaptive, tmp_path / "source")
+    resumed = finish(
+        tmp_path, model, data, *ON, f"--training.resume={source / 'checkpoints/checkpoint-5'}"
+    )
+    for name in ("adapter_model.safetensors", FILE):
+        path = Path("adapter") / name
+        assert (resumed / path).read_bytes() == (adaptive / path).read_bytes()
+
+
+def test_the_best_checkpoints_thresholds_are_kept_with_its_weights(
+    tmp_path: Path, model: Path, data: Path, said: Callable[..., Any]
+) -> None:
+    best = ("--training.load_best_model_at_end=true", "--training.eval=steps")
+    run = finish(tmp_path, model, data, *ON, *best, "--training.eval_steps=5")
+    facts = read_json(run / "run.json")
+    kept = read_json(Path(facts["best_checkpoint"]) / FILE)
+    assert read_json(run / "adapter" / FILE) == kept
+    assert said("eval", run)["metrics"] == facts["metrics_after"]
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_a_run_trained_without_cannot_switch_it_on(
+    refused: Callable[..., str], finished: Path, tmp_path: Path, verb: str
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(3))
+    given = [rows] if verb == "predict" else []
+    said = refused(verb, finished, *given, "--input-adaptive", "on")
+    assert "trained without" in said
+    assert str(finished) in said
+
+
+def test_a_value_that_is_neither_on_nor_off_is_refused(
+    refused: Callable[..., str], adaptive: Path
+) -> None:
+    assert "'maybe'" in refused("eval", adaptive, "--input-adaptive", "maybe")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"thresholds": []}', "[]"])
+def test_thresholds_that_cannot_be_read_are_refused_and_off_still_works(
+    refused: Callable[..., str], adaptive: Path, tmp_path: Path, content: str | None
+) -> None:
+    run = shutil.copytree(adaptive, tmp_path / "copy")
+    (run / "adapter" / FILE).unlink()
+    if content is not None:
+        (run / "adapter" / FILE).write_text(content)
+    assert str(run / "adapter" / FILE) in refused("eval", run)
+    assert main(["eval", str(run), "--input-adaptive", "off"]) == 0
+
+
+def test_layers_that_it_cannot_reach_are_refused_before_anything_is_written(
+    error: Callable[..., str],
+) -> None:
+    said = error(*ON, "--lora.target_modules=[word_embeddings]")
+    assert "bert.embeddings.word_embeddings" in said
+    assert "input_adaptive=False" in said
