@@ -36,7 +36,12 @@ and `interval below` count those whose interval excludes 0, on the side of a gai
 `mean gain` is the mean over cells of the difference in the task's own metric, with the sign
 turned where lower is better, so that more is always better. Its interval, p-value and verdict
 `over all cells` take each seed's mean over cells as one pair, of the seeds that have a pair in
-every cell, and are corrected over the methods of the study."""
+every cell, and are corrected over the methods of the study.
+
+In the figures, bars around means are one standard deviation, and methods of one budget are moved
+apart sideways; bars around differences are 95 % intervals, and a full marker is a difference
+shown after the correction. Rank maps give the mean final rank over seeds: orange is above the
+mean of all layers, violet below, and the full colour three times as much or as little."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class Drawing:
 
     file: str
     caption: str
-    """Alternative text and caption in one; plain text."""
+    """Plain text for those who do not see it."""
     content: bytes
 
 
@@ -43,20 +43,17 @@ def draw(
     found = [
         (
             "curves",
-            f"{where}: mean against parameters and time; bars are one standard deviation, and "
-            "methods of one budget are moved apart sideways.",
+            f"{where}: loss and metric against parameters and time",
             curves_figure(study, setting, reference),
         ),
         (
             "differences",
-            f"{where}: mean paired difference from {reference} with its 95 % interval; a full "
-            "marker is a difference shown after the correction.",
+            f"{where}: paired differences from {reference}",
             forest_figure(comparisons, reference, methods),
         ),
         (
             "ranks",
-            f"{where}: mean final rank of each layer over seeds; orange is above the mean of all "
-            "layers, violet below.",
+            f"{where}: mean final rank of each layer",
             rank_figure(patterns) if patterns else None,
         ),
     ]

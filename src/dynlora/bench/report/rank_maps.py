@@ -22,6 +22,8 @@ LETTER = 0.08
 """Inches of a letter of a name."""
 REACH = 3.0
 """Ratio to the mean rank that has the full colour."""
+TINY = 1e-9
+"""Stands for a rank of 0 in a ratio."""
 STRONG = 0.6
 """Part of the way to the full colour from which white digits are read better."""
 
@@ -47,8 +49,8 @@ class Pattern:
 
     @property
     def level(self) -> float:
-        """Mean rank of all layers."""
-        return fmean(self.ranks.values())
+        """Mean rank of all layers, above 0 so that ratios to it exist."""
+        return max(fmean(self.ranks.values()), TINY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ def moved_patterns(study: Study, setting: tuple[str, str], reference: str) -> li
     """Return the patterns of methods whose ranks differ between layers in some run."""
     patterns = []
     for method in study.methods(first=reference):
-        runs = {c: list(study.usable(c, method).values()) for c in study.budgets(setting)}
+        runs = {
+            cell: [o for o in study.usable(cell, method).values() if o.final_ranks]
+            for cell in study.budgets(setting)
+        }
         if any(len(set(o.final_ranks.values())) > 1 for found in runs.values() for o in found):
             patterns += [_pattern(c, method, found) for c, found in runs.items() if found]
     return patterns
@@ -95,7 +100,7 @@ def rank_figure(patterns: Sequence[Pattern]) -> bytes:
     Args:
         patterns: Of one model and task; at least one.
     """
-    places = arrange(sorted({name for pattern in patterns for name in pattern.ranks}))
+    places = arrange([*dict.fromkeys(name for pattern in patterns for name in pattern.ranks)])
     methods = list(dict.fromkeys(pattern.method for pattern in patterns))
     cells = sorted({pattern.cell for pattern in patterns})
     names = LETTER * max(map(len, places.columns))
@@ -136,10 +141,12 @@ def _panel(axes: Axes, pattern: Pattern, places: Layout) -> None:
         values[places.rows[row], places.columns[column]] = rank
     level = pattern.level
     norm = LogNorm(vmin=level / REACH, vmax=level * REACH)
-    axes.pcolormesh(np.ma.masked_invalid(values), cmap=COLOURS, norm=norm, edgecolors="white")
+    # A rank of 0, for which the scale has no place, gets the colour of its end.
+    shown = np.ma.masked_invalid(values.clip(min=level / REACH))
+    axes.pcolormesh(shown, cmap=COLOURS, norm=norm, edgecolors="white")
     for (row, column), rank in np.ndenumerate(values):
         if np.isfinite(rank):
-            strong = abs(log(max(rank, 1e-9) / level)) > STRONG * log(REACH)
+            strong = abs(log(max(rank, TINY) / level)) > STRONG * log(REACH)
             colour = "white" if strong else "black"
             place = (column + 0.5, row + 0.5)
             axes.text(

@@ -1,0 +1,35 @@
+"""docs/results.md and its figures are what the committed records of studies give."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dynlora.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "results.md"
+
+
+def committed() -> list[Path]:
+    """Return the records that are committed; a study that runs meanwhile adds others."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return []
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "benchmarks/results/*/*.json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [ROOT / name for name in listing.stdout.split("\0") if name]
+
+
+def test_the_results_follow_from_the_records(tmp_path, capsys):
+    records = committed()
+    if not records or not DOCUMENT.exists():
+        pytest.skip(f"needs committed records and {DOCUMENT}, of which there are not both yet")
+    for path in records:
+        copy = tmp_path / path.parent.name / path.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    code = main(["bench", "report", str(tmp_path), "--output", str(DOCUMENT), "--check"])
+    assert code == 0, capsys.readouterr().err
