@@ -17,6 +17,7 @@ ImportanceName = Literal[
     "spectral",
     "activation_ratio",
     "magnitude",
+    "attention_entropy",
     "uniform",
     "random",
 ]

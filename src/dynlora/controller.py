@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import Strengths
@@ -70,7 +71,8 @@ class DynamicLora:
 
         Raises:
             BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
-            ConfigError: If a pattern in `pinned` matches no layer.
+            ConfigError: If a pattern in `pinned` matches no layer, or the metric reads attention
+                that cannot be reached.
             EngineError: If an engine fixes the tensors' shapes.
             LayerError: If there is no LoRA layer, or one that cannot be resized, or the model
                 cannot have the input-adaptive ranks that are configured.
@@ -83,7 +85,8 @@ class DynamicLora:
         """Observations left out because a gradient or score was not finite, by module name."""
         self.seconds = 0.0
         """Wall time spent in observing and reallocating."""
-        self._assessor = LayerImportanceAssessor(build_metric(config.importance, seed=config.seed))
+        metric = build_metric(config.importance, seed=config.seed)
+        self._assessor = LayerImportanceAssessor(metric)
         self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
         self._layers = list(self._adapters.layers.values())
         self.budget = self._adapters.budget
@@ -100,6 +103,15 @@ class DynamicLora:
         )
         self._step = 0
         self._frozen = False
+        self._attention: AttentionTaps | None = None
+        if isinstance(metric, AttentionSink):
+            self._attention = AttentionTaps(
+                model,
+                self._layers,
+                metric,
+                sampling=lambda: self._analyzer.sampling,
+                timed=self._timed,
+            )
         self.input_adaptive: InputAdaptiveRanks | None = None
         """Lets examples use fewer components, and switches that off; None unless configured."""
         if config.input_adaptive:
@@ -108,6 +120,7 @@ class DynamicLora:
             )
             self.input_adaptive.observing = True
         self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
+        self._open_taps()
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -170,6 +183,8 @@ class DynamicLora:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
         self._taps.close()
+        if self._attention is not None:
+            self._attention.close()
         if self.input_adaptive is not None:
             self.input_adaptive.observing = False
 
@@ -254,7 +269,7 @@ class DynamicLora:
         self._analyzer.begin_step(self._step)
         self._taps.step = self._step
         self._frozen = False
-        self._taps.open()
+        self._open_taps()
         if state["frozen"] or self._step >= self._events[-1]:
             self.freeze()
 
@@ -267,6 +282,11 @@ class DynamicLora:
         self._adapters.load_shapes(state["layers"])
         if self.input_adaptive is not None:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
+
+    def _open_taps(self) -> None:
+        self._taps.open()
+        if self._attention is not None:
+            self._attention.open()
 
     def _reallocate(self) -> None:
         self._check_weights()

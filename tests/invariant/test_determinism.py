@@ -7,7 +7,7 @@ from tests.models import adamw, attached, lora_llama, train
 
 METRICS = [
     "signal", "sensitivity", "gradient_norm", "fisher", "spectral", "activation_ratio", "magnitude",
-    "uniform", "random",
+    "attention_entropy", "uniform", "random",
 ]  # fmt: skip
 
 

@@ -28,7 +28,10 @@ def batches_from(step):
     return batches
 
 
-@pytest.fixture(scope="module", params=["signal", "sensitivity", "gradient_norm", "fisher", "random"])
+@pytest.fixture(
+    scope="module",
+    params=["signal", "sensitivity", "gradient_norm", "fisher", "attention_entropy", "random"],
+)
 def whole(request):
     """Train without interruption, keeping a checkpoint of every step in memory."""
     torch.manual_seed(0)

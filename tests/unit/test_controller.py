@@ -391,7 +391,16 @@ def snapshot(model, optimizer, dynamic):
 
 
 @pytest.mark.parametrize(
-    "importance", ["signal", "sensitivity", "gradient_norm", "fisher", "spectral", "magnitude"]
+    "importance",
+    [
+        "signal",
+        "sensitivity",
+        "gradient_norm",
+        "fisher",
+        "spectral",
+        "magnitude",
+        "attention_entropy",
+    ],
 )
 @pytest.mark.parametrize("stop", [3, 10, 25])
 def test_a_restored_run_ends_bit_for_bit_where_the_other_does(importance, stop):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dynlora.config import ImportanceName
 from dynlora.importance.activation_ratio import ActivationRatioMetric
 from dynlora.importance.assessor import LayerImportanceAssessor
+from dynlora.importance.attention_entropy import AttentionEntropyMetric
 from dynlora.importance.fisher import FisherMetric
 from dynlora.importance.gradient_norm import GradientNormMetric
 from dynlora.importance.magnitude import MagnitudeMetric
@@ -23,6 +24,7 @@ _METRICS: dict[ImportanceName, Callable[[], ImportanceMetric]] = {
     "spectral": SpectralMetric,
     "activation_ratio": ActivationRatioMetric,
     "magnitude": MagnitudeMetric,
+    "attention_entropy": AttentionEntropyMetric,
     "uniform": UniformMetric,
 }
 

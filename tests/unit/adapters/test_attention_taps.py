@@ -1,0 +1,323 @@
+"""Taps on attention: what they show is what the model looked at, and nothing else changes."""
+
+import contextlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from dynlora.adapters.attention_blocks import block_of
+from dynlora.adapters.attention_taps import AttentionTaps
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.errors import ConfigError
+from dynlora.importance.attention_entropy import AttentionEntropyMetric
+from tests.lora_layers import lora_chain
+from tests.models import adamw, attached, bare_bert, bare_llama, lora_llama, train
+
+TEXT = torch.tensor([[3, 5, 7, 2, 9, 4], [6, 2, 8, 1, 0, 0], [4, 9, 0, 0, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+
+
+def adapted(base: nn.Module, **lora: Any) -> nn.Module:
+    torch.manual_seed(1)
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | lora
+    return get_peft_model(base, LoraConfig(**settings)).train()
+
+
+def bert(implementation: str = "sdpa") -> nn.Module:
+    base = bare_bert(layers=2)
+    base.set_attn_implementation(implementation)
+    return adapted(base)
+
+
+def llama(implementation: str = "sdpa") -> nn.Module:
+    base = bare_llama()
+    base.set_attn_implementation(implementation)
+    return adapted(base)
+
+
+class Watch:
+    """A metric behind taps; open from the start."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.metric = AttentionEntropyMetric()
+        self.layers = find_lora_layers(model, None)
+        self.sampling = True
+        self.taps = AttentionTaps(
+            model,
+            self.layers,
+            self.metric,
+            sampling=lambda: self.sampling,
+            timed=contextlib.nullcontext,
+        )
+        self.taps.open()
+
+    def scores(self) -> dict[str, float]:
+        self.metric.observe(self.layers)
+        return self.metric.scores(self.layers, {})
+
+
+def focus_of(weights: torch.Tensor, mask: torch.Tensor, *, causal: bool) -> float:
+    """Work out a block's score from the weights that eager attention returns."""
+    found = []
+    for example, length in enumerate(mask.sum(dim=1).tolist()):
+        for head in weights[example]:
+            for place in range(length):
+                keys = place + 1 if causal else length
+                row = [float(w) for w in head[place, :keys]]
+                if keys >= 2:
+                    entropy = -sum(w * math.log(w) for w in row if w > 0)
+                    found.append(1 - entropy / math.log(keys))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("build", "causal"), [(bert, False), (llama, True)])
+def test_scores_are_those_of_the_weights_that_eager_attention_returns(
+    build: Any, causal: bool, implementation: str
+) -> None:
+    oracle = build("eager")(input_ids=TEXT, attention_mask=MASK, output_attentions=True)
+    model = build(implementation)
+    watch = Watch(model)
+    model(input_ids=TEXT, attention_mask=MASK)
+    scores = watch.scores()
+    assert len(scores) == len(watch.layers)
+    for block, weights in enumerate(oracle.attentions):
+        expected = focus_of(weights.detach(), MASK, causal=causal)
+        own = [score for name, score in scores.items() if f".{block}." in f".{name}"]
+        assert len(own) == len(scores) / 2, "a block's layers share their score"
+        assert own == [pytest.approx(expected, abs=1e-6)] * len(own)
+    assert len({round(score, 6) for score in scores.values()}) == 2
+
+
+@pytest.mark.parametrize("build", [bert, llama])
+def test_scores_are_the_same_for_examples_alone_in_a_batch_and_padded(build: Any) -> None:
+    model = build()
+    together, alone, padded = (Watch(model) for _ in range(3))
+    watches = (together, alone, padded)
+
+    def show(to: Watch, text: torch.Tensor, mask: torch.Tensor) -> None:
+        for watch in watches:
+            watch.sampling = watch is to
+        model(input_ids=text, attention_mask=mask)
+
+    show(together, TEXT, MASK)
+    for text, mask in zip(TEXT, MASK, strict=True):
+        show(alone, text[mask > 0][None], mask[mask > 0][None])
+    more = torch.full((3, 4), 7)
+    show(padded, torch.cat([TEXT, more], 1), torch.cat([MASK, 0 * more], 1))
+    scores = [watch.scores() for watch in watches]
+    for other in scores[1:]:
+        assert other == {name: pytest.approx(s, abs=1e-6) for name, s in scores[0].items()}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", [bert, llama])
+def test_outputs_and_gradients_are_bit_for_bit_what_they_are_without_taps(
+    build: Any, implementation: str
+) -> None:
+    found = []
+    for tapped in (False, True):
+        model = build(implementation)
+        watch = Watch(model) if tapped else None
+        torch.manual_seed(5)
+        outputs = model(input_ids=TEXT, attention_mask=MASK)
+        outputs[0].square().mean().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((outputs[0].detach(), gradients, torch.get_rng_state()))
+        assert watch is None or watch.scores()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+    assert torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_training_with_dropout_and_checkpointing_is_bit_identical_to_plain_peft(
+    reentrant: bool,
+) -> None:
+    runs = []
+    for with_dynamic in (False, True):
+        model = lora_llama(lora_dropout=0.1)
+        for block in model.get_base_model().model.layers:
+            block.self_attn.attention_dropout = 0.1
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        torch.manual_seed(7)
+        optimizer = adamw(model)
+        dynamic = None
+        if with_dynamic:
+            dynamic = attached(model, optimizer, importance="attention_entropy", total_steps=1000)
+        losses = train(model, optimizer, dynamic, 20)
+        runs.append((losses, [p.detach().clone() for p in model.parameters()]))
+        if dynamic is not None:
+            scores = dynamic._assessor._metric.scores(dynamic._layers, {})
+            assert len(scores) == len(dynamic.ranks)
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+
+
+def test_only_training_forwards_of_sampled_steps_are_shown() -> None:
+    model = llama()
+    watch = Watch(model)
+    modules = [m for m in model.modules() if "config" in vars(m)]
+    configs = [m.config for m in modules]
+    with torch.no_grad():
+        model(input_ids=TEXT)
+    model.eval()(input_ids=TEXT)
+    model.train()
+    watch.sampling = False
+    model(input_ids=TEXT)
+    with model.disable_adapter():
+        watch.sampling = True
+        model(input_ids=TEXT)
+    assert watch.scores() == {}
+    model(input_ids=TEXT)
+    assert watch.scores()
+    assert all(m.config is config for m, config in zip(modules, configs, strict=True))
+
+
+def test_attention_is_left_as_it_was_after_a_forward_that_fails() -> None:
+    model = llama()
+    watch = Watch(model)
+    block = model.get_base_model().model.layers[1]
+    before = block.self_attn.config
+
+    def fail(*_: Any) -> None:
+        assert block.self_attn.config is not before
+        raise RuntimeError("out of memory")
+
+    handle = block.self_attn.o_proj.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(input_ids=TEXT)
+    handle.remove()
+    assert block.self_attn.config is before
+    assert not any(name.startswith("dynlora") for name in ALL_ATTENTION_FUNCTIONS)
+    assert len(watch.layers) == 14
+
+
+def test_closing_leaves_nothing_behind_and_opening_again_works() -> None:
+    model, other = llama(), llama()
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    watch, beside = Watch(model), Watch(other)
+    watch.taps.close()
+    watch.taps.close()
+    model(input_ids=TEXT)
+    assert watch.scores() == {}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    other(input_ids=TEXT)
+    assert beside.scores(), "another model's taps are its own"
+    watch.taps.open()
+    model(input_ids=TEXT)
+    assert watch.scores()
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
+
+
+def test_a_layer_outside_of_all_blocks_has_no_score() -> None:
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=16,
+        )
+    )  # fmt: skip
+    model = adapted(base, task_type="SEQ_CLS")
+    watch = Watch(model)
+    model(input_ids=TEXT, attention_mask=MASK)
+    names = {layer.name for layer in watch.layers}
+    assert names - set(watch.scores()) == {"bert.pooler.dense"}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_other_kinds_of_models_are_reached_too() -> None:
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=16, n_embd=8, n_layer=2, n_head=2, n_positions=8, n_inner=16)
+    )
+    image = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            image_size=8, patch_size=4,
+        )
+    )  # fmt: skip
+    for base, inputs in (
+        (gpt2, {"input_ids": TEXT, "attention_mask": MASK}),
+        (image, {"pixel_values": torch.randn(2, 3, 8, 8)}),
+    ):
+        model = adapted(base)
+        watch = Watch(model)
+        model(**inputs)
+        scores = watch.scores()
+        assert len(set(scores.values())) == 2
+        assert all(0 < score < 1 for score in scores.values())
+
+
+def t5() -> nn.Module:
+    config = T5Config(
+        vocab_size=16,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
+    return adapted(T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: lora_chain(8, 8), "got a Sequential without such a block"),
+        (t5, "got a T5ForConditionalGeneration with"),
+    ],
+)
+def test_a_model_whose_attention_cannot_be_reached_is_refused(build: Any, told: str) -> None:
+    model = build()
+    with pytest.raises(ConfigError, match=rf"`importance: attention_entropy` needs .* {told}"):
+        attached(model, adamw(model), importance="attention_entropy")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_implementation_that_cannot_be_computed_again_is_refused() -> None:
+    model = llama()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ConfigError, match=r"eager or sdpa, got flash_attention_2 in a LlamaAtt"):
+        attached(model, adamw(model), importance="attention_entropy")
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("bert.encoder.layer.3.attention.self", "bert.encoder.layer.3."),
+        ("encoder.layers.0.blocks.1.attention", "encoder.layers.0.blocks.1."),
+        ("block.attention", "block."),
+        ("attention", ""),
+    ],
+)
+def test_a_block_is_the_numbered_module_around_attention(name: str, block: str) -> None:
+    assert block_of(name) == block
+
+
+def test_many_queries_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for chunk in (256, 2):
+        monkeypatch.setattr("dynlora.adapters.attention_rows.CHUNK", chunk)
+        model = llama()
+        watch = Watch(model)
+        model(input_ids=TEXT, attention_mask=MASK)
+        found.append(watch.scores())
+    assert found[1] == {name: pytest.approx(score, abs=1e-9) for name, score in found[0].items()}
