@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from dynlora.cli.main import main
 from tests.cli.conftest import snapshot
 from tests.cli.finished import finish, read_json, stock_logits
-from tests.jobs import make_rows, write_rows
+from tests.jobs import make_rows, write_job, write_rows
+from tests.language import language_job, make_pairs, save_language_model, write_pairs
 
 ON = (
     "--dynamic.input_adaptive=true",
@@ -177,3 +178,32 @@ def test_layers_that_it_cannot_reach_are_refused_before_anything_is_written(
     said = error(*ON, "--lora.target_modules=[word_embeddings]")
     assert "bert.embeddings.word_embeddings" in said
     assert "input_adaptive=False" in said
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run of a language model that was trained with input-adaptive ranks."""
+    folder = tmp_path_factory.mktemp("writing")
+    model, data = save_language_model(folder / "model"), write_pairs(folder / "pairs")
+    config = write_job(folder / "job.yaml", language_job(model, data, folder / "run"))
+    assert main(["train", str(config), "--quiet", *ON]) == 0
+    return folder / "run"
+
+
+def test_a_language_model_is_evaluated_as_it_was_trained(
+    writing: Path, said: Callable[..., Any]
+) -> None:
+    assert read_json(writing / "adapter" / FILE)["complexity"] == "prefix"
+    on, off = said("eval", writing), said("eval", writing, "--input-adaptive", "off")
+    assert on["metrics"] == read_json(writing / "run.json")["metrics_after"]
+    assert abs(on["metrics"]["loss"] - off["metrics"]["loss"]) > 1e-4
+    alone = said("eval", writing, "--batch-size", "1")["metrics"]
+    assert alone == pytest.approx(on["metrics"], abs=1e-5)
+
+
+def test_what_a_language_model_writes_does_not_depend_on_the_batch(
+    writing: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_pairs(12, seed=5))
+    together, alone = (said("predict", writing, rows, "--batch-size", size) for size in (12, 1))
+    assert together == alone

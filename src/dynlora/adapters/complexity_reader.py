@@ -100,7 +100,7 @@ class ComplexityReader:
                 "that they have not: begin with an empty cache, or leave them off to the end."
             )
         prefix, tensors = self._prefixes[cache]
-        if not all(old() is new for old, new in zip(tensors, _tensors(cache), strict=True)):
+        if [id(old()) for old in tensors] != [id(new) for new in _tensors(cache)]:
             raise EngineError(
                 f"Input-adaptive ranks need a cache that nobody changes between two calls, got a "
                 f"{type(cache).__name__} whose sequences were reordered, repeated or cut (beam "

@@ -151,11 +151,11 @@ def read_mask(given: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor,
     if mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool)
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) != batch:
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) != batch or shape[1] < length:
         raise LayerError(
-            f"Input-adaptive ranks need an `attention_mask` of shape ({batch}, tokens), got "
-            f"{shape}: give the mask of the tokens; with `generate`, leave "
-            "`cache_implementation` at its default."
+            f"Input-adaptive ranks need an `attention_mask` of shape ({batch}, tokens) with at "
+            f"least {length} tokens, got {shape}: give the mask of the tokens; with `generate`, "
+            "leave `cache_implementation` at its default."
         )
     recent = mask[:, -length:] != 0
     _check_unpacked(given, recent)

@@ -1,0 +1,349 @@
+"""The hooks of input-adaptive ranks: what they read, which layers they reach, what they refuse."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    DynamicCache,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from dynlora import InputAdaptiveRanks
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.errors import EngineError, LayerError
+from tests.models import bare_bert, bare_llama, lora_llama, sequences
+
+
+def lora_on(base, *targets, r=8):
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=list(targets))
+    model = get_peft_model(base, config)
+    torch.manual_seed(3)
+    for layer in find_lora_layers(model, None):
+        layer.lora_B.data.normal_(std=0.2)
+    return model.eval()
+
+
+def taught(model, **batch):
+    """Install the hooks with thresholds from the examples of a batch."""
+    adaptive = InputAdaptiveRanks(model)
+    adaptive.observing = True
+    model.train()
+    model(**batch)
+    adaptive.update()
+    adaptive.observing = False
+    model.eval()
+    return adaptive
+
+
+@pytest.fixture
+def llama():
+    model = lora_on(bare_llama(), "q_proj", "down_proj")
+    taught(model, input_ids=next(sequences()))
+    return model
+
+
+def pictures(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    contrast = torch.linspace(0.1, 2, count)[:, None, None, None]
+    return contrast * torch.randn(count, 3, 16, 16, generator=generator)
+
+
+def bare_vit():
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=16,
+            patch_size=8,
+            initializer_range=0.3,
+        )
+    )
+
+
+def bare_resnet():
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3)
+    return ResNetForImageClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("base", "targets"),
+    [(bare_vit, ["q_proj", "classifier", "projection"]), (bare_resnet, ["convolution"])],
+)
+def test_an_image_uses_more_components_the_more_its_pixels_vary(base, targets):
+    model = lora_on(base(), *targets)
+    kinds = {type(layer.module.get_base_layer()) for layer in find_lora_layers(model, None)}
+    assert nn.Conv2d in kinds
+    adaptive = taught(model, pixel_values=pictures(32))
+    images = pictures(8, seed=5)
+    fractions = adaptive.fractions(pixel_values=images)
+    assert fractions.tolist() == sorted(fractions.tolist())
+    assert set(fractions.tolist()) == {0.25, 0.5, 0.75, 1.0}
+    with torch.no_grad():
+        together = model(pixel_values=images).logits
+        for row, image in enumerate(images):
+            alone = model(pixel_values=image[None]).logits[0]
+            torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-4)
+        with adaptive.disabled():
+            assert (model(pixel_values=images).logits[0] - together[0]).abs().max() > 1e-3
+
+
+def test_a_convolution_gets_exactly_the_adapter_cut_to_its_first_components():
+    model = lora_on(bare_resnet(), "convolution")
+    adaptive = taught(model, pixel_values=pictures(32))
+    images = pictures(8, seed=5)
+    fractions = adaptive.fractions(pixel_values=images)
+    with torch.no_grad():
+        outputs = model(pixel_values=images).logits
+        adaptive.close()
+        for row, fraction in enumerate(fractions.tolist()):
+            cut = copy.deepcopy(model)
+            for layer in find_lora_layers(cut, None):
+                layer.lora_B[:, int(8 * fraction) :] = 0
+            expected = cut(pixel_values=images[row : row + 1]).logits[0]
+            torch.testing.assert_close(outputs[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_copy_of_the_model_follows_its_own_inputs_and_weights(llama):
+    other = copy.deepcopy(llama)
+    for layer in find_lora_layers(other, None):
+        layer.lora_B.data.zero_()
+    tokens = next(sequences(seed=2))
+    with torch.no_grad():
+        before = llama(input_ids=tokens).logits
+        plain = other(input_ids=tokens[:3]).logits
+        assert torch.equal(llama(input_ids=tokens).logits, before)
+        with llama.disable_adapter():
+            base = llama(input_ids=tokens[:3]).logits
+    torch.testing.assert_close(plain, base)
+
+
+def test_the_models_own_backbone_may_be_called(llama):
+    tokens = next(sequences(seed=2))
+    with torch.no_grad():
+        whole = llama(input_ids=tokens, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(llama.get_base_model().model(tokens).last_hidden_state, whole)
+
+
+def test_an_error_within_a_forward_leaves_the_next_one_as_it_was(llama):
+    tokens = next(sequences(seed=2))
+    with torch.no_grad():
+        before = llama(input_ids=tokens).logits
+        with pytest.raises(IndexError):
+            llama(input_ids=tokens + 99)
+        with pytest.raises(LayerError, match="packing"):
+            llama(input_ids=tokens, position_ids=torch.arange(12)[None] % 5)
+        assert torch.equal(llama(input_ids=tokens).logits, before)
+
+
+def test_a_layer_that_is_run_outside_of_the_model_is_refused_by_its_name(llama):
+    layer = llama.get_base_model().model.layers[1].mlp.down_proj
+    with (
+        torch.no_grad(),
+        pytest.raises(EngineError, match=r"layers\.1\.mlp\.down_proj.*0 forwards"),
+    ):
+        layer(torch.randn(1, 2, 64))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]] * 2)}, "position_ids that restart"),
+        ({"position_ids": torch.zeros(3, 2, 6, dtype=torch.int64)}, r"of shape \(3, 2, 6\)"),
+        ({"cu_seq_lens_q": torch.tensor([0, 6])}, "got cu_seq_lens_q: switch packing"),
+        ({"attention_mask": torch.ones(2, 1, 6, 6)}, r"\(2, tokens\).* got \(2, 1, 6, 6\)"),
+        ({"attention_mask": torch.ones(2, 4)}, r"at least 6 tokens, got \(2, 4\)"),
+        ({"attention_mask": {"full_attention": None}}, "got dict"),
+        ({"past_key_values": ((1, 2),)}, "got a tuple: use `DynamicCache`"),
+    ],
+)
+def test_what_hides_an_examples_own_tokens_is_refused(llama, given, message):
+    tokens = next(sequences(batch=2, length=6))
+    with torch.no_grad(), pytest.raises((LayerError, EngineError), match=message):
+        llama.get_base_model()(input_ids=tokens, **given)
+
+
+def test_embeddings_in_place_of_tokens_are_refused(llama):
+    with torch.no_grad(), pytest.raises(LayerError, match="need `input_ids`, got inputs_embeds"):
+        llama(inputs_embeds=torch.randn(2, 6, 32))
+
+
+def test_position_ids_of_padding_are_not_taken_for_packing(llama):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
+    with torch.no_grad():
+        tokens = next(sequences(batch=2, length=6))
+        llama(input_ids=tokens, attention_mask=mask, position_ids=positions)
+
+
+def test_beam_search_is_refused(llama):
+    tokens = next(sequences(batch=2, length=6))
+    settings = {"pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 4, "num_beams": 3}
+    with pytest.raises(EngineError, match=r"reordered, repeated or cut .* `num_beams=1`"):
+        llama.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.crop(-2),
+        lambda cache: cache.reorder_cache(torch.tensor([1, 0])),
+        lambda cache: cache.batch_select_indices(torch.tensor([1, 0])),
+    ],
+)
+def test_a_cache_that_was_changed_between_two_calls_is_refused(llama, change):
+    tokens, cache = next(sequences(batch=2, length=8)), DynamicCache()
+    with torch.no_grad():
+        llama(input_ids=tokens[:, :6], cache=cache)
+        change(cache)
+        with pytest.raises(EngineError, match="got a DynamicCache whose sequences were"):
+            llama(input_ids=tokens[:, 6:7], cache=cache)
+
+
+def test_a_cache_that_was_filled_while_it_was_off_is_refused():
+    model = lora_on(bare_llama(), "q_proj")
+    adaptive = taught(model, input_ids=next(sequences()))
+    tokens, cache = next(sequences(batch=2, length=8)), DynamicCache()
+    with torch.no_grad():
+        with adaptive.disabled():
+            model(input_ids=tokens[:, :6], cache=cache)
+        with pytest.raises(EngineError, match="DynamicCache of 6 tokens that they have not"):
+            model(input_ids=tokens[:, 6:7], cache=cache)
+        with adaptive.disabled():
+            model(input_ids=tokens[:, 6:7], cache=cache)
+
+
+def test_what_a_cache_remembers_is_gone_with_it():
+    model = lora_on(bare_llama(), "q_proj")
+    adaptive = taught(model, input_ids=next(sequences()))
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=next(sequences()), cache=cache)
+    assert len(adaptive._reader._prefixes) == 1
+    del cache
+    assert len(adaptive._reader._prefixes) == 0
+
+
+def small_mixtral():
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    )
+
+
+def small_t5():
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+
+
+class NotTransformers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("base", "target", "message"),
+    [
+        (small_mixtral, "q_proj", r"MixtralForCausalLM with num_local_experts=4 \(mixture of exp"),
+        (small_t5, "q", "encoder and the decoder of a T5ForConditionalGeneration"),
+        (NotTransformers, "linear", "a model of transformers, got a NotTransformers"),
+        (bare_bert, "word_embeddings", "'embeddings.word_embeddings' on a Embedding: leave it out"),
+    ],
+)
+def test_models_and_layers_that_it_does_not_fit_are_refused_by_name(base, target, message):
+    model = get_peft_model(base(), LoraConfig(target_modules=[target]))
+    with pytest.raises(LayerError, match=message):
+        InputAdaptiveRanks(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_embedding_that_is_trained_as_it_is_is_refused_and_a_copy_of_it_is_not():
+    model = get_peft_model(bare_llama(), LoraConfig(target_modules=["q_proj"]))
+    model.get_input_embeddings().requires_grad_(True)
+    with pytest.raises(LayerError, match="requires_grad=True: freeze it"):
+        InputAdaptiveRanks(model)
+    saved = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    model = get_peft_model(bare_llama(), saved)
+    adaptive = taught(model, input_ids=next(sequences()))
+    thresholds = adaptive.thresholds
+    model.get_input_embeddings().weight.data.mul_(3)
+    taught_again = taught(model, input_ids=next(sequences()))
+    assert taught_again.thresholds == thresholds
+
+
+def test_pooled_tokens_of_a_causal_model_are_refused_with_the_layers_name():
+    model = lora_on(bare_llama(), "q_proj", "lm_head")
+    taught(model, input_ids=next(sequences()))
+    tokens = next(sequences())
+    with torch.no_grad():
+        model(input_ids=tokens)
+        with pytest.raises(LayerError, match=r"'lm_head' .*\(8, 12\), got rows of shape \(8, 2\)"):
+            model(input_ids=tokens, logits_to_keep=2)
+
+
+def test_without_thresholds_every_component_is_used():
+    model = lora_on(bare_llama(), "q_proj", "down_proj")
+    tokens = next(sequences())
+    with torch.no_grad():
+        plain = model(input_ids=tokens).logits
+        adaptive = InputAdaptiveRanks(model)
+        assert torch.equal(model(input_ids=tokens).logits, plain)
+    assert adaptive.fractions(input_ids=tokens).unique().tolist() == [1.0]
+
+
+def test_examples_are_sampled_in_forwards_that_train_only():
+    model = lora_llama()
+    adaptive = InputAdaptiveRanks(model)
+    adaptive.observing = True
+    tokens = next(sequences())
+    with torch.no_grad():
+        model.train()(input_ids=tokens)
+    model.eval()(input_ids=tokens)
+    with adaptive.disabled():
+        model.train()(input_ids=tokens)
+    adaptive.update()
+    assert adaptive.thresholds == ()
+    model(input_ids=tokens)
+    assert len(adaptive.sample.state_dict()["values"]) == 8 * 11  # the first token has none
+
+
+def test_another_adapter_is_left_alone():
+    model = lora_on(bare_llama(), "q_proj")
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"]))
+    model.set_adapter("other")
+    for layer in find_lora_layers(model, "other"):
+        layer.lora_B.data.normal_(std=0.2)
+    tokens = next(sequences())
+    with torch.no_grad():
+        plain = model(input_ids=tokens).logits
+        InputAdaptiveRanks(model, adapter_name="default", thresholds=(1e9, 2e9, 3e9))
+        assert torch.equal(model(input_ids=tokens).logits, plain)
+        model.set_adapter("default")
+        masked = model(input_ids=tokens).logits[:, 1:]
+        for layer in find_lora_layers(model, "default"):
+            assert layer.lora_B[:, 2:].any()
+            layer.lora_B[:, 2:] = 0  # no complexity reaches these thresholds: 2 of 8 are used
+        assert torch.equal(model(input_ids=tokens).logits[:, 1:], masked)
