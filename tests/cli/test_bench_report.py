@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -30,6 +33,20 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: main(["bench", "report", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a report on both studies; no test may change it."""
+    folder = tmp_path_factory.mktemp("written")
+    assert main(["bench", "report", str(results), "--output", str(folder / "report.md")]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(report: Report, written: Path) -> None:
+    """Put a report on both studies into the folder in which the verb runs."""
+    shutil.copytree(written, Path.cwd(), dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -65,8 +82,9 @@ def test_the_defaults_read_benchmarks_results_and_write_docs_results(report, res
         assert f"](results/{figure})" in text
 
 
+@pytest.mark.usefixtures("here")
 def test_the_same_records_give_the_same_bytes_wherever_they_lie(report, results, tmp_path):
-    assert report(results, "--output", "a/results.md") == 0
+    first = snapshot(Path.cwd())
     # Other file names, another order, and the folders given one by one.
     for name in ("second", "first"):
         for path in sorted((results / name).iterdir()):
@@ -74,16 +92,9 @@ def test_the_same_records_give_the_same_bytes_wherever_they_lie(report, results,
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     copies = [tmp_path / "copy" / name for name in ("second", "first")]
-    assert report(*copies, "--output", "b/results.md") == 0
-    assert below("a") == below("b")
-    assert report(results, "--output", "a/results.md") == 0
-    assert below("a") == below("b")
-
-
-def below(folder: str) -> dict[str, bytes | None]:
-    """Return everything in a folder, by its path as seen from there."""
-    found = snapshot(Path(folder)) or {}
-    return {name.removeprefix(f"{folder}/"): content for name, content in found.items()}
+    shutil.rmtree("report")
+    assert report(*copies, "--output", "report.md") == 0
+    assert snapshot(Path.cwd()) == first
 
 
 def test_json_has_the_figures_files_and_every_comparison(report, results, capsys):
@@ -116,8 +127,8 @@ def test_without_the_usual_reference_there_are_tables_and_no_comparison(report, 
     assert "verdict" not in text.split("## Summary")[1]
 
 
+@pytest.mark.usefixtures("here")
 def test_check_passes_over_what_was_just_written_and_writes_nothing(report, results):
-    assert report(results, "--output", "report.md") == 0
     before = snapshot(Path.cwd())
     assert report(results, "--output", "report.md", "--check") == 0
     assert snapshot(Path.cwd()) == before
@@ -136,10 +147,8 @@ def test_check_passes_over_what_was_just_written_and_writes_nothing(report, resu
     ],
     ids=["text", "no-text", "no-figure", "figure", "left-over"],
 )  # fmt: skip
-def test_check_names_the_file_that_is_not_what_the_records_give(
-    report, refused, results, change, named
-):
-    assert report(results, "--output", "report.md") == 0
+@pytest.mark.usefixtures("here")
+def test_check_names_the_file_that_is_not_what_the_records_give(refused, results, change, named):
     change()
     said = refused(results, "--output", "report.md", "--check")
     assert "got 1 files that are not" in said
@@ -151,8 +160,8 @@ def _append(path: str) -> None:
         file.write(b"\n")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_figure_of_an_earlier_report_goes_and_others_stay(report, results):
-    assert report(results, "--output", "report.md") == 0
     Path("report/mine.svg").write_text("<svg/>")
     Path("report/old.svg").write_bytes(Path("report/first-minilm-mrpc-ranks.svg").read_bytes())
     assert report(results, "--output", "report.md") == 0
@@ -262,7 +271,22 @@ def test_a_place_that_cannot_be_written_is_refused(refused, results):
 
 def test_a_parent_that_is_a_file_is_refused(refused, results):
     Path("file").write_text("")
-    assert "file" in refused(results, "--output", "file/report.md")
+    said = refused(results, "--output", "file/report.md", "--figures", "pictures")
+    assert "must be written to file/report.md and pictures" in said
+    said = refused(results, "--output", "report.md", "--figures", "file/pictures")
+    assert "must be written to report.md and file/pictures" in said
+
+
+def test_one_place_for_the_document_and_its_figures_is_refused(refused, results):
+    assert "got report for both" in refused(results, "--output", "report")
+
+
+def test_links_lead_to_figures_in_any_folder(report, results):
+    assert report(results, "--output", "a/report.md", "--figures", "b (1)/c") == 0
+    text = Path("a/report.md").read_text(encoding="utf-8")
+    links = [unquote(link) for link in re.findall(r"\]\(([^)]*)\)", text)]
+    assert len(links) == 5
+    assert all((Path("a") / link).is_file() for link in links)
 
 
 @pytest.mark.parametrize("arguments", [["--reference"], ["--unknown"], ["--output", ""], [""]])

@@ -149,7 +149,7 @@ def _panel(axes: Axes, pattern: Pattern, places: Layout) -> None:
             strong = abs(log(max(rank, TINY) / level)) > STRONG * log(REACH)
             colour = "white" if strong else "black"
             place = (column + 0.5, row + 0.5)
-            axes.text(
+            text = axes.text(
                 *place,
                 f"{rank:.{pattern.decimals}f}",
                 ha="center",
@@ -157,6 +157,7 @@ def _panel(axes: Axes, pattern: Pattern, places: Layout) -> None:
                 fontsize=6.5,
                 color=colour,
             )
+            text.set_in_layout(False)  # it is within its field, and there are many
     axes.set_title(pattern.title, color=GREY)
     _name_fields(axes, places)
 

@@ -1,7 +1,7 @@
 """Step 2. A study: its records in order, found by cell, method and seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynlora.bench.report.record import Cell, Outcome, Record
@@ -15,6 +15,15 @@ class Study:
     name: str
     records: tuple[Record, ...]
     """In the order of cell, method, kind, seed and file."""
+    _runs: Mapping[tuple[Cell, str], Sequence[Record]] = field(init=False, repr=False)
+    """Final runs by cell and method: they are asked for often."""
+
+    def __post_init__(self) -> None:
+        """Find the final runs of each cell and method."""
+        found: dict[tuple[Cell, str], list[Record]] = {}
+        for record in self.finals:
+            found.setdefault((record.cell, record.method), []).append(record)
+        object.__setattr__(self, "_runs", found)
 
     @property
     def descriptions(self) -> list[str]:
@@ -45,9 +54,9 @@ class Study:
         found = sorted({record.method for record in self.finals})
         return sorted(found, key=lambda method: method != first)
 
-    def runs(self, cell: Cell, method: str) -> list[Record]:
+    def runs(self, cell: Cell, method: str) -> Sequence[Record]:
         """Return the final runs of a method in a cell, in the order of the seed."""
-        return [r for r in self.finals if r.cell == cell and r.method == method]
+        return self._runs.get((cell, method), ())
 
     def usable(self, cell: Cell, method: str) -> Mapping[int, Outcome]:
         """Return the outcomes that can be averaged, by seed: completed, and finite."""

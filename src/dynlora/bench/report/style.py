@@ -31,6 +31,7 @@ SETTINGS = {
     "axes.spines.top": False,
     "axes.titlesize": 9,
     "font.family": "sans-serif",
+    "font.sans-serif": ("DejaVu Sans",),
     "font.size": 8.5,
     "grid.color": "0.9",
     "grid.linewidth": 0.7,

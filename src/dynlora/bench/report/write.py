@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from dynlora.bench.report import style
 from dynlora.bench.report.document import MARK, Document
@@ -16,14 +17,14 @@ DRAWN_BY = re.compile(rb"<dc:title>(Matplotlib v[^,<]*)")
 
 def link_to(figures: Path, document: Path) -> str:
     """Return the way from a document to the folder of its figures, as a link."""
-    return Path(os.path.relpath(figures, document.parent)).as_posix().replace(" ", "%20")
+    return quote(Path(os.path.relpath(figures, document.parent)).as_posix())
 
 
 def check_places(document: Path, figures: Path) -> None:
     """Leave files alone that are no earlier report.
 
     Raises:
-        RunFileError: If the document is another file, or the figures' folder is none.
+        RunFileError: If the document is another file, or the figures' folder is none or the same.
     """
     whole.check_replaceable(
         document,
@@ -32,6 +33,11 @@ def check_places(document: Path, figures: Path) -> None:
         otherwise="which is neither: give another name.",
         error=RunFileError,
     )
+    if figures.resolve() == document.resolve():
+        raise RunFileError(
+            f"`--figures` must be another path than `--output`, got {figures} for both: give the "
+            "document an ending such as .md, or `--figures`."
+        )
     if figures.exists() and not figures.is_dir():
         raise RunFileError(
             f"`--figures` must be a folder, got {figures}, which is a file: give another name."
@@ -52,10 +58,12 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
                 "else: move it, or give another `--figures`."
             )
     try:
-        for drawing in made.drawings:
-            with whole.whole_file(figures / drawing.file) as draft:
-                draft.write_bytes(drawing.content)
-        whole.write_text(document, made.text)
+        # First the place of the document: if the disk refuses it, no figure is written either.
+        with whole.whole_file(document) as draft:
+            draft.write_bytes(made.text.encode())
+            for drawing in made.drawings:
+                with whole.whole_file(figures / drawing.file) as drawn:
+                    drawn.write_bytes(drawing.content)
         for path in _left_over(made, figures):
             path.unlink()
     except OSError as error:
