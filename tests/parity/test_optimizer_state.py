@@ -17,6 +17,7 @@ from tests.lora_layers import layers_of, lora_chain, stats_of
 
 N_IN, N_OUT, R, STEPS = 12, 8, 4, 25
 BETA1, BETA2 = 0.9, 0.999
+MEMORY = 10  # steps that moments stand for after a change of basis, at most
 MOMENTUM_SHARE = 0.7  # of a learning rate: what momentum alone may take right after an event
 
 ADAMS = {
@@ -108,6 +109,16 @@ CHANGES = {
 }
 
 
+def steps_after(change, steps=STEPS):
+    """Return the steps that moments stand for after a change: a new scale alone keeps them."""
+    return steps if change == "weighting" else min(steps, MEMORY)
+
+
+def cut(change, beta, steps=STEPS):
+    """Return the factor on moments that keeps them the same over their bias correction."""
+    return (1 - beta ** steps_after(change, steps)) / (1 - beta**steps)
+
+
 def first_moments_in_the_new_basis(run, average):
     """Write out the first moments; grown columns of dB start from 0."""
     in_new = [in_basis(run.layer, gradient) for gradient in run.seen]
@@ -125,7 +136,8 @@ def test_first_moments_are_those_of_the_gradients_in_the_new_basis(kind, change,
     CHANGES[change](run, tokens)
     expected = first_moments_in_the_new_basis(run, lambda seen: averaged(seen, BETA1))
     for ours, theirs in zip(run.moments("exp_avg"), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours, theirs * cut(change, BETA1), rtol=1e-9, atol=1e-12)
+    assert [float(step) for step in run.moments("step")] == [steps_after(change)] * 2
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -140,8 +152,8 @@ def test_sgd_momentum_is_that_of_the_gradients_in_the_new_basis(change, nesterov
 
 
 def with_grown(carried, old, count):
-    """Append grown rows, each the largest of the old ones."""
-    return torch.cat([carried, old.amax(dim=0).expand(count, -1)])
+    """Append grown rows, of zeros."""
+    return torch.cat([carried, torch.zeros_like(old[:1]).expand(count, -1)])
 
 
 @pytest.mark.parametrize("tokens", [None, TOKENS], ids=["unseen", "seen"])
@@ -159,6 +171,7 @@ def test_second_moments_follow_by_the_squared_entries_of_the_map(kind, change, t
     new_A, new_B = run.layer.lora_A.detach(), run.layer.lora_B.detach()
     to_A, to_B = new_A[:kept] @ torch.linalg.pinv(A), torch.linalg.pinv(B) @ new_B[:, :kept]
     first = first_moments_in_the_new_basis(run, lambda seen: averaged(seen, BETA1))
+    # Over their corrections moments are what they were, so that the bound is one on those.
     correction = (1 - BETA2**STEPS) / (1 - BETA1**STEPS) ** 2 / MOMENTUM_SHARE**2
     keys = {"exp_avg_sq": lambda g: averaged([x**2 for x in g], BETA2)}
     if kind == "AdamW amsgrad":
@@ -172,7 +185,8 @@ def test_second_moments_follow_by_the_squared_entries_of_the_map(kind, change, t
             run.moments(key), (second_A, second_B), first, strict=True
         ):
             least = moment**2 * correction
-            torch.testing.assert_close(ours, torch.maximum(carried, least), rtol=1e-8, atol=1e-14)
+            expected = torch.maximum(carried, least) * cut(change, BETA2)
+            torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ADAMS)
@@ -186,7 +200,8 @@ def test_dropping_untrained_directions_leaves_exact_second_moments(kind):
         gradients = [pair[k] for pair in in_new]
         exact = averaged([gradient**2 for gradient in gradients], BETA2)
         least = averaged(gradients, BETA1) ** 2 * correction
-        torch.testing.assert_close(ours, torch.maximum(exact, least), rtol=1e-9, atol=1e-14)
+        expected = torch.maximum(exact, least) * cut("shrinking", BETA2)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("steady", [0.0, 0.5, 1.0])
@@ -202,6 +217,20 @@ def test_no_element_moves_over_one_learning_rate_in_the_first_step(kind, change,
     run.step()
     for old, new in zip(before, (run.layer.lora_A, run.layer.lora_B), strict=True):
         assert float((new.detach() - old).abs().max()) <= 1e-3 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAMS if kind != "AdamW amsgrad"])
+@pytest.mark.parametrize("early", [1.0, 100.0])
+def test_a_grown_direction_learns_whatever_the_size_of_early_gradients(kind, early):
+    settings = {"weight_decay": 0.0} if "AdamW" in kind else {}
+    run = Run(lambda ps, lr: ADAMS[kind](ps, lr=lr, **settings), lr=1e-3, steady=1.0)
+    mean, run._mean = run._mean, run._mean * early
+    run.step(20)
+    run._mean = mean
+    run.resize(R + 2, TOKENS)
+    run.step(10)
+    # Under a steady gradient every element of a fresh Adam would move ten learning rates.
+    assert float(run.layer.lora_B[:, R:].detach().abs().median()) >= 5e-3
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -270,5 +299,5 @@ def test_a_weight_that_alone_has_moments_keeps_them(kind, change):
     CHANGES[change](run, TOKENS)
     expected = first_moments_in_the_new_basis(run, lambda seen: averaged(seen, BETA1))[1]
     moment = run.optimizer.state[run.layer.lora_B]["exp_avg"]
-    torch.testing.assert_close(moment, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(moment, expected * cut(change, BETA1), rtol=1e-9, atol=1e-12)
     run.step()

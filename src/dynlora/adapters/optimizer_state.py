@@ -4,6 +4,11 @@ First moments are averages of gradients and follow them exactly (`BasisChange`).
 averages of squared gradients and follow by the squared entries of the same map, which is exact for
 growing, dropping and scaling, and for a rotation ignores the correlation between directions. Then
 those are raised that would let the next step exceed one learning rate.
+
+What Adam divides by each other, its moments over their bias corrections, is what is carried. The
+number of steps that they stand for is cut to `MEMORY`: a grown direction must not inherit the sizes
+that other gradients had at the start of training, or it hardly moves for as long as Adam remembers
+them (a thousand steps), and what was learned of the old basis counts for less in the new one.
 """
 
 import torch
@@ -19,6 +24,11 @@ SUPPORTED = (Adam, AdamW, SGD)
 
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
+
+MEMORY = 10
+"""Steps of Adam that the moments stand for after an event, at most: those that its first moment
+remembers by default. A grown direction starts with moments of zero; its first step is then half a
+learning rate, and would be at most one for any value up to 100."""
 
 _MOMENTUM_SHARE = 0.7
 """Most of one learning rate that momentum alone may take in the first step after an event; the rest
@@ -64,9 +74,7 @@ def rebase_state(
 ) -> None:
     """Carry the moments of one layer's two parameters to the new basis.
 
-    A grown direction starts with first moment 0 and, as second moment, the largest of its row's
-    (for `lora_B`) or column's (for `lora_A`) other entries: with a second moment of 0 its first
-    step would be ``(1 - beta1) / sqrt(1 - beta2)``, 3.2 learning rates with torch's defaults.
+    A grown direction starts with moments of zero.
 
     Args:
         optimizer: Holds both parameters.
@@ -74,7 +82,6 @@ def rebase_state(
         lora_A: Factor before the change, a matrix of shape ``(old, in_features)``.
         lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
     """
-    grown = ~change.to_B.any(dim=0)
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
@@ -83,10 +90,13 @@ def rebase_state(
             moment = state.get(key)
             if isinstance(moment, Tensor):
                 rows = factor.to_matrix(moment).transpose(0, rank_axis)
-                new = _left(matrix, rows) if key in _FIRST else _second(matrix, rows, grown)
+                new = _left(matrix if key in _FIRST else matrix.square(), rows)
                 state[key] = factor.from_matrix(new.transpose(0, rank_axis)).contiguous()
         if "exp_avg_sq" in state:
-            _bound_next_step(state, _betas(optimizer, factor.parameter))
+            betas = _betas(optimizer, factor.parameter)
+            if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
+                _cut_memory(state, betas)
+            _bound_next_step(state, betas)
 
 
 def drop_mismatched_state(optimizer: Optimizer, parameters: list[Parameter]) -> int:
@@ -104,18 +114,23 @@ def _left(matrix: Tensor, moment: Tensor) -> Tensor:
     return (matrix.double() @ moment.double()).to(moment.dtype)
 
 
-def _second(matrix: Tensor, moment: Tensor, grown: Tensor) -> Tensor:
-    carried = _left(matrix.square(), moment)
-    carried[grown] = moment.amax(dim=0)
-    return carried
-
-
 def _betas(optimizer: Optimizer, parameter: Parameter) -> tuple[float, float]:
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):
             beta1, beta2 = group["betas"]
             return float(beta1), float(beta2)
     raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")
+
+
+def _cut_memory(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
+    """Let the moments stand for `MEMORY` steps at most, at the same bias-corrected values."""
+    taken = float(state["step"])
+    left = min(taken, float(MEMORY))
+    for keys, beta in ((_FIRST, betas[0]), (_SECOND, betas[1])):
+        for key in keys:
+            if key in state and taken > left:
+                state[key] *= (1 - beta**left) / (1 - beta**taken)
+    state["step"].fill_(left)
 
 
 def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
