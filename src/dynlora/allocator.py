@@ -31,7 +31,7 @@ def allocate_shares(
         scores: Importance per parameter by module name, finite and >= 0. A layer without a score
             counts as average.
         costs: Parameters that one rank takes, by module name; the layers to split between.
-        gains: Factor on a layer's score from its input features, > 0; 1 where absent.
+        gains: Factor on a layer's score from its input features, >= 0; 1 where absent.
         temperature: Above 0; below 1 sharpens the differences, above 1 flattens them.
         uniform_mix: Part of the budget spread evenly over the layers' ranks, in ``[0, 1]``.
 
@@ -68,17 +68,17 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
     return {name: min(max(relative.get(name, mean) / mean, low), high) for name in names}
 
 
-def feature_gains(effective_ranks: Mapping[str, float], feature_weight: float) -> dict[str, float]:
-    """Return each layer's gain: its input's effective rank over the mean one, to a power.
+def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[str, float]:
+    """Return each layer's gain: a figure of its input over the mean one, to a power.
 
     Args:
-        effective_ranks: Effective rank of the layer's input by module name, >= 1.
+        figures: Effective rank or variance of the layer's input by module name, >= 0.
         feature_weight: The power, in ``[0, 1]``; 0 gives 1 everywhere.
     """
-    if not effective_ranks:
+    if not any(figures.values()):
         return {}
-    mean = math.fsum(effective_ranks.values()) / len(effective_ranks)
-    return {name: (rank / mean) ** feature_weight for name, rank in effective_ranks.items()}
+    mean = math.fsum(figures.values()) / len(figures)
+    return {name: (figure / mean) ** feature_weight for name, figure in figures.items()}
 
 
 def is_informative(scores: Mapping[str, float]) -> bool:

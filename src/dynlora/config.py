@@ -4,8 +4,9 @@ The configuration stops at the controller, which unpacks it; the stages take pla
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dynlora.errors import ConfigError
 
@@ -22,7 +23,32 @@ ImportanceName = Literal[
     "random",
 ]
 
+FeatureName = Literal["effective_rank", "variance"]
+
 NonFiniteReaction = Literal["skip", "stop"]
+
+PresetName = Literal["default", "paper"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    # As the paper describes it: shares are the normalised gradients of the layers times the
+    # variance of their inputs, and ranks follow in real time, over the whole run.
+    "paper": {
+        "importance": "gradient_norm",
+        "temperature": 1.0,
+        "uniform_mix": 0.0,
+        "feature": "variance",
+        "feature_weight": 1.0,
+        "layer_weights": True,
+        "first_event": 0.05,
+        "last_event": 0.95,
+        "events": 19,
+    },
+}
+"""Values by preset; what it does not name has its default."""
+
+PRESET_TEXT = "Which values the keys of this section have that are not given."
+"""What the key of that name means in a file; in Python see `DynamicLoraConfig.from_preset`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +64,11 @@ class DynamicLoraConfig:
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.5
     """Part of the budget that is spread evenly whatever the scores say, in [0, 1]."""
+    feature: FeatureName = "effective_rank"
+    """What is looked at in a layer's input: its `effective_rank`, or its `variance`."""
     feature_weight: float = 0.0
-    """Power of the input's relative effective rank that multiplies a layer's score, in [0, 1]."""
+    """Power of the input's `feature`, relative to the layers' mean, that multiplies a layer's
+    score, in [0, 1]."""
     layer_weights: bool = False
     """Let important layers learn faster: scale each adapter's step by its importance, in
     [1/2, 2], without changing what the model computes."""
@@ -72,6 +101,18 @@ class DynamicLoraConfig:
     seed: int = 0
     """Seed of the random metric and of directions no input has shown yet."""
 
+    @classmethod
+    def from_preset(cls, preset: PresetName, **values: Any) -> "DynamicLoraConfig":
+        """Return the configuration of a preset, with these values in place of its own.
+
+        Example:
+            >>> DynamicLoraConfig.from_preset("paper", events=8)
+
+        Raises:
+            ConfigError: If there is no such preset, or a value is outside its range.
+        """
+        return cls(**{**preset_values(preset), **values})
+
     def __post_init__(self) -> None:
         """Check each value, then how they fit together.
 
@@ -79,6 +120,7 @@ class DynamicLoraConfig:
             ConfigError: If a value is outside its range.
         """
         _require_one_of(get_args(ImportanceName), "importance", self.importance)
+        _require_one_of(get_args(FeatureName), "feature", self.feature)
         _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
         _require(self.temperature > 0, "temperature", "above 0", self.temperature)
         _require(0 <= self.uniform_mix <= 1, "uniform_mix", "in [0, 1]", self.uniform_mix)
@@ -116,6 +158,16 @@ class DynamicLoraConfig:
         _require(
             0 <= self.shrink_tolerance <= 1, "shrink_tolerance", "in [0, 1]", self.shrink_tolerance
         )
+
+
+def preset_values(preset: str) -> Mapping[str, Any]:
+    """Return the values of a preset that differ from the defaults.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    _require_one_of(tuple(PRESETS), "preset", preset)
+    return PRESETS[preset]
 
 
 def _require(holds: bool, name: str, required: str, given: object) -> None:

@@ -350,8 +350,9 @@ class DynamicLora:
         return event
 
     def _gains(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
-        ranks = {name: stats.effective_rank for name, stats in features.items()}
-        return feature_gains(ranks, self.config.feature_weight)
+        spread = self.config.feature == "variance"
+        figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
+        return feature_gains(figures, self.config.feature_weight)
 
     def _bounds(
         self, features: Mapping[str, FeatureStats], strengths: Mapping[str, Strengths]

@@ -228,8 +228,14 @@ def test_every_section_forbids_other_keys_and_describes_itself(schema: Values) -
     for name, kind in sections.items():
         section = schema["properties"][name]
         assert section["additionalProperties"] is False
-        assert set(section["properties"]) == {field.name for field in fields(kind)}
+        keys = {field.name for field in fields(kind)} | ({"preset"} if name == "dynamic" else set())
+        assert set(section["properties"]) == keys
         assert section["description"]
+
+
+def test_the_presets_are_told() -> None:
+    assert validator().is_valid(set_key("dynamic.preset", "paper"))
+    assert not validator().is_valid(set_key("dynamic.preset", "papr"))
 
 
 def test_the_schema_is_one_json_object_with_json_and_printed_with_quiet(

@@ -118,3 +118,8 @@ def test_a_feature_weight_of_zero_gives_no_gain():
 
 def test_without_observed_inputs_there_are_no_gains():
     assert feature_gains({}, 1.0) == {}
+
+
+def test_inputs_that_never_vary_give_no_gain():
+    assert feature_gains({"a": 0.0, "b": 0.0}, 1.0) == {}
+    assert feature_gains({"a": 0.0, "b": 2.0}, 1.0) == {"a": 0.0, "b": 2.0}

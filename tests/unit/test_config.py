@@ -2,12 +2,15 @@
 
 import runpy
 from dataclasses import FrozenInstanceError, asdict
+from typing import get_args
 
 import pytest
 
 import dynlora.config
 from dynlora import DynamicLoraConfig
+from dynlora.config import PRESETS, PresetName
 from dynlora.errors import ConfigError
+from dynlora.schedule import event_steps
 
 OUTSIDE = [
     ({"temperature": 0.0}, r"`temperature` must be above 0, got 0\.0"),
@@ -62,6 +65,7 @@ def test_the_ends_of_a_closed_range_are_allowed(values):
     [
         ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
         ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
+        ({"feature": "norm"}, "`feature` must be one of effective_rank, variance, got norm"),
         ({"pinned": "*q_proj"}, r"`pinned` must be a tuple of patterns, got the text '\*q_proj'"),
     ],
 )
@@ -86,3 +90,47 @@ def test_a_configuration_cannot_be_changed_afterwards():
     config = DynamicLoraConfig()
     with pytest.raises(FrozenInstanceError, match="min_rank"):
         config.min_rank = 2
+
+
+def test_the_default_preset_is_what_the_class_has():
+    assert DynamicLoraConfig.from_preset("default") == DynamicLoraConfig()
+
+
+def test_a_preset_gives_what_is_not_given():
+    config = DynamicLoraConfig.from_preset("paper", events=8, temperature=0.7)
+    given = asdict(config)
+    assert (given.pop("events"), given.pop("temperature")) == (8, 0.7)
+    own = {key: value for key, value in PRESETS["paper"].items() if key in given}
+    assert given.items() >= own.items()
+    others = given.keys() - own.keys()
+    defaults = asdict(DynamicLoraConfig())
+    assert {key: given[key] for key in others} == {key: defaults[key] for key in others}
+
+
+def test_the_papers_preset_follows_normalised_gradients_and_variance_over_the_whole_run():
+    config = DynamicLoraConfig.from_preset("paper")
+    assert (config.importance, config.feature) == ("gradient_norm", "variance")
+    assert (config.temperature, config.uniform_mix) == (1.0, 0.0), "shares are the scores'"
+    assert config.feature_weight > 0
+    assert config.layer_weights
+    steps = event_steps(
+        total_steps=1000,
+        first_event=config.first_event,
+        last_event=config.last_event,
+        events=config.events,
+    )
+    assert steps == tuple(range(50, 951, 50))
+
+
+def test_every_preset_has_a_name_that_types_know_and_says_more_than_the_default():
+    assert tuple(PRESETS) == get_args(PresetName)
+    defaults = asdict(DynamicLoraConfig())
+    for values in PRESETS.values():
+        assert all(defaults[key] != value for key, value in values.items())
+
+
+@pytest.mark.parametrize("name", ["papr", "", None])
+def test_an_unknown_preset_is_told_which_there_are(name):
+    unchecked = runpy.run_path(dynlora.config.__file__)["DynamicLoraConfig"]
+    with pytest.raises(ConfigError, match=rf"`preset` must be one of default, paper, got {name}"):
+        unchecked.from_preset(name)

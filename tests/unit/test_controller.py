@@ -122,26 +122,27 @@ def first_scored(dynamic):
     )
 
 
+@pytest.mark.parametrize("feature", ["effective_rank", "variance"])
 @pytest.mark.parametrize("feature_weight", [0.0, 0.4, 1.0])
-def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature_weight):
+def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature, feature_weight):
     optimizer = adamw(tiny_llama)
-    dynamic = attached(
-        tiny_llama, optimizer, importance="random", feature_weight=feature_weight, **MOVING
-    )
+    settings = {"importance": "random", "feature": feature, "feature_weight": feature_weight}
+    dynamic = attached(tiny_llama, optimizer, **settings, **MOVING)
     train(tiny_llama, optimizer, dynamic, 20)
     layers = first_scored(dynamic).layers
     costs = {layer.name: layer.cost for layer in find_lora_layers(tiny_llama, None)}
-    mean = sum(layer.effective_rank for layer in layers.values()) / len(layers)
+    seen = {name: getattr(layer, feature) for name, layer in layers.items()}
+    mean = sum(seen.values()) / len(layers)
     # With the defaults, half is spread by cost and half by cost * (score * gain) ** 2.
     worth = {
-        name: costs[name] * (layer.score * (layer.effective_rank / mean) ** feature_weight) ** 2
+        name: costs[name] * (layer.score * (seen[name] / mean) ** feature_weight) ** 2
         for name, layer in layers.items()
     }
     for name, layer in layers.items():
         by_cost = costs[name] / sum(costs.values())
         by_worth = worth[name] / sum(worth.values())
         assert layer.share == pytest.approx(0.5 * by_cost + 0.5 * by_worth, rel=1e-6)
-    assert len({round(layer.effective_rank, 3) for layer in layers.values()}) > 5
+    assert len({round(figure, 3) for figure in seen.values()}) > 5
 
 
 def test_layer_weights_follow_importance(tiny_llama):

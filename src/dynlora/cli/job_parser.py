@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 
+from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 
@@ -43,6 +45,8 @@ KEYS = (
 SHOWN = 3
 """Valid names that an error shows where some are near."""
 T = TypeVar("T")
+PRESET = "dynamic.preset"
+"""The one key that is no value of its own: it says which values those not given have."""
 OWN_OPTIONS = ("help", "print_config")
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
@@ -65,14 +69,12 @@ def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None
     elif not {"-h", "--help"} & set(given):
         raise ConfigError(f"CONFIG, a YAML file, must come first: {USAGES[verb]}")
     try:
-        values = _parser(verb).parse_args(given).as_dict()
+        values = _parser(verb, _preset_of(given)).parse_args(given).as_dict()
     except argparse.ArgumentError as error:
         raise _explain(error, USAGES[verb]) from error
     except SystemExit:  # how argparse ends after --help and --print_config
         return None
-    chosen = {key: values[key] for key in get_type_hints(JobConfig)}
-    _check_nulls(chosen, JobConfig, "")
-    return build(JobConfig, chosen)
+    return _build_job(values)
 
 
 def parse_values(values: Mapping[str, Any]) -> JobConfig:
@@ -82,13 +84,33 @@ def parse_values(values: Mapping[str, Any]) -> JobConfig:
         ConfigError: If a key or value is unknown, missing or outside its range.
     """
     check_keys(values, "")
+    preset = values.get("dynamic", {}).get("preset", "default")
     try:
-        parsed = _parser("train").parse_object(dict(values)).as_dict()
+        parsed = _parser("train", preset).parse_object(dict(values)).as_dict()
     except argparse.ArgumentError as error:
         raise _explain(error, USAGES["train"]) from error
-    chosen = {key: parsed[key] for key in get_type_hints(JobConfig)}
+    return _build_job(parsed)
+
+
+def _build_job(values: Mapping[str, Any]) -> JobConfig:
+    """Return the job of all keys' values; what a preset has given is among them."""
+    chosen = {key: values[key] for key in get_type_hints(JobConfig)}
+    del chosen["dynamic"]["preset"]
     _check_nulls(chosen, JobConfig, "")
     return build(JobConfig, chosen)
+
+
+def _preset_of(given: Sequence[str]) -> str:
+    """Return the preset that the file or, before it, the command line names."""
+    found = "default"
+    for option, following in pairwise((*given, "")):
+        key, equals, value = option.partition("=")
+        if key == "--config":
+            content = yaml.safe_load(Path(following).read_text(encoding="utf-8"))
+            found = content.get("dynamic", {}).get("preset", found)
+        elif key == f"--{PRESET}":
+            found = value if equals else following or found
+    return found
 
 
 def check_keys(content: Mapping[str, Any], where: str) -> None:
@@ -122,11 +144,16 @@ def _build_section(key: str, kind: Any, values: Mapping[str, Any]) -> Any:
     try:
         return build(kind, values)
     except ConfigError as error:
-        # `DynamicLoraConfig` is also used without a section and does not know of its own.
-        raise ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error))) from error
+        raise _in_section(key, error) from error
 
 
-def _parser(verb: str) -> ArgumentParser:
+def _in_section(key: str, error: ConfigError) -> ConfigError:
+    """Return an error with its key in a section: `DynamicLoraConfig` does not know of its own."""
+    return ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error)))
+
+
+def _parser(verb: str, preset: str) -> ArgumentParser:
+    """Return a verb's parser, in which what is not given has the preset's value."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"dynlora {verb}",
@@ -141,6 +168,13 @@ def _parser(verb: str) -> ArgumentParser:
         title = f"{key}: {inspect.getdoc(section)}".partition("\n")[0].removesuffix(".")
         group = parser.add_argument_group(title)
         group.add_class_arguments(section, key, as_group=False)
+        if key == "dynamic":
+            group.add_argument(f"--{PRESET}", type=PresetName, default=preset, help=PRESET_TEXT)
+    try:
+        chosen = preset_values(preset)
+    except ConfigError as error:
+        raise _in_section("dynamic", error) from error
+    parser.set_defaults({f"dynamic.{key}": value for key, value in chosen.items()})
     return parser
 
 
@@ -152,6 +186,8 @@ def _sections() -> Iterator[tuple[str, Any]]:
 
 def valid_keys(kind: Any = JobConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every dotted key of the configuration with its type; sections have keys too."""
+    if kind is DynamicLoraConfig:
+        yield f"{prefix}preset", PresetName
     for key, hint in get_type_hints(kind).items():
         yield prefix + key, hint
         if is_dataclass(hint):
@@ -175,6 +211,8 @@ def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str)
     hints = get_type_hints(kind)
     for key, value in content.items():
         dotted = f"{prefix}{key}"
+        if dotted == PRESET:
+            continue
         if key not in hints:
             raise _unknown(dotted, where)
         if is_dataclass(hints[key]):

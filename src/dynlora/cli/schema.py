@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
 from dynlora.cli.output import Output
+from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName
 from dynlora.train.config import JobConfig
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -54,10 +55,11 @@ def job_schema() -> dict[str, Any]:
 def _object(kind: Any) -> dict[str, Any]:
     """Return the schema of a dataclass: its keys, and no other."""
     hints = get_type_hints(kind)
+    own = {"preset": _preset()} if kind is DynamicLoraConfig else {}
     schema = {
         "type": "object",
         "description": _flat(inspect.getdoc(kind) or ""),
-        "properties": {field.name: _key(kind, field, hints[field.name]) for field in fields(kind)},
+        "properties": own | {f.name: _key(kind, f, hints[f.name]) for f in fields(kind)},
         "additionalProperties": False,
     }
     required = [
@@ -74,6 +76,11 @@ def _key(kind: Any, field: Field[Any], hint: Any) -> dict[str, Any]:
         return _object(hint) | {"description": text}
     default = {} if field.default is MISSING else {"default": _plain(field.default)}
     return _type(hint, text) | {"description": text} | default
+
+
+def _preset() -> dict[str, Any]:
+    """Return the schema of the one key that is no field."""
+    return _type(PresetName, "") | {"description": PRESET_TEXT, "default": "default"}
 
 
 def _plain(default: Any) -> Any:
@@ -118,7 +125,7 @@ def describe(kind: Any) -> Mapping[str, str]:
     """Return the text under each field of a dataclass, on one line, by the field's name."""
     (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
-    described: dict[str, str] = {}
+    described = {"preset": PRESET_TEXT} if kind is DynamicLoraConfig else {}
     for statement, following in zip(definition.body, definition.body[1:], strict=False):
         match statement, following:
             case (

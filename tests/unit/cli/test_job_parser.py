@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynlora.cli.job_parser import build, key_words, parse_job, valid_keys
+from dynlora import DynamicLoraConfig
+from dynlora.cli.job_parser import build, key_words, parse_job, parse_values, valid_keys
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig, LoraSettings
 
@@ -81,14 +82,15 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
             "as_chat": True, "messages": None, "completion_only": False, "max_new_tokens": 5,
             "image": "i", "label": "c", "num_labels": 3, "train_split": "t",
             "validation_split": "v", "validation_fraction": 0.5, "max_length": 9,
-            "max_train_rows": 7, "max_validation_rows": 6,
+            "max_train_rows": 7, "max_validation_rows": 6, "validation_rows_from_train": 4,
         },
         "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"],
                  "modules_to_save": ["y"], "use_rslora": True, "use_dora": True,
                      "init_lora_weights": "gaussian", "start_from": "z"},
         "dynamic": {
             "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
-            "feature_weight": 0.5, "layer_weights": True, "min_rank": 2, "max_rank": 9,
+            "feature": "variance", "feature_weight": 0.5, "layer_weights": True,
+            "input_adaptive": True, "min_rank": 2, "max_rank": 9,
             "pinned": ["p"], "total_steps": 77, "first_event": 0.2, "last_event": 0.6,
             "events": 4, "hysteresis": 0.5, "shrink_tolerance": 0.2, "on_nonfinite": "stop",
             "seed": 5,
@@ -102,7 +104,8 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
             "gradient_accumulation": 4, "learning_rate": 0.5, "loraplus_lr_ratio": 8.0,
             "weight_decay": 0.1,
             "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0, "bf16": True,
-            "group_by_length": False, "eval": "steps", "eval_steps": 5, "save": "steps",
+            "group_by_length": False, "eval": "steps", "eval_steps": 5,
+            "eval_on_start": False, "save": "steps",
             "save_steps": 10, "save_total_limit": 1, "load_best_model_at_end": True,
             "best_metric": "f1", "early_stopping_patience": 2, "logging_steps": 3,
             "report_to": ["tensorboard", "trackio"], "seed": 4, "resume": "latest",
@@ -219,3 +222,53 @@ def test_valid_keys_are_all_sections_and_all_their_fields() -> None:
     assert len(keys) == len(set(keys))
     assert {"output", "lora", "lora.r", "training.resume", "adalora.init_r"} <= set(keys)
     assert keys.index("lora") < keys.index("lora.r")
+
+
+@pytest.mark.parametrize("place", ["file", "command line", "values"])
+def test_a_preset_gives_the_section_what_is_not_given(tmp_path: Path, place: str) -> None:
+    values = MINIMAL | {"dynamic": {"preset": "paper", "events": 8, "uniform_mix": 0.5}}
+    options = ["--dynamic.hysteresis", "0"]
+    if place == "command line":
+        values = MINIMAL | {"dynamic": {"preset": "default", "events": 8, "uniform_mix": 0.5}}
+        options += ["--dynamic.preset=paper"]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    if place == "values":
+        values["dynamic"] |= {"hysteresis": 0.0}
+        config = parse_values(values)
+    else:
+        config = parse_job([str(path), *options])
+    assert config is not None
+    # The mix is at its default, and given: the preset's own does not count.
+    expected = DynamicLoraConfig.from_preset("paper", events=8, uniform_mix=0.5, hysteresis=0.0)
+    assert config.dynamic == expected
+
+
+def test_a_printed_configuration_of_a_preset_reads_back_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, again = tmp_path / "job.yaml", tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"dynamic": {"preset": "paper", "events": 5}}))
+    capsys.readouterr()
+    assert parse_job([str(path), "--print_config"]) is None
+    again.write_text(capsys.readouterr().out)
+    assert parse_job([str(again)]) == parse_job([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "told"),
+    [
+        ({"preset": "papr"}, [], "`dynamic.preset` must be one of default, paper, got papr"),
+        ({}, ["--dynamic.preset", "best"], "one of default, paper, got best"),
+        ({}, ["--dynamic.preset=5"], "one of default, paper, got 5"),
+        ({}, ["--dynamic.preset"], "`--dynamic.preset` must be followed by a value"),
+        ({"presets": "paper"}, [], "unknown key `dynamic.presets`.*`dynamic.preset`"),
+    ],
+)
+def test_a_preset_must_be_one_that_there_is(
+    tmp_path: Path, given: dict[str, str], options: list[str], told: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"dynamic": given}))
+    with pytest.raises(ConfigError, match=told):
+        parse_job([str(path), *options])
