@@ -14,6 +14,8 @@ from transformers import BertForSequenceClassification
 
 from dynlora.cli.main import main
 from tests.jobs import job_values, write_job
+from tests.language import language_job, save_language_model, write_pairs
+from tests.pictures import save_class_folders, save_vit
 
 Train = Callable[..., int]
 Error = Callable[..., str]
@@ -241,3 +243,30 @@ def test_what_does_not_fit_together_is_told(
 def test_a_plan_is_made_for_a_start_that_not_every_rank_allows(job: Path) -> None:
     options = ("--method", "lora", "--lora.init_lora_weights", "orthogonal")
     assert main(["plan", str(job), *options]) == 0
+
+
+@pytest.mark.parametrize("lora", [{"init_lora_weights": s} for s in STARTS] + [{"use_dora": True}])
+def test_a_saved_adapter_of_a_language_model_is_as_good_as_what_was_trained(
+    tmp_path: Path, output: Path, lora: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama = save_language_model(tmp_path / "llama")
+    values = language_job(llama, write_pairs(tmp_path / "pairs"), output) | {"method": "lora"}
+    values["lora"] = values["lora"] | lora
+    assert main(["train", str(write_job(tmp_path / "text.yaml", values))]) == 0
+    run = read_json(output / "run.json")
+    assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"]
+    capsys.readouterr()
+    assert main(["eval", str(output), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["metrics"]["loss"] == pytest.approx(run["metrics_after"]["loss"], abs=1e-5)
+
+
+def test_eva_knows_images_too(tmp_path: Path, output: Path) -> None:
+    save_vit(tmp_path / "vit")
+    save_class_folders(tmp_path / "pictures" / "train", 24)
+    save_class_folders(tmp_path / "pictures" / "validation", 8)
+    values = job_values(tmp_path / "vit", tmp_path / "pictures", output)
+    values |= {"method": "lora", "task": "image_classification"}
+    values["lora"] |= {"init_lora_weights": "eva"}
+    assert main(["train", str(write_job(tmp_path / "image.yaml", values))]) == 0
+    assert read_json(output / "run.json")["adapter_start_seconds"] > 0

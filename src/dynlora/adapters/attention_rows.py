@@ -1,7 +1,7 @@
-"""Queries and keys in, attention logits and visible keys out: a few tokens at a time.
+"""Queries and keys in, attention logits and visible keys out: a few tokens of each example.
 
 PyTorch's fused attention never holds the full table of queries and keys. To look at it, it is
-worked out again, for one example and at most `CHUNK` queries at once.
+worked out again, for one example at a time and at most `QUERIES` of its tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CHUNK = 256
-"""Queries of one example at once."""
+QUERIES = 256
+"""Tokens of one example whose attention is looked at; of more, evenly spaced ones."""
 
 
 def attention_rows(
@@ -23,7 +23,7 @@ def attention_rows(
     causal: bool,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[Float[Tensor, "heads n keys"], Bool[Tensor, "any_heads n keys"]]]:
-    """Yield logits, and which keys are visible, of all tokens but padding.
+    """Yield each example's logits, and which keys are visible, of tokens that are no padding.
 
     Args:
         query: As an attention function of transformers gets them.
@@ -45,14 +45,14 @@ def attention_rows(
         visible, added = visible.to(query.device), added.to(query.device)
         # A token that may not look at itself is padding.
         real = visible.diagonal(dim1=-2, dim2=-1).all(dim=0).nonzero().flatten()
-        for chosen in torch.split(real, CHUNK):
-            logits = query[place][:, chosen].float() @ keys.transpose(1, 2)
-            logits *= query.shape[-1] ** -0.5 if scaling is None else scaling
-            if softcap is not None:
-                logits = softcap * (logits / softcap).tanh()
-            if bias is not None:
-                logits = logits + _of(bias, place)[:, chosen].float()
-            yield logits + added[:, chosen], visible[:, chosen]
+        chosen = real[:: -(-len(real) // QUERIES) or 1]
+        logits = query[place][:, chosen].float() @ keys.transpose(1, 2)
+        logits *= query.shape[-1] ** -0.5 if scaling is None else scaling
+        if softcap is not None:
+            logits = softcap * (logits / softcap).tanh()
+        if bias is not None:
+            logits = logits + _of(bias, place)[:, chosen].float()
+        yield logits + added[:, chosen], visible[:, chosen]
 
 
 def _of(tensor: Tensor | None, place: int) -> Any:

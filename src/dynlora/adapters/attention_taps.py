@@ -112,7 +112,9 @@ class AttentionTaps:
         """Do what the module's own implementation does, and show what it looked at."""
         block = next(block for block in self._blocks if block.module is module)
         result = block.original(module, query, key, value, attention_mask, **options)
-        with torch.no_grad(), self._timed():
+        # Autocast would round again what is worked out in float32.
+        exactly = torch.autocast(query.device.type, enabled=False)
+        with torch.no_grad(), exactly, self._timed():
             causal = block.implementation == "sdpa" and _is_causal(module, options)
             names = [layer.name for layer in block.layers]
             for logits, visible in attention_rows(

@@ -87,9 +87,9 @@ def focus(
 
     Rows that may look at fewer than two keys have no choice, and do not count.
     """
-    keys = visible.sum(dim=-1).expand(logits.shape[:-1]).double()
-    # Float32's softmax leaves too little of a nearly uniform row's focus.
-    rows = logits.double().masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    keys = visible.sum(dim=-1).expand(logits.shape[:-1]).to(logits.dtype)
+    rows = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)
     entropy = torch.special.entr(rows).sum(dim=-1) / keys.clamp(min=2).log()
     counts = keys >= 2
-    return torch.where(counts, (1 - entropy).clamp(min=0), 0.0).sum(), counts.sum().double()
+    found = torch.where(counts, (1 - entropy).clamp(min=0), 0.0)
+    return found.double().sum(), counts.sum().double()

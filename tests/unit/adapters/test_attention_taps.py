@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynlora.adapters.attention_blocks import block_of
+from dynlora.adapters.attention_rows import attention_rows
 from dynlora.adapters.attention_taps import AttentionTaps
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import ConfigError
@@ -312,12 +313,49 @@ def test_a_block_is_the_numbered_module_around_attention(name: str, block: str) 
     assert block_of(name) == block
 
 
-def test_many_queries_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for chunk in (256, 2):
-        monkeypatch.setattr("dynlora.adapters.attention_rows.CHUNK", chunk)
-        model = llama()
-        watch = Watch(model)
+def test_of_many_tokens_evenly_spaced_ones_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynlora.adapters.attention_rows.QUERIES", 3)
+    torch.manual_seed(0)
+    query, key = torch.randn(3, 2, 6, 4), torch.randn(3, 1, 6, 4)
+    mask = MASK[:, None, None, :].bool()
+    table = query @ key.transpose(2, 3) / 2
+    found = list(attention_rows(query, key, mask, causal=False, options={}))
+    for place, chosen in enumerate(([0, 2, 4], [0, 2], [0, 1])):
+        torch.testing.assert_close(found[place][0], table[place][:, chosen])
+        assert torch.equal(found[place][1], mask[place].expand(1, 6, 6)[:, chosen])
+
+
+def test_a_mask_may_be_a_bias_and_logits_may_be_capped() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+    bias = torch.randn(1, 2, 6, 6)
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    mask = torch.randn(1, 1, 6, 6).masked_fill(hidden, torch.finfo(torch.float32).min)
+    options = {"scaling": 0.3, "softcap": 2.0, "position_bias": bias}
+    ((logits, visible),) = attention_rows(query, key, mask, causal=True, options=options)
+    expected = 2 * torch.tanh(query @ key.transpose(2, 3) * 0.3 / 2) + bias
+    assert torch.equal(visible[0], ~hidden)
+    shown = (logits - expected[0])[:, ~hidden]
+    torch.testing.assert_close(shown, mask[0].expand(2, 6, 6)[:, ~hidden], atol=1e-5, rtol=0)
+
+
+def test_keys_of_other_tokens_than_the_queries_are_not_looked_at() -> None:
+    query, key = torch.randn(1, 2, 1, 4), torch.randn(1, 2, 6, 4)
+    assert list(attention_rows(query, key, None, causal=True, options={})) == []
+
+
+def test_half_precision_around_the_model_rounds_nothing_that_is_worked_out() -> None:
+    model = llama()
+    watch = Watch(model)
+    kinds = set()
+    attend = watch.metric.attend
+
+    def note(names: Any, logits: torch.Tensor, visible: torch.Tensor) -> None:
+        kinds.add(logits.dtype)
+        attend(names, logits, visible)
+
+    watch.metric.attend = note  # type: ignore[method-assign]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         model(input_ids=TEXT, attention_mask=MASK)
-        found.append(watch.scores())
-    assert found[1] == {name: pytest.approx(score, abs=1e-9) for name, score in found[0].items()}
+    assert kinds == {torch.float32}
+    assert watch.scores()

@@ -63,12 +63,12 @@ def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs() -> Non
 def test_only_lora_a_changes_and_no_random_number_is_drawn() -> None:
     model = prepare(base(), job("lora"), 100).model
     before, state = factors(model), torch.random.get_rng_state()
-    held = {name: id(p) for name, p in model.named_parameters()}
+    held = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
     model.train()
     begin_with_eva(trainer(rows()), model)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
-    assert {name: id(p) for name, p in model.named_parameters()} == held
+    assert {n: (id(p), p.requires_grad) for n, p in model.named_parameters()} == held
     for name, tensor in factors(model).items():
         assert torch.equal(tensor, before[name]) == ("lora_B" in name), name
         assert tensor.shape == before[name].shape
