@@ -74,7 +74,7 @@ def _points(study: Study, setting: tuple[str, str], method: str, quantity: Quant
         values = [v for o in outcomes if (v := value_of(o, quantity)) is not None]
         if values:
             point = Point(
-                fmean(o.live for o in outcomes),
+                max(1.0, fmean(o.live for o in outcomes)),  # the axis is logarithmic
                 fmean(o.training for o in outcomes),
                 fmean(values),
                 stdev(values) if len(values) > 1 else 0.0,
