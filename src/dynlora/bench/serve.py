@@ -14,6 +14,8 @@ from pathlib import Path
 
 WATCH_SECONDS = 1.0
 """Time between two looks at whether the parent is still there."""
+REMOVALS = 100
+"""Most times that a folder is removed before it is left."""
 
 
 def serve(pipe: Connection, threads: int) -> None:
@@ -32,18 +34,25 @@ def serve(pipe: Connection, threads: int) -> None:
         torch.set_num_threads(threads)
     while True:
         try:
-            assignment = pipe.recv()
-        except EOFError:
+            pipe.send(execute(pipe.recv()))
+        except (EOFError, BrokenPipeError):
             return
-        pipe.send(execute(assignment))
 
 
 def watch(parent: int, workspace: Path) -> None:
     """End this process when its parent was killed: nobody would take what it finds."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
-    shutil.rmtree(workspace, ignore_errors=True)
+    remove(workspace)
     os._exit(1)
+
+
+def remove(workspace: Path) -> None:
+    """Remove the workspace, also while a run is writing into it."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(workspace, ignore_errors=True)
+        if not workspace.exists():
+            return
 
 
 def main(pipe: int, workspace: Path, threads: int, parent: int) -> None:
@@ -51,6 +60,7 @@ def main(pipe: int, workspace: Path, threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
     threading.Thread(target=watch, args=(parent, workspace), daemon=True).start()
     serve(Connection(pipe), threads)
+    remove(workspace)  # a parent that was killed does not
 
 
 if __name__ == "__main__":
