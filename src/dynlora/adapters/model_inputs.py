@@ -150,8 +150,13 @@ def read_mask(given: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor,
     mask = given.get("attention_mask")
     if mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool)
-    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) != batch or shape[1] < length:
+    if (
+        not isinstance(mask, Tensor)
+        or mask.dim() != 2
+        or len(mask) != batch
+        or mask.shape[1] < length
+    ):
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise LayerError(
             f"Input-adaptive ranks need an `attention_mask` of shape ({batch}, tokens) with at "
             f"least {length} tokens, got {shape}: give the mask of the tokens; with `generate`, "
