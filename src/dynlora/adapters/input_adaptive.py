@@ -172,7 +172,8 @@ class InputAdaptiveRanks:
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is not self._outermost:
             return
-        if self._reading is not None and not self.whole:
+        failed = output is None  # the cache may hold some of the call's tokens, in some layers
+        if self._reading is not None and not self.whole and not failed:
             self._reader.remember(self._reading, output)
         self._outermost = self._reading = self._mask = None
 

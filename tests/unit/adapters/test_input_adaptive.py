@@ -347,3 +347,19 @@ def test_another_adapter_is_left_alone():
             assert layer.lora_B[:, 2:].any()
             layer.lora_B[:, 2:] = 0  # no complexity reaches these thresholds: 2 of 8 are used
         assert torch.equal(model(input_ids=tokens).logits[:, 1:], masked)
+
+
+def test_a_call_that_failed_half_way_leaves_a_cache_that_is_refused(llama):
+    tokens, cache = next(sequences(batch=2, length=8)), DynamicCache()
+    last = llama.get_base_model().model.layers[1]
+
+    def fail(*_):
+        raise MemoryError
+
+    with torch.no_grad():
+        handle = last.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            llama(input_ids=tokens[:, :6], cache=cache)
+        handle.remove()
+        with pytest.raises(EngineError, match="DynamicCache of 6 tokens that they have not"):
+            llama(input_ids=tokens[:, 6:7], cache=cache)
