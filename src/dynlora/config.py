@@ -40,7 +40,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "feature": "variance",
         "feature_weight": 1.0,
         "layer_weights": True,
-        "first_event": 0.05,
         "last_event": 0.95,
         "events": 19,
     },
@@ -62,7 +61,7 @@ class DynamicLoraConfig:
     """Metric that scores the layers; `uniform` keeps every rank where it is."""
     temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
-    uniform_mix: float = 0.5
+    uniform_mix: float = 0.2
     """Part of the budget that is spread evenly whatever the scores say, in [0, 1]."""
     feature: FeatureName = "effective_rank"
     """What is looked at in a layer's input: its `effective_rank`, or its `variance`."""
@@ -78,15 +77,15 @@ class DynamicLoraConfig:
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None takes four times `LoraConfig.r`, or a higher one that a layer
-    comes with."""
+    """Highest rank of any layer; None takes eight times `LoraConfig.r`, or a higher one that a
+    layer comes with."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
     total_steps: int | None = None
     """Optimizer steps of the whole run; None if unknown (the Trainer callback fills it in)."""
-    first_event: float = 0.15
+    first_event: float = 0.05
     """When ranks first move, as a fraction of `total_steps`, in (0, 1]."""
-    last_event: float = 0.5
+    last_event: float = 0.3
     """When ranks last move, as a fraction of `total_steps`; then they hold. In [first_event, 1]."""
     events: int = 5
     """Number of times ranks may move, at least 1. With unknown length they come at steps

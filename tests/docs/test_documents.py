@@ -112,5 +112,5 @@ def test_the_method_names_the_defaults_that_the_configuration_has():
     assert f"`T` = {config.temperature}, `m` = {config.uniform_mix}" in text
     assert f"`shrink_tolerance` = {config.shrink_tolerance}" in text
     assert f"1 + hysteresis` ({config.hysteresis})" in text
-    assert (config.events, config.first_event, config.last_event) == (5, 0.15, 0.5)
-    assert "Five events, evenly spread between 15 % and 50 %" in text
+    assert (config.events, config.first_event, config.last_event) == (5, 0.05, 0.3)
+    assert "Five events, evenly spread between 5 % and 30 %" in text

@@ -83,11 +83,11 @@ class LoraAdapters:
 
     @property
     def default_max_rank(self) -> int:
-        """Highest rank unless configured: four times `LoraConfig.r`, or the highest live one.
+        """Highest rank unless configured: eight times `LoraConfig.r`, or the highest live one.
 
         More gains little where needs are planted, and less keeps one layer from taking all.
         """
-        return max(4 * int(self._peft_config.r), *(layer.r for layer in self.layers.values()))
+        return max(8 * int(self._peft_config.r), *(layer.r for layer in self.layers.values()))
 
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.
