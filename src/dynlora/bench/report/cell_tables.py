@@ -42,6 +42,8 @@ def name_of(quantity: Quantity, metric: str) -> str:
             return "validation loss"
         case Quantity.METRIC:
             return f"validation {metric}"
+        case Quantity.TEST_LOSS:
+            return "test loss"
         case Quantity.TEST:
             return f"test {metric}"
 

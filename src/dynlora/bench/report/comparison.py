@@ -22,6 +22,7 @@ class Quantity(StrEnum):
 
     LOSS = "validation loss"
     METRIC = "validation metric"
+    TEST_LOSS = "test loss"
     TEST = "test metric"
 
 
@@ -90,13 +91,15 @@ def judge(gain: float, corrected: float | None) -> Verdict:
 def value_of(outcome: Outcome, quantity: Quantity) -> float | None:
     """Return an outcome's value; None without test data.
 
-    Where the main metric is the loss itself, the loss is the only validation quantity.
+    Where the main metric is the loss itself, the loss is counted once.
     """
     match quantity:
         case Quantity.LOSS:
             return outcome.loss
         case Quantity.METRIC:
             return None if outcome.main_metric == "loss" else outcome.metric
+        case Quantity.TEST_LOSS:
+            return None if outcome.main_metric == "loss" else outcome.test_loss
         case Quantity.TEST:
             return outcome.test
 
@@ -137,7 +140,7 @@ def _compare_one(
         cell=cell,
         method=method,
         quantity=quantity,
-        metric="loss" if quantity is Quantity.LOSS else metric,
+        metric="loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else metric,
         differences=differences,
         lost=_lost(study, cell, method, reference),
         interval=bootstrap_interval(values) if enough else None,

@@ -27,8 +27,8 @@ Differences are paired: a method minus the reference, over the seeds that both h
 worst of them. The interval is a BCa bootstrap of the mean (95 %, 10,000 resamples). The p-value
 is that of a permutation test of signs: exact up to 16 pairs, from 100,000 random patterns beyond.
 It is corrected by Holm's rule over all comparisons that a study makes in validation loss, in the
-validation metric, and in the test metric, each for itself. `better` and `worse` mean that the
-corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
+validation metric, in test loss, and in the test metric, each for itself. `better` and `worse` mean
+that the corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
 Intervals are not corrected.
 
 In the summary a cell is a model, task and budget, and the counts are of cells; `interval above`

@@ -71,11 +71,7 @@ def _panel(
         fill = "white" if found.verdict is Verdict.OPEN else own["color"]
         axes.plot(found.mean, y, **own, markersize=5, markerfacecolor=fill)
     first = comparisons[0]
-    name = (
-        "validation loss"
-        if first.quantity is Quantity.LOSS
-        else (f"{first.quantity.split()[0]} {first.metric}")
-    )
+    name = f"{first.quantity.split()[0]} {first.metric}"
     better = "← better" if lower_is_better(first.metric) else "better →"
     axes.set_xlabel(f"difference in {name}\n{better}")
     axes.locator_params(axis="x", nbins=5)

@@ -32,6 +32,8 @@ class Outcome:
     """The main metric on validation data."""
     test: float | None
     """The main metric on test data; None where there is none."""
+    test_loss: float | None
+    """None where there is no test data."""
     collapsed: bool | None
     """Whether every guess was the same class; None where nobody looked."""
     live: int
@@ -46,7 +48,9 @@ class Outcome:
     @property
     def is_finite(self) -> bool:
         """Whether the run ended with a model that has a loss and a metric."""
-        return all(map(math.isfinite, (self.loss, self.metric, self.test or 0.0)))
+        return all(
+            map(math.isfinite, (self.loss, self.metric, self.test or 0.0, self.test_loss or 0.0))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,7 @@ def _outcome(fields: Fields) -> Outcome:
         loss=validation.number("loss"),
         metric=validation.number(metric),
         test=fields.inside("test").number(metric) if has_test else None,
+        test_loss=fields.inside("test").number("loss") if has_test else None,
         collapsed=fields.flag("collapsed"),
         live=parameters.whole("end"),
         peak=parameters.whole("peak"),

@@ -122,6 +122,18 @@ def test_the_test_metric_is_compared_where_both_have_one():
     assert found.differences == pytest.approx({1: 0.4, 2: 0.4})
 
 
+def test_a_lower_test_loss_is_better():
+    """A method may gain in the rows it was tuned on and lose on others."""
+    runs = [
+        values(method=method, seed=seed, test={"loss": loss, "accuracy": 0.5})
+        for method, loss in (("lora", 1.0), ("a", 1.5))
+        for seed in range(8)
+    ]
+    found = only(compare(study_of(runs), "lora"), Quantity.TEST_LOSS)
+    assert (found.mean, found.gain) == pytest.approx((0.5, -0.5))
+    assert found.verdict is Verdict.WORSE
+
+
 def test_methods_are_compared_within_a_budget_only():
     runs = losses("lora", {0: 1.0, 1: 1.0}, budget=2) + losses("a", {0: 1.0, 1: 1.0}, budget=8)
     assert compare(study_of(runs), "lora") == []

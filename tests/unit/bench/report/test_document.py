@@ -126,7 +126,12 @@ def test_the_description_stands_above_the_tables_as_it_was_written():
 def test_the_summary_counts_cells_and_turns_gains_one_way():
     made = invented_study(methods=("lora", "dynamic"), budgets=(2, 4, 8), seeds=9, blocks=0)
     found = rows(section(text_of(*made), "Summary of first"), "dynamic")
-    assert [row[1] for row in found] == ["validation loss", "validation metric", "test metric"]
+    assert [row[1] for row in found] == [
+        "validation loss",
+        "validation metric",
+        "test loss",
+        "test metric",
+    ]
     for row in found:
         # Nine pairs of one sign: p = 2 / 512, times three cells.
         assert row[2:8] == ["3", "3", "0", "0", "3", "0"]
