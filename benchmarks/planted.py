@@ -1,7 +1,10 @@
-"""Planted needs: what each choice of the method is worth where need is concentrated.
+"""Planted needs: what the method and each of its choices are worth where the answer is known.
 
-Every variant is the default configuration with one setting changed; its final loss is divided by
-that of uniform ranks on the same seed. One JSON out, from which `docs/log.md` quotes.
+Needs are concentrated in two of 24 layers, or spread over all of them. Uniform ranks, the oracle's
+(known from the start) and the default configuration are each tuned for learning rate and scale on
+seeds of their own; then every variant, the default with one setting changed, runs at the default's
+on half of the seeds. Losses are divided by those of uniform ranks on the same seeds. One JSON out,
+rewritten as it grows, from which `docs/log.md` quotes.
 
     python -m benchmarks.planted --out benchmarks/results
 """
@@ -9,74 +12,109 @@ that of uniform ranks on the same seed. One JSON out, from which `docs/log.md` q
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dynlora import DynamicLoraConfig
-from tests.planted import RANK, STEPS, Planted
+from tests.planted import RANK, STEPS, Planted, concentrated, oracle_ranks, spread
 
-LEARNING_RATE = 3e-3
+SETTINGS = ((6e-3, 2.0), (1.2e-2, 2.0), (2.4e-2, 2.0), (1.2e-2, 0.5), (2.4e-2, 0.5), (4.8e-2, 0.5))
+"""Learning rates and scales that are tried."""
+TUNING_SEEDS = (100, 101)
+UNIFORM: dict[str, Any] = {"importance": "uniform"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
     "importance=spectral": {"importance": "spectral"},
     "importance=sensitivity": {"importance": "sensitivity"},
     "importance=gradient_norm": {"importance": "gradient_norm"},
-    "importance=activation_ratio": {"importance": "activation_ratio"},
     "importance=random": {"importance": "random"},
     "temperature=1": {"temperature": 1.0},
-    "temperature=0.33": {"temperature": 0.33},
-    "uniform_mix=0.25": {"uniform_mix": 0.25},
-    "shrink_tolerance=0.1": {"shrink_tolerance": 0.1},
-    "max_rank=2r": {"max_rank": 2 * RANK},
-    "max_rank=none": {"max_rank": 1000},
+    "uniform_mix=0": {"uniform_mix": 0.0},
+    "uniform_mix=0.5": {"uniform_mix": 0.5},
+    "shrink_tolerance=0.2": {"shrink_tolerance": 0.2},
+    "max_rank=4r": {"max_rank": 4 * RANK},
+    "events 15-50 %": {"first_event": 0.15, "last_event": 0.5},
     "feature_weight=0.5": {"feature_weight": 0.5},
     "layer_weights": {"layer_weights": True},
 }
-METRICS = ("signal", "spectral", "sensitivity", "gradient_norm", "activation_ratio")
+TASKS = {"concentrated": concentrated, "spread": spread}
+METHODS = {
+    "concentrated": ("uniform", "oracle", "default"),
+    "spread": ("uniform", "default"),
+}
+"""Where need is spread, the oracle's ranks are the uniform ones."""
 
 
 def main() -> None:
-    """Run all variants on all seeds and write the result."""
+    """Run everything on all seeds and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
-    uniform = {s: _train(s, {"importance": "uniform"}) for s in range(options.seeds)}
-    result: dict[str, Any] = {"uniform_losses": [uniform[s][0] for s in uniform], "variants": {}}
-    for name, settings in VARIANTS.items():
-        runs = [_train(seed, settings) for seed in range(options.seeds)]
-        ratios = [loss / uniform[seed][0] for seed, (loss, _) in enumerate(runs)]
-        result["variants"][name] = {
-            "loss_over_uniform": math.exp(sum(map(math.log, ratios)) / len(ratios)),
-            "each": ratios,
-            "part_of_moved_budget_to_planted": [part for _, part in runs],
-        }
-        print(f"{name:30} {result['variants'][name]['loss_over_uniform']:.3f}", flush=True)
-    result["places_of_planted"] = {seed: _places(seed) for seed in range(options.seeds)}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "planted.json").write_text(json.dumps(result, indent=1) + "\n")
+    seeds = range(options.seeds)
+    result: dict[str, Any] = {}
+    for kind, methods in METHODS.items():
+        tuned = {name: _tune(kind, name) for name in methods}
+        losses = {
+            name: [_train(kind, s, name, setting) for s in seeds] for name, setting in tuned.items()
+        }
+        result[kind] = _compared(losses) | {"learning_rate_and_scale": tuned}
+        _write(options.out, result)
+    setting = result["concentrated"]["learning_rate_and_scale"]["default"]
+    some = range(options.seeds // 2)
+    uniform = [_train("concentrated", s, "uniform", setting) for s in some]
+    variants: dict[str, Any] = {"learning_rate_and_scale": setting}
+    result["variants"] = variants
+    for name in ("default", *VARIANTS):
+        mine = [_train("concentrated", s, name, setting) for s in some]
+        variants[name] = {"loss_over_uniform": _ratio(mine, uniform), "losses": mine}
+        _write(options.out, result)
+        print(f"{name:30} {variants[name]['loss_over_uniform']:.3f}", flush=True)
 
 
-def _train(seed: int, settings: dict[str, Any]) -> tuple[float, float]:
-    """Return the final loss, and which part of the budget moved went to the planted layers."""
-    task = Planted(seed)
-    config = DynamicLoraConfig(total_steps=STEPS, **settings)
-    dynamic, loss, _ = task.train(config, lr=LEARNING_RATE)
-    moves = {x.name: (dynamic.ranks[x.name] - RANK) * x.cost for x in dynamic._layers}
-    freed = -sum(move for move in moves.values() if move < 0)
-    return loss, sum(moves[name] for name in task.names) / freed if freed else 0.0
+def _tune(kind: str, name: str) -> tuple[float, float]:
+    """Return the learning rate and scale with the lowest geometric mean of final losses."""
+    found = {
+        setting: _mean([_train(kind, seed, name, setting) for seed in TUNING_SEEDS])
+        for setting in SETTINGS
+    }
+    return min(found, key=lambda setting: found[setting])
 
 
-def _places(seed: int) -> dict[str, list[int]]:
-    """Return the planted layers' places in each metric's order, at the middle of a uniform run."""
-    task = Planted(seed)
-    config = DynamicLoraConfig(importance="uniform", total_steps=STEPS)
-    _, _, scores = task.train(config, lr=LEARNING_RATE, steps=STEPS // 2, metrics=METRICS)
-    places = {}
-    for metric, values in scores.items():
-        order = sorted(values, key=lambda name: -values[name])
-        places[metric] = sorted(order.index(name) + 1 for name in task.names)
-    return places
+def _train(kind: str, seed: int, name: str, setting: tuple[float, float]) -> float:
+    """Return the final loss."""
+    rate, scale = setting
+    settings = UNIFORM if name in ("uniform", "oracle") else VARIANTS.get(name, {})
+    ranks = oracle_ranks(seed) if name == "oracle" else None
+    task: Planted = TASKS[kind](seed, ranks, scale=scale)
+    _, loss, _ = task.train(DynamicLoraConfig(total_steps=STEPS, **settings), lr=rate)
+    return loss
+
+
+def _compared(losses: dict[str, list[float]]) -> dict[str, Any]:
+    """Return losses, their ratio to those of uniform ranks, and the part of the oracle's gain."""
+    found: dict[str, Any] = {
+        name: {"loss_over_uniform": _ratio(mine, losses["uniform"]), "losses": mine}
+        for name, mine in losses.items()
+    }
+    if "oracle" in losses:
+        gain = 1 - found["default"]["loss_over_uniform"]
+        found["part_of_oracle_gain"] = gain / (1 - found["oracle"]["loss_over_uniform"])
+    return found
+
+
+def _ratio(losses: Sequence[float], others: Sequence[float]) -> float:
+    return _mean(losses) / _mean(others)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    (folder / "planted.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Planted needs: a teacher is the student's base plus a high-rank change in 2 of its 24 layers.
+"""Planted needs: a teacher is the student's base plus a change of known rank in known layers.
 
-The student, with LoRA of low rank on all 24, learns the teacher's hidden states. Only the two
-changed layers need rank; where a method puts its budget can be told from the outside.
+The student, with LoRA of low rank on all 24 layers, learns the teacher's hidden states. The need is
+concentrated in two layers or spread over all, with the same total change: where a method puts its
+budget, and what that is worth, can be told from the outside.
 """
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,34 +20,94 @@ from dynlora.importance import build_metric
 from tests.models import bare_bert
 
 RANK = 4
+SCALE = 2.0
 CHANGE_RANK = 24
+SPREAD_RANK = 2
 STEPS = 600
 BATCH, LENGTH, VOCABULARY = 16, 16, 64
 
 
-class Planted:
-    """One student and its teacher; the layers changed are drawn by the seed.
+def concentrated_layers(seed: int) -> list[str]:
+    """Return the two layers that are changed.
 
     Queries and keys are left alone: attention in a random model hardly depends on them, so that a
     change there is no need that could be found.
     """
+    able = [n for n in _linears(bare_bert(seed=seed)) if "query" not in n and "key" not in n]
+    generator = torch.Generator().manual_seed(seed + 100)
+    return [able[index] for index in torch.randperm(len(able), generator=generator)[:2].tolist()]
 
-    def __init__(self, seed: int) -> None:
+
+def concentrated(
+    seed: int, ranks: Mapping[str, int] | None = None, *, scale: float = SCALE
+) -> "Planted":
+    """Return a task whose need is a rank-24 change, of the weight's own norm, in two layers."""
+    needs = dict.fromkeys(concentrated_layers(seed), CHANGE_RANK)
+    return Planted(seed, needs, 1.0, ranks, scale)
+
+
+def spread(seed: int, ranks: Mapping[str, int] | None = None, *, scale: float = SCALE) -> "Planted":
+    """Return a task whose need is a rank-2 change in all layers, as large in total."""
+    linears = _linears(bare_bert(seed=seed))
+    norms = {name: float(layer.weight.detach().norm()) for name, layer in linears.items()}
+    size = math.hypot(*(norms[name] for name in concentrated_layers(seed)))
+    needs = dict.fromkeys(linears, SPREAD_RANK)
+    return Planted(seed, needs, size / math.hypot(*norms.values()), ranks, scale)
+
+
+def oracle_ranks(seed: int) -> dict[str, int]:
+    """Return the ranks that fit a concentrated need: its own there, the rest evenly elsewhere."""
+    linears = _linears(bare_bert(seed=seed))
+    cost = {name: layer.in_features + layer.out_features for name, layer in linears.items()}
+    budget = RANK * sum(cost.values())
+    chosen = concentrated_layers(seed)
+    ranks = {name: CHANGE_RANK if name in chosen else 1 for name in linears}
+    for rank in range(2, RANK + 1):
+        for name in linears:
+            dearer = sum(ranks[n] * cost[n] for n in linears) + cost[name]
+            if name not in chosen and dearer <= budget:
+                ranks[name] = rank
+    return ranks
+
+
+class Planted:
+    """One student and its teacher."""
+
+    def __init__(
+        self,
+        seed: int,
+        needs: Mapping[str, int],
+        size: float,
+        ranks: Mapping[str, int] | None,
+        scale: float,
+    ) -> None:
+        """Build both.
+
+        Args:
+            seed: Of the base, the change, the adapters and the data.
+            needs: Rank of the change by layer.
+            size: Norm of each change over that of the weight.
+            ranks: Adapter's rank by layer; None for `RANK` everywhere.
+            scale: `lora_alpha` over the rank.
+        """
         base = bare_bert(seed=seed)
-        linears = {n: m for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-        able = [n for n in linears if "query" not in n and "key" not in n]
-        generator = torch.Generator().manual_seed(seed + 100)
-        chosen = torch.randperm(len(able), generator=generator)[:2].tolist()
-        self.names = [able[index] for index in chosen]
+        self.names = list(needs)
         self.teacher = copy.deepcopy(base).eval()
         noise = torch.Generator().manual_seed(seed)
-        for name in self.names:
+        for name, rank in needs.items():
             weight = self.teacher.get_submodule(name).weight
-            left = torch.randn(weight.shape[0], CHANGE_RANK, generator=noise)
-            change = left @ torch.randn(CHANGE_RANK, weight.shape[1], generator=noise)
-            weight.data += change * (weight.norm() / change.norm())
+            left = torch.randn(weight.shape[0], rank, generator=noise)
+            change = left @ torch.randn(rank, weight.shape[1], generator=noise)
+            weight.data += change * (size * weight.norm() / change.norm())
         torch.manual_seed(seed + 1)
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(linears))
+        ranks = ranks or {}
+        config = LoraConfig(
+            r=RANK,
+            lora_alpha=scale * RANK,
+            target_modules=list(_linears(base)),
+            rank_pattern=dict(ranks),
+            alpha_pattern={name: scale * rank for name, rank in ranks.items()},
+        )
         self.student = get_peft_model(base, config)
         self._data = torch.Generator().manual_seed(seed + 7)
 
@@ -89,3 +151,7 @@ class Planted:
         features = dynamic._analyzer.stats()
         scores = {name: m.scores(dynamic._layers, features) for name, m in watching.items()}
         return dynamic, sum(losses[-30:]) / 30, scores
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}

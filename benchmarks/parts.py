@@ -1,0 +1,118 @@
+"""What single parts of the method are worth: recorded runs of a study, done again without a part.
+
+Takes the records of `dynamic` runs, and does each again with its own configuration but
+
+- `random directions`: grown directions are random instead of what the input shows;
+- `moments kept`: the optimizer remembers as long after an event as before it;
+- `pattern from the start`: plain LoRA with the ranks that the run ended with;
+- `pattern of another seed`: the same with the ranks of the next seed's run.
+
+One JSON out, rewritten as it grows, from which `docs/log.md` quotes.
+
+    python -m benchmarks.parts benchmarks/results/allocation --data DATA --budget 2 \
+        --tasks e2e_slots chemprot
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+from peft import LoraConfig
+from rich.console import Console
+
+import dynlora.adapters.lora_adapters as adapters
+from dynlora.adapters import optimizer_state
+from dynlora.adapters.resize import new_rows
+from dynlora.cli.job_parser import parse_values
+from dynlora.report.run_files import read_run
+from dynlora.train import wrap
+from dynlora.train.job import run_job
+
+CHANGES = (
+    "random directions",
+    "moments kept",
+    "pattern from the start",
+    "pattern of another seed",
+)
+
+
+def main() -> None:
+    """Do the runs that the file does not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--budget", type=int, required=True)
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/parts.json"))
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for task in options.tasks:
+        records = _records(options.records, task, options.budget, "dynamic")
+        plain = _records(options.records, task, options.budget, "lora")
+        cell = found.setdefault(f"{task}, r={options.budget}", {})
+        for seed in range(options.seeds):
+            cell.setdefault("dynamic", {})[str(seed)] = records[seed]["validation"]["loss"]
+            cell.setdefault("lora", {})[str(seed)] = plain[seed]["validation"]["loss"]
+            for change in CHANGES:
+                if str(seed) in cell.setdefault(change, {}):
+                    continue
+                other = records[(seed + 1) % options.seeds]
+                loss = _again(records[seed], other, change, options.data)
+                cell[change][str(seed)] = loss
+                print(f"{task} seed {seed} {change}: {loss:.4f}", flush=True)
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _records(folder: Path, task: str, budget: int, method: str) -> dict[int, dict[str, Any]]:
+    """Return the final records of a method by seed."""
+    found = [json.loads(path.read_text()) for path in folder.glob("final-*.json")]
+    wanted = {"task": task, "budget": budget, "method": method, "status": "completed"}
+    return {r["seed"]: r for r in found if wanted.items() <= r.items()}
+
+
+def _again(record: Mapping[str, Any], other: Mapping[str, Any], change: str, data: Path) -> float:
+    """Return the validation loss of a recorded run, done again with one change."""
+    with TemporaryDirectory() as folder:
+        text = json.dumps(record["config"]).replace("{data}", str(data))
+        values: dict[str, Any] = json.loads(text) | {"output": f"{folder}/run"}
+        with _changed(change, values, record["final_ranks"], other["final_ranks"]):
+            run_job(parse_values(values), Console(quiet=True))
+        return float(read_run(Path(folder) / "run").after["loss"])
+
+
+@contextmanager
+def _changed(
+    change: str, values: dict[str, Any], own: Mapping[str, int], other: Mapping[str, int]
+) -> Iterator[None]:
+    """Leave a part of the method out, or give plain LoRA a pattern of ranks."""
+
+    def random_rows(layer: Any, count: int, **given: Any) -> Any:
+        return new_rows(layer, count, **(given | {"tokens": None}))
+
+    def patterned(**settings: Any) -> LoraConfig:
+        ranks = own if change == "pattern from the start" else other
+        scale = settings["lora_alpha"] / settings["r"]
+        alphas = {name: scale * rank for name, rank in ranks.items()}
+        return LoraConfig(**settings, rank_pattern=dict(ranks), alpha_pattern=alphas)
+
+    match change:
+        case "random directions":
+            with patch.object(adapters, "new_rows", random_rows):
+                yield
+        case "moments kept":
+            with patch.object(optimizer_state, "MEMORY", 1_000_000):
+                yield
+        case _:
+            values["method"] = "lora"
+            with patch.object(wrap, "LoraConfig", patterned):
+                yield
+
+
+if __name__ == "__main__":
+    main()
