@@ -105,8 +105,8 @@ def test_json_has_the_figures_files_and_every_comparison(report, results, capsys
     assert all(Path(path).is_file() for path in said["figures"])
     first = said["studies"]["first"]
     assert (first["runs"], first["completed"]) == (36, 36)
-    lost = ("dynamic", "validation loss")
-    loss = [c for c in first["comparisons"] if (c["method"], c["quantity"]) == lost]
+    wanted = ("dynamic", "validation loss")
+    loss = [c for c in first["comparisons"] if (c["method"], c["quantity"]) == wanted]
     assert [(c["budget"], c["pairs"], c["verdict"]) for c in loss] == [
         (2, 6, "no difference shown"), (8, 6, "no difference shown"),
     ]  # fmt: skip
