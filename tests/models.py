@@ -41,6 +41,10 @@ def lora_llama(*, r: int = 4, seed: int = 0, **lora: object) -> nn.Module:
     return get_peft_model(base, LoraConfig(r=r, **settings))
 
 
+WINDOW = {"first_event": 0.15, "last_event": 0.5}
+"""When ranks move in runs of a few dozen steps: by the default's 5 % nothing is known yet."""
+
+
 def bare_bert(*, hidden: int = 48, layers: int = 4, gain: float = 3.0, seed: int = 0) -> BertModel:
     """Return a random BERT with 6 linear layers a block, whose weights are large enough to matter.
 
@@ -114,5 +118,5 @@ def train(
 
 
 def attached(model: nn.Module, optimizer: Optimizer, **config: object) -> DynamicLora:
-    """Return a controller on the model."""
-    return DynamicLora(model, optimizer, DynamicLoraConfig(**config))
+    """Return a controller on the model, whose ranks move in `WINDOW` unless told otherwise."""
+    return DynamicLora(model, optimizer, DynamicLoraConfig(**(WINDOW | config)))

@@ -79,7 +79,7 @@ def test_a_value_outside_its_range_is_told_the_range(
     ("options", "told"),
     [
         # 13 layers; one rank of all of them takes 480 parameters.
-        (["--dynamic.min_rank", 3], ["960", "1440", "[1440, 3840]", "`min_rank`"]),
+        (["--dynamic.min_rank", 3], ["960", "1440", "[1440, 7680]", "`min_rank`"]),
         (["--dynamic.max_rank", 1], ["`max_rank`", "got 1", "holds 2"]),
     ],
 )

@@ -9,6 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from dynlora import DynamicLoraCallback, DynamicLoraConfig
 from tests.layer_kinds import CASES
+from tests.models import WINDOW
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
 
@@ -57,7 +58,7 @@ def lora_weights(model):
 
 
 def trainer_of(case, folder, *callbacks, **arguments):
-    config = DynamicLoraConfig(importance="random", hysteresis=0, shrink_tolerance=1.0)
+    config = DynamicLoraConfig(importance="random", hysteresis=0, shrink_tolerance=1.0, **WINDOW)
     callback = DynamicLoraCallback(config)
     settings = {
         "max_steps": STEPS,

@@ -9,10 +9,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
 from dynlora.errors import EngineError, OptimizerError, ResumeError
-from tests.models import adamw, lora_llama, sequences
+from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS = 24
-CONFIG = {"hysteresis": 0.0, "shrink_tolerance": 1.0}
+CONFIG = {"hysteresis": 0.0, "shrink_tolerance": 1.0, **WINDOW}
 
 
 class Sequences(Dataset):

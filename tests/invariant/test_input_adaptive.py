@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from dynlora import DynamicLora, DynamicLoraConfig, InputAdaptiveRanks, RankPlan
+from dynlora import InputAdaptiveRanks, RankPlan
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.complexity import components_used
 from dynlora.errors import EngineError
@@ -238,7 +238,7 @@ def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(tmp_path):
 
         again = lora_llama(r=R)
         optimizer = adamw(again)
-        resumed = DynamicLora(again, optimizer, DynamicLoraConfig(**config))
+        resumed = attached(again, optimizer, **config)
         resumed.load_state_dict(load_state(tmp_path))
         again.load_state_dict(weights, strict=False)
         optimizer.load_state_dict(moments)

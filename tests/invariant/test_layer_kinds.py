@@ -58,7 +58,8 @@ def test_growing_changes_no_output_and_what_was_grown_learns(case):
     model, optimizer, dynamic, batches = trained_at_2(case)
     before = outputs(model, case)
     dynamic.apply(all_at(dynamic, 4))
-    assert (outputs(model, case) - before).abs().max() <= 1e-6
+    # One rounding of float32 is 1.2e-7 of a value.
+    assert (outputs(model, case) - before).abs().max() <= 1e-6 * max(1.0, float(before.abs().max()))
     train(model, optimizer, dynamic, 2, batches)
     for layer in dynamic._layers:
         assert layer.lora_A[2:].any(dim=1).all()
@@ -250,7 +251,8 @@ def test_no_element_moves_more_than_one_learning_rate_right_after_an_event(case)
 def test_stock_peft_loads_what_was_saved_with_equal_outputs_and_ranks(case, tmp_path):
     model = case.model().train()
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance="random", total_steps=40, hysteresis=0)
+    free = {"hysteresis": 0, "shrink_tolerance": 1.0}
+    dynamic = attached(model, optimizer, importance="random", total_steps=40, **free)
     train(model, optimizer, dynamic, 40, case.batches())
     assert len(set(dynamic.ranks.values())) > 1
     model.save_pretrained(tmp_path)

@@ -111,7 +111,7 @@ def test_an_adapter_called_e_does_not_match_every_parameter_name():
 def test_issue_veloxquant_mlx_31_the_default_configuration_adapts():
     model = lora_llama(r=8)
     optimizer = adamw(model)
-    dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=60))
+    dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=200))
     train(model, optimizer, dynamic, 60)
     assert len(set(dynamic.ranks.values())) > 1
 

@@ -168,6 +168,8 @@ def new_rows(
         _, spread, directions = torch.linalg.svd(residual, full_matrices=False)
         floor = 1e-6 * float(centred.norm())
         rows = directions[:count][spread[:count] > floor]
+        # An SVD leaves the signs to rounding: the largest element is made positive.
+        rows = rows * rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
     missing = count - len(rows)
     noise = torch.randn(missing, A.shape[1], generator=generator, dtype=torch.float64).to(A)
     rows = torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])

@@ -13,7 +13,7 @@ from dynlora.adjuster import LayerBounds, bound_layer
 from dynlora.config import DynamicLoraConfig
 from dynlora.schedule import event_steps
 
-MOST_TIMES_R = 4
+MOST_TIMES_R = 8
 """Without `max_rank` a layer's rank is at most this many times the configured one."""
 
 

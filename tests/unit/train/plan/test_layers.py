@@ -2,9 +2,9 @@
 
 import pytest
 
-from dynlora.config import DynamicLoraConfig
+from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.train.plan.layers import group_layers, plan_ranks
-from tests.models import adamw, attached, lora_llama
+from tests.models import adamw, lora_llama
 
 
 def test_layers_of_one_name_and_shape_are_one_group() -> None:
@@ -32,7 +32,7 @@ def test_bounds_and_events_are_the_controllers(settings: dict[str, object]) -> N
     config = DynamicLoraConfig(total_steps=40, **settings)
     planned = plan_ranks(lora_llama(r=4), config, 4, 40)
     model = lora_llama(r=4)
-    dynamic = attached(model, adamw(model), total_steps=40, **settings)
+    dynamic = DynamicLora(model, adamw(model), config)
     bounds = dynamic._bounds({}, {}).values()
     assert planned.lowest == min(bound.floor for bound in bounds)
     assert planned.highest == max(bound.ceiling for bound in bounds)
@@ -42,4 +42,4 @@ def test_bounds_and_events_are_the_controllers(settings: dict[str, object]) -> N
 
 def test_steps_decide_the_events_where_the_configuration_does_not() -> None:
     planned = plan_ranks(lora_llama(), DynamicLoraConfig(), 4, 200)
-    assert list(planned.events) == [30, 48, 65, 82, 100]
+    assert list(planned.events) == [10, 22, 35, 48, 60]
