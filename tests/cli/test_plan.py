@@ -93,7 +93,7 @@ def test_the_plan_says_what_a_run_then_does(
     assert planned["methods"]["dynamic"]["start"] == run["parameters"]["start"]
     lines = [json.loads(line) for line in (output / "ranks.jsonl").read_text().splitlines()]
     assert planned["ranks"]["events"] == [line["step"] for line in lines] == [3, 6, 9]
-    assert (planned["ranks"]["lowest"], planned["ranks"]["highest"]) == (1, 8)
+    assert (planned["ranks"]["lowest"], planned["ranks"]["highest"]) == (1, 16)
     layers = {(group["ending"], group["in_features"]): group for group in planned["layers"]}
     assert sum(group["count"] for group in planned["layers"]) == len(run["final_ranks"]) == 13
     assert layers["query", 16]["parameters"] == 2 * 32
@@ -131,7 +131,7 @@ def test_the_configured_method_comes_first_and_others_say_why_not(plan: Plan) ->
 def test_the_table_is_for_people(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(job), "--lora.start_from", "null"]) == 0
     text = capsys.readouterr().out
-    for part in ("after steps 3, 6, 9", "from 1 to 8", "48 to train on", *METHODS, "peak"):
+    for part in ("after steps 3, 6, 9", "from 1 to 16", "48 to train on", *METHODS, "peak"):
         assert part in text
     assert "replayed through this machine's allocator" in text
 
