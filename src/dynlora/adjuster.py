@@ -11,10 +11,13 @@ grants does not depend on the budget, a larger budget never spends less.
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dynlora.errors import BudgetError
+
+MOST_TIMES_R = 8
+"""How much of the budget one layer may take: what concentrated needs ask for, and not all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +104,31 @@ def grant_ranks(
     return ranks
 
 
+def waiting(
+    ranks: Mapping[str, int],
+    shares: Mapping[str, float],
+    *,
+    budget: int,
+    bounds: Mapping[str, LayerBounds],
+    free: Mapping[str, LayerBounds],
+) -> set[str]:
+    """Return the layers that hold a rank only because dropping it would cost too much.
+
+    Args:
+        ranks: As planned, by module name.
+        shares: Share of the budget by module name.
+        budget: Parameters to spend.
+        bounds: Those that the plan was made within.
+        free: Those without any tolerance.
+    """
+    return {
+        name
+        for name, rank in ranks.items()
+        if free[name].floor < bounds[name].floor == rank
+        and shares[name] * budget / bounds[name].cost < rank
+    }
+
+
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
     """Check that `budget` can pay at least every layer's floor.
 
@@ -114,6 +142,16 @@ def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
             f"A budget of {budget} parameters cannot hold {len(layers)} layers at their lowest "
             f"ranks, which take {low}: lower `min_rank`, or use a budget in [{low}, {high}]."
         )
+
+
+def default_max_rank(configured: int, held: Iterable[int]) -> int:
+    """Return the highest rank of any layer where none is configured.
+
+    Args:
+        configured: `LoraConfig.r`, of which it is `MOST_TIMES_R` times.
+        held: Live ranks; the highest may stay.
+    """
+    return max(MOST_TIMES_R * configured, *held)
 
 
 def bound_layer(

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynlora.adjuster import LayerBounds, check_budget
 from dynlora.config import DynamicLoraConfig
-from dynlora.errors import BudgetError, ConfigError, ResumeError
+from dynlora.errors import BudgetError, ConfigError, NonFiniteError, ResumeError
 from dynlora.types import RankPlan
 
 
@@ -111,4 +111,43 @@ def check_same_run(
             f"The saved state must be of this model's LoRA layers, got {len(state['layers'])} "
             f"layers where the model has {len(names)}; {sorted(missing)[0]!r} is in one of them "
             "only. Resume with the model and `target_modules` it was trained with."
+        )
+
+
+def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
+    """Check that no layer has a gradient or score that is not finite.
+
+    Args:
+        broken: Names of the layers that have one.
+        kind: What it is.
+        step: Optimizer step of the message.
+        layers: How many layers there are.
+
+    Raises:
+        NonFiniteError: If one has.
+    """
+    if broken:
+        raise NonFiniteError(
+            f"The {kind} of {broken[0]!r} must be finite, got NaN or infinity at step {step} "
+            f"(in {len(broken)} of {layers} layers): lower the learning rate, or set "
+            "on_nonfinite='skip' to leave such steps out."
+        )
+
+
+def check_weights(broken: Sequence[str], *, step: int, layers: int) -> None:
+    """Check that no layer has a weight that is not finite.
+
+    Args:
+        broken: Names of the layers that have one.
+        step: Optimizer step of the message.
+        layers: How many layers there are.
+
+    Raises:
+        NonFiniteError: If one has.
+    """
+    if broken:
+        raise NonFiniteError(
+            f"The weights of {broken[0]!r} must be finite, got NaN or infinity at step {step} "
+            f"(in {len(broken)} of {layers} layers): the run has diverged; go back to an earlier "
+            "checkpoint and lower the learning rate."
         )

@@ -22,16 +22,29 @@ from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import Strengths
 from dynlora.adapters.taps import ActivationTaps
-from dynlora.adjuster import LayerBounds, bound_layer, plan_ranks
+from dynlora.adjuster import (
+    LayerBounds,
+    bound_layer,
+    default_max_rank,
+    plan_ranks,
+    waiting,
+)
 from dynlora.allocator import (
     allocate_layer_weights,
     allocate_shares,
     feature_gains,
     is_informative,
 )
-from dynlora.checks import check_pinned, check_plan, check_room, check_same_run
+from dynlora.checks import (
+    check_finite,
+    check_pinned,
+    check_plan,
+    check_room,
+    check_same_run,
+    check_weights,
+)
 from dynlora.config import DynamicLoraConfig
-from dynlora.errors import LayerError, NonFiniteError
+from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.schedule import event_steps
@@ -91,7 +104,9 @@ class DynamicLora:
         self._layers = list(self._adapters.layers.values())
         self.budget = self._adapters.budget
         """Parameters that all layers together may hold."""
-        self._max_rank = config.max_rank or self._adapters.default_max_rank
+        self._max_rank = config.max_rank or default_max_rank(
+            self._adapters.configured_rank, self.ranks.values()
+        )
         check_pinned(config.pinned, list(self._adapters.layers))
         check_room(self._bounds({}, {}), self.budget, min_rank=config.min_rank)
         self._analyzer = InputFeatureAnalyzer()
@@ -305,7 +320,7 @@ class DynamicLora:
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
-        waits = self._waiting(ranks, shares, bounds)
+        waits = waiting(ranks, shares, budget=self.budget, bounds=bounds, free=self._bounds({}, {}))
         plan = RankPlan(step=self._step, ranks=ranks)
         self._apply(plan, features, scores=scores, shares=shares, waits=waits)
 
@@ -375,42 +390,18 @@ class DynamicLora:
             )
         return bounds
 
-    def _waiting(
-        self,
-        ranks: Mapping[str, int],
-        shares: Mapping[str, float],
-        bounds: Mapping[str, LayerBounds],
-    ) -> set[str]:
-        """Return the layers that hold a rank only because dropping it would cost too much."""
-        free = self._bounds({}, {})
-        return {
-            name
-            for name, rank in ranks.items()
-            if free[name].floor < bounds[name].floor == rank
-            and shares[name] * self.budget / bounds[name].cost < rank
-        }
-
     def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
         self._report_nonfinite([n for n, s in scores.items() if not math.isfinite(s)], "score")
         return {name: score for name, score in scores.items() if math.isfinite(score)}
 
     def _report_nonfinite(self, names: list[str], kind: str) -> None:
-        if names and self.config.on_nonfinite == "stop":
-            raise NonFiniteError(
-                f"The {kind} of {names[0]!r} must be finite, got NaN or infinity at step "
-                f"{self._step + 1} (in {len(names)} of {len(self._layers)} layers): lower the "
-                "learning rate, or set on_nonfinite='skip' to leave such steps out."
-            )
+        if self.config.on_nonfinite == "stop":
+            check_finite(names, kind, step=self._step + 1, layers=len(self._layers))
         self.skipped.update(names)
 
     def _check_weights(self) -> None:
         broken = self._adapters.broken_weights()
-        if broken:
-            raise NonFiniteError(
-                f"The weights of {broken[0]!r} must be finite, got NaN or infinity at step "
-                f"{self._step} (in {len(broken)} of {len(self._layers)} layers): the run has "
-                "diverged; go back to an earlier checkpoint and lower the learning rate."
-            )
+        check_weights(broken, step=self._step, layers=len(self._layers))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -72,22 +72,18 @@ class LoraAdapters:
         return sum(layer.r * layer.cost for layer in self.layers.values())
 
     @property
+    def configured_rank(self) -> int:
+        """`LoraConfig.r`."""
+        return int(self._peft_config.r)
+
+    @property
     def budget(self) -> int:
         """Parameters that `LoraConfig.r` takes on every layer, or the live ones if those are more.
 
         They are more only where the adapter came with a `rank_pattern` of its own.
         """
-        r = int(self._peft_config.r)
-        at_r = sum(r * layer.cost for layer in self.layers.values())
+        at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
-
-    @property
-    def default_max_rank(self) -> int:
-        """Highest rank unless configured: eight times `LoraConfig.r`, or the highest live one.
-
-        More gains little where needs are planted, and less keeps one layer from taking all.
-        """
-        return max(8 * int(self._peft_config.r), *(layer.r for layer in self.layers.values()))
 
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.

@@ -9,12 +9,9 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.adjuster import LayerBounds, bound_layer
+from dynlora.adjuster import LayerBounds, bound_layer, default_max_rank
 from dynlora.config import DynamicLoraConfig
 from dynlora.schedule import event_steps
-
-MOST_TIMES_R = 8
-"""Without `max_rank` a layer's rank is at most this many times the configured one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +81,7 @@ def plan_ranks(model: Any, config: DynamicLoraConfig, r: int, steps: int) -> Ran
         LayerError: If there is no LoRA layer, or one that cannot be resized.
     """
     layers = find_lora_layers(model, None)
-    highest = config.max_rank or max(MOST_TIMES_R * r, *(layer.r for layer in layers))
+    highest = config.max_rank or default_max_rank(r, (layer.r for layer in layers))
     bounds: list[LayerBounds] = []
     for layer in layers:
         pinned = any(fnmatchcase(layer.name, pattern) for pattern in config.pinned)
