@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,9 @@ def main() -> None:
         ]
         _write(options.out / "e2e_values", split, texts, asked)
     print(f"{len(slots)} slots, {len(numbers)} values")
+    for split, found in rows.items():
+        told_by_each = fmean(len(read_meaning(row["mr"])) for row in found)
+        print(f"{split}: {len(found)} rows, which tell {told_by_each:.2f} slots each")
 
 
 def read_meaning(text: str) -> Mapping[str, str]:
