@@ -1,5 +1,7 @@
 """Tiny studies, and executors that stand in for workers, for tests of the benchmark harness."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,6 +99,18 @@ class StandIn:
 
     def close(self) -> None:
         self.closed = True
+
+    def interrupt_at(self, number: int) -> None:
+        """Let the user press Ctrl-C while this run, counted from 1, is under way."""
+
+        def become(given: Assignment) -> Outcome:
+            if len(self.asked) < number:
+                return completed(given)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert self.stopped.wait(20)
+            return Outcome(status="interrupted")
+
+        self.become = become
 
 
 def finals(executor: StandIn) -> list[Assignment]:

@@ -1,8 +1,6 @@
 """`dynlora bench STUDY` from end to end: runs, records, stops, and what it refuses."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ import pytest
 import yaml
 
 import dynlora.cli.bench as module
-from dynlora.bench.assignment import Assignment, Outcome
+from dynlora.bench.assignment import Outcome
 from dynlora.bench.execute import execute
 from dynlora.cli.main import main
 from tests.cli.conftest import snapshot
@@ -194,14 +192,7 @@ def test_what_could_not_be_tuned_is_told(
 def test_a_stop_says_how_to_go_on(
     bench: Bench, executor: StandIn, tmp_path: Path, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop_third(given: Assignment) -> Outcome:
-        if len(executor.asked) < 3:
-            return completed(given)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert executor.stopped.wait(20)
-        return Outcome(status="interrupted")
-
-    executor.become = stop_third
+    executor.interrupt_at(3)
     assert bench("--workers", 1) == 130
     command = f"dynlora bench {tmp_path / 'small.yaml'} --data {world} --models {world} --workers 1"
     assert capsys.readouterr().err.splitlines()[-1] == (

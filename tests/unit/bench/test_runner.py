@@ -1,7 +1,5 @@
 """What is done of a study, in which order, and what is asked of the executor."""
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -216,14 +214,7 @@ def test_a_stop_is_recorded_for_what_was_under_way_and_the_rest_is_not_begun(
 ) -> None:
     executor = StandIn()
 
-    def stop_second(given: Assignment) -> Outcome:
-        if len(executor.asked) < 2:
-            return completed(given)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert executor.stopped.wait(20)
-        return Outcome(status="interrupted")
-
-    executor.become = stop_second
+    executor.interrupt_at(2)
     jobs = make_jobs(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_study(jobs, executor)

@@ -43,24 +43,28 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Served]]:
         assert not served.workspace.exists()
 
 
-def kill_when_started(started: list[Served], number: int) -> threading.Thread:
+def execute_and_kill(
+    worker: Worker, assignment: Assignment, started: list[Served], number: int
+) -> Outcome:
+    """Return what becomes of a run whose process gets a signal as soon as there is one."""
+
     def kill() -> None:
         while not started:
             time.sleep(0.01)
         started[0].process.send_signal(number)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = worker.execute(assignment)
+    killer.join()
+    return outcome
 
 
 def test_a_killed_process_is_taken_for_out_of_memory_and_another_goes_on(
     assignment: Assignment, started: list[Served]
 ) -> None:
     worker = Worker(threads=1)
-    killer = kill_when_started(started, signal.SIGKILL)
-    outcome = worker.execute(assignment)
-    killer.join()
+    outcome = execute_and_kill(worker, assignment, started, signal.SIGKILL)
     assert (outcome.status, outcome.values) == ("out_of_memory", None)
     assert "killed by signal 9: most likely the system ran out of memory" in str(outcome.error)
     for _ in range(2):
@@ -75,9 +79,7 @@ def test_another_end_of_the_process_is_a_failure(
     assignment: Assignment, started: list[Served]
 ) -> None:
     worker = Worker(threads=1)
-    killer = kill_when_started(started, signal.SIGTERM)
-    outcome = worker.execute(assignment)
-    killer.join()
+    outcome = execute_and_kill(worker, assignment, started, signal.SIGTERM)
     assert outcome.status == "failed"
     assert str(outcome.error).startswith("the process was ended by signal 15")
     worker.close()

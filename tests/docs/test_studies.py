@@ -1,0 +1,44 @@
+"""Every study that comes with the project is one that can be run, and the derived tasks hold."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import derive_tasks
+from dynlora.bench.runs import resolve_jobs
+from dynlora.bench.study import read_study
+from dynlora.cli.job_parser import check_keys, parse_values
+
+ROOT = Path(__file__).parent.parent.parent
+STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_resolves_to_jobs(path: Path) -> None:
+    study = read_study(path, check_keys)
+    jobs = resolve_jobs(study, parse_values)
+    assert len(jobs.configs) == len(study.models) * len(study.tasks) * len(study.methods)
+    assert study.results == Path("benchmarks/results") / path.stem
+
+
+def test_derived_tasks_ask_for_what_the_meaning_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meanings = ["name[The Eagle], food[French]", "name[Cotto], area[city centre], food[English]"]
+    (tmp_path / "e2e_nlg").mkdir()
+    for split in derive_tasks.SPLITS:
+        rows = pa.table({"mr": meanings, "ref": ["first", "second"]})
+        pq.write_table(rows, tmp_path / "e2e_nlg" / f"{split}.parquet")
+    monkeypatch.setattr("sys.argv", ["derive_tasks", str(tmp_path), str(tmp_path)])
+    derive_tasks.main()
+    assert "8 slots, 3 values" in capsys.readouterr().out
+    asked = {
+        task: {row["text"]: row["label"] for row in pq.read_table(path).to_pylist()}
+        for task in ("e2e_slots", "e2e_values")
+        if (path := tmp_path / task / "test.parquet")
+    }
+    assert asked["e2e_slots"] == {"first": [4, 5], "second": [0, 4, 5]}
+    # In order: area=city centre, food=English, food=French.
+    assert asked["e2e_values"] == {"first": [2], "second": [0, 1]}
