@@ -84,9 +84,8 @@ def parse_values(values: Mapping[str, Any]) -> JobConfig:
         ConfigError: If a key or value is unknown, missing or outside its range.
     """
     check_keys(values, "")
-    preset = values.get("dynamic", {}).get("preset", "default")
     try:
-        parsed = _parser("train", preset).parse_object(dict(values)).as_dict()
+        parsed = _parser("train", _preset_in(values)).parse_object(dict(values)).as_dict()
     except argparse.ArgumentError as error:
         raise _explain(error, USAGES["train"]) from error
     return _build_job(parsed)
@@ -107,10 +106,15 @@ def _preset_of(given: Sequence[str]) -> str:
         key, equals, value = option.partition("=")
         if key == "--config":
             content = yaml.safe_load(Path(following).read_text(encoding="utf-8"))
-            found = content.get("dynamic", {}).get("preset", found)
+            found = _preset_in(content)
         elif key == f"--{PRESET}":
             found = value if equals else following or found
     return found
+
+
+def _preset_in(content: Mapping[str, Any]) -> str:
+    """Return what a configuration names as its preset, whatever that is: it is checked later."""
+    return str(content.get("dynamic", {}).get("preset", "default"))
 
 
 def check_keys(content: Mapping[str, Any], where: str) -> None:

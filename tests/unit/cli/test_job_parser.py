@@ -224,6 +224,17 @@ def test_valid_keys_are_all_sections_and_all_their_fields() -> None:
     assert keys.index("lora") < keys.index("lora.r")
 
 
+@pytest.mark.parametrize("preset", ["papr", None, 3, ["paper"]])
+def test_what_is_no_preset_is_told_which_there_are(tmp_path: Path, preset: object) -> None:
+    values = MINIMAL | {"dynamic": {"preset": preset}}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for parse, given in ((parse_job, [str(path)]), (parse_values, values)):
+        with pytest.raises(ConfigError, match="one of default, paper, got") as error:
+            parse(given)
+        assert str(preset) in str(error.value)
+
+
 @pytest.mark.parametrize("place", ["file", "command line", "values"])
 def test_a_preset_gives_the_section_what_is_not_given(tmp_path: Path, place: str) -> None:
     values = MINIMAL | {"dynamic": {"preset": "paper", "events": 8, "uniform_mix": 0.5}}
