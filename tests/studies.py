@@ -101,7 +101,11 @@ class StandIn:
         self.closed = True
 
     def interrupt_at(self, number: int) -> None:
-        """Let the user press Ctrl-C while this run, counted from 1, is under way."""
+        """Let the user press Ctrl-C while this run, counted from 1, is under way.
+
+        Where the tests run in the background of a shell, that is ignored from the start.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def become(given: Assignment) -> Outcome:
             if len(self.asked) < number:
