@@ -17,6 +17,7 @@ from tests.pictures import save_vit
 TASKS = (
     "regression",
     "multi_label",
+    "embedding",
     "token_classification",
     "image_classification",
     "causal_lm",

@@ -16,16 +16,17 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     ViTForImageClassification,
 )
 
 from dynlora.cli.main import main
 from dynlora.train.config import METRICS
-from tests.jobs import WORDS, job_values, make_rows, save_model, write_job, write_rows
+from tests.jobs import HIDDEN, WORDS, job_values, make_rows, save_model, write_job, write_rows
 from tests.pictures import picture_rows, save_class_folders, save_vit
 
 Start = Callable[..., int]
-TASKS = ("regression", "multi_label", "token_classification", "image_classification")
+TASKS = ("regression", "multi_label", "embedding", "token_classification", "image_classification")
 
 
 def rows_of(task: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -40,6 +41,8 @@ def rows_of(task: str, count: int, seed: int) -> list[dict[str, Any]]:
             row["label"] = sum(number < 4 for number in numbers) / 2 - 1
         elif task == "multi_label":
             row["label"] = sorted({number for number in numbers if number < 3})
+        elif task == "embedding":
+            row["label"] = [float(numbers.count(place)) for place in range(HIDDEN)]
         else:
             row |= {"text": words, "label": [min(number, 2) for number in numbers]}
     return rows
@@ -80,6 +83,7 @@ def run_json(tmp_path: Path) -> Any:
 CLASSES = {
     "regression": (BertForSequenceClassification, 1),
     "multi_label": (BertForSequenceClassification, 3),
+    "embedding": (BertModel, HIDDEN),
     "token_classification": (BertForTokenClassification, 3),
     "image_classification": (ViTForImageClassification, 2),
 }
@@ -111,6 +115,10 @@ def losses_of(task: str, model: Any, folders: Path) -> list[float]:
             inputs = tokenizer(" ".join(text), return_tensors="pt")
             logits = model(**inputs).logits[0, 1:-1]
             losses += cross_entropy(logits, torch.tensor(label), reduction="none").tolist()
+            continue
+        if task == "embedding":
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            losses += (hidden.mean(dim=0) - torch.tensor(label)).square().tolist()
             continue
         output = model(**tokenizer(text, return_tensors="pt")).logits[0]
         if task == "regression":
@@ -303,6 +311,8 @@ def refused(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("regression", {"text": None}, "column 'text' must hold a text in every row, but 1 of 48"),
         ("multi_label", {"label": None}, "list of whole numbers in every row, but 1 of 48"),
         ("multi_label", {"label": [0, 99999]}, "lists of classes in [0, "),
+        ("embedding", {"label": None}, "list of finite numbers in every row, but 1 of 48"),
+        ("embedding", {"label": [0.5]}, "lists of one length, 16 as in the first row, but 1 of 48"),
         ("token_classification", {"text": []}, "list of words in every row, but 1 of 48"),
         ("token_classification", {"text": ["red"]}, "one class for each word in 'text', but 1 of"),
         ("token_classification", {"label": None}, "list of whole numbers in every row, but 1 of"),
@@ -322,6 +332,16 @@ def test_a_faulty_row_is_counted_and_named(
     message = refused(task, data=tmp_path / "data")
     assert told in message
     assert "row 7" in message or "rows 7" in message
+
+
+def test_vectors_must_be_as_long_as_the_hidden_size(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    for split in ("train", "validation"):
+        rows = [row | {"label": row["label"][:5]} for row in rows_of("embedding", 12, 1)]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
+    told = refused("embedding", data=tmp_path / "data")
+    assert "vectors of 16 numbers, got 5" in told
 
 
 def test_images_that_do_not_decode_are_counted_with_rows_and_first_reason(

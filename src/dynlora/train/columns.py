@@ -105,6 +105,31 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
     return numbers
 
 
+def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
+    """Return a column of lists of finite numbers, all as long as the first.
+
+    Raises:
+        DataError: If a row has none, or one of another length.
+    """
+    values = _read(
+        split,
+        column,
+        lambda value: _is_list_of(value, _is_number) and len(value) > 0,
+        required=f"label column {column!r} must hold a list of finite numbers in every row",
+        advice="Remove these rows or fill them in.",
+    )
+    vectors = [[float(number) for number in value] for value in values]
+    length = len(vectors[0])
+    refuse_rows(
+        split,
+        f"label column {column!r} must hold lists of one length, {length} as in the first row",
+        [(row, len(vector)) for row, vector in enumerate(vectors) if len(vector) != length],
+        "Use one model's vectors for all rows.",
+        show=lambda count: f"{count} numbers",
+    )
+    return vectors
+
+
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
     """Return a column of classes.
 

@@ -112,7 +112,7 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
 
 def _num_labels(path: Path, facts: Mapping[str, Any], task: Task) -> int | None:
     count = whole(path, facts, "num_labels")
-    if task.head is no_head:
+    if count is None and task.head is no_head:
         return None
     if count is None or count < 1:
         raise wrong_value(path, "num_labels", "a whole number of at least 1", count)

@@ -68,6 +68,11 @@ def poolers(model: Any) -> list[str]:
     return [f"{model.base_model_prefix}.{POOLER}"]
 
 
+def unread_poolers(model: Any) -> list[str]:
+    """Return the names of the poolers of a model without a head: nobody reads what they make."""
+    return [name for name in _weighted(model) if name == POOLER]
+
+
 def note_new(model: Any, modules: Sequence[str]) -> None:
     """Note in a model which modules of its pretrained part were newly made.
 

@@ -28,7 +28,10 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
 
 
 def summed_squares(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-    """Return the squared error of logits of shape ``(batch, 1)`` and numbers ``(batch,)``."""
+    """Return the squared error of logits ``(batch, 1)`` and numbers ``(batch,)``, or of vectors.
+
+    Vectors are both of shape ``(batch, hidden_size)``, with a hidden size above 1.
+    """
     return mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
 

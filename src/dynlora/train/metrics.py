@@ -67,6 +67,26 @@ def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
+def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the explained part of the vectors' variance, and the mean cosine of guess and vector.
+
+    Where all vectors are the same there is no variance; an `r2` of 0 is returned.
+
+    Args:
+        prediction: Outputs and vectors, both of shape ``(examples, hidden_size)``.
+    """
+    guesses = np.asarray(prediction.predictions, dtype=np.float64)
+    labels = np.asarray(prediction.label_ids, dtype=np.float64)
+    missed = np.square(guesses - labels).sum()
+    variance = np.square(labels - labels.mean(axis=0)).sum()
+    norms = np.linalg.norm(guesses, axis=-1) * np.linalg.norm(labels, axis=-1)
+    cosines = (guesses * labels).sum(axis=-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return {
+        "r2": float(1 - missed / variance) if variance > 0 else 0.0,
+        "cosine": float(cosines.mean()),
+    }
+
+
 def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return accuracy, F1 as the mean over classes, and the mean loss, over labelled tokens.
 

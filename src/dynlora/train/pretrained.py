@@ -25,7 +25,7 @@ from dynlora.base_models import (
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
 from dynlora.train.gguf_file import check_gguf, no_bar, not_read, restored
-from dynlora.train.head import note_new, outer_modules, poolers
+from dynlora.train.head import note_new, outer_modules, poolers, unread_poolers
 from dynlora.train.quantized import check_quantizer, load_quantized, make_trainable
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
         auto_class: `AutoModelForSequenceClassification` or another of transformers' classes.
         source: Where the model is, and how its weights are held: in float32 if it does not say.
         head: Arguments for the head, such as `num_labels`; without any the model must bring all
-            of its weights.
+            of its weights but those of a pooler that nobody reads.
 
     Raises:
         ConfigError: If the model cannot be loaded, has no such form, or its files lack weights
@@ -186,7 +186,8 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
         with nullcontext() if source.gguf_file is None else no_bar():
             model, drawn = _load(auto_class, source, options, ())
             new = _new_poolers(model, drawn) if head else []
-            refuse_drawn(model, _beside(drawn, [*outer_modules(model), *new] if head else []))
+            may_be = [*outer_modules(model), *new] if head else unread_poolers(model)
+            refuse_drawn(model, _beside(drawn, may_be))
             if source.quantization is not None:
                 if new:
                     model, _ = _load(auto_class, source, options, new)

@@ -89,6 +89,8 @@ class Task:
     """PEFT's `task_type`; None where PEFT has none for the task."""
     head: Callable[[Any], list[str]] = no_head
     """Names of the model's modules that are for this task: trained whole beside the adapter."""
+    unread: Callable[[Any], list[str]] = no_head
+    """Names of the model's modules that do not reach the loss: no adapter is put inside."""
     load_processor: Callable[[Source, DataConfig], Any]
     """The tokenizer or image processor."""
     read_split: Callable[[RawSplit, DataConfig, Any, int | None], Split]

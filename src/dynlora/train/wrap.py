@@ -72,7 +72,7 @@ def common(base: Any, config: JobConfig) -> dict[str, Any]:
         "lora_dropout": config.lora.lora_dropout,
         "target_modules": target if isinstance(target, str) else list(target),
         "modules_to_save": [*config.lora.modules_to_save, *head] or None,
-        "exclude_modules": linear_layers(base, head) or None,
+        "exclude_modules": linear_layers(base, [*head, *task.unread(base)]) or None,
         "task_type": None if task.peft_type is None else TaskType(task.peft_type),
     }
 

@@ -49,8 +49,8 @@ class DataConfig:
     which begins at the data file's folder; or Hugging Face's `{bytes, path}`."""
     label: str = "label"
     """Column of what is to be learned: a class (a whole number from 0 on); a number for
-    `regression`; a list of classes for `multi_label`, and one class a word for
-    `token_classification`."""
+    `regression`; a list of classes for `multi_label`; a list of numbers, as many as the model's
+    hidden size, for `embedding`; and one class a word for `token_classification`."""
     num_labels: int | None = None
     """Number of classes; null takes the highest training label plus 1."""
     train_split: str = "train"

@@ -25,8 +25,9 @@ class JobConfig:
     """Replace the run that `output` already holds."""
     task: TaskName = "sequence_classification"
     """What the model learns to do: `sequence_classification` (one class a text), `regression` (a
-    number), `multi_label` (any number of classes), `token_classification` (a class a word),
-    `causal_lm` (to go on with a text), or `image_classification`."""
+    number), `multi_label` (any number of classes), `embedding` (a vector, as the mean of the last
+    hidden states), `token_classification` (a class a word), `causal_lm` (to go on with a text), or
+    `image_classification`."""
     method: Method = "dynamic"
     """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
     `full` trains every weight."""

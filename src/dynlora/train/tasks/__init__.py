@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dynlora.train.config import TaskName
 from dynlora.train.task import Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM
+from dynlora.train.tasks.embedding import EMBEDDING
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION
 from dynlora.train.tasks.sequence import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -13,6 +14,7 @@ TASKS: Mapping[TaskName, Task] = {
     "sequence_classification": SEQUENCE_CLASSIFICATION,
     "regression": REGRESSION,
     "multi_label": MULTI_LABEL,
+    "embedding": EMBEDDING,
     "token_classification": TOKEN_CLASSIFICATION,
     "causal_lm": CAUSAL_LM,
     "image_classification": IMAGE_CLASSIFICATION,

@@ -80,17 +80,19 @@ def _say_no_class(split: RawSplit, column: str, num_labels: int | None) -> None:
     logger.warning("%s %s: every class is to be denied for each.", found, where)
 
 
-def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
+def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer."""
     return load_tokenizer(source, config.max_length)
 
 
-def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
+def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
+    """Return the model's inputs by name, and how many rows were cut."""
     check_columns(split, {"data.text": config.text, "data.text_pair": config.text_pair})
     pairs = None if config.text_pair is None else read_texts(split, config.text_pair)
     return tokenize(read_texts(split, config.text), pairs, tokenizer, config.max_length)
 
 
-def _read_split(
+def read_split(
     split: RawSplit,
     config: DataConfig,
     tokenizer: Any,
@@ -98,8 +100,9 @@ def _read_split(
     *,
     read_labels: Callable[[RawSplit, str, int | None], Labels],
 ) -> Split:
+    """Return a split's texts as tokens, and its labels as `read_labels` finds them."""
     check_columns(split, {"data.label": config.label})
-    columns, cut = _encode(split, config, tokenizer)
+    columns, cut = encode(split, config, tokenizer)
     labels, count = read_labels(split, config.label, num_labels)
     inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
     return Split(inputs=inputs, cut=cut, num_labels=count)
@@ -125,19 +128,21 @@ def begin_at_mean(model: Any, data: TaskData) -> None:
         bias.fill_(float(np.mean(data.train["labels"])))
 
 
-def _make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
+def make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
+    """Return the Trainer of a task with one label a text."""
     collator = DataCollatorWithPadding(parts.processor)
     return make_job_trainer(parts, loss=loss, metrics=metrics, collator=collator)
 
 
-def _predict(
+def predict(
     predictor: Predictor,
     split: RawSplit,
     config: DataConfig,
     *,
     describe: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    columns, _ = _encode(split, config, predictor.processor)
+    """Yield what `describe` makes of the model's output for each row."""
+    columns, _ = encode(split, config, predictor.processor)
     inputs = datasets.Dataset.from_dict(columns)
     collator = DataCollatorWithPadding(predictor.processor)
     for logits in batch_logits(predictor, inputs, collator):
@@ -169,28 +174,28 @@ def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
 SEQUENCE_CLASSIFICATION = Task(
     peft_type="SEQ_CLS",
     head=head_modules,
-    load_processor=_load_processor,
-    read_split=partial(_read_split, read_labels=read_class_labels),
+    load_processor=load_processor,
+    read_split=partial(read_split, read_labels=read_class_labels),
     load_model=partial(_load_model, problem="single_label_classification"),
-    make_trainer=partial(_make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
-    predict=partial(_predict, describe=describe_class),
+    make_trainer=partial(make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
+    predict=partial(predict, describe=describe_class),
 )
 REGRESSION = Task(
     peft_type="SEQ_CLS",
     head=head_modules,
-    load_processor=_load_processor,
-    read_split=partial(_read_split, read_labels=read_number_labels),
+    load_processor=load_processor,
+    read_split=partial(read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem="regression"),
     begin_head=begin_at_mean,
-    make_trainer=partial(_make_trainer, loss=summed_squares, metrics=regression_metrics),
-    predict=partial(_predict, describe=describe_number),
+    make_trainer=partial(make_trainer, loss=summed_squares, metrics=regression_metrics),
+    predict=partial(predict, describe=describe_number),
 )
 MULTI_LABEL = Task(
     peft_type="SEQ_CLS",
     head=head_modules,
-    load_processor=_load_processor,
-    read_split=partial(_read_split, read_labels=read_list_labels),
+    load_processor=load_processor,
+    read_split=partial(read_split, read_labels=read_list_labels),
     load_model=partial(_load_model, problem="multi_label_classification"),
-    make_trainer=partial(_make_trainer, loss=summed_binary, metrics=multi_label_metrics),
-    predict=partial(_predict, describe=describe_classes),
+    make_trainer=partial(make_trainer, loss=summed_binary, metrics=multi_label_metrics),
+    predict=partial(predict, describe=describe_classes),
 )

@@ -1,0 +1,99 @@
+"""The task of saying a given vector of each text: the mean of the model's last hidden states.
+
+So a small embedder learns a large one's vectors, and a pruned or quantized one recovers its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModel
+from transformers.utils.generic import ModelOutput
+
+from dynlora.errors import DataError
+from dynlora.train.columns import read_vectors
+from dynlora.train.head import unread_poolers
+from dynlora.train.loss import summed_squares
+from dynlora.train.metrics import embedding_metrics
+from dynlora.train.pretrained import Source, load_model
+from dynlora.train.sources import RawSplit
+from dynlora.train.task import Task
+from dynlora.train.tasks.sequence import load_processor, make_trainer, predict, read_split
+
+
+@dataclass
+class EmbeddingOutput(ModelOutput):
+    """What a model of this task returns."""
+
+    logits: Tensor | None = None
+    """Float32, of shape ``(batch, hidden_size)``."""
+
+
+def read_vector_labels(
+    split: RawSplit, column: str, num_labels: int | None
+) -> tuple[list[list[float]], int]:
+    """Return a vector a row, and its length.
+
+    Raises:
+        DataError: If a row has none, or lengths differ.
+    """
+    vectors = read_vectors(split, column)
+    length = len(vectors[0])
+    if num_labels not in (None, length):
+        raise _unfit(f"label column {column!r} of the {split.name} split", length, num_labels)
+    return vectors, length
+
+
+def _unfit(what: str, length: int, wanted: int | None) -> DataError:
+    return DataError(
+        f"{what} must hold vectors of {wanted} numbers, got {length}: use vectors as long as the "
+        "model's hidden size, for all splits."
+    )
+
+
+def _load_model(source: Source, num_labels: int | None, _tokenizer: Any) -> Any:
+    model = load_model(AutoModel, source)
+    if num_labels not in (None, model.config.hidden_size):
+        raise _unfit("`data.label`", int(num_labels or 0), model.config.hidden_size)
+    model.forward = pooled(model.forward)
+    return model
+
+
+def pooled(forward: Callable[..., Any]) -> Callable[..., EmbeddingOutput]:
+    """Return a forward pass that makes one vector of a text's hidden states."""
+
+    @wraps(forward)
+    def with_mean(*args: Any, **kwargs: Any) -> EmbeddingOutput:
+        hidden = forward(*args, **kwargs).last_hidden_state
+        return EmbeddingOutput(logits=mean_of_tokens(hidden, kwargs["attention_mask"]))
+
+    return with_mean
+
+
+def mean_of_tokens(
+    hidden: Float[Tensor, "batch tokens size"], mask: Tensor
+) -> Float[Tensor, "batch size"]:
+    """Return the float32 mean over the tokens whose mask of shape ``(batch, tokens)`` is 1."""
+    weights = mask[..., None].float()
+    means: Tensor = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+    return means
+
+
+def describe_vector(vector: Tensor) -> dict[str, Any]:
+    """Return a vector of shape ``(hidden_size,)`` as numbers."""
+    return {"prediction": np.round(vector.double().numpy(), 6).tolist()}
+
+
+EMBEDDING = Task(
+    peft_type="FEATURE_EXTRACTION",
+    unread=unread_poolers,
+    load_processor=load_processor,
+    read_split=partial(read_split, read_labels=read_vector_labels),
+    load_model=_load_model,
+    make_trainer=partial(make_trainer, loss=summed_squares, metrics=embedding_metrics),
+    predict=partial(predict, describe=describe_vector),
+)
