@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynlora.adapters.fused import FusedLora
     from dynlora.adapters.input_adaptive import InputAdaptiveRanks
     from dynlora.adapters.input_adaptive_file import load_input_adaptive, save_input_adaptive
     from dynlora.config import DynamicLoraConfig
@@ -20,6 +21,7 @@ __all__ = [
     "DynamicLoraConfig",
     "Event",
     "FeatureStats",
+    "FusedLora",
     "InputAdaptiveRanks",
     "LayerEvent",
     "RankPlan",
@@ -33,6 +35,7 @@ _MODULES = {
     "DynamicLoraConfig": "dynlora.config",
     "Event": "dynlora.types",
     "FeatureStats": "dynlora.types",
+    "FusedLora": "dynlora.adapters.fused",
     "InputAdaptiveRanks": "dynlora.adapters.input_adaptive",
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",

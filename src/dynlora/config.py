@@ -95,6 +95,9 @@ class DynamicLoraConfig:
     shrink_tolerance: float = 0.05
     """Most that a shrink may take from a layer's output, as the norm of the part dropped relative
     to the norm of the layer's whole output on observed tokens; what exceeds it waits. In [0, 1]."""
+    fused: bool = True
+    """Compute layers and adapters together (see `FusedLora`): faster, and the same up to rounding;
+    false leaves PEFT's own forwards, which are the same to the last bit."""
     on_nonfinite: NonFiniteReaction = "skip"
     """What a NaN or infinite gradient does: skip that observation and count it, or stop."""
     seed: int = 0

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
+from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import Strengths
@@ -134,6 +135,7 @@ class DynamicLora:
                 model, adapter_name=adapter_name, timed=self._timed
             )
             self.input_adaptive.observing = True
+        self._fused = FusedLora(model) if config.fused else None
         self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
         self._open_taps()
 
@@ -204,13 +206,15 @@ class DynamicLora:
             self.input_adaptive.observing = False
 
     def close(self) -> None:
-        """Remove every hook. The model stays as it is and keeps training as plain LoRA.
+        """Remove every hook and fused forward; the model keeps training as plain LoRA.
 
         With `input_adaptive` its function changes: every example uses every component from here on.
         """
         self.freeze()
         if self.input_adaptive is not None:
             self.input_adaptive.close()
+        if self._fused is not None:
+            self._fused.close()
 
     def apply(self, plan: RankPlan) -> Event:
         """Give layers the ranks of a plan of your own, within the budget.
@@ -248,6 +252,7 @@ class DynamicLora:
             "skipped": dict(self.skipped),
             "seconds": self.seconds,
             "peak_parameters": self.peak_parameters,
+            "fused": None if self._fused is None else self._fused.groups,
             "importance": self._assessor.state_dict(),
             "features": self._analyzer.state_dict(),
             "input_adaptive": self.input_adaptive.state_dict() if self.input_adaptive else {},
@@ -273,6 +278,9 @@ class DynamicLora:
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.skipped = Counter(state["skipped"])
         self.seconds = state["seconds"]
+        if self._fused is not None:
+            self._fused.open()
+            self._fused.load_groups(state["fused"])
         device = self._layers[0].lora_A.device  # a checkpoint's tensors come from the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})

@@ -22,7 +22,7 @@ def test_uniform_importance_is_bit_identical_to_plain_peft_random_state_included
         torch.manual_seed(7)
         optimizer = adamw(model)
         dynamic = (
-            attached(model, optimizer, importance="uniform", total_steps=40)
+            attached(model, optimizer, importance="uniform", fused=False, total_steps=40)
             if with_dynamic
             else None
         )
@@ -30,6 +30,26 @@ def test_uniform_importance_is_bit_identical_to_plain_peft_random_state_included
         runs[with_dynamic] = (losses, lora_weights(model), torch.get_rng_state())
     assert runs[True][0] == runs[False][0]
     assert all(torch.equal(w, runs[False][1][name]) for name, w in runs[True][1].items())
+    assert torch.equal(runs[True][2], runs[False][2])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_fused_a_run_is_plain_peft_up_to_rounding(dropout):
+    runs = {}
+    for with_dynamic in (False, True):
+        model = lora_llama(lora_dropout=dropout).double()
+        torch.manual_seed(7)
+        optimizer = adamw(model)
+        dynamic = (
+            attached(model, optimizer, importance="uniform", total_steps=40)
+            if with_dynamic
+            else None
+        )
+        losses = train(model, optimizer, dynamic, 40)
+        runs[with_dynamic] = (losses, lora_weights(model), torch.get_rng_state())
+    assert runs[True][0] == pytest.approx(runs[False][0], rel=1e-6)
+    for name, weight in runs[True][1].items():
+        torch.testing.assert_close(weight, runs[False][1][name], rtol=0, atol=1e-6)
     assert torch.equal(runs[True][2], runs[False][2])
 
 
@@ -73,7 +93,10 @@ def test_forwards_in_eval_mode_or_without_gradients_are_never_observed(tiny_llam
 def test_closing_removes_every_hook(tiny_llama):
     def hooks():
         return sum(
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            len(m._forward_hooks)
+            + len(m._forward_pre_hooks)
+            + len(m._backward_hooks)
+            + ("forward" in vars(m))
             for m in tiny_llama.modules()
         )
 

@@ -264,7 +264,7 @@ def test_frozen_ranks_hold_through_later_events(tiny_llama):
 def test_after_the_last_event_it_holds_by_itself(tiny_llama):
     before = hooks_of(tiny_llama)
     optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    dynamic = attached(tiny_llama, optimizer, fused=False, **MOVING)
     train(tiny_llama, optimizer, dynamic, 19)
     assert hooks_of(tiny_llama) > before
     train(tiny_llama, optimizer, dynamic, 1)
@@ -459,12 +459,12 @@ def test_the_state_survives_json_with_equal_figures():
 
 def test_a_run_frozen_by_hand_is_still_frozen_when_restored(tiny_llama):
     optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    dynamic = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
     train(tiny_llama, optimizer, dynamic, 7)
     dynamic.freeze()
     state = dynamic.state_dict()
     before = hooks_of(tiny_llama)
-    resumed = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    resumed = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
     resumed.load_state_dict(state)
     assert hooks_of(tiny_llama) == before
     ranks = resumed.ranks
@@ -474,7 +474,7 @@ def test_a_run_frozen_by_hand_is_still_frozen_when_restored(tiny_llama):
 
 def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llama):
     optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    dynamic = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
     before = hooks_of(tiny_llama)
     train(tiny_llama, optimizer, dynamic, 5)
     parts = (dynamic.state_dict(), tiny_llama.state_dict(), optimizer.state_dict())
@@ -492,10 +492,10 @@ def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llam
 
 def test_a_run_restored_after_its_last_event_holds(tiny_llama):
     optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    dynamic = attached(tiny_llama, optimizer, fused=False, **MOVING)
     train(tiny_llama, optimizer, dynamic, 25)
     before = hooks_of(tiny_llama)
-    resumed = attached(tiny_llama, optimizer, **MOVING)
+    resumed = attached(tiny_llama, optimizer, fused=False, **MOVING)
     resumed.load_state_dict(dynamic.state_dict())
     assert hooks_of(tiny_llama) == before
 

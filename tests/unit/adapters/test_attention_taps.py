@@ -161,7 +161,9 @@ def test_training_with_dropout_and_checkpointing_is_bit_identical_to_plain_peft(
         optimizer = adamw(model)
         dynamic = None
         if with_dynamic:
-            dynamic = attached(model, optimizer, importance="attention_entropy", total_steps=1000)
+            dynamic = attached(
+                model, optimizer, importance="attention_entropy", fused=False, total_steps=1000
+            )
         losses = train(model, optimizer, dynamic, 20)
         runs.append((losses, [p.detach().clone() for p in model.parameters()]))
         if dynamic is not None:

@@ -1,0 +1,407 @@
+"""Fused forward and backward of LoRA layers: one autograd function for all that read one input.
+
+PEFT runs a layer as a chain of small operations, each of which reads and writes tensors as large
+as the layer's output, and autograd adds up what each of the layers sends back to their common
+input. Here the adapters of query, key and value, or of gate and up, are one product, everything is
+added in place, and between forward and backward no more is kept than the input and a rank's worth.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.utils.hooks import RemovableHandle
+
+
+class _FusedLinear(torch.autograd.Function):
+    """Outputs of layers with one input: ``x W^T + b + s (x A^T) B^T`` for each.
+
+    Products with a side as short as the rank are written so that the long side is the last: several
+    times as fast as their transposes in the libraries that torch calls on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        dropped: Tensor | None,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        scalings: Sequence[float],
+        *factors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute each layer's output.
+
+        Args:
+            ctx: Autograd's context.
+            inputs: Of shape ``(..., in_features)``.
+            dropped: The same after dropout, which the adapters read; None without dropout.
+            weights: Of each layer, ``(out_features, in_features)``; they get no gradient.
+            biases: Of each layer; they get no gradient.
+            scalings: Of each layer.
+            factors: ``lora_A`` of each layer, then ``lora_B`` of each.
+        """
+        dtype = weights[0].dtype
+        rows = inputs.flatten(0, -2).to(dtype)
+        seen = rows if dropped is None else dropped.flatten(0, -2).to(dtype)
+        ranks, lora_A, lora_B = _joined(factors, scalings, dtype)
+        merges = dropped is None and all(pays_to_merge(weight, len(rows)) for weight in weights)
+        kept = [] if merges else [lora_A @ seen.T]
+        outputs = []
+        for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if merges:
+                whole = torch.addmm(weight, lora_B[place], torch.split(lora_A, ranks)[place])
+                output = linear(rows, whole, bias)
+            else:
+                hidden = torch.split(kept[0], ranks)[place]
+                output = linear(rows, weight, bias).addmm_(hidden.T, lora_B[place].T)
+            outputs.append(output.view(*inputs.shape[:-1], -1))
+        ctx.save_for_backward(seen, *weights, *factors, *kept)
+        ctx.scalings, ctx.merges = scalings, merges
+        ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
+        ctx.has_dropout = dropped is not None
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Compute the gradients of the input and of both factors of each layer."""
+        count = len(ctx.scalings)
+        if all(g is None for g in gradients):
+            return (None,) * (5 + 2 * count)
+        seen, *others = ctx.saved_tensors
+        weights, factors, kept = others[:count], others[count : 3 * count], others[3 * count :]
+        ranks, lora_A, lora_B = _joined(factors, ctx.scalings, seen.dtype)
+        hidden = torch.split(kept[0] if kept else lora_A @ seen.T, ranks)
+        arrived = [None if g is None else g.flatten(0, -2) for g in gradients]
+        back = torch.cat(
+            [
+                seen.new_zeros(rank, len(seen)) if g is None else right.T @ g.T
+                for g, right, rank in zip(arrived, lora_B, ranks, strict=True)
+            ]
+        )
+        to_B = [
+            None if g is None else (part @ g).T * scaling
+            for g, part, scaling in zip(arrived, hidden, ctx.scalings, strict=True)
+        ]
+        to_A = [
+            None if g is None else part
+            for g, part in zip(arrived, torch.split(back @ seen, ranks), strict=True)
+        ]
+        to_factors = [
+            None if found is None else found.to(factor.dtype)
+            for found, factor in zip([*to_A, *to_B], factors, strict=True)
+        ]
+        to_inputs = to_dropped = None
+        if ctx.needs_input_grad[0]:
+            if ctx.merges:
+                parts = torch.split(lora_A, ranks)
+                weights = [torch.addmm(*each) for each in zip(weights, lora_B, parts, strict=True)]
+            to_inputs = _summed_products(arrived, weights)
+            if not ctx.has_dropout and not ctx.merges:
+                to_inputs.addmm_(back.T, lora_A)
+            to_inputs = to_inputs.view(ctx.shape).to(ctx.dtype)
+        if ctx.has_dropout and ctx.needs_input_grad[1]:
+            to_dropped = (back.T @ lora_A).view(ctx.shape).to(ctx.dtype)
+        return (to_inputs, to_dropped, None, None, None, *to_factors)
+
+
+def _joined(
+    factors: Sequence[Tensor], scalings: Sequence[float], dtype: torch.dtype
+) -> tuple[list[int], Tensor, list[Tensor]]:
+    """Return each layer's rank, every `lora_A` under one another, and every scaled `lora_B`."""
+    count = len(scalings)
+    scaled = [
+        (factor * scaling).to(dtype)
+        for factor, scaling in zip(factors[count:], scalings, strict=True)
+    ]
+    return (
+        [part.shape[0] for part in factors[:count]],
+        torch.cat(list(factors[:count])).to(dtype),
+        scaled,
+    )
+
+
+def _summed_products(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+    """Return the sum of ``g W`` over the layers that a gradient has reached: at least one."""
+    pairs = [(g, weight) for g, weight in zip(gradients, weights, strict=True) if g is not None]
+    total: Tensor = pairs[0][0] @ pairs[0][1]
+    for g, weight in pairs[1:]:
+        total.addmm_(g, weight)
+    return total
+
+
+def pays_to_merge(weight: Tensor, rows: int) -> bool:
+    """Return whether one product with ``W + s B A``, made for it, beats one with each.
+
+    It takes two passes over a weight, in forward and backward, and saves one over input and output.
+    In less than float32 it would round away what the adapter adds.
+    """
+    passes = 2 * weight.numel()
+    return weight.dtype.itemsize >= 4 and rows * sum(weight.shape) > passes
+
+
+class _Group:
+    """Layers that read one tensor, and the outputs that some of them have not asked for yet."""
+
+    def __init__(self, members: list["_FusedLayer"]) -> None:
+        self.members = members
+        self._inputs: Tensor | None = None
+        self._version = 0
+        self._waiting: dict[str, Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget outputs that nobody has asked for."""
+        self._inputs, self._waiting = None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave outputs out of copies: they are of the original's forward."""
+        return {"members": self.members, "_inputs": None, "_version": 0, "_waiting": {}}
+
+    def holds(self, name: str, inputs: Tensor) -> bool:
+        """Return whether a layer's output of this very input is there."""
+        same = self._inputs is inputs and self._version == inputs._version
+        return same and name in self._waiting
+
+    def fill(self, inputs: Tensor, outputs: dict[str, Tensor]) -> None:
+        """Keep outputs until they are asked for, or the next are there."""
+        self._inputs, self._version, self._waiting = inputs, inputs._version, outputs
+
+    def take(self, name: str) -> Tensor:
+        """Hand out a layer's output, once."""
+        output = self._waiting.pop(name)
+        if not self._waiting:
+            self._inputs = None
+        return output
+
+
+class _FusedLayer:
+    """The forward of one layer, in the place of PEFT's."""
+
+    def __init__(self, name: str, module: PeftLinear, note: Callable[..., None]) -> None:
+        self.name = name
+        self.group = _Group([self])
+        self._module = module
+        self._base = cast(nn.Linear, module.base_layer)
+        self._original = module.forward
+        self._note = note
+        self._weight: Tensor | None = None
+        self._weight_of: tuple[Any, ...] = ()
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not self.fits(x):
+            return cast(Tensor, self._original(x, *args, **kwargs))
+        if self.drops:
+            return _run([self], x, self._dropout(x))[self.name]
+        self._note(self, x)
+        if not self.group.holds(self.name, x):
+            able = [m for m in self.group.members if m is self or (m.fits(x) and not m.drops)]
+            self.group.fill(x, _run(able, x, None))
+        return self.group.take(self.name)
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout changes what the adapter reads."""
+        dropout = self._dropout
+        return not isinstance(dropout, nn.Identity) and dropout.training
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`lora_A` and `lora_B`."""
+        module, adapter = self._module, self._adapter
+        return module.lora_A[adapter].weight, module.lora_B[adapter].weight
+
+    @property
+    def scaling(self) -> float:
+        """Factor on what the adapter adds."""
+        return float(self._module.scaling[self._adapter])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the base layer."""
+        return cast(Tensor | None, self._base.bias)
+
+    def fits(self, x: Tensor) -> bool:
+        """Return whether a forward with this input can be fused: PEFT's own does all others."""
+        module, adapters = self._module, self._module.active_adapters
+        if (
+            len(adapters) != 1
+            or adapters[0] not in module.lora_A
+            or module.disable_adapters
+            or module.merged
+            or adapters[0] in module.lora_variant
+            or not torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or x.dim() < 2
+        ):
+            return False
+        weight, bias = self._base.weight, self._base.bias
+        factors = (module.lora_A[adapters[0]], module.lora_B[adapters[0]])
+        seen = (self._base, *factors)
+        if any(part._forward_hooks or part._forward_pre_hooks for part in seen):
+            return False
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            return False
+        if factors[1].bias is not None:
+            return False
+        weights = (weight, factors[0].weight, factors[1].weight)
+        if torch.is_autocast_enabled(x.device.type):
+            return bool(torch.is_floating_point(x))
+        return all(bool(x.dtype == part.dtype) for part in weights)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the base layer's weight in a dtype; a copy is kept until the weight changes.
+
+        Autocast would make a copy in each forward, and keep it until the backward pass is over.
+        """
+        weight = self._base.weight
+        if weight.dtype == dtype:
+            return weight
+        state = (weight.data_ptr(), weight._version, weight.device, dtype)
+        if self._weight is None or self._weight_of != state:
+            self._weight, self._weight_of = weight.detach().to(dtype), state
+        return self._weight
+
+    @property
+    def _adapter(self) -> str:
+        return str(self._module.active_adapters[0])
+
+    @property
+    def _dropout(self) -> nn.Module:
+        return cast(nn.Module, self._module.lora_dropout[self._adapter])
+
+
+def _run(layers: Sequence[_FusedLayer], x: Tensor, dropped: Tensor | None) -> dict[str, Tensor]:
+    """Return the output of each layer by its name."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    factors = [layer.factors for layer in layers]
+    with torch.autocast(device, enabled=False):
+        outputs = _FusedLinear.apply(  # type: ignore[no-untyped-call]
+            x,
+            dropped,
+            [layer.weight(dtype) for layer in layers],
+            [None if layer.bias is None else layer.bias.to(dtype) for layer in layers],
+            [layer.scaling for layer in layers],
+            *(lora_A for lora_A, _ in factors),
+            *(lora_B for _, lora_B in factors),
+        )
+    return {layer.name: output for layer, output in zip(layers, outputs, strict=True)}
+
+
+class FusedLora:
+    """Fused forwards in the place of those of a model's LoRA layers, until `close`.
+
+    Layers that cannot be fused, and calls that cannot, go on as PEFT's own: quantized bases, DoRA,
+    several active adapters, inference, `torch.compile`.
+
+    Example:
+        >>> fused = FusedLora(model)
+        >>> ...  # train
+        >>> fused.close()
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Put the fused forwards in.
+
+        Args:
+            model: What is called with a batch; it holds PEFT LoRA layers.
+        """
+        self._layers = {
+            name: _FusedLayer(name, module, self._note)
+            for name, module in model.named_modules()
+            if _is_plain(module)
+        }
+        self._model = model
+        self._modules = {name: model.get_submodule(name) for name in self._layers}
+        self._handle: RemovableHandle | None = None
+        self._groups: list[_Group] = []
+        self._settled = False
+        self._last: weakref.ref[Tensor] | None = None
+        self._found: list[list[str]] | None = None
+        self._seen: set[str] = set()
+        self.open()
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the modules that are fused."""
+        return list(self._layers)
+
+    def open(self) -> None:
+        """Put the fused forwards in, unless they are."""
+        if self._handle is not None:
+            return
+        for name, layer in self._layers.items():
+            vars(self._modules[name])["forward"] = layer
+        self._handle = self._model.register_forward_pre_hook(self._begin)
+
+    def close(self) -> None:
+        """Give every layer PEFT's forward back."""
+        if self._handle is None:
+            return
+        for module in self._modules.values():
+            vars(module).pop("forward", None)
+        self._handle.remove()
+        self._handle = None
+
+    @property
+    def groups(self) -> list[list[str]] | None:
+        """Names of the layers that are computed together; None before a first forward shows them.
+
+        They are used from the second forward on.
+        """
+        if self._found is None:
+            return None
+        return [names for names in self._found if len(names) > 1]
+
+    def load_groups(self, groups: list[list[str]] | None) -> None:
+        """Take over `groups` of an earlier run: sums are then rounded as they were there."""
+        self._found, self._settled, self._seen = groups, groups is not None, set()
+        self._use(groups or [])
+
+    def _use(self, groups: list[list[str]]) -> None:
+        for layer in self._layers.values():
+            layer.group = _Group([layer])
+        self._groups = [_Group([self._layers[name] for name in names]) for names in groups]
+        for group in self._groups:
+            for layer in group.members:
+                layer.group = group
+
+    def _note(self, layer: _FusedLayer, x: Tensor) -> None:
+        """Find, in the first forward, which layers read one tensor, one right after another."""
+        if self._settled or layer.name in self._seen:
+            return
+        self._seen.add(layer.name)
+        if self._found is None or self._last is None or self._last() is not x:
+            self._found = [*(self._found or []), []]
+        self._found[-1].append(layer.name)
+        self._last = weakref.ref(x)
+
+    def _begin(self, *_: Any) -> None:
+        """Forget the last forward, and use what the first has shown from the second one on.
+
+        Not earlier: gradient checkpointing runs the first again in its backward pass, and must
+        find every layer as it was.
+        """
+        for group in self._groups:
+            group.clear()
+        if self._found is not None and not self._settled and torch.is_grad_enabled():
+            self._settled = True
+            self._use(self.groups or [])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is PEFT's LoRA on a plain linear layer, whose forward is its own."""
+    return (
+        type(module) is PeftLinear
+        and type(module.base_layer) is nn.Linear
+        and type(module.base_layer.weight) is nn.Parameter
+        and not module.lora_variant
+        and "forward" not in vars(module)
+    )

@@ -1,0 +1,367 @@
+"""Fused forwards: what PEFT computes, in fewer operations, and PEFT's own wherever they cannot."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from dynlora.adapters import fused as fused_module
+from dynlora.adapters.fused import FusedLora
+from dynlora.adapters.resize import set_rank
+from tests.adapters import randomised
+from tests.lora_layers import layers_of
+from tests.models import bare_bert, bare_llama
+
+MODELS = {"bert": bare_bert, "llama": bare_llama}
+TOKENS = torch.arange(60).reshape(3, 20) % 16
+
+
+def lora_model(kind="bert", dtype=torch.float64, **lora):
+    """Return a model with LoRA of random weights on all linear layers, in training mode."""
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | lora
+    model = get_peft_model(MODELS[kind](), LoraConfig(**settings))
+    return randomised(model).to(dtype).train()
+
+
+def computed(model, tokens=TOKENS, seed=0, **kwargs):
+    """Return the output of one forward, and the gradients of all trained weights."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    output = model(input_ids=tokens, **kwargs)[0]
+    (output.double().square().mean() + output[..., 0].double().mean()).backward()
+    weights = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"output": output.detach()} | weights
+
+
+def assert_same(one, other, tolerance):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert value.dtype == other[name].dtype, name
+        size = float(value.double().abs().max())
+        torch.testing.assert_close(other[name], value, rtol=0, atol=tolerance * size, msg=name)
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(params=["merged", "beside"])
+def way(request, monkeypatch):
+    """Let products be made in one way whatever the shapes are."""
+    monkeypatch.setattr(fused_module, "pays_to_merge", lambda *_: request.param == "merged")
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("way")
+def test_outputs_and_gradients_are_those_of_peft(kind, dtype):
+    model = lora_model(kind, dtype)
+    want = computed(model)
+    fused = FusedLora(model)
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-5
+    for _ in range(3):  # alone in the first forward, in groups from then on
+        assert_same(want, computed(model), tolerance)
+    assert fused.groups
+
+
+def test_layers_that_read_one_tensor_are_computed_together():
+    model = lora_model("llama")
+    fused = FusedLora(model)
+    assert fused.groups is None
+    computed(model)
+    computed(model)
+    names = [[name.rpartition(".")[2] for name in group] for group in fused.groups]
+    assert names == [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]] * 2
+
+
+def test_groups_of_an_earlier_run_are_taken_over_to_the_last_bit():
+    first, second = lora_model(dtype=torch.float32), lora_model(dtype=torch.float32)
+    fused, again = FusedLora(first), FusedLora(second)
+    computed(first)
+    want = computed(first)
+    again.load_groups(fused.groups)
+    assert_equal(want, computed(second))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.usefixtures("way")
+def test_gradients_are_those_of_finite_differences(count, dropped):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    inputs, other = draw(2, 3, 5).requires_grad_(), draw(2, 3, 5).requires_grad_()
+    weights = [draw(4 + place, 5) for place in range(count)]
+    biases = [None if place == 0 else draw(4 + place) for place in range(count)]
+    factors = [draw(1 + place, 5) for place in range(count)]
+    factors += [draw(4 + place, 1 + place) for place in range(count)]
+    scalings = [0.5 + place for place in range(count)]
+
+    def run(inputs, other, *factors):
+        second = other if dropped else None
+        return fused_module._FusedLinear.apply(inputs, second, weights, biases, scalings, *factors)
+
+    assert torch.autograd.gradcheck(run, (inputs, other, *(f.requires_grad_() for f in factors)))
+
+
+@pytest.mark.usefixtures("way")
+def test_dropout_draws_what_peft_draws():
+    model = lora_model(lora_dropout=0.3)
+    want = computed(model, seed=4)
+    FusedLora(model)
+    for _ in range(3):
+        assert_same(want, computed(model, seed=4), 1e-12)
+
+
+def test_autocast_gives_what_it_gives_peft_to_its_precision():
+    model = lora_model(dtype=torch.float32)
+    exact = computed(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = computed(model)
+        FusedLora(model)
+        for _ in range(2):
+            got = computed(model)
+            assert_same(want, got, 0.05)
+    errors = [
+        sum(float((each[name] - exact[name]).square().sum()) for name in exact)
+        for each in (want, got)
+    ]
+    assert errors[1] < 1.2 * errors[0], "no further from float32 than autocast itself"
+
+
+def test_a_changed_base_weight_is_seen_under_autocast():
+    model = lora_model(dtype=torch.float32)
+    FusedLora(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        computed(model)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "base_layer.weight" in name:
+                    weight.mul_(0.5)
+        got = computed(model)
+        FusedLora(model).close()
+        other = lora_model(dtype=torch.float32)
+        with torch.no_grad():
+            for name, weight in other.named_parameters():
+                if "base_layer.weight" in name:
+                    weight.mul_(0.5)
+        assert_same(computed(other), got, 0.05)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
+    model = lora_model()
+    want = computed(model)
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    FusedLora(model)
+    for _ in range(3):
+        assert_same(want, computed(model), 1e-12)
+
+
+def test_ranks_may_change_between_forwards():
+    model, plain = lora_model("llama"), lora_model("llama")
+    FusedLora(model)
+    computed(model)
+    for each in (model, plain):
+        for place, layer in enumerate(layers_of(each)):
+            set_rank(layer, 1 + place % 5)
+            layer.set_fields(r=layer.r, scaling=0.5 + place % 3)
+        randomised(each).train()
+    want = computed(plain)
+    for _ in range(2):
+        assert_same(want, computed(model), 1e-12)
+
+
+def test_closed_and_at_inference_it_is_peft_to_the_last_bit():
+    model = lora_model(dtype=torch.float32)
+    want = computed(model)
+    with torch.no_grad():
+        inferred = model(input_ids=TOKENS)[0]
+    fused = FusedLora(model)
+    computed(model)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=TOKENS)[0], inferred)
+    fused.close()
+    assert_equal(want, computed(model))
+
+
+def other_adapter(model):
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
+    model.base_model.set_adapter(["default", "other"])
+
+
+@contextmanager
+def merged(model):
+    model.merge_adapter()
+    yield
+    model.unmerge_adapter()
+
+
+@contextmanager
+def hooked(model) -> Iterator[None]:
+    handles = [
+        layer.factor_A.holder.register_forward_hook(lambda _module, _args, out: out * 2)
+        for layer in layers_of(model)
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@contextmanager
+def two_adapters(model):
+    other_adapter(model)
+    yield
+
+
+STATES = {
+    "disabled": lambda model: model.disable_adapter(),
+    "merged": merged,
+    "hooks inside": hooked,
+    "two adapters": two_adapters,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_cannot_be_fused_is_computed_by_peft(state):
+    model = lora_model(dtype=torch.float32)
+    plain = copy.deepcopy(model)
+    FusedLora(model)
+    model.get_input_embeddings().weight.requires_grad_()
+    plain.get_input_embeddings().weight.requires_grad_()
+    torch.manual_seed(0)
+    with STATES[state](model):
+        got = computed(model)
+    torch.manual_seed(0)
+    with STATES[state](plain):
+        want = computed(plain)
+    assert_equal(want, got)
+
+
+def test_layers_of_other_kinds_are_left_alone():
+    assert FusedLora(lora_model(use_dora=True)).layers == []  # its forward is a variant's
+    model = lora_model(dtype=torch.float32)
+    names = FusedLora(model).layers
+    assert len(names) == 24
+    assert FusedLora(model).layers == [], "they are fused already"
+
+
+def test_a_trained_base_gets_its_gradients():
+    model = lora_model()
+    for weight in model.parameters():
+        weight.requires_grad_()
+    want = computed(model)
+    FusedLora(model)
+    assert_same(want, computed(model), 1e-12)
+
+
+class Crossed(nn.Module):
+    """Query of one tensor; key and value of another, or of the same; one may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x, other, skip=False):
+        query = self.query(x)
+        key = self.key(other)
+        return query * key if skip else query * key + self.value(other)
+
+
+def crossed_pair():
+    config = LoraConfig(r=2, target_modules=["query", "key", "value"])
+    models = [get_peft_model(Crossed(), config) for _ in range(2)]
+    for model in models:
+        randomised(model).double().train()
+    FusedLora(models[1])
+    return models
+
+
+def test_calls_may_differ_from_the_first_one():
+    x = torch.randn(4, 6, dtype=torch.float64)
+    y = torch.randn(4, 6, dtype=torch.float64)
+    plain, model = crossed_pair()
+    calls = [(x, x), (x, x), (x, y), (x, x, True), (y, y), (y, x, True), (x, y)]
+    for arguments in calls:
+        found = []
+        for each in (plain, model):
+            each.zero_grad()
+            output = each(*arguments)
+            output.square().sum().backward()
+            grads = {n: p.grad for n, p in each.named_parameters() if p.grad is not None}
+            found.append({"output": output.detach()} | grads)
+        assert_same(*found, 1e-12)
+
+
+def test_an_input_changed_in_place_is_read_anew():
+    plain, model = crossed_pair()
+    for _ in range(2):
+        x = torch.ones(4, 6, dtype=torch.float64)
+        for each in (plain, model):
+            each(x, x).sum().backward()
+    outputs = []
+    for each in (plain, model):
+        x = torch.ones(4, 6, dtype=torch.float64)
+        query = each.base_model.model.query(x)
+        x.add_(1)
+        outputs.append(query + each.base_model.model.key(x))
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compile_traces_peft_itself():
+    plain, model = crossed_pair()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, x), plain(x, x))
+    torch._dynamo.reset()
+
+
+def test_a_copy_of_the_model_is_fused_on_its_own():
+    model = lora_model()
+    FusedLora(model)
+    computed(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.1)
+    plain = lora_model()
+    with torch.no_grad():
+        for weight in plain.parameters():
+            weight.mul_(1.1)
+    assert_same(computed(plain), computed(other), 1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_less_is_kept_for_the_backward_pass_than_by_peft(autocast):
+    def kept(model):
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(input_ids=TOKENS)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                output = model(input_ids=TOKENS)[0]
+        frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        del output
+        return sum(size for place, size in storages.items() if place not in frozen)
+
+    model = lora_model(dtype=torch.float32)
+    plain = kept(model)
+    FusedLora(model)
+    assert kept(model) <= plain
