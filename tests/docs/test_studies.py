@@ -5,8 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
-from benchmarks import derive_tasks
+from benchmarks import derive_recovery, derive_tasks
 from dynlora.bench.runs import resolve_jobs
 from dynlora.bench.study import read_study
 from dynlora.cli.job_parser import check_keys, parse_values
@@ -42,3 +44,30 @@ def test_derived_tasks_ask_for_what_the_meaning_says(
     assert asked["e2e_slots"] == {"first": [4, 5], "second": [0, 4, 5]}
     # In order: area=city centre, food=English, food=French.
     assert asked["e2e_values"] == {"first": [2], "second": [0, 1]}
+
+
+def test_recovery_asks_half_the_model_for_what_the_whole_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["a fine film", "what is a film?", "no", "a fine film", " ".join(["long"] * 40)]
+    for source, column in derive_recovery.TEXTS.values():
+        (tmp_path / source).mkdir()
+        pq.write_table(pa.table({column: texts}), tmp_path / source / "train.parquet")
+    monkeypatch.setattr(derive_recovery, "ROWS", {"train": 2, "validation": 1, "test": 1})
+    monkeypatch.setattr("sys.argv", ["derive_recovery", str(tmp_path), str(tmp_path)])
+    derive_recovery.main()
+    assert "reviews: 2 train, 1 validation, 1 test rows" in capsys.readouterr().out
+    tables = [pq.read_table(path) for path in (tmp_path / "questions").glob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert sorted(row["text"] for row in rows) == sorted(set(texts))
+    tokenizer = AutoTokenizer.from_pretrained(derive_recovery.MODEL)
+    whole = AutoModel.from_pretrained(derive_recovery.MODEL).eval()
+    half = AutoModel.from_pretrained(tmp_path / "minilm_3_blocks").eval()
+    assert len(half.encoder.layer) == 3
+    for row in rows:
+        inputs = tokenizer(row["text"], truncation=True, max_length=24, return_tensors="pt")
+        with torch.no_grad():
+            states = whole(**inputs, output_hidden_states=True).hidden_states
+            middle = half(**inputs).last_hidden_state
+        torch.testing.assert_close(torch.tensor(row["label"]), states[-1][0].mean(dim=0))
+        torch.testing.assert_close(middle, states[3])
