@@ -44,8 +44,9 @@ VARIANTS = (
 )  # fmt: skip
 WARM_UP = 4
 MEMORY_STEPS = 4
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Most that fused outputs and gradients may differ from PEFT's, relative to the largest."""
+TOLERANCE = {"float32": 5e-5, "bfloat16": 5e-2}
+"""Most that fused outputs and gradients may differ from PEFT's, relative to the largest: the
+roundings of all layers added up."""
 
 
 def main() -> None:

@@ -137,6 +137,26 @@ def test_autocast_gives_what_it_gives_peft_to_its_precision():
     assert errors[1] < 1.2 * errors[0], "no further from float32 than autocast itself"
 
 
+def test_autocast_leaves_float64_alone():
+    model = lora_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        want = computed(model)
+        FusedLora(model)
+        for _ in range(2):
+            assert_same(want, computed(model), 1e-12)
+
+
+def test_closing_frees_the_copies_that_autocast_needs():
+    model = lora_model(dtype=torch.float32)
+    fused = FusedLora(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        computed(model)
+    layers = [vars(module)["forward"] for module in fused._modules.values()]
+    assert all(layer._weight is not None for layer in layers)
+    fused.close()
+    assert all(layer._weight is None for layer in layers)
+
+
 def test_a_changed_base_weight_is_seen_under_autocast():
     model = lora_model(dtype=torch.float32)
     FusedLora(model)
@@ -302,6 +322,18 @@ def test_calls_may_differ_from_the_first_one():
             grads = {n: p.grad for n, p in each.named_parameters() if p.grad is not None}
             found.append({"output": output.detach()} | grads)
         assert_same(*found, 1e-12)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_batch_without_rows_gives_none():
+    plain, model = crossed_pair()
+    for rows in ((4, 6), (4, 6), (0, 6), (2, 0, 6)):
+        x = torch.ones(rows, dtype=torch.float64)
+        outputs = []
+        for each in (plain, model):
+            outputs.append(each(x, x))
+            outputs[-1].sum().backward()
+        torch.testing.assert_close(*outputs)
 
 
 def test_an_input_changed_in_place_is_read_anew():
