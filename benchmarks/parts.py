@@ -7,10 +7,10 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
-One JSON out, rewritten as it grows, from which `docs/log.md` quotes.
+One JSON out a task, rewritten as it grows, from which `docs/log.md` quotes.
 
-    python -m benchmarks.parts benchmarks/results/allocation --data DATA --budget 2 \
-        --tasks e2e_slots chemprot
+    python -m benchmarks.parts benchmarks/results/recovery --data DATA --models DATA --budget 2 \
+        --tasks reviews questions
 """
 
 import argparse
@@ -46,16 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("records", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="what {models} in the study stood for")
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/parts.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for task in options.tasks:
         records = _records(options.records, task, options.budget, "dynamic")
         plain = _records(options.records, task, options.budget, "lora")
-        cell = found.setdefault(f"{task}, r={options.budget}", {})
+        file = options.out / f"parts-{task}-r{options.budget}.json"
+        cell: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         for seed in range(options.seeds):
             cell.setdefault("dynamic", {})[str(seed)] = records[seed]["validation"]["loss"]
             cell.setdefault("lora", {})[str(seed)] = plain[seed]["validation"]["loss"]
@@ -63,10 +64,11 @@ def main() -> None:
                 if str(seed) in cell.setdefault(change, {}):
                     continue
                 other = records[(seed + 1) % options.seeds]
-                loss = _again(records[seed], other, change, options.data)
+                places = {"{data}": options.data, "{models}": options.models}
+                loss = _again(records[seed], other, change, places)
                 cell[change][str(seed)] = loss
                 print(f"{task} seed {seed} {change}: {loss:.4f}", flush=True)
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                file.write_text(json.dumps(cell, indent=1) + "\n")
 
 
 def _records(folder: Path, task: str, budget: int, method: str) -> dict[int, dict[str, Any]]:
@@ -76,10 +78,14 @@ def _records(folder: Path, task: str, budget: int, method: str) -> dict[int, dic
     return {r["seed"]: r for r in found if wanted.items() <= r.items()}
 
 
-def _again(record: Mapping[str, Any], other: Mapping[str, Any], change: str, data: Path) -> float:
+def _again(
+    record: Mapping[str, Any], other: Mapping[str, Any], change: str, places: Mapping[str, Path]
+) -> float:
     """Return the validation loss of a recorded run, done again with one change."""
     with TemporaryDirectory() as folder:
-        text = json.dumps(record["config"]).replace("{data}", str(data))
+        text = json.dumps(record["config"])
+        for name, place in places.items():
+            text = text.replace(name, str(place))
         values: dict[str, Any] = json.loads(text) | {"output": f"{folder}/run"}
         with _changed(change, values, record["final_ranks"], other["final_ranks"]):
             run_job(parse_values(values), Console(quiet=True))
