@@ -7,7 +7,7 @@ added in place, and between forward and backward no more is kept than the input 
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -184,13 +184,13 @@ class _Group:
 class _FusedLayer:
     """The forward of one layer, in the place of PEFT's."""
 
-    def __init__(self, name: str, module: PeftLinear, note: Callable[..., None]) -> None:
+    def __init__(self, name: str, module: PeftLinear, owner: "FusedLora") -> None:
         self.name = name
         self.group = _Group([self])
         self._module = module
         self._base = cast(nn.Linear, module.base_layer)
         self._original = module.forward
-        self._note = note
+        self._owner = owner
         self._weight: Tensor | None = None
         self._weight_of: tuple[Any, ...] = ()
 
@@ -199,11 +199,11 @@ class _FusedLayer:
             return cast(Tensor, self._original(x, *args, **kwargs))
         if self.drops:
             return _run([self], x, self._dropout(x))[self.name]
-        self._note(self, x)
+        self._owner.note(self.name, x)
         if not self.group.holds(self.name, x):
             able = [m for m in self.group.members if m is self or (m.fits(x) and not m.drops)]
             self.group.fill(x, _run(able, x, None))
-        return self.group.take(self.name)
+        return self._owner.watched(self.group.take(self.name))
 
     @property
     def drops(self) -> bool:
@@ -319,7 +319,7 @@ class FusedLora:
             model: What is called with a batch; it holds PEFT LoRA layers.
         """
         self._layers = {
-            name: _FusedLayer(name, module, self._note)
+            name: _FusedLayer(name, module, self)
             for name, module in model.named_modules()
             if _is_plain(module)
         }
@@ -327,7 +327,7 @@ class FusedLora:
         self._modules = {name: model.get_submodule(name) for name in self._layers}
         self._handle: RemovableHandle | None = None
         self._groups: list[_Group] = []
-        self._settled = False
+        self._arrived = self._settled = False
         self._last: weakref.ref[Tensor] | None = None
         self._found: list[list[str]] | None = None
         self._seen: set[str] = set()
@@ -363,7 +363,7 @@ class FusedLora:
     def groups(self) -> list[list[str]] | None:
         """Names of the layers that are computed together; None before a first forward shows them.
 
-        They are used from the second forward on.
+        They are used from the forward on that comes after its backward pass.
         """
         if self._found is None:
             return None
@@ -382,25 +382,34 @@ class FusedLora:
             for layer in group.members:
                 layer.group = group
 
-    def _note(self, layer: _FusedLayer, x: Tensor) -> None:
+    def note(self, name: str, x: Tensor) -> None:
         """Find, in the first forward, which layers read one tensor, one right after another."""
-        if self._settled or layer.name in self._seen:
+        if self._settled or name in self._seen:
             return
-        self._seen.add(layer.name)
+        self._seen.add(name)
         if self._found is None or self._last is None or self._last() is not x:
             self._found = [*(self._found or []), []]
-        self._found[-1].append(layer.name)
+        self._found[-1].append(name)
         self._last = weakref.ref(x)
 
-    def _begin(self, *_: Any) -> None:
-        """Forget the last forward, and use what the first has shown from the second one on.
+    def watched(self, output: Tensor) -> Tensor:
+        """Return a layer's output, whose gradient will tell that a backward pass has begun."""
+        if not self._settled and output.requires_grad:
+            output.register_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+        return output
 
-        Not earlier: gradient checkpointing runs the first again in its backward pass, and must
+    def _on_gradient(self, _: Tensor) -> None:
+        self._arrived = True
+
+    def _begin(self, *_: Any) -> None:
+        """Forget the last forward, and use what was found once a backward pass is over.
+
+        Not earlier: gradient checkpointing runs forwards again in their backward pass, and must
         find every layer as it was.
         """
         for group in self._groups:
             group.clear()
-        if self._found is not None and not self._settled and torch.is_grad_enabled():
+        if self._found is not None and self._arrived and not self._settled:
             self._settled = True
             self._use(self.groups or [])
 

@@ -137,13 +137,16 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Stop observing; after `load_best_model_at_end`, take over the best checkpoint's scales.
+        """Remove every hook; with `load_best_model_at_end`, take over that checkpoint's scales.
 
         The trainer has loaded that checkpoint's tensors, and with them its ranks. Input-adaptive
         ranks stay on, as in the evaluations so far, until `close()`.
         """
         assert self.dynamic is not None
-        self.dynamic.freeze()
+        if self.dynamic.input_adaptive is None:
+            self.dynamic.close()
+        else:
+            self.dynamic.freeze()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.dynamic.take_shapes(load_state(Path(state.best_model_checkpoint)))
 

@@ -188,6 +188,22 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
         assert_same(want, computed(model), 1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_two_forwards_may_come_before_the_first_backward_pass():
+    found = []
+    for with_fused in (False, True):
+        model = lora_model()
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        if with_fused:
+            FusedLora(model)
+        for _ in range(2):
+            model.zero_grad()
+            outputs = [model(input_ids=TOKENS + step)[0] for step in range(2)]
+            sum(output[..., 0].square().mean() for output in outputs).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert_same(*found, 1e-12)
+
+
 def test_ranks_may_change_between_forwards():
     model, plain = lora_model("llama"), lora_model("llama")
     FusedLora(model)
