@@ -184,7 +184,7 @@ def test_lora_and_dynamic_begin_alike_with_eva(
     for method in ("lora", "dynamic"):
         values = job_values(model, data, tmp_path / method) | {"method": method}
         values["lora"] |= {"init_lora_weights": "eva"}
-        values["dynamic"] |= {"importance": "uniform", "layer_weights": False}
+        values["dynamic"] |= {"importance": "uniform", "layer_weights": False, "fused": False}
         values["training"] |= {"epochs": 1}
         assert main(["train", str(write_job(tmp_path / f"{method}.yaml", values))]) == 0
         found.append(weights(tmp_path / method / "adapter"))

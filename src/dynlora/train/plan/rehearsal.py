@@ -103,6 +103,9 @@ class _Phases(TrainerCallback):
 def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal:
     """Evaluate, train for up to two steps and tell what was seen; nothing is written.
 
+    Forwards are not fused: which tensors a fused one makes depends on the number of rows, so that
+    two rehearsals would not tell of a third size; what it takes is no more.
+
     Args:
         material: Model and data.
         config: The job, with the method that is meant.
@@ -111,6 +114,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
     Raises:
         DynamicLoraError: If the method does not fit the model or the configuration.
     """
+    config = replace(config, dynamic=replace(config.dynamic, fused=False))
     forget_peak()
     set_seed(config.training.seed)
     base = material.task.load_model(material.source, material.data.num_labels, material.processor)
