@@ -9,13 +9,12 @@ of `frozen`, the floor for any adapter, is forward and backward to the embedded 
 `dynamic` is the default but for its metric, which is random: so ranks do move, and are uneven.
 Peak memory is that of a process of its own, which loads the model and takes four steps.
 
-Writes `benchmarks/results/speed/MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
+Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
 `python -m benchmarks.speed_report` makes `docs/performance.md`.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -58,7 +57,7 @@ def main() -> None:
         run = _Run(options.peak, options)
         for _ in range(MEMORY_STEPS):
             run.step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(_peak_of_this_process())
         return
     difference = _compare(options)
     runs = {name: _Run(name, options) for name in VARIANTS}
@@ -83,7 +82,7 @@ def main() -> None:
     }
     name = f"{options.model}-{options.batch}x{options.tokens}-r{options.rank}-{options.dtype}"
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / f"speed-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     for each, seconds in result["seconds"].items():
         print(f"{each:16} {median(seconds):.3f} s, {_ratio(result, each):.3f} of PEFT LoRA")
 
@@ -96,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--peak", choices=VARIANTS, help="print the peak memory of this variant")
     return parser.parse_args()
 
@@ -112,6 +111,12 @@ def _peak(name: str) -> int:
         [*command, "--peak", name], check=True, capture_output=True, text=True
     ).stdout
     return int(found.split()[-1]) * 1024
+
+
+def _peak_of_this_process() -> int:
+    """Return KiB. `getrusage` would tell the peak of the process that started this one, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 class _Run:

@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-RESULTS, PAGE = Path("benchmarks/results/speed"), Path("docs/performance.md")
+RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
 FIGURE = PAGE.parent / "performance.svg"
 NAMES = {
     "frozen": "frozen model, the floor",
@@ -32,14 +32,14 @@ What a training step takes, beside PEFT's own. All variants of a table were time
 each in turn, so that only ratios within a table mean anything; the ratio is the median over the
 steps' pairs, with the quartiles in brackets. Outputs and gradients of the fused model were compared
 with PEFT's before anything was timed. Peak memory is that of a process that takes four steps, the
-model's loading included. This page is made by `python -m benchmarks.speed_report` of the files in
-`benchmarks/results/speed/`, and those by the commands above the tables.
+model's loading included. This page is made by `python -m benchmarks.speed_report` of the files
+`benchmarks/results/speed-*.json`, and those by the commands above the tables.
 """
 
 
 def main() -> None:
     """Write the page and the figure."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed-*.json"))]
     parts = [HEAD, f"![Step time over PEFT LoRA's]({FIGURE.name})\n"]
     PAGE.write_text("\n".join([*parts, *map(_section, found)]))
     _draw(found)
@@ -96,7 +96,7 @@ def _ratio(result: Mapping[str, Any], name: str, other: str) -> str:
 def _draw(found: Sequence[Mapping[str, Any]]) -> None:
     shown = [name for name in NAMES if name not in ("full", "lora")]
     plt.rcParams["svg.hashsalt"] = "dynlora"
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.9 * len(found)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.9 * len(found)), layout="constrained")
     for place, name in enumerate(shown):
         values = [median(_ratios(result, name, "lora")) for result in found]
         heights = [row + 0.13 * (place - 2.5) for row in range(len(found))]
@@ -105,7 +105,7 @@ def _draw(found: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks(range(len(found)), [_title(result) for result in found])
     axes.set_xlabel("step time over PEFT LoRA's (line); shorter is faster")
     axes.invert_yaxis()
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
