@@ -11,6 +11,16 @@ from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError, ConfigError, NonFiniteError, ResumeError
 from dynlora.types import RankPlan
 
+_SKIP = "lower the learning rate, or set on_nonfinite='skip' to leave such steps out."
+ADVICE: Mapping[str, str] = {
+    "gradient": _SKIP,
+    "score": _SKIP,
+    "weights": (
+        "the run has diverged; go back to an earlier checkpoint and lower the learning rate."
+    ),
+}
+"""What to do where something is not finite."""
+
 
 def check_pinned(patterns: Sequence[str], names: Sequence[str]) -> None:
     """Check that every pattern of `pinned` names at least one LoRA layer.
@@ -115,11 +125,11 @@ def check_same_run(
 
 
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
-    """Check that no layer has a gradient or score that is not finite.
+    """Check that no layer has a gradient, score or weight that is not finite.
 
     Args:
         broken: Names of the layers that have one.
-        kind: What it is.
+        kind: What it is, by its name in `ADVICE`.
         step: Optimizer step of the message.
         layers: How many layers there are.
 
@@ -129,25 +139,5 @@ def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) ->
     if broken:
         raise NonFiniteError(
             f"The {kind} of {broken[0]!r} must be finite, got NaN or infinity at step {step} "
-            f"(in {len(broken)} of {layers} layers): lower the learning rate, or set "
-            "on_nonfinite='skip' to leave such steps out."
-        )
-
-
-def check_weights(broken: Sequence[str], *, step: int, layers: int) -> None:
-    """Check that no layer has a weight that is not finite.
-
-    Args:
-        broken: Names of the layers that have one.
-        step: Optimizer step of the message.
-        layers: How many layers there are.
-
-    Raises:
-        NonFiniteError: If one has.
-    """
-    if broken:
-        raise NonFiniteError(
-            f"The weights of {broken[0]!r} must be finite, got NaN or infinity at step {step} "
-            f"(in {len(broken)} of {layers} layers): the run has diverged; go back to an earlier "
-            "checkpoint and lower the learning rate."
+            f"(in {len(broken)} of {layers} layers): {ADVICE[kind]}"
         )

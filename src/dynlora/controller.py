@@ -42,7 +42,6 @@ from dynlora.checks import (
     check_plan,
     check_room,
     check_same_run,
-    check_weights,
 )
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import LayerError
@@ -409,7 +408,7 @@ class DynamicLora:
 
     def _check_weights(self) -> None:
         broken = self._adapters.broken_weights()
-        check_weights(broken, step=self._step, layers=len(self._layers))
+        check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters import fused as fused_module
+from dynlora.adapters import fused_linear
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.resize import set_rank
 from tests.adapters import randomised
@@ -53,7 +53,7 @@ def assert_equal(one, other):
 @pytest.fixture(params=["merged", "beside"])
 def way(request, monkeypatch):
     """Let products be made in one way whatever the shapes are."""
-    monkeypatch.setattr(fused_module, "pays_to_merge", lambda *_: request.param == "merged")
+    monkeypatch.setattr(fused_linear, "pays_to_merge", lambda *_: request.param == "merged")
     return request.param
 
 
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_finite_differences(count, dropped):
 
     def run(inputs, other, *factors):
         second = other if dropped else None
-        return fused_module._FusedLinear.apply(inputs, second, weights, biases, scalings, *factors)
+        return fused_linear.FusedLinear.apply(inputs, second, weights, biases, scalings, *factors)
 
     assert torch.autograd.gradcheck(run, (inputs, other, *(f.requires_grad_() for f in factors)))
 
