@@ -21,7 +21,6 @@ from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.resize import Strengths
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.adjuster import (
     LayerBounds,
@@ -47,7 +46,7 @@ from dynlora.config import DynamicLoraConfig
 from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
-from dynlora.schedule import event_steps
+from dynlora.schedule import event_steps, observation_interval
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -156,11 +155,15 @@ class DynamicLora:
     def observe(self) -> None:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
 
+        Where events are far apart most steps are left out (`schedule.observation_interval`), unless
+        `on_nonfinite` is "stop".
+
         Raises:
             LayerError: If no LoRA parameter has a gradient.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
-        if self._frozen:
+        left_out = self.config.on_nonfinite == "skip" and self._step % self._interval
+        if self._frozen or left_out:
             return
         with self._timed():
             finite, broken = self._adapters.with_gradients()
@@ -190,8 +193,7 @@ class DynamicLora:
         with self._timed():
             if self._step in self._events:
                 self._reallocate()
-            self._analyzer.begin_step(self._step)
-            self._taps.step = self._step
+            self._begin_step()
             if self._step >= self._events[-1]:
                 self.freeze()
 
@@ -288,8 +290,7 @@ class DynamicLora:
             self.input_adaptive.load_state_dict(state["input_adaptive"])
             self.input_adaptive.observing = True
             self.input_adaptive.begin_step(self._step)
-        self._analyzer.begin_step(self._step)
-        self._taps.step = self._step
+        self._begin_step()
         self._frozen = False
         self._open_taps()
         if state["frozen"] or self._step >= self._events[-1]:
@@ -304,6 +305,14 @@ class DynamicLora:
         self._adapters.load_shapes(state["layers"])
         if self.input_adaptive is not None:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
+
+    @property
+    def _interval(self) -> int:
+        return observation_interval(self._events, self._step)
+
+    def _begin_step(self) -> None:
+        self._analyzer.begin_step(self._step, interval=self._interval)
+        self._taps.step = self._step
 
     def _open_taps(self) -> None:
         self._taps.open()
@@ -322,7 +331,8 @@ class DynamicLora:
             uniform_mix=self.config.uniform_mix,
         )
         seen = features if is_informative(scores) else {}
-        bounds = self._bounds(seen, self._adapters.strengths(features))
+        lowest = self._adapters.lowest_ranks(features, tolerance=self.config.shrink_tolerance)
+        bounds = self._bounds(seen, lowest)
         ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers]
@@ -377,21 +387,19 @@ class DynamicLora:
         return feature_gains(figures, self.config.feature_weight)
 
     def _bounds(
-        self, features: Mapping[str, FeatureStats], strengths: Mapping[str, Strengths]
+        self, features: Mapping[str, FeatureStats], lowest: Mapping[str, int]
     ) -> dict[str, LayerBounds]:
         """Bound every layer by configuration, shape, tolerance and, where given, its input."""
         bounds = {}
         for layer in self._layers:
             name, stats = layer.name, features.get(layer.name)
-            measured = strengths.get(name)
-            tolerance = self.config.shrink_tolerance
             bounds[name] = bound_layer(
                 cost=layer.cost,
                 held=layer.r,
                 shape=min(layer.in_features, layer.out_features),
                 min_rank=self.config.min_rank,
                 max_rank=self._max_rank,
-                kept_by_tolerance=1 if measured is None else measured.lowest_rank(tolerance),
+                kept_by_tolerance=lowest.get(name, 1),
                 effective_rank=None if stats is None else stats.effective_rank,
                 pinned=any(fnmatchcase(name, pattern) for pattern in self.config.pinned),
             )

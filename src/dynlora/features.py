@@ -7,8 +7,10 @@ are batched, ordered or padded. Variance, effective rank, uncovered directions a
 a shrink would drop are all computed from this one sample, at events only.
 """
 
+import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +22,7 @@ SAMPLE_SIZE = 128
 """Tokens kept per layer."""
 
 STEP_INTERVAL = 8
-"""Optimizer steps between two whose forwards are sampled."""
+"""Observed steps from one whose forwards are sampled to the next."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,29 +31,42 @@ class _Sample:
     tokens: Tokens
     output_power: Float[Tensor, " n"]
 
-    def merge(self, other: "_Sample") -> "_Sample":
-        """Return the tokens with the smallest keys of both samples."""
-        keys = torch.cat([self.keys, other.keys])
-        kept, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
-        return _Sample(
-            keys=kept,
-            tokens=torch.cat([self.tokens, other.tokens])[index],
-            output_power=torch.cat([self.output_power, other.output_power])[index],
-        )
+
+class _Smallest:
+    """The smallest of some keys and their places: found once for all layers that see one batch."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Tensor, ...] = ()
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def of(self, *keys: Int[Tensor, " _"]) -> tuple[Tensor, Tensor]:
+        """Return the smallest of all keys, and their places one after another."""
+        same = len(keys) == len(self._asked) and all(map(operator.is_, keys, self._asked))
+        if self._found is None or not same:
+            joined = torch.cat(keys)
+            kept, index = torch.topk(joined, min(SAMPLE_SIZE, len(joined)), largest=False)
+            self._asked, self._found = keys, (kept, index)
+        return self._found
 
 
 class InputFeatureAnalyzer:
-    """Samples layer inputs in the forwards of every `STEP_INTERVAL`-th step."""
+    """Samples layer inputs in the forwards of every `STEP_INTERVAL`-th observed step."""
 
     def __init__(self) -> None:
         self.sampling = True
         """Whether forwards of the current step are to be observed."""
         self._samples: dict[str, _Sample] = {}
         self._stale: set[str] = set()
+        self._in_forward, self._in_merge = _Smallest(), _Smallest()
 
-    def begin_step(self, step: int) -> None:
-        """Decide whether the forwards of the step after `step` are sampled."""
-        self.sampling = step % STEP_INTERVAL == 0
+    def begin_step(self, step: int, *, interval: int) -> None:
+        """Decide whether the forwards of the step after `step` are sampled.
+
+        Args:
+            step: Optimizer steps taken.
+            interval: Steps from one whose gradients are observed to the next.
+        """
+        self.sampling = step % (STEP_INTERVAL * interval) == 0
 
     @torch.no_grad()
     def observe(
@@ -68,19 +83,17 @@ class InputFeatureAnalyzer:
             read: From places among the keys to what entered the layer there (vectors or ids), and
                 to what left it (base plus adapter); called for the tokens that are kept.
         """
-        kept, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
+        kept, index = self._in_forward.of(keys)
         tokens, outputs = read(index)
-        sample = _Sample(
-            keys=kept,
-            tokens=tokens.float() if tokens.is_floating_point() else tokens,
-            output_power=outputs.float().square().sum(dim=1),
-        )
+        tokens = tokens.float() if tokens.is_floating_point() else tokens
+        power = outputs.float().square().sum(dim=1)
         old = self._samples.get(name)
-        if old is None or name in self._stale:
-            self._stale.discard(name)
-            self._samples[name] = sample
-        else:
-            self._samples[name] = old.merge(sample)
+        if old is not None and name not in self._stale:
+            kept, index = self._in_merge.of(old.keys, kept)
+            tokens = torch.cat([old.tokens, tokens])[index]
+            power = torch.cat([old.output_power, power])[index]
+        self._stale.discard(name)
+        self._samples[name] = _Sample(keys=kept, tokens=tokens, output_power=power)
 
     def stats(self) -> dict[str, FeatureStats]:
         """Return what is known of each layer's input.
@@ -88,20 +101,25 @@ class InputFeatureAnalyzer:
         A layer never observed, or seen with NaN or infinity in its input or output, is left out.
         """
         found: dict[str, FeatureStats] = {}
+        last: FeatureStats | None = None
         for name, sample in self._samples.items():
             used = sample.keys != UNUSED_KEY
             tokens, power = sample.tokens[used], sample.output_power[used]
-            finite = torch.isfinite(tokens).all() & torch.isfinite(power).all()
-            if len(tokens) == 0 or not bool(finite):
+            total = float(tokens.sum() + power.sum())  # NaN and infinity stay in a sum
+            if len(tokens) == 0 or not math.isfinite(total):
                 continue
-            vectors = as_vectors(tokens)
-            spectrum = covariance_spectrum(vectors)
-            found[name] = FeatureStats(
-                tokens=tokens,
-                variance=float(spectrum.sum()) / vectors.shape[1],
-                effective_rank=effective_rank(spectrum),
-                output_power=float(power.mean()),
-            )
+            if last is not None and same_tokens(tokens, last.tokens):  # as of query, key and value
+                last = replace(last, output_power=float(power.mean()))
+            else:
+                vectors = as_vectors(tokens)
+                spectrum = covariance_spectrum(vectors)
+                last = FeatureStats(
+                    tokens=tokens,
+                    variance=float(spectrum.sum()) / vectors.shape[1],
+                    effective_rank=effective_rank(spectrum),
+                    output_power=float(power.mean()),
+                )
+            found[name] = last
         return found
 
     def restart(self) -> None:
@@ -112,7 +130,7 @@ class InputFeatureAnalyzer:
         """Return the samples as tensors keyed ``<module>/<field>``."""
         state: dict[str, Tensor] = {}
         for name, sample in self._samples.items():
-            state[f"{name}/keys"] = sample.keys
+            state[f"{name}/keys"] = sample.keys.clone()  # layers share them, files cannot
             state[f"{name}/tokens"] = sample.tokens
             state[f"{name}/output_power"] = sample.output_power
             state[f"{name}/stale"] = torch.tensor(name in self._stale)
@@ -130,6 +148,11 @@ class InputFeatureAnalyzer:
             )
             for name in names
         }
+
+
+def same_tokens(left: Tensor, right: Tensor) -> bool:
+    """Return whether two samples are equal, and of one type."""
+    return left.dtype == right.dtype and torch.equal(left, right)
 
 
 def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:

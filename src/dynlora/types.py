@@ -147,7 +147,8 @@ class Event:
     parameters: int
     """Live LoRA parameters after the event."""
     agreement: float
-    """How far consecutive gradients agree, in standard errors; scores count from 2.5 on."""
+    """How far consecutive gradients agree, in standard errors, measured until an event finds 2.5 or
+    more: from there on scores count."""
     layers: Mapping[str, LayerEvent]
 
     def to_dict(self) -> dict[str, Any]:

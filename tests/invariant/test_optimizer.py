@@ -24,9 +24,9 @@ def moved(dynamic, step):
     """Shrink by one as many layers as the tolerance allows, at most half; grow the others."""
     ranks, left = dict(dynamic.ranks), 0
     costs = {layer.name: layer.cost for layer in dynamic._layers}
-    strengths = dynamic._adapters.strengths(dynamic._analyzer.stats())
-    tolerance = dynamic.config.shrink_tolerance
-    able = [name for name in ranks if strengths[name].lowest_rank(tolerance) < ranks[name]]
+    features, tolerance = dynamic._analyzer.stats(), dynamic.config.shrink_tolerance
+    lowest = dynamic._adapters.lowest_ranks(features, tolerance=tolerance)
+    able = [name for name in ranks if lowest[name] < ranks[name]]
     for name in able[: len(ranks) // 2]:
         ranks[name] -= 1
         left += costs[name]

@@ -1,6 +1,7 @@
 """The controller: its two calls, plans of one's own, state, and everything that it refuses."""
 
 import copy
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -314,6 +315,24 @@ def test_a_plan_for_an_unknown_layer_is_refused_by_its_name():
     _, _, dynamic = on_chain(8, 8, 8)
     with pytest.raises(BudgetError, match="must name LoRA layers of this model, got 'lm_head'"):
         dynamic.apply(RankPlan(step=0, ranks={"0": 3, "lm_head": 2}))
+
+
+# Which steps are observed.
+
+
+@pytest.mark.parametrize(("reaction", "observed"), [("skip", 20), ("stop", 40)])
+def test_before_a_far_event_only_some_steps_are_observed_unless_each_could_stop_the_run(
+    reaction, observed
+):
+    _, _, dynamic = on_chain(total_steps=130, first_event=1.0, last_event=1.0, events=1)
+    dynamic.config = dataclasses.replace(dynamic.config, on_nonfinite=reaction)
+    read = []
+    dynamic._assessor.observe = read.append
+    for _ in range(40):
+        set_gradients(dynamic._layers, seed=0)
+        dynamic.observe()
+        dynamic.step()
+    assert len(read) == observed
 
 
 # Gradients that are missing or not finite.

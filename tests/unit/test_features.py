@@ -159,7 +159,7 @@ def test_forwards_are_sampled_at_the_start_and_then_in_one_step_of_every_interva
     analyzer = InputFeatureAnalyzer()
     sampling = [analyzer.sampling]
     for step in range(1, 3 * STEP_INTERVAL):
-        analyzer.begin_step(step)
+        analyzer.begin_step(step, interval=1)
         sampling.append(analyzer.sampling)
     assert sampling == 3 * [True, *(STEP_INTERVAL - 1) * [False]]
 

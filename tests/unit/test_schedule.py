@@ -1,8 +1,13 @@
-"""When ranks may move: closed forms, short runs, unknown length."""
+"""When ranks may move and which steps are observed: closed forms, short runs, unknown length."""
 
 import pytest
 
-from dynlora.schedule import event_steps
+from dynlora.schedule import (
+    MOST_APART,
+    OBSERVATIONS,
+    event_steps,
+    observation_interval,
+)
 
 WINDOW = {"first_event": 0.15, "last_event": 0.5, "events": 5}
 
@@ -45,3 +50,22 @@ def test_a_run_too_short_for_all_events_sees_fewer():
 
 def test_a_run_of_one_step_has_one_event():
     assert event_steps(total_steps=1, **WINDOW) == (1,)
+
+
+def test_every_step_is_observed_before_events_close_to_one_another():
+    events = event_steps(total_steps=345, first_event=0.05, last_event=0.3, events=5)
+    assert {observation_interval(events, step) for step in range(345)} == {1}
+
+
+def test_before_a_far_event_as_many_steps_are_observed_as_a_plan_needs():
+    steps = [step for step in range(200, 456) if step % observation_interval((200, 456), step) == 0]
+    assert steps == list(range(200, 456, 4))
+    assert len(steps) == OBSERVATIONS
+
+
+def test_observed_steps_are_never_further_apart_than_a_limit():
+    assert observation_interval((1_000_000,), 0) == MOST_APART
+
+
+def test_after_the_last_event_the_interval_is_one():
+    assert observation_interval((10_000,), 10_000) == 1

@@ -25,7 +25,7 @@ class Factor:
     @property
     def parameter(self) -> Parameter:
         """What PEFT and the optimizer hold."""
-        parameter: Parameter = self.holder.get_parameter(self.key)
+        parameter: Parameter = getattr(self.holder, self.key)  # `get_parameter` parses dotted names
         return parameter
 
     @property

@@ -33,16 +33,10 @@ class LoraView:
     kind: LayerKind
     factor_A: Factor
     factor_B: Factor
-
-    @property
-    def in_features(self) -> int:
-        """Columns of `lora_A`."""
-        return self.lora_A.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Rows of `lora_B`."""
-        return self.lora_B.shape[0]
+    in_features: int
+    """Columns of `lora_A`."""
+    out_features: int
+    """Rows of `lora_B`."""
 
     @property
     def cost(self) -> int:
@@ -233,7 +227,8 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
                 f"{type(weight.data).__name__}: sharded training is not supported yet; train in "
                 "one process."
             )
-    return LoraView(name, module, adapter, kind, factor_A, factor_B)
+    columns, rows = factor_A.matrix.shape[1], factor_B.matrix.shape[0]
+    return LoraView(name, module, adapter, kind, factor_A, factor_B, columns, rows)
 
 
 def _check_untied(layers: list[LoraView]) -> None:

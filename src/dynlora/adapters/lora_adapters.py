@@ -12,9 +12,10 @@ from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.adapters.optimizer_state import check_holds, drop_mismatched_state, unwrap_optimizer
 from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapters.resize import (
-    Strengths,
     apply_change,
+    component_powers,
     grow_change,
+    lowest_ranks,
     measure_strengths,
     new_rows,
     reorder_change,
@@ -103,14 +104,22 @@ class LoraAdapters:
         finite = _are_finite([(layer.lora_A, layer.lora_B) for layer in layers])
         return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
-    def strengths(self, features: Mapping[str, FeatureStats]) -> dict[str, Strengths]:
-        """Return every layer's components on the observed tokens, as part of its output's norm."""
-        found: dict[str, Strengths] = {}
+    def lowest_ranks(
+        self, features: Mapping[str, FeatureStats], *, tolerance: float
+    ) -> dict[str, int]:
+        """Return by module name the lowest rank that loses no more of the output than tolerated.
+
+        Args:
+            features: Observed inputs by module name, on which outputs are measured.
+            tolerance: Norm that may be lost, as part of the norm of the layer's output.
+        """
+        powers, tolerated = [], []
         for name, layer in self.layers.items():
             stats = features.get(name)
-            measured = measure_strengths(layer, None if stats is None else stats.tokens)
-            found[name] = measured.relative_to(_output_norm(layer, stats))
-        return found
+            powers.append(component_powers(layer, None if stats is None else stats.tokens))
+            tolerated.append(tolerance * (_output_norm(layer, stats) or 1.0))
+        lowest = lowest_ranks(powers, powers[0].new_tensor(tolerated))
+        return dict(zip(self.layers, lowest, strict=True))
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int

@@ -51,6 +51,10 @@ class AgreementTest:
         """Return whether batches agree more than by chance."""
         return self.z >= SIGNIFICANT
 
+    def finish(self) -> None:
+        """Free the last gradients: there will be no further comparison."""
+        self._last = {}
+
     def rebase(self, change: BasisChange) -> None:
         """Leave a layer whose basis changed out of the next comparison."""
         self._last.pop(change.name, None)

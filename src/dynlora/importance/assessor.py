@@ -25,18 +25,21 @@ class LayerImportanceAssessor:
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Read gradients. Called after `backward`, before the optimizer's step."""
         self._metric.observe(layers)
-        self._agreement.observe(layers)
+        if not self._proven:
+            self._agreement.observe(layers)
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return importance by module name, or nothing while agreement could be chance."""
-        self._proven = self._proven or self._agreement.is_significant()
+        if not self._proven and self._agreement.is_significant():
+            self._proven = True
+            self._agreement.finish()
         return self._metric.scores(layers, features) if self._proven else {}
 
     @property
     def agreement(self) -> float:
-        """Agreement of consecutive batches in standard errors (see `AgreementTest`)."""
+        """Agreement of batches in standard errors (see `AgreementTest`), up to its proof."""
         return self._agreement.z
 
     def rebase(self, change: BasisChange) -> None:

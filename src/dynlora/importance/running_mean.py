@@ -26,7 +26,8 @@ class RunningMeanGradient:
         """Add one step's gradients."""
         gradients = [layer.grad_B.float() for layer in layers]
         for layer, gradient in zip(layers, gradients, strict=True):
-            self._sums.setdefault(layer.name, torch.zeros_like(gradient))
+            if layer.name not in self._sums:
+                self._sums[layer.name] = torch.zeros_like(gradient)
             self._weights[layer.name] = 1 - DECAY * (1 - self._weights.get(layer.name, 0.0))
         torch._foreach_lerp_([self._sums[layer.name] for layer in layers], gradients, 1 - DECAY)
 
@@ -35,6 +36,15 @@ class RunningMeanGradient:
         if name not in self._sums:
             return None
         return self._sums[name] / self._weights[name]
+
+    def norms(self) -> dict[str, float]:
+        """Return the Frobenius norm of each mean gradient, by module name."""
+        if not self._sums:
+            return {}
+        norms = torch.stack(torch._foreach_norm(list(self._sums.values()))).tolist()
+        return {
+            name: norm / self._weights[name] for name, norm in zip(self._sums, norms, strict=True)
+        }
 
     @torch.no_grad()
     def rebase(self, change: BasisChange) -> None:

@@ -26,11 +26,11 @@ class SignalMetric:
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return ``|mean dL/dB| / sqrt(cost)``."""
-        means = {layer.name: self._gradients.mean(layer.name) for layer in layers}
+        norms = self._gradients.norms()
         return {
-            layer.name: float(mean.norm()) / math.sqrt(layer.cost)
+            layer.name: norms[layer.name] / math.sqrt(layer.cost)
             for layer in layers
-            if (mean := means[layer.name]) is not None
+            if layer.name in norms
         }
 
     def rebase(self, change: BasisChange) -> None:

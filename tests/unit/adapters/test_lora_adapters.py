@@ -152,22 +152,22 @@ def test_resizing_depends_on_seed_and_step_and_not_on_the_global_random_state():
     assert not torch.equal(grown[0], grown[2])
 
 
-def test_strengths_are_parts_of_the_layers_output_norm():
-    model = lora_chain(*WIDTHS)
-    adapters = adapters_of(model)
-    layer = adapters.layers["0"]
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_lowest_rank_loses_no_more_than_tolerated_of_the_layers_output(rank):
+    adapters = adapters_of(lora_chain(*WIDTHS))
+    layer, unseen = adapters.layers["0"], adapters.layers["1"]
     features = {"0": stats_of(layer, torch.randn(40, 8))}
-    strengths = adapters.strengths(features)
     inputs = features["0"].tokens.double()
     with torch.no_grad():
         whole = layer.module(inputs).norm()
     seen = torch.linalg.svdvals(inputs @ added(layer).T) / whole
-    torch.testing.assert_close(strengths["0"].values, seen[:4])
     # A layer whose input was never seen: singular values over the base weight's norm.
-    unseen = adapters.layers["1"]
     base = unseen.module.get_base_layer().weight.detach().norm()
-    singular = torch.linalg.svdvals(added(unseen))[:4] / base
-    torch.testing.assert_close(strengths["1"].values, singular)
+    singular = torch.linalg.svdvals(added(unseen)) / base
+    for name, strengths in (("0", seen), ("1", singular)):
+        lost = float(strengths[rank:].norm())
+        for tolerance, expected in ((1.001 * lost, rank), (0.999 * lost, rank + 1)):
+            assert adapters.lowest_ranks(features, tolerance=tolerance)[name] == expected
 
 
 def test_a_layer_weight_changes_the_scale_and_not_the_function():

@@ -9,9 +9,12 @@ from torch.optim import AdamW
 from dynlora.adapters.resize import (
     Strengths,
     apply_change,
+    component_powers,
     grow_change,
+    lowest_ranks,
     measure_strengths,
     new_rows,
+    principal_directions,
     reorder_change,
     scale_change,
     set_data,
@@ -275,14 +278,37 @@ def test_what_a_rank_loses_is_the_root_of_the_sum_of_squares_dropped():
     ("tolerated", "rank"), [(0.0, 3), (2.9, 3), (3.0, 2), (4.9, 2), (5.0, 1), (99.0, 1)]
 )
 def test_the_lowest_rank_is_the_first_whose_loss_is_tolerated(tolerated, rank):
-    eye = torch.eye(4)
-    strengths = Strengths(values=torch.tensor([8.0, 4.0, 3.0, 0.0]), to_A=eye, to_B=eye)
-    assert strengths.lowest_rank(tolerated) == rank
+    powers = torch.tensor([0.0, 3.0, 4.0, 8.0]).square()
+    assert lowest_ranks([powers], torch.tensor([tolerated])) == [rank]
 
 
 def test_a_layer_of_rank_one_cannot_go_lower():
-    strengths = Strengths(values=torch.ones(1), to_A=torch.eye(1), to_B=torch.eye(1))
-    assert strengths.lowest_rank(99.0) == 1
+    assert lowest_ranks([torch.ones(1)], torch.tensor([99.0])) == [1]
+
+
+def test_layers_of_different_ranks_are_told_their_own_lowest():
+    powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
+    assert lowest_ranks(powers, torch.tensor([0.5, 1.5, 0.5])) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5)])
+def test_the_powers_of_components_are_the_squares_of_their_strengths(tokens):
+    layer = one_layer()
+    layer.lora_B.data[:, 2] = 0  # grown, and not trained yet
+    powers = component_powers(layer, tokens)
+    expected = measure_strengths(layer, tokens).values.square().flip(0)
+    torch.testing.assert_close(powers, expected, rtol=1e-9, atol=0)
+    assert powers[0] == 0
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 30), (30, 12)])
+def test_principal_directions_are_an_svds_above_the_floor(count, width):
+    tokens = torch.randn(count, width, dtype=torch.float64)
+    _, spread, expected = torch.linalg.svd(tokens, full_matrices=False)
+    found = principal_directions(tokens, 8, floor=float(spread[5]) * 1.0001)
+    assert found.shape == (5, width)
+    signs = (found * expected[:5]).sum(dim=1).sign()
+    torch.testing.assert_close(found, expected[:5] * signs[:, None], rtol=1e-9, atol=1e-9)
 
 
 def test_set_data_keeps_the_object_and_forgets_the_gradient():

@@ -67,7 +67,10 @@ class LinearKind:
         """Return the vectors along the last axis."""
 
         def read(index: Tensor) -> tuple[Tensor, Tensor]:
-            return inputs.flatten(0, -2)[index], output.flatten(0, -2)[index]
+            return (
+                inputs.flatten(0, -2).index_select(0, index),
+                output.flatten(0, -2).index_select(0, index),
+            )
 
         return Rows(shape=tuple(inputs.shape[:-1]), read=read)
 
