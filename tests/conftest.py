@@ -15,6 +15,7 @@ import tests.typechecker  # noqa: F401  the hook looks it up by name
 
 install_import_hook("dynlora", "tests.typechecker.checked")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 def seeded() -> None:
     """Begin every test with the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fused() -> Iterator[None]:
+    """Fuse the forwards of models as small as those of tests, for which it does not pay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynlora.adapters.fused.LEAST_ELEMENTS", 0)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from dynlora.adapters import fused as fused_module
 from dynlora.adapters import fused_linear
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.resize import set_rank
@@ -45,6 +46,11 @@ def assert_same(one, other, tolerance):
         torch.testing.assert_close(other[name], value, rtol=0, atol=tolerance * size, msg=name)
 
 
+def bases(model):
+    """Return the linear layers under the adapters."""
+    return [m.base_layer for m in model.modules() if hasattr(m, "base_layer")]
+
+
 def assert_equal(one, other):
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
@@ -68,6 +74,20 @@ def test_outputs_and_gradients_are_those_of_peft(kind, dtype):
     for _ in range(3):  # alone in the first forward, in groups from then on
         assert_same(want, computed(model), tolerance)
     assert fused.groups
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_calls_too_small_to_gain_are_pefts_own_to_the_last_bit(dropout, monkeypatch):
+    model = lora_model("llama", torch.float32, lora_dropout=dropout)
+    want = computed(model)
+    largest = TOKENS.numel() * max(sum(base.weight.shape) for base in bases(model))
+    monkeypatch.setattr(fused_module, "LEAST_ELEMENTS", largest + 1)
+    fused = FusedLora(model)
+    for _ in range(3):
+        assert_equal(want, computed(model))
+    monkeypatch.setattr(fused_module, "LEAST_ELEMENTS", largest)
+    assert_same(want, computed(model), 1e-5)  # some layers are fused now, in groups found before
+    assert bool(fused.groups) == (dropout == 0)
 
 
 def test_layers_that_read_one_tensor_are_computed_together():
