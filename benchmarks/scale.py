@@ -1,0 +1,152 @@
+"""How each cost grows: with the number of adapted layers, with the rank, and with the layers' size.
+
+    python -m benchmarks.scale
+
+A model is a chain of square linear layers that takes a batch of 256 tokens, on one CPU thread or
+all. For each size, one process times a frozen chain (the floor), PEFT LoRA and dynamic ranks in
+turn, and the parts that are dynlora's own: an observation of gradients, what the sampling of inputs
+takes in a forward that has it, and an event. Ranks move at random, so that events have layers to
+resize, unless there is only one. Costs are fitted as a power of what grows: an exponent of 1 is
+linear. Writes `benchmarks/results/scale.json`, to which
+`python -m benchmarks.speed_report` turns for `docs/performance.md`.
+"""
+
+import argparse
+import gc
+import json
+import math
+import time
+from collections import OrderedDict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.optim import AdamW
+
+from dynlora import DynamicLora, DynamicLoraConfig
+
+TOKENS = 256
+STEPS = 32
+EVENTS = 4
+WARM_UP = 2
+SERIES: dict[str, list[dict[str, int]]] = {
+    "layers": [{"layers": n, "width": 64, "rank": 8} for n in (24, 80, 240, 800, 2400)],
+    "rank": [{"layers": 24, "width": 512, "rank": r} for r in (4, 16, 64, 256)],
+    "width": [{"layers": 1, "width": w, "rank": 8} for w in (64, 256, 1024, 4096, 8192)],
+}
+COSTS = ("floor", "lora", "dynamic", "observe", "sample", "event")
+
+
+def main() -> None:
+    """Time every size, fit, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    series = {}
+    for grows, sizes in SERIES.items():
+        points = []
+        for size in sizes:
+            points.append(size | _measure(**size))
+            print(grows, points[-1], flush=True)
+            gc.collect()
+        series[grows] = {"points": points, "exponents": _exponents(grows, points)}
+    result = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "tokens": TOKENS,
+        "series": series,
+    }
+    (options.out / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _measure(*, layers: int, width: int, rank: int) -> dict[str, float]:
+    """Return the median seconds of each cost."""
+    torch.manual_seed(0)
+    floor = _chain(layers, width)
+    for weight in floor.parameters():
+        weight.requires_grad_(False)
+    lora, lora_optimizer = _adapted(layers, width, rank)
+    model, optimizer = _adapted(layers, width, rank)
+    config = DynamicLoraConfig(
+        importance="random", total_steps=STEPS, first_event=0.25, last_event=1.0, events=EVENTS
+    )
+    controller = DynamicLora(model, optimizer, config)
+    seconds: dict[str, list[float]] = {name: [] for name in COSTS}
+    for _ in range(STEPS):
+        seconds["floor"].append(_step(floor, None, width))
+        seconds["lora"].append(_step(lora, lora_optimizer, width))
+        seconds["dynamic"].append(_dynamic_step(model, optimizer, controller, width, seconds))
+    rare = ("sample", "event")
+    return {n: median(v if n in rare else v[WARM_UP:]) for n, v in seconds.items()}
+
+
+def _chain(layers: int, width: int) -> nn.Sequential:
+    parts = OrderedDict((f"layer{n}", nn.Linear(width, width)) for n in range(layers))
+    chain = nn.Sequential(parts)
+    if layers > 1:  # or what passes through thousands of layers would vanish
+        for layer in chain:
+            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+    return chain
+
+
+def _adapted(layers: int, width: int, rank: int) -> tuple[nn.Module, AdamW]:
+    targets = [f"layer{n}" for n in range(layers)]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    model = get_peft_model(_chain(layers, width), config).train()  # type: ignore[arg-type]
+    return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def _step(model: nn.Module, optimizer: AdamW | None, width: int) -> float:
+    inputs = torch.randn(TOKENS, width, requires_grad=True)
+    start = time.perf_counter()
+    model(inputs).square().mean().backward()
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def _dynamic_step(
+    model: nn.Module,
+    optimizer: AdamW,
+    controller: DynamicLora,
+    width: int,
+    seconds: dict[str, list[float]],
+) -> float:
+    """Take a step; add what observing, sampling and an event took, where there was one."""
+    inputs = torch.randn(TOKENS, width, requires_grad=True)
+    sampled, booked = controller._analyzer.sampling, controller.seconds
+    start = time.perf_counter()
+    loss = model(inputs).square().mean()
+    if sampled:
+        seconds["sample"].append(controller.seconds - booked)
+    loss.backward()
+    before = time.perf_counter()
+    controller.observe()
+    seconds["observe"].append(time.perf_counter() - before)
+    optimizer.step()
+    events, before = len(controller.history), time.perf_counter()
+    controller.step()
+    if len(controller.history) > events:
+        seconds["event"].append(time.perf_counter() - before)
+    optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def _exponents(grows: str, points: list[dict[str, Any]]) -> dict[str, float]:
+    """Return, for each cost, the slope of its logarithm over that of what grows."""
+    xs = [math.log(point[grows]) for point in points]
+    middle = sum(xs) / len(xs)
+    slopes = {}
+    for name in COSTS:
+        ys = [math.log(point[name]) for point in points]
+        products = ((x - middle) * y for x, y in zip(xs, ys, strict=True))
+        slopes[name] = sum(products) / sum((x - middle) ** 2 for x in xs)
+    return slopes
+
+
+if __name__ == "__main__":
+    main()
