@@ -8,6 +8,7 @@ added in place, and between forward and backward no more is kept than the input 
 
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -70,17 +71,20 @@ class _FusedLayer:
         self._weight_of: tuple[Any, ...] = ()
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or not self.fits(x):
+        if args or kwargs:
             return cast(Tensor, self._original(x, *args, **kwargs))
+        if self.group.holds(self.name, x):
+            return self._owner.watched(self.group.take(self.name))
+        if not self.fits(x):
+            return cast(Tensor, self._original(x))
         pays = self.pays(x)
         if self.drops:
             return _run([self], x, self._dropout(x))[self.name] if pays else self._original(x)
         self._owner.note(self.name, x)
         if not pays:
             return self._owner.watched(self._original(x))
-        if not self.group.holds(self.name, x):
-            able = [m for m in self.group.members if m is self or m.joins(x)]
-            self.group.fill(x, _run(able, x, None))
+        able = [m for m in self.group.members if m is self or m.joins(x)]
+        self.group.fill(x, _run(able, x, None))
         return self._owner.watched(self.group.take(self.name))
 
     def joins(self, x: Tensor) -> bool:
@@ -172,9 +176,10 @@ class _FusedLayer:
 def _run(layers: Sequence[_FusedLayer], x: Tensor, dropped: Tensor | None) -> dict[str, Tensor]:
     """Return the output of each layer by its name."""
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if casts else x.dtype
     factors = [layer.factors for layer in layers]
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if casts else nullcontext():
         outputs = FusedLinear.apply(  # type: ignore[no-untyped-call]
             x,
             dropped,

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 
 class FusedLinear(torch.autograd.Function):
-    """Outputs of layers with one input: ``x W^T + b + s (x A^T) B^T`` for each.
+    """Outputs of layers with one input: ``x W^T + b + (x (s A)^T) B^T`` for each.
 
     Products with a side as short as the rank are written so that the long side is the last: faster
     than their transposes in the libraries that torch calls on a CPU.
@@ -37,27 +37,33 @@ class FusedLinear(torch.autograd.Function):
             scalings: Of each layer.
             factors: ``lora_A`` of each layer, then ``lora_B`` of each.
         """
-        dtype = weights[0].dtype
+        dtype, count = weights[0].dtype, len(weights)
         rows = inputs.flatten(0, -2).to(dtype)
         seen = rows if dropped is None else dropped.flatten(0, -2).to(dtype)
-        ranks, lora_A, lora_B = _joined(factors, scalings, dtype)
+        ranks = [part.shape[0] for part in factors[:count]]
+        lora_A = _scaled_and_joined(factors[:count], scalings).to(dtype)
+        lora_B = [factor.to(dtype) for factor in factors[count:]]
         merges = dropped is None and all(pays_to_merge(weight, len(rows)) for weight in weights)
-        kept = [] if merges else [lora_A @ seen.T]
-        outputs = []
-        for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            if merges:
-                whole = torch.addmm(weight, lora_B[place], torch.split(lora_A, ranks)[place])
-                output = linear(rows, whole, bias)
-            else:
-                hidden = torch.split(kept[0], ranks)[place]
-                output = linear(rows, weight, bias).addmm_(hidden.T, lora_B[place].T)
-            outputs.append(output.view(*inputs.shape[:-1], output.shape[-1]))
+        if merges:
+            kept = []
+            wholes = map(torch.addmm, weights, lora_B, _split(lora_A, ranks))
+            outputs = [
+                linear(rows, whole, bias) for whole, bias in zip(wholes, biases, strict=True)
+            ]
+        else:
+            kept = [lora_A @ seen.T]
+            outputs = [
+                linear(rows, weight, bias).addmm_(hidden.T, right.T)
+                for weight, bias, hidden, right in zip(
+                    weights, biases, _split(kept[0], ranks), lora_B, strict=True
+                )
+            ]
         ctx.save_for_backward(seen, *weights, *factors, *kept)
         ctx.scalings, ctx.merges = scalings, merges
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         ctx.has_dropout = dropped is not None
         ctx.set_materialize_grads(False)
-        return tuple(outputs)
+        return tuple(output.view(*inputs.shape[:-1], output.shape[-1]) for output in outputs)
 
     @staticmethod
     @once_differentiable
@@ -68,22 +74,25 @@ class FusedLinear(torch.autograd.Function):
             return (None,) * (5 + 2 * count)
         seen, *others = ctx.saved_tensors
         weights, factors, kept = others[:count], others[count : 3 * count], others[3 * count :]
-        ranks, lora_A, lora_B = _joined(factors, ctx.scalings, seen.dtype)
-        hidden = torch.split(kept[0] if kept else lora_A @ seen.T, ranks)
+        ranks = [part.shape[0] for part in factors[:count]]
+        lora_A = _scaled_and_joined(factors[:count], ctx.scalings).to(seen.dtype)
+        lora_B = [factor.to(seen.dtype) for factor in factors[count:]]
+        hidden = _split(kept[0] if kept else lora_A @ seen.T, ranks)
         arrived = [None if g is None else g.flatten(0, -2) for g in gradients]
-        back = torch.cat(
+        back = _joined(
             [
                 seen.new_zeros(rank, len(seen)) if g is None else right.T @ g.T
                 for g, right, rank in zip(arrived, lora_B, ranks, strict=True)
             ]
         )
         to_B = [
-            None if g is None else (part @ g).T * scaling
-            for g, part, scaling in zip(arrived, hidden, ctx.scalings, strict=True)
+            None if g is None else (part @ g).T for g, part in zip(arrived, hidden, strict=True)
         ]
         to_A = [
-            None if g is None else part
-            for g, part in zip(arrived, torch.split(back @ seen, ranks), strict=True)
+            None if g is None else part.mul_(scaling)
+            for g, part, scaling in zip(
+                arrived, _split(back @ seen, ranks), ctx.scalings, strict=True
+            )
         ]
         to_factors = [
             None if found is None else found.to(factor.dtype)
@@ -92,8 +101,7 @@ class FusedLinear(torch.autograd.Function):
         to_inputs = to_dropped = None
         if ctx.needs_input_grad[0]:
             if ctx.merges:
-                parts = torch.split(lora_A, ranks)
-                weights = [torch.addmm(*each) for each in zip(weights, lora_B, parts, strict=True)]
+                weights = list(map(torch.addmm, weights, lora_B, _split(lora_A, ranks)))
             to_inputs = _summed_products(arrived, weights)
             if not ctx.has_dropout and not ctx.merges:
                 to_inputs.addmm_(back.T, lora_A)
@@ -103,20 +111,19 @@ class FusedLinear(torch.autograd.Function):
         return (to_inputs, to_dropped, None, None, None, *to_factors)
 
 
-def _joined(
-    factors: Sequence[Tensor], scalings: Sequence[float], dtype: torch.dtype
-) -> tuple[list[int], Tensor, list[Tensor]]:
-    """Return each layer's rank, every `lora_A` under one another, and every scaled `lora_B`."""
-    count = len(scalings)
-    scaled = [
-        (factor * scaling).to(dtype)
-        for factor, scaling in zip(factors[count:], scalings, strict=True)
-    ]
-    return (
-        [part.shape[0] for part in factors[:count]],
-        torch.cat(list(factors[:count])).to(dtype),
-        scaled,
-    )
+def _scaled_and_joined(factors: Sequence[Tensor], scalings: Sequence[float]) -> Tensor:
+    """Return every `lora_A` under one another, each times its layer's scaling."""
+    if len(set(scalings)) == 1:
+        return _joined(factors) * scalings[0]
+    return torch.cat([part * scaling for part, scaling in zip(factors, scalings, strict=True)])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _split(joined: Tensor, ranks: Sequence[int]) -> Sequence[Tensor]:
+    return (joined,) if len(ranks) == 1 else torch.split(joined, list(ranks))
 
 
 def _summed_products(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
