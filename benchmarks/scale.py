@@ -7,8 +7,9 @@ all. For each size, one process times a frozen chain (the floor), PEFT LoRA and 
 turn, and the parts that are dynlora's own: an observation of gradients, what the sampling of inputs
 takes in a forward that has it, and an event. Ranks move at random, so that events have layers to
 resize, unless there is only one. Costs are fitted as a power of what grows: an exponent of 1 is
-linear. Writes `benchmarks/results/scale.json`, to which
-`python -m benchmarks.speed_report` turns for `docs/performance.md`.
+linear. A last series times fused forwards against PEFT's in calls of all sizes, those included that
+are left to PEFT otherwise (`fused.LEAST_ELEMENTS`). Writes `benchmarks/results/scale.json`, from
+which `python -m benchmarks.speed_report` takes its part of `docs/performance.md`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.adapters import fused
 
 TOKENS = 256
 STEPS = 32
@@ -37,6 +39,8 @@ SERIES: dict[str, list[dict[str, int]]] = {
     "rank": [{"layers": 24, "width": 512, "rank": r} for r in (4, 16, 64, 256)],
     "width": [{"layers": 1, "width": w, "rank": 8} for w in (64, 256, 1024, 4096, 8192)],
 }
+CALL_WIDTHS, CALL_RANKS, CALL_ROWS = (64, 256, 768), (8, 32), (16, 64, 256, 1024)
+CALL_LAYERS, CALL_STEPS = 6, 24
 COSTS = ("floor", "lora", "dynamic", "observe", "sample", "event")
 
 
@@ -53,11 +57,19 @@ def main() -> None:
             print(grows, points[-1], flush=True)
             gc.collect()
         series[grows] = {"points": points, "exponents": _exponents(grows, points)}
+    fused.LEAST_ELEMENTS = 0
+    calls = [
+        {"width": width, "rank": rank, "rows": rows, "ratio": _fused_over_peft(width, rank, rows)}
+        for width in CALL_WIDTHS
+        for rank in CALL_RANKS
+        for rows in CALL_ROWS
+    ]
     result = {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "tokens": TOKENS,
         "series": series,
+        "calls": calls,
     }
     (options.out / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -83,6 +95,22 @@ def _measure(*, layers: int, width: int, rank: int) -> dict[str, float]:
     return {n: median(v if n in rare else v[WARM_UP:]) for n, v in seconds.items()}
 
 
+def _fused_over_peft(width: int, rank: int, rows: int) -> float:
+    """Return the median ratio of paired forward and backward passes."""
+    torch.manual_seed(0)
+    peft, _ = _adapted(CALL_LAYERS, width, rank)
+    ours, _ = _adapted(CALL_LAYERS, width, rank)
+    fused.FusedLora(ours)
+    ratios = []
+    for step in range(CALL_STEPS):
+        pair = [(peft, 0), (ours, 1)]
+        seconds = [0.0, 0.0]
+        for model, place in pair if step % 2 else reversed(pair):
+            seconds[place] = _step(model, None, width, rows)
+        ratios.append(seconds[1] / seconds[0])
+    return median(ratios[WARM_UP:])
+
+
 def _chain(layers: int, width: int) -> nn.Sequential:
     parts = OrderedDict((f"layer{n}", nn.Linear(width, width)) for n in range(layers))
     chain = nn.Sequential(parts)
@@ -99,8 +127,8 @@ def _adapted(layers: int, width: int, rank: int) -> tuple[nn.Module, AdamW]:
     return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
-def _step(model: nn.Module, optimizer: AdamW | None, width: int) -> float:
-    inputs = torch.randn(TOKENS, width, requires_grad=True)
+def _step(model: nn.Module, optimizer: AdamW | None, width: int, rows: int = TOKENS) -> float:
+    inputs = torch.randn(rows, width, requires_grad=True)
     start = time.perf_counter()
     model(inputs).square().mean().backward()
     if optimizer is not None:
