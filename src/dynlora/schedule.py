@@ -46,6 +46,6 @@ def observation_interval(events: Sequence[int], step: int) -> int:
         events: As `event_steps` returns them.
         step: Optimizer steps taken.
     """
-    following = next((event for event in events if event > step), step)
     last = max((event for event in events if event <= step), default=0)
+    following = next((event for event in events if event > step), last)
     return min(MOST_APART, max(1, (following - last) // OBSERVATIONS))
