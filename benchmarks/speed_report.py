@@ -150,7 +150,7 @@ def _scale(result: Mapping[str, Any]) -> str:
             f"| --- |{' --- |' * (len(points) + 1)}",
         ]
         for name, label in COSTS.items():
-            cells = " | ".join(f"{1e3 * point[name]:.3g}" for point in points)
+            cells = " | ".join(_milliseconds(point[name]) for point in points)
             lines.append(f"| {label} | {cells} | {series['exponents'][name]:.2f} |")
         lines.append("")
     lines += [
@@ -164,6 +164,10 @@ def _scale(result: Mapping[str, Any]) -> str:
         ratios = [c["ratio"] for c in result["calls"] if (c["width"], c["rank"]) == (width, rank)]
         lines.append(f"| {width}, {rank} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return "\n".join([*lines, ""])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def _rows(result: Mapping[str, Any]) -> list[int]:
