@@ -2,8 +2,7 @@
 
 Activations of megabytes are freed in every backward pass. What is free at the top of the heap, and
 any block above 32 MiB, glibc returns at once; the next step asks for the same pages, and the system
-clears each before it hands it out. On a CPU that can take a sixth of a step, see
-`docs/performance.md`.
+clears each before it hands it out. `docs/performance.md` times steps with and without.
 """
 
 import ctypes
