@@ -137,7 +137,7 @@ def chatter() -> None:
     """Do what libraries do."""
     print("a library's remark")
     warnings.warn("a library's warning", stacklevel=1)
-    logging.getLogger("some.library").warning("a library's log")
+    logging.getLogger("some.dependency").warning("a library's log")
     logging.getLogger("dynlora.somewhere").warning("a note of ours with [brackets]")
 
 
@@ -158,7 +158,7 @@ def test_a_quiet_verb_hears_nothing_of_libraries_but_errors(
 ) -> None:
     with only_errors(), readable_messages(Output(as_json=False, quiet=True).progress):
         chatter()
-        logging.getLogger("some.library").error("something broke")
+        logging.getLogger("some.dependency").error("something broke")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
     assert [record.getMessage() for record in caplog.records] == ["something broke"]
