@@ -13,7 +13,10 @@ grants does not depend on the budget, a larger budget never spends less.
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol, runtime_checkable
 
+from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError
 
 MOST_TIMES_R = 8
@@ -185,3 +188,65 @@ def bound_layer(
     if effective_rank is not None:
         ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))
     return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)
+
+
+@runtime_checkable
+class ShapedLayer(Protocol):
+    """What the adjuster reads of a LoRA layer."""
+
+    @property
+    def name(self) -> str:
+        """Module name."""
+        ...
+
+    @property
+    def r(self) -> int:
+        """Live rank."""
+        ...
+
+    @property
+    def in_features(self) -> int:
+        """Columns of `lora_A`."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """Rows of `lora_B`."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """Parameters that one rank takes."""
+        ...
+
+
+def bound_layers(
+    layers: Iterable[ShapedLayer],
+    config: DynamicLoraConfig,
+    *,
+    max_rank: int,
+    lowest: Mapping[str, int] | None = None,
+    effective_ranks: Mapping[str, float] | None = None,
+) -> dict[str, LayerBounds]:
+    """Return by module name the ranks that each layer may take.
+
+    Args:
+        layers: All layers of the adapter.
+        config: Its `min_rank` and `pinned` are read.
+        max_rank: Highest rank of any layer.
+        lowest: Lowest rank by module name that loses no more of the output than tolerated.
+        effective_ranks: Effective rank of each layer's input by module name, where it shall bind.
+    """
+    return {
+        layer.name: bound_layer(
+            cost=layer.cost,
+            held=layer.r,
+            shape=min(layer.in_features, layer.out_features),
+            min_rank=config.min_rank,
+            max_rank=max_rank,
+            kept_by_tolerance=(lowest or {}).get(layer.name, 1),
+            effective_rank=(effective_ranks or {}).get(layer.name),
+            pinned=any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),
+        )
+        for layer in layers
+    }

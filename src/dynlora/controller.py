@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -23,8 +22,7 @@ from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.adjuster import (
-    LayerBounds,
-    bound_layer,
+    bound_layers,
     default_max_rank,
     plan_ranks,
     waiting,
@@ -107,7 +105,8 @@ class DynamicLora:
             self._adapters.configured_rank, self.ranks.values()
         )
         check_pinned(config.pinned, list(self._adapters.layers))
-        check_room(self._bounds({}, {}), self.budget, min_rank=config.min_rank)
+        free = bound_layers(self._layers, config, max_rank=self._max_rank)
+        check_room(free, self.budget, min_rank=config.min_rank)
         self._analyzer = InputFeatureAnalyzer()
         self._events = event_steps(
             total_steps=config.total_steps,
@@ -330,14 +329,20 @@ class DynamicLora:
             temperature=self.config.temperature,
             uniform_mix=self.config.uniform_mix,
         )
+        free = bound_layers(self._layers, self.config, max_rank=self._max_rank)
         seen = features if is_informative(scores) else {}
-        lowest = self._adapters.lowest_ranks(features, tolerance=self.config.shrink_tolerance)
-        bounds = self._bounds(seen, lowest)
+        bounds = bound_layers(
+            self._layers,
+            self.config,
+            max_rank=self._max_rank,
+            lowest=self._adapters.lowest_ranks(features, tolerance=self.config.shrink_tolerance),
+            effective_ranks={name: stats.effective_rank for name, stats in seen.items()},
+        )
         ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
-        waits = waiting(ranks, shares, budget=self.budget, bounds=bounds, free=self._bounds({}, {}))
+        waits = waiting(ranks, shares, budget=self.budget, bounds=bounds, free=free)
         plan = RankPlan(step=self._step, ranks=ranks)
         self._apply(plan, features, scores=scores, shares=shares, waits=waits)
 
@@ -385,25 +390,6 @@ class DynamicLora:
         spread = self.config.feature == "variance"
         figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
         return feature_gains(figures, self.config.feature_weight)
-
-    def _bounds(
-        self, features: Mapping[str, FeatureStats], lowest: Mapping[str, int]
-    ) -> dict[str, LayerBounds]:
-        """Bound every layer by configuration, shape, tolerance and, where given, its input."""
-        bounds = {}
-        for layer in self._layers:
-            name, stats = layer.name, features.get(layer.name)
-            bounds[name] = bound_layer(
-                cost=layer.cost,
-                held=layer.r,
-                shape=min(layer.in_features, layer.out_features),
-                min_rank=self.config.min_rank,
-                max_rank=self._max_rank,
-                kept_by_tolerance=lowest.get(name, 1),
-                effective_rank=None if stats is None else stats.effective_rank,
-                pinned=any(fnmatchcase(name, pattern) for pattern in self.config.pinned),
-            )
-        return bounds
 
     def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
         self._report_nonfinite([n for n, s in scores.items() if not math.isfinite(s)], "score")

@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.adjuster import LayerBounds, bound_layer, default_max_rank
+from dynlora.adjuster import bound_layers, default_max_rank
 from dynlora.config import DynamicLoraConfig
 from dynlora.schedule import event_steps
 
@@ -82,19 +81,7 @@ def plan_ranks(model: Any, config: DynamicLoraConfig, r: int, steps: int) -> Ran
     """
     layers = find_lora_layers(model, None)
     highest = config.max_rank or default_max_rank(r, (layer.r for layer in layers))
-    bounds: list[LayerBounds] = []
-    for layer in layers:
-        pinned = any(fnmatchcase(layer.name, pattern) for pattern in config.pinned)
-        bounds.append(
-            bound_layer(
-                cost=layer.cost,
-                held=layer.r,
-                shape=min(layer.in_features, layer.out_features),
-                min_rank=config.min_rank,
-                max_rank=highest,
-                pinned=pinned,
-            )
-        )
+    bounds = bound_layers(layers, config, max_rank=highest).values()
     return RankRoom(
         lowest=min(bound.floor for bound in bounds),
         highest=max(bound.ceiling for bound in bounds),

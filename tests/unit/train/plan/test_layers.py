@@ -3,6 +3,7 @@
 import pytest
 
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.adjuster import bound_layers
 from dynlora.train.plan.layers import group_layers, plan_ranks
 from tests.models import adamw, lora_llama
 
@@ -33,7 +34,7 @@ def test_bounds_and_events_are_the_controllers(settings: dict[str, object]) -> N
     planned = plan_ranks(lora_llama(r=4), config, 4, 40)
     model = lora_llama(r=4)
     dynamic = DynamicLora(model, adamw(model), config)
-    bounds = dynamic._bounds({}, {}).values()
+    bounds = bound_layers(dynamic._layers, dynamic.config, max_rank=dynamic._max_rank).values()
     assert planned.lowest == min(bound.floor for bound in bounds)
     assert planned.highest == max(bound.ceiling for bound in bounds)
     assert planned.pinned == (2 if "pinned" in settings else 0)
