@@ -65,9 +65,8 @@ def measure_strengths(layer: LoraView, tokens: Tokens | None) -> Strengths:
     used = B.any(dim=0)
     active, fresh = used.nonzero().flatten(), (~used).nonzero().flatten()
     left, right = layer.see(tokens)
-    gram = left[:, active].T @ left[:, active]
-    R = torch.linalg.qr(right[:, active], mode="r").R
-    squares, U = torch.linalg.eigh(R @ gram @ R.T)
+    R, gram = _output_gram(left[:, active], right[:, active])
+    squares, U = torch.linalg.eigh(gram)
     squares, U = squares.flip(0).clamp(min=0), U.flip(1)
     to_A = U.T @ R
     rows = to_A @ A[active]
@@ -90,12 +89,18 @@ def measure_strengths(layer: LoraView, tokens: Tokens | None) -> Strengths:
     return Strengths(values=values, to_A=basis_A, to_B=basis_B)
 
 
+def _output_gram(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``R`` of ``right = Q R``, and the Gram matrix of the output seen from ``Q``."""
+    R = torch.linalg.qr(right, mode="r").R
+    return R, R @ (left.T @ left) @ R.T
+
+
 @torch.no_grad()
 def component_powers(layer: LoraView, tokens: Tokens | None) -> Float[Tensor, " r"]:
     """Return the squares of a layer's strengths alone, weakest first (see `measure_strengths`)."""
     left, right = layer.see(tokens)
-    R = torch.linalg.qr(right, mode="r").R
-    powers: Tensor = torch.linalg.eigvalsh(R @ (left.T @ left) @ R.T)
+    _, gram = _output_gram(left, right)
+    powers: Tensor = torch.linalg.eigvalsh(gram)
     # What rounding leaves of a direction that adds nothing would count as something.
     return torch.where(powers > NOTHING * powers[-1], powers, 0) * layer.scaling**2
 
