@@ -86,8 +86,9 @@ def _section(result: Mapping[str, Any]) -> str:
         )
     share = f"{100 * result['dynamic_part']:.1f} %"
     lines.append(
-        "\nFused outputs and gradients differ from PEFT's by at most "
-        f"{result['difference']:.0e} of the largest. An event takes "
+        "\nBefore the timing, outputs and gradients were compared with PEFT's in float32: the "
+        f"largest relative error of a tensor is {result['errors']['fused']:.0e} fused and "
+        f"{result['errors']['lora']:.0e} from PEFT itself in {result['dtype']}. An event takes "
         f"{result['seconds_per_event']:.3f} s, at the median of {result['events']}; what the "
         f"controller books as its own is {share} of these few steps, events included.\n"
     )

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,24 +30,34 @@ STEP_INTERVAL = 8
 class _Sample:
     keys: Int[Tensor, " n"]
     tokens: Tokens
+    """In the dtype that they entered the layer in."""
     output_power: Float[Tensor, " n"]
 
 
-class _Smallest:
-    """The smallest of some keys and their places: found once for all layers that see one batch."""
+class _Latest:
+    """A function of tensors that is worked out once for all layers which ask for the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
         self._asked: tuple[Tensor, ...] = ()
-        self._found: tuple[Tensor, Tensor] | None = None
+        self._found: Any = None
 
-    def of(self, *keys: Int[Tensor, " _"]) -> tuple[Tensor, Tensor]:
-        """Return the smallest of all keys, and their places one after another."""
-        same = len(keys) == len(self._asked) and all(map(operator.is_, keys, self._asked))
-        if self._found is None or not same:
-            joined = torch.cat(keys)
-            kept, index = torch.topk(joined, min(SAMPLE_SIZE, len(joined)), largest=False)
-            self._asked, self._found = keys, (kept, index)
+    def __call__(self, *tensors: Tensor) -> Any:
+        same = len(tensors) == len(self._asked) and all(map(operator.is_, tensors, self._asked))
+        if not same:
+            self._asked, self._found = tensors, self._function(*tensors)
         return self._found
+
+
+def _smallest(*keys: Int[Tensor, " _"]) -> tuple[Tensor, Tensor]:
+    """Return the smallest of all keys, and their places one after another."""
+    joined = torch.cat(keys)
+    kept, index = torch.topk(joined, min(SAMPLE_SIZE, len(joined)), largest=False)
+    return kept, index
+
+
+def _merged(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
+    return torch.cat([old, new])[index]
 
 
 class InputFeatureAnalyzer:
@@ -57,7 +68,9 @@ class InputFeatureAnalyzer:
         """Whether forwards of the current step are to be observed."""
         self._samples: dict[str, _Sample] = {}
         self._stale: set[str] = set()
-        self._in_forward, self._in_merge = _Smallest(), _Smallest()
+        # Layers that read one tensor, as query, key and value do, keep one copy of its tokens.
+        self._in_forward, self._in_merge = _Latest(_smallest), _Latest(_smallest)
+        self._merge = _Latest(_merged)
 
     def begin_step(self, step: int, *, interval: int) -> None:
         """Decide whether the forwards of the step after `step` are sampled.
@@ -83,15 +96,14 @@ class InputFeatureAnalyzer:
             read: From places among the keys to what entered the layer there (vectors or ids), and
                 to what left it (base plus adapter); called for the tokens that are kept.
         """
-        kept, index = self._in_forward.of(keys)
+        kept, index = self._in_forward(keys)
         tokens, outputs = read(index)
-        tokens = tokens.float() if tokens.is_floating_point() else tokens
         power = outputs.float().square().sum(dim=1)
         old = self._samples.get(name)
         if old is not None and name not in self._stale:
-            kept, index = self._in_merge.of(old.keys, kept)
-            tokens = torch.cat([old.tokens, tokens])[index]
-            power = torch.cat([old.output_power, power])[index]
+            kept, index = self._in_merge(old.keys, kept)
+            tokens = self._merge(old.tokens, tokens, index)
+            power = _merged(old.output_power, power, index)
         self._stale.discard(name)
         self._samples[name] = _Sample(keys=kept, tokens=tokens, output_power=power)
 
@@ -105,6 +117,7 @@ class InputFeatureAnalyzer:
         for name, sample in self._samples.items():
             used = sample.keys != UNUSED_KEY
             tokens, power = sample.tokens[used], sample.output_power[used]
+            tokens = tokens.float() if tokens.is_floating_point() else tokens
             total = float(tokens.sum() + power.sum())  # NaN and infinity stay in a sum
             if len(tokens) == 0 or not math.isfinite(total):
                 continue
@@ -130,8 +143,8 @@ class InputFeatureAnalyzer:
         """Return the samples as tensors keyed ``<module>/<field>``."""
         state: dict[str, Tensor] = {}
         for name, sample in self._samples.items():
-            state[f"{name}/keys"] = sample.keys.clone()  # layers share them, files cannot
-            state[f"{name}/tokens"] = sample.tokens
+            state[f"{name}/keys"] = sample.keys.clone()  # layers share these, files cannot
+            state[f"{name}/tokens"] = sample.tokens.clone()
             state[f"{name}/output_power"] = sample.output_power
             state[f"{name}/stale"] = torch.tensor(name in self._stale)
         return state

@@ -182,6 +182,24 @@ def test_a_restored_analyzer_continues_as_the_saved_one():
     assert len(theirs["stale/keys"]) == 20
 
 
+def test_layers_that_read_one_tensor_keep_one_sample_of_it():
+    inputs, outputs, keys = tokens_with_keys(2 * SAMPLE_SIZE)
+    analyzer = InputFeatureAnalyzer()
+    for half in (slice(0, SAMPLE_SIZE), slice(SAMPLE_SIZE, None)):
+        copied, part = inputs[half], keys[half]
+        copies = {}
+
+        def read(index, copied=copied, outputs=outputs[half], copies=copies):
+            return copies.setdefault(id(index), copied[index]), outputs[index]
+
+        for name in ("query", "key"):
+            analyzer.observe(name, part, read)
+    query, key = (analyzer._samples[name] for name in ("query", "key"))
+    assert query.tokens is key.tokens
+    assert query.keys is key.keys
+    assert torch.equal(query.tokens, inputs[keys.argsort()[:SAMPLE_SIZE]])
+
+
 def axes(counts, width):
     """Return, for each axis, that many pairs of tokens at +1 and -1 on it."""
     rows = []

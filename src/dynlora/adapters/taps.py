@@ -6,6 +6,7 @@ sampled, the hooks return at once. They read and never change a tensor.
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.kinds import Rows
 from dynlora.adapters.layers import LoraView
 from dynlora.types import UNUSED_KEY
 
@@ -67,6 +69,7 @@ class ActivationTaps:
         self._positions: Int[Tensor, "batch length"] | None = None
         self._keys: dict[tuple[int, int], Tensor] = {}
         self._seen: set[str] = set()
+        self._last_read: tuple[weakref.ref[Tensor], Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         self.open()
 
@@ -116,11 +119,22 @@ class ActivationTaps:
             keys = self._token_keys(rows.shape)
             if keys is not None:
                 with torch.no_grad(), self._timed():
-                    # Rows that all examples share are there once, and count for each.
-                    count = math.prod(rows.shape)
-                    self._sink.observe(name, keys, lambda index: rows.read(index % count))
+                    self._sink.observe(name, keys, lambda index: self._read(rows, index))
 
         return show
+
+    def _read(self, rows: Rows, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and outputs; inputs that the layer before read as well are shared."""
+        # Rows that all examples share are there once, and count for each.
+        inputs, outputs = rows.read(index % math.prod(rows.shape))
+        if rows.source is None:
+            return inputs, outputs
+        if self._last_read is not None:
+            source, places, copied = self._last_read
+            if source() is rows.source and places is index:
+                return copied, outputs
+        self._last_read = (weakref.ref(rows.source), index, inputs)
+        return inputs, outputs
 
     def _token_keys(self, rows: tuple[int, ...]) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None where rows are no tokens of ours.

@@ -380,3 +380,22 @@ def test_a_pass_without_the_adapter_is_not_shown(llama):
     with llama.disable_adapter():
         llama(input_ids=TOKENS)
     assert recorder.shown == []
+
+
+def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
+    model = lora_llama().train()
+    shown = {}
+    index = torch.arange(5)
+
+    class Sink:
+        sampling = True
+
+        def observe(self, name, keys, read):
+            shown[name.rpartition(".")[2]] = read(index)
+
+    ActivationTaps(model, layers_of(model), Sink(), timed=untimed)
+    model(TOKENS)
+    tokens = {name: inputs for name, (inputs, _) in shown.items()}
+    assert tokens["q_proj"] is tokens["k_proj"] is tokens["v_proj"]
+    assert tokens["o_proj"] is not tokens["v_proj"]
+    assert not torch.equal(shown["q_proj"][1], shown["v_proj"][1])

@@ -72,7 +72,7 @@ class LinearKind:
                 output.flatten(0, -2).index_select(0, index),
             )
 
-        return Rows(shape=tuple(inputs.shape[:-1]), read=read)
+        return Rows(shape=tuple(inputs.shape[:-1]), read=read, source=inputs)
 
 
 def project(lora_A: Float[Tensor, "r width"], tokens: Tokens | None) -> Float[Tensor, "k r"]:

@@ -23,6 +23,9 @@ class Rows:
     """Their layout, batch first; empty if there is no batch."""
     read: Callable[[Int[Tensor, " n"]], tuple[Tensor, Tensor]]
     """From places in the flattened layout to the inputs and the outputs there."""
+    source: Tensor | None = None
+    """The tensor that the inputs are copied from as they are: layers that read the same one can
+    share copies. None where inputs are made of it, as patches are."""
 
 
 @runtime_checkable
