@@ -1,15 +1,18 @@
 """What a run requires: each check returns, or raises an error that says what to do next."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from dynlora.adjuster import LayerBounds, check_budget
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError, ConfigError, NonFiniteError, ResumeError
 from dynlora.types import RankPlan
+
+logger = logging.getLogger(__name__)
 
 _SKIP = "lower the learning rate, or set on_nonfinite='skip' to leave such steps out."
 ADVICE: Mapping[str, str] = {
@@ -101,7 +104,9 @@ def check_plan(
 def check_same_run(
     state: Mapping[str, Any], *, budget: int, config: DynamicLoraConfig, names: Sequence[str]
 ) -> None:
-    """Check that a saved state is of this model and configuration; only the length may differ.
+    """Check that a saved state is of this model and configuration.
+
+    Only its length, and how tensors are held, may differ.
 
     Raises:
         ResumeError: If layers, budget or a setting differ.
@@ -110,7 +115,7 @@ def check_same_run(
     saved = {"budget": state["budget"], **state["config"]}
     for key, value in given.items():
         same = json.dumps(value) == json.dumps(saved.get(key))
-        if key != "total_steps" and not same:
+        if key not in ("total_steps", "mode") and not same:
             raise ResumeError(
                 f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
                 f"now {value}. Restore it, or start a new run."
@@ -122,6 +127,39 @@ def check_same_run(
             f"layers where the model has {len(names)}; {sorted(missing)[0]!r} is in one of them "
             "only. Resume with the model and `target_modules` it was trained with."
         )
+
+
+def choose_mode(config: DynamicLoraConfig, *, processes: int) -> Literal["physical", "static"]:
+    """Return how tensors are to be held, and say so in the log where a choice was made.
+
+    Args:
+        config: Its `mode`, and what does not go with it.
+        processes: How many train together.
+
+    Raises:
+        ConfigError: If a setting is for one process, or for physical mode, only.
+    """
+    if processes > 1:
+        if config.mode == "physical":
+            raise ConfigError(
+                f"`mode` must be 'static' or 'auto' where {processes} processes train together, "
+                "got 'physical': DistributedDataParallel keeps the shapes that it has seen."
+            )
+        if config.importance == "attention_entropy":
+            raise ConfigError(
+                "`importance` must be a metric of gradients, weights or features where "
+                f"{processes} processes train together, got 'attention_entropy', which sees only "
+                "one process's batches: take another, such as 'signal'."
+            )
+    static = processes > 1 or config.mode == "static"
+    if static and config.input_adaptive:
+        raise ConfigError(
+            "`input_adaptive` must be false in static mode, got true: its masks follow the live "
+            "rank. Train in one process with mode='physical', or turn it off."
+        )
+    if static and config.mode == "auto":
+        logger.info("static mode: %d processes train together", processes)
+    return "static" if static else "physical"
 
 
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:

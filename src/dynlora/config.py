@@ -25,6 +25,8 @@ ImportanceName = Literal[
 
 FeatureName = Literal["effective_rank", "variance"]
 
+ModeName = Literal["auto", "physical", "static"]
+
 NonFiniteReaction = Literal["skip", "stop"]
 
 PresetName = Literal["default", "paper"]
@@ -98,6 +100,9 @@ class DynamicLoraConfig:
     fused: bool = True
     """Compute layers and adapters together (see `FusedLora`): faster, and the same up to rounding;
     false leaves PEFT's own forwards, which are the same to the last bit."""
+    mode: ModeName = "auto"
+    """How tensors are held: `physical` gives them the live rank; `static` one rank for good, the
+    highest that a layer may come to, as several processes need; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
     """What a NaN or infinite gradient does: skip that observation and count it, or stop."""
     seed: int = 0
@@ -123,6 +128,7 @@ class DynamicLoraConfig:
         """
         _require_one_of(get_args(ImportanceName), "importance", self.importance)
         _require_one_of(get_args(FeatureName), "feature", self.feature)
+        _require_one_of(get_args(ModeName), "mode", self.mode)
         _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
         _require(self.temperature > 0, "temperature", "above 0", self.temperature)
         _require(0 <= self.uniform_mix <= 1, "uniform_mix", "in [0, 1]", self.uniform_mix)

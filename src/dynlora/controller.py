@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
+from dynlora.adapters.layers import find_lora_layers, find_root
 from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.adapters.static import hold_static
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.adjuster import (
     bound_layers,
@@ -39,8 +42,10 @@ from dynlora.checks import (
     check_plan,
     check_room,
     check_same_run,
+    choose_mode,
 )
 from dynlora.config import DynamicLoraConfig
+from dynlora.distributed import agreed_scores, process_count
 from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
@@ -48,6 +53,29 @@ from dynlora.schedule import event_steps, observation_interval
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
+
+
+def make_static(
+    model: nn.Module, config: DynamicLoraConfig, *, adapter_name: str | None = None
+) -> None:
+    """Hold a model's LoRA tensors at the highest rank that each layer may come to, for good.
+
+    `DynamicLora` does so by itself in static mode. Only where an engine wraps the model, or the
+    optimizer is made, before there is a controller, this must come first. What the model computes,
+    and what of it is saved, stays the same.
+
+    Args:
+        model: The bare PEFT model.
+        config: Its `max_rank` is read.
+        adapter_name: The adapter; None for the active one.
+
+    Raises:
+        LayerError: If there is no LoRA layer, or one that cannot be resized.
+    """
+    layers = find_lora_layers(model, adapter_name)
+    configured = int(find_root(model)[1][layers[0].adapter].r)
+    ranks = [layer.r for layer in layers]
+    hold_static(layers, config.max_rank or default_max_rank(configured, ranks))
 
 
 class DynamicLora:
@@ -74,16 +102,17 @@ class DynamicLora:
         """Attach to a model that holds PEFT LoRA layers.
 
         Args:
-            model: The PEFT model, in one process and not wrapped by an engine.
+            model: The PEFT model, not wrapped: where several processes train together, wrap it in
+                `DistributedDataParallel` after this.
             optimizer: `torch.optim` Adam, AdamW or SGD that holds the LoRA parameters.
             config: How ranks move.
             adapter_name: The adapter whose ranks move; None for the active one.
 
         Raises:
             BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
-            ConfigError: If a pattern in `pinned` matches no layer, or the metric reads attention
-                that cannot be reached.
-            EngineError: If an engine fixes the tensors' shapes.
+            ConfigError: If a pattern in `pinned` matches no layer, the metric reads attention that
+                cannot be reached, or a setting is for one process only.
+            EngineError: If the model runs under an engine that is not supported.
             LayerError: If there is no LoRA layer, or one that cannot be resized, or the model
                 cannot have the input-adaptive ranks that are configured.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
@@ -107,7 +136,11 @@ class DynamicLora:
         check_pinned(config.pinned, list(self._adapters.layers))
         free = bound_layers(self._layers, config, max_rank=self._max_rank)
         check_room(free, self.budget, min_rank=config.min_rank)
-        self._analyzer = InputFeatureAnalyzer()
+        self.mode = choose_mode(config, processes=process_count())
+        """How tensors are held: `physical` or `static`."""
+        if self.mode == "static":
+            self._adapters.hold_static(self._max_rank)
+        self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._device)
         self._events = event_steps(
             total_steps=config.total_steps,
             first_event=config.first_event,
@@ -209,8 +242,10 @@ class DynamicLora:
         """Remove every hook and fused forward; the model keeps training as plain LoRA.
 
         With `input_adaptive` its function changes: every example uses every component from here on.
+        In static mode the tensors stay as wide as they are, and what is saved is still cut.
         """
         self.freeze()
+        self._adapters.close()
         if self.input_adaptive is not None:
             self.input_adaptive.close()
         if self._fused is not None:
@@ -238,8 +273,9 @@ class DynamicLora:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, beside weights and moments.
 
-        Tensors are under "importance", "features" and "input_adaptive"; all else is plain values,
-        ready for JSON.
+        Where several processes train together, all must ask, since it is of all their inputs, and
+        get the same. Tensors are under "importance", "features" and "input_adaptive"; all else is
+        plain values, ready for JSON.
         """
         return {
             "config": asdict(self.config),
@@ -281,7 +317,7 @@ class DynamicLora:
         if self._fused is not None:
             self._fused.open()
             self._fused.load_groups(state["fused"])
-        device = self._layers[0].lora_A.device  # a checkpoint's tensors come from the CPU
+        device = self._device  # a checkpoint's tensors come from the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         if self.input_adaptive is not None:
@@ -306,6 +342,10 @@ class DynamicLora:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
 
     @property
+    def _device(self) -> torch.device:
+        return self._layers[0].lora_A.device
+
+    @property
     def _interval(self) -> int:
         return observation_interval(self._events, self._step)
 
@@ -322,6 +362,7 @@ class DynamicLora:
         self._check_weights()
         features = self._analyzer.stats()
         scores = self._finite_scores(self._assessor.scores(self._layers, features))
+        scores = agreed_scores(scores, list(self._adapters.layers), self._device)
         shares = allocate_shares(
             scores,
             {layer.name: layer.cost for layer in self._layers},
@@ -360,6 +401,7 @@ class DynamicLora:
         if self.input_adaptive is not None:
             self._adapters.order(features)
             self.input_adaptive.update()
+        self._adapters.share()
         layers = {}
         for layer in self._layers:
             stats = features.get(layer.name)

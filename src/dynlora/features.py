@@ -9,7 +9,7 @@ a shrink would drop are all computed from this one sample, at events only.
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dynlora.distributed import (
+    gather_from_processes,
+    max_over_processes,
+    process_count,
+    process_rank,
+    sum_over_processes,
+)
 from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
 SAMPLE_SIZE = 128
@@ -26,11 +33,15 @@ STEP_INTERVAL = 8
 """Observed steps from one whose forwards are sampled to the next."""
 
 
+_DTYPES = (torch.int64, torch.bfloat16, torch.float16, torch.float32)
+"""Of tokens; the later ones hold what the earlier ones do."""
+
+
 @dataclass(kw_only=True, slots=True)
 class _Sample:
     keys: Int[Tensor, " n"]
     tokens: Tokens
-    """In the dtype that they entered the layer in."""
+    """In the dtype that they entered the layer in, at most float32."""
     output_power: Float[Tensor, " n"]
 
 
@@ -63,9 +74,16 @@ def _merged(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
 class InputFeatureAnalyzer:
     """Samples layer inputs in the forwards of every `STEP_INTERVAL`-th observed step."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = (), device: torch.device | None = None) -> None:
+        """Begin without any sample.
+
+        Args:
+            names: All layers, in the same order on every process; several processes need them.
+            device: Where the samples are; several processes need it.
+        """
         self.sampling = True
         """Whether forwards of the current step are to be observed."""
+        self._names, self._device = names, device
         self._samples: dict[str, _Sample] = {}
         self._stale: set[str] = set()
         # Layers that read one tensor, as query, key and value do, keep one copy of its tokens.
@@ -98,6 +116,8 @@ class InputFeatureAnalyzer:
         """
         kept, index = self._in_forward(keys)
         tokens, outputs = read(index)
+        if tokens.dtype == torch.float64:
+            tokens = tokens.float()
         power = outputs.float().square().sum(dim=1)
         old = self._samples.get(name)
         if old is not None and name not in self._stale:
@@ -108,13 +128,14 @@ class InputFeatureAnalyzer:
         self._samples[name] = _Sample(keys=kept, tokens=tokens, output_power=power)
 
     def stats(self) -> dict[str, FeatureStats]:
-        """Return what is known of each layer's input.
+        """Return what is known of each layer's input, on all processes together.
 
         A layer never observed, or seen with NaN or infinity in its input or output, is left out.
         """
         found: dict[str, FeatureStats] = {}
         last: FeatureStats | None = None
-        for name, sample in self._samples.items():
+        samples, _ = self._of_all_processes()
+        for name, sample in samples.items():
             used = sample.keys != UNUSED_KEY
             tokens, power = sample.tokens[used], sample.output_power[used]
             tokens = tokens.float() if tokens.is_floating_point() else tokens
@@ -140,20 +161,63 @@ class InputFeatureAnalyzer:
         self._stale = set(self._samples)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the samples as tensors keyed ``<module>/<field>``."""
+        """Return the samples of all processes together, as tensors keyed ``<module>/<field>``."""
         state: dict[str, Tensor] = {}
-        for name, sample in self._samples.items():
+        samples, stale = self._of_all_processes()
+        for name, sample in samples.items():
             state[f"{name}/keys"] = sample.keys.clone()  # layers share these, files cannot
             state[f"{name}/tokens"] = sample.tokens.clone()
             state[f"{name}/output_power"] = sample.output_power
-            state[f"{name}/stale"] = torch.tensor(name in self._stale)
+            state[f"{name}/stale"] = torch.tensor(name in stale)
         return state
 
+    def _of_all_processes(self) -> tuple[dict[str, _Sample], set[str]]:
+        """Return samples of the tokens that all processes have seen, and which of them are stale.
+
+        The tokens with the smallest keys of all are those that one process would have kept, had it
+        seen all batches. Each process sends keys, and then only those of its tokens that stay.
+        """
+        if process_count() == 1:
+            return self._samples, self._stale
+        names, device = self._names, self._device
+        own = [self._samples.get(name) for name in names]
+        fresh = [name in self._samples and name not in self._stale for name in names]
+        formats = [_format_of(sample) for sample in own]
+        known = torch.tensor([fresh, *zip(*formats, strict=True)], device=device)
+        any_fresh, dtypes, widths = max_over_processes(known).tolist()
+        keys = torch.full((len(names), SAMPLE_SIZE), UNUSED_KEY, device=device)
+        power = torch.zeros(len(names), SAMPLE_SIZE, device=device)
+        for place, sample in enumerate(own):
+            if sample is not None and fresh[place] == any_fresh[place]:
+                keys[place, : len(sample.keys)] = sample.keys
+                power[place, : len(sample.keys)] = sample.output_power
+        everyone = gather_from_processes(keys).transpose(0, 1).flatten(1)
+        kept, origin = torch.topk(everyone, SAMPLE_SIZE, dim=1, largest=False)
+        mine = (origin // SAMPLE_SIZE == process_rank()) & (kept != UNUSED_KEY)
+        slot = torch.where(mine, origin % SAMPLE_SIZE, 0)
+        power = sum_over_processes(torch.where(mine, power.gather(1, slot), 0.0))
+        joined: dict[str, _Sample] = {}
+        for place, (name, sample) in enumerate(zip(names, own, strict=True)):
+            if dtypes[place] < 0:  # nobody has seen it
+                continue
+            shape = (SAMPLE_SIZE, widths[place]) if widths[place] else (SAMPLE_SIZE,)
+            tokens = torch.zeros(shape, dtype=_DTYPES[dtypes[place]], device=device)
+            if sample is not None:
+                chosen = mine[place]
+                tokens[chosen] = sample.tokens.to(tokens.dtype)[slot[place][chosen]]
+            joined[name] = _Sample(
+                keys=kept[place], tokens=sum_over_processes(tokens), output_power=power[place]
+            )
+        return joined, {name for name, new in zip(names, any_fresh, strict=True) if not new}
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Continue from `state_dict`'s output; the first process holds what all had."""
+        if process_rank() > 0:
+            self._stale, self._samples = set(), {}
+            return
         names = [key.removesuffix("/keys") for key in state if key.endswith("/keys")]
         self._stale = {name for name in names if bool(state[f"{name}/stale"])}
-        self._samples = {
+        samples = {
             name: _Sample(
                 keys=state[f"{name}/keys"],
                 tokens=state[f"{name}/tokens"],
@@ -161,6 +225,27 @@ class InputFeatureAnalyzer:
             )
             for name in names
         }
+        self._samples = _shared(samples)
+
+
+def _format_of(sample: _Sample | None) -> tuple[int, int]:
+    """Return the dtype of a layer's tokens, as its place in `_DTYPES`, and their width; 0: ids."""
+    if sample is None:
+        return -1, 0
+    width = sample.tokens.shape[1] if sample.tokens.dim() == 2 else 0
+    return _DTYPES.index(sample.tokens.dtype), width
+
+
+def _shared(samples: dict[str, _Sample]) -> dict[str, _Sample]:
+    """Let layers whose tokens are the same as those of the layer before hold them once."""
+    last: _Sample | None = None
+    for sample in samples.values():
+        if last is not None and torch.equal(sample.keys, last.keys):
+            sample.keys = last.keys
+            if same_tokens(sample.tokens, last.tokens):
+                sample.tokens = last.tokens
+        last = sample
+    return samples
 
 
 def same_tokens(left: Tensor, right: Tensor) -> bool:

@@ -65,6 +65,7 @@ def test_the_ends_of_a_closed_range_are_allowed(values):
     [
         ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
         ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
+        ({"mode": "fixed"}, "`mode` must be one of auto, physical, static, got fixed"),
         ({"feature": "norm"}, "`feature` must be one of effective_rank, variance, got norm"),
         ({"pinned": "*q_proj"}, r"`pinned` must be a tuple of patterns, got the text '\*q_proj'"),
     ],

@@ -20,8 +20,10 @@ def check_engine(model: nn.Module) -> None:
     fixed = (DataParallel, DistributedDataParallel, torch._dynamo.OptimizedModule)
     if isinstance(model, fixed) or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise EngineError(
-            f"The model must run in one process without an engine that fixes its shapes, got "
-            f"{kind.__module__}.{kind.__name__}: pass the bare model and train in one process."
+            f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: attach to the "
+            "model inside, before an engine wraps it, and wrap it then. Several processes under "
+            "DistributedDataParallel train together so; FSDP, DeepSpeed and torch.compile are not "
+            "supported yet."
         )
     for module in model.modules():
         if module._compiled_call_impl is not None:
@@ -30,13 +32,6 @@ def check_engine(model: nn.Module) -> None:
                 "The model must run without an engine that fixes its shapes, got "
                 f"{kind.__module__}.{kind.__name__} compiled in place: pass the model without "
                 "calling `compile()` on it."
-            )
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        size = torch.distributed.get_world_size()
-        if size > 1:
-            raise EngineError(
-                f"Training must run in one process, got a process group of {size}: ranks of "
-                "several processes cannot move together yet; start one process."
             )
 
 

@@ -29,18 +29,39 @@ class Factor:
         return parameter
 
     @property
-    def matrix(self) -> Tensor:
-        """The parameter as a matrix; shares its memory."""
-        return self.to_matrix(self.parameter)
+    def size(self) -> int:
+        """The rank that the parameter has room for; more than the live one in static mode."""
+        return int(self.parameter.shape[self.rank_axis])
 
-    @property
-    def gradient(self) -> Tensor:
-        """The parameter's gradient as a matrix; zeros where no backward pass left one."""
+    def live(self, tensor: Tensor, rank: int) -> Tensor:
+        """Return the first `rank` components of a tensor of the parameter's layout, as a matrix."""
+        if tensor.shape[self.rank_axis] > rank:  # in static mode
+            tensor = tensor.narrow(self.rank_axis, 0, rank)
+        return self.to_matrix(tensor)
+
+    def matrix(self, rank: int) -> Tensor:
+        """Return the parameter's first `rank` components as a matrix; shares its memory."""
+        return self.live(self.parameter, rank)
+
+    def gradient(self, rank: int) -> Tensor:
+        """Return their gradient as a matrix; zeros where no backward pass left one."""
         gradient = self.parameter.grad
         if gradient is None:
-            return torch.zeros_like(self.matrix)
+            return torch.zeros_like(self.matrix(rank))
         # Sums over a tensor depend on its strides, and a reloaded one is contiguous.
-        return self.to_matrix(gradient).contiguous()
+        return self.live(gradient, rank).contiguous()
+
+    def padded(self, matrix: Tensor, size: int) -> Tensor:
+        """Return a matrix in the parameter's layout, with components of zeros up to `size`."""
+        data = self.from_matrix(matrix)
+        rank = data.shape[self.rank_axis]
+        if rank == size:
+            return data.contiguous()
+        shape = list(data.shape)
+        shape[self.rank_axis] = size
+        whole = data.new_zeros(shape)
+        whole.narrow(self.rank_axis, 0, rank).copy_(data)
+        return whole
 
 
 def same(tensor: Tensor) -> Tensor:

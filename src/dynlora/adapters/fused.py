@@ -104,9 +104,13 @@ class _FusedLayer:
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`lora_A` and `lora_B`."""
+        """The live components of `lora_A` and `lora_B`."""
         module, adapter = self._module, self._adapter
-        return module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        lora_A, lora_B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        rank = module.r[adapter]
+        if len(lora_A) == rank:
+            return lora_A, lora_B
+        return lora_A[:rank], lora_B[:, :rank]  # held wider, see `static`
 
     @property
     def scaling(self) -> float:

@@ -21,6 +21,8 @@ from dynlora.adapters.kinds import LayerKind, Rows, kind_of
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
+_CAPACITY = "lora_capacity"
+
 
 @dataclass(frozen=True, slots=True)
 class LoraView:
@@ -49,6 +51,12 @@ class LoraView:
         return int(self.module.r[self.adapter])
 
     @property
+    def capacity(self) -> int | None:
+        """Rank at which the tensors are held in static mode; None if they have the live one."""
+        held: dict[str, int] = vars(self.module).get(_CAPACITY, {})
+        return held.get(self.adapter)
+
+    @property
     def scaling(self) -> float:
         """Factor on the layer's output."""
         return float(self.module.scaling[self.adapter])
@@ -70,12 +78,12 @@ class LoraView:
     @property
     def lora_A(self) -> Tensor:
         """Matrix of shape ``(r, in_features)``."""
-        return self.factor_A.matrix
+        return self.factor_A.matrix(self.r)
 
     @property
     def lora_B(self) -> Tensor:
         """Matrix of shape ``(out_features, r)``."""
-        return self.factor_B.matrix
+        return self.factor_B.matrix(self.r)
 
     @property
     def has_gradients(self) -> bool:
@@ -85,12 +93,12 @@ class LoraView:
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`; zeros where no backward pass left one."""
-        return self.factor_A.gradient
+        return self.factor_A.gradient(self.r)
 
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B`; zeros where no backward pass left one."""
-        return self.factor_B.gradient
+        return self.factor_B.gradient(self.r)
 
     @property
     def base_norm(self) -> float:
@@ -130,7 +138,14 @@ class LoraView:
         self.module.r[self.adapter] = r
         self.module.scaling[self.adapter] = scaling
         self.module.lora_alpha[self.adapter] = self.alpha
-        self.kind.set_shape(self.module, self.adapter, r)
+        self.kind.set_shape(self.module, self.adapter, self.capacity or r)
+
+    def set_capacity(self, rank: int) -> None:
+        """Note that the tensors are held at a rank of their own, whatever the live one is.
+
+        On PEFT's module, so that a copy of the model knows it too.
+        """
+        vars(self.module).setdefault(_CAPACITY, {})[self.adapter] = rank
 
 
 def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraView]:
@@ -227,7 +242,7 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
                 f"{type(weight.data).__name__}: sharded training is not supported yet; train in "
                 "one process."
             )
-    columns, rows = factor_A.matrix.shape[1], factor_B.matrix.shape[0]
+    columns, rows = factor_A.matrix(1).shape[1], factor_B.matrix(1).shape[0]
     return LoraView(name, module, adapter, kind, factor_A, factor_B, columns, rows)
 
 

@@ -1,6 +1,6 @@
 """Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,12 @@ from torch.optim import Optimizer
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
-from dynlora.adapters.optimizer_state import check_holds, drop_mismatched_state, unwrap_optimizer
+from dynlora.adapters.optimizer_state import (
+    check_holds,
+    fit_state,
+    moments_of,
+    unwrap_optimizer,
+)
 from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapters.resize import (
     apply_change,
@@ -23,6 +28,8 @@ from dynlora.adapters.resize import (
     set_rank,
     shrink_change,
 )
+from dynlora.adapters.static import hold_static
+from dynlora.distributed import process_count, share_from_first
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 
@@ -60,7 +67,11 @@ class LoraAdapters:
         parameters = [parameter for layer in layers for parameter in layer.parameters]
         check_devices(parameters)
         check_holds(self._optimizer, parameters)
-        drop_mismatched_state(self._optimizer, parameters)
+        self._fit_state(layers)
+        # Moments of a run on another number of processes are held at other ranks.
+        self._handle = self._optimizer.register_load_state_dict_post_hook(
+            lambda _: self._fit_state(layers)
+        )
         _, configs = find_root(model)
         self._peft_config = configs[layers[0].adapter]
         self._unit_scaling = {layer.name: layer.scaling for layer in layers}
@@ -85,6 +96,27 @@ class LoraAdapters:
         """
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
+
+    def hold_static(self, rank: int) -> None:
+        """Hold the tensors at one rank for good (see `static`), unless they are; with the moments.
+
+        Args:
+            rank: Highest rank that a layer may come to.
+        """
+        layers = list(self.layers.values())
+        hold_static(layers, rank)
+        self._fit_state(layers)
+
+    def close(self) -> None:
+        """Remove the hook on the optimizer."""
+        self._handle.remove()
+
+    def share(self) -> None:
+        """Let every process hold the weights and moments of the first."""
+        if process_count() > 1:
+            parameters = [p for layer in self.layers.values() for p in layer.parameters]
+            share_from_first(p.data for p in parameters)
+            share_from_first(moments_of(self._optimizer, parameters))
 
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.
@@ -183,6 +215,10 @@ class LoraAdapters:
                 layer.set_fields(r=layer.r, scaling=target)
         self.write_config()
 
+    def _fit_state(self, layers: Sequence[LoraView]) -> None:
+        factors = [(factor, v.r) for v in layers for factor in (v.factor_A, v.factor_B)]
+        fit_state(self._optimizer, factors)
+
     def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
         apply_change(layer, self._optimizer, change, rows)
         self._follow(change)
@@ -212,7 +248,7 @@ class LoraAdapters:
             set_rank(layer, int(shape["r"]))
             layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
             self._unit_scaling[name] = shape["unit"]
-            drop_mismatched_state(self._optimizer, layer.parameters)
+            self._fit_state([layer])
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
 

@@ -11,6 +11,8 @@ that other gradients had at the start of training, or it hardly moves for as lon
 them (a thousand steps), and what was learned of the old basis counts for less in the new one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -70,7 +72,7 @@ def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
 
 @torch.no_grad()
 def rebase_state(
-    optimizer: Optimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor
+    optimizer: Optimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
 ) -> None:
     """Carry the moments of one layer's two parameters to the new basis.
 
@@ -81,7 +83,9 @@ def rebase_state(
         change: The change of basis.
         lora_A: Factor before the change, a matrix of shape ``(old, in_features)``.
         lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
+        size: Rank that the tensors have room for after the change.
     """
+    old = change.to_A.shape[1]
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
@@ -89,9 +93,9 @@ def rebase_state(
         for key in _FIRST + _SECOND:
             moment = state.get(key)
             if isinstance(moment, Tensor):
-                rows = factor.to_matrix(moment).transpose(0, rank_axis)
+                rows = factor.live(moment, old).transpose(0, rank_axis)
                 new = _left(matrix if key in _FIRST else matrix.square(), rows)
-                state[key] = factor.from_matrix(new.transpose(0, rank_axis)).contiguous()
+                state[key] = factor.padded(new.transpose(0, rank_axis), size)
         if "exp_avg_sq" in state:
             betas = _betas(optimizer, factor.parameter)
             if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
@@ -99,15 +103,46 @@ def rebase_state(
             _bound_next_step(state, betas)
 
 
-def drop_mismatched_state(optimizer: Optimizer, parameters: list[Parameter]) -> int:
-    """Forget moments whose shape is not their parameter's; return how many parameters had some."""
-    dropped = 0
-    for parameter in parameters:
-        moments = [optimizer.state.get(parameter, {}).get(key) for key in _FIRST + _SECOND]
-        if any(isinstance(m, Tensor) and m.shape != parameter.shape for m in moments):
-            del optimizer.state[parameter]
-            dropped += 1
-    return dropped
+def moments_of(optimizer: Optimizer, parameters: list[Parameter]) -> list[Tensor]:
+    """Return all moments of these parameters, in an order that does not depend on the process."""
+    found = [optimizer.state.get(p, {}).get(key) for p in parameters for key in _FIRST + _SECOND]
+    return [moment for moment in found if isinstance(moment, Tensor)]
+
+
+@torch.no_grad()
+def fit_state(optimizer: Optimizer, factors: Sequence[tuple[Factor, int]]) -> int:
+    """Give moments the shape of their parameter, or forget them; return how many were forgotten.
+
+    They fit where they are of the live rank, or have only zeros beyond it: as those of a run whose
+    tensors were held otherwise, in one process or in several.
+
+    Args:
+        optimizer: Holds the parameters.
+        factors: Each with its live rank.
+    """
+    forgotten = 0
+    for factor, rank in factors:
+        state = optimizer.state.get(factor.parameter, {})
+        moments = {
+            key: state[key] for key in _FIRST + _SECOND if isinstance(state.get(key), Tensor)
+        }
+        if all(moment.shape == factor.parameter.shape for moment in moments.values()):
+            continue
+        fitted = {key: _fitted(factor, moment, rank) for key, moment in moments.items()}
+        if any(moment is None for moment in fitted.values()):
+            del optimizer.state[factor.parameter]
+            forgotten += 1
+        else:
+            state.update(fitted)
+    return forgotten
+
+
+def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
+    """Return a moment with as many components as the parameter; None if it is of another rank."""
+    held = moment.shape[factor.rank_axis]
+    if held < rank or moment.narrow(factor.rank_axis, rank, held - rank).any():
+        return None
+    return factor.padded(factor.live(moment, rank), factor.size)
 
 
 def _left(matrix: Tensor, moment: Tensor) -> Tensor:

@@ -257,22 +257,44 @@ def apply_change(
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
         A[len(A) - len(rows) :] = rows
-    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B)
-    _set_matrix(layer.factor_A, A)
-    _set_matrix(layer.factor_B, B)
+    size = layer.capacity or len(A)
+    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B, size=size)
+    _set_matrix(layer.factor_A, A, size)
+    _set_matrix(layer.factor_B, B, size)
     layer.set_fields(r=len(A), scaling=layer.scaling * change.scale_ratio)
 
 
 def set_rank(layer: LoraView, rank: int) -> None:
     """Give a layer tensors of that rank, to be filled by a checkpoint; their content is zero."""
-    if rank != layer.r or len(layer.lora_A) != rank:
-        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features))
-        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank))
+    size = layer.capacity or rank
+    if rank != layer.r or layer.factor_A.size != size:
+        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features), size)
+        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank), size)
         layer.set_fields(r=rank, scaling=layer.scaling)
 
 
-def _set_matrix(factor: Factor, matrix: Tensor) -> None:
-    set_data(factor.parameter, factor.from_matrix(matrix.to(factor.parameter)))
+@torch.no_grad()
+def hold_at(layer: LoraView, rank: int) -> None:
+    """Give a layer tensors of that rank for good, the live components first and zeros behind.
+
+    Components whose row of `lora_A` and column of `lora_B` are both zero add nothing and get no
+    gradient, so that no mask is needed.
+    """
+    for factor, matrix in ((layer.factor_A, layer.lora_A), (layer.factor_B, layer.lora_B)):
+        if factor.size != rank:
+            set_data(factor.parameter, factor.padded(matrix, rank))
+    layer.set_capacity(rank)
+    layer.set_fields(r=layer.r, scaling=layer.scaling)
+
+
+def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
+    data = factor.padded(matrix.to(factor.parameter), size)
+    if data.shape == factor.parameter.shape:
+        # In place: engines and compiled code know the tensor, not the parameter, by its memory.
+        factor.parameter.data.copy_(data)
+        factor.parameter.grad = None
+    else:
+        set_data(factor.parameter, data)
 
 
 def set_data(parameter: Parameter, data: Tensor) -> None:

@@ -37,5 +37,5 @@ def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     """
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
-    if weight is not None:
+    if weight is not None and layer.capacity is None:  # else it follows by itself, see `static`
         set_rank(layer, weight.shape[factor.rank_axis])

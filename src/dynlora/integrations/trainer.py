@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.training_args import ParallelMode
 
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.checks import choose_mode
 from dynlora.config import DynamicLoraConfig
-from dynlora.controller import DynamicLora
+from dynlora.controller import DynamicLora, make_static
 from dynlora.errors import EngineError, ResumeError
 from dynlora.integrations.checkpoint import load_state, save_state
 
@@ -59,14 +59,19 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Let checkpoints of other ranks load into this model.
+        """Let checkpoints of other ranks load into this model, and hold it as `mode` asks.
 
         Raises:
+            ConfigError: If a setting is for one process only.
             EngineError: If the arguments ask for an engine that fixes shapes.
             LayerError: If the model holds no LoRA layer, or one that cannot be resized.
         """
         _check_arguments(args)
-        self._watch_loads(kwargs["model"])
+        model: nn.Module = kwargs["model"]
+        if choose_mode(self.config, processes=args.world_size) == "static":
+            # The optimizer is not there yet, and no engine has wrapped the model.
+            make_static(model, self.config, adapter_name=self._adapter_name)
+        self._watch_loads(model)
 
     def on_train_begin(
         self,
@@ -125,8 +130,11 @@ class DynamicLoraCallback(TrainerCallback):
     ) -> None:
         """Write the controller's state beside the checkpoint's other files."""
         assert self.dynamic is not None
+        dynamic_state = self.dynamic.state_dict()  # on every process: they join their samples
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_state(folder, self.dynamic.state_dict())
+        save_state(folder, dynamic_state)
         if self.dynamic.input_adaptive is not None:
             save_input_adaptive(self.dynamic.input_adaptive, folder)
 
@@ -200,12 +208,12 @@ def _check_arguments(args: TrainingArguments) -> None:
         "fsdp": bool(args.fsdp),
         "deepspeed": bool(args.deepspeed),
         "torch_compile": bool(args.torch_compile),
-        "several processes or devices": args.parallel_mode is not ParallelMode.NOT_PARALLEL
-        and (args.world_size > 1 or args.n_gpu > 1),
+        "several devices in one process": args.n_gpu > 1,
     }
     used = [name for name, on in engines.items() if on]
     if used:
         raise EngineError(
-            f"Training must run in one process without an engine that fixes its shapes, got "
-            f"{', '.join(used)}: turn that off, or use plain LoRA."
+            "Training must run under an engine that ranks can follow, got "
+            f"{', '.join(used)}: turn that off (one process a device, started by torchrun or "
+            "accelerate, works), or use plain LoRA."
         )

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.errors import EngineError
@@ -34,18 +33,24 @@ def test_a_group_of_one_process_passes(group):
 def test_distributed_data_parallel_is_refused(group):
     group("gloo", distributed.HashStore(), 1)
     model = DistributedDataParallel(lora_chain(6, 5))
-    with pytest.raises(EngineError, match=r"got torch\.nn\..*\.DistributedDataParallel: pass the"):
+    with pytest.raises(
+        EngineError, match=r"got torch\.nn\..*\.DistributedDataParallel: attach to the"
+    ):
         check_engine(model)
 
 
 def test_data_parallel_is_refused():
-    with pytest.raises(EngineError, match=r"got torch\.nn\..*\.DataParallel: pass the bare"):
+    with pytest.raises(
+        EngineError, match=r"got torch\.nn\..*\.DataParallel: attach to the model inside"
+    ):
         check_engine(DataParallel(lora_chain(6, 5)))
 
 
 def test_a_compiled_model_is_refused():
     model = torch.compile(lora_chain(6, 5), backend="eager")
-    with pytest.raises(EngineError, match=r"got torch\._dynamo\..*\.OptimizedModule: pass the"):
+    with pytest.raises(
+        EngineError, match=r"got torch\._dynamo\..*\.OptimizedModule: attach to the"
+    ):
         check_engine(model)
 
 
@@ -68,11 +73,5 @@ def test_layers_on_several_devices_are_refused_by_the_devices():
 @pytest.mark.parametrize("name", ["DeepSpeedEngine", "FullyShardedDataParallel"])
 def test_engines_that_need_not_be_installed_are_refused_by_their_name(name):
     engine = type(name, (nn.Module,), {"__module__": "some.engine"})
-    with pytest.raises(EngineError, match=rf"got some\.engine\.{name}: pass the bare model"):
+    with pytest.raises(EngineError, match=rf"got some\.engine\.{name}: attach to the model"):
         check_engine(engine())
-
-
-def test_several_processes_are_refused_with_their_number(group):
-    group("fake", FakeStore(), 3)
-    with pytest.raises(EngineError, match="got a process group of 3"):
-        check_engine(lora_chain(6, 5))

@@ -10,10 +10,11 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam
 
 from dynlora.adapters.optimizer_state import (
     check_holds,
-    drop_mismatched_state,
+    fit_state,
     unwrap_optimizer,
 )
 from dynlora.adapters.resize import set_rank
+from dynlora.adapters.static import hold_static
 from dynlora.errors import OptimizerError
 from tests.lora_layers import layers_of, lora_chain, set_gradients
 
@@ -64,6 +65,10 @@ def test_an_optimizer_that_misses_parameters_is_refused_with_their_number():
         check_holds(optimizer, weights)
 
 
+def factors_of(model):
+    return [(f, layer.r) for layer in layers_of(model) for f in (layer.factor_A, layer.factor_B)]
+
+
 def test_moments_of_another_shape_are_dropped_and_counted():
     model = lora_chain(6, 5, 4)
     layers = layers_of(model)
@@ -71,20 +76,43 @@ def test_moments_of_another_shape_are_dropped_and_counted():
     set_gradients(layers, seed=0)
     optimizer.step()
     set_rank(layers[1], 2)
-    assert drop_mismatched_state(optimizer, weights_of(model)) == 2
+    assert fit_state(optimizer, factors_of(model)) == 2
     assert set(optimizer.state) == {layers[0].lora_A, layers[0].lora_B}
-    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    assert fit_state(optimizer, factors_of(model)) == 0
     set_gradients(layers, seed=1)
     optimizer.step()
     assert optimizer.state[layers[1].lora_A]["exp_avg"].shape == (2, 5)
+
+
+def test_moments_with_zeros_beyond_the_live_rank_are_cut_and_those_without_are_padded():
+    model = lora_chain(6, 5)
+    optimizer = AdamW(weights_of(model))
+    set_gradients(layers_of(model), seed=0)
+    optimizer.step()
+    (layer,) = layers_of(model)
+    narrow = {f: optimizer.state[f.parameter]["exp_avg"].clone() for f, _ in factors_of(model)}
+    hold_static([layer], 5)
+    assert fit_state(optimizer, factors_of(model)) == 0
+    for factor, _ in factors_of(model):
+        wide = optimizer.state[factor.parameter]["exp_avg"]
+        assert wide.shape == factor.parameter.shape != narrow[factor].shape
+        assert torch.equal(factor.live(wide, layer.r), factor.to_matrix(narrow[factor]))
+    moments = optimizer.state_dict()
+
+    again = lora_chain(6, 5)
+    optimizer = AdamW(weights_of(again))
+    optimizer.load_state_dict(moments)
+    assert fit_state(optimizer, factors_of(again)) == 0
+    for (factor, _), expected in zip(factors_of(again), narrow.values(), strict=True):
+        assert torch.equal(optimizer.state[factor.parameter]["exp_avg"], expected)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_an_optimizer_without_moments_has_none_dropped(momentum):
     model = lora_chain(6, 5)
     optimizer = SGD(weights_of(model), lr=0.1, momentum=momentum)
-    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    assert fit_state(optimizer, factors_of(model)) == 0
     set_gradients(layers_of(model), seed=0)
     optimizer.step()
-    assert drop_mismatched_state(optimizer, weights_of(model)) == 0
+    assert fit_state(optimizer, factors_of(model)) == 0
     assert all(torch.isfinite(weight).all() for weight in weights_of(model))

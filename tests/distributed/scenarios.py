@@ -1,0 +1,42 @@
+"""What several processes train, and one process with them as its reference."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from tests.models import WINDOW, adamw, lora_llama, sequences
+
+STEPS, RESUMED_AT = 30, 13
+SCENARIOS = ("signal", "activation_ratio")
+"""By metric: one that reads gradients, which processes share, and one that reads inputs."""
+CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
+
+
+def model_in_float64() -> nn.Module:
+    """Return the same model in every process."""
+    return lora_llama(r=4).double().train()
+
+
+def optimizer_of(model: nn.Module) -> AdamW:
+    """Return the optimizer of all runs."""
+    return adamw(model, weight_decay=0.01)
+
+
+def batches(first: int, last: int, *, part: int | None = None) -> Iterator[Tensor]:
+    """Yield the batches of some steps; with `part` only every second row of each, from that one."""
+    for tokens in itertools.islice(sequences(), first, last):
+        yield tokens if part is None else tokens[part::2]
+
+
+def lora_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return what of the model is saved of its LoRA layers."""
+    return {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k}
+
+
+def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that are not the same to the last bit."""
+    assert ours.keys() == theirs.keys()
+    return [name for name in ours if not torch.equal(ours[name], theirs[name])]

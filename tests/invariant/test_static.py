@@ -1,0 +1,167 @@
+"""Static mode: shapes that never change, and a run that is otherwise the physical one.
+
+For every kind of layer. Several processes, which need this mode, are in `distributed/`.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from dynlora import DynamicLora
+from dynlora.errors import ConfigError
+from dynlora.integrations.checkpoint import load_state, save_state
+from tests.layer_kinds import CASES, train
+from tests.models import adamw, attached, lora_llama
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers` to `True`:UserWarning",
+    "ignore:Could not identify embedding layer:UserWarning",
+)
+
+STEPS = 30
+SETTINGS = {
+    "importance": "random",  # ranks move far, in every case
+    "total_steps": STEPS,
+    "hysteresis": 0,
+    "uniform_mix": 0,
+    "shrink_tolerance": 1,
+}
+
+
+@dataclass
+class Run:
+    """A model that was trained while its ranks moved."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    dynamic: DynamicLora
+
+
+def run(case, mode, *, steps=STEPS, dtype=torch.float64):
+    model = case.model().to(dtype).train()
+    optimizer = adamw(model, weight_decay=0.01)
+    dynamic = attached(model, optimizer, mode=mode, **SETTINGS)
+    batches = ({k: _as(v, dtype) for k, v in batch.items()} for batch in case.batches())
+    train(model, optimizer, dynamic, steps, batches)
+    return Run(model, optimizer, dynamic)
+
+
+def _as(tensor, dtype):
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+KINDS = ["Linear", "Conv1D", "Embedding", "Conv2d"]
+"""Quantised bases, which float64 does not go with, hold their factors as `Linear` does."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request):
+    """Return a case, and the same run in both modes."""
+    case = CASES[request.param]
+    return case, run(case, "physical"), run(case, "static")
+
+
+def factors(dynamic):
+    return [(layer, factor) for layer in dynamic._layers for factor in _both(layer)]
+
+
+def _both(layer):
+    return (layer.factor_A, layer.factor_B)
+
+
+def test_both_modes_give_the_same_ranks_and_weights(pair):
+    _, physical, static = pair
+    assert static.dynamic.mode == "static"
+    assert physical.dynamic.ranks == static.dynamic.ranks
+    assert len(set(static.dynamic.ranks.values())) > 1
+    ours, theirs = static.model.state_dict(), physical.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if "lora" in name:
+            assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-6), name
+
+
+def test_what_is_beyond_the_live_rank_is_exactly_zero_in_weights_gradients_and_moments(pair):
+    _, _, static = pair
+    for layer, factor in factors(static.dynamic):
+        parameter = factor.parameter
+        assert factor.size > layer.r or layer.r == min(layer.in_features, layer.out_features)
+        state = static.optimizer.state[parameter]
+        for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"]):
+            dead = tensor.narrow(factor.rank_axis, layer.r, factor.size - layer.r)
+            assert torch.count_nonzero(dead) == 0
+
+
+def test_no_tensor_is_replaced_or_changes_its_shape():
+    case = CASES[KINDS[0]]
+    model = case.model().train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, mode="static", **SETTINGS)
+    parameters = [factor.parameter for _, factor in factors(dynamic)]
+    before, ranks = [(p.data_ptr(), p.shape) for p in parameters], dict(dynamic.ranks)
+    train(model, optimizer, dynamic, STEPS, case.batches())
+    assert dynamic.ranks != ranks
+    assert [(p.data_ptr(), p.shape) for p in parameters] == before
+
+
+@torch.no_grad()
+def logits(model, case):
+    batch = next(case.batches(batch=8, seed=9))
+    return model.eval()(**{k: _as(v, torch.float64) for k, v in batch.items()}).logits
+
+
+def test_the_saved_adapter_is_at_the_live_ranks_and_plain_peft_computes_the_same(pair, tmp_path):
+    case, physical, static = pair
+    static.model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(case.base().double(), tmp_path).double()
+    saved = {k: v.shape for k, v in loaded.state_dict().items() if "lora" in k}
+    assert saved == {k: v.shape for k, v in physical.model.state_dict().items() if "lora" in k}
+    assert torch.allclose(logits(loaded, case), logits(static.model, case), atol=1e-6)
+
+
+def test_a_copy_of_the_model_saves_the_live_ranks_too(pair):
+    _, _, static = pair
+    twin = copy.deepcopy(static.model)
+    for name, value in static.model.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value)
+
+
+def test_a_resumed_run_ends_bit_for_bit_the_same(tmp_path):
+    case = CASES[KINDS[0]]
+    whole = run(case, "static", dtype=torch.float32)
+
+    first = run(case, "static", steps=12, dtype=torch.float32)
+    save_state(tmp_path, first.dynamic.state_dict())
+    weights = {k: v.clone() for k, v in first.model.state_dict().items()}
+    moments = copy.deepcopy(first.optimizer.state_dict())
+
+    model = case.model().train()
+    optimizer = adamw(model, weight_decay=0.01)
+    dynamic = attached(model, optimizer, mode="static", **SETTINGS)
+    dynamic.load_state_dict(load_state(tmp_path))
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
+    batches = case.batches()
+    for _ in range(12):
+        next(batches)
+    train(model, optimizer, dynamic, STEPS - 12, batches)
+    assert dynamic.history == whole.dynamic.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_budget_and_peak_count_live_ranks(pair):
+    _, physical, static = pair
+    assert static.dynamic.parameters == physical.dynamic.parameters
+    assert static.dynamic.peak_parameters == physical.dynamic.peak_parameters
+    assert static.dynamic.peak_parameters <= static.dynamic.budget
+
+
+def test_input_adaptive_ranks_are_refused():
+    model = lora_llama()
+    with pytest.raises(ConfigError, match="`input_adaptive` must be false in static mode"):
+        attached(model, adamw(model), mode="static", input_adaptive=True, total_steps=10)

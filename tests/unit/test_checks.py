@@ -1,0 +1,48 @@
+"""How tensors are held: what is chosen, and what does not go with it."""
+
+import logging
+
+import pytest
+
+from dynlora import DynamicLoraConfig
+from dynlora.checks import choose_mode
+from dynlora.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("mode", "processes", "chosen"),
+    [
+        ("auto", 1, "physical"),
+        ("physical", 1, "physical"),
+        ("static", 1, "static"),
+        ("auto", 2, "static"),
+        ("static", 2, "static"),
+    ],
+)
+def test_several_processes_get_static_tensors_and_one_what_is_asked_for(mode, processes, chosen):
+    assert choose_mode(DynamicLoraConfig(mode=mode), processes=processes) == chosen
+
+
+def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
+    with caplog.at_level(logging.INFO, logger="dynlora"):
+        choose_mode(DynamicLoraConfig(), processes=3)
+        choose_mode(DynamicLoraConfig(mode="static"), processes=3)
+        choose_mode(DynamicLoraConfig(), processes=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "static mode: 3 processes train together"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({"mode": "physical"}, 2, "`mode` must be 'static' or 'auto' where 2 processes"),
+        ({"importance": "attention_entropy"}, 2, "which sees only one process's batches"),
+        ({"input_adaptive": True}, 2, "`input_adaptive` must be false in static mode"),
+        ({"input_adaptive": True, "mode": "static"}, 1, "`input_adaptive` must be false"),
+    ],
+)
+def test_what_needs_one_process_or_live_shapes_is_refused_by_name(settings, processes, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_mode(DynamicLoraConfig(**settings), processes=processes)
+
