@@ -1,15 +1,12 @@
 """Two processes under DistributedDataParallel: one run, as if one process had seen all batches."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from peft import PeftModel
 
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.integrations.checkpoint import load_state
+from tests.distributed.launch import run_in_processes
 from tests.distributed.scenarios import (
     CONFIG,
     RESUMED_AT,
@@ -24,17 +21,6 @@ from tests.distributed.scenarios import (
 from tests.models import bare_llama, train
 
 RANKS = (0, 1)
-
-
-def run_in_processes(module, *arguments, count=2):
-    """Run a module in several processes of this machine, which find each other by themselves."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={count}", "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")

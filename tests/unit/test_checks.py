@@ -45,4 +45,3 @@ def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
 def test_what_needs_one_process_or_live_shapes_is_refused_by_name(settings, processes, message):
     with pytest.raises(ConfigError, match=message):
         choose_mode(DynamicLoraConfig(**settings), processes=processes)
-

@@ -1,0 +1,16 @@
+"""Starts several processes on this machine, as a user would: with torchrun."""
+
+import os
+import subprocess
+import sys
+
+
+def run_in_processes(module: str, *arguments: object, count: int = 2) -> None:
+    """Run a module in several processes, which find each other by themselves."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={count}", "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
