@@ -45,7 +45,7 @@ from dynlora.checks import (
     choose_mode,
 )
 from dynlora.config import DynamicLoraConfig
-from dynlora.distributed import agreed_scores, process_count
+from dynlora.distributed import agreed_ranks, agreed_scores, process_count
 from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
@@ -343,7 +343,7 @@ class DynamicLora:
 
     @property
     def _device(self) -> torch.device:
-        return self._layers[0].lora_A.device
+        return self._layers[0].parameters[0].device
 
     @property
     def _interval(self) -> int:
@@ -380,6 +380,7 @@ class DynamicLora:
             effective_ranks={name: stats.effective_rank for name, stats in seen.items()},
         )
         ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
+        ranks = agreed_ranks(ranks, self._device)
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
@@ -401,7 +402,6 @@ class DynamicLora:
         if self.input_adaptive is not None:
             self._adapters.order(features)
             self.input_adaptive.update()
-        self._adapters.share()
         layers = {}
         for layer in self._layers:
             stats = features.get(layer.name)

@@ -39,6 +39,8 @@ def gather_from_processes(values: Tensor) -> Tensor:
 
 def share_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors, which all processes hold in the same shapes, with those of the first."""
+    if process_count() == 1:
+        return
     for tensor in tensors:
         whole = tensor.contiguous()
         dist.broadcast(whole, src=0)
@@ -69,6 +71,20 @@ def agreed_scores(
         for name, total, count in zip(names, totals, counts, strict=True)
         if count == process_count()
     }
+
+
+def agreed_ranks(ranks: Mapping[str, int], device: torch.device) -> dict[str, int]:
+    """Return the ranks that the first process planned.
+
+    Args:
+        ranks: This process's plan, by module name, for the same layers in the same order.
+        device: Where the processes exchange tensors.
+    """
+    if process_count() == 1:
+        return dict(ranks)
+    planned = torch.tensor(list(ranks.values()), device=device)
+    share_from_first([planned])
+    return dict(zip(ranks, planned.tolist(), strict=True))
 
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

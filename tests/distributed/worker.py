@@ -1,17 +1,23 @@
-"""What each of several processes does: `torchrun -m tests.distributed.worker OUT`.
+"""What each of several processes does: `torchrun -m tests.distributed.worker ENGINE OUT`.
 
 Each scenario writes what it found to `OUT/SCENARIO-RANK.pt`; the tests compare those files.
 """
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.controller import make_static
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
     CONFIG,
@@ -27,26 +33,33 @@ from tests.models import loss_of
 
 
 class Process:
-    """One process's model under DistributedDataParallel, and what it saw."""
+    """One process's part of a model under an engine, and what it saw."""
 
-    def __init__(self, importance: str) -> None:
+    def __init__(self, engine: str, importance: str) -> None:
         self.model = model_in_float64()
-        self.optimizer = optimizer_of(self.model)
+        self.called: Callable[..., Any] = self.model
         config = DynamicLoraConfig(importance=importance, **CONFIG)
+        if engine == "fsdp2":
+            make_static(self.model, config)
+            for block in self.model.get_base_model().model.layers:
+                fully_shard(block)
+            fully_shard(self.model)
+        self.optimizer = optimizer_of(self.model)
         self.dynamic = DynamicLora(self.model, self.optimizer, config)
-        self.wrapped = DistributedDataParallel(self.model)
-        self.seen: list[dict[str, torch.Tensor]] = []
+        if engine == "ddp":
+            self.called = DistributedDataParallel(self.model)
+        self.seen: list[dict[str, Tensor]] = []
         """Weights after each step."""
 
     def train(self, first: int, last: int) -> None:
         """Take the steps from `first` to `last`, each on this process's part of the batch."""
         for tokens in batches(first, last, part=distributed.get_rank()):
-            loss_of(self.wrapped, tokens).backward()
+            loss_of(self.called, tokens).backward()
             self.dynamic.observe()
             self.optimizer.step()
             self.dynamic.step()
             self.optimizer.zero_grad()
-            self.seen.append(lora_weights(self.model))
+            self.seen.append({name: whole(w) for name, w in lora_weights(self.model).items()})
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
@@ -58,30 +71,43 @@ class Process:
         }
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the parts of all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def save(folder: Path, model: nn.Module) -> None:
+    """Save the adapter, once, as the engines' own documentation says."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    if distributed.get_rank() == 0:
+        model.save_pretrained(folder, state_dict=weights)
+
+
 def main() -> None:
     """Do every scenario."""
-    out = Path(sys.argv[1])
+    engine, out = sys.argv[1], Path(sys.argv[2])
     distributed.init_process_group("gloo")
     place = distributed.get_rank()
     for importance in SCENARIOS:
-        process = Process(importance)
+        process = Process(engine, importance)
         process.train(0, RESUMED_AT)
         state = process.dynamic.state_dict()
+        weights = {k: v.clone() for k, v in process.model.state_dict().items()}
+        moments = copy.deepcopy(process.optimizer.state_dict())
         checkpoint = out / f"{importance}-checkpoint"
         if place == 0:
             checkpoint.mkdir()
             save_state(checkpoint, state)
-            torch.save(process.model.state_dict(), checkpoint / "model.pt")
-            torch.save(process.optimizer.state_dict(), checkpoint / "optimizer.pt")
-        moments = copy.deepcopy(process.optimizer.state_dict())
-        weights = {k: v.clone() for k, v in process.model.state_dict().items()}
+            if engine == "ddp":
+                torch.save(weights, checkpoint / "model.pt")
+                torch.save(moments, checkpoint / "optimizer.pt")
         process.train(RESUMED_AT, STEPS)
         torch.save(process.found(), out / f"{importance}-{place}.pt")
-        if place == 0:
-            process.model.save_pretrained(out / f"{importance}-adapter")
+        save(out / f"{importance}-adapter", process.model)
         distributed.barrier()
 
-        again = Process(importance)
+        again = Process(engine, importance)
         again.dynamic.load_state_dict(load_state(checkpoint))
         again.model.load_state_dict(weights)
         again.optimizer.load_state_dict(moments)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dynlora.adapters.sharding import whole
+
 
 @dataclass(frozen=True, slots=True)
 class Factor:
@@ -33,14 +35,22 @@ class Factor:
         """The rank that the parameter has room for; more than the live one in static mode."""
         return int(self.parameter.shape[self.rank_axis])
 
+    @property
+    def width(self) -> int:
+        """The side of the matrix that is not the rank."""
+        shape = self.parameter.shape
+        matrix = self.to_matrix(torch.empty(shape, device="meta"))
+        return matrix.numel() // self.size
+
     def live(self, tensor: Tensor, rank: int) -> Tensor:
         """Return the first `rank` components of a tensor of the parameter's layout, as a matrix."""
+        tensor = whole(tensor)
         if tensor.shape[self.rank_axis] > rank:  # in static mode
             tensor = tensor.narrow(self.rank_axis, 0, rank)
         return self.to_matrix(tensor)
 
     def matrix(self, rank: int) -> Tensor:
-        """Return the parameter's first `rank` components as a matrix; shares its memory."""
+        """Return the first `rank` components as a matrix; if whole, in the parameter's memory."""
         return self.live(self.parameter, rank)
 
     def gradient(self, rank: int) -> Tensor:

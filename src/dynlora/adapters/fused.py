@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.fused_linear import FusedLinear
+from dynlora.adapters.sharding import is_sharded
 
 LEAST_ELEMENTS = 2**18
 """Elements of a layer's input and output together from which on a fused call is the faster one, on
@@ -143,8 +144,8 @@ class _FusedLayer:
             return False
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
-        if factors[1].bias is not None:
-            return False
+        if factors[1].bias is not None or is_sharded(factors[1].weight):
+            return False  # sharded outside a forward alone, as of a layer that is not due yet
         weights = (weight, factors[0].weight, factors[1].weight)
         if torch.is_autocast_enabled(x.device.type):
             # Autocast leaves float64 alone.
@@ -159,6 +160,8 @@ class _FusedLayer:
         weight = self._base.weight
         if weight.dtype == dtype:
             return weight
+        if not self._owner.keeps_copies:
+            return weight.detach().to(dtype)
         state = (weight.data_ptr(), weight._version, weight.device, dtype)
         if self._weight is None or self._weight_of != state:
             self._weight, self._weight_of = weight.detach().to(dtype), state
@@ -220,6 +223,9 @@ class FusedLora:
             if _is_plain(module)
         }
         self._model = model
+        # Under FSDP2 a kept copy would be of the whole weight, of which a process holds a part.
+        self.keeps_copies = not any(hasattr(module, "unshard") for module in model.modules())
+        """Whether layers keep their weight in the dtype of autocast from step to step."""
         self._modules = {name: model.get_submodule(name) for name in self._layers}
         self._handle: RemovableHandle | None = None
         self._groups: list[_Group] = []

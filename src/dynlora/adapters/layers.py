@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds import LayerKind, Rows, kind_of
+from dynlora.adapters.sharding import is_sharded
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
@@ -236,14 +237,18 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
     factor_A, factor_B = kind.factors(module, adapter)
     for factor in (factor_A, factor_B):
         weight = factor.parameter
-        if type(weight) is not Parameter or type(weight.data).__name__ == "DTensor":
+        if is_sharded(weight) and adapter not in vars(module).get(_CAPACITY, {}):
             raise EngineError(
-                f"LoRA layer {name!r} must hold whole parameters, got a "
-                f"{type(weight.data).__name__}: sharded training is not supported yet; train in "
-                "one process."
+                f"LoRA layer {name!r} must hold its parameters at one rank for good before they "
+                f"are sharded, got a {type(weight.data).__name__} without: call "
+                "`make_static(model, config)` before `fully_shard` or `accelerator.prepare`."
             )
-    columns, rows = factor_A.matrix(1).shape[1], factor_B.matrix(1).shape[0]
-    return LoraView(name, module, adapter, kind, factor_A, factor_B, columns, rows)
+        if type(weight) is not Parameter and not is_sharded(weight):
+            raise EngineError(
+                f"LoRA layer {name!r} must hold plain parameters, got a {type(weight).__name__}: "
+                "train without the engine that put it there."
+            )
+    return LoraView(name, module, adapter, kind, factor_A, factor_B, factor_A.width, factor_B.width)
 
 
 def _check_untied(layers: list[LoraView]) -> None:
@@ -251,6 +256,8 @@ def _check_untied(layers: list[LoraView]) -> None:
     owners: dict[int, str] = {}
     for layer in layers:
         for parameter in layer.parameters:
+            if is_sharded(parameter):  # of parameters of its own: FSDP has seen to that
+                continue
             owner = owners.setdefault(parameter.untyped_storage().data_ptr(), layer.name)
             if owner != layer.name:
                 raise LayerError(

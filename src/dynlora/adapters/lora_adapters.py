@@ -12,7 +12,6 @@ from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.adapters.optimizer_state import (
     check_holds,
     fit_state,
-    moments_of,
     unwrap_optimizer,
 )
 from dynlora.adapters.quantised import keep_gradients
@@ -29,7 +28,7 @@ from dynlora.adapters.resize import (
     shrink_change,
 )
 from dynlora.adapters.static import hold_static
-from dynlora.distributed import process_count, share_from_first
+from dynlora.distributed import share_from_first
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 
@@ -110,13 +109,6 @@ class LoraAdapters:
     def close(self) -> None:
         """Remove the hook on the optimizer."""
         self._handle.remove()
-
-    def share(self) -> None:
-        """Let every process hold the weights and moments of the first."""
-        if process_count() > 1:
-            parameters = [p for layer in self.layers.values() for p in layer.parameters]
-            share_from_first(p.data for p in parameters)
-            share_from_first(moments_of(self._optimizer, parameters))
 
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.
@@ -220,6 +212,7 @@ class LoraAdapters:
         fit_state(self._optimizer, factors)
 
     def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
+        share_from_first([change.to_A, change.to_B, *([] if rows is None else [rows])])
         apply_change(layer, self._optimizer, change, rows)
         self._follow(change)
 

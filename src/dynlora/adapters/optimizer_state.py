@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dynlora.adapters.factor import Factor
+from dynlora.adapters.sharding import sharded_as
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
@@ -95,18 +96,16 @@ def rebase_state(
             if isinstance(moment, Tensor):
                 rows = factor.live(moment, old).transpose(0, rank_axis)
                 new = _left(matrix if key in _FIRST else matrix.square(), rows)
-                state[key] = factor.padded(new.transpose(0, rank_axis), size)
+                values = factor.padded(new.transpose(0, rank_axis), size)
+                if values.shape == moment.shape:
+                    moment.copy_(sharded_as(moment, values))
+                else:
+                    state[key] = values
         if "exp_avg_sq" in state:
             betas = _betas(optimizer, factor.parameter)
             if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
                 _cut_memory(state, betas)
             _bound_next_step(state, betas)
-
-
-def moments_of(optimizer: Optimizer, parameters: list[Parameter]) -> list[Tensor]:
-    """Return all moments of these parameters, in an order that does not depend on the process."""
-    found = [optimizer.state.get(p, {}).get(key) for p in parameters for key in _FIRST + _SECOND]
-    return [moment for moment in found if isinstance(moment, Tensor)]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
+from dynlora.adapters.sharding import sharded_as
 from dynlora.types import BasisChange, Tokens
 
 MAX_NEW_NORM = 10.0
@@ -288,13 +289,14 @@ def hold_at(layer: LoraView, rank: int) -> None:
 
 
 def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
-    data = factor.padded(matrix.to(factor.parameter), size)
-    if data.shape == factor.parameter.shape:
+    parameter = factor.parameter
+    data = factor.padded(matrix.to(parameter.device, parameter.dtype), size)
+    if data.shape == parameter.shape:
         # In place: engines and compiled code know the tensor, not the parameter, by its memory.
-        factor.parameter.data.copy_(data)
-        factor.parameter.grad = None
+        parameter.data.copy_(sharded_as(parameter, data))
+        parameter.grad = None
     else:
-        set_data(factor.parameter, data)
+        set_data(parameter, data)
 
 
 def set_data(parameter: Parameter, data: Tensor) -> None:

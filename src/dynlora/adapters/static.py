@@ -11,6 +11,7 @@ from typing import Any
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import hold_at, set_rank
+from dynlora.adapters.sharding import sharded_as
 
 
 def hold_static(layers: Sequence[LoraView], rank: int) -> None:
@@ -42,9 +43,10 @@ def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
     if key in state_dict:
-        weight = state_dict[key]
-        set_rank(layer, weight.shape[factor.rank_axis])
-        state_dict[key] = factor.padded(factor.to_matrix(weight), factor.size)
+        rank = state_dict[key].shape[factor.rank_axis]
+        matrix = factor.live(state_dict[key], rank)
+        set_rank(layer, rank)
+        state_dict[key] = sharded_as(factor.parameter, factor.padded(matrix, factor.size))
 
 
 def _cut(layer: LoraView, factor: Factor, *given: Any) -> None:

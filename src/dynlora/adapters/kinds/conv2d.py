@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds.linear import project
 from dynlora.adapters.kinds.protocol import Rows
+from dynlora.adapters.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -46,7 +47,7 @@ class Conv2dKind:
 
     def base_norm(self, module: Any) -> float:
         """Return the norm of the base kernel."""
-        return float(module.get_base_layer().weight.norm())
+        return float(whole(module.get_base_layer().weight).norm())
 
     def see(
         self,

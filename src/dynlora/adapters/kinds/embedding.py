@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynlora.adapters.factor import Factor, transposed
 from dynlora.adapters.kinds.protocol import Rows
+from dynlora.adapters.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -47,7 +48,7 @@ class EmbeddingKind:
 
     def base_norm(self, module: Any) -> float:
         """Return the norm of the whole table."""
-        return float(module.get_base_layer().weight.norm())
+        return float(whole(module.get_base_layer().weight).norm())
 
     def see(
         self,

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynlora.adapters.factor import Factor, same
 from dynlora.adapters.kinds.protocol import Rows
+from dynlora.adapters.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -47,7 +48,7 @@ class LinearKind:
 
     def base_norm(self, module: Any) -> float:
         """Return the norm of the base weight, of packed weights as the numbers they stand for."""
-        return float(dequantize_module_weight(module.get_base_layer()).norm())
+        return float(whole(dequantize_module_weight(module.get_base_layer())).norm())
 
     def see(
         self,

@@ -1,4 +1,7 @@
-"""Two processes under DistributedDataParallel: one run, as if one process had seen all batches."""
+"""Two processes under an engine: one run, as if one process had seen all batches.
+
+The engines are DistributedDataParallel and FSDP2 (`fully_shard`), in loops of one's own.
+"""
 
 import pytest
 import torch
@@ -23,11 +26,16 @@ from tests.models import bare_llama, train
 RANKS = (0, 1)
 
 
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(engine, tmp_path_factory):
     """Return the folder that the processes of all scenarios have written to."""
-    out = tmp_path_factory.mktemp("processes")
-    run_in_processes("tests.distributed.worker", out)
+    out = tmp_path_factory.mktemp(engine)
+    run_in_processes("tests.distributed.worker", engine, out)
     return out
 
 
@@ -81,7 +89,11 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found, importance):
         assert differing(resumed["weights"][-1], found[rank]["weights"][-1]) == []
 
 
-def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(folder, found, importance):
+def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(
+    engine, folder, found, importance
+):
+    if engine == "fsdp2":
+        pytest.skip("its checkpoints are in parts, which torch puts together")
     dynamic, model, optimizer = alone(importance)
     checkpoint = folder / f"{importance}-checkpoint"
     dynamic.load_state_dict(load_state(checkpoint))
