@@ -1,6 +1,6 @@
 """Two processes under an engine: one run, as if one process had seen all batches.
 
-The engines are DistributedDataParallel and FSDP2 (`fully_shard`), in loops of one's own.
+In loops of one's own: DistributedDataParallel, FSDP2 (`fully_shard`), and that from Accelerate.
 """
 
 import pytest
@@ -26,7 +26,7 @@ from tests.models import bare_llama, train
 RANKS = (0, 1)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+@pytest.fixture(scope="module", params=["ddp", "fsdp2", "accelerate_fsdp2"])
 def engine(request):
     return request.param
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found, importance):
 def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(
     engine, folder, found, importance
 ):
-    if engine == "fsdp2":
+    if engine != "ddp":
         pytest.skip("its checkpoints are in parts, which torch puts together")
     dynamic, model, optimizer = alone(importance)
     checkpoint = folder / f"{importance}-checkpoint"

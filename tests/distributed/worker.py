@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, DistributedType
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -39,12 +41,16 @@ class Process:
         self.model = model_in_float64()
         self.called: Callable[..., Any] = self.model
         config = DynamicLoraConfig(importance=importance, **CONFIG)
-        if engine == "fsdp2":
+        if engine != "ddp":
             make_static(self.model, config)
+        if engine == "fsdp2":
             for block in self.model.get_base_model().model.layers:
                 fully_shard(block)
             fully_shard(self.model)
         self.optimizer = optimizer_of(self.model)
+        if engine == "accelerate_fsdp2":
+            accelerator = accelerator_with_fsdp2()
+            self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
         self.dynamic = DynamicLora(self.model, self.optimizer, config)
         if engine == "ddp":
             self.called = DistributedDataParallel(self.model)
@@ -69,6 +75,20 @@ class Process:
             "history": [event.to_dict() for event in self.dynamic.history],
             "weights": self.seen,
         }
+
+
+def accelerator_with_fsdp2() -> Accelerator:
+    """Return an Accelerator that shards as `accelerate launch` makes it; on CPUs it leaves FSDP out."""
+    accelerator = Accelerator(cpu=True)
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=True,
+    )
+    return accelerator
 
 
 def whole(tensor: Tensor) -> Tensor:
