@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dynlora.adapters.input_adaptive import InputAdaptiveRanks
     from dynlora.adapters.input_adaptive_file import load_input_adaptive, save_input_adaptive
     from dynlora.config import DynamicLoraConfig
-    from dynlora.controller import DynamicLora
+    from dynlora.controller import DynamicLora, make_static
     from dynlora.integrations.trainer import DynamicLoraCallback
     from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
@@ -26,6 +26,7 @@ __all__ = [
     "LayerEvent",
     "RankPlan",
     "load_input_adaptive",
+    "make_static",
     "save_input_adaptive",
 ]
 
@@ -40,6 +41,7 @@ _MODULES = {
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
     "load_input_adaptive": "dynlora.adapters.input_adaptive_file",
+    "make_static": "dynlora.controller",
     "save_input_adaptive": "dynlora.adapters.input_adaptive_file",
 }
 

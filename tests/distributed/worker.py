@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -78,9 +78,10 @@ class Process:
 
 
 def accelerator_with_fsdp2() -> Accelerator:
-    """Return an Accelerator that shards as `accelerate launch` makes it; on CPUs it leaves FSDP out."""
+    """Return an Accelerator that shards as that of `accelerate launch`; on CPUs it does not."""
     accelerator = Accelerator(cpu=True)
-    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",

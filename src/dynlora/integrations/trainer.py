@@ -4,6 +4,7 @@
 clears the gradients, and calls `on_step_end`: the first is `observe()`, the second `step()`.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,15 +206,15 @@ class DynamicLoraCallback(TrainerCallback):
 
 def _check_arguments(args: TrainingArguments) -> None:
     engines = {
-        "fsdp": bool(args.fsdp),
-        "deepspeed": bool(args.deepspeed),
+        "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        "deepspeed": bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true",
         "torch_compile": bool(args.torch_compile),
         "several devices in one process": args.n_gpu > 1,
     }
     used = [name for name, on in engines.items() if on]
     if used:
         raise EngineError(
-            "Training must run under an engine that ranks can follow, got "
-            f"{', '.join(used)}: turn that off (one process a device, started by torchrun or "
-            "accelerate, works), or use plain LoRA."
+            "A Trainer must run in one process, or in several as torchrun starts them, one for each "
+            f"device, got {', '.join(used)}: turn that off, or use plain LoRA. In a loop of your "
+            "own ranks can move under FSDP2, see `make_static`."
         )

@@ -4,6 +4,7 @@ What can be wrong with the input is found before the folder is touched: while th
 in the evaluation before training.
 """
 
+import os
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
-from dynlora.errors import RunFolderError
+from dynlora.errors import EngineError, RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
@@ -41,9 +42,11 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
+        EngineError: If it is one of several processes.
         KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
             go on.
     """
+    _check_one_process()
     if not torch.accelerator.is_available():
         keep_freed_memory()
     job = build_job(config, console)
@@ -63,6 +66,15 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
         raise
     finally:
         job.progress.stop()
+
+
+def _check_one_process() -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise EngineError(
+            f"`dynlora train` must run in one process, got {processes}, which would all write one "
+            "run: give `DynamicLoraCallback` to a Trainer of your own, which torchrun can start."
+        )
 
 
 @contextmanager
