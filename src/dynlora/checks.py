@@ -129,12 +129,16 @@ def check_same_run(
         )
 
 
-def choose_mode(config: DynamicLoraConfig, *, processes: int) -> Literal["physical", "static"]:
+def choose_mode(
+    config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
+) -> Literal["physical", "static"]:
     """Return how tensors are to be held, and say so in the log where a choice was made.
 
     Args:
         config: Its `mode`, and what does not go with it.
         processes: How many train together.
+        compiled: Whether the model goes through `torch.compile`.
+        held_static: Whether its tensors are static already, by `make_static`.
 
     Raises:
         ConfigError: If a setting is for one process, or for physical mode, only.
@@ -151,14 +155,16 @@ def choose_mode(config: DynamicLoraConfig, *, processes: int) -> Literal["physic
                 f"{processes} processes train together, got 'attention_entropy', which sees only "
                 "one process's batches: take another, such as 'signal'."
             )
-    static = processes > 1 or config.mode == "static"
+    chosen = config.mode == "auto" and (processes > 1 or compiled)
+    static = held_static or chosen or config.mode == "static"
     if static and config.input_adaptive:
         raise ConfigError(
             "`input_adaptive` must be false in static mode, got true: its masks follow the live "
             "rank. Train in one process with mode='physical', or turn it off."
         )
-    if static and config.mode == "auto":
-        logger.info("static mode: %d processes train together", processes)
+    if chosen and not held_static:
+        reason = f"{processes} processes train together" if processes > 1 else "torch.compile"
+        logger.info("static mode: %s", reason)
     return "static" if static else "physical"
 
 

@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
+from dynlora.adapters.eager import EagerSteps
+from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.layers import find_lora_layers, find_root
@@ -102,8 +104,8 @@ class DynamicLora:
         """Attach to a model that holds PEFT LoRA layers.
 
         Args:
-            model: The PEFT model, not wrapped: where several processes train together, wrap it in
-                `DistributedDataParallel` after this.
+            model: The PEFT model, compiled or not. Where several processes train together, wrap it
+                in `DistributedDataParallel` after this; for FSDP2 see `make_static`.
             optimizer: `torch.optim` Adam, AdamW or SGD that holds the LoRA parameters.
             config: How ranks move.
             adapter_name: The adapter whose ranks move; None for the active one.
@@ -117,6 +119,8 @@ class DynamicLora:
                 cannot have the input-adaptive ranks that are configured.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
+        compiled = is_compiled(model)
+        model = without_compiler(model)
         self.config = config
         self.history: list[Event] = []
         """The events so far."""
@@ -136,7 +140,12 @@ class DynamicLora:
         check_pinned(config.pinned, list(self._adapters.layers))
         free = bound_layers(self._layers, config, max_rank=self._max_rank)
         check_room(free, self.budget, min_rank=config.min_rank)
-        self.mode = choose_mode(config, processes=process_count())
+        self.mode = choose_mode(
+            config,
+            processes=process_count(),
+            compiled=compiled,
+            held_static=any(layer.capacity is not None for layer in self._layers),
+        )
         """How tensors are held: `physical` or `static`."""
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
@@ -166,6 +175,7 @@ class DynamicLora:
             )
             self.input_adaptive.observing = True
         self._fused = FusedLora(model) if config.fused else None
+        self._eager = EagerSteps()
         self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
         self._open_taps()
 
@@ -232,9 +242,7 @@ class DynamicLora:
     def freeze(self) -> None:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
-        self._taps.close()
-        if self._attention is not None:
-            self._attention.close()
+        self._close_taps()
         if self.input_adaptive is not None:
             self.input_adaptive.observing = False
 
@@ -350,13 +358,26 @@ class DynamicLora:
         return observation_interval(self._events, self._step)
 
     def _begin_step(self) -> None:
+        """Show the forwards of the step to come to the analyzer, or keep hooks out of their way."""
         self._analyzer.begin_step(self._step, interval=self._interval)
         self._taps.step = self._step
+        if self._analyzer.sampling:
+            self._open_taps()
+        else:
+            self._close_taps()
 
     def _open_taps(self) -> None:
         self._taps.open()
         if self._attention is not None:
             self._attention.open()
+        if self.mode == "static":
+            self._eager.begin()
+
+    def _close_taps(self) -> None:
+        self._taps.close()
+        if self._attention is not None:
+            self._attention.close()
+        self._eager.end()
 
     def _reallocate(self) -> None:
         self._check_weights()

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
-from dynlora.errors import EngineError, OptimizerError, ResumeError
+from dynlora.errors import OptimizerError, ResumeError
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS = 24
@@ -289,6 +289,15 @@ def test_an_optimizer_that_cannot_follow_is_refused_by_name(optim, tmp_path):
         trainer.train()
 
 
-def test_compiled_training_is_refused_by_name(tmp_path):
-    with pytest.raises(EngineError, match="torch_compile"):
-        trainer_of(lora_llama(), tmp_path, torch_compile=True)
+def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(tmp_path):
+    models = [lora_llama(r=8).double() for _ in range(2)]
+    plain, _ = trainer_of(models[0], tmp_path)
+    plain.train()
+    compiled, callback = trainer_of(
+        models[1], tmp_path, torch_compile=True, torch_compile_backend="eager"
+    )
+    compiled.train()
+    assert callback.dynamic.mode == "static"
+    assert len(set(callback.dynamic.ranks.values())) > 1
+    for name, weight in models[0].state_dict().items():
+        assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name

@@ -10,26 +10,33 @@ from dynlora.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("mode", "processes", "chosen"),
+    ("mode", "processes", "compiled", "chosen"),
     [
-        ("auto", 1, "physical"),
-        ("physical", 1, "physical"),
-        ("static", 1, "static"),
-        ("auto", 2, "static"),
-        ("static", 2, "static"),
+        ("auto", 1, False, "physical"),
+        ("physical", 1, False, "physical"),
+        ("static", 1, False, "static"),
+        ("auto", 1, True, "static"),
+        ("physical", 1, True, "physical"),
+        ("auto", 2, False, "static"),
+        ("static", 2, True, "static"),
     ],
 )
-def test_several_processes_get_static_tensors_and_one_what_is_asked_for(mode, processes, chosen):
-    assert choose_mode(DynamicLoraConfig(mode=mode), processes=processes) == chosen
+def test_tensors_are_static_where_an_engine_needs_it_or_it_is_asked_for(
+    mode, processes, compiled, chosen
+):
+    config = DynamicLoraConfig(mode=mode)
+    assert choose_mode(config, processes=processes, compiled=compiled) == chosen
 
 
 def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
     with caplog.at_level(logging.INFO, logger="dynlora"):
-        choose_mode(DynamicLoraConfig(), processes=3)
-        choose_mode(DynamicLoraConfig(mode="static"), processes=3)
-        choose_mode(DynamicLoraConfig(), processes=1)
+        choose_mode(DynamicLoraConfig(), processes=3, compiled=False)
+        choose_mode(DynamicLoraConfig(mode="static"), processes=3, compiled=False)
+        choose_mode(DynamicLoraConfig(), processes=1, compiled=False)
+        choose_mode(DynamicLoraConfig(), processes=1, compiled=True)
     assert [record.getMessage() for record in caplog.records] == [
-        "static mode: 3 processes train together"
+        "static mode: 3 processes train together",
+        "static mode: torch.compile",
     ]
 
 
@@ -44,4 +51,4 @@ def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
 )
 def test_what_needs_one_process_or_live_shapes_is_refused_by_name(settings, processes, message):
     with pytest.raises(ConfigError, match=message):
-        choose_mode(DynamicLoraConfig(**settings), processes=processes)
+        choose_mode(DynamicLoraConfig(**settings), processes=processes, compiled=False)

@@ -1,4 +1,4 @@
-"""Engines that fix or shard the tensors' shapes are refused by name."""
+"""Engines around a model: which ones ranks can follow, and which are refused by name."""
 
 from collections.abc import Sequence
 
@@ -17,22 +17,41 @@ def check_engine(model: nn.Module) -> None:
         EngineError: If they cannot.
     """
     kind = type(model)
-    fixed = (DataParallel, DistributedDataParallel, torch._dynamo.OptimizedModule)
-    if isinstance(model, fixed) or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
+    wrappers = isinstance(model, DataParallel | DistributedDataParallel)
+    if wrappers or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise EngineError(
             f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: attach to the "
-            "model inside, before an engine wraps it, and wrap it then. Several processes under "
-            "DistributedDataParallel train together so; FSDP, DeepSpeed and torch.compile are not "
-            "supported yet."
+            "model inside, and wrap it in DistributedDataParallel then, or shard it with FSDP2 "
+            "after `make_static`. FSDP1 and DeepSpeed are not supported yet."
         )
-    for module in model.modules():
-        if module._compiled_call_impl is not None:
-            kind = type(module)
-            raise EngineError(
-                "The model must run without an engine that fixes its shapes, got "
-                f"{kind.__module__}.{kind.__name__} compiled in place: pass the model without "
-                "calling `compile()` on it."
-            )
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a model, or a part of it, goes through `torch.compile`."""
+    return isinstance(model, torch._dynamo.OptimizedModule) or any(
+        module._compiled_call_impl is not None for module in model.modules()
+    )
+
+
+def without_compiler(model: nn.Module) -> nn.Module:
+    """Return the model that `torch.compile` was given, or the model itself."""
+    if not isinstance(model, torch._dynamo.OptimizedModule):
+        return model
+    inner: nn.Module = model._orig_mod
+    return inner
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Check that a model is run as it is written.
+
+    Raises:
+        EngineError: If it is compiled.
+    """
+    if is_compiled(model):
+        raise EngineError(
+            f"The model must run without torch.compile, got a compiled {type(model).__name__}: "
+            "pass the bare model, and do not compile it."
+        )
 
 
 def check_devices(parameters: Sequence[Parameter]) -> None:

@@ -72,7 +72,7 @@ class _FusedLayer:
         self._weight_of: tuple[Any, ...] = ()
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs:
+        if args or kwargs or torch.compiler.is_compiling():
             return cast(Tensor, self._original(x, *args, **kwargs))
         if self.group.holds(self.name, x):
             return self._owner.watched(self.group.take(self.name))
@@ -133,7 +133,6 @@ class _FusedLayer:
             or module.merged
             or adapters[0] in module.lora_variant
             or not torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
             or x.dim() < 2
         ):
             return False
@@ -309,6 +308,8 @@ class FusedLora:
         Not earlier: gradient checkpointing runs forwards again in their backward pass, and must
         find every layer as it was.
         """
+        if torch.compiler.is_compiling():
+            return
         for group in self._groups:
             group.clear()
         if self._found is not None and self._arrived and not self._settled:

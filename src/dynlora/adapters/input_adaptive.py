@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.complexity_reader import ComplexityReader, Reading, sampling_keys
 from dynlora.adapters.component_mask import ComponentMask, check_kind
-from dynlora.adapters.engine import check_engine
+from dynlora.adapters.engine import check_engine, check_not_compiled
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.complexity import FRACTIONS, ComplexitySample, quarter_of
 from dynlora.errors import EngineError
@@ -54,6 +54,7 @@ class InputAdaptiveRanks:
             LayerError: If the model or one of its LoRA layers cannot have input-adaptive ranks.
         """
         check_engine(model)
+        check_not_compiled(model)
         self._reader = ComplexityReader(find_root(model)[0])
         self._layers = find_lora_layers(model, adapter_name)
         for layer in self._layers:

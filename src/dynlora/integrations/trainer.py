@@ -69,7 +69,8 @@ class DynamicLoraCallback(TrainerCallback):
         """
         _check_arguments(args)
         model: nn.Module = kwargs["model"]
-        if choose_mode(self.config, processes=args.world_size) == "static":
+        compiled = bool(args.torch_compile)
+        if choose_mode(self.config, processes=args.world_size, compiled=compiled) == "static":
             # The optimizer is not there yet, and no engine has wrapped the model.
             make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
@@ -208,13 +209,12 @@ def _check_arguments(args: TrainingArguments) -> None:
     engines = {
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
         "deepspeed": bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true",
-        "torch_compile": bool(args.torch_compile),
         "several devices in one process": args.n_gpu > 1,
     }
     used = [name for name, on in engines.items() if on]
     if used:
         raise EngineError(
-            "A Trainer must run in one process, or in several as torchrun starts them, one for each "
+            "A Trainer must run in one process, or in several as torchrun starts them, one for a "
             f"device, got {', '.join(used)}: turn that off, or use plain LoRA. In a loop of your "
             "own ranks can move under FSDP2, see `make_static`."
         )

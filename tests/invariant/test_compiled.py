@@ -1,0 +1,87 @@
+"""torch.compile: ranks and layer weights change, and nothing is compiled anew."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+
+STEPS = 60
+SETTINGS = {
+    "importance": "random",
+    "total_steps": STEPS,
+    "hysteresis": 0,
+    "layer_weights": True,
+    "events": 6,
+    "fused": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def compiled_run(model, *, attach_first):
+    """Train a compiled model; return the controller, and how many graphs there are by step."""
+    optimizer = adamw(model)
+    if attach_first:
+        dynamic = attached(model, optimizer, mode="static", **SETTINGS)
+        called = torch.compile(model, backend="eager", fullgraph=True)
+    else:
+        called = torch.compile(model, backend="eager", fullgraph=True)
+        dynamic = attached(called, optimizer, **SETTINGS)
+    seen, batches = [], sequences()
+    for _ in range(STEPS):
+        loss_of(called, next(batches)).backward()
+        dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+        seen.append(graphs())
+    return dynamic, seen
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_after_the_first_event_nothing_is_compiled_again(attach_first):
+    dynamic, seen = compiled_run(lora_llama().train(), attach_first=attach_first)
+    assert dynamic.mode == "static"
+    first, *later = [event.step for event in dynamic.history]
+    changes = [
+        any(layer.rank_before != layer.rank_after for layer in event.layers.values())
+        for event in dynamic.history[1:]
+    ]
+    weights = {tuple(layer.weight for layer in e.layers.values()) for e in dynamic.history}
+    assert sum(changes) >= 3
+    assert len(later) >= 4
+    assert len(weights) > 3
+    assert seen[first - 2] == 1  # one graph for the whole model, none for a hook
+    assert seen[first + 1] == seen[-1] == 2  # scales are numbers that may change from there on
+
+
+def test_a_compiled_run_is_the_run_that_is_not_compiled_to_the_last_bit():
+    models = [lora_llama().train() for _ in range(2)]
+    dynamic, _ = compiled_run(models[0], attach_first=True)
+    optimizer = adamw(models[1])
+    control = attached(models[1], optimizer, mode="static", **SETTINGS)
+    train(models[1], optimizer, control, STEPS)
+    assert dynamic.history == control.history
+    for name, weight in models[1].state_dict().items():
+        assert torch.equal(models[0].state_dict()[name], weight), name
+
+
+def test_compiled_code_runs_again_once_the_ranks_hold():
+    model = lora_llama().train()
+    dynamic, _ = compiled_run(model, attach_first=True)
+    dynamic.close()
+    calls = []
+    called = torch.compile(model, backend=lambda graph, _: calls.append(1) or graph.forward)
+    loss_of(called, next(sequences()))
+    assert calls
