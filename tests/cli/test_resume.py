@@ -1,7 +1,7 @@
 """A run that was killed, stopped or had finished goes on where it was, to the last bit."""
 
 import json
-import os
+import random
 import signal
 import subprocess
 import sys
@@ -94,38 +94,119 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert_same_end(whole, stopped, method)
 
 
+# In a process of its own: a run that ends itself, at one of the places where a run can be.
+
+MOMENTS = ("before the step", "in an event", "after the step", "in a checkpoint")
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from dynlora.adapters import fused
+from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.cli.main import main
+from dynlora.importance.agreement import AgreementTest
+from dynlora.integrations import trainer
+from dynlora.train.progress import ProgressBar
+from dynlora.train.stop_signals import StopSignals
+
+job, output, moment, step, name = sys.argv[1:]
+number, now = getattr(signal, name), 0
+
+def maybe(at):
+    if at == moment and now == int(step):
+        os.kill(os.getpid(), number)
+
+def before(self, args, state, control, **more):
+    global now
+    now = state.global_step + 1
+    maybe("before the step")
+
+def after(self, *more, **named):
+    maybe("after the step")
+
+change, save = LoraAdapters._change, trainer.save_state
+
+def in_event(self, *more):
+    maybe("in an event")
+    change(self, *more)
+
+def in_checkpoint(folder, state):
+    if now >= int(step) and moment == "in a checkpoint":
+        os.kill(os.getpid(), number)
+    save(folder, state)
+
+StopSignals.on_step_begin = before
+ProgressBar.on_step_end = after
+LoraAdapters._change = in_event
+trainer.save_state = in_checkpoint
+AgreementTest.is_significant = lambda self: True
+fused.LEAST_ELEMENTS = 0  # as in the tests' process
+sys.exit(main(["train", job, "--output", output]))
+"""
+
+
+def run_that_ends_itself(
+    job: Path, output: Path, moment: str, step: int, name: str
+) -> subprocess.CompletedProcess[str]:
+    """Train in a process that sends itself a signal at a moment of a step."""
+    arguments = [str(job), str(output), moment, str(step), name]
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def kill_and_resume(train: Train, job: Path, killed: Path, whole: Path, seed: int) -> None:
+    """Kill a run somewhere, go on from what is good, and compare with the whole run."""
+    draw = random.Random(seed)
+    moment = MOMENTS[seed % len(MOMENTS)]
+    step = draw.choice(EVENTS) if moment == "in an event" else draw.randint(6, 12)
+    done = run_that_ends_itself(job, killed, moment, min(step, 10), "SIGKILL")
+    assert done.returncode == -signal.SIGKILL, (moment, step, done.stderr[-2000:])
+    assert json.loads((killed / "run.json").read_text())["status"] == "running"
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a line that the kill cut short
+    again = "latest-good" if (killed / "checkpoints").exists() else "none"
+    begun = any((killed / "checkpoints").glob("checkpoint-*/job.json"))
+    options = ("--training.resume", again) if begun else ("--overwrite", "true")
+    assert train("--output", killed, *options) == 0
+    assert json.loads((killed / "run.json").read_text())["status"] == "finished"
+    assert_same_end(whole, killed, "dynamic")
+
+
+EVENTS = (3, 6, 9)
+"""Of the job's 12 steps; checkpoints are at 5 and 10."""
+
+
 @pytest.mark.usefixtures("moving")
 def test_a_run_killed_outright_resumes_to_the_same_bits(
     train: Train, tmp_path: Path, job: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train("--output", tmp_path / "whole") == 0
+    for seed in (1, 2, 3):
+        kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("moving")
+def test_runs_killed_at_thirty_moments_resume_to_the_same_bits(
+    train: Train, tmp_path: Path, job: Path
+) -> None:
+    assert train("--output", tmp_path / "whole") == 0
+    for seed in range(10, 40):
+        kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+
+
+@pytest.mark.usefixtures("moving")
+def test_sigterm_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(
+    train: Train, tmp_path: Path, job: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train("--output", whole) == 0
-    script = f"""
-import os, signal
-from dynlora.adapters import fused
-from dynlora.cli.main import main
-from dynlora.importance.agreement import AgreementTest
-from dynlora.train.progress import ProgressBar
-
-def kill(self, args, state, *more, **named):
-    if state.global_step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-AgreementTest.is_significant = lambda self: True
-fused.LEAST_ELEMENTS = 0  # as in this process
-ProgressBar.on_step_end = kill
-main(["train", {str(job)!r}, "--output", {str(killed)!r}])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, check=False, env=os.environ
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert json.loads((killed / "run.json").read_text())["status"] == "running"
-    with (killed / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')  # a line that the kill cut short
-    assert train("--output", killed, "--training.resume", "latest") == 0
-    assert json.loads((killed / "run.json").read_text())["status"] == "finished"
-    assert_same_end(whole, killed, "dynamic")
+    done = run_that_ends_itself(job, stopped, "before the step", 8, "SIGTERM")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+    assert "after 8 of 12 steps; go on from step 8: dynlora train" in done.stderr
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    assert train("--output", stopped, "--training.resume", "latest") == 0
+    assert json.loads((stopped / "run.json").read_text())["resumed_from_step"] == 8
+    assert_same_end(whole, stopped, "dynamic")
 
 
 @pytest.mark.usefixtures("moving")

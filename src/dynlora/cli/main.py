@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         how = str(stop) or "before anything was written"
         print(f"interrupted: {how}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + getattr(stop, "signum", signal.SIGINT)
     return 0
 
 

@@ -25,6 +25,7 @@ from dynlora.train.recorder import (
 )
 from dynlora.train.resume import Past, check_same_task, find_past
 from dynlora.train.run_folder import RunFolder
+from dynlora.train.stop_signals import StopSignals
 from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
@@ -51,6 +52,7 @@ class Job:
     ranks: RankRecorder | None
     stopping: EarlyStopping | None
     stopwatch: Stopwatch
+    signals: StopSignals
     progress: ProgressBar
 
 
@@ -93,7 +95,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
     stopping = None if patience is None else EarlyStopping(best_metric, patience)
     if stopping is not None:
         callbacks.append(stopping)
-    callbacks.append(CheckpointRecorder(stopwatch, metrics))
+    signals = StopSignals()
+    callbacks += [signals, CheckpointRecorder(stopwatch, metrics)]
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
         trainer = task.make_trainer(
@@ -127,6 +130,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         ranks=ranks,
         stopping=stopping,
         stopwatch=stopwatch,
+        signals=signals,
         progress=progress,
     )
 

@@ -6,6 +6,7 @@ in the evaluation before training.
 
 import os
 import shlex
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from dynlora.train.heap import keep_freed_memory
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
+from dynlora.train.stop_signals import Stopped
 from dynlora.train.trackers import tracking
 
 
@@ -58,9 +60,9 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
             _train(job)
             _write_model(job)
         return _finish(job, record)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         record.update(status="interrupted", steps=job.trainer.state.global_step)
-        raise KeyboardInterrupt(_how_to_go_on(job)) from None
+        raise Stopped(_how_to_go_on(job), getattr(stop, "signum", signal.SIGINT)) from None
     except BaseException as error:
         record.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -132,6 +134,8 @@ def _begins_folder(job: Job) -> bool:
 
 def _announce(job: Job, console: Console) -> None:
     """Say what was loaded, so that a wrong split or model is seen before minutes have passed."""
+    for reason in () if job.past is None else job.past.skipped:
+        console.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
     for line in outlook(job).lines():
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -205,7 +209,10 @@ def _train(job: Job) -> None:
         ranks=job.ranks is not None,
     ):
         set_seed(config.seed)
-        job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
+        with job.signals.listening():
+            job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
+    if job.signals.received is not None:
+        raise Stopped("", job.signals.received)
 
 
 def _write_model(job: Job) -> None:

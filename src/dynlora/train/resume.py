@@ -1,20 +1,19 @@
 """Resuming: which checkpoint, whether it is complete, and whether it is of this very run.
 
 A checkpoint of a job lies in its run's folder and holds, beside the Trainer's files, `job.json`.
-That is written last, so a checkpoint without it was cut short.
+That is written last, with checksums of all others: a checkpoint without it was cut short, and one
+that differs from it was damaged.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
-
-from safetensors import SafetensorError, safe_open
 
 from dynlora.errors import ResumeError
 from dynlora.files.json_files import read_json, write_json
+from dynlora.files.manifest import damage, manifest_of
 from dynlora.report.plain_files import read_yaml
 from dynlora.report.unfinished import PROGRESS
 from dynlora.report.unfinished import complete_checkpoints as checkpoints_in
@@ -23,6 +22,7 @@ from dynlora.train.config_file import flatten, plain_values
 from dynlora.train.run_folder import RunFolder
 
 STATE = "trainer_state.json"
+_SECONDS = ("training_steps", "evaluation")
 MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
@@ -44,10 +44,12 @@ class Past:
     """What its `run.json` says; empty if that is lost."""
     log: Sequence[Mapping[str, Any]]
     """What the Trainer had logged."""
+    skipped: Sequence[str] = ()
+    """Why later checkpoints were passed over."""
 
 
 def save_progress(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
-    """Complete a checkpoint with what the Trainer does not keep.
+    """Complete a checkpoint with what the Trainer does not keep, and with what all files are.
 
     Args:
         checkpoint: Its folder.
@@ -55,8 +57,10 @@ def save_progress(checkpoint: Path, *, step: int, train: float, evaluation: floa
         train: Seconds in these steps.
         evaluation: Seconds in evaluations.
     """
-    seconds = {"training_steps": train, "evaluation": evaluation}
-    write_json(checkpoint / PROGRESS, {"step": step, "seconds": seconds})
+    seconds = dict(zip(_SECONDS, (train, evaluation), strict=True))
+    (checkpoint / PROGRESS).unlink(missing_ok=True)  # of an earlier save: not among what it lists
+    files = manifest_of(checkpoint)
+    write_json(checkpoint / PROGRESS, {"step": step, "seconds": seconds, "files": files})
 
 
 def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
@@ -72,8 +76,10 @@ def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
         if not config.overwrite:
             folder.refuse_run()
         return None
-    checkpoint = _latest(folder) if resume == "latest" else Path(resume)
-    past = _read(checkpoint)
+    if resume == "latest-good":
+        past = _latest_good(folder)
+    else:
+        past = _read(_latest(folder) if resume == "latest" else Path(resume))
     _check_same_config(past, config)
     if past.source.root.resolve() != folder.root.resolve() and not config.overwrite:
         folder.refuse_run()
@@ -114,20 +120,40 @@ def _latest(folder: RunFolder) -> Path:
     return found[max(found)]
 
 
+def _latest_good(folder: RunFolder) -> Past:
+    """Return the newest checkpoint that is complete and whole, and why later ones are not."""
+    found = {_step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
+    skipped: list[str] = []
+    for step in sorted(found, reverse=True):
+        try:
+            return replace(_read(found[step]), skipped=tuple(skipped))
+        except ResumeError as error:
+            skipped.append(str(error))
+    raise ResumeError(
+        f"`training.resume: latest-good` needs a whole checkpoint in {folder.checkpoints}, got "
+        f"{len(found)} of which none is: leave `training.resume: none` to start afresh."
+        + "".join(f" {reason}" for reason in skipped[:1])
+    )
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else -1
+
+
 def _read(checkpoint: Path) -> Past:
     if not (checkpoint / STATE).is_file():
         raise ResumeError(
             "`training.resume` must be none, latest or the folder of a checkpoint, got "
             f"{checkpoint}, which has no {STATE}."
         )
-    try:
-        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    progress = _progress(checkpoint)
+    wrong = damage(checkpoint, progress["files"])
+    if wrong is not None:
         raise ResumeError(
-            f"a checkpoint must be complete, got {checkpoint} without a readable {PROGRESS}, which "
-            "is written last: resume from an earlier one."
-        ) from error
-    _check_whole(checkpoint)
+            f"a checkpoint must be as it was written, got {checkpoint}, in which {wrong}: resume "
+            "from an earlier one, which `training.resume: latest-good` finds, or start again."
+        )
     source = RunFolder(checkpoint.resolve().parent.parent)
     return Past(
         checkpoint=checkpoint,
@@ -140,29 +166,27 @@ def _read(checkpoint: Path) -> Past:
     )
 
 
-def _check_whole(checkpoint: Path) -> None:
-    """Check that the files of a checkpoint can be read to their ends; their content is not.
+def _progress(checkpoint: Path) -> dict[str, Any]:
+    """Return what completes a checkpoint.
 
     Raises:
-        ResumeError: If one cannot.
+        ResumeError: If it is missing or not what `save_progress` writes.
     """
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, framework="numpy"):
-                    pass  # the header must fit the file's length
-            elif path.suffix in {".pt", ".pth"}:
-                with ZipFile(path) as archive:
-                    broken = archive.testzip()
-                    if broken is not None:
-                        raise BadZipFile(f"{broken} in it is damaged")
-        except (OSError, ValueError, SafetensorError, BadZipFile) as error:
-            raise ResumeError(
-                f"a checkpoint must be whole, got {path}, which cannot be read ({error}): resume "
-                "from an earlier one by its folder, or start again."
-            ) from error
+    try:
+        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        return {
+            "step": int(progress["step"]),
+            "seconds": {key: float(progress["seconds"][key]) for key in _SECONDS},
+            "files": {
+                str(name): {"bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
+                for name, file in progress["files"].items()
+            },
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ResumeError(
+            f"a checkpoint must be complete, got {checkpoint} without a readable {PROGRESS}, which "
+            "is written last: resume from an earlier one."
+        ) from error
 
 
 def _check_same_config(past: Past, config: JobConfig) -> None:

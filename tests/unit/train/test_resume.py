@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from dynlora.errors import ResumeError, RunFolderError
 from dynlora.files.json_files import write_json
@@ -41,6 +41,7 @@ def begin(folder: RunFolder, *steps: int) -> None:
     for step in steps:
         checkpoint = folder.checkpoints / f"checkpoint-{step}"
         write_json(checkpoint / "trainer_state.json", {"global_step": step})
+        (checkpoint / "optimizer.pt").write_bytes(bytes(100))
         save_progress(checkpoint, step=step, train=2.5, evaluation=0.5)
 
 
@@ -111,20 +112,71 @@ def test_progress_is_written_as_one_whole_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "job.json").read_text())["step"] == 3
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
-def test_a_checkpoint_with_a_file_cut_short_is_refused(folder: RunFolder, name: str) -> None:
-    begin(folder, 5)
-    path = folder.checkpoints / "checkpoint-5" / name
-    weights = {"a": torch.arange(100.0)}
-    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
-    assert find_past(config(folder, "latest"), folder) is not None
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ResumeError, match=rf"{name}.* cannot be read"):
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    (cut_short, r"optimizer\.pt has 95 bytes, not 100"),
+    (flip_a_bit, r"optimizer\.pt has other content than was written"),
+    (Path.unlink, r"optimizer\.pt is missing"),
+]
+
+
+@pytest.mark.parametrize(("harm", "told"), DAMAGES)
+def test_a_damaged_checkpoint_is_refused_with_the_file_and_latest_good_passes_it_over(
+    folder: RunFolder, harm: Callable[[Path], None], told: str
+) -> None:
+    begin(folder, 5, 10)
+    harm(folder.checkpoints / "checkpoint-10" / "optimizer.pt")
+    with pytest.raises(ResumeError, match=told):
         find_past(config(folder, "latest"), folder)
+    past = find_past(config(folder, "latest-good"), folder)
+    assert past is not None
+    assert past.step == 5
+    (reason,) = past.skipped
+    assert re.search(told, reason)
 
 
-def test_a_checkpoint_whose_state_is_no_json_is_refused(folder: RunFolder) -> None:
+def test_latest_good_passes_over_checkpoints_that_were_not_completed(folder: RunFolder) -> None:
+    begin(folder, 5, 10, 15)
+    (folder.checkpoints / "checkpoint-15" / "job.json").unlink()
+    (folder.checkpoints / "checkpoint-20").mkdir()
+    past = find_past(config(folder, "latest-good"), folder)
+    assert past is not None
+    assert past.step == 10
+    assert [re.search(r"checkpoint-\d+", reason)[0] for reason in past.skipped] == [
+        "checkpoint-20",
+        "checkpoint-15",
+    ]
+
+
+def test_where_no_checkpoint_is_good_latest_good_says_why(folder: RunFolder) -> None:
     begin(folder, 5)
-    (folder.checkpoints / "checkpoint-5" / "trainer_state.json").write_text('{"log_his')
-    with pytest.raises(ResumeError, match=r"trainer_state.json.* cannot be read"):
+    cut_short(folder.checkpoints / "checkpoint-5" / "optimizer.pt")
+    with pytest.raises(ResumeError, match=r"got 1 of which none is.*optimizer\.pt has 95 bytes"):
+        find_past(config(folder, "latest-good"), folder)
+
+
+def test_a_checkpoint_saved_again_lists_what_is_there_now(folder: RunFolder) -> None:
+    begin(folder, 5)
+    checkpoint = folder.checkpoints / "checkpoint-5"
+    (checkpoint / "optimizer.pt").write_bytes(b"another")
+    save_progress(checkpoint, step=5, train=2.5, evaluation=0.5)
+    assert find_past(config(folder, "latest"), folder) is not None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"step": 5}', '{"step": 5, "seconds": {}, "files": 7}', "null"]
+)
+def test_a_manifest_that_is_none_is_refused_by_its_name(folder: RunFolder, content: str) -> None:
+    begin(folder, 5)
+    (folder.checkpoints / "checkpoint-5" / "job.json").write_text(content)
+    with pytest.raises(ResumeError, match=r"without a readable job\.json"):
         find_past(config(folder, "latest"), folder)

@@ -69,8 +69,9 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, data order and dropout; the same for every method."""
     resume: str = "none"
-    """`none` starts afresh, `latest` goes on from the newest checkpoint in the output folder, any
-    other text is the folder of a checkpoint."""
+    """`none` starts afresh, `latest` goes on from the newest checkpoint in the output folder,
+    `latest-good` from the newest that is not damaged, any other text is the folder of a
+    checkpoint."""
 
     def __post_init__(self) -> None:
         """Check each value, then how they fit together.

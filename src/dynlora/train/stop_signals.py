@@ -1,0 +1,73 @@
+"""SIGTERM and Ctrl-C end training with a checkpoint, after the step that they came in.
+
+Cluster schedulers send SIGTERM before they kill; what was trained since the last checkpoint would
+be lost. A second one, or one outside of training, stops at once.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended training, and a checkpoint was written."""
+
+    def __init__(self, text: str, signum: int) -> None:
+        super().__init__(text)
+        self.signum = signum
+
+
+class StopSignals(TrainerCallback):
+    """Listens for signals, and ends training when one has come."""
+
+    def __init__(self) -> None:
+        """Have received none."""
+        self.received: int | None = None
+        """The signal that came."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals in place of Python's own handlers; handlers of somebody else's stay."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ours = [number for number, usual in _DEFAULTS.items() if signal.getsignal(number) is usual]
+        for number in ours:
+            signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            _restore(ours)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End training with a checkpoint, if a signal has come."""
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave out the evaluation of an epoch that was cut short."""
+        if self.received is not None and not float(state.epoch or 0).is_integer():
+            control.should_evaluate = False
+
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        self.received = signum
+        _restore(list(_DEFAULTS))
+
+
+def _restore(numbers: list[signal.Signals]) -> None:
+    for number in numbers:
+        signal.signal(number, _DEFAULTS[number])
