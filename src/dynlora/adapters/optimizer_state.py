@@ -11,19 +11,32 @@ that other gradients had at the start of training, or it hardly moves for as lon
 them (a thousand steps), and what was learned of the old basis counts for less in the new one.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.sharding import sharded_as
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
-SUPPORTED = (Adam, AdamW, SGD)
+SUPPORTED = (Adam, AdamW, SGD, Muon)
+"""Optimizers whose state follows."""
+
+RESTARTED = {
+    "torch.optim": "Adafactor",
+    "transformers.optimization": "Adafactor",
+    "bitsandbytes.optim.adam": "Adam",
+    "bitsandbytes.optim.adamw": "AdamW",
+}
+"""By module, beginnings of the names of optimizers whose state does not follow, because it is
+factored or quantised: that of a layer which changes starts anew, as on its first step."""
+
+logger = logging.getLogger(__name__)
 
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
@@ -39,21 +52,33 @@ is for that step's gradient, up to three times its usual size with torch's defau
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the torch optimizer inside Accelerate's wrapper, checked to be one we can follow.
+    """Return the optimizer inside Accelerate's wrapper, checked to be one we can follow.
 
     Raises:
-        OptimizerError: If its state cannot be resized.
+        OptimizerError: If its state can neither be resized nor start anew.
     """
-    inner = vars(optimizer).get("optimizer", optimizer)
-    if type(inner) not in SUPPORTED:
-        names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SUPPORTED)
-        kind = type(inner)
-        raise OptimizerError(
-            f"The optimizer must be one of {names}, got {kind.__module__}.{kind.__name__}, whose "
-            "state cannot follow a change of rank yet: use torch.optim.AdamW."
+    inner: Optimizer = vars(optimizer).get("optimizer", optimizer)
+    kind = type(inner)
+    if _starts_anew(inner):
+        logger.warning(
+            "the state of %s cannot follow a change of rank: that of a layer which changes starts "
+            "anew at each event",
+            kind.__name__,
         )
-    result: Optimizer = inner
-    return result
+    elif kind not in SUPPORTED:
+        names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SUPPORTED)
+        raise OptimizerError(
+            f"The optimizer must be one of {names}, an Adafactor or one of bitsandbytes' Adam and "
+            f"AdamW, got {kind.__module__}.{kind.__name__}, whose state cannot follow a change of "
+            "rank yet: use torch.optim.AdamW."
+        )
+    return inner
+
+
+def _starts_anew(optimizer: Optimizer) -> bool:
+    kind = type(optimizer)
+    begins = RESTARTED.get(kind.__module__)
+    return begins is not None and kind.__name__.removeprefix("Paged").startswith(begins)
 
 
 def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
@@ -86,6 +111,10 @@ def rebase_state(
         lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
         size: Rank that the tensors have room for after the change.
     """
+    if _starts_anew(optimizer):
+        for factor in (lora_A, lora_B):
+            optimizer.state.pop(factor.parameter, None)
+        return
     old = change.to_A.shape[1]
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:

@@ -42,7 +42,8 @@ def test_the_optimizer_inside_accelerates_wrapper_is_found():
 @pytest.mark.parametrize("kind", [Adagrad, NAdam])
 def test_other_optimizers_are_refused_with_those_that_work(kind):
     message = re.escape(
-        "must be one of torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, got "
+        "must be one of torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Muon, an "
+        "Adafactor or one of bitsandbytes' Adam and AdamW, got "
         f"torch.optim.{kind.__name__.lower()}.{kind.__name__}"
     )
     with pytest.raises(OptimizerError, match=message):
