@@ -17,15 +17,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import Optimizer
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.sharding import sharded_as
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
-SUPPORTED = (Adam, AdamW, SGD, Muon)
-"""Optimizers whose state follows."""
+SUPPORTED = ("Adam", "AdamW", "SGD", "Muon")
+"""Optimizers of torch whose state follows, by name: older ones lack some."""
 
 RESTARTED = {
     "torch.optim": "Adafactor",
@@ -65,8 +65,8 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
             "anew at each event",
             kind.__name__,
         )
-    elif kind not in SUPPORTED:
-        names = ", ".join(f"torch.optim.{kind.__name__}" for kind in SUPPORTED)
+    elif kind not in [getattr(torch.optim, name, None) for name in SUPPORTED]:
+        names = ", ".join(f"torch.optim.{name}" for name in SUPPORTED)
         raise OptimizerError(
             f"The optimizer must be one of {names}, an Adafactor or one of bitsandbytes' Adam and "
             f"AdamW, got {kind.__module__}.{kind.__name__}, whose state cannot follow a change of "
