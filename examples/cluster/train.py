@@ -1,0 +1,88 @@
+r"""Fine-tune a language model on lines of text, on one machine or many, with ranks that move.
+
+    accelerate launch --config_file examples/cluster/one-node.yaml examples/cluster/train.py \
+        --model MODEL --text FILE --output adapter
+
+The same script runs in one process, under DistributedDataParallel and under FSDP2: which one it is
+says the configuration.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dynlora import DynamicLora, DynamicLoraConfig, make_static
+
+
+def main() -> None:
+    """Train, and save one adapter."""
+    given = _arguments()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    base = AutoModelForCausalLM.from_pretrained(given.model)
+    model = get_peft_model(
+        base, LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear")
+    )
+    config = DynamicLoraConfig(total_steps=given.steps)
+    make_static(model, config)  # before an engine, or the optimizer, sees the tensors
+    optimizer = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=given.learning_rate
+    )
+    lines = [line for line in given.text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    loader = DataLoader(
+        tokenizer(lines, truncation=True, max_length=given.length)["input_ids"],
+        batch_size=given.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=lambda rows: tokenizer.pad({"input_ids": rows}, return_tensors="pt"),
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    dynamic = DynamicLora(accelerator.unwrap_model(model), optimizer, config)
+    model.train()
+    step = 0
+    while step < given.steps:
+        for batch in loader:
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            loss = model(**batch, labels=labels).loss
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            dynamic.observe()
+            optimizer.step()
+            dynamic.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 10 == 0 or step == given.steps:
+                accelerator.print(f"step {step}: loss {loss.item():.4f}")
+            if step == given.steps:
+                break
+    dynamic.close()
+    bare = accelerator.unwrap_model(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(bare, options=options)  # on every process
+    if accelerator.is_main_process:
+        bare.save_pretrained(given.output, state_dict=weights)
+    accelerator.print(f"ranks {min(dynamic.ranks.values())} to {max(dynamic.ranks.values())}")
+    accelerator.end_training()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fine-tune a language model on lines of text.")
+    parser.add_argument("--model", required=True, help="hub name or folder")
+    parser.add_argument("--text", type=Path, required=True, help="one example a line")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the adapter")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=8, help="in each process")
+    parser.add_argument("--length", type=int, default=512, help="tokens of an example, at most")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

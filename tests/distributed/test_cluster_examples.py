@@ -1,0 +1,68 @@
+"""The files of `examples/cluster`: Accelerate reads them, and the script runs here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tests.jobs import WORDS, save_tokenizer
+
+FOLDER = Path("examples/cluster")
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_each_configuration_and_knows_its_keys(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes % config.num_machines == 0
+    keys = {action.dest for action in launch_command_parser()._actions}
+    assert set(yaml.safe_load(path.read_text()).get("fsdp_config", {})) <= keys
+
+
+def test_the_slurm_script_is_bash_and_names_files_that_exist():
+    script = FOLDER / "train.slurm"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    named = {word.strip("'\"") for word in script.read_text().split() if "examples/cluster" in word}
+    assert {FOLDER / "several-nodes.yaml", FOLDER / "train.py"} <= {Path(name) for name in named}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + 8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_script_trains_and_saves_one_adapter(model, processes, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("\n".join(" ".join(WORDS[k : k + 4]) for k in range(len(WORDS) - 4)) * 4)
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu"]
+    command += ["--num_processes", str(processes), "--num_machines=1", "--mixed_precision=no"]
+    command += ["--dynamo_backend=no", str(FOLDER / "train.py"), "--model", str(model)]
+    command += ["--text", str(text), "--output", str(tmp_path / "adapter")]
+    command += ["--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 20: loss") == 1
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "adapter")
