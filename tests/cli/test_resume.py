@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -192,6 +193,49 @@ def test_runs_killed_at_thirty_moments_resume_to_the_same_bits(
     assert train("--output", tmp_path / "whole") == 0
     for seed in range(10, 40):
         kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+
+
+FULL_DISK = """
+import resource, sys
+from dynlora.adapters import fused
+from dynlora.cli.main import main
+from dynlora.importance.agreement import AgreementTest
+from dynlora.train.progress import ProgressBar
+
+job, output, limit = sys.argv[1:]
+
+def full_from_step_8(self, args, state, *more, **named):
+    if state.global_step == 8:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+AgreementTest.is_significant = lambda self: True
+fused.LEAST_ELEMENTS = 0  # as in the tests' process
+ProgressBar.on_step_end = full_from_step_8
+sys.exit(main(["train", job, "--output", output]))
+"""
+
+
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (1_000, r"error: a path .*metrics\.jsonl: File too large"),
+        (30_000, r"error: a checkpoint must be written whole, but in .*checkpoint-10 the disk"),
+    ],
+)
+def test_a_full_disk_is_told_in_a_line_and_leaves_what_was_saved_before(
+    train: Train, tmp_path: Path, job: Path, limit: int, told: str
+) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    assert train("--output", whole) == 0
+    command = [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(job), str(full), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert re.match(told, errors[0])
+    assert train("--output", full, "--training.resume", "latest-good") == 0
+    assert_same_end(whole, full, "dynamic")
 
 
 @pytest.mark.usefixtures("moving")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
-from dynlora.files.whole import write_text
+from dynlora.files.whole import naming, write_text
 
 
 def finite(value: Any) -> Any:
@@ -40,8 +40,12 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one object as a line."""
-    with path.open("a", encoding="utf-8") as file:
+    """Append one object as a line.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(to_json(line) + "\n")
 
 

@@ -31,11 +31,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        draft.touch(exist_ok=False)
-        yield draft
-        draft.replace(path)
+        with naming(path):
+            draft.touch(exist_ok=False)
+            yield draft
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what a disk refuses name the file: of a full one, Python tells the reason alone.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager

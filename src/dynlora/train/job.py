@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from peft.utils.warning import PeftWarning
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import set_seed
 
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
@@ -21,6 +22,7 @@ from dynlora.errors import EngineError, RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
+from dynlora.report.unfinished import PROGRESS, finish_command
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
@@ -209,10 +211,32 @@ def _train(job: Job) -> None:
         ranks=job.ranks is not None,
     ):
         set_seed(config.seed)
-        with job.signals.listening():
+        with job.signals.listening(), _explaining_saves(job):
             job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
     if job.signals.received is not None:
         raise Stopped("", job.signals.received)
+
+
+@contextmanager
+def _explaining_saves(job: Job) -> Iterator[None]:
+    """Say of an error that left a checkpoint half written what it means.
+
+    torch and safetensors report a full disk in words of their own, as errors of several types.
+
+    Raises:
+        RunFolderError: If a checkpoint could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        checkpoint = job.folder.checkpoints / f"checkpoint-{job.trainer.state.global_step}"
+        if not checkpoint.is_dir() or (checkpoint / PROGRESS).exists():
+            raise
+        raise RunFolderError(
+            f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
+            f"({error}): make room, then go on from an earlier one with "
+            f"`{finish_command(job.folder.root)}`."
+        ) from error
 
 
 def _write_model(job: Job) -> None:
