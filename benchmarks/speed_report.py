@@ -1,4 +1,4 @@
-"""Make `docs/performance.md` and its figures of what `speed`, `overhead` and `scale` wrote.
+"""Make `docs/performance.md` and its figures of the files of the timings.
 
 python -m benchmarks.speed_report
 """
@@ -33,8 +33,8 @@ each in turn, so that only ratios within a table mean anything; the ratio is the
 steps' pairs, with the quartiles in brackets. Outputs and gradients of the fused model were compared
 with PEFT's before anything was timed. Peak memory is that of a process that takes six steps, the
 model's loading included. This page is made by `python -m benchmarks.speed_report` of the files
-`speed-*.json`, `overhead.json` and `scale.json` in `benchmarks/results`, and those by the commands
-above the tables.
+`speed-*.json`, `overhead.json`, `scale.json` and `processes.json` in `benchmarks/results`, and those
+by the commands above the tables.
 """
 VARIANTS = {
     "plain": "PEFT LoRA",
@@ -58,7 +58,8 @@ def main() -> None:
     parts = [HEAD, f"![Step time over PEFT LoRA's]({FIGURE.name})\n"]
     overhead = json.loads((RESULTS / "overhead.json").read_text())
     scale = json.loads((RESULTS / "scale.json").read_text())
-    parts += [*map(_section, found), _overhead(overhead), _scale(scale)]
+    processes = json.loads((RESULTS / "processes.json").read_text())
+    parts += [*map(_section, found), _overhead(overhead), _scale(scale), _processes(processes)]
     PAGE.write_text("\n".join(parts))
     _draw(found)
     _draw_growth(scale)
@@ -165,6 +166,37 @@ def _scale(result: Mapping[str, Any]) -> str:
         ratios = [c["ratio"] for c in result["calls"] if (c["width"], c["rank"]) == (width, rank)]
         lines.append(f"| {width}, {rank} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return "\n".join([*lines, ""])
+
+
+def _processes(result: Mapping[str, Any]) -> str:
+    layers, width = result["layers"], result["width"]
+    lines = [
+        "## Several processes\n",
+        f"`python -m benchmarks.processes`: a chain of {layers} square linear layers of width "
+        f"{width}, r = {result['rank']}, under DistributedDataParallel over gloo; all processes share "
+        f"{result['processors']} CPUs, so that seconds grow with their number whatever is sent.\n",
+        "| processes | a step of plain LoRA | a step between events | an event | bytes that a "
+        "process gives to an event |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for point in result["points"]:
+        plain, dynamic = (_milliseconds(point["step_seconds"][k]) for k in ("plain", "dynamic"))
+        lines.append(
+            f"| {point['processes']} | {plain} | {dynamic} | "
+            f"{_milliseconds(point['event_seconds'])} | {point['event_bytes']:,.0f} |"
+        )
+    tokens, keys = 128 * 4 * width * layers, 128 * 8 * layers
+    large = 10_000 * 128 * (4 * 4096 + 8) / 1e9
+    lines.append(
+        f"\nOf these bytes {tokens:,} are sampled tokens, which are added up, and {keys:,} their "
+        "keys, which every process gets from every other. Both grow with the number of layers and "
+        "neither with the number of processes: 10,000 layers of width 4,096 would give "
+        f"{large:.0f} GB to an event, five times in a run. What a process receives, and must hold, "
+        "grows with their number: 1,024 bytes of keys a layer from each, 10 GB from 1,000 processes "
+        "for 10,000 layers. There it would stop scaling; keys that layers have in common are sent "
+        "for each of them so far.\n"
+    )
+    return "\n".join(lines)
 
 
 def _milliseconds(seconds: float) -> str:
