@@ -33,8 +33,8 @@ each in turn, so that only ratios within a table mean anything; the ratio is the
 steps' pairs, with the quartiles in brackets. Outputs and gradients of the fused model were compared
 with PEFT's before anything was timed. Peak memory is that of a process that takes six steps, the
 model's loading included. This page is made by `python -m benchmarks.speed_report` of the files
-`speed-*.json`, `overhead.json`, `scale.json` and `processes.json` in `benchmarks/results`, and those
-by the commands above the tables.
+`speed-*.json`, `overhead.json`, `scale.json` and `processes.json` in `benchmarks/results`, and
+those by the commands above the tables.
 """
 VARIANTS = {
     "plain": "PEFT LoRA",
@@ -173,8 +173,8 @@ def _processes(result: Mapping[str, Any]) -> str:
     lines = [
         "## Several processes\n",
         f"`python -m benchmarks.processes`: a chain of {layers} square linear layers of width "
-        f"{width}, r = {result['rank']}, under DistributedDataParallel over gloo; all processes share "
-        f"{result['processors']} CPUs, so that seconds grow with their number whatever is sent.\n",
+        f"{width}, r = {result['rank']}, under DistributedDataParallel over gloo; all processes "
+        f"share {result['processors']} CPUs, so that seconds grow with their number anyway.\n",
         "| processes | a step of plain LoRA | a step between events | an event | bytes that a "
         "process gives to an event |",
         "| --- | --- | --- | --- | --- |",
@@ -185,16 +185,15 @@ def _processes(result: Mapping[str, Any]) -> str:
             f"| {point['processes']} | {plain} | {dynamic} | "
             f"{_milliseconds(point['event_seconds'])} | {point['event_bytes']:,.0f} |"
         )
-    tokens, keys = 128 * 4 * width * layers, 128 * 8 * layers
-    large = 10_000 * 128 * (4 * 4096 + 8) / 1e9
+    tokens = 128 * 4 * width * layers
+    large = 10_000 * 128 * 4 * 4096 / 1e9
     lines.append(
-        f"\nOf these bytes {tokens:,} are sampled tokens, which are added up, and {keys:,} their "
-        "keys, which every process gets from every other. Both grow with the number of layers and "
-        "neither with the number of processes: 10,000 layers of width 4,096 would give "
-        f"{large:.0f} GB to an event, five times in a run. What a process receives, and must hold, "
-        "grows with their number: 1,024 bytes of keys a layer from each, 10 GB from 1,000 processes "
-        "for 10,000 layers. There it would stop scaling; keys that layers have in common are sent "
-        "for each of them so far.\n"
+        f"\nOf these bytes {tokens:,} are sampled tokens, which are added up. They grow with the "
+        "layers' inputs and not with the number of processes: 10,000 layers of width 4,096, each "
+        f"with an input of its own, would give {large:.0f} GB to an event, five times in a run. "
+        "Keys are what a process gets from every other: 1,024 bytes for all layers of the same "
+        "tokens: a megabyte from 1,000 processes. Where each layer sees tokens of its own they are "
+        "1,024 bytes a layer, and 10,000 layers on 1,000 processes would have to hold 10 GB.\n"
     )
     return "\n".join(lines)
 

@@ -10,39 +10,19 @@ a shrink would drop are all computed from this one sample, at events only.
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.distributed import (
-    gather_from_processes,
-    max_over_processes,
-    process_count,
-    process_rank,
-    sum_over_processes,
-)
+from dynlora.distributed import process_rank
+from dynlora.samples import SAMPLE_SIZE, Sample, joined, same_tokens, share_tokens
 from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
-
-SAMPLE_SIZE = 128
-"""Tokens kept per layer."""
 
 STEP_INTERVAL = 8
 """Observed steps from one whose forwards are sampled to the next."""
-
-
-_DTYPES = (torch.int64, torch.bfloat16, torch.float16, torch.float32)
-"""Of tokens; the later ones hold what the earlier ones do."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Sample:
-    keys: Int[Tensor, " n"]
-    tokens: Tokens
-    """In the dtype that they entered the layer in, at most float32."""
-    output_power: Float[Tensor, " n"]
 
 
 class _Latest:
@@ -84,7 +64,7 @@ class InputFeatureAnalyzer:
         self.sampling = True
         """Whether forwards of the current step are to be observed."""
         self._names, self._device = names, device
-        self._samples: dict[str, _Sample] = {}
+        self._samples: dict[str, Sample] = {}
         self._stale: set[str] = set()
         # Layers that read one tensor, as query, key and value do, keep one copy of its tokens.
         self._in_forward, self._in_merge = _Latest(_smallest), _Latest(_smallest)
@@ -125,7 +105,7 @@ class InputFeatureAnalyzer:
             tokens = self._merge(old.tokens, tokens, index)
             power = _merged(old.output_power, power, index)
         self._stale.discard(name)
-        self._samples[name] = _Sample(keys=kept, tokens=tokens, output_power=power)
+        self._samples[name] = Sample(keys=kept, tokens=tokens, output_power=power)
 
     def stats(self) -> dict[str, FeatureStats]:
         """Return what is known of each layer's input, on all processes together.
@@ -134,7 +114,7 @@ class InputFeatureAnalyzer:
         """
         found: dict[str, FeatureStats] = {}
         last: FeatureStats | None = None
-        samples, _ = self._of_all_processes()
+        samples, _ = self._joined()
         for name, sample in samples.items():
             used = sample.keys != UNUSED_KEY
             tokens, power = sample.tokens[used], sample.output_power[used]
@@ -163,7 +143,7 @@ class InputFeatureAnalyzer:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the samples of all processes together, as tensors keyed ``<module>/<field>``."""
         state: dict[str, Tensor] = {}
-        samples, stale = self._of_all_processes()
+        samples, stale = self._joined()
         for name, sample in samples.items():
             state[f"{name}/keys"] = sample.keys.clone()  # layers share these, files cannot
             state[f"{name}/tokens"] = sample.tokens.clone()
@@ -171,44 +151,8 @@ class InputFeatureAnalyzer:
             state[f"{name}/stale"] = torch.tensor(name in stale)
         return state
 
-    def _of_all_processes(self) -> tuple[dict[str, _Sample], set[str]]:
-        """Return samples of the tokens that all processes have seen, and which of them are stale.
-
-        The tokens with the smallest keys of all are those that one process would have kept, had it
-        seen all batches. Each process sends keys, and then only those of its tokens that stay.
-        """
-        if process_count() == 1:
-            return self._samples, self._stale
-        names, device = self._names, self._device
-        own = [self._samples.get(name) for name in names]
-        fresh = [name in self._samples and name not in self._stale for name in names]
-        formats = [_format_of(sample) for sample in own]
-        known = torch.tensor([fresh, *zip(*formats, strict=True)], device=device)
-        any_fresh, dtypes, widths = max_over_processes(known).tolist()
-        keys = torch.full((len(names), SAMPLE_SIZE), UNUSED_KEY, device=device)
-        power = torch.zeros(len(names), SAMPLE_SIZE, device=device)
-        for place, sample in enumerate(own):
-            if sample is not None and fresh[place] == any_fresh[place]:
-                keys[place, : len(sample.keys)] = sample.keys
-                power[place, : len(sample.keys)] = sample.output_power
-        everyone = gather_from_processes(keys).transpose(0, 1).flatten(1)
-        kept, origin = torch.topk(everyone, SAMPLE_SIZE, dim=1, largest=False)
-        mine = (origin // SAMPLE_SIZE == process_rank()) & (kept != UNUSED_KEY)
-        slot = torch.where(mine, origin % SAMPLE_SIZE, 0)
-        power = sum_over_processes(torch.where(mine, power.gather(1, slot), 0.0))
-        joined: dict[str, _Sample] = {}
-        for place, (name, sample) in enumerate(zip(names, own, strict=True)):
-            if dtypes[place] < 0:  # nobody has seen it
-                continue
-            shape = (SAMPLE_SIZE, widths[place]) if widths[place] else (SAMPLE_SIZE,)
-            tokens = torch.zeros(shape, dtype=_DTYPES[dtypes[place]], device=device)
-            if sample is not None:
-                chosen = mine[place]
-                tokens[chosen] = sample.tokens.to(tokens.dtype)[slot[place][chosen]]
-            joined[name] = _Sample(
-                keys=kept[place], tokens=sum_over_processes(tokens), output_power=power[place]
-            )
-        return joined, {name for name, new in zip(names, any_fresh, strict=True) if not new}
+    def _joined(self) -> tuple[dict[str, Sample], set[str]]:
+        return joined(self._names, self._samples, self._stale, device=self._device)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output; the first process holds what all had."""
@@ -218,39 +162,14 @@ class InputFeatureAnalyzer:
         names = [key.removesuffix("/keys") for key in state if key.endswith("/keys")]
         self._stale = {name for name in names if bool(state[f"{name}/stale"])}
         samples = {
-            name: _Sample(
+            name: Sample(
                 keys=state[f"{name}/keys"],
                 tokens=state[f"{name}/tokens"],
                 output_power=state[f"{name}/output_power"],
             )
             for name in names
         }
-        self._samples = _shared(samples)
-
-
-def _format_of(sample: _Sample | None) -> tuple[int, int]:
-    """Return the dtype of a layer's tokens, as its place in `_DTYPES`, and their width; 0: ids."""
-    if sample is None:
-        return -1, 0
-    width = sample.tokens.shape[1] if sample.tokens.dim() == 2 else 0
-    return _DTYPES.index(sample.tokens.dtype), width
-
-
-def _shared(samples: dict[str, _Sample]) -> dict[str, _Sample]:
-    """Let layers whose tokens are the same as those of the layer before hold them once."""
-    last: _Sample | None = None
-    for sample in samples.values():
-        if last is not None and torch.equal(sample.keys, last.keys):
-            sample.keys = last.keys
-            if same_tokens(sample.tokens, last.tokens):
-                sample.tokens = last.tokens
-        last = sample
-    return samples
-
-
-def same_tokens(left: Tensor, right: Tensor) -> bool:
-    """Return whether two samples are equal, and of one type."""
-    return left.dtype == right.dtype and torch.equal(left, right)
+        self._samples = share_tokens(samples)
 
 
 def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
