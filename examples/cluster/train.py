@@ -25,6 +25,8 @@ def main() -> None:
     given = _arguments()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     base = AutoModelForCausalLM.from_pretrained(given.model)
     model = get_peft_model(
         base, LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear")
@@ -42,6 +44,8 @@ def main() -> None:
         drop_last=True,
         collate_fn=lambda rows: tokenizer.pad({"input_ids": rows}, return_tensors="pt"),
     )
+    if len(loader) < accelerator.num_processes:
+        raise SystemExit(f"{given.text} must fill a batch of {given.batch_size} in each process")
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     dynamic = DynamicLora(accelerator.unwrap_model(model), optimizer, config)
     model.train()

@@ -173,7 +173,8 @@ def bound_layer(
     Args:
         cost: Parameters that one rank takes.
         held: Live rank.
-        shape: Rank of a full update of the layer: ``min(in_features, out_features)``.
+        shape: Rank of a full update of the layer, ``min(in_features, out_features)``, or what its
+            tensors have room for.
         min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
         max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
@@ -202,6 +203,11 @@ class ShapedLayer(Protocol):
     @property
     def r(self) -> int:
         """Live rank."""
+        ...
+
+    @property
+    def capacity(self) -> int | None:
+        """Rank at which the tensors are held in static mode; None if they have the live one."""
         ...
 
     @property
@@ -241,7 +247,7 @@ def bound_layers(
         layer.name: bound_layer(
             cost=layer.cost,
             held=layer.r,
-            shape=min(layer.in_features, layer.out_features),
+            shape=min(layer.in_features, layer.out_features, layer.capacity or max_rank),
             min_rank=config.min_rank,
             max_rank=max_rank,
             kept_by_tolerance=(lowest or {}).get(layer.name, 1),

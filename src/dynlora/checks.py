@@ -7,9 +7,13 @@ from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from dynlora.adjuster import LayerBounds, check_budget
 from dynlora.config import DynamicLoraConfig
-from dynlora.errors import BudgetError, ConfigError, NonFiniteError, ResumeError
+from dynlora.distributed import max_over_processes, process_count
+from dynlora.errors import BudgetError, ConfigError, EngineError, NonFiniteError, ResumeError
 from dynlora.types import RankPlan
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,12 @@ def check_room(bounds: Mapping[str, LayerBounds], budget: int, *, min_rank: int)
 
 
 def check_plan(
-    plan: RankPlan, ranks: Mapping[str, int], costs: Mapping[str, int], budget: int
+    plan: RankPlan,
+    ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+    budget: int,
+    *,
+    most: Mapping[str, int | None],
 ) -> None:
     """Check a plan of the user's own.
 
@@ -80,9 +89,11 @@ def check_plan(
         ranks: Live ranks.
         costs: Parameters that one rank takes, by module name.
         budget: Parameters to spend.
+        most: Rank at which each layer's tensors are held for good; None if they can be of any.
 
     Raises:
-        BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+        BudgetError: If the plan names an unknown layer, a rank below 1 or above what static tensors
+            hold, or costs too much.
     """
     unknown = sorted(set(plan.ranks) - set(ranks))
     if unknown:
@@ -92,6 +103,12 @@ def check_plan(
     for name, rank in plan.ranks.items():
         if rank < 1:
             raise BudgetError(f"The rank of {name!r} must be at least 1, got {rank}.")
+        held = most[name]
+        if held is not None and rank > held:
+            raise BudgetError(
+                f"The rank of {name!r} must be at most {held}, at which its tensors are held in "
+                f"static mode, got {rank}: lower it, or set a higher `max_rank` from the start."
+            )
     planned = {**ranks, **plan.ranks}
     cost = sum(planned[name] * costs[name] for name in planned)
     if cost > budget:
@@ -143,6 +160,11 @@ def choose_mode(
     Raises:
         ConfigError: If a setting is for one process, or for physical mode, only.
     """
+    if config.mode == "physical" and (compiled or held_static):
+        raise ConfigError(
+            "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
+            "got 'physical': compiled code would be made anew at each change of rank."
+        )
     if processes > 1:
         if config.mode == "physical":
             raise ConfigError(
@@ -166,6 +188,24 @@ def choose_mode(
         reason = f"{processes} processes train together" if processes > 1 else "torch.compile"
         logger.info("static mode: %s", reason)
     return "static" if static else "physical"
+
+
+def check_reduced(norms: Tensor) -> None:
+    """Check that gradients are the same on all processes, to the last bit.
+
+    Args:
+        norms: Of each layer's gradients, in the same order on every process.
+
+    Raises:
+        EngineError: If they are not: every process would train a model of its own.
+    """
+    if not torch.equal(max_over_processes(norms), -max_over_processes(-norms)):
+        raise EngineError(
+            f"Gradients must be the same on all {process_count()} processes, got others on each: "
+            "make `DynamicLora(model, ...)` of the bare model first and "
+            "`DistributedDataParallel(model)` then, and give a Trainer its callback when it is "
+            "made. With gradient accumulation call `observe()` after the last backward alone."
+        )
 
 
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
 from dynlora.adapters.eager import EagerSteps
-from dynlora.adapters.engine import is_compiled, without_compiler
+from dynlora.adapters.engine import check_engine, is_compiled, without_compiler
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.layers import find_lora_layers, find_root
@@ -42,6 +42,7 @@ from dynlora.checks import (
     check_finite,
     check_pinned,
     check_plan,
+    check_reduced,
     check_room,
     check_same_run,
     choose_mode,
@@ -72,8 +73,10 @@ def make_static(
         adapter_name: The adapter; None for the active one.
 
     Raises:
+        EngineError: If an engine has wrapped the model already.
         LayerError: If there is no LoRA layer, or one that cannot be resized.
     """
+    check_engine(model)
     layers = find_lora_layers(model, adapter_name)
     configured = int(find_root(model)[1][layers[0].adapter].r)
     ranks = [layer.r for layer in layers]
@@ -106,7 +109,7 @@ class DynamicLora:
         Args:
             model: The PEFT model, compiled or not. Where several processes train together, wrap it
                 in `DistributedDataParallel` after this; for FSDP2 see `make_static`.
-            optimizer: `torch.optim` Adam, AdamW or SGD that holds the LoRA parameters.
+            optimizer: Holds the LoRA parameters; `adapters.optimizer_state` says which kinds work.
             config: How ranks move.
             adapter_name: The adapter whose ranks move; None for the active one.
 
@@ -147,8 +150,6 @@ class DynamicLora:
             held_static=any(layer.capacity is not None for layer in self._layers),
         )
         """How tensors are held: `physical` or `static`."""
-        if self.mode == "static":
-            self._adapters.hold_static(self._max_rank)
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._device)
         self._events = event_steps(
             total_steps=config.total_steps,
@@ -158,6 +159,7 @@ class DynamicLora:
         )
         self._step = 0
         self._frozen = False
+        self._reduced = False  # whether gradients were seen to be the same on all processes
         self._attention: AttentionTaps | None = None
         if isinstance(metric, AttentionSink):
             self._attention = AttentionTaps(
@@ -174,8 +176,13 @@ class DynamicLora:
                 model, adapter_name=adapter_name, timed=self._timed
             )
             self.input_adaptive.observing = True
+        # Everything is checked: from here on the model and the optimizer change.
+        if self.mode == "static":
+            self._adapters.hold_static(self._max_rank)
+        self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
-        self._eager = EagerSteps()
+        may_be_compiled = compiled or config.mode == "static"
+        self._eager = EagerSteps() if may_be_compiled else None
         self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
         self._open_taps()
 
@@ -201,6 +208,7 @@ class DynamicLora:
         `on_nonfinite` is "stop".
 
         Raises:
+            EngineError: If several processes train, and gradients are not the same on all.
             LayerError: If no LoRA parameter has a gradient.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
@@ -215,6 +223,9 @@ class DynamicLora:
                     "none: call `observe()` after `loss.backward()` and before `zero_grad()`."
                 )
             self._report_nonfinite(broken, "gradient")
+            if process_count() > 1 and not (self._reduced or broken):
+                check_reduced(self._adapters.gradient_norms())
+                self._reduced = True
             if finite:
                 self._assessor.observe(finite)
 
@@ -262,7 +273,8 @@ class DynamicLora:
     def apply(self, plan: RankPlan) -> Event:
         """Give layers the ranks of a plan of your own, within the budget.
 
-        Nothing else limits it: not `pinned`, `min_rank`, `max_rank` or `shrink_tolerance`.
+        Nothing else limits it: not `pinned`, `min_rank`, `max_rank` or `shrink_tolerance`; in
+        static mode the tensors' own rank does. Of several processes all must call it.
 
         Args:
             plan: Rank by module name, for some or all layers.
@@ -272,7 +284,8 @@ class DynamicLora:
             NonFiniteError: If a weight is not finite.
         """
         costs = {layer.name: layer.cost for layer in self._layers}
-        check_plan(plan, self.ranks, costs, self.budget)
+        most = {layer.name: layer.capacity for layer in self._layers}
+        check_plan(plan, self.ranks, costs, self.budget, most=most)
         self._check_weights()
         features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
@@ -333,9 +346,9 @@ class DynamicLora:
             self.input_adaptive.load_state_dict(state["input_adaptive"])
             self.input_adaptive.observing = True
             self.input_adaptive.begin_step(self._step)
-        self._begin_step()
+        self._adapters.open()
         self._frozen = False
-        self._open_taps()
+        self._begin_step()
         if state["frozen"] or self._step >= self._events[-1]:
             self.freeze()
 
@@ -370,14 +383,15 @@ class DynamicLora:
         self._taps.open()
         if self._attention is not None:
             self._attention.open()
-        if self.mode == "static":
+        if self._eager is not None:
             self._eager.begin()
 
     def _close_taps(self) -> None:
         self._taps.close()
         if self._attention is not None:
             self._attention.close()
-        self._eager.end()
+        if self._eager is not None:
+            self._eager.end()
 
     def _reallocate(self) -> None:
         self._check_weights()

@@ -73,6 +73,7 @@ def joined(
     """
     if process_count() == 1:
         return samples, stale
+    device = next((sample.keys.device for sample in samples.values()), device)
     own = [samples.get(name) for name in names]
     fresh = [name in samples and name not in stale for name in names]
     agreed = _agree(own, fresh, device)

@@ -110,3 +110,9 @@ def test_the_saved_adapter_loads_in_plain_peft_at_the_live_ranks(folder, found, 
     loaded = PeftModel.from_pretrained(bare_llama().double(), folder / f"{importance}-adapter")
     weights = {k: v for k, v in loaded.double().state_dict().items() if "lora_" in k}
     assert differing(weights, found[0]["weights"][-1]) == []
+
+
+def test_a_model_that_was_wrapped_before_it_was_attached_is_refused_by_its_gradients():
+    """Its reducer would not see the tensors: each process would train a model of its own."""
+    with pytest.raises(AssertionError, match="Gradients must be the same on all 2 processes"):
+        run_in_processes("tests.distributed.wrapped_first")

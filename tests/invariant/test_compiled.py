@@ -1,9 +1,12 @@
 """torch.compile: ranks and layer weights change, and nothing is compiled anew."""
 
+import gc
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from dynlora.errors import ConfigError
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 STEPS = 60
@@ -85,3 +88,48 @@ def test_compiled_code_runs_again_once_the_ranks_hold():
     called = torch.compile(model, backend=lambda graph, _: calls.append(1) or graph.forward)
     loss_of(called, next(sequences()))
     assert calls
+
+
+def stance():
+    return torch._dynamo.eval_frame._stance.stance
+
+
+def test_compiled_code_is_off_while_anybody_looks_and_on_again_after_the_last():
+    runs = [
+        attached(model, adamw(model), mode="static", **SETTINGS)
+        for model in (lora_llama().train(), lora_llama().train())
+    ]
+    assert stance() == "force_eager"
+    runs[0].close()
+    assert stance() == "force_eager"
+    runs[1].close()
+    assert stance() == "default"
+
+
+def test_a_run_that_is_forgotten_leaves_the_compiler_on():
+    model = lora_llama().train()
+    attached(model, adamw(model), mode="static", **SETTINGS)
+    assert stance() == "force_eager"
+    del model
+    gc.collect()
+    assert stance() == "default"
+
+
+def test_a_resumed_run_looks_at_the_steps_that_it_would_have_looked_at():
+    model = lora_llama().train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, mode="static", **SETTINGS)
+    train(model, optimizer, dynamic, 3)
+    assert stance() == "default"
+    state = dynamic.state_dict()
+    dynamic.close()
+    dynamic.load_state_dict(state)
+    assert stance() == "default"
+    assert not any(module._forward_hooks for module in model.modules())
+    dynamic.close()
+
+
+def test_compiled_code_and_shapes_that_change_are_refused():
+    model = torch.compile(lora_llama(), backend="eager")
+    with pytest.raises(ConfigError, match="for a model that is compiled"):
+        attached(model, adamw(model), mode="physical", **SETTINGS)

@@ -10,6 +10,7 @@ from bitsandbytes.optim import AdamW8bit
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon
 
 from dynlora import RankPlan
+from dynlora.errors import OptimizerError
 from dynlora.importance.agreement import AgreementTest
 from tests.models import attached, lora_llama, train
 
@@ -47,7 +48,7 @@ def trainable(model):
 
 
 @pytest.mark.parametrize("mode", ["physical", "static"])
-@pytest.mark.parametrize("name", [*FOLLOWED, *RESTARTED])
+@pytest.mark.parametrize("name", [name for name in (*FOLLOWED, *RESTARTED) if name != "Muon"])
 def test_training_goes_on_through_events(name, mode):
     make = (FOLLOWED | RESTARTED)[name]
     model = lora_llama().train()
@@ -57,6 +58,15 @@ def test_training_goes_on_through_events(name, mode):
     assert len({tuple(e.layers[n].rank_after for n in e.layers) for e in dynamic.history}) > 2
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_muon_trains_through_events_and_is_refused_where_its_steps_follow_the_held_rank():
+    model = lora_llama().train()
+    dynamic = attached(model, optimizer := FOLLOWED["Muon"](trainable(model)), **SETTINGS)
+    losses = train(model, optimizer, dynamic, STEPS)
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    with pytest.raises(OptimizerError, match="got Muon in static mode"):
+        attached(model, FOLLOWED["Muon"](trainable(model)), mode="static", **SETTINGS)
 
 
 @pytest.mark.parametrize("name", RESTARTED)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import nn
 
-from dynlora import DynamicLora
-from dynlora.errors import ConfigError
+from dynlora import DynamicLora, DynamicLoraConfig, RankPlan, make_static
+from dynlora.errors import BudgetError, ConfigError, LayerError
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.layer_kinds import CASES, train
+from tests.lora_layers import layers_of, lora_chain
 from tests.models import adamw, attached, lora_llama
 
 pytestmark = pytest.mark.filterwarnings(
@@ -165,3 +166,78 @@ def test_input_adaptive_ranks_are_refused():
     model = lora_llama()
     with pytest.raises(ConfigError, match="`input_adaptive` must be false in static mode"):
         attached(model, adamw(model), mode="static", input_adaptive=True, total_steps=10)
+
+
+# What may go wrong around it.
+
+
+def test_no_layer_is_planned_above_what_its_tensors_hold():
+    case = CASES["Linear"]
+    model = case.model().train()
+    make_static(model, DynamicLoraConfig(max_rank=6))
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, **SETTINGS)  # a highest rank of 32
+    train(model, optimizer, dynamic, STEPS, case.batches())
+    assert 4 < max(dynamic.ranks.values()) <= 6
+    with pytest.raises(BudgetError, match="must be at most 6, at which its tensors are held"):
+        dynamic.apply(RankPlan(step=0, ranks={case.layer: 7}))
+
+
+def test_moments_beyond_the_rank_of_loaded_weights_are_forgotten():
+    """Else Adam would move weights there that nobody counts, and nobody saves."""
+    case = CASES["Linear"]
+    wide, narrow = case.model(r=6).train(), case.model(r=4)
+    optimizer = adamw(wide)
+    train(wide, optimizer, None, 3, case.batches())
+    make_static(wide, DynamicLoraConfig(max_rank=16))
+    wide.load_state_dict(narrow.state_dict())
+    dynamic = attached(wide, optimizer, importance="uniform", total_steps=100)
+    assert set(dynamic.ranks.values()) == {4}
+    train(wide, optimizer, dynamic, 3, case.batches())
+    for layer, factor in factors(dynamic):
+        assert torch.count_nonzero(factor.parameter.narrow(factor.rank_axis, 4, 12)) == 0, layer
+
+
+def test_weights_of_a_higher_rank_than_is_held_are_refused_by_the_layer():
+    case = CASES["Linear"]
+    model = case.model(r=4)
+    make_static(model, DynamicLoraConfig(max_rank=5))
+    with pytest.raises(LayerError, match=r"must be of rank 5 at most.*got 6"):
+        model.load_state_dict(case.model(r=6).state_dict())
+
+
+def test_a_controller_that_could_not_be_made_leaves_the_model_as_it_was():
+    model = lora_chain(6, 5, 4).train()
+    optimizer = adamw(model)
+    shapes = [p.shape for p in model.parameters()]
+    with pytest.raises(ConfigError, match="attention"):
+        attached(model, optimizer, mode="static", importance="attention_entropy", total_steps=10)
+    assert [p.shape for p in model.parameters()] == shapes
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+
+
+def test_an_adapter_that_was_added_anew_is_not_taken_for_a_static_one():
+    model = lora_chain(6, 5, 4)
+    make_static(model, DynamicLoraConfig())
+    model.delete_adapter("default")
+    model.add_adapter("default", LoraConfig(r=2, target_modules=["0", "1"]))
+    model.set_adapter("default")
+    assert all(layer.capacity is None for layer in layers_of(model))
+
+
+def test_a_static_model_and_physical_mode_do_not_go_together():
+    model = lora_llama()
+    make_static(model, DynamicLoraConfig())
+    with pytest.raises(ConfigError, match="`mode` must be 'static' or 'auto'"):
+        attached(model, adamw(model), mode="physical", total_steps=10)
+
+
+def test_a_closed_controller_that_loads_a_state_fits_moments_again():
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=100)
+    state = dynamic.state_dict()
+    dynamic.close()
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+    dynamic.load_state_dict(state)
+    assert len(optimizer._optimizer_load_state_dict_post_hooks) == 1

@@ -16,7 +16,6 @@ from dynlora.errors import ConfigError
         ("physical", 1, False, "physical"),
         ("static", 1, False, "static"),
         ("auto", 1, True, "static"),
-        ("physical", 1, True, "physical"),
         ("auto", 2, False, "static"),
         ("static", 2, True, "static"),
     ],

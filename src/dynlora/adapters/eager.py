@@ -5,25 +5,36 @@ and each change of what they do would compile it anew. The few steps that have h
 Python; all others find the model without any, as it was compiled.
 """
 
-import sys
-from typing import Any
+import weakref
+from typing import Any, ClassVar
 
 import torch
 
 
 class EagerSteps:
-    """Turns compiled code off and on again, as it was."""
+    """Turns compiled code off, and on again once nobody needs it off."""
+
+    _stance: ClassVar[Any] = None
+    """What brings back the setting of the whole process that was there before."""
+    _users: ClassVar[set[int]] = set()
 
     def __init__(self) -> None:
-        self._stance: Any = None
+        # A run that ends in an error must not leave the process without its compiler.
+        weakref.finalize(self, EagerSteps._leave, id(self))
 
     def begin(self) -> None:
-        """Leave forwards to Python from here on, if anything can have been compiled."""
-        if self._stance is None and "torch._dynamo" in sys.modules:
-            self._stance = torch.compiler.set_stance("force_eager")
+        """Leave forwards to Python from here on."""
+        if EagerSteps._stance is None:
+            EagerSteps._stance = torch.compiler.set_stance("force_eager")
+        EagerSteps._users.add(id(self))
 
     def end(self) -> None:
-        """Let compiled code run again."""
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        """Let compiled code run again, unless another still needs it off."""
+        EagerSteps._leave(id(self))
+
+    @staticmethod
+    def _leave(user: int) -> None:
+        EagerSteps._users.discard(user)
+        if not EagerSteps._users and EagerSteps._stance is not None:
+            EagerSteps._stance.__exit__(None, None, None)
+            EagerSteps._stance = None

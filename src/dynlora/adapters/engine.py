@@ -20,9 +20,10 @@ def check_engine(model: nn.Module) -> None:
     wrappers = isinstance(model, DataParallel | DistributedDataParallel)
     if wrappers or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise EngineError(
-            f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: attach to the "
-            "model inside, and wrap it in DistributedDataParallel then, or shard it with FSDP2 "
-            "after `make_static`. FSDP1 and DeepSpeed are not supported yet."
+            f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: ranks must be "
+            "attached before an engine wraps it. Make `DynamicLora(model, ...)` first and "
+            "`DistributedDataParallel(model)` of the bare model then, or `make_static` first and "
+            "FSDP2 then. FSDP1 and DeepSpeed are not supported yet."
         )
 
 

@@ -55,7 +55,9 @@ class LoraView:
     def capacity(self) -> int | None:
         """Rank at which the tensors are held in static mode; None if they have the live one."""
         held: dict[str, int] = vars(self.module).get(_CAPACITY, {})
-        return held.get(self.adapter)
+        rank = held.get(self.adapter)
+        # An adapter that was deleted and added again has plain tensors.
+        return rank if rank == self.factor_A.size else None
 
     @property
     def scaling(self) -> float:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.adapters.optimizer_state import (
     check_holds,
+    check_static,
     fit_state,
     unwrap_optimizer,
 )
@@ -67,10 +69,7 @@ class LoraAdapters:
         check_devices(parameters)
         check_holds(self._optimizer, parameters)
         self._fit_state(layers)
-        # Moments of a run on another number of processes are held at other ranks.
-        self._handle = self._optimizer.register_load_state_dict_post_hook(
-            lambda _: self._fit_state(layers)
-        )
+        self._handle: RemovableHandle | None = None
         _, configs = find_root(model)
         self._peft_config = configs[layers[0].adapter]
         self._unit_scaling = {layer.name: layer.scaling for layer in layers}
@@ -102,13 +101,29 @@ class LoraAdapters:
         Args:
             rank: Highest rank that a layer may come to.
         """
+        check_static(self._optimizer)
         layers = list(self.layers.values())
         hold_static(layers, rank)
         self._fit_state(layers)
 
+    def open(self) -> None:
+        """Fit moments that are loaded: those of other processes are held at other ranks."""
+        if self._handle is None:
+            layers = list(self.layers.values())
+            self._handle = self._optimizer.register_load_state_dict_post_hook(
+                lambda _: self._fit_state(layers)
+            )
+
     def close(self) -> None:
         """Remove the hook on the optimizer."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def gradient_norms(self) -> Tensor:
+        """Return the norm of each layer's gradients; 0 for a layer without any."""
+        norms = [layer.grad_A.norm() + layer.grad_B.norm() for layer in self.layers.values()]
+        return torch.stack(norms)
 
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.

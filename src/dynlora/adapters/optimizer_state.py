@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dynlora.adapters.factor import Factor
-from dynlora.adapters.sharding import sharded_as
+from dynlora.adapters.sharding import sharded_as, whole
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
@@ -75,6 +75,19 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     return inner
 
 
+def check_static(optimizer: Optimizer) -> None:
+    """Check that the optimizer's steps do not depend on how wide a tensor is held.
+
+    Raises:
+        OptimizerError: If they do.
+    """
+    if type(optimizer).__name__ == "Muon":
+        raise OptimizerError(
+            "The optimizer must take the same steps whatever rank tensors are held at, got Muon in "
+            "static mode, which scales them by the tensors' shapes: use torch.optim.AdamW."
+        )
+
+
 def _starts_anew(optimizer: Optimizer) -> bool:
     kind = type(optimizer)
     begins = RESTARTED.get(kind.__module__)
@@ -112,8 +125,9 @@ def rebase_state(
         size: Rank that the tensors have room for after the change.
     """
     if _starts_anew(optimizer):
-        for factor in (lora_A, lora_B):
-            optimizer.state.pop(factor.parameter, None)
+        if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
+            for factor in (lora_A, lora_B):
+                optimizer.state.pop(factor.parameter, None)
         return
     old = change.to_A.shape[1]
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
@@ -141,7 +155,8 @@ def rebase_state(
 def fit_state(optimizer: Optimizer, factors: Sequence[tuple[Factor, int]]) -> int:
     """Give moments the shape of their parameter, or forget them; return how many were forgotten.
 
-    They fit where they are of the live rank, or have only zeros beyond it: as those of a run whose
+    Beyond the live rank they must be zero: Adam would move weights there that nobody counts. They
+    fit where they are of the live rank, or have only zeros beyond it: as those of a run whose
     tensors were held otherwise, in one process or in several.
 
     Args:
@@ -154,7 +169,8 @@ def fit_state(optimizer: Optimizer, factors: Sequence[tuple[Factor, int]]) -> in
         moments = {
             key: state[key] for key in _FIRST + _SECOND if isinstance(state.get(key), Tensor)
         }
-        if all(moment.shape == factor.parameter.shape for moment in moments.values()):
+        fits = all(moment.shape == factor.parameter.shape for moment in moments.values())
+        if fits and factor.size == rank:
             continue
         fitted = {key: _fitted(factor, moment, rank) for key, moment in moments.items()}
         if any(moment is None for moment in fitted.values()):
@@ -167,10 +183,12 @@ def fit_state(optimizer: Optimizer, factors: Sequence[tuple[Factor, int]]) -> in
 
 def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
     """Return a moment with as many components as the parameter; None if it is of another rank."""
+    moment = whole(moment)
     held = moment.shape[factor.rank_axis]
     if held < rank or moment.narrow(factor.rank_axis, rank, held - rank).any():
         return None
-    return factor.padded(factor.live(moment, rank), factor.size)
+    fitted = factor.padded(factor.live(moment, rank), factor.size)
+    return sharded_as(factor.parameter, fitted)
 
 
 def _left(matrix: Tensor, moment: Tensor) -> Tensor:

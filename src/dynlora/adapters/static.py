@@ -12,6 +12,7 @@ from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import hold_at, set_rank
 from dynlora.adapters.sharding import sharded_as
+from dynlora.errors import LayerError
 
 
 def hold_static(layers: Sequence[LoraView], rank: int) -> None:
@@ -44,6 +45,11 @@ def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
     key = f"{prefix}{factor.key}"
     if key in state_dict:
         rank = state_dict[key].shape[factor.rank_axis]
+        if rank > factor.size:
+            raise LayerError(
+                f"Weights of {layer.name!r} must be of rank {factor.size} at most, at which its "
+                f"tensors are held in static mode, got {rank}: set `max_rank` to {rank} or more."
+            )
         matrix = factor.live(state_dict[key], rank)
         set_rank(layer, rank)
         state_dict[key] = sharded_as(factor.parameter, factor.padded(matrix, factor.size))

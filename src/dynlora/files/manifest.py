@@ -24,10 +24,13 @@ def damage(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> str | Non
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if _figures(path) != expected:
-            return f"{path} has other content than was written"
+        try:
+            if path.stat().st_size != expected["bytes"]:
+                return f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if _figures(path) != expected:
+                return f"{path} has other content than was written"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
     return None
 
 

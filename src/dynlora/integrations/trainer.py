@@ -91,8 +91,11 @@ class DynamicLoraCallback(TrainerCallback):
         config = self.config
         if config.total_steps is None:
             config = replace(config, total_steps=state.max_steps)
+        if args.torch_compile:  # of which the bare model here does not show a thing
+            config = replace(config, mode="static")
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
+        _check_attached_early(model, args, self._adapter_name)
         if self.dynamic is not None:
             self.dynamic.close()
         self.dynamic = DynamicLora(
@@ -133,7 +136,7 @@ class DynamicLoraCallback(TrainerCallback):
         """Write the controller's state beside the checkpoint's other files."""
         assert self.dynamic is not None
         dynamic_state = self.dynamic.state_dict()  # on every process: they join their samples
-        if not state.is_world_process_zero:
+        if not args.should_save:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_state(folder, dynamic_state)
@@ -202,6 +205,18 @@ class DynamicLoraCallback(TrainerCallback):
             f"Resuming at step {state.global_step} needs the state of the dynamic ranks, but "
             f"dynlora.json is not in {folders[-1] / usual}: give the checkpoint's folder as "
             "`DynamicLoraCallback(resume_from=...)`."
+        )
+
+
+def _check_attached_early(
+    model: nn.Module, args: TrainingArguments, adapter_name: str | None
+) -> None:
+    layers = find_lora_layers(model, adapter_name)
+    if args.world_size > 1 and any(layer.capacity is None for layer in layers):
+        raise EngineError(
+            f"Where {args.world_size} processes train, the callback must be given to the Trainer "
+            "when it is made, and a model, not `model_init`: an engine has wrapped this one "
+            "already, and would not see what changes in it."
         )
 
 

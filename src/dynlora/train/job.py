@@ -33,6 +33,9 @@ from dynlora.train.starts import write_difference
 from dynlora.train.stop_signals import Stopped
 from dynlora.train.trackers import tracking
 
+_REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
+"""What torch's writer says of a disk that takes no more."""
+
 
 def run_job(config: JobConfig, console: Console) -> RunReport:
     """Train, evaluate and write the run's folder.
@@ -106,6 +109,7 @@ def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, f
     Raises:
         DynamicLoraError: If a run would end with it before it has written anything.
     """
+    _check_one_process()
     job = build_job(config, console)
     past = {} if job.past is None else job.past.run
     return outlook(job), past.get("metrics_before") or _evaluate(job)
@@ -213,7 +217,8 @@ def _train(job: Job) -> None:
         set_seed(config.seed)
         with job.signals.listening(), _explaining_saves(job):
             job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
-    if job.signals.received is not None:
+    state = job.trainer.state
+    if job.signals.received is not None and state.global_step < state.max_steps:
         raise Stopped("", job.signals.received)
 
 
@@ -230,7 +235,9 @@ def _explaining_saves(job: Job) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         checkpoint = job.folder.checkpoints / f"checkpoint-{job.trainer.state.global_step}"
-        if not checkpoint.is_dir() or (checkpoint / PROGRESS).exists():
+        half_written = checkpoint.is_dir() and not (checkpoint / PROGRESS).exists()
+        of_torch = type(error) is RuntimeError
+        if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynlora.errors import ResumeError
+from dynlora.errors import ResumeError, RunFileError
 from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import damage, manifest_of
 from dynlora.report.plain_files import read_yaml
@@ -127,7 +127,7 @@ def _latest_good(folder: RunFolder) -> Past:
     for step in sorted(found, reverse=True):
         try:
             return replace(_read(found[step]), skipped=tuple(skipped))
-        except ResumeError as error:
+        except (ResumeError, RunFileError) as error:
             skipped.append(str(error))
     raise ResumeError(
         f"`training.resume: latest-good` needs a whole checkpoint in {folder.checkpoints}, got "
@@ -144,8 +144,8 @@ def _step_of(checkpoint: Path) -> int:
 def _read(checkpoint: Path) -> Past:
     if not (checkpoint / STATE).is_file():
         raise ResumeError(
-            "`training.resume` must be none, latest or the folder of a checkpoint, got "
-            f"{checkpoint}, which has no {STATE}."
+            "`training.resume` must be none, latest, latest-good or the folder of a checkpoint, "
+            f"got {checkpoint}, which has no {STATE}."
         )
     progress = _progress(checkpoint)
     wrong = damage(checkpoint, progress["files"])

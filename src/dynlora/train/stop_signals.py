@@ -5,6 +5,7 @@ be lost. A second one, or one outside of training, stops at once.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ _DEFAULTS: dict[signal.Signals, Any] = {
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended training, and a checkpoint was written."""
+    """A signal has ended training before its last step."""
 
     def __init__(self, text: str, signum: int) -> None:
         super().__init__(text)
@@ -34,6 +35,7 @@ class StopSignals(TrainerCallback):
         """Have received none."""
         self.received: int | None = None
         """The signal that came."""
+        self._ours: list[signal.Signals] = []
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -41,13 +43,13 @@ class StopSignals(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ours = [number for number, usual in _DEFAULTS.items() if signal.getsignal(number) is usual]
-        for number in ours:
+        self._ours = [n for n, usual in _DEFAULTS.items() if signal.getsignal(n) is usual]
+        for number in self._ours:
             signal.signal(number, self._receive)
         try:
             yield
         finally:
-            _restore(ours)
+            self._restore()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,9 +67,10 @@ class StopSignals(TrainerCallback):
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         self.received = signum
-        _restore(list(_DEFAULTS))
+        self._restore()
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
-
-def _restore(numbers: list[signal.Signals]) -> None:
-    for number in numbers:
-        signal.signal(number, _DEFAULTS[number])
+    def _restore(self) -> None:
+        for number in self._ours:
+            signal.signal(number, _DEFAULTS[number])
+        self._ours = []

@@ -69,6 +69,8 @@ class JobConfig:
         unset = f"null with `method: {self.method}`"
         require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
         require(plain or start is None, "lora.start_from", unset, start)
+        static = self.dynamic.mode == "static"
+        require(not static, "dynamic.mode", "auto or physical in one process", "static")
         if self.method == "full":
             # A rounded weight cannot take the small steps of training.
             bits, dtype = self.model.quantization, self.model.dtype
