@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from dynlora.adapters.input_adaptive import InputAdaptiveRanks
     from dynlora.adapters.input_adaptive_file import load_input_adaptive, save_input_adaptive
     from dynlora.config import DynamicLoraConfig
-    from dynlora.controller import DynamicLora, make_static
+    from dynlora.controller import DynamicLora
     from dynlora.integrations.trainer import DynamicLoraCallback
+    from dynlora.mode import make_static
     from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 __all__ = [
@@ -41,7 +42,7 @@ _MODULES = {
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
     "load_input_adaptive": "dynlora.adapters.input_adaptive_file",
-    "make_static": "dynlora.controller",
+    "make_static": "dynlora.mode",
     "save_input_adaptive": "dynlora.adapters.input_adaptive_file",
 }
 

@@ -1,11 +1,10 @@
 """What a run requires: each check returns, or raises an error that says what to do next."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import max_over_processes, process_count
 from dynlora.errors import BudgetError, ConfigError, EngineError, NonFiniteError, ResumeError
 from dynlora.types import RankPlan
-
-logger = logging.getLogger(__name__)
 
 _SKIP = "lower the learning rate, or set on_nonfinite='skip' to leave such steps out."
 ADVICE: Mapping[str, str] = {
@@ -144,50 +141,6 @@ def check_same_run(
             f"layers where the model has {len(names)}; {sorted(missing)[0]!r} is in one of them "
             "only. Resume with the model and `target_modules` it was trained with."
         )
-
-
-def choose_mode(
-    config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
-) -> Literal["physical", "static"]:
-    """Return how tensors are to be held, and say so in the log where a choice was made.
-
-    Args:
-        config: Its `mode`, and what does not go with it.
-        processes: How many train together.
-        compiled: Whether the model goes through `torch.compile`.
-        held_static: Whether its tensors are static already, by `make_static`.
-
-    Raises:
-        ConfigError: If a setting is for one process, or for physical mode, only.
-    """
-    if config.mode == "physical" and (compiled or held_static):
-        raise ConfigError(
-            "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
-            "got 'physical': compiled code would be made anew at each change of rank."
-        )
-    if processes > 1:
-        if config.mode == "physical":
-            raise ConfigError(
-                f"`mode` must be 'static' or 'auto' where {processes} processes train together, "
-                "got 'physical': DistributedDataParallel keeps the shapes that it has seen."
-            )
-        if config.importance == "attention_entropy":
-            raise ConfigError(
-                "`importance` must be a metric of gradients, weights or features where "
-                f"{processes} processes train together, got 'attention_entropy', which sees only "
-                "one process's batches: take another, such as 'signal'."
-            )
-    chosen = config.mode == "auto" and (processes > 1 or compiled)
-    static = held_static or chosen or config.mode == "static"
-    if static and config.input_adaptive:
-        raise ConfigError(
-            "`input_adaptive` must be false in static mode, got true: its masks follow the live "
-            "rank. Train in one process with mode='physical', or turn it off."
-        )
-    if chosen and not held_static:
-        reason = f"{processes} processes train together" if processes > 1 else "torch.compile"
-        logger.info("static mode: %s", reason)
-    return "static" if static else "physical"
 
 
 def check_reduced(norms: Tensor) -> None:

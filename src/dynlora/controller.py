@@ -19,12 +19,10 @@ from torch.optim import Optimizer
 
 from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
 from dynlora.adapters.eager import EagerSteps
-from dynlora.adapters.engine import check_engine, is_compiled, without_compiler
+from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
-from dynlora.adapters.layers import find_lora_layers, find_root
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.static import hold_static
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.adjuster import (
     bound_layers,
@@ -45,42 +43,17 @@ from dynlora.checks import (
     check_reduced,
     check_room,
     check_same_run,
-    choose_mode,
 )
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, agreed_scores, process_count
 from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
+from dynlora.mode import choose_mode
 from dynlora.schedule import event_steps, observation_interval
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
-
-
-def make_static(
-    model: nn.Module, config: DynamicLoraConfig, *, adapter_name: str | None = None
-) -> None:
-    """Hold a model's LoRA tensors at the highest rank that each layer may come to, for good.
-
-    `DynamicLora` does so by itself in static mode. Only where an engine wraps the model, or the
-    optimizer is made, before there is a controller, this must come first. What the model computes,
-    and what of it is saved, stays the same.
-
-    Args:
-        model: The bare PEFT model.
-        config: Its `max_rank` is read.
-        adapter_name: The adapter; None for the active one.
-
-    Raises:
-        EngineError: If an engine has wrapped the model already.
-        LayerError: If there is no LoRA layer, or one that cannot be resized.
-    """
-    check_engine(model)
-    layers = find_lora_layers(model, adapter_name)
-    configured = int(find_root(model)[1][layers[0].adapter].r)
-    ranks = [layer.r for layer in layers]
-    hold_static(layers, config.max_rank or default_max_rank(configured, ranks))
 
 
 class DynamicLora:

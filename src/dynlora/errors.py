@@ -26,7 +26,7 @@ class OptimizerError(DynamicLoraError):
 
 
 class EngineError(DynamicLoraError):
-    """The model runs under an engine that fixes its tensors' shapes."""
+    """The model runs under an engine that ranks cannot follow, or was attached too late."""
 
 
 class NonFiniteError(DynamicLoraError):

@@ -18,8 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dynlora import DynamicLora, DynamicLoraConfig
-from dynlora.controller import make_static
+from dynlora import DynamicLora, DynamicLoraConfig, make_static
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
     CONFIG,

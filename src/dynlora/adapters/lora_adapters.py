@@ -1,5 +1,6 @@
 """Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -33,6 +34,8 @@ from dynlora.adapters.static import hold_static
 from dynlora.distributed import share_from_first
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
+logger = logging.getLogger(__name__)
+
 
 class LoraAdapters:
     """The LoRA layers of one adapter, together with the optimizer that trains them."""
@@ -54,8 +57,8 @@ class LoraAdapters:
             follow: Called with every change of a layer's basis, after it was made.
 
         Raises:
-            EngineError: If the model runs under an engine that fixes shapes, on several devices, or
-                through layers that an evaluation has closed to gradients.
+            EngineError: If the model runs under an engine that is not supported, on several
+                devices, or through layers that an evaluation has closed to gradients.
             LayerError: If there is no LoRA layer, or one that cannot be resized.
             OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
         """
@@ -224,7 +227,11 @@ class LoraAdapters:
 
     def _fit_state(self, layers: Sequence[LoraView]) -> None:
         factors = [(factor, v.r) for v in layers for factor in (v.factor_A, v.factor_B)]
-        fit_state(self._optimizer, factors)
+        forgotten = fit_state(self._optimizer, factors)
+        if forgotten:
+            logger.info(
+                "the moments of %d parameters are of other ranks: they start anew", forgotten
+            )
 
     def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
         share_from_first([change.to_A, change.to_B, *([] if rows is None else [rows])])

@@ -15,11 +15,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.shape_hooks import ShapeHooks
-from dynlora.checks import choose_mode
 from dynlora.config import DynamicLoraConfig
-from dynlora.controller import DynamicLora, make_static
+from dynlora.controller import DynamicLora
 from dynlora.errors import EngineError, ResumeError
 from dynlora.integrations.checkpoint import load_state, save_state
+from dynlora.mode import choose_mode, make_static
 
 
 class DynamicLoraCallback(TrainerCallback):
@@ -64,7 +64,7 @@ class DynamicLoraCallback(TrainerCallback):
 
         Raises:
             ConfigError: If a setting is for one process only.
-            EngineError: If the arguments ask for an engine that fixes shapes.
+            EngineError: If the arguments ask for an engine that is not supported.
             LayerError: If the model holds no LoRA layer, or one that cannot be resized.
         """
         _check_arguments(args)
