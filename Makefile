@@ -19,14 +19,14 @@ engines: .venv/engines.stamp .venv-vllm/ready.stamp .venv-llamacpp/ready.stamp
 	$(BIN)/python -m benchmarks.engines --data $(DATA)
 
 lint: .venv/dev.stamp
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: .venv/dev.stamp
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
