@@ -93,7 +93,7 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
             "input_adaptive": True, "min_rank": 2, "max_rank": 9,
             "pinned": ["p"], "total_steps": 77, "first_event": 0.2, "last_event": 0.6,
             "events": 4, "hysteresis": 0.5, "shrink_tolerance": 0.2, "fused": False,
-            "on_nonfinite": "stop", "seed": 5,
+            "mode": "physical", "on_nonfinite": "stop", "seed": 5,
         },
         "adalora": {
             "init_r": 30, "initial_fraction": 0.2, "final_fraction": 0.1, "interval": 3,

@@ -99,7 +99,7 @@ def test_a_checkpoint_is_completed_with_the_seconds_so_far(
     CheckpointRecorder(watch, metrics).on_save(args, at(20), TrainerControl())
     path = tmp_path / "checkpoints" / "checkpoint-20" / "job.json"
     assert json.loads(path.read_text()) == {
-        "step": 20, "seconds": {"training_steps": 7.5, "evaluation": 1.25},
+        "step": 20, "seconds": {"training_steps": 7.5, "evaluation": 1.25}, "files": {},
     }  # fmt: skip
 
 
