@@ -14,10 +14,10 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol, runtime_checkable
 
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError
+from dynlora.layer_shape import LayerShape
 
 MOST_TIMES_R = 8
 """How much of the budget one layer may take: what concentrated needs ask for, and not all of it."""
@@ -161,7 +161,7 @@ def bound_layer(
     *,
     cost: int,
     held: int,
-    shape: int,
+    widest: int,
     min_rank: int,
     max_rank: int,
     kept_by_tolerance: int = 1,
@@ -173,8 +173,7 @@ def bound_layer(
     Args:
         cost: Parameters that one rank takes.
         held: Live rank.
-        shape: Rank of a full update of the layer, ``min(in_features, out_features)``, or what its
-            tensors have room for.
+        widest: Rank of a full update of the layer, or what its tensors have room for.
         min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
         max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
@@ -184,50 +183,15 @@ def bound_layer(
     """
     if pinned:
         return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
-    ceiling = min(max(held, shape), max_rank)
+    ceiling = min(max(held, widest), max_rank)
     floor = min(ceiling, max(min(min_rank, held), kept_by_tolerance))
     if effective_rank is not None:
         ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))
     return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)
 
 
-@runtime_checkable
-class ShapedLayer(Protocol):
-    """What the adjuster reads of a LoRA layer."""
-
-    @property
-    def name(self) -> str:
-        """Module name."""
-        ...
-
-    @property
-    def r(self) -> int:
-        """Live rank."""
-        ...
-
-    @property
-    def capacity(self) -> int | None:
-        """Rank at which the tensors are held in static mode; None if they have the live one."""
-        ...
-
-    @property
-    def in_features(self) -> int:
-        """Columns of `lora_A`."""
-        ...
-
-    @property
-    def out_features(self) -> int:
-        """Rows of `lora_B`."""
-        ...
-
-    @property
-    def cost(self) -> int:
-        """Parameters that one rank takes."""
-        ...
-
-
 def bound_layers(
-    layers: Iterable[ShapedLayer],
+    layers: Iterable[LayerShape],
     config: DynamicLoraConfig,
     *,
     max_rank: int,
@@ -247,7 +211,7 @@ def bound_layers(
         layer.name: bound_layer(
             cost=layer.cost,
             held=layer.r,
-            shape=min(layer.in_features, layer.out_features, layer.capacity or max_rank),
+            widest=layer.widest,
             min_rank=config.min_rank,
             max_rank=max_rank,
             kept_by_tolerance=(lowest or {}).get(layer.name, 1),

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dynlora.layer_shape import LayerShape
+
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
 """Sampling key of padding: never kept while a real token is to be had."""
 
@@ -20,27 +22,12 @@ Tokens = Float[Tensor, "n in_features"] | Int[Tensor, " n"]
 
 
 @runtime_checkable
-class LoraLayer(Protocol):
+class LoraLayer(LayerShape, Protocol):
     """What a stage may read of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``.
 
     Of any kind: factors and gradients are matrices whatever PEFT holds, and `lora_B` is the factor
     that starts at zero.
     """
-
-    @property
-    def name(self) -> str:
-        """Module name as in the base model's `named_modules()`."""
-        ...
-
-    @property
-    def cost(self) -> int:
-        """Parameters that one rank takes: ``in_features + out_features``."""
-        ...
-
-    @property
-    def r(self) -> int:
-        """Live rank."""
-        ...
 
     @property
     def scaling(self) -> float:

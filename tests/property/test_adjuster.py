@@ -134,7 +134,7 @@ def test_a_layer_without_room_keeps_its_rank(problem):
     pinned = sorted(layers)[0]
     held = layers[pinned].held
     fixed = bound_layer(
-        cost=layers[pinned].cost, held=held, shape=20, min_rank=1, max_rank=1000, pinned=True
+        cost=layers[pinned].cost, held=held, widest=20, min_rank=1, max_rank=1000, pinned=True
     )
     layers = layers | {pinned: fixed}
     floors = sum(layer.cost * layer.floor for layer in layers.values())
@@ -196,7 +196,7 @@ def test_thousands_of_layers_are_planned_within_seconds():
 @given(
     cost=st.integers(1, 99),
     held=st.integers(1, 40),
-    shape=st.integers(1, 40),
+    widest=st.integers(1, 40),
     min_rank=st.integers(1, 40),
     above=st.integers(0, 40),
     kept_by_tolerance=st.integers(1, 40),

@@ -92,7 +92,7 @@ def test_a_budget_below_the_floors_is_refused_with_the_range_that_can_be_spent()
 
 
 def bounds_of(**given):
-    usual = {"cost": 9, "held": 4, "shape": 16, "min_rank": 1, "max_rank": 1000}
+    usual = {"cost": 9, "held": 4, "widest": 16, "min_rank": 1, "max_rank": 1000}
     return bound_layer(**(usual | given))
 
 

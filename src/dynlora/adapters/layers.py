@@ -47,6 +47,11 @@ class LoraView:
         return self.in_features + self.out_features
 
     @property
+    def widest(self) -> int:
+        """Rank of a full update, or what static tensors have room for."""
+        return self.capacity or min(self.in_features, self.out_features)
+
+    @property
     def r(self) -> int:
         """Live rank."""
         return int(self.module.r[self.adapter])

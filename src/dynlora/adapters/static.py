@@ -28,8 +28,7 @@ def hold_static(layers: Sequence[LoraView], rank: int) -> None:
     for layer in layers:
         if layer.capacity is not None:
             continue
-        widest = min(layer.in_features, layer.out_features)
-        hold_at(layer, max(layer.r, min(rank, widest)))
+        hold_at(layer, max(layer.r, min(rank, layer.widest)))
         for factor in (layer.factor_A, layer.factor_B):
             holder = factor.holder
             holder.register_load_state_dict_pre_hook(partial(_pad, layer, factor))
