@@ -1,4 +1,4 @@
-"""What processes that train together must agree on; where there is one process, nothing happens.
+"""What processes that train together must agree on; one alone agrees with itself.
 
 Every function here is a collective: all processes call it, in the same order.
 """
@@ -32,6 +32,8 @@ def max_over_processes(values: Tensor) -> Tensor:
 
 def gather_from_processes(values: Tensor) -> Tensor:
     """Return the values of all processes, stacked along a new first axis in their order."""
+    if process_count() == 1:
+        return values[None]
     parts = [torch.empty_like(values) for _ in range(process_count())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts)
@@ -89,5 +91,6 @@ def agreed_ranks(ranks: Mapping[str, int], device: torch.device) -> dict[str, in
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     result = values.clone()
-    dist.all_reduce(result, operation)
+    if process_count() > 1:
+        dist.all_reduce(result, operation)
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -77,34 +77,70 @@ def joined(
     own = [samples.get(name) for name in names]
     fresh = [name in samples and name not in stale for name in names]
     agreed = _agree(own, fresh, device)
-    keys, row = [], -1
-    rows = [row := row + int(new) for new in agreed.new_keys]
-    power = torch.zeros(len(names), SAMPLE_SIZE, device=device)
-    for place, sample in enumerate(own):
-        if agreed.new_keys[place]:
-            keys.append(torch.full((SAMPLE_SIZE,), UNUSED_KEY, device=device))
-        if sample is not None and fresh[place] == agreed.fresh[place]:
-            keys[-1][: len(sample.keys)] = sample.keys
-            power[place, : len(sample.keys)] = sample.output_power
-    everyone = gather_from_processes(torch.stack(keys)).transpose(0, 1).flatten(1)
+    counting = [s if f == a else None for s, f, a in zip(own, fresh, agreed.fresh, strict=True)]
+    kept, mine, slot = _join_keys(counting, agreed.new_keys, device)
+    power = _join_power(counting, mine, slot)
+    tokens = _join_tokens(counting, agreed, mine, slot)
+    found = {
+        name: Sample(keys=kept[place], tokens=tokens[place], output_power=power[place])
+        for place, name in enumerate(names)
+        if agreed.dtypes[place] >= 0
+    }
+    return found, {name for name, new in zip(names, agreed.fresh, strict=True) if not new}
+
+
+def _join_keys(
+    own: Sequence[Sample | None], new_keys: Sequence[int], device: torch.device | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return for each layer the smallest keys of all, which are this process's, and where in it.
+
+    Layers with the same keys get the same tensors.
+    """
+    rows = []
+    for sample, new in zip(own, new_keys, strict=True):
+        if new:
+            row = torch.full((SAMPLE_SIZE,), UNUSED_KEY, device=device)
+            if sample is not None:
+                row[: len(sample.keys)] = sample.keys
+            rows.append(row)
+    everyone = gather_from_processes(torch.stack(rows)).transpose(0, 1).flatten(1)
     kept, origin = torch.topk(everyone, SAMPLE_SIZE, dim=1, largest=False)
     mine = (origin // SAMPLE_SIZE == process_rank()) & (kept != UNUSED_KEY)
     slot = torch.where(mine, origin % SAMPLE_SIZE, 0)
-    power = sum_over_processes(torch.where(mine[rows], power.gather(1, slot[rows]), 0.0))
-    found: dict[str, Sample] = {}
-    tokens = torch.empty(0)
-    for place, (name, sample) in enumerate(zip(names, own, strict=True)):
-        if agreed.dtypes[place] < 0:  # nobody has seen it
+    places = [row - 1 for row in accumulate(new_keys)]
+    joined_keys, joined_mine, joined_slot = (
+        [part[place] for place in places] for part in (kept.unbind(), mine.unbind(), slot.unbind())
+    )
+    return joined_keys, joined_mine, joined_slot
+
+
+def _join_power(
+    own: Sequence[Sample | None], mine: Sequence[Tensor], slot: Sequence[Tensor]
+) -> Tensor:
+    """Return by layer the output power of the tokens that stay, each from its process."""
+    power = torch.zeros(len(own), SAMPLE_SIZE, device=mine[0].device)
+    for place, sample in enumerate(own):
+        if sample is not None:
+            power[place, mine[place]] = sample.output_power[slot[place][mine[place]]]
+    return sum_over_processes(power)
+
+
+def _join_tokens(
+    own: Sequence[Sample | None], agreed: "_Agreed", mine: Sequence[Tensor], slot: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return by layer the tokens that stay, each from its process; none where nobody has any."""
+    found: list[Tensor] = []
+    for place, sample in enumerate(own):
+        if agreed.dtypes[place] < 0 or not agreed.new_tokens[place]:
+            found.append(found[-1] if found else torch.empty(0))
             continue
-        row = rows[place]
-        if agreed.new_tokens[place]:
-            tokens = _empty(agreed.dtypes[place], agreed.widths[place], device)
-            if sample is not None:
-                chosen = mine[row]
-                tokens[chosen] = sample.tokens.to(tokens.dtype)[slot[row][chosen]]
-            tokens = sum_over_processes(tokens)
-        found[name] = Sample(keys=kept[row], tokens=tokens, output_power=power[place])
-    return found, {name for name, new in zip(names, agreed.fresh, strict=True) if not new}
+        width, chosen = agreed.widths[place], mine[place]
+        shape = (SAMPLE_SIZE, width) if width else (SAMPLE_SIZE,)
+        tokens = torch.zeros(shape, dtype=_DTYPES[agreed.dtypes[place]], device=chosen.device)
+        if sample is not None:
+            tokens[chosen] = sample.tokens.to(tokens.dtype)[slot[place][chosen]]
+        found.append(sum_over_processes(tokens))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +180,3 @@ def _format_of(sample: Sample | None) -> tuple[int, int]:
         return -1, 0
     width = sample.tokens.shape[1] if sample.tokens.dim() == 2 else 0
     return _DTYPES.index(sample.tokens.dtype), width
-
-
-def _empty(dtype: int, width: int, device: torch.device | None) -> Any:
-    shape = (SAMPLE_SIZE, width) if width else (SAMPLE_SIZE,)
-    return torch.zeros(shape, dtype=_DTYPES[dtype], device=device)

@@ -89,11 +89,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found, importance):
         assert differing(resumed["weights"][-1], found[rank]["weights"][-1]) == []
 
 
-def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(
-    engine, folder, found, importance
-):
-    if engine != "ddp":
-        pytest.skip("its checkpoints are in parts, which torch puts together")
+def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(folder, found, importance):
     dynamic, model, optimizer = alone(importance)
     checkpoint = folder / f"{importance}-checkpoint"
     dynamic.load_state_dict(load_state(checkpoint))

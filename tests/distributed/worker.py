@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from dynlora import DynamicLora, DynamicLoraConfig, make_static
 from dynlora.integrations.checkpoint import load_state, save_state
@@ -91,9 +92,9 @@ def accelerator_with_fsdp2() -> Accelerator:
     return accelerator
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor with the parts of all processes."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def whole(value: Any) -> Any:
+    """Return a tensor with the parts of all processes, and anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def save(folder: Path, model: nn.Module) -> None:
@@ -116,12 +117,12 @@ def main() -> None:
         weights = {k: v.clone() for k, v in process.model.state_dict().items()}
         moments = copy.deepcopy(process.optimizer.state_dict())
         checkpoint = out / f"{importance}-checkpoint"
+        for_one_process = [tree_map(whole, part) for part in (weights, moments)]
         if place == 0:
             checkpoint.mkdir()
             save_state(checkpoint, state)
-            if engine == "ddp":
-                torch.save(weights, checkpoint / "model.pt")
-                torch.save(moments, checkpoint / "optimizer.pt")
+            for name, part in zip(("model", "optimizer"), for_one_process, strict=True):
+                torch.save(part, checkpoint / f"{name}.pt")
         process.train(RESUMED_AT, STEPS)
         torch.save(process.found(), out / f"{importance}-{place}.pt")
         save(out / f"{importance}-adapter", process.model)
