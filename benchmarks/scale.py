@@ -29,6 +29,7 @@ from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.adapters import fused
+from dynlora.schedule import is_sampled
 
 TOKENS = 256
 STEPS = 32
@@ -146,7 +147,8 @@ def _dynamic_step(
 ) -> float:
     """Take a step; add what observing, sampling and an event took, where there was one."""
     inputs = torch.randn(TOKENS, width, requires_grad=True)
-    sampled, booked = controller._analyzer.sampling, controller.seconds
+    sampled = is_sampled(controller._events, controller._step)
+    booked = controller.seconds
     start = time.perf_counter()
     loss = model(inputs).square().mean()
     if sampled:

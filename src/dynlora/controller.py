@@ -17,13 +17,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
-from dynlora.adapters.eager import EagerSteps
 from dynlora.adapters.engine import is_compiled, without_compiler
+from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.taps import ActivationTaps
 from dynlora.adjuster import (
     bound_layers,
     default_max_rank,
@@ -50,7 +48,7 @@ from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
-from dynlora.schedule import event_steps, observation_interval
+from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -133,15 +131,14 @@ class DynamicLora:
         self._step = 0
         self._frozen = False
         self._reduced = False  # whether gradients were seen to be the same on all processes
-        self._attention: AttentionTaps | None = None
-        if isinstance(metric, AttentionSink):
-            self._attention = AttentionTaps(
-                model,
-                self._layers,
-                metric,
-                sampling=lambda: self._analyzer.sampling,
-                timed=self._timed,
-            )
+        self._watch = ForwardWatch(
+            model,
+            self._layers,
+            self._analyzer,
+            metric,
+            may_be_compiled=compiled or config.mode == "static",
+            timed=self._timed,
+        )
         self.input_adaptive: InputAdaptiveRanks | None = None
         """Lets examples use fewer components, and switches that off; None unless configured."""
         if config.input_adaptive:
@@ -154,10 +151,7 @@ class DynamicLora:
             self._adapters.hold_static(self._max_rank)
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
-        may_be_compiled = compiled or config.mode == "static"
-        self._eager = EagerSteps() if may_be_compiled else None
-        self._taps = ActivationTaps(model, self._layers, self._analyzer, timed=self._timed)
-        self._open_taps()
+        self._begin_step()
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -185,7 +179,8 @@ class DynamicLora:
             LayerError: If no LoRA parameter has a gradient.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
-        left_out = self.config.on_nonfinite == "skip" and self._step % self._interval
+        interval = observation_interval(self._events, self._step)
+        left_out = self.config.on_nonfinite == "skip" and self._step % interval
         if self._frozen or left_out:
             return
         with self._timed():
@@ -226,7 +221,7 @@ class DynamicLora:
     def freeze(self) -> None:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
-        self._close_taps()
+        self._watch.close()
         if self.input_adaptive is not None:
             self.input_adaptive.observing = False
 
@@ -339,32 +334,12 @@ class DynamicLora:
     def _device(self) -> torch.device:
         return self._layers[0].parameters[0].device
 
-    @property
-    def _interval(self) -> int:
-        return observation_interval(self._events, self._step)
-
     def _begin_step(self) -> None:
-        """Show the forwards of the step to come to the analyzer, or keep hooks out of their way."""
-        self._analyzer.begin_step(self._step, interval=self._interval)
-        self._taps.step = self._step
-        if self._analyzer.sampling:
-            self._open_taps()
+        """Show the forwards of the step to come, or keep hooks out of their way."""
+        if is_sampled(self._events, self._step):
+            self._watch.open(self._step)
         else:
-            self._close_taps()
-
-    def _open_taps(self) -> None:
-        self._taps.open()
-        if self._attention is not None:
-            self._attention.open()
-        if self._eager is not None:
-            self._eager.begin()
-
-    def _close_taps(self) -> None:
-        self._taps.close()
-        if self._attention is not None:
-            self._attention.close()
-        if self._eager is not None:
-            self._eager.end()
+            self._watch.close()
 
     def _reallocate(self) -> None:
         self._check_weights()

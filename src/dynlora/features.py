@@ -21,9 +21,6 @@ from dynlora.distributed import process_rank
 from dynlora.samples import SAMPLE_SIZE, Sample, joined, same_tokens, share_tokens
 from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
-STEP_INTERVAL = 8
-"""Observed steps from one whose forwards are sampled to the next."""
-
 
 class _Latest:
     """A function of tensors that is worked out once for all layers which ask for the same."""
@@ -52,7 +49,7 @@ def _merged(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
 
 
 class InputFeatureAnalyzer:
-    """Samples layer inputs in the forwards of every `STEP_INTERVAL`-th observed step."""
+    """Samples of what entered each layer since the last event."""
 
     def __init__(self, names: Sequence[str] = (), device: torch.device | None = None) -> None:
         """Begin without any sample.
@@ -61,23 +58,12 @@ class InputFeatureAnalyzer:
             names: All layers, in the same order on every process; several processes need them.
             device: Where the samples are; several processes need it.
         """
-        self.sampling = True
-        """Whether forwards of the current step are to be observed."""
         self._names, self._device = names, device
         self._samples: dict[str, Sample] = {}
         self._stale: set[str] = set()
         # Layers that read one tensor, as query, key and value do, keep one copy of its tokens.
         self._in_forward, self._in_merge = _Latest(_smallest), _Latest(_smallest)
         self._merge = _Latest(_merged)
-
-    def begin_step(self, step: int, *, interval: int) -> None:
-        """Decide whether the forwards of the step after `step` are sampled.
-
-        Args:
-            step: Optimizer steps taken.
-            interval: Steps from one whose gradients are observed to the next.
-        """
-        self.sampling = step % (STEP_INTERVAL * interval) == 0
 
     @torch.no_grad()
     def observe(

@@ -14,6 +14,9 @@ OBSERVATIONS = 64
 """Observed steps from which an event is planned, where there are as many: twice the memory of a
 running mean of gradients."""
 
+FORWARDS_APART = 8
+"""Observed steps from one whose forwards are sampled to the next."""
+
 MOST_APART = 8
 """Most steps from one observed step to the next, however far events are apart."""
 
@@ -49,3 +52,13 @@ def observation_interval(events: Sequence[int], step: int) -> int:
     last = max((event for event in events if event <= step), default=0)
     following = next((event for event in events if event > step), last)
     return min(MOST_APART, max(1, (following - last) // OBSERVATIONS))
+
+
+def is_sampled(events: Sequence[int], step: int) -> bool:
+    """Return whether the forwards of the step after `step` steps are sampled.
+
+    Args:
+        events: As `event_steps` returns them.
+        step: Optimizer steps taken.
+    """
+    return step % (FORWARDS_APART * observation_interval(events, step)) == 0

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
-from dynlora.errors import OptimizerError, ResumeError
+from dynlora.errors import EngineError, OptimizerError, ResumeError
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS = 24
@@ -301,3 +301,17 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name
+
+
+def test_a_callback_that_comes_after_the_model_was_wrapped_is_refused(tmp_path, monkeypatch):
+    trainer, callback = trainer_of(lora_llama(), tmp_path)  # made for one process
+    trainer.state.max_steps = STEPS
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(EngineError, match="2 processes train, the callback must be given to the"):
+        callback.on_train_begin(
+            trainer.args,
+            trainer.state,
+            trainer.control,
+            model=trainer.model,
+            optimizer=adamw(trainer.model),
+        )

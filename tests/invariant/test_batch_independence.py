@@ -11,7 +11,6 @@ class Recorder:
     """Keeps, per layer, the inputs by sampling key."""
 
     def __init__(self):
-        self.sampling = True
         self.seen = {}
 
     def observe(self, name, keys, read):
@@ -32,6 +31,7 @@ def recorded(batches):
     model = lora_llama()
     recorder = Recorder()
     taps = ActivationTaps(model, find_lora_layers(model, None), recorder, timed=Untimed)
+    taps.open()
     for tokens, mask in batches:
         model(input_ids=tokens, attention_mask=mask)
     taps.close()

@@ -5,12 +5,9 @@ import math
 import pytest
 import torch
 
-from dynlora.features import (
-    SAMPLE_SIZE,
-    STEP_INTERVAL,
-    UNUSED_KEY,
-    InputFeatureAnalyzer,
-)
+from dynlora.features import InputFeatureAnalyzer
+from dynlora.samples import SAMPLE_SIZE
+from dynlora.types import UNUSED_KEY
 
 
 def tokens_with_keys(count, *, width=6, seed=0):
@@ -153,15 +150,6 @@ def test_after_a_restart_old_tokens_serve_until_new_ones_come():
     stats = analyzer.stats()
     assert torch.equal(stats["seen"].tokens, inputs[10:][keys[10:].argsort()])
     assert torch.equal(stats["unseen"].tokens, inputs[:10][keys[:10].argsort()])
-
-
-def test_forwards_are_sampled_at_the_start_and_then_in_one_step_of_every_interval():
-    analyzer = InputFeatureAnalyzer()
-    sampling = [analyzer.sampling]
-    for step in range(1, 3 * STEP_INTERVAL):
-        analyzer.begin_step(step, interval=1)
-        sampling.append(analyzer.sampling)
-    assert sampling == 3 * [True, *(STEP_INTERVAL - 1) * [False]]
 
 
 def test_a_restored_analyzer_continues_as_the_saved_one():

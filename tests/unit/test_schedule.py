@@ -3,9 +3,11 @@
 import pytest
 
 from dynlora.schedule import (
+    FORWARDS_APART,
     MOST_APART,
     OBSERVATIONS,
     event_steps,
+    is_sampled,
     observation_interval,
 )
 
@@ -69,3 +71,16 @@ def test_observed_steps_are_never_further_apart_than_a_limit():
 
 def test_after_the_last_event_the_interval_is_one():
     assert {observation_interval((10_000,), step) for step in (10_000, 99_999)} == {1}
+
+
+def test_forwards_are_sampled_at_the_start_and_then_in_one_step_of_every_interval():
+    sampled = [is_sampled((40,), step) for step in range(3 * FORWARDS_APART)]
+    assert sampled == 3 * [True, *(FORWARDS_APART - 1) * [False]]
+
+
+def test_where_observed_steps_are_further_apart_so_are_sampled_ones():
+    far = (1, 1 + 4 * OBSERVATIONS)
+    interval = FORWARDS_APART * observation_interval(far, 1)
+    assert interval > FORWARDS_APART
+    steps = [step for step in range(1, far[1]) if is_sampled(far, step)]
+    assert steps == list(range(interval, far[1], interval))

@@ -1,8 +1,8 @@
 """Taps that show what attention looks at, through transformers' own `AttentionInterface`.
 
 Every attention module of transformers asks its configuration for the name of an implementation and
-the interface for the function behind it. In the forwards of sampled steps a module finds a name of
-ours there: behind it, the function that it would have found is called first, on the same tensors;
+the interface for the function behind it. In forwards that train a module finds a name of ours
+there: behind it, the function that it would have found is called first, on the same tensors;
 then what it looked at is worked out again and shown. In all other forwards nothing is different.
 """
 
@@ -37,7 +37,6 @@ class AttentionTaps:
         layers: Sequence[LoraView],
         sink: AttentionSink,
         *,
-        sampling: Callable[[], bool],
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Find the attention of each block; nothing is installed yet.
@@ -46,7 +45,6 @@ class AttentionTaps:
             model: What is called with a batch.
             layers: The LoRA layers.
             sink: Takes the attention.
-            sampling: Tells whether forwards of the current step are to be shown.
             timed: Context manager that books the time spent in it.
 
         Raises:
@@ -54,7 +52,6 @@ class AttentionTaps:
         """
         self._model = model
         self._sink = sink
-        self._sampling = sampling
         self._timed = timed
         self._blocks = find_blocks(model, layers)
         self._name = f"dynlora_{id(self)}"
@@ -79,7 +76,7 @@ class AttentionTaps:
         self._handles = []
 
     def _on_model(self, model: nn.Module, _args: Any) -> None:
-        self._armed = self._sampling() and model.training and torch.is_grad_enabled()
+        self._armed = model.training and torch.is_grad_enabled()
         self._seen = set()
 
     def _before(self, block: AttentionBlock) -> Callable[[nn.Module, Any], None]:

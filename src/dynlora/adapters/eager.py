@@ -22,13 +22,13 @@ class EagerSteps:
         # A run that ends in an error must not leave the process without its compiler.
         weakref.finalize(self, EagerSteps._leave, id(self))
 
-    def begin(self) -> None:
+    def open(self) -> None:
         """Leave forwards to Python from here on."""
         if EagerSteps._stance is None:
             EagerSteps._stance = torch.compiler.set_stance("force_eager")
         EagerSteps._users.add(id(self))
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Let compiled code run again, unless another still needs it off."""
         EagerSteps._leave(id(self))
 

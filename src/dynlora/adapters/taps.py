@@ -1,7 +1,7 @@
 """Hooks that show the input feature analyzer what enters and leaves each LoRA layer.
 
-Only forwards that train are shown: under `no_grad`, in eval mode, and on steps that are not
-sampled, the hooks return at once. They read and never change a tensor.
+Only forwards that train are shown: under `no_grad` and in eval mode the hooks return at once. They
+read and never change a tensor.
 """
 
 import inspect
@@ -31,8 +31,6 @@ _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 class ActivationSink(Protocol):
     """What the taps show activations to."""
 
-    sampling: bool
-
     def observe(
         self, name: str, keys: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> None:
@@ -51,7 +49,7 @@ class ActivationTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Install the hooks.
+        """Find what to hook; nothing is installed yet.
 
         Args:
             model: What is called with a batch.
@@ -71,7 +69,6 @@ class ActivationTaps:
         self._seen: set[str] = set()
         self._last_read: tuple[weakref.ref[Tensor], Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
-        self.open()
 
     def open(self) -> None:
         """Install the hooks, unless they are."""
@@ -91,7 +88,7 @@ class ActivationTaps:
 
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._examples = None
-        if not (self._sink.sampling and model.training and torch.is_grad_enabled()):
+        if not (model.training and torch.is_grad_enabled()):
             return
         inputs = _first_tensor(args, kwargs)
         if inputs is None:

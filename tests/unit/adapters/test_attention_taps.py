@@ -57,12 +57,10 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self.metric = AttentionEntropyMetric()
         self.layers = find_lora_layers(model, None)
-        self.sampling = True
         self.taps = AttentionTaps(
             model,
             self.layers,
             self.metric,
-            sampling=lambda: self.sampling,
             timed=contextlib.nullcontext,
         )
         self.taps.open()
@@ -113,7 +111,7 @@ def test_scores_are_the_same_for_examples_alone_in_a_batch_and_padded(build: Any
 
     def show(to: Watch, text: torch.Tensor, mask: torch.Tensor) -> None:
         for watch in watches:
-            watch.sampling = watch is to
+            watch.taps.open() if watch is to else watch.taps.close()
         model(input_ids=text, attention_mask=mask)
 
     show(together, TEXT, MASK)
@@ -182,10 +180,10 @@ def test_only_training_forwards_of_sampled_steps_are_shown() -> None:
         model(input_ids=TEXT)
     model.eval()(input_ids=TEXT)
     model.train()
-    watch.sampling = False
+    watch.taps.close()
     model(input_ids=TEXT)
     with model.disable_adapter():
-        watch.sampling = True
+        watch.taps.open()
         model(input_ids=TEXT)
     assert watch.scores() == {}
     model(input_ids=TEXT)

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dynlora.adapters.taps import ActivationTaps
-from dynlora.features import UNUSED_KEY
+from dynlora.types import UNUSED_KEY
 from tests.layer_kinds import CASES
 from tests.lora_layers import layers_of, lora_chain
 from tests.models import lora_llama
@@ -20,7 +20,6 @@ class Recorder:
     """Keeps all that the taps show."""
 
     def __init__(self):
-        self.sampling = True
         self.shown = []
 
     def observe(self, name, keys, read):
@@ -47,7 +46,9 @@ def untimed():
 
 def tapped(model):
     recorder = Recorder()
-    return recorder, ActivationTaps(model, layers_of(model), recorder, timed=untimed)
+    taps = ActivationTaps(model, layers_of(model), recorder, timed=untimed)
+    taps.open()
+    return recorder, taps
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def test_every_layer_is_shown_once_with_what_enters_and_leaves_it():
         assert shown[3].shape == (6,)
 
 
-def test_nothing_is_shown_in_eval_mode_or_without_gradients_or_on_a_step_not_sampled(llama):
-    recorder, _ = tapped(llama)
+def test_nothing_is_shown_in_eval_mode_or_without_gradients_or_while_closed(llama):
+    recorder, taps = tapped(llama)
     llama.eval()
     llama(input_ids=TOKENS)
     llama.train()
@@ -85,10 +86,10 @@ def test_nothing_is_shown_in_eval_mode_or_without_gradients_or_on_a_step_not_sam
         llama(input_ids=TOKENS)
     with torch.inference_mode():
         llama(input_ids=TOKENS)
-    recorder.sampling = False
+    taps.close()
     llama(input_ids=TOKENS)
     assert recorder.shown == []
-    recorder.sampling = True
+    taps.open()
     llama(input_ids=TOKENS)
     assert len(recorder.shown) == 14
 
@@ -334,7 +335,7 @@ def test_the_time_spent_showing_is_booked_per_layer(llama):
         yield
         booked.append("end")
 
-    ActivationTaps(llama, layers_of(llama), Recorder(), timed=timed)
+    ActivationTaps(llama, layers_of(llama), Recorder(), timed=timed).open()
     llama(input_ids=TOKENS)
     assert booked == ["begin", "end"] * 14
 
@@ -388,12 +389,10 @@ def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
     index = torch.arange(5)
 
     class Sink:
-        sampling = True
-
         def observe(self, name, keys, read):
             shown[name.rpartition(".")[2]] = read(index)
 
-    ActivationTaps(model, layers_of(model), Sink(), timed=untimed)
+    ActivationTaps(model, layers_of(model), Sink(), timed=untimed).open()
     model(TOKENS)
     tokens = {name: inputs for name, (inputs, _) in shown.items()}
     assert tokens["q_proj"] is tokens["k_proj"] is tokens["v_proj"]
