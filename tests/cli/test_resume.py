@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dynlora.cli.main import main
 from dynlora.train.progress import ProgressBar
+from dynlora.train.resume import save_progress
 
 Train = Callable[..., int]
 
@@ -193,6 +194,29 @@ def test_runs_killed_at_thirty_moments_resume_to_the_same_bits(
     assert train("--output", tmp_path / "whole") == 0
     for seed in range(10, 40):
         kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_run_that_keeps_one_checkpoint_has_a_whole_one_while_it_writes_the_next(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--training.save_total_limit", 1)
+    assert train("--output", whole, *options) == 0
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["checkpoint-12"]
+
+    def stop(folder: Path, **_: object) -> None:
+        if folder.name == "checkpoint-10":
+            raise SystemExit
+        save_progress(folder, **_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dynlora.train.recorder.save_progress", stop)
+        with pytest.raises(SystemExit):
+            train("--output", cut, *options)
+    assert train("--output", cut, *options, "--training.resume", "latest-good") == 0
+    assert json.loads((cut / "run.json").read_text())["resumed_from_step"] == 5
+    assert_same_end(whole, cut, "dynamic")
 
 
 FULL_DISK = """

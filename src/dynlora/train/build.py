@@ -96,7 +96,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
     if stopping is not None:
         callbacks.append(stopping)
     signals = StopSignals()
-    callbacks += [signals, CheckpointRecorder(stopwatch, metrics)]
+    recorder = CheckpointRecorder(stopwatch, metrics, limit=config.training.save_total_limit)
+    callbacks += [signals, recorder]
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
         trainer = task.make_trainer(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.files.json_files import append_line, read_lines, write_lines
@@ -125,20 +126,34 @@ class Stopwatch(TrainerCallback):
 
 
 class CheckpointRecorder(TrainerCallback):
-    """Completes each checkpoint; must come last, since what it writes says that all is there."""
+    """Completes each checkpoint; must come last, since what it writes says that all is there.
 
-    def __init__(self, stopwatch: Stopwatch, metrics: MetricsRecorder) -> None:
-        """Take the callbacks whose seconds a resumed run shall go on from."""
+    Older ones are deleted only then: the Trainer would do so before, and a run that keeps one
+    checkpoint, killed in between, would have none.
+    """
+
+    def __init__(
+        self, stopwatch: Stopwatch, metrics: MetricsRecorder, *, limit: int | None
+    ) -> None:
+        """Prepare for a run.
+
+        Args:
+            stopwatch: Whose seconds a resumed run shall go on from.
+            metrics: The same of evaluations.
+            limit: Checkpoints to keep, the best one apart if the Trainer knows it; None keeps all.
+        """
         self.stopwatch = stopwatch
         self.metrics = metrics
+        self.limit = limit
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the seconds so far into the checkpoint."""
+        """Write the seconds so far into the checkpoint, and delete what is one too many."""
         save_progress(
             Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
             step=state.global_step,
             train=self.stopwatch.seconds,
             evaluation=self.metrics.seconds,
         )
+        rotate_checkpoints(str(args.output_dir), self.limit, state.best_model_checkpoint)

@@ -184,7 +184,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "eval_steps": config.eval_steps,
         "save_strategy": config.save,
         "save_steps": config.save_steps,
-        "save_total_limit": config.save_total_limit,
+        "save_total_limit": None,  # `CheckpointRecorder` deletes, once the newest is complete
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
         "greater_is_better": not lower_is_better(parts.best_metric),

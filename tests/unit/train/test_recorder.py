@@ -96,7 +96,7 @@ def test_a_checkpoint_is_completed_with_the_seconds_so_far(
 ) -> None:
     watch, metrics = Stopwatch(), MetricsRecorder(tmp_path / "metrics.jsonl")
     watch.seconds, metrics.seconds = 7.5, 1.25
-    CheckpointRecorder(watch, metrics).on_save(args, at(20), TrainerControl())
+    CheckpointRecorder(watch, metrics, limit=None).on_save(args, at(20), TrainerControl())
     path = tmp_path / "checkpoints" / "checkpoint-20" / "job.json"
     assert json.loads(path.read_text()) == {
         "step": 20, "seconds": {"training_steps": 7.5, "evaluation": 1.25}, "files": {},
