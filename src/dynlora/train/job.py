@@ -10,6 +10,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 import torch
 from peft.utils.warning import PeftWarning
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
-from dynlora.errors import EngineError, RunFolderError
+from dynlora.errors import EngineError, ResumeError, RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
@@ -215,7 +216,7 @@ def _train(job: Job) -> None:
         ranks=job.ranks is not None,
     ):
         set_seed(config.seed)
-        with job.signals.listening(), _explaining_saves(job):
+        with job.signals.listening(), _explaining_files(job):
             job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
     state = job.trainer.state
     if job.signals.received is not None and state.global_step < state.max_steps:
@@ -223,20 +224,25 @@ def _train(job: Job) -> None:
 
 
 @contextmanager
-def _explaining_saves(job: Job) -> Iterator[None]:
-    """Say of an error that left a checkpoint half written what it means.
+def _explaining_files(job: Job) -> Iterator[None]:
+    """Say of an error in reading or writing a checkpoint what it means.
 
-    torch and safetensors report a full disk in words of their own, as errors of several types.
+    torch and safetensors report a full disk, and files that are not theirs, in words of their own.
 
     Raises:
+        ResumeError: If a file of the checkpoint to go on from is not what it must be.
         RunFolderError: If a checkpoint could not be written.
     """
     try:
         yield
+    except UnpicklingError as error:
+        raise _unreadable(job, error) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         checkpoint = job.folder.checkpoints / f"checkpoint-{job.trainer.state.global_step}"
         half_written = checkpoint.is_dir() and not (checkpoint / PROGRESS).exists()
         of_torch = type(error) is RuntimeError
+        if not half_written and isinstance(error, SafetensorError):
+            raise _unreadable(job, error) from error
         if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
         raise RunFolderError(
@@ -244,6 +250,16 @@ def _explaining_saves(job: Job) -> Iterator[None]:
             f"({error}): make room, then go on from an earlier one with "
             f"`{finish_command(job.folder.root)}`."
         ) from error
+
+
+def _unreadable(job: Job, error: Exception) -> ResumeError:
+    """Return what to say where a file is sealed well and is yet none of torch's or safetensors'."""
+    place = None if job.past is None else job.past.checkpoint
+    reason = str(error).splitlines()[0]
+    return ResumeError(
+        f"the files of a checkpoint must be weights and plain values, got {place}, in which one "
+        f"cannot be read as such ({reason}): resume from another one, or start again."
+    )
 
 
 def _write_model(job: Job) -> None:

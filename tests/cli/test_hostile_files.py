@@ -1,0 +1,104 @@
+"""Nothing that a run loads can run code: a pickle in place of any of its files stays a file."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dynlora.cli.main import main
+from dynlora.files.json_files import read_json, write_json
+from dynlora.files.manifest import manifest_of
+from dynlora.report.unfinished import PROGRESS
+
+Train = Callable[..., int]
+IN_CHECKPOINT = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "dynlora.json",
+    "dynlora.safetensors",
+    "job.json",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+NOT_READ = (
+    "adapter_config.json",
+    "training_args.bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "ranks.jsonl",
+)
+"""What a resumed run does without, or writes anew from what `dynlora.json` says."""
+IN_RUN = ("config.yaml", "run.json", "metrics.jsonl", "ranks.jsonl")
+IN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+CHECKPOINT = Path("checkpoints/checkpoint-10")
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def plant(path: Path, marker: Path) -> None:
+    """Put a pickle in the place of a file, and seal the checkpoint anew: an attacker can."""
+    content = pickle.dumps(Payload(marker), protocol=2)  # what torch expects
+    pickle.loads(content)
+    assert marker.exists()  # it works where it is let
+    marker.unlink()
+    path.write_bytes(content)
+    progress = path.parent / PROGRESS
+    if path.parent.name == CHECKPOINT.name and path != progress:
+        values = read_json(progress)
+        progress.unlink()
+        write_json(progress, {**values, "files": manifest_of(path.parent)})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that a run, which the tests copy, will be put into."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def run(train: Train, finished: Path, output: Path) -> Path:
+    """Return a copy of a finished run at its own place."""
+    if not finished.exists():
+        assert train() == 0
+        shutil.copytree(output, finished)
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(finished, output)
+    return output
+
+
+@pytest.mark.parametrize("name", [*(CHECKPOINT / name for name in IN_CHECKPOINT), *IN_RUN], ids=str)
+def test_a_resumed_run_runs_no_code_out_of_its_files(
+    train: Train, run: Path, tmp_path: Path, name: Path | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "code was run"
+    assert (run / name).is_file()
+    plant(run / name, marker)
+    code = train("--training.resume", run / CHECKPOINT)
+    assert not marker.exists()
+    assert code == (0 if Path(name).name in NOT_READ else 2), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["eval", "inspect"])
+@pytest.mark.parametrize("name", IN_ADAPTER)
+def test_an_adapter_runs_no_code_out_of_its_files(
+    run: Path, tmp_path: Path, verb: str, name: str
+) -> None:
+    marker = tmp_path / "code was run"
+    plant(run / "adapter" / name, marker)
+    assert main([verb, str(run if verb == "eval" else run / "adapter")]) == 2
+    assert not marker.exists()
