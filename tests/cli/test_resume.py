@@ -165,9 +165,8 @@ def kill_and_resume(train: Train, job: Path, killed: Path, whole: Path, seed: in
     assert json.loads((killed / "run.json").read_text())["status"] == "running"
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a line that the kill cut short
-    again = "latest-good" if (killed / "checkpoints").exists() else "none"
-    begun = any((killed / "checkpoints").glob("checkpoint-*/job.json"))
-    options = ("--training.resume", again) if begun else ("--overwrite", "true")
+    saved = any((killed / "checkpoints").glob("checkpoint-*/job.json"))
+    options = ("--training.resume", "latest-good") if saved else ("--overwrite", "true")
     assert train("--output", killed, *options) == 0
     assert json.loads((killed / "run.json").read_text())["status"] == "finished"
     assert_same_end(whole, killed, "dynamic")
