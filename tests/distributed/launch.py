@@ -7,10 +7,17 @@ import sys
 
 def run_in_processes(module: str, *arguments: object, count: int = 2) -> None:
     """Run a module in several processes, which find each other by themselves."""
+    done = end_in_processes(module, *arguments, count=count)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def end_in_processes(
+    module: str, *arguments: object, count: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """Run a module in several processes, and return how that ended."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={count}", "-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
+    return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=300, env=environment
     )
-    assert done.returncode == 0, done.stderr[-4000:]

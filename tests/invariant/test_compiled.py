@@ -1,12 +1,15 @@
 """torch.compile: ranks and layer weights change, and nothing is compiled anew."""
 
+import copy
 import gc
+import itertools
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from dynlora.errors import ConfigError
+from dynlora.integrations.checkpoint import load_state, save_state
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 STEPS = 60
@@ -41,15 +44,27 @@ def compiled_run(model, *, attach_first):
     else:
         called = torch.compile(model, backend="eager", fullgraph=True)
         dynamic = attached(called, optimizer, **SETTINGS)
-    seen, batches = [], sequences()
-    for _ in range(STEPS):
-        loss_of(called, next(batches)).backward()
-        dynamic.observe()
-        optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
-        seen.append(graphs())
+    seen = []
+    train(called, optimizer, dynamic, STEPS, after=lambda _: seen.append(graphs()))
     return dynamic, seen
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Train a compiled model without interruption, keeping a checkpoint of every step."""
+    model = lora_llama().train()
+    optimizer = adamw(model)
+    called = torch.compile(model, backend="eager", fullgraph=True)
+    dynamic = attached(called, optimizer, **SETTINGS)
+    checkpoints = {}
+
+    def keep(step):
+        parts = (dynamic.state_dict(), model.state_dict(), optimizer.state_dict())
+        checkpoints[step] = copy.deepcopy(parts)
+
+    train(called, optimizer, dynamic, STEPS, after=keep)
+    assert len({event.step for event in dynamic.history}) == SETTINGS["events"]
+    return model.state_dict(), dynamic.history, checkpoints
 
 
 @pytest.mark.parametrize("attach_first", [True, False])
@@ -78,6 +93,25 @@ def test_a_compiled_run_is_the_run_that_is_not_compiled_to_the_last_bit():
     assert dynamic.history == control.history
     for name, weight in models[1].state_dict().items():
         assert torch.equal(models[0].state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("killed_at", [1, 10, 25])
+def test_a_compiled_run_that_was_killed_ends_bit_for_bit_the_same(whole, killed_at, tmp_path):
+    weights, history, checkpoints = whole
+    state, saved_weights, saved_optimizer = checkpoints[killed_at]
+    save_state(tmp_path, state)
+    model = lora_llama().train()
+    optimizer = adamw(model)
+    called = torch.compile(model, backend="eager", fullgraph=True)
+    dynamic = attached(called, optimizer, **SETTINGS)
+    dynamic.load_state_dict(load_state(tmp_path))
+    model.load_state_dict(saved_weights)
+    optimizer.load_state_dict(copy.deepcopy(saved_optimizer))
+    batches = itertools.islice(sequences(), killed_at, None)
+    train(called, optimizer, dynamic, STEPS - killed_at, batches=batches)
+    assert dynamic.history == history
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
 
 
 def test_compiled_code_runs_again_once_the_ranks_hold():
