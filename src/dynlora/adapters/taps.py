@@ -91,7 +91,7 @@ class ActivationTaps:
         if not (model.training and torch.is_grad_enabled()):
             return
         inputs = _first_tensor(args, kwargs)
-        if inputs is None:
+        if inputs is None or inputs.numel() == 0:
             return
         mask = _by_name(model, args, kwargs).get("attention_mask")
         if not (isinstance(mask, Tensor) and mask.shape == inputs.shape[:2]):

@@ -291,6 +291,14 @@ def test_inputs_without_a_sequence_are_shown_with_one_key_per_example():
     assert torch.equal(recorder.shown[1][3], keys[3:])
 
 
+@pytest.mark.parametrize("shape", [(0, 6), (0, 3, 6), (4, 0, 6)])
+def test_of_a_batch_without_tokens_nothing_is_shown(shape):
+    model = lora_chain(6, 5).train()
+    recorder, _ = tapped(model)
+    assert model(torch.randn(shape, dtype=torch.float64)).shape == (*shape[:-1], 5)
+    assert recorder.shown == []
+
+
 def test_a_layer_on_pooled_inputs_sees_every_example():
     class Pooled(nn.Module):
         def __init__(self):
