@@ -7,6 +7,7 @@ read and never change a tensor.
 import inspect
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -65,8 +66,9 @@ class ActivationTaps:
         self._timed = timed
         self._examples: Int[Tensor, " batch"] | None = None
         self._positions: Int[Tensor, "batch length"] | None = None
-        self._keys: dict[tuple[int, int], Tensor] = {}
-        self._seen: set[str] = set()
+        self._keys: dict[tuple[int, int, int], Tensor] = {}
+        self._uses: Counter[str] = Counter()
+        self._done: set[str] = set()
         self._last_read: tuple[weakref.ref[Tensor], Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -75,7 +77,7 @@ class ActivationTaps:
         if self._handles:
             return
         on_model = self._model.register_forward_pre_hook(self._on_model, with_kwargs=True)
-        self._handles = [on_model]
+        self._handles = [on_model, self._model.register_forward_hook(self._after_model)]
         for layer in self._layers:
             hook = self._layer_hook(layer)
             self._handles.append(layer.module.register_forward_hook(hook))
@@ -100,20 +102,26 @@ class ActivationTaps:
         self._positions = torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
         self._examples = example_keys(inputs, self._positions, self.step)
         self._keys = {}
-        self._seen = set()
+        self._uses = Counter()
+        self._done = set()
+
+    def _after_model(self, *_: Any) -> None:
+        # Gradient checkpointing runs forwards again in the backward pass: those shown before stay
+        # the only ones. In its older form the first are without gradients, and not shown.
+        self._done = set(self._uses)
 
     def _layer_hook(self, layer: LoraView) -> Any:
         name = layer.name
 
         def show(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            # Gradient checkpointing runs a layer's forward twice: the first is shown.
-            if self._examples is None or name in self._seen or not torch.is_grad_enabled():
+            if self._examples is None or name in self._done or not torch.is_grad_enabled():
                 return
-            self._seen.add(name)
+            use = self._uses[name]
+            self._uses[name] += 1
             if not layer.is_active:  # as in a reference pass: the output is not this adapter's
                 return
             rows = layer.rows(args[0], output)
-            keys = self._token_keys(rows.shape)
+            keys = self._token_keys(rows.shape, use)
             if keys is not None:
                 with torch.no_grad(), self._timed():
                     self._sink.observe(name, keys, lambda index: self._read(rows, index))
@@ -133,11 +141,12 @@ class ActivationTaps:
         self._last_read = (weakref.ref(rows.source), index, inputs)
         return inputs, outputs
 
-    def _token_keys(self, rows: tuple[int, ...]) -> Int[Tensor, " tokens"] | None:
+    def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None where rows are no tokens of ours.
 
         Args:
             rows: Their layout. A leading 1, as of position ids, stands for every example.
+            use: How often the layer was run in this forward of the model before.
         """
         assert self._examples is not None
         assert self._positions is not None
@@ -145,14 +154,15 @@ class ActivationTaps:
         if not rows or (rows[0] != 1 and rows[0] % batch):
             return None
         shape = (batch, math.prod(rows) if rows[0] == 1 else math.prod(rows) // batch)
-        if shape not in self._keys:
+        if (*shape, use) not in self._keys:
             if shape[1] == length:
                 positions = self._positions
             else:  # pooled or patched inputs: every row of an example counts
                 positions = torch.arange(shape[1], device=self._positions.device).expand(shape)
-            keys = mix(self._examples[:, None] + positions) & UNUSED_KEY
-            self._keys[shape] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
-        return self._keys[shape]
+            examples = mix(self._examples + use) if use else self._examples
+            keys = mix(examples[:, None] + positions) & UNUSED_KEY
+            self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
+        return self._keys[*shape, use]
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.types import UNUSED_KEY
@@ -196,6 +197,45 @@ def test_gradient_checkpointing_shows_each_layer_once(llama, use_reentrant):
     assert sorted(name for name, *_ in recorder.shown) == sorted(
         layer.name for layer in layers_of(llama)
     )
+
+
+class Twice(nn.Module):
+    """Runs one layer twice, through checkpoints if asked for."""
+
+    def __init__(self, **checkpointing):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.checkpointing = checkpointing
+
+    def forward(self, inputs):
+        hidden = inputs
+        for _ in range(2):
+            if self.checkpointing:
+                hidden = checkpoint(self.layer, hidden, **self.checkpointing)
+            else:
+                hidden = self.layer(hidden)
+        return hidden
+
+
+@pytest.mark.parametrize("checkpointing", [{}, {"use_reentrant": False}, {"use_reentrant": True}])
+def test_a_layer_that_is_run_twice_is_shown_each_time_with_keys_of_its_own(checkpointing):
+    torch.manual_seed(0)
+    model = get_peft_model(Twice(**checkpointing), LoraConfig(r=2, target_modules=["layer"]))
+    recorder, _ = tapped(model.train())
+    inputs = torch.randn(4, 3, 6, requires_grad=True)
+    middle = model.base_model.model.layer(inputs).detach()
+    model(inputs).sum().backward()
+    assert [name for name, *_ in recorder.shown] == ["layer", "layer"]
+    entered = torch.cat([shown[1] for shown in recorder.shown])
+    expected = torch.cat([inputs, middle]).flatten(0, 1)
+    if checkpointing.get("use_reentrant"):  # shown as the backward pass comes by
+        expected = torch.cat([middle, inputs]).flatten(0, 1)
+    torch.testing.assert_close(entered, expected)
+    keys = torch.cat([shown[3] for shown in recorder.shown])
+    assert keys.unique().numel() == 24
+    recorder.shown.clear()
+    model(inputs[2:]).sum().backward()
+    assert {int(key) for shown in recorder.shown for key in shown[3]} < {int(key) for key in keys}
 
 
 def test_two_forwards_before_a_step_are_both_shown(llama):
