@@ -216,7 +216,8 @@ def bound_layers(
             max_rank=max_rank,
             kept_by_tolerance=(lowest or {}).get(layer.name, 1),
             effective_rank=(effective_ranks or {}).get(layer.name),
-            pinned=any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),
+            pinned=not layer.is_trained
+            or any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),
         )
         for layer in layers
     }

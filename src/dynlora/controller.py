@@ -365,7 +365,7 @@ class DynamicLora:
         ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
         ranks = agreed_ranks(ranks, self._device)
         if self.config.layer_weights:
-            names = [layer.name for layer in self._layers]
+            names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
         waits = waiting(ranks, shares, budget=self.budget, bounds=bounds, free=free)
         plan = RankPlan(step=self._step, ranks=ranks)

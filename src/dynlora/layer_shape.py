@@ -26,3 +26,8 @@ class LayerShape(Protocol):
     def cost(self) -> int:
         """Parameters that one rank takes: ``in_features + out_features``."""
         ...
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its weights change in training; those of a frozen layer stay, rank included."""
+        ...

@@ -79,6 +79,11 @@ class LoraView:
         return next((a for a in candidates if a / divisor == self.scaling), product)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether both weights take gradients, at this moment."""
+        return all(parameter.requires_grad for parameter in self.parameters)
+
+    @property
     def parameters(self) -> list[Parameter]:
         """What PEFT and the optimizer hold of `lora_A` and `lora_B`."""
         return [self.factor_A.parameter, self.factor_B.parameter]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -32,6 +33,7 @@ from dynlora.adapters.resize import (
 )
 from dynlora.adapters.static import hold_static
 from dynlora.distributed import share_from_first
+from dynlora.errors import LayerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class LoraAdapters:
         Raises:
             EngineError: If the model runs under an engine that is not supported, on several
                 devices, or through layers that an evaluation has closed to gradients.
-            LayerError: If there is no LoRA layer, or one that cannot be resized.
+            LayerError: If there is no LoRA layer that is trained, or one that cannot be resized.
             OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
         """
         check_engine(model)
@@ -68,9 +70,8 @@ class LoraAdapters:
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
-        parameters = [parameter for layer in layers for parameter in layer.parameters]
-        check_devices(parameters)
-        check_holds(self._optimizer, parameters)
+        check_devices([parameter for layer in layers for parameter in layer.parameters])
+        check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
         self._handle: RemovableHandle | None = None
         _, configs = find_root(model)
@@ -266,6 +267,17 @@ class LoraAdapters:
             self._fit_state([layer])
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
+
+
+def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
+    parameters = [p for layer in layers if layer.is_trained for p in layer.parameters]
+    if not parameters:
+        raise LayerError(
+            f"At least one of {len(layers)} LoRA layers must be trained, lora_A and lora_B both, "
+            "got none with requires_grad=True: load the adapter with `is_trainable=True`, or make "
+            "it the active one with `set_adapter`."
+        )
+    return parameters
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def _starts_anew(optimizer: Optimizer) -> bool:
 
 
 def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
-    """Check that the optimizer updates every LoRA parameter.
+    """Check that the optimizer updates every LoRA parameter that is trained.
 
     Raises:
         OptimizerError: If one is missing, which happens when it was built for another model.
