@@ -1,0 +1,207 @@
+"""What each kind of weird layer promises beside the invariants of `test_weird_models`."""
+
+import itertools
+
+import pytest
+import torch
+from torch.optim import AdamW
+
+from dynlora import RankPlan
+from dynlora.errors import EngineError
+from tests.layer_kinds import train
+from tests.lora_layers import lora_chain
+from tests.models import attached
+from tests.weird_models import CASES, WIDTH, parts, points
+
+FREE = {"hysteresis": 0, "shrink_tolerance": 1.0}
+
+
+def started(case, **settings):
+    model = case.model()
+    optimizer = case.adamw(model)
+    return model, optimizer, attached(model, optimizer, **settings)
+
+
+def layers_by_name(dynamic):
+    return {layer.name: layer for layer in dynamic._layers}
+
+
+@torch.no_grad()
+def test_a_shrink_loses_the_least_over_all_uses_of_a_layer_in_one_forward():
+    case = CASES["used twice"]
+    model, optimizer, dynamic = started(case, importance="uniform", total_steps=400)
+    batches = list(itertools.islice(case.batches(batch=24), 8))  # of which the first is sampled
+    with torch.enable_grad():
+        train(model, optimizer, dynamic, 8, iter(batches))
+    inputs, nothing = batches[0]["inputs"], torch.zeros(24, WIDTH)
+    both = torch.cat([torch.cat([inputs, nothing], 1), torch.cat([nothing, inputs], 1)])
+    encode = layers_by_name(dynamic)["encode"].module
+    before = both @ encode.get_delta_weight("default").T
+    event = dynamic.apply(RankPlan(step=8, ranks={"encode": 2}))
+    error = both @ encode.get_delta_weight("default").T - before
+    least = float(torch.linalg.svdvals(before)[2:].norm())  # dense oracle
+    assert least > 0
+    assert float(error.norm()) == pytest.approx(least, rel=1e-3)
+    whole = float((both @ encode.weight.T + encode.bias + before).norm())
+    assert event.layers["encode"].output_lost == pytest.approx(least / whole, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_a_shared_layer_that_is_held_wider_is_saved_at_its_live_rank_under_any_of_its_names(
+    tmp_path,
+):
+    case = CASES["shared layers"]
+    settings = {"importance": "random", "mode": "static"}
+    model, optimizer, dynamic = started(case, total_steps=30, **settings, **FREE)
+    train(model, optimizer, dynamic, 30, case.batches())
+    ranks = dynamic.ranks
+    assert ranks["blocks.0.up"] != 4
+    state = model.state_dict()
+    for block in range(3):
+        weight = state[f"base_model.model.blocks.{block}.up.lora_A.default.weight"]
+        assert weight.shape == (ranks["blocks.0.up"], 16)
+    model.save_pretrained(tmp_path)
+    batch = next(case.batches(seed=9))
+    with torch.no_grad():
+        torch.testing.assert_close(case.load(tmp_path)(**batch).logits, model(**batch).logits)
+
+
+def test_a_layer_that_no_step_has_reached_counts_as_average_and_learns_once_one_does():
+    case = CASES["no gradient in some steps"]
+    model, optimizer, dynamic = started(case, total_steps=40, importance="signal", **FREE)
+    train(model, optimizer, dynamic, 40, case.batches())
+    scores = {name: layer.score for name, layer in dynamic.history[-1].layers.items()}
+    assert scores.pop("experts.3") is None
+    assert all(scores.values())
+    shares = {name: layer.share for name, layer in dynamic.history[-1].layers.items()}
+    assert min(shares.values()) < shares["experts.3"] < max(shares.values())
+    expert = layers_by_name(dynamic)["experts.3"]
+    assert not expert.lora_B.any()
+    assert all(p not in optimizer.state for p in expert.parameters)
+    asked = [batch | {"route": torch.full((32,), 3)} for batch in itertools.islice(points(), 2)]
+    train(model, optimizer, dynamic, 2, iter(asked))
+    assert expert.lora_B.any(dim=0).all()
+
+
+@torch.no_grad()
+def test_a_layer_with_more_rank_than_features_gives_back_what_adds_nothing():
+    case = CASES["narrower than the rank"]
+    model, optimizer, dynamic = started(
+        case, total_steps=40, importance="random", hysteresis=0, shrink_tolerance=1e-4
+    )
+    batch = next(case.batches(seed=9))
+    with torch.enable_grad():
+        train(model, optimizer, dynamic, 5, case.batches())
+    before = model(**batch).logits
+    event = dynamic.apply(RankPlan(step=5, ranks={"narrow": 3, "widen": 3}))
+    assert max(layer.output_lost for layer in event.layers.values()) < 1e-6
+    assert (model(**batch).logits - before).abs().max() <= 1e-6 * float(before.abs().max())
+    with torch.enable_grad():
+        train(model, optimizer, dynamic, 35, case.batches())
+    # No plan gives a rank that a matrix of that size cannot have; others get what is left.
+    assert len(dynamic.history) > 4
+    for event in dynamic.history:
+        assert max(event.layers[name].rank_after for name in ("narrow", "widen")) <= 3
+    assert max(dynamic.ranks[name] for name in ("first", "mix")) > 4
+
+
+def test_layers_of_unequal_cost_get_the_same_rank_where_nothing_tells_them_apart():
+    case = CASES["unequal cost"]
+    model, optimizer, dynamic = started(case, total_steps=20, importance="uniform", **FREE)
+    costs = {layer.name: layer.cost for layer in dynamic._layers}
+    assert max(costs.values()) > 30 * min(costs.values())
+    # From ranks as uneven as the costs: all to the large ones, the least to the small ones.
+    dynamic.apply(RankPlan(step=0, ranks={"first": 1, "second": 1}))
+    train(model, optimizer, dynamic, 20, case.batches())
+    assert set(dynamic.ranks.values()) == {4}
+
+
+def test_less_than_a_rank_of_the_cheapest_layer_that_could_grow_stays_unspent_at_unequal_cost():
+    case = CASES["unequal cost"]
+    settings = {"importance": "random", "events": 10, "last_event": 1.0, "max_rank": 6}
+    model, optimizer, dynamic = started(case, total_steps=40, **settings, **FREE)
+    costs = {layer.name: layer.cost for layer in dynamic._layers}
+    held = []
+
+    def count(step):
+        held.append(sum(p.numel() for name, p in model.named_parameters() if "lora_" in name))
+
+    train(model, optimizer, dynamic, 40, case.batches(), count)
+    for event in dynamic.history:
+        growable = [  # up to the effective rank of the input, above which no layer grows
+            costs[name]
+            for name, layer in event.layers.items()
+            if layer.rank_after < min(6, max(layer.rank_before, round(layer.effective_rank)))
+        ]
+        assert 0 <= dynamic.budget - held[event.step - 1] < min(growable, default=dynamic.budget)
+    assert len(set(held)) > 2
+
+
+def test_in_bfloat16_no_element_moves_more_than_one_learning_rate_right_after_an_event():
+    # In float16 plain Adam exceeds it by itself: its second moments vanish.
+    case = CASES["bfloat16"]
+    model, optimizer, dynamic = started(case, importance="uniform", total_steps=10_000)
+    batches = case.batches()
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    train(model, optimizer, dynamic, 60, batches)
+    names = list(dynamic.ranks)
+    dynamic.apply(RankPlan(step=60, ranks=dict.fromkeys(names, 3)))
+    dynamic.apply(RankPlan(step=60, ranks=dict.fromkeys(names[:4], 4)))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().double() for p in trained]
+    train(model, optimizer, dynamic, 1, batches)
+    rounding = torch.finfo(torch.bfloat16).eps  # of Adam's own sums, and of the weights
+    for old, new in zip(before, trained, strict=True):
+        step = (new.detach().double() - old).abs()
+        assert (step <= 1e-2 * (1 + 2 * rounding) + rounding * old.abs()).all()
+        assert step.any()
+
+
+PLAIN = CASES["narrower than the rank"]  # which is plain as to its batches
+
+
+def test_empty_batches_between_others_leave_a_run_that_of_plain_peft_bit_for_bit():
+    runs = []
+    for with_dynamic in (False, True):
+        model = PLAIN.model()
+        optimizer = PLAIN.adamw(model)
+        dynamic = None
+        if with_dynamic:
+            dynamic = attached(model, optimizer, importance="uniform", fused=False, total_steps=24)
+        batches = PLAIN.batches()
+        mixed = (part for batch in batches for part in parts(batch, [0, 32, 0]))
+        losses = train(model, optimizer, dynamic, 24, mixed)
+        runs.append((losses, [p.detach() for p in model.parameters()]))
+    assert runs[0][0] == runs[1][0]
+    assert all(map(torch.equal, runs[0][1], runs[1][1]))
+    assert 0.0 in runs[0][0]
+
+
+def test_an_empty_part_of_an_accumulated_batch_changes_no_rank_and_no_weight():
+    runs = []
+    for sizes in ([16, 16], [0, 16, 16, 0], [16, 0, 16]):
+        model, optimizer, dynamic = started(PLAIN, total_steps=30, importance="signal", **FREE)
+        for batch in itertools.islice(PLAIN.batches(), 30):
+            for part in parts(batch, sizes):
+                model(**part).loss.backward()
+            dynamic.observe()
+            optimizer.step()
+            dynamic.step()
+            optimizer.zero_grad()
+        assert len(set(dynamic.ranks.values())) > 1
+        assert not dynamic.skipped
+        runs.append((dynamic.history, [p.detach() for p in model.parameters()]))
+    for history, weights in runs[1:]:
+        assert history == runs[0][0]
+        assert all(map(torch.equal, weights, runs[0][1]))
+
+
+def test_a_model_split_over_devices_is_refused_by_their_names_and_left_as_it_was():
+    model = lora_chain(6, 5, 4, dtype=torch.float32)
+    model.base_model.model[1].to("meta")
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad])
+    message = r"must be on one device, got cpu, meta: load the model without a `device_map`"
+    with pytest.raises(EngineError, match=message):
+        attached(model, optimizer, total_steps=10)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any("forward" in vars(m) for m in model.modules())
