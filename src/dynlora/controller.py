@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
+from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.fused import FusedLora
@@ -70,7 +70,7 @@ class DynamicLora:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         config: DynamicLoraConfig,
         *,
         adapter_name: str | None = None,
@@ -79,8 +79,9 @@ class DynamicLora:
 
         Args:
             model: The PEFT model, compiled or not. Where several processes train together, wrap it
-                in `DistributedDataParallel` after this; for FSDP2 see `make_static`.
+                in `DistributedDataParallel` after this; for FSDP2 and DeepSpeed see `make_static`.
             optimizer: Holds the LoRA parameters; `adapters.optimizer_state` says which kinds work.
+                Under DeepSpeed the one that it returns.
             config: How ranks move.
             adapter_name: The adapter whose ranks move; None for the active one.
 
@@ -171,6 +172,8 @@ class DynamicLora:
     def observe(self) -> None:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
 
+        DeepSpeed clips inside `engine.step`: there they are read as they are before.
+
         Where events are far apart most steps are left out (`schedule.observation_interval`), unless
         `on_nonfinite` is "stop".
 
@@ -188,7 +191,8 @@ class DynamicLora:
             if not finite and not broken:
                 raise LayerError(
                     f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "
-                    "none: call `observe()` after `loss.backward()` and before `zero_grad()`."
+                    "none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
+                    "under DeepSpeed between `engine.backward` and `engine.step`."
                 )
             self._report_nonfinite(broken, "gradient")
             if process_count() > 1 and not (self._reduced or broken):

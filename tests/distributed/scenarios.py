@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from dynlora import DynamicLora, DynamicLoraConfig
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS, RESUMED_AT = 30, 13
@@ -23,6 +24,14 @@ def model_in_float64() -> nn.Module:
 def optimizer_of(model: nn.Module) -> AdamW:
     """Return the optimizer of all runs."""
     return adamw(model, weight_decay=0.01)
+
+
+def alone(importance: str) -> tuple[DynamicLora, nn.Module, AdamW]:
+    """Return a controller, its model and optimizer, in this process."""
+    model = model_in_float64()
+    optimizer = optimizer_of(model)
+    config = DynamicLoraConfig(importance=importance, **CONFIG)
+    return DynamicLora(model, optimizer, config), model, optimizer
 
 
 def batches(first: int, last: int, *, part: int | None = None) -> Iterator[Tensor]:

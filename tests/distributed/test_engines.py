@@ -7,19 +7,16 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.integrations.checkpoint import load_state
 from tests.distributed.launch import run_in_processes
 from tests.distributed.scenarios import (
-    CONFIG,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
+    alone,
     batches,
     differing,
     lora_weights,
-    model_in_float64,
-    optimizer_of,
 )
 from tests.models import bare_llama, train
 
@@ -48,14 +45,6 @@ def importance(request):
 def found(folder, importance):
     """Return by rank what each process found."""
     return [torch.load(folder / f"{importance}-{rank}.pt") for rank in RANKS]
-
-
-def alone(importance):
-    """Return a controller, its model and optimizer, in this process."""
-    model = model_in_float64()
-    optimizer = optimizer_of(model)
-    config = DynamicLoraConfig(importance=importance, **CONFIG)
-    return DynamicLora(model, optimizer, config), model, optimizer
 
 
 def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(found):

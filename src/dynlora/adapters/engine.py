@@ -22,8 +22,9 @@ def check_engine(model: nn.Module) -> None:
         raise EngineError(
             f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: ranks must be "
             "attached before an engine wraps it. Make `DynamicLora(model, ...)` first and "
-            "`DistributedDataParallel(model)` of the bare model then, or `make_static` first and "
-            "FSDP2 then. FSDP1 and DeepSpeed are not supported yet."
+            "`DistributedDataParallel(model)` of the bare model then. With FSDP2 and DeepSpeed "
+            "`make_static(model, config)` comes first, the engine next, and `DynamicLora(model, "
+            "...)` of the bare model last. FSDP1 is not supported."
         )
 
 

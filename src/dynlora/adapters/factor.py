@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters.sharding import whole
+from dynlora.adapters.sharding import gradient_of, shape_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class Factor:
     @property
     def size(self) -> int:
         """The rank that the parameter has room for; more than the live one in static mode."""
-        return int(self.parameter.shape[self.rank_axis])
+        return int(shape_of(self.parameter)[self.rank_axis])
 
     @property
     def width(self) -> int:
         """The side of the matrix that is not the rank."""
-        shape = self.parameter.shape
+        shape = shape_of(self.parameter)
         matrix = self.to_matrix(torch.empty(shape, device="meta"))
         return matrix.numel() // self.size
 
@@ -55,7 +55,7 @@ class Factor:
 
     def gradient(self, rank: int) -> Tensor:
         """Return their gradient as a matrix; zeros where no backward pass left one."""
-        gradient = self.parameter.grad
+        gradient = gradient_of(self.parameter)
         if gradient is None:
             return torch.zeros_like(self.matrix(rank))
         # Sums over a tensor depend on its strides, and a reloaded one is contiguous.

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds import LayerKind, Rows, kind_of
-from dynlora.adapters.sharding import is_sharded
+from dynlora.adapters.sharding import has_gradient, is_held, is_sharded
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
@@ -101,7 +101,7 @@ class LoraView:
     @property
     def has_gradients(self) -> bool:
         """Whether a backward pass has reached both weights."""
-        return all(parameter.grad is not None for parameter in self.parameters)
+        return all(has_gradient(parameter) for parameter in self.parameters)
 
     @property
     def grad_A(self) -> Tensor:
@@ -249,11 +249,12 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
     factor_A, factor_B = kind.factors(module, adapter)
     for factor in (factor_A, factor_B):
         weight = factor.parameter
-        if is_sharded(weight) and adapter not in vars(module).get(_CAPACITY, {}):
+        if is_held(weight) and adapter not in vars(module).get(_CAPACITY, {}):
             raise EngineError(
-                f"LoRA layer {name!r} must hold its parameters at one rank for good before they "
-                f"are sharded, got a {type(weight.data).__name__} without: call "
-                "`make_static(model, config)` before `fully_shard` or `accelerator.prepare`."
+                f"LoRA layer {name!r} must hold its parameters at one rank for good before an "
+                f"engine takes them over, got a {type(weight.data).__name__} without: call "
+                "`make_static(model, config)` before `fully_shard`, `deepspeed.initialize` or "
+                "`accelerator.prepare`."
             )
         if type(weight) is not Parameter and not is_sharded(weight):
             raise EngineError(
@@ -268,7 +269,7 @@ def _check_untied(layers: list[LoraView]) -> None:
     owners: dict[int, str] = {}
     for layer in layers:
         for parameter in layer.parameters:
-            if is_sharded(parameter):  # of parameters of its own: FSDP has seen to that
+            if is_held(parameter):  # of parameters of its own: the engine has seen to that
                 continue
             owner = owners.setdefault(parameter.untyped_storage().data_ptr(), layer.name)
             if owner != layer.name:

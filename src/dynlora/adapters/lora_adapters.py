@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
@@ -45,7 +46,7 @@ class LoraAdapters:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: AnyOptimizer,
         adapter_name: str | None,
         *,
         follow: Callable[[BasisChange], None],
@@ -112,7 +113,8 @@ class LoraAdapters:
 
     def open(self) -> None:
         """Fit moments that are loaded: those of other processes are held at other ranks."""
-        if self._handle is None:
+        # DeepSpeed loads moments itself, and none of other shapes.
+        if self._handle is None and isinstance(self._optimizer, Optimizer):
             layers = list(self.layers.values())
             self._handle = self._optimizer.register_load_state_dict_post_hook(
                 lambda _: self._fit_state(layers)

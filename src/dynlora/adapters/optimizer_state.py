@@ -12,13 +12,16 @@ them (a thousand steps), and what was learned of the old basis counts for less i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
+from dynlora.adapters import deepspeed
+from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.sharding import sharded_as, whole
 from dynlora.errors import OptimizerError
@@ -51,14 +54,20 @@ _MOMENTUM_SHARE = 0.7
 is for that step's gradient, up to three times its usual size with torch's default betas."""
 
 
-def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
     """Return the optimizer inside Accelerate's wrapper, checked to be one we can follow.
+
+    DeepSpeed's is one with all that it wraps: see `check_holds`.
 
     Raises:
         OptimizerError: If its state can neither be resized nor start anew.
     """
-    inner: Optimizer = vars(optimizer).get("optimizer", optimizer)
+    if deepspeed.is_zero(optimizer):
+        return optimizer
+    inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer)
     kind = type(inner)
+    if deepspeed.is_zero(inner):
+        return inner
     if _starts_anew(inner):
         logger.warning(
             "the state of %s cannot follow a change of rank: that of a layer which changes starts "
@@ -75,7 +84,7 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     return inner
 
 
-def check_static(optimizer: Optimizer) -> None:
+def check_static(optimizer: AnyOptimizer) -> None:
     """Check that the optimizer's steps do not depend on how wide a tensor is held.
 
     Raises:
@@ -88,20 +97,29 @@ def check_static(optimizer: Optimizer) -> None:
         )
 
 
-def _starts_anew(optimizer: Optimizer) -> bool:
+def _starts_anew(optimizer: AnyOptimizer) -> bool:
     kind = type(optimizer)
     begins = RESTARTED.get(kind.__module__)
     return begins is not None and kind.__name__.removeprefix("Paged").startswith(begins)
 
 
-def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
+def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
     """Check that the optimizer updates every LoRA parameter that is trained.
 
     Raises:
-        OptimizerError: If one is missing, which happens when it was built for another model.
+        OptimizerError: If one is missing, which happens when it was built for another model, or
+            DeepSpeed holds it in a way that a change of rank cannot follow.
     """
+    if deepspeed.is_zero(optimizer):
+        deepspeed.check_zero(optimizer, parameters)
+        return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = sum(id(parameter) not in held for parameter in parameters)
+    if missing and any(deepspeed.is_copied(parameter) for parameter in parameters):
+        raise OptimizerError(
+            f"DeepSpeed trains these parameters, but the optimizer is {type(optimizer).__name__}: "
+            "give the one that `deepspeed.initialize` or `accelerator.prepare` returned."
+        )
     if missing:
         raise OptimizerError(
             f"The optimizer must hold all {len(parameters)} LoRA parameters, got {missing} that it "
@@ -111,7 +129,7 @@ def check_holds(optimizer: Optimizer, parameters: list[Parameter]) -> None:
 
 @torch.no_grad()
 def rebase_state(
-    optimizer: Optimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
+    optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
 ) -> None:
     """Carry the moments of one layer's two parameters to the new basis.
 
@@ -133,26 +151,26 @@ def rebase_state(
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
-        state = optimizer.state.get(factor.parameter, {})
-        for key in _FIRST + _SECOND:
-            moment = state.get(key)
-            if isinstance(moment, Tensor):
-                rows = factor.live(moment, old).transpose(0, rank_axis)
-                new = _left(matrix if key in _FIRST else matrix.square(), rows)
-                values = factor.padded(new.transpose(0, rank_axis), size)
-                if values.shape == moment.shape:
-                    moment.copy_(sharded_as(moment, values))
-                else:
-                    state[key] = values
-        if "exp_avg_sq" in state:
-            betas = _betas(optimizer, factor.parameter)
-            if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
-                _cut_memory(state, betas)
-            _bound_next_step(state, betas)
+        with _state_of(optimizer, factor.parameter) as state:
+            for key in _FIRST + _SECOND:
+                moment = state.get(key)
+                if isinstance(moment, Tensor):
+                    rows = factor.live(moment, old).transpose(0, rank_axis)
+                    new = _left(matrix if key in _FIRST else matrix.square(), rows)
+                    values = factor.padded(new.transpose(0, rank_axis), size)
+                    if values.shape == moment.shape:
+                        moment.copy_(sharded_as(moment, values))
+                    else:
+                        state[key] = values
+            if "exp_avg_sq" in state:
+                betas = _betas(optimizer, factor.parameter)
+                if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
+                    _cut_memory(state, betas)
+                _bound_next_step(state, betas)
 
 
 @torch.no_grad()
-def fit_state(optimizer: Optimizer, factors: Sequence[tuple[Factor, int]]) -> int:
+def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) -> int:
     """Give moments the shape of their parameter, or forget them; return how many were forgotten.
 
     Beyond the live rank they must be zero: Adam would move weights there that nobody counts. They
@@ -195,11 +213,27 @@ def _left(matrix: Tensor, moment: Tensor) -> Tensor:
     return (matrix.double() @ moment.double()).to(moment.dtype)
 
 
-def _betas(optimizer: Optimizer, parameter: Parameter) -> tuple[float, float]:
+@contextmanager
+def _state_of(optimizer: AnyOptimizer, parameter: Parameter) -> Iterator[dict[str, Any]]:
+    """Lend a parameter's state, to be changed."""
+    if deepspeed.is_zero(optimizer):
+        with deepspeed.state_of(optimizer, parameter) as state:
+            yield state
+    else:
+        yield optimizer.state.get(parameter, {})
+
+
+def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]:
+    beta1, beta2 = _group_of(optimizer, parameter)["betas"]
+    return float(beta1), float(beta2)
+
+
+def _group_of(optimizer: AnyOptimizer, parameter: Parameter) -> dict[str, Any]:
+    if deepspeed.is_zero(optimizer):
+        return deepspeed.group_of(optimizer, parameter)
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):
-            beta1, beta2 = group["betas"]
-            return float(beta1), float(beta2)
+            return group
     raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")
 
 

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import Optimizer
 
+from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
-from dynlora.adapters.sharding import sharded_as
+from dynlora.adapters.sharding import overwrite, shape_of
 from dynlora.types import BasisChange, Tokens
 
 MAX_NEW_NORM = 10.0
@@ -242,7 +242,7 @@ def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:
 @torch.no_grad()
 def apply_change(
     layer: LoraView,
-    optimizer: Optimizer,
+    optimizer: AnyOptimizer,
     change: BasisChange,
     rows: Float[Tensor, "grown in_features"] | None = None,
 ) -> None:
@@ -290,13 +290,12 @@ def hold_at(layer: LoraView, rank: int) -> None:
 
 def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
     parameter = factor.parameter
-    data = factor.padded(matrix.to(parameter.device, parameter.dtype), size)
-    if data.shape == parameter.shape:
+    data = factor.padded(matrix.to(parameter.device), size)
+    if data.shape == shape_of(parameter):
         # In place: engines and compiled code know the tensor, not the parameter, by its memory.
-        parameter.data.copy_(sharded_as(parameter, data))
-        parameter.grad = None
+        overwrite(parameter, data)
     else:
-        set_data(parameter, data)
+        set_data(parameter, data.to(parameter.dtype))
 
 
 def set_data(parameter: Parameter, data: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import hold_at, set_rank
-from dynlora.adapters.sharding import sharded_as
+from dynlora.adapters.sharding import is_there, sharded_as
 from dynlora.errors import LayerError
 
 
@@ -42,7 +42,7 @@ def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
     """
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
-    if key in state_dict:
+    if key in state_dict and is_there(state_dict[key]):
         rank = state_dict[key].shape[factor.rank_axis]
         if rank > factor.size:
             raise LayerError(
@@ -58,5 +58,5 @@ def _cut(layer: LoraView, factor: Factor, *given: Any) -> None:
     """Leave what is beyond the live rank out of what is saved."""
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
-    if key in state_dict:
+    if key in state_dict and is_there(state_dict[key]):
         state_dict[key] = state_dict[key].narrow(factor.rank_axis, 0, layer.r).contiguous()

@@ -231,5 +231,5 @@ def _check_arguments(args: TrainingArguments) -> None:
         raise EngineError(
             "A Trainer must run in one process, or in several as torchrun starts them, one for a "
             f"device, got {', '.join(used)}: turn that off, or use plain LoRA. In a loop of your "
-            "own ranks can move under FSDP2, see `make_static`."
+            "own ranks can move under FSDP2 and DeepSpeed, see `make_static`."
         )

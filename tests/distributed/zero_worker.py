@@ -1,0 +1,116 @@
+"""What each of several processes does under DeepSpeed: `torchrun -m tests.... STAGE OUT`.
+
+Each scenario writes what it found to `OUT/SCENARIO-RANK.pt`; the tests compare those files.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ["DS_ACCELERATOR"] = "cpu"  # before it is imported
+
+import deepspeed
+import torch
+from torch import Tensor, distributed
+from torch.optim import AdamW
+
+from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora.integrations.checkpoint import load_state, save_state
+from tests.distributed.scenarios import (
+    CONFIG,
+    RESUMED_AT,
+    SCENARIOS,
+    STEPS,
+    batches,
+    lora_weights,
+    model_in_float64,
+)
+from tests.models import loss_of
+
+
+class Process:
+    """One process's part of a model under ZeRO, and what it saw."""
+
+    def __init__(self, stage: int, importance: str) -> None:
+        self.model = model_in_float64()
+        config = DynamicLoraConfig(importance=importance, **CONFIG)
+        make_static(self.model, config)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [{"params": [p]} for p in self.trained]
+        self.engine, optimizer, *_ = deepspeed.initialize(
+            model=self.model,
+            optimizer=AdamW(groups, lr=5e-3, weight_decay=0.01),
+            config={
+                "train_micro_batch_size_per_gpu": 4,
+                # Below that many elements stage 3 keeps a parameter whole: some of each.
+                "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 600},
+                "gradient_clipping": 0.0,
+            },
+        )
+        self.dynamic = DynamicLora(self.model, optimizer, config)
+        self.seen: list[dict[str, Tensor]] = []
+        """Weights after each step."""
+
+    def train(self, first: int, last: int) -> None:
+        """Take the steps from `first` to `last`, each on this process's part of the batch."""
+        for tokens in batches(first, last, part=distributed.get_rank()):
+            self.engine.backward(loss_of(self.engine, tokens))
+            self.dynamic.observe()
+            self.engine.step()
+            self.dynamic.step()
+            with deepspeed.zero.GatheredParameters(self.trained):
+                self.seen.append(lora_weights(self.model))
+
+    def found(self) -> dict[str, object]:
+        """Return all that the tests look at."""
+        return {
+            "ranks": self.dynamic.ranks,
+            "mode": self.dynamic.mode,
+            "history": [event.to_dict() for event in self.dynamic.history],
+            "weights": self.seen,
+        }
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Save the model and its moments by DeepSpeed, and our state beside them."""
+        state = self.dynamic.state_dict()
+        self.engine.save_checkpoint(folder)
+        if distributed.get_rank() == 0:
+            save_state(folder, state)
+        distributed.barrier()
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on where a checkpoint was saved."""
+        self.dynamic.load_state_dict(load_state(folder))
+        self.engine.load_checkpoint(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Save the adapter, once, as DeepSpeed's own documentation says."""
+        with deepspeed.zero.GatheredParameters(self.trained):
+            if distributed.get_rank() == 0:
+                self.model.save_pretrained(folder)
+
+
+def main() -> None:
+    """Do every scenario."""
+    stage, out = int(sys.argv[1]), Path(sys.argv[2])
+    deepspeed.logger.setLevel(logging.ERROR)
+    deepspeed.init_distributed("gloo")
+    place = distributed.get_rank()
+    for importance in SCENARIOS:
+        process = Process(stage, importance)
+        process.train(0, RESUMED_AT)
+        process.save_checkpoint(out / f"{importance}-checkpoint")
+        process.train(RESUMED_AT, STEPS)
+        torch.save(process.found(), out / f"{importance}-{place}.pt")
+        process.save_adapter(out / f"{importance}-adapter")
+
+        again = Process(stage, importance)
+        again.load_checkpoint(out / f"{importance}-checkpoint")
+        again.train(RESUMED_AT, STEPS)
+        torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
