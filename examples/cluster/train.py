@@ -3,16 +3,16 @@ r"""Fine-tune a language model on lines of text, on one machine or many, with ra
     accelerate launch --config_file examples/cluster/one-node.yaml examples/cluster/train.py \
         --model MODEL --text FILE --output adapter
 
-The same script runs in one process, under DistributedDataParallel and under FSDP2: which one it is
-says the configuration.
+The same script runs in one process, under DistributedDataParallel, FSDP2 and DeepSpeed: which one it
+is says the configuration.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
+from accelerate import Accelerator, DistributedType
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,7 +23,8 @@ from dynlora import DynamicLora, DynamicLoraConfig, make_static
 def main() -> None:
     """Train, and save one adapter."""
     given = _arguments()
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator()
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -33,9 +34,9 @@ def main() -> None:
     )
     config = DynamicLoraConfig(total_steps=given.steps)
     make_static(model, config)  # before an engine, or the optimizer, sees the tensors
-    optimizer = torch.optim.AdamW(
-        (p for p in model.parameters() if p.requires_grad), lr=given.learning_rate
-    )
+    # A group for each: DeepSpeed steps a group as one tensor, but each layer's moments have their age.
+    groups = [{"params": [p]} for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(groups, lr=given.learning_rate)
     lines = [line for line in given.text.read_text(encoding="utf-8").splitlines() if line.strip()]
     loader = DataLoader(
         tokenizer(lines, truncation=True, max_length=given.length)["input_ids"],
@@ -54,10 +55,15 @@ def main() -> None:
         for batch in loader:
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
             loss = model(**batch, labels=labels).loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            dynamic.observe()
-            optimizer.step()
+            if deepspeed:  # whose engine Accelerate would step inside its backward
+                model.backward(loss)
+                dynamic.observe()
+                model.step()
+            else:
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                dynamic.observe()
+                optimizer.step()
             dynamic.step()
             optimizer.zero_grad()
             step += 1
@@ -66,13 +72,25 @@ def main() -> None:
             if step == given.steps:
                 break
     dynamic.close()
-    bare = accelerator.unwrap_model(model)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(bare, options=options)  # on every process
-    if accelerator.is_main_process:
-        bare.save_pretrained(given.output, state_dict=weights)
+    save = _save_from_deepspeed if deepspeed else _save
+    save(accelerator.unwrap_model(model), given.output, accelerator.is_main_process)
     accelerator.print(f"ranks {min(dynamic.ranks.values())} to {max(dynamic.ranks.values())}")
     accelerator.end_training()
+
+
+def _save(model: PeftModel, folder: Path, is_first: bool) -> None:
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)  # on every process
+    if is_first:
+        model.save_pretrained(folder, state_dict=weights)
+
+
+def _save_from_deepspeed(model: PeftModel, folder: Path, is_first: bool) -> None:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([p for p in model.parameters() if p.requires_grad]):
+        if is_first:
+            model.save_pretrained(folder)
 
 
 def _arguments() -> argparse.Namespace:

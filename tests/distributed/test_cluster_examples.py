@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_accelerate_reads_each_configuration_and_knows_its_keys(path):
     config = load_config_from_file(str(path))
     assert config.num_processes % config.num_machines == 0
     keys = {action.dest for action in launch_command_parser()._actions}
-    assert set(yaml.safe_load(path.read_text()).get("fsdp_config", {})) <= keys
+    given = yaml.safe_load(path.read_text())
+    assert {*given.get("fsdp_config", {}), *given.get("deepspeed_config", {})} <= keys
 
 
 def test_the_slurm_script_is_bash_and_names_files_that_exist():
@@ -52,17 +54,38 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_script_trains_and_saves_one_adapter(model, processes, tmp_path):
-    text = tmp_path / "text"
+    launch_script(
+        model,
+        tmp_path,
+        ["--cpu", "--num_processes", str(processes), "--num_machines=1", "--dynamo_backend=no"],
+    )
+
+
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'dynlora[deepspeed]'"
+)
+def test_the_script_trains_under_zero_3_and_saves_one_adapter(model, tmp_path):
+    launch_script(
+        model,
+        tmp_path,
+        ["--config_file", str(FOLDER / "zero3.yaml"), "--num_processes=2", "--main_process_port=0"],
+        module=["--module", "tests.distributed.zero_example"],
+    )
+
+
+def launch_script(model, folder, launch, *, module=()):
+    """Run the script, and load what it saves; `module` is what runs it."""
+    text = folder / "text"
     text.write_text("\n".join(" ".join(WORDS[k : k + 4]) for k in range(len(WORDS) - 4)) * 4)
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--cpu"]
-    command += ["--num_processes", str(processes), "--num_machines=1", "--mixed_precision=no"]
-    command += ["--dynamo_backend=no", str(FOLDER / "train.py"), "--model", str(model)]
-    command += ["--text", str(text), "--output", str(tmp_path / "adapter")]
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *launch]
+    command += ["--mixed_precision=no", *module, str(FOLDER / "train.py"), "--model", str(model)]
+    command += ["--text", str(text), "--output", str(folder / "adapter")]
     command += ["--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("step 20: loss") == 1
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "adapter")
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")

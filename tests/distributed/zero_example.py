@@ -1,0 +1,17 @@
+"""Runs a script with its arguments under `accelerate launch` and DeepSpeed on CPUs.
+
+There Accelerate takes each process for the only one, whatever DeepSpeed has started.
+"""
+
+import runpy
+import sys
+
+from accelerate.state import PartialState
+from torch import distributed
+
+PartialState()
+PartialState._shared_state["num_processes"] = distributed.get_world_size()
+for index in ("process_index", "local_process_index"):
+    PartialState._shared_state[index] = distributed.get_rank()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
