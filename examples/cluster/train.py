@@ -3,8 +3,8 @@ r"""Fine-tune a language model on lines of text, on one machine or many, with ra
     accelerate launch --config_file examples/cluster/one-node.yaml examples/cluster/train.py \
         --model MODEL --text FILE --output adapter
 
-The same script runs in one process, under DistributedDataParallel, FSDP2 and DeepSpeed: which one it
-is says the configuration.
+The same script runs in one process, under DistributedDataParallel, FSDP2 and DeepSpeed: which one
+it is says the configuration.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     )
     config = DynamicLoraConfig(total_steps=given.steps)
     make_static(model, config)  # before an engine, or the optimizer, sees the tensors
-    # A group for each: DeepSpeed steps a group as one tensor, but each layer's moments have their age.
+    # A group for each: DeepSpeed steps a group as one tensor, and layers' moments differ in age.
     groups = [{"params": [p]} for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(groups, lr=given.learning_rate)
     lines = [line for line in given.text.read_text(encoding="utf-8").splitlines() if line.strip()]

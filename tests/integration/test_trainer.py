@@ -1,6 +1,7 @@
 """The callback in `transformers.Trainer`: the same run as the two calls, resume, best model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,6 +302,21 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name
+
+
+def test_deepspeed_is_refused_by_a_stage_whose_checkpoints_cannot_be_resumed(tmp_path):
+    trainer, callback = trainer_of(lora_llama(), tmp_path)
+    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    with pytest.raises(EngineError, match="got DeepSpeed with zero_stage=3: turn that off"):
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):
+    trainer, callback = trainer_of(lora_llama(r=4), tmp_path)
+    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=1)
+    model = lora_llama(r=4)
+    callback.on_init_end(trainer.args, trainer.state, trainer.control, model=model)
+    assert {len(p) for name, p in model.named_parameters() if "lora_A" in name} != {4}
 
 
 def test_a_callback_that_comes_after_the_model_was_wrapped_is_refused(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ stage 3 keeps only a part of the parameters too. DeepSpeed's own functions reach
 call one is a collective. DeepSpeed is imported only where it has put its mark on a parameter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +100,21 @@ def has_gradient(parameter: Parameter) -> bool:
     return mapping.gradient_dict.get(mapping.param_group_index) is not None
 
 
+def call_before_step(optimizer: Any, call: Callable[[], None]) -> Callable[[], None]:
+    """Call something at the beginning of each step, with the gradients there; return its removal.
+
+    For loops that leave no room between the engine's backward and its step.
+    """
+    step = optimizer.step
+
+    def observed_step(*args: Any, **kwargs: Any) -> Any:
+        call()
+        return step(*args, **kwargs)
+
+    optimizer.step = observed_step
+    return lambda: delattr(optimizer, "step")
+
+
 def check_zero(optimizer: Any, parameters: Sequence[Parameter]) -> None:
     """Check that the moments of these parameters can follow a change of rank.
 
@@ -134,7 +149,8 @@ def check_zero(optimizer: Any, parameters: Sequence[Parameter]) -> None:
         raise OptimizerError(
             "Each LoRA parameter must be in a group of its own under DeepSpeed, whose optimizers "
             f"count the steps of a group alone, got a group of {largest}: build the optimizer as "
-            "`AdamW([{'params': [p]} for p in model.parameters() if p.requires_grad])`."
+            "`AdamW([{'params': [p]} for p in model.parameters() if p.requires_grad])`, in a "
+            "Trainer by `optimizer_cls_and_kwargs` (docs/scaling.md)."
         )
 
 

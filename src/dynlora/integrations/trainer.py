@@ -1,10 +1,12 @@
 """`DynamicLoraCallback`: the controller's two calls inside `transformers.Trainer`.
 
 `Trainer` clips gradients, calls `on_pre_optimizer_step`, steps the optimizer and the scheduler,
-clears the gradients, and calls `on_step_end`: the first is `observe()`, the second `step()`.
+clears the gradients, and calls `on_step_end`: the first is `observe()`, the second `step()`. Under
+DeepSpeed the backward pass steps the optimizer, and `observe()` belongs to the beginning of that.
 """
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dynlora.adapters.deepspeed import call_before_step
 from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.adapters.layers import find_lora_layers
+from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.shape_hooks import ShapeHooks
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
@@ -52,6 +56,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
         self._watched: nn.Module | None = None
+        self._observing = ExitStack()
 
     def on_init_end(
         self,
@@ -70,8 +75,12 @@ class DynamicLoraCallback(TrainerCallback):
         _check_arguments(args)
         model: nn.Module = kwargs["model"]
         compiled = bool(args.torch_compile)
-        if choose_mode(self.config, processes=args.world_size, compiled=compiled) == "static":
-            # The optimizer is not there yet, and no engine has wrapped the model.
+        deepspeed = args.deepspeed_plugin is not None
+        mode = choose_mode(
+            self.config, processes=args.world_size, compiled=compiled, held_static=deepspeed
+        )
+        if mode == "static":
+            # The optimizer has no state yet, and no engine has wrapped the model.
             make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
 
@@ -96,11 +105,16 @@ class DynamicLoraCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
         _check_attached_early(model, args, self._adapter_name)
+        self._observing.close()
         if self.dynamic is not None:
             self.dynamic.close()
         self.dynamic = DynamicLora(
             model, kwargs["optimizer"], config, adapter_name=self._adapter_name
         )
+        if args.deepspeed_plugin is not None:
+            # Accelerate's backward steps the engine, before any event of the trainer.
+            optimizer = unwrap_optimizer(kwargs["optimizer"])
+            self._observing.callback(call_before_step(optimizer, self.dynamic.observe))
         if state.global_step > 0:
             self._resume(self._checkpoint(args, state))
 
@@ -111,9 +125,10 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Read the gradients."""
+        """Read the gradients; under DeepSpeed they were read as its step began, and are gone."""
         assert self.dynamic is not None
-        self.dynamic.observe()
+        if args.deepspeed_plugin is None:
+            self.dynamic.observe()
 
     def on_step_end(
         self,
@@ -156,6 +171,7 @@ class DynamicLoraCallback(TrainerCallback):
         ranks stay on, as in the evaluations so far, until `close()`.
         """
         assert self.dynamic is not None
+        self._observing.close()
         if self.dynamic.input_adaptive is None:
             self.dynamic.close()
         else:
@@ -165,6 +181,7 @@ class DynamicLoraCallback(TrainerCallback):
 
     def close(self) -> None:
         """Remove every hook that this callback installed."""
+        self._observing.close()
         if self.dynamic is not None:
             self.dynamic.close()
         if self._shape_hooks is not None:
@@ -221,15 +238,18 @@ def _check_attached_early(
 
 
 def _check_arguments(args: TrainingArguments) -> None:
+    stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
     engines = {
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
-        "deepspeed": bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true",
+        # Of stage 3 the Trainer saves tensors as they are held, and loads them without their rank.
+        f"DeepSpeed with zero_stage={stage}": stage not in (None, 1, 2),
         "several devices in one process": args.n_gpu > 1,
     }
     used = [name for name, on in engines.items() if on]
     if used:
         raise EngineError(
             "A Trainer must run in one process, or in several as torchrun starts them, one for a "
-            f"device, got {', '.join(used)}: turn that off, or use plain LoRA. In a loop of your "
-            "own ranks can move under FSDP2 and DeepSpeed, see `make_static`."
+            f"device, also under DeepSpeed ZeRO-1 and 2, got {', '.join(used)}: turn that off, or "
+            "use plain LoRA. In a loop of your own ranks can move under FSDP2 and DeepSpeed ZeRO-3 "
+            "as well, see `make_static`."
         )

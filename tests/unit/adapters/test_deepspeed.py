@@ -10,6 +10,7 @@ import torch
 from torch.optim import SGD, AdamW
 
 from dynlora.adapters.deepspeed import (
+    call_before_step,
     check_zero,
     has_gradient,
     is_copied,
@@ -61,6 +62,17 @@ def test_a_gradient_is_there_while_deepspeed_holds_one_for_the_group(parameters)
     parameters[1]._hp_mapping = SimpleNamespace(gradient_dict={1: None}, param_group_index=1)
     assert has_gradient(parameters[0])
     assert not has_gradient(parameters[1])
+
+
+def test_what_is_called_before_a_step_sees_it_come_until_it_is_removed():
+    calls = []
+    kind = type("Zero", (), {"step": lambda self, closure=None: calls.append(f"step {closure}")})
+    optimizer = kind()
+    remove = call_before_step(optimizer, lambda: calls.append("before"))
+    optimizer.step(closure=1)
+    remove()
+    optimizer.step()
+    assert calls == ["before", "step 1", "step None"]
 
 
 @pytest.mark.parametrize("kind", ["DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"])
