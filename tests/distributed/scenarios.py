@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.adapters.layers import find_lora_layers
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS, RESUMED_AT = 30, 13
@@ -43,6 +44,11 @@ def batches(first: int, last: int, *, part: int | None = None) -> Iterator[Tenso
 def lora_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what of the model is saved of its LoRA layers."""
     return {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k}
+
+
+def base_norms(model: nn.Module) -> list[float]:
+    """Return the norm of each adapted layer's frozen weight."""
+    return [layer.base_norm for layer in find_lora_layers(model, None)]
 
 
 def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:

@@ -11,9 +11,11 @@ from tests.distributed.scenarios import (
     SCENARIOS,
     STEPS,
     alone,
+    base_norms,
     batches,
     differing,
     lora_weights,
+    model_in_float64,
 )
 from tests.models import bare_llama, train
 
@@ -68,6 +70,12 @@ def test_ranks_and_weights_are_those_of_one_process_with_the_whole_batch(found, 
     for ours, theirs in zip(found[0]["weights"], seen, strict=True):
         for name, value in theirs.items():
             assert torch.allclose(ours[name], value, rtol=0, atol=1e-6), name
+
+
+def test_frozen_weights_are_read_whole(found):
+    """Of which stage 3 keeps a part on each process."""
+    for process in found:
+        assert process["base_norms"] == base_norms(model_in_float64())
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found, importance):

@@ -22,6 +22,7 @@ from tests.distributed.scenarios import (
     RESUMED_AT,
     SCENARIOS,
     STEPS,
+    base_norms,
     batches,
     lora_weights,
     model_in_float64,
@@ -69,6 +70,7 @@ class Process:
             "mode": self.dynamic.mode,
             "history": [event.to_dict() for event in self.dynamic.history],
             "weights": self.seen,
+            "base_norms": base_norms(self.model),
         }
 
     def save_checkpoint(self, folder: Path) -> None:
