@@ -4,13 +4,17 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 
 - `random directions`: grown directions are random instead of what the input shows;
 - `moments kept`: the optimizer remembers as long after an event as before it;
+- `pace kept`: a layer's scale is divided by its rank, as `lora_alpha / r` is, so that it learns as
+  fast at any rank; what it computes stays;
+- `pace kept where ranks fall`: the same for layers of less than the configured rank alone;
+- `at most 2 r`, `at most 8 r`: the highest rank of a layer;
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
 One JSON out a task, rewritten as it grows, from which `docs/log.md` quotes.
 
     python -m benchmarks.parts benchmarks/results/recovery --data DATA --models DATA --budget 2 \
-        --tasks reviews questions
+        --tasks reviews questions --changes "random directions" "moments kept"
 """
 
 import argparse
@@ -27,15 +31,21 @@ from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
 from dynlora.adapters import optimizer_state
+from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import new_rows
 from dynlora.cli.job_parser import parse_values
 from dynlora.report.run_files import read_run
 from dynlora.train import wrap
 from dynlora.train.job import run_job
+from dynlora.types import RankPlan
 
 CHANGES = (
     "random directions",
     "moments kept",
+    "pace kept",
+    "pace kept where ranks fall",
+    "at most 2 r",
+    "at most 8 r",
     "pattern from the start",
     "pattern of another seed",
 )
@@ -49,6 +59,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="what {models} in the study stood for")
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--changes", nargs="+", choices=CHANGES, default=CHANGES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
@@ -60,7 +71,7 @@ def main() -> None:
         for seed in range(options.seeds):
             cell.setdefault("dynamic", {})[str(seed)] = records[seed]["validation"]["loss"]
             cell.setdefault("lora", {})[str(seed)] = plain[seed]["validation"]["loss"]
-            for change in CHANGES:
+            for change in options.changes:
                 if str(seed) in cell.setdefault(change, {}):
                     continue
                 other = records[(seed + 1) % options.seeds]
@@ -97,9 +108,17 @@ def _changed(
     change: str, values: dict[str, Any], own: Mapping[str, int], other: Mapping[str, int]
 ) -> Iterator[None]:
     """Leave a part of the method out, or give plain LoRA a pattern of ranks."""
+    apply_plan = LoraAdapters.apply
 
     def random_rows(layer: Any, count: int, **given: Any) -> Any:
         return new_rows(layer, count, **(given | {"tokens": None}))
+
+    def apply_at_pace(self: LoraAdapters, plan: RankPlan, *given: Any, **named: Any) -> Any:
+        lost = apply_plan(self, plan, *given, **named)
+        weights = {n: self.configured_rank / layer.r for n, layer in self.layers.items()}
+        least = 1.0 if change == "pace kept where ranks fall" else 0.0
+        self.apply_weights({name: max(weight, least) for name, weight in weights.items()})
+        return lost
 
     def patterned(**settings: Any) -> LoraConfig:
         ranks = own if change == "pattern from the start" else other
@@ -114,6 +133,13 @@ def _changed(
         case "moments kept":
             with patch.object(optimizer_state, "MEMORY", 1_000_000):
                 yield
+        case "pace kept" | "pace kept where ranks fall":
+            with patch.object(LoraAdapters, "apply", apply_at_pace):
+                yield
+        case "at most 2 r" | "at most 8 r":
+            times = int(change.split()[2])
+            values["dynamic"]["max_rank"] = times * values["lora"]["r"]
+            yield
         case _:
             values["method"] = "lora"
             with patch.object(wrap, "LoraConfig", patterned):
