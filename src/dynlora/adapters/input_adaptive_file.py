@@ -3,7 +3,6 @@
 The adapter itself is an ordinary one, which without this file uses every component.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.complexity import FRACTIONS
 from dynlora.errors import AdapterError
 from dynlora.files.json_files import write_json
+from dynlora.files.plain_values import parse_json
 
 INPUT_ADAPTIVE = "input_adaptive.json"
 """Name of the file."""
@@ -76,7 +76,7 @@ def load_input_adaptive(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         thresholds = [float(value) for value in values["thresholds"]]
         fractions, complexity = values["fractions"], values["complexity"]
     except (OSError, ValueError, KeyError, TypeError) as error:

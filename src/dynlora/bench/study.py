@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dynlora.bench.fields import Fields
 from dynlora.bench.fragments import Fragment, check_free
 from dynlora.errors import ConfigError
+from dynlora.files.plain_values import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 """What models, tasks and methods may be called: their names become part of files' names."""
@@ -134,8 +133,8 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(f"STUDY must be a YAML file, got {path}, which is not a file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"STUDY must be a YAML file, got {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"STUDY must hold keys and values, got {path} without any.")

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 
 from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
 from dynlora.errors import ConfigError
+from dynlora.files.plain_values import parse_yaml
 from dynlora.train.config import JobConfig
 
 USAGES = {
@@ -62,14 +62,15 @@ def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None
         ConfigError: If a key or value is unknown, missing or outside its range.
     """
     given = list(arguments)
+    content: Mapping[str, Any] = {}
     _check_options(given)
     if given and not given[0].startswith("-"):
-        _check_file(Path(given[0]))
+        content = _read_file(Path(given[0]))
         given.insert(0, "--config")
     elif not {"-h", "--help"} & set(given):
         raise ConfigError(f"CONFIG, a YAML file, must come first: {USAGES[verb]}")
     try:
-        values = _parser(verb, _preset_of(given)).parse_args(given).as_dict()
+        values = _parser(verb, _preset_of(content, given)).parse_args(given).as_dict()
     except argparse.ArgumentError as error:
         raise _explain(error, USAGES[verb]) from error
     except SystemExit:  # how argparse ends after --help and --print_config
@@ -99,15 +100,12 @@ def _build_job(values: Mapping[str, Any]) -> JobConfig:
     return build(JobConfig, chosen)
 
 
-def _preset_of(given: Sequence[str]) -> str:
+def _preset_of(content: Mapping[str, Any], given: Sequence[str]) -> str:
     """Return the preset that the file or, before it, the command line names."""
-    found = "default"
+    found = _preset_in(content)
     for option, following in pairwise((*given, "")):
         key, equals, value = option.partition("=")
-        if key == "--config":
-            content = yaml.safe_load(Path(following).read_text(encoding="utf-8"))
-            found = _preset_in(content)
-        elif key == f"--{PRESET}":
+        if key == f"--{PRESET}":
             found = value if equals else following or found
     return found
 
@@ -198,17 +196,18 @@ def valid_keys(kind: Any = JobConfig, prefix: str = "") -> Iterator[tuple[str, A
             yield from valid_keys(hint, f"{prefix}{key}.")
 
 
-def _check_file(path: Path) -> None:
-    """Check that the file is there, is YAML, and has no unknown key."""
+def _read_file(path: Path) -> Mapping[str, Any]:
+    """Return what the file holds, if it is there, is YAML, and has no unknown key."""
     if not path.is_file():
         raise ConfigError(f"CONFIG must be a YAML file, got {path}, which is not a file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"CONFIG must be a YAML file, got {path}: {error}") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"CONFIG must hold keys and values, got {path} without any.")
     _check_level(content, JobConfig, "", f" in {path}")
+    return content
 
 
 def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
+from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import naming, write_text
 
 
@@ -72,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        return as_object(json.loads(text))
+        return as_object(parse_json(text))
     except ValueError as error:
         raise RunFileError(
             f"{path} must be one whole JSON object, got {len(text)} characters that are not "
@@ -95,7 +96,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(as_object(json.loads(line)))
+            found.append(as_object(parse_json(line)))
         except ValueError as error:
             raise broken_line(path, number, f"{line[:40]!r} ({error})") from error
     return found, bool(rest)

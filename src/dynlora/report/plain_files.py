@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import as_object, read_text
+from dynlora.files.plain_values import parse_yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -18,8 +17,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        return as_object(yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError) as error:
+        return as_object(parse_yaml(text))
+    except ValueError as error:
         raise RunFileError(
             f"{path} must be the YAML of a run's configuration, got {len(text)} characters that "
             f"are not ({error}): restore the file from a copy, or train again."

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynlora.errors import AdapterError
+from dynlora.files.plain_values import parse_json
 from dynlora.saved.checks import check_config, check_factors, check_finite, match_pattern
 from dynlora.saved.folder import copy_companions, new_folder
 from dynlora.saved.layer import SavedLayer
@@ -125,8 +126,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "no adapter's configuration."
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise AdapterError(f"{path} must be JSON: {error}. Save the adapter again.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} must hold a JSON object, got a {type(config).__name__}.")

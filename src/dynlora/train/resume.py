@@ -5,7 +5,6 @@ That is written last, with checksums of all others: a checkpoint without it was 
 that differs from it was damaged.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from dynlora.errors import ResumeError, RunFileError
 from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import damage, manifest_of
+from dynlora.files.plain_values import parse_json
 from dynlora.report.plain_files import read_yaml
 from dynlora.report.unfinished import PROGRESS
 from dynlora.report.unfinished import complete_checkpoints as checkpoints_in
@@ -173,7 +173,7 @@ def _progress(checkpoint: Path) -> dict[str, Any]:
         ResumeError: If it is missing or not what `save_progress` writes.
     """
     try:
-        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        progress = parse_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
         return {
             "step": int(progress["step"]),
             "seconds": {key: float(progress["seconds"][key]) for key in _SECONDS},

@@ -1,0 +1,136 @@
+"""JSON and YAML that somebody else may have written, as plain values within bounds.
+
+Both parsers take what programs cannot handle: numbers of thousands of digits, nesting beyond the
+stack, and YAML's aliases, with which a line of text stands for gigabytes. Whatever they raise, and
+whatever is out of bounds, is a `ValueError` here, to which a caller adds the name of the file.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+DEEPEST = 64
+"""Levels of nesting: more than any configuration or record has."""
+LARGEST = 2**63 - 1
+"""Largest whole number, and less its sign the lowest: what 64 bits hold."""
+MOST_NODES = 100_000
+"""Values of a YAML text when every alias is replaced by what it stands for."""
+_TOO_DEEP = f"it nests deeper than {DEEPEST} levels"
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: If it is no JSON, or out of bounds.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    _check_bounds(value)
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text: of the types that JSON has, and dates as texts.
+
+    Raises:
+        ValueError: If it is no YAML, out of bounds, or asks for other types.
+    """
+    try:
+        node = yaml.compose(text, _PlainLoader)
+        if node is None:
+            return None
+        _check_size(node)
+        value = _PlainLoader("").construct_document(node)
+    except (yaml.YAMLError, LookupError) as error:  # with a KeyError it refuses `!!bool maybe`
+        raise ValueError(str(error)) from error
+    _check_bounds(value)
+    return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` of JSON's types alone, which stops where a text nests too deeply."""
+
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.level += 1
+        if self.level > DEEPEST + 1:
+            raise ValueError(_TOO_DEEP)
+        found = super().compose_node(parent, index)
+        self.level -= 1
+        return found
+
+
+_TAG = "tag:yaml.org,2002:"
+_TYPES = {_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_PlainLoader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag in _TYPES or tag is None  # which refuses all others
+}
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Check what values a text stands for, before any is made.
+
+    Raises:
+        ValueError: If they are too many, nested too deeply, one is part of itself, or a text of
+            them is no text: other parsers of YAML refuse half of a surrogate pair.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, level: int) -> int:
+        if level > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        if isinstance(node, yaml.ScalarNode):
+            node.value.encode("utf-8")
+        if id(node) not in sizes:
+            sizes[id(node)] = 1 + sum(size(inner, level + 1) for inner in _nodes_in(node))
+        return sizes[id(node)]
+
+    if size(node, 0) > MOST_NODES:
+        raise ValueError(f"its aliases stand for more than {MOST_NODES} values")
+
+
+def _nodes_in(node: yaml.Node) -> Iterator[yaml.Node]:
+    match node:
+        case yaml.SequenceNode():
+            yield from node.value
+        case yaml.MappingNode():
+            for key, value in node.value:
+                yield key
+                yield value
+
+
+def _check_bounds(value: Any) -> None:
+    """Check how deeply a value nests, and how large its whole numbers are.
+
+    Raises:
+        ValueError: If it goes too far.
+    """
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        if any(isinstance(one, int) and abs(one) > LARGEST for one in level):
+            raise ValueError(f"it holds a whole number beyond {LARGEST}")
+        level = [inner for outer in level for inner in _values_in(outer)]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _values_in(value: Any) -> Iterator[Any]:
+    match value:
+        case list():
+            yield from value
+        case dict():
+            yield from value
+            yield from value.values()
