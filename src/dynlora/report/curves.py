@@ -1,6 +1,5 @@
 """What the Trainer logged as drawings: the loss, and each validation metric, over the steps."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +13,8 @@ WIDTH, HEIGHT = 470, 230
 LEFT, RIGHT, TOP, BOTTOM = 56, 18, 40, 34
 MOST_POINTS = 500
 """Points of a line; more are replaced by the means of equal stretches."""
+LARGEST = 1e300
+"""Beyond it, a range of values is no number any more."""
 Points = Sequence[tuple[int, float]]
 
 
@@ -56,11 +57,11 @@ def charts(
 
 
 def series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """Return the finite values under a key, each with its step."""
+    """Return the values under a key that can be drawn, each with its step."""
     points = []
     for line in metrics:
         value = line.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
+        if isinstance(value, int | float) and abs(value) <= LARGEST:
             points.append((line["step"], float(value)))
     return points
 
@@ -99,8 +100,9 @@ def _chart(name: str, lines: Sequence[Line], at: Sequence[int], steps: int, key:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of the value axis: round numbers around all values."""
     low, high = min(values), max(values)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    least = 1e-9 * max(1.0, abs(low), abs(high))
+    if high - low < least:
+        low, high = low - max(0.5, least), high + max(0.5, least)
     marks = round_steps(low - (high - low), high + (high - low), 12)
     below = [mark for mark in marks if mark <= low]
     return max(below), min(mark for mark in marks if mark >= high)

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.files.json_files import broken_line, read_lines
+from dynlora.report.plain_files import is_number
 from dynlora.types import Event
+
+COUNTS = ("rank_before", "rank_after")
+"""Whole numbers of a layer in an event."""
+FIGURES = ("share", "weight", "output_lost")
+"""Its numbers."""
+MISSING = ("score", "variance", "effective_rank")
+"""Its numbers that may be null."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -16,8 +24,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """
     lines, cut = read_lines(path)
     for number, line in enumerate(lines, start=1):
-        if not isinstance(line.get("step"), int):
-            raise broken_line(path, number, f"step {line.get('step')!r}")
+        if not _is_count(line.get("step")):
+            raise broken_line(path, number, f"step {str(line.get('step'))[:40]!r}")
     return lines, cut
 
 
@@ -46,18 +54,23 @@ def _check_figures(line: Mapping[str, Any]) -> None:
 
     Raises:
         KeyError: If a figure is missing.
-        TypeError: If a figure is not a number.
-        ValueError: If a step, a count or a rank is below 0.
+        TypeError: If a figure is not of its type, or below 0 where it counts something.
     """
-    figures = [line["step"], line["parameters"]]
+    counts, figures = [line["step"], line["parameters"]], [line["agreement"]]
     for layer in line["layers"].values():
-        figures += [layer["rank_before"], layer["rank_after"]]
-    if not all(isinstance(figure, int) for figure in figures):
-        raise TypeError("step, parameters and ranks must be whole numbers")
-    if not isinstance(line["agreement"], int | float):
-        raise TypeError("agreement must be a number")
-    if min(figures) < 0:
-        raise ValueError("step, parameters and ranks must be at least 0")
+        counts += [layer[key] for key in COUNTS]
+        figures += [layer[key] for key in FIGURES]
+        figures += [layer[key] for key in MISSING if layer[key] is not None]
+        if not isinstance(layer["waits"], bool):
+            raise TypeError("waits must be true or false")
+    if not all(map(_is_count, counts)):
+        raise TypeError("step, parameters and ranks must be whole numbers of at least 0")
+    if not all(map(is_number, figures)):
+        raise TypeError("agreement and the layers' figures must be finite numbers")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _check_order(event: Event, past: Event) -> None:

@@ -1,5 +1,6 @@
 """A run's files as plain values: what YAML and `run.json` hold, with errors that name the place."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number; true and false are none."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def numbers(path: Path, values: Mapping[str, Any], key: str) -> dict[str, float | None]:
     """Return the object of numbers under a key of `run.json`; empty where it is not yet there.
 
@@ -32,7 +38,7 @@ def numbers(path: Path, values: Mapping[str, Any], key: str) -> dict[str, float 
         RunFileError: If something else stands there.
     """
     found = values.get(key, {})
-    if isinstance(found, dict) and all(map(_is_number_or_null, found.values())):
+    if isinstance(found, dict) and all(one is None or is_number(one) for one in found.values()):
         return found
     raise wrong_value(path, key, "an object of numbers", found)
 
@@ -55,7 +61,3 @@ def wrong_value(path: Path, key: str, required: str, given: object) -> RunFileEr
         f"`{key}` of {path} must be {required}, got {str(given)[:60]!r}: restore the file from a "
         "copy, or train again."
     )
-
-
-def _is_number_or_null(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

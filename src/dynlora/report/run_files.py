@@ -86,9 +86,9 @@ def read_run(root: Path) -> RunFiles:
         )
     facts = read_json(path)
     status = facts.get("status")
-    if status != "finished" and status not in UNFINISHED:
-        known = ", ".join(["finished", *UNFINISHED])
-        raise wrong_value(path, "status", f"one of {known}", status)
+    known = ["finished", *UNFINISHED]
+    if status not in known:
+        raise wrong_value(path, "status", f"one of {', '.join(known)}", status)
     metrics, metrics_cut = read_metrics(root / "metrics.jsonl")
     events, events_cut = read_events(root / "ranks.jsonl")
     initial, final = _ranks(root, facts, events)

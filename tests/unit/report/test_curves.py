@@ -14,6 +14,7 @@ def test_a_curve_has_the_finite_values_with_their_steps() -> None:
     assert series(METRICS, "loss") == [(10, 0.7), (30, 0.6)]
     assert series(METRICS, "eval_pearson") == [(0, 0.125), (100, 0.625)]
     assert series([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": "x"}], "loss") == []
+    assert series([{"step": 1, "loss": 1e301}, {"step": 2, "loss": -1e308}], "loss") == []
 
 
 def test_there_is_a_chart_for_the_loss_and_for_each_metric_that_was_logged() -> None:
@@ -32,7 +33,9 @@ def test_points_lie_where_their_values_are() -> None:
     assert "training" not in to_html(chart)
 
 
-@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [3e5, 4e9], [-1.0, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [3e5, 4e9], [-1.0, 1.0], [1e20], [-1e300, 1e300]]
+)
 def test_any_values_can_be_drawn(values: list[float]) -> None:
     metrics = [{"step": n, "eval_m": value} for n, value in enumerate(values)]
     (chart,) = charts(metrics, ["m"], at=[], steps=len(values))

@@ -171,7 +171,7 @@ def layer(**changes: object) -> dict[str, object]:
         (json.dumps(layer(rank_after="8")), "must be whole numbers"),
         (json.dumps(layer(rank_after=-1)), "at least 0"),
         (json.dumps(layer(more=1)), "unexpected keyword"),
-        (json.dumps(layer() | {"agreement": "much"}), "agreement must be a number"),
+        (json.dumps(layer() | {"agreement": "much"}), "figures must be finite numbers"),
         (json.dumps(layer() | {"step": 9}), "steps in order"),
         (json.dumps(make_events(["other"], [20])[0].to_dict()), "those of the line before"),
     ],
@@ -188,4 +188,51 @@ def test_a_broken_event_is_named_with_its_line(tmp_path: Path, line: str, told: 
 def test_a_logged_line_without_its_step_is_named(tmp_path: Path) -> None:
     root = write_run(tmp_path / "run", metrics=[{"step": 1}, {"step": "two"}])
     with pytest.raises(RunFileError, match="step 'two' in line 2"):
+        read_run(root)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("status", {"x": 1}, "`status` .* must be one of finished"),
+        (
+            "seconds",
+            {"training_steps": float("inf")},
+            "`seconds` .* object of numbers, got .*(inf|nan)",
+        ),
+        (
+            "metrics_after",
+            {"loss": float("nan")},
+            "`metrics_after` .* object of numbers, got .*(inf|nan)",
+        ),
+        ("budget", 10**400, r"run\.json must be one whole JSON object.*number beyond"),
+    ],
+)
+def test_values_that_cannot_be_shown_are_refused(
+    tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    root = write_run(tmp_path / "run", events=EVENTS, run=run_values(**{key: value}))
+    with pytest.raises(RunFileError, match=told):
+        read_run(root)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("score", {}), ("share", "x"), ("waits", 1), ("variance", [1]), ("rank_after", True)],
+)
+def test_events_whose_figures_are_of_another_type_are_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    root = write_run(tmp_path / "run", events=EVENTS)
+    event = EVENTS[0].to_dict()
+    event["layers"][NAMES[0]][key] = value
+    (root / "ranks.jsonl").write_text(json.dumps(event) + "\n")
+    with pytest.raises(RunFileError, match=r"ranks\.jsonl must be .*TypeError.* in line 1"):
+        read_run(root)
+
+
+def test_lines_that_nest_without_end_are_refused(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", events=EVENTS)
+    (root / "metrics.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
+    with pytest.raises(RunFileError, match=r"metrics\.jsonl must be .*64 levels\) in line 1"):
         read_run(root)
