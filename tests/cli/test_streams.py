@@ -97,3 +97,11 @@ def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("dynlora.cli.main._dispatch", speak_to_a_worker)
     with pytest.raises(BrokenPipeError):
         main(["schema"])
+
+
+def test_what_has_no_bytes_in_the_outputs_encoding_is_spelled_out(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with path.open("w", encoding="utf-8") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", file)
+        Output(as_json=False, quiet=False).show(Text("a name: \ud800"), {})
+    assert path.read_text(encoding="utf-8") == "a name: \\ud800\n"

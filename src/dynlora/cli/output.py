@@ -52,6 +52,9 @@ class Output:
         object.__setattr__(self, "progress", PipeConsole(stderr=True, quiet=self.quiet))
         # There is none where a process was started without.
         object.__setattr__(self, "result", sys.stdout or io.StringIO())
+        # As on the standard error: a name out of a file, or of one, may hold no letter at all.
+        if isinstance(self.result, io.TextIOWrapper):
+            self.result.reconfigure(errors="backslashreplace")
 
     def show(self, table: RenderableType, values: Mapping[str, Any]) -> None:
         """Print a verb's result.
