@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from dynlora.base_models import UNLOADABLE
 from dynlora.errors import AdapterError, DataError
 from dynlora.saved.base import BaseSource
-from dynlora.saved.tables import TABLES
+from dynlora.saved.tables import TABLES, column_values, read_table
 
 READS_TEXTS = "input_ids"
 """What transformers calls the main input of models that read tokens."""
@@ -95,11 +95,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"`--data` must end in {', '.join(TABLES)}, got {path}: convert it.")
     if not path.is_file():
         raise DataError(f"`--data` must be a file, got {path}, which is none.")
-    try:
-        return TABLES[path.suffix](path, columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
+    return read_table(path, columns)
 
 
 def _take_column(
@@ -110,7 +106,7 @@ def _take_column(
             f"`{option}` must be a column of {path}, got {column!r}; its columns are "
             f"{', '.join(table.column_names)}."
         )
-    values: list[str] = table.column(column).take(rows).to_pylist()
+    values: list[str] = column_values(table.select([column]).take(rows), column, str(path))
     for row, value in zip(rows, values, strict=True):
         if type(value) is not str:
             raise DataError(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 
 from dynlora.errors import ConfigError
+from dynlora.saved.tables import column_values
 from dynlora.train.columns import refuse_rows
 from dynlora.train.examples import Example
 from dynlora.train.sources import RawSplit
@@ -35,7 +36,7 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
     Raises:
         DataError: If a row has none, or a message without a role or a content that is a text.
     """
-    rows: list[Conversation] = split.table[column].to_pylist()
+    rows: list[Conversation] = column_values(split.table, column, split.source)
     refuse_rows(
         split,
         f"column {column!r} must hold a list of messages in every row, each with the texts `role` "

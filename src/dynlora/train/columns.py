@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dynlora.errors import DataError
+from dynlora.saved.tables import column_values
 from dynlora.train.sources import RawSplit
 
 UNLABELLED = -100
@@ -227,7 +228,7 @@ def refuse_rows(
 def _read(
     split: RawSplit, column: str, fits: Callable[[Any], bool], *, required: str, advice: str
 ) -> list[Any]:
-    values: list[Any] = split.table[column].to_pylist()
+    values = column_values(split.table, column, split.source)
     faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
     refuse_rows(split, required, faults, advice)
     return values
