@@ -3,9 +3,12 @@
 import io
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +25,12 @@ IMAGE_NAMES = ("images", "image", "x", "X", "data", "arr_0")
 """What arrays of images are called in .npz files, after the name that the configuration gives."""
 LABEL_NAMES = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
 """What arrays of classes are called there."""
+UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, TokenError,
+    zipfile.BadZipFile, zlib.error, LZMAError, pa.ArrowException,
+)  # fmt: skip
+"""What NumPy and `zipfile` raise for files that are broken, or say that they hold more than fits
+into memory, and pyarrow for numbers that it has no type for."""
 CHANNELS = (1, 3, 4)
 """Of a pixel: grey, RGB, or RGB with transparency."""
 
@@ -127,7 +136,7 @@ def _arrays(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             yield arrays
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} must be a readable file of NumPy arrays: {reason}") from error
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,15 @@ def test_a_single_file_of_arrays_is_split_without_overlap(tmp_path: Path) -> Non
     ]
     assert (len(shades[0]), len(shades[1])) == (15, 5)
     assert sorted(shades[0] + shades[1]) == list(range(20))
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**62, 2**62), (3, 400, 400)])
+def test_arrays_that_say_they_are_larger_than_their_file_are_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    said = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(tmp_path / "all.npz", "w") as archive, archive.open("x.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, said)
+        file.write(bytes(48))
+    with pytest.raises(DataError, match=r"all\.npz must be a readable file of NumPy arrays"):
+        read_npz(tmp_path / "all.npz", CONFIG)
