@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dynlora.errors import RunFileError
+from dynlora.saved.names import natural_key
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
@@ -28,14 +29,10 @@ def read_adapter_ranks(folder: Path) -> dict[str, int]:
     try:
         with safe_open(path, framework="np") as file:
             found = {m["module"]: key for key in file.keys() if (m := FACTOR.match(key))}  # noqa: SIM118
-            modules = sorted(found, key=_natural)
+            modules = sorted(found, key=natural_key)
             return {module: file.get_slice(found[module]).get_shape()[0] for module in modules}
     except (OSError, SafetensorError) as error:
         raise RunFileError(
             f"an adapter's {WEIGHTS} must be a whole safetensors file, got {error} for {path} of "
             f"{path.stat().st_size} bytes: restore the file from a copy, or train again."
         ) from error
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in name.split(".")]

@@ -21,6 +21,7 @@ from dynlora.files.plain_values import parse_json
 from dynlora.saved.checks import check_config, check_factors, check_finite, match_pattern
 from dynlora.saved.folder import copy_companions, new_folder
 from dynlora.saved.layer import SavedLayer
+from dynlora.saved.names import natural_key
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -79,7 +80,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
             name = found[1].removeprefix(PREFIX)
             halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
     layers = tuple(
-        _read_layer(name, halves[name], tensors, config) for name in sorted(halves, key=_natural)
+        _read_layer(name, halves[name], tensors, config)
+        for name in sorted(halves, key=natural_key)
     )
     own = {key for keys in halves.values() for key in keys.values()}
     others = {key: tensor for key, tensor in tensors.items() if key not in own}
@@ -175,11 +177,6 @@ def _read_layer(
         lora_alpha=match_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
         use_rslora=bool(config.get("use_rslora")),
     )
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts blocks as numbers: 2 before 10."""
-    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in name.split(".")]
 
 
 def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
