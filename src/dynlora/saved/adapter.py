@@ -18,10 +18,11 @@ from torch import Tensor
 
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
-from dynlora.saved.checks import check_config, check_factors, check_finite, match_pattern
+from dynlora.saved.checks import check_config, check_factors, check_finite
 from dynlora.saved.folder import copy_companions, new_folder
 from dynlora.saved.layer import SavedLayer
 from dynlora.saved.names import natural_key
+from dynlora.saved.patterns import Patterns, compile_patterns
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -31,6 +32,8 @@ MAX_CONFIG_BYTES = 16 * 2**20
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
 """The names of a plain LoRA layer's tensors: half A, half B, or the bias of B."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Fields of the configuration with values by pattern."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,14 +76,17 @@ def read_adapter(folder: Path) -> SavedAdapter:
     config = _read_config(folder)
     check_config(config, str(folder))
     tensors = _read_weights(folder)
-    check_finite(tensors)
+    check_finite(tensors, str(folder))
+    patterns = {
+        field: compile_patterns(config.get(field) or {}, field, str(folder)) for field in PATTERNS
+    }
     halves: dict[str, dict[str, str]] = {}
     for key in tensors:
         if found := FACTORS.fullmatch(key):
             name = found[1].removeprefix(PREFIX)
             halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
     layers = tuple(
-        _read_layer(name, halves[name], tensors, config)
+        _read_layer(name, halves[name], tensors, config, patterns)
         for name in sorted(halves, key=natural_key)
     )
     own = {key for keys in halves.values() for key in keys.values()}
@@ -155,18 +161,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_layer(
-    name: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+    name: str,
+    keys: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    patterns: Mapping[str, Patterns],
 ) -> SavedLayer:
+    ranks, alphas = (patterns[field] for field in PATTERNS)
     for half in "AB":
         if half not in keys:
             raise AdapterError(
-                f"layer {name!r} must have both halves, lora_A and lora_B, got no lora_{half}: the "
-                "adapter was saved incompletely; save it again."
+                f"layer {name!r} must have both halves, lora_A and lora_B, got no lora_{half} in "
+                f"{ranks.where}: the adapter was saved incompletely; save it again."
             )
-    rank = match_pattern(config.get("rank_pattern"), name, config["r"])
     A, B = tensors[keys["A"]], tensors[keys["B"]]
     bias = tensors[keys["bias"]] if "bias" in keys else None
-    check_factors(name, A, B, bias, rank=rank)
+    rank = ranks.value_of(name, config["r"])
+    check_factors(name, A, B, bias, rank=rank, where=ranks.where)
     return SavedLayer(
         name=name,
         key_A=keys["A"],
@@ -174,7 +185,7 @@ def _read_layer(
         lora_A=A,
         lora_B=B,
         bias=bias,
-        lora_alpha=match_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
+        lora_alpha=alphas.value_of(name, config["lora_alpha"]),
         use_rslora=bool(config.get("use_rslora")),
     )
 
