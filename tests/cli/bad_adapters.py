@@ -65,6 +65,7 @@ BROKEN = {
     "no alpha": (lambda f: configure(f, lora_alpha="8"), ["`lora_alpha`", "got '8'"]),
     "no pattern": (lambda f: configure(f, rank_pattern={"(": 4}), ["`rank_pattern`", "'('"]),
     "no end": (lambda f: configure(f, rank_pattern={"(.|.)*[^a-z]": 4}), ["`rank_pattern`"]),
+    "too large": (lambda f: configure(f, lora_alpha=1e39), ["`lora_alpha`", "float32 holds"]),
     "too many digits": (lambda f: configure(f, r=10**400), ["whole number beyond"]),
     "too deep": (lambda f: (f / "adapter_config.json").write_text("[" * 9999), ["64 levels"]),
     "another rank": (lambda f: configure(f, r=5), ["layer.0", "gives it, 5", "(4, 16)"]),

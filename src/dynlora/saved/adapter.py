@@ -76,7 +76,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
     config = _read_config(folder)
     check_config(config, str(folder))
     tensors = _read_weights(folder)
-    check_finite(tensors, str(folder))
+    check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
     patterns = {
         field: compile_patterns(config.get(field) or {}, field, str(folder)) for field in PATTERNS
     }
@@ -104,13 +104,19 @@ def write_adapter(adapter: SavedAdapter, output: Path) -> None:
     """Write an adapter to a new folder: whole, or not at all.
 
     Raises:
-        AdapterError: If there is something at `output`, or it cannot be written.
+        AdapterError: If there is something at `output`, it cannot be written, or a weight is not
+            finite.
     """
     tensors = dict(adapter.others)
     for layer in adapter.layers:
         tensors |= {layer.key_A: layer.lora_A, layer.key_B: layer.lora_B}
         if layer.bias is not None:
             tensors[f"{layer.key_B.removesuffix('weight')}bias"] = layer.bias
+    check_finite(
+        tensors,
+        f"what was made of {adapter.folder}",
+        "its factors or `lora_alpha` are too large to be put together; scale them down",
+    )
     with new_folder(output) as draft:
         copy_companions(adapter.folder, draft)
         text = json.dumps(dict(adapter.config), indent=2) + "\n"

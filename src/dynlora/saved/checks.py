@@ -1,6 +1,5 @@
 """What a saved adapter must be: each check returns, or raises an error that names the place."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that begin so change the base model too, by an amount that depends
 on the rank: PEFT repeats that when it loads the adapter."""
 
+LARGEST = torch.finfo(torch.float32).max
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
@@ -103,12 +103,13 @@ def check_factors(
         )
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
     """Check that every weight is a number.
 
     Args:
         tensors: By name.
         where: The adapter, for messages.
+        advice: Why it may be, and what to do.
 
     Raises:
         AdapterError: If one is not.
@@ -118,7 +119,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         if wrong:
             raise AdapterError(
                 f"every weight must be finite, got {wrong} of {tensor.numel()} that are not in "
-                f"{key!r} in {where}: its training diverged; use an earlier checkpoint."
+                f"{key!r} in {where}: {advice}."
             )
 
 
@@ -132,6 +133,6 @@ def _check_patterns(config: Mapping[str, Any], key: str, where: str, *, whole: b
 
 def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
     kinds = (int,) if whole else (int, float)
-    if type(value) not in kinds or not math.isfinite(value) or (whole and value < 1):
-        wanted = "a whole number of at least 1" if whole else "a finite number"
+    if type(value) not in kinds or not abs(value) <= LARGEST or (whole and value < 1):
+        wanted = "a whole number of at least 1" if whole else "a number that float32 holds"
         raise AdapterError(f"`{key}` must be {wanted}, got {value!r} in {where}.")

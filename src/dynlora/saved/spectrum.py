@@ -80,15 +80,17 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     Q, R = torch.linalg.qr(B)
     squares, U = torch.linalg.eigh(R @ moment @ R.T)
     squares, U = squares.flip(0), U.flip(1)
-    some = layer.scaling != 0
-    count = int((squares > NOISE * squares[0].clamp(min=0)).sum()) if some else 0
-    squares, U = squares[:count], U[:, :count]
+    values = squares.clamp(min=0).sqrt() * abs(layer.scaling)
+    # A strength whose square is 0 in float64 has no energy that could be shared out.
+    some = (squares > NOISE * squares[0].clamp(min=0)) & (values.square() > 0)
+    count = int(some.sum())
+    values, U = values[:count], U[:, :count]
     rows, columns = U.T @ R @ A, Q @ U
     # Both factors carry the same norm: neither leaves the range of half precision first.
     roots = rows.norm(dim=1).sqrt()
     return Components(
         layer=layer,
-        values=squares.sqrt() * abs(layer.scaling),
+        values=values,
         A=rows / roots[:, None],
         B=columns * roots,
     )

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dynlora.errors import AdapterError
 from dynlora.saved.adapter import read_adapter, write_adapter
-from dynlora.saved.rewrite import native, uniform
+from dynlora.saved.rewrite import native, svd_uniform, uniform
 from tests.adapters import CASES, load_adapter, outputs, save_adapter
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -97,3 +97,16 @@ def test_everything_else_in_the_file_is_kept_as_it_is(tmp_path):
     for key, tensor in before.others.items():
         assert torch.equal(after.others[key], tensor)
     assert config_of(tmp_path / "made")["modules_to_save"] == ["lm_head"]
+
+
+@pytest.mark.parametrize("rewrite", [uniform, lambda adapter: svd_uniform(adapter, 1)[0]])
+def test_weights_that_overflow_are_not_written(rewrite, tmp_path):
+    save_adapter(tmp_path / "given", "plain", lora_alpha=1e38)
+    weights = load_file(tmp_path / "given" / "adapter_model.safetensors")
+    save_file(
+        {k: 1e9 * t for k, t in weights.items()}, tmp_path / "given/adapter_model.safetensors"
+    )
+    made = rewrite(read_adapter(tmp_path / "given"))
+    with pytest.raises(AdapterError, match=r"finite, got .*what was made of .*given: .*too large"):
+        write_adapter(made, tmp_path / "made")
+    assert not (tmp_path / "made").exists()

@@ -113,3 +113,8 @@ def test_convolutions_and_embeddings_are_cut_as_their_flattened_matrices(tmp_pat
         assert cut.lora_A.shape == (2, *layer.lora_A.shape[1:])
         assert cut.lora_B.shape == (layer.outputs, 2, *layer.lora_B.shape[2:])
         torch.testing.assert_close(dense(cut), best(dense(layer), 2), **TOLERANCE)
+
+
+def test_an_update_too_faint_to_have_energy_has_no_component():
+    parts = find_components(make_layer(scaling=1e-308))
+    assert (parts.energies, parts.effective_rank, parts.kept(1)) == ([], 0.0, 1.0)
