@@ -1,0 +1,143 @@
+"""A process that reads hostile files: little memory, little time, and it may crash.
+
+One process serves many files, since starting it takes longer than to read hundreds.
+"""
+
+import math
+import multiprocessing
+import resource
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOM = 512 * 2**20
+"""Bytes of address space that reading may take beyond what the process has when warm."""
+SECONDS = 1.0
+"""Processor time that one file may take."""
+MOST_SECONDS = 3
+"""Processor time after which a process is ended: it may be in a loop without end."""
+PATIENCE = 120.0
+"""Seconds after which a process counts as waiting for ever; much more than the above, since the
+machine may be busy."""
+START = 300.0
+"""Seconds in which a process must have read its first files; it loads libraries for them."""
+STATUS = Path("/proc/self/statm")
+"""Where Linux says how many pages a process has."""
+Read = Callable[..., list[str]]
+"""Reads a file and returns the texts of the named errors that it met; none if all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    said: list[str]
+    crash: str | None
+    seconds: float
+
+
+class LimitedProcess:
+    """The process; a new one is started where the last one died."""
+
+    def __init__(self, read: Read, *warm: tuple[object, ...]) -> None:
+        """Start it.
+
+        Args:
+            read: What to do with each file; a function of a module.
+            *warm: Arguments for each call that must succeed before memory is limited.
+        """
+        self._read, self._warm = read, warm
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._start()
+
+    def read(self, *arguments: object) -> list[str]:
+        """Return the texts of the named errors that reading met.
+
+        Raises:
+            AssertionError: If it ended otherwise, took too long, or ended the process.
+        """
+        if self._pipe is None:
+            self._start()
+        outcome = self._ask(arguments, PATIENCE)
+        assert outcome.crash is None, outcome.crash
+        assert outcome.seconds < SECONDS, f"took {outcome.seconds:.2f} s of processor time"
+        return outcome.said
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        for arguments in self._warm:
+            first = self._ask(arguments, START)
+            assert (first.said, first.crash) == ([], None), first
+        assert self._pipe is not None
+        self._pipe.send(None)
+
+    def _ask(self, arguments: tuple[object, ...], patience: float) -> _Outcome:
+        assert self._pipe is not None
+        assert self._process is not None
+        self._pipe.send(arguments)
+        try:
+            if self._pipe.poll(patience):
+                answer: _Outcome = self._pipe.recv()
+                return answer
+            why = f"was not done after {patience} s"
+        except EOFError:
+            self._process.join()
+            why = f"ended the process with exit code {self._process.exitcode}"
+        self.close()
+        return _Outcome(said=[], crash=why, seconds=0.0)
+
+
+def _serve(read: Read, pipe: Connection) -> None:
+    warm = False
+    while True:
+        try:
+            arguments = pipe.recv()
+        except EOFError:
+            return
+        if arguments is None:
+            warm = True
+            _limit_memory()
+            continue
+        if warm:
+            _limit_seconds()
+        pipe.send(_try(read, arguments))
+
+
+def _limit_seconds() -> None:
+    most = math.ceil(time.process_time()) + MOST_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not STATUS.is_file():  # elsewhere than on Linux, memory is not limited
+        return
+    pages = int(STATUS.read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _try(read: Read, arguments: tuple[object, ...]) -> _Outcome:
+    said: list[str] = []
+    crash, started = None, time.process_time()
+    try:
+        said = read(*arguments)
+    except BaseException:  # noqa: BLE001  whatever it is, it is what the test is about
+        crash = traceback.format_exc()[-4000:]
+    return _Outcome(said, crash, time.process_time() - started)

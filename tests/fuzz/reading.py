@@ -1,0 +1,107 @@
+"""What is asked of the limited process: each function reads a file as the verbs do that take it."""
+
+import io
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+
+from dynlora.errors import DynamicLoraError
+
+ENCODINGS = ("strict", "backslashreplace")
+"""How Python writes to its standard output and its standard error what UTF-8 has no bytes for."""
+
+
+def run_verb(*arguments: str) -> list[str]:
+    """Run a verb of the command line; return its error line, if there is one."""
+    from dynlora.cli.main import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ENCODINGS)
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    err.flush()
+    said = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) in {(0, 0), (2, 1)}, (code, said)
+    return errors
+
+
+def use_adapter(folder: str) -> list[str]:
+    """Show an adapter, rewrite it and cut it, and show what came of that."""
+    refused = run_verb("inspect", folder) or run_verb("inspect", folder, "--json")
+    if refused:
+        return refused
+    output = str(Path(folder, "output"))
+    for verb in (
+        ("export", folder, "--format", "native"),
+        ("export", folder, "--format", "uniform"),
+        ("export", folder, "--format", "svd-uniform", "--rank", "1"),
+        ("compress", folder, "--budget", "60%"),
+    ):
+        refused = run_verb(*verb, "--output", output, "--quiet")
+        if not refused:
+            assert run_verb("inspect", output, "--quiet") == []
+        shutil.rmtree(output, ignore_errors=True)
+        if refused:
+            return refused
+    return []
+
+
+def use_run(folder: str, other: str) -> list[str]:
+    """Report on a run, and compare it with another one."""
+    return (
+        run_verb("report", folder, "--output", f"{folder}/page.html")
+        or run_verb("compare", folder, other)
+        or run_verb("compare", other, folder, "--json")
+    )
+
+
+def read_job(path: str) -> list[str]:
+    """Read the configuration of a job."""
+    from dynlora.cli.job_parser import parse_job
+
+    return _errors(lambda: parse_job([path]))
+
+
+def read_study(path: str) -> list[str]:
+    """Read the configuration of a study."""
+    from dynlora.bench import study
+    from dynlora.cli.job_parser import check_keys
+
+    return _errors(lambda: study.read_study(Path(path), check_keys))
+
+
+def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
+    """Read a file of rows as a job's data, and if it has texts as those an adapter is cut by.
+
+    Args:
+        path: The file.
+        readers: By column, the function of `train.columns` that reads it.
+    """
+    from dynlora.saved.texts import read_texts
+    from dynlora.train import columns
+    from dynlora.train.config import DataConfig
+    from dynlora.train.sources import RawSplit, load_splits
+
+    def read_column(split: RawSplit, column: str, name: str) -> None:
+        columns.check_columns(split, {"data.label": column})
+        more = [None] if name in ("read_classes", "read_class_lists") else []
+        getattr(columns, name)(split, column, *more)
+
+    splits: list[RawSplit] = []
+    errors = _errors(lambda: splits.extend(load_splits(DataConfig(path=path))))
+    for split in splits:
+        for column, name in readers.items():
+            errors += _errors(partial(read_column, split, column, name))
+    if "text" in readers:
+        errors += _errors(lambda: read_texts(Path(path), {"--text": "text"}, 4))
+    return errors
+
+
+def _errors(read: Callable[[], object]) -> list[str]:
+    try:
+        read()
+    except DynamicLoraError as error:
+        return [str(error)]
+    return []

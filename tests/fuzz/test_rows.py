@@ -1,0 +1,229 @@
+"""Rows as CSV, JSON Lines and Parquet, and images as arrays: read, or refused by their name."""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from hypothesis import strategies as st
+
+from tests.fuzz.conftest import Limit
+from tests.fuzz.limited_process import LimitedProcess
+from tests.fuzz.mutations import LONG, Draw, mutated_bytes, mutated_lines
+from tests.fuzz.promise import CASES, check_cases
+from tests.fuzz.reading import read_rows
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "text": f"round {number}, “red”",
+        "label": number % 3,
+        "score": number / 4,
+        "words": ["big", "cat"],
+        "tags": [0, 1],
+        "vector": [0.5, -1.0],
+    }
+    for number in range(12)
+]
+PLAIN = {"text": "read_texts", "label": "read_classes", "score": "read_numbers"}
+READERS = PLAIN | {
+    "words": "read_words",
+    "tags": "read_class_lists",
+    "vector": "read_vectors",
+}
+"""By column, what reads it."""
+
+
+def in_bytes(write: Callable[[pa.Table, Any], None], table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    write(table, sink)
+    return sink.getvalue()
+
+
+def parquet(table: pa.Table, compression: str = "snappy") -> bytes:
+    return in_bytes(
+        lambda made, sink: pyarrow.parquet.write_table(made, sink, compression=compression), table
+    )
+
+
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+TABLE = pa.Table.from_pylist(ROWS)
+CSV = in_bytes(pyarrow.csv.write_csv, TABLE.select([*PLAIN]))
+MARKUP = (
+    b'"', b'""', b",", b"\n", b"\r", b"\x00", b"\xff", b"\xef\xbb\xbf", b"9" * 400, b"nan",
+    b"1e999", b"-0", b"2001-01-01", b"true", b"," * 1000, b"\n" * 1000, b"x" * LONG,
+)  # fmt: skip
+"""What means something in CSV, or could be taken for another type."""
+
+
+@st.composite
+def csv_files(draw: Draw) -> bytes:
+    """CSV with pieces of markup in places where they mean something else."""
+    content = CSV
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(content)))
+        gone = draw(st.integers(0, 3))
+        content = content[:place] + draw(st.sampled_from(MARKUP)) + content[place + gone :]
+    return content
+
+
+def _wrong_utf8(count: int) -> pa.Array:
+    offsets = pa.array([2 * n for n in range(count + 1)], pa.int32()).buffers()[1]
+    return pa.StringArray.from_buffers(count, offsets, pa.py_buffer(b"\xff\xfe" * count))
+
+
+def _nested(count: int) -> pa.Array:
+    made = pa.array([1] * count)
+    for _ in range(50):
+        made = pa.ListArray.from_arrays(list(range(count + 1)), made)
+    return made
+
+
+ODD_COLUMNS: tuple[Callable[[int], pa.Array], ...] = (
+    pa.nulls,
+    lambda n: pa.array([None] * n, pa.string()),
+    lambda n: pa.array([""] * n),
+    lambda n: pa.array([b"\xff"] * n),
+    lambda n: pa.array(["x"] * n, pa.large_string()),
+    lambda n: pa.array(["x"] * n).dictionary_encode(),
+    lambda n: pa.array([0, 1] * (n // 2), pa.uint8()),
+    lambda n: pa.array([0.0, 1.0] * (n // 2), pa.float16()),
+    lambda n: pa.array([2**64 - 1] * n, pa.uint64()),
+    lambda n: pa.array([-(2**63)] * n),
+    lambda n: pa.array([float("nan"), float("inf")] * (n // 2)),
+    lambda n: pa.array([True, None] * (n // 2)),
+    lambda n: pa.array([Decimal("1.5")] * n),
+    lambda n: pa.array([Decimal(10) ** 70] * n, pa.decimal256(76)),
+    lambda n: pa.array([1] * n, pa.timestamp("ns")),
+    lambda n: pa.array([2**62] * n, pa.timestamp("ms")),
+    lambda n: pa.array([-(2**62)] * n, pa.timestamp("us", "UTC")),
+    lambda n: pa.array([1] * n, pa.timestamp("us", "Nowhere/Land")),
+    lambda n: pa.array([2**31 - 1] * n, pa.date32()),
+    lambda n: pa.array([1] * n, pa.time64("ns")),
+    lambda n: pa.array([2**62] * n, pa.duration("s")),
+    lambda n: pa.array([[("a", 1), ("a", 2)]] * n, pa.map_(pa.string(), pa.int64())),
+    lambda n: pa.StructArray.from_arrays([pa.array([1] * n)] * 2, names=["a", "a"]),
+    lambda n: pa.array([{"a": [None, {"b": b"x"}]}] * n),
+    lambda n: pa.array([[]] * n, pa.list_(pa.int64())),
+    lambda n: pa.array([[None]] * n, pa.list_(pa.string())),
+    lambda n: pa.array([["x", ""]] * n),
+    lambda n: pa.array([[1.5, float("nan")]] * n),
+    lambda n: pa.array([[1, 2]] * n, pa.list_(pa.int64(), 2)),
+    lambda n: pa.array([[2**63 - 1]] * n),
+    _wrong_utf8,
+    _nested,
+)
+"""Columns of types that are no text, no class and no number, or only look like one."""
+
+
+@st.composite
+def parquet_tables(draw: Draw) -> bytes:
+    """Sound Parquet with columns that are missing, there twice, or of another type."""
+    rows = draw(st.sampled_from([12, 12, 12, 0, 2]))
+    columns = {name: TABLE[name].slice(0, rows).combine_chunks() for name in READERS}
+    for _ in range(draw(st.integers(1, 3))):
+        columns[draw(st.sampled_from([*READERS]))] = draw(st.sampled_from(ODD_COLUMNS))(rows)
+    names = list(columns)
+    if draw(st.booleans()):
+        names[draw(st.integers(0, len(names) - 1))] = draw(st.sampled_from(["text", "", "x" * 999]))
+    return parquet(pa.Table.from_arrays(list(columns.values()), names=names))
+
+
+def npy(description: str, body: bytes) -> bytes:
+    """Return an array as NumPy writes it, with whatever description of itself."""
+    text = description.encode() + b"\n"
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + body
+
+
+def npz(arrays: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", method) as archive:
+        for name, content in arrays.items():
+            archive.writestr(f"{name}.npy", content)
+    return sink.getvalue()
+
+
+DESCRIPTION = "{{'descr': {0}, 'fortran_order': {1}, 'shape': {2}}}"
+IMAGES = (DESCRIPTION.format("'|u1'", False, (12, 2, 2)), bytes(48))
+CLASSES = (DESCRIPTION.format("'<i8'", False, (12,)), struct.pack("<12q", *[0, 1] * 6))
+NPZ = npz({"images": npy(*IMAGES), "labels": npy(*CLASSES)})
+ODD_DESCRIPTIONS = (
+    *(
+        DESCRIPTION.format(descr, order, shape)
+        for descr in ("'|u1'", "'<u2'", "'<i8'", "'<f8'", "'|O'", "'<M8[s]'", "'|V4'", "'<U9'",
+                      "[('a', '<i4')]", "'x'", "None", "'<c16'", "'|b1'", "'<u8'")
+        for order in (False, True, None)
+        for shape in ((12,), (12, 2, 2), (12, 1), (), (0,), (0, 2, 2), (12, 0, 2), (10**12,),
+                      (2**62, 2**62), (-1,), (10**6, 10**6, 3), (12, 2, 2, 1), (True,), "None")
+    ),
+    "", "{", "(" * 1000, "[" * 9000 + "]" * 9000, "9" * 5000, "{'shape': (1,)}", "\x00", "x" * LONG,
+)  # fmt: skip
+"""What an array may say of itself; not all of it is true."""
+
+
+@st.composite
+def npz_files(draw: Draw) -> bytes:
+    """Arrays that say of themselves what is not so."""
+    odd = st.sampled_from(ODD_DESCRIPTIONS)
+    images = npy(draw(st.one_of(st.just(IMAGES[0]), odd)), IMAGES[1])
+    classes = npy(draw(st.one_of(st.just(CLASSES[0]), odd)), CLASSES[1])
+    names = draw(
+        st.sampled_from([("images", "labels"), ("images", "label"), ("x", "x2"), ("", "/")])
+    )
+    method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
+    return npz(dict(zip(names, (images, classes), strict=True)), method)
+
+
+FILES = {
+    "rows.csv": (CSV, st.one_of(csv_files(), mutated_bytes(CSV)), PLAIN),
+    "rows.jsonl": (JSONL, mutated_lines(ROWS), READERS),
+    "rows.parquet": (
+        parquet(TABLE),
+        st.one_of(
+            parquet_tables(),
+            mutated_bytes(parquet(TABLE, "none")),
+            mutated_bytes(parquet(TABLE, "zstd")),
+        ),
+        READERS,
+    ),
+    "images.npz": (NPZ, st.one_of(npz_files(), mutated_bytes(NPZ)), {"label": "read_classes"}),
+}
+"""By name, a file that is sound, files like it, and what reads its columns."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the sound files."""
+    place = tmp_path_factory.mktemp("rows")
+    for name, (sound, _, _) in FILES.items():
+        (place / name).write_bytes(sound)
+    return place
+
+
+@pytest.fixture(scope="module")
+def process(limited: Limit, folder: Path) -> LimitedProcess:
+    return limited(
+        read_rows, *((str(folder / name), readers) for name, (_, _, readers) in FILES.items())
+    )
+
+
+@pytest.mark.parametrize("cases", CASES)
+@pytest.mark.parametrize("name", FILES)
+def test_changed_rows_are_read_or_refused(
+    process: LimitedProcess, folder: Path, name: str, cases: int
+) -> None:
+    path, (_, files, readers) = folder / name, FILES[name]
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        said = process.read(str(path), readers)
+        assert all(str(path) in error for error in said), said
+
+    check_cases(cases, files, check)
