@@ -11,6 +11,7 @@ from typing import Any
 from dynlora.errors import RunFileError
 from dynlora.report.run_files import UNFINISHED, RunFiles, read_run
 from dynlora.report.unfinished import finish_command
+from dynlora.report.wording import count_text
 
 IGNORED = ("output", "overwrite", "training.resume")
 """Settings that say nothing of what a run is."""
@@ -135,7 +136,9 @@ def _warnings(runs: Sequence[RunFiles], settings: Mapping[str, Sequence[Any]]) -
             if known and (key == section or key.startswith(f"{section}.")):
                 yield f"other {section}: {key} is {_versus(values)}"
     facts: dict[str, list[Any]] = {
-        "rows": [", ".join(f"{n:,} {split}" for split, n in run.rows.items()) for run in runs],
+        "rows": [
+            ", ".join(f"{count_text(n)} {split}" for split, n in run.rows.items()) for run in runs
+        ],
         "number of steps": [run.steps for run in runs],
         "seeds": [run.seed for run in runs],
     }

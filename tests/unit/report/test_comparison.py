@@ -94,6 +94,7 @@ def test_settings_that_differ_are_told_by_dotted_key(tmp_path: Path) -> None:
     ("changes", "warning"),
     [
         ({"rows": {"train": 40}}, "other rows: 400 train, 100 validation against 40 train"),
+        ({"rows": {"train": None}}, "other rows: 400 train, 100 validation against unknown train"),
         ({"steps": 50}, "other number of steps: 100 against 50"),
         ({"seed": 7}, "other seeds: 0 against 7"),
         ({"machine": {"cpus": 64}}, "other machines: seconds and memory"),
