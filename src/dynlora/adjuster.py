@@ -19,9 +19,8 @@ from dynlora.config import DynamicLoraConfig
 from dynlora.errors import BudgetError
 from dynlora.layer_shape import LayerShape
 
-MOST_TIMES_R = 4
-"""How much more than its share a layer may hold: enough for concentrated needs; in short runs a
-layer of eight times as many directions learns too fast."""
+MOST_TIMES_R = 8
+"""How much of the budget one layer may take: what concentrated needs ask for, and not all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

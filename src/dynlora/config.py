@@ -79,7 +79,7 @@ class DynamicLoraConfig:
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None takes four times `LoraConfig.r`, or a higher one that a
+    """Highest rank of any layer; None takes eight times `LoraConfig.r`, or a higher one that a
     layer comes with."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
