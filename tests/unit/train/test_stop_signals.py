@@ -8,6 +8,14 @@ import pytest
 from dynlora.train.stop_signals import StopSignals
 
 
+@pytest.fixture(autouse=True)
+def usual_interrupt():
+    """Let SIGINT interrupt, as in a terminal: in the background a process begins without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def others():
     """Put somebody's handler on SIGTERM, and take it off again."""
