@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow engines lint format clean
+.PHONY: quickstart test test-slow deepspeed engines lint format clean
 
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
@@ -13,6 +13,10 @@ test: .venv/dev.stamp lint
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# What several processes do, under DeepSpeed too, which takes minutes to install and to begin.
+deepspeed: .venv/deepspeed.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 # Real servers against PEFT, each in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
 engines: .venv/engines.stamp .venv-vllm/ready.stamp .venv-llamacpp/ready.stamp
@@ -37,6 +41,10 @@ format: .venv/dev.stamp
 
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/deepspeed.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]'
 	touch $@
 
 .venv/engines.stamp: pyproject.toml | .venv/bin/python

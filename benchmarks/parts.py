@@ -7,7 +7,7 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 - `pace kept`: a layer's scale is divided by its rank, as `lora_alpha / r` is, so that it learns as
   fast at any rank; what it computes stays;
 - `pace kept where ranks fall`: the same for layers of less than the configured rank alone;
-- `at most 2 r`, `at most 4 r`: the highest rank of a layer;
+- `at most 4 r`: no layer has more than four times the configured rank;
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
@@ -44,7 +44,6 @@ CHANGES = (
     "moments kept",
     "pace kept",
     "pace kept where ranks fall",
-    "at most 2 r",
     "at most 4 r",
     "pattern from the start",
     "pattern of another seed",
@@ -136,9 +135,8 @@ def _changed(
         case "pace kept" | "pace kept where ranks fall":
             with patch.object(LoraAdapters, "apply", apply_at_pace):
                 yield
-        case "at most 2 r" | "at most 4 r":
-            times = int(change.split()[2])
-            values["dynamic"]["max_rank"] = times * values["lora"]["r"]
+        case "at most 4 r":
+            values["dynamic"]["max_rank"] = 4 * values["lora"]["r"]
             yield
         case _:
             values["method"] = "lora"

@@ -102,6 +102,7 @@ def _work(place: Path) -> None:
             "event_bytes": median(bytes_by_event),
         }
         place.write_text(json.dumps(point))
+    distributed.barrier()  # Gloo frees its last tensors before DistributedDataParallel is freed
     distributed.destroy_process_group()
 
 

@@ -75,6 +75,7 @@ def main() -> None:
     save = _save_from_deepspeed if deepspeed else _save
     save(accelerator.unwrap_model(model), given.output, accelerator.is_main_process)
     accelerator.print(f"ranks {min(dynamic.ranks.values())} to {max(dynamic.ranks.values())}")
+    accelerator.wait_for_everyone()  # Gloo frees its last tensors before the model is freed
     accelerator.end_training()
 
 

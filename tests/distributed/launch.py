@@ -3,6 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="needs DeepSpeed: `make deepspeed` installs it and runs these tests",
+)
 
 
 def run_in_processes(module: str, *arguments: object, count: int = 2) -> None:

@@ -14,7 +14,7 @@ from torch import distributed
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from tests.distributed.scenarios import STEPS, lora_weights
+from tests.distributed.scenarios import STEPS, found_by, leave, lora_weights
 from tests.integration.test_trainer import trainer_of
 from tests.models import lora_llama
 
@@ -49,13 +49,9 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.exists() else None)
     dynamic = callback.dynamic
     assert dynamic is not None
-    found = {
-        "ranks": dynamic.ranks,
-        "history": [event.to_dict() for event in dynamic.history],
-        "weights": lora_weights(model),
-    }
+    found = found_by(dynamic, weights=lora_weights(model))
     torch.save(found, out / f"found-{distributed.get_rank()}.pt")
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

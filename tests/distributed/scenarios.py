@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
@@ -46,6 +46,12 @@ def lora_weights(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k}
 
 
+def found_by(dynamic: DynamicLora, **others: object) -> dict[str, object]:
+    """Return what a process found, for the tests to compare."""
+    history = [event.to_dict() for event in dynamic.history]
+    return {"ranks": dynamic.ranks, "mode": dynamic.mode, "history": history, **others}
+
+
 def base_norms(model: nn.Module) -> list[float]:
     """Return the norm of each adapted layer's frozen weight."""
     return [layer.base_norm for layer in find_lora_layers(model, None)]
@@ -55,3 +61,13 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
     """Return the names of the tensors that are not the same to the last bit."""
     assert ours.keys() == theirs.keys()
     return [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def leave() -> None:
+    """End a process's part, once all have ended theirs.
+
+    A process that frees DistributedDataParallel while Gloo still frees the tensors of the last
+    collective waits for ever: one holds the interpreter's lock, which the other needs.
+    """
+    distributed.barrier()
+    distributed.destroy_process_group()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests.distributed.launch import NEEDS_DEEPSPEED
 from tests.jobs import WORDS, save_tokenizer
 
 FOLDER = Path("examples/cluster")
@@ -61,9 +61,7 @@ def test_the_script_trains_and_saves_one_adapter(model, processes, tmp_path):
     )
 
 
-@pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'dynlora[deepspeed]'"
-)
+@NEEDS_DEEPSPEED
 def test_the_script_trains_under_zero_3_and_saves_one_adapter(model, tmp_path):
     launch_script(
         model,

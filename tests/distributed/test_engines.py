@@ -1,6 +1,7 @@
 """Two processes under an engine: one run, as if one process had seen all batches.
 
-In loops of one's own: DistributedDataParallel, FSDP2 (`fully_shard`), and that from Accelerate.
+In loops of one's own: DistributedDataParallel, FSDP2 (`fully_shard`), that from Accelerate, and
+DeepSpeed's ZeRO.
 """
 
 import pytest
@@ -8,31 +9,47 @@ import torch
 from peft import PeftModel
 
 from dynlora.integrations.checkpoint import load_state
-from tests.distributed.launch import run_in_processes
+from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import (
     RESUMED_AT,
     SCENARIOS,
     STEPS,
     alone,
+    base_norms,
     batches,
     differing,
     lora_weights,
+    model_in_float64,
 )
 from tests.models import bare_llama, train
 
 RANKS = (0, 1)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2", "accelerate_fsdp2"])
+TORCH_ENGINES = ("ddp", "fsdp2", "accelerate_fsdp2")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(("worker", engine), id=engine) for engine in TORCH_ENGINES),
+        *(
+            pytest.param(("zero_worker", stage), id=f"zero{stage}", marks=NEEDS_DEEPSPEED)
+            for stage in (1, 2, 3)
+        ),
+    ],
+)
 def engine(request):
+    """Return what its processes run: a module, and what of it."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def folder(engine, tmp_path_factory):
     """Return the folder that the processes of all scenarios have written to."""
-    out = tmp_path_factory.mktemp(engine)
-    run_in_processes("tests.distributed.worker", engine, out)
+    worker, kind = engine
+    out = tmp_path_factory.mktemp(f"{worker}-{kind}")
+    run_in_processes(f"tests.distributed.{worker}", kind, out)
     return out
 
 
@@ -57,11 +74,27 @@ def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(f
 
 
 def test_ranks_and_weights_are_those_of_one_process_with_the_whole_batch(found, importance):
+    """After every step; ZeRO too, although it trains float32 copies of these weights of float64."""
     dynamic, model, optimizer = alone(importance)
-    train(model, optimizer, dynamic, STEPS, batches=batches(0, STEPS))
+    seen = []
+    train(
+        model,
+        optimizer,
+        dynamic,
+        STEPS,
+        batches=batches(0, STEPS),
+        after=lambda step: seen.append(lora_weights(model)),
+    )
     assert found[0]["ranks"] == dynamic.ranks
-    for name, value in lora_weights(model).items():
-        assert torch.allclose(found[0]["weights"][-1][name], value, rtol=0, atol=1e-6), name
+    for ours, theirs in zip(found[0]["weights"], seen, strict=True):
+        for name, value in theirs.items():
+            assert torch.allclose(ours[name], value, rtol=0, atol=1e-6), name
+
+
+def test_frozen_weights_are_read_whole(found):
+    """Of which some engines keep a part on each process."""
+    for process in found:
+        assert process["base_norms"] == base_norms(model_in_float64())
 
 
 def test_training_goes_on_in_every_layer_after_an_event(found):
@@ -78,7 +111,11 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found, importance):
         assert differing(resumed["weights"][-1], found[rank]["weights"][-1]) == []
 
 
-def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(folder, found, importance):
+def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(
+    engine, folder, found, importance
+):
+    if engine[0] != "worker":
+        pytest.skip("DeepSpeed's checkpoints are for as many processes as wrote them")
     dynamic, model, optimizer = alone(importance)
     checkpoint = folder / f"{importance}-checkpoint"
     dynamic.load_state_dict(load_state(checkpoint))

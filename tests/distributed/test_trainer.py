@@ -1,22 +1,15 @@
 """`transformers.Trainer` in two processes, with nothing but the callback: one run, and resumed."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 from peft import PeftModel
 
-from tests.distributed.launch import run_in_processes
+from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import STEPS, differing, lora_weights
 from tests.integration.test_trainer import trainer_of
 from tests.models import bare_llama, lora_llama
 
 RANKS = (0, 1)
-
-
-NEEDS_DEEPSPEED = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'dynlora[deepspeed]'"
-)
 
 
 @pytest.fixture(

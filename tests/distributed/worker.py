@@ -26,7 +26,10 @@ from tests.distributed.scenarios import (
     RESUMED_AT,
     SCENARIOS,
     STEPS,
+    base_norms,
     batches,
+    found_by,
+    leave,
     lora_weights,
     model_in_float64,
     optimizer_of,
@@ -69,12 +72,7 @@ class Process:
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
-        return {
-            "ranks": self.dynamic.ranks,
-            "mode": self.dynamic.mode,
-            "history": [event.to_dict() for event in self.dynamic.history],
-            "weights": self.seen,
-        }
+        return found_by(self.dynamic, weights=self.seen, base_norms=base_norms(self.model))
 
 
 def accelerator_with_fsdp2() -> Accelerator:
@@ -134,7 +132,7 @@ def main() -> None:
         again.optimizer.load_state_dict(moments)
         again.train(RESUMED_AT, STEPS)
         torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

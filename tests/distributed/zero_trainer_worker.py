@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from transformers import Trainer, TrainingArguments
 
 from dynlora import DynamicLoraCallback, DynamicLoraConfig
-from tests.distributed.scenarios import RESUMED_AT, STEPS, lora_weights
+from tests.distributed.scenarios import RESUMED_AT, STEPS, found_by, leave, lora_weights
 from tests.integration.test_trainer import CONFIG, Sequences
 from tests.integration.test_trainer import STEPS as BATCHES
 from tests.models import lora_llama
@@ -50,16 +50,11 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=checkpoint and str(out / "run" / checkpoint))
         dynamic = callback.dynamic
         assert dynamic is not None
-        found = {
-            "ranks": dynamic.ranks,
-            "mode": dynamic.mode,
-            "history": [event.to_dict() for event in dynamic.history],
-            "weights": lora_weights(model),
-        }
+        found = found_by(dynamic, weights=lora_weights(model))
         torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
         trainer.save_model(str(out / f"{name}-adapter"))
         distributed.barrier()
-    distributed.destroy_process_group()
+    leave()
 
 
 def arguments(folder: Path, stage: int) -> TrainingArguments:

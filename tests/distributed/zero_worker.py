@@ -24,6 +24,8 @@ from tests.distributed.scenarios import (
     STEPS,
     base_norms,
     batches,
+    found_by,
+    leave,
     lora_weights,
     model_in_float64,
 )
@@ -65,13 +67,7 @@ class Process:
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
-        return {
-            "ranks": self.dynamic.ranks,
-            "mode": self.dynamic.mode,
-            "history": [event.to_dict() for event in self.dynamic.history],
-            "weights": self.seen,
-            "base_norms": base_norms(self.model),
-        }
+        return found_by(self.dynamic, weights=self.seen, base_norms=base_norms(self.model))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Save the model and its moments by DeepSpeed, and our state beside them."""
@@ -111,7 +107,7 @@ def main() -> None:
         again.load_checkpoint(out / f"{importance}-checkpoint")
         again.train(RESUMED_AT, STEPS)
         torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
