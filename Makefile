@@ -2,7 +2,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow deepspeed engines lint format clean
+.PHONY: quickstart test test-slow deepspeed fuzz engines lint format clean
+
+# Seconds that `make fuzz` gives to each reader.
+SECONDS ?= 60
+READERS := json yaml patterns ranks.jsonl metrics.jsonl run.json config.yaml adapter_config.json \
+	adapter_model.safetensors job.yaml study.yaml
 
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
@@ -17,6 +22,12 @@ test-slow: .venv/dev.stamp
 # What several processes do, under DeepSpeed too, which takes minutes to install and to begin.
 deepspeed: .venv/deepspeed.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
+
+# Files that readers of ours may not choke on, found by following coverage.
+fuzz: .venv/fuzz.stamp
+	for reader in $(READERS); do \
+		$(BIN)/python -m tests.fuzz.by_coverage $$reader -max_total_time=$(SECONDS) || exit 1; \
+	done
 
 # Real servers against PEFT, each in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
 engines: .venv/engines.stamp .venv-vllm/ready.stamp .venv-llamacpp/ready.stamp
@@ -45,6 +56,10 @@ format: .venv/dev.stamp
 
 .venv/deepspeed.stamp: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]'
+	touch $@
+
+.venv/fuzz.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet atheris
 	touch $@
 
 .venv/engines.stamp: pyproject.toml | .venv/bin/python

@@ -1,0 +1,135 @@
+"""Fuzzing that follows coverage: files that take a reader of ours to new lines are changed further.
+
+The tests here change what a file's structure offers; this meets conditions that nobody thought of.
+It needs atheris, and goes on until a reader breaks its promise, or as long as libFuzzer is told to:
+
+    python -m tests.fuzz.by_coverage ranks.jsonl -max_total_time=600
+
+`make fuzz` runs all readers. A file that broke a promise is left as `crash-*` or `timeout-*`.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
+    from dynlora.bench.study import read_study
+    from dynlora.cli.job_parser import check_keys, parse_job
+    from dynlora.errors import DynamicLoraError
+    from dynlora.files.plain_values import parse_json, parse_yaml
+    from dynlora.report.run_files import read_run
+    from dynlora.saved.adapter import read_adapter
+    from dynlora.saved.patterns import compile_patterns
+
+import yaml
+
+from tests.adapters import save_adapter
+from tests.jobs import job_values
+from tests.studies import TUNE, study_values
+from tests.unit.report.runs import block_names, make_events, write_run
+
+Read = Callable[[bytes], object]
+SECONDS = 5.0
+"""Processor time that a file may take: instrumented code is several times as slow."""
+LIMITS = ("-timeout=60", "-rss_limit_mb=4096", "-max_len=65536", "-print_final_stats=1")
+"""Against what never ends, and for half a gigabyte of libraries and little else. With a shorter
+timeout libFuzzer's timer ends Python before the file is written that broke a promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Something that reads files."""
+
+    read: Read
+    """Reads a file's content: it ends, or raises a named error."""
+    good: bytes
+    """A file that is as it should be, to begin with."""
+
+
+def main() -> None:
+    """Fuzz one reader."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    name, *options = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        reader = make_readers(place)[name]
+        corpus = place / "corpus"
+        corpus.mkdir()
+        (corpus / "good").write_bytes(reader.good)
+        reader.read(reader.good)
+        text = [] if name.endswith(".safetensors") else ["-only_ascii=1"]
+        atheris.Setup([sys.argv[0], *LIMITS, *text, *options, str(corpus)], _in_time(reader.read))
+        atheris.Fuzz()
+
+
+def make_readers(place: Path) -> Mapping[str, Reader]:
+    """Return every reader by the name of its file.
+
+    Args:
+        place: A folder for good files.
+    """
+    run, adapter = place / "run", place / "run" / "adapter"
+    write_run(run, events=make_events(block_names(1), [10, 40, 70]))
+    save_adapter(adapter, "patterns")
+    readers = {
+        "json": Reader(_text(parse_json), json.dumps(job_values(place, place, place)).encode()),
+        "yaml": Reader(_text(parse_yaml), yaml.safe_dump(study_values(tune=TUNE)).encode()),
+        "patterns": Reader(_text(_match), b"layers.(0|1).*_proj"),
+    }
+    for name in ("ranks.jsonl", "metrics.jsonl", "run.json", "config.yaml"):
+        readers[name] = _file(run / name, lambda path: read_run(path.parent))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        readers[name] = _file(adapter / name, lambda path: read_adapter(path.parent))
+    job, study = place / "job.yaml", place / "study.yaml"
+    job.write_text(yaml.safe_dump(job_values(place / "model", place / "rows", place / "out")))
+    study.write_text(yaml.safe_dump(study_values(tune=TUNE)))
+    readers["job.yaml"] = _file(job, lambda path: parse_job([str(path)]))
+    readers["study.yaml"] = _file(study, lambda path: read_study(path, check_keys))
+    return readers
+
+
+def _in_time(read: Read) -> Read:
+    def checked(content: bytes) -> None:
+        start = time.process_time()
+        read(content)
+        taken = time.process_time() - start
+        assert taken < SECONDS, f"it took {taken:.1f} s"
+
+    return checked
+
+
+def _text(parse: Callable[[str], object]) -> Read:
+    def read(content: bytes) -> None:
+        with suppress(ValueError, DynamicLoraError):
+            parse(content.decode("utf-8", "surrogatepass"))
+
+    return read
+
+
+def _match(pattern: str) -> None:
+    found = compile_patterns({pattern: 2}, "rank_pattern", "a test")
+    for name in ("model.layers.0.self_attn.q_proj", "a" * 100):
+        found.value_of(name, None)
+
+
+def _file(path: Path, use: Callable[[Path], object]) -> Reader:
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        with suppress(DynamicLoraError):
+            use(path)
+
+    return Reader(read, path.read_bytes())
+
+
+if __name__ == "__main__":
+    main()
