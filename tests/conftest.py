@@ -9,22 +9,29 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from jaxtyping import install_import_hook
+from tests.typechecker import check_types
 
-import tests.typechecker  # noqa: F401  the hook looks it up by name
+check_types()
 
-install_import_hook("dynlora", "tests.typechecker.checked")
-
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer  # noqa: F401  with all that it loads, before it is set aside
 
 from tests.models import lora_llama
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def set_aside() -> None:
+    """Keep what the libraries hold out of each collection: Accelerate asks for one after a run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
