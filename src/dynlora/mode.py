@@ -34,18 +34,11 @@ def choose_mode(
             "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
             "got 'physical': compiled code would be made anew at each change of rank."
         )
-    if processes > 1:
-        if config.mode == "physical":
-            raise ConfigError(
-                f"`mode` must be 'static' or 'auto' where {processes} processes train together, "
-                "got 'physical': DistributedDataParallel keeps the shapes that it has seen."
-            )
-        if config.importance == "attention_entropy":
-            raise ConfigError(
-                "`importance` must be a metric of gradients, weights or features where "
-                f"{processes} processes train together, got 'attention_entropy', which sees only "
-                "one process's batches: take another, such as 'signal'."
-            )
+    if processes > 1 and config.mode == "physical":
+        raise ConfigError(
+            f"`mode` must be 'static' or 'auto' where {processes} processes train together, "
+            "got 'physical': DistributedDataParallel keeps the shapes that it has seen."
+        )
     chosen = config.mode == "auto" and (processes > 1 or compiled)
     static = held_static or chosen or config.mode == "static"
     if static and config.input_adaptive:

@@ -12,8 +12,8 @@ from dynlora.adapters.layers import find_lora_layers
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS, RESUMED_AT = 30, 13
-SCENARIOS = ("signal", "activation_ratio")
-"""By metric: one that reads gradients, which processes share, and one that reads inputs."""
+SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
+"""By metric: one reads gradients, which processes share; one inputs; and one attention."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 
 

@@ -43,7 +43,6 @@ def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
     ("settings", "processes", "message"),
     [
         ({"mode": "physical"}, 2, "`mode` must be 'static' or 'auto' where 2 processes"),
-        ({"importance": "attention_entropy"}, 2, "which sees only one process's batches"),
         ({"input_adaptive": True}, 2, "`input_adaptive` must be false in static mode"),
         ({"input_adaptive": True, "mode": "static"}, 1, "`input_adaptive` must be false"),
     ],

@@ -25,6 +25,8 @@ def attention_rows(
 ) -> Iterator[tuple[Float[Tensor, "heads n keys"], Bool[Tensor, "any_heads n keys"]]]:
     """Yield each example's logits, and which keys are visible, of tokens that are no padding.
 
+    A batch without examples yields no tokens once: other processes wait for what it shows.
+
     Args:
         query: As an attention function of transformers gets them.
         key: The same; nothing is yielded where they are not of the same tokens as the queries.
@@ -37,6 +39,9 @@ def attention_rows(
     length = query.shape[2]
     if key.shape[2] != length:
         return
+    if len(query) == 0:
+        none = query.new_zeros(query.shape[1], 0, length, dtype=torch.float32)
+        yield none, none[:1].bool()
     scaling, softcap = options.get("scaling"), options.get("softcap")
     bias = options.get("position_bias")
     for place in range(len(query)):

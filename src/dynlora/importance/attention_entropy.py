@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dynlora.distributed import process_count, sum_over_processes
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 DECAY = 0.8
@@ -52,7 +53,11 @@ class AttentionEntropyMetric:
             self._shown[name] = self._shown[name] + added if name in self._shown else added
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Average what the step's forwards have shown; gradients are not read."""
+        """Average what the step's forwards have shown, on all processes; no gradient is read."""
+        if self._shown and process_count() > 1:
+            names = sorted(self._shown)
+            sums = sum_over_processes(torch.stack([self._shown[name] for name in names]))
+            self._shown = dict(zip(names, sums, strict=True))
         for name, (total, rows) in self._shown.items():
             step = torch.stack([total / rows, torch.ones_like(rows)])
             if bool(step.isfinite().all()):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dynlora.adapters.attention_rows import attention_rows
 from dynlora.importance.attention_entropy import DECAY, AttentionEntropyMetric, focus
 from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain
@@ -54,6 +55,17 @@ def test_what_is_no_number_is_never_averaged_in():
     metric.attend([layer.name], row(0.5, 0.5, 0.0, 0.0), NONE_HIDDEN)
     metric.observe([layer])
     assert metric.scores([layer], {}) == {layer.name: pytest.approx(0.5)}
+
+
+def test_a_batch_without_examples_is_shown_and_changes_nothing():
+    (layer,) = layers_of(lora_chain(8, 8))
+    query, key = torch.zeros(0, 2, 5, 4), torch.zeros(0, 1, 5, 4)
+    ((logits, visible),) = attention_rows(query, key, None, causal=True, options={})
+    assert (logits.shape, visible.shape) == ((2, 0, 5), (1, 0, 5))
+    metric = AttentionEntropyMetric()
+    metric.attend([layer.name], logits, visible)
+    metric.observe([layer])
+    assert metric.scores([layer], {}) == {}
 
 
 def test_forwards_of_one_step_count_by_their_rows_and_steps_by_their_age():
