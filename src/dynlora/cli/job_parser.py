@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 
 from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
@@ -236,15 +237,26 @@ def _check_nulls(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
 
 def _check_options(given: Sequence[str]) -> None:
     hints = dict(valid_keys())
-    for option in given:
-        key = option.removeprefix("--").partition("=")[0]
+    for option, following in pairwise((*given, "")):
+        key, equals, value = option.removeprefix("--").partition("=")
         if not option.startswith("--") or key in OWN_OPTIONS:
             continue
+        _check_untagged(key, value if equals else following)
         if key not in hints:
             raise _unknown(key, " on the command line")
         if is_dataclass(hints[key]):
             inside = ", ".join(f"--{key}.{field.name}" for field in fields(hints[key]))
             raise ConfigError(f"`--{key}` must name a key of the section {key}: {inside}.")
+
+
+def _check_untagged(key: str, value: str) -> None:
+    """Check that a value asks YAML for no type of its own, on which jsonargparse may break."""
+    try:
+        tags = [getattr(event, "tag", None) or "" for event in yaml.parse(value)]
+    except yaml.YAMLError:
+        return  # a text, whatever is in it
+    if any(tag.startswith("tag:yaml.org,") for tag in tags):
+        raise ConfigError(f"`{key}` must be a value without YAML's `!!` types, got {value!r}.")
 
 
 def _unknown(key: str, where: str) -> ConfigError:

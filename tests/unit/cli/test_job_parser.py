@@ -190,6 +190,26 @@ def test_a_bare_no_which_yaml_takes_for_false_is_explained(tmp_path: Path) -> No
         parse_job([str(path)])
 
 
+@pytest.mark.parametrize("value", ["!!timestamp x", "[!!timestamp x]", "!!bool maybe"])
+def test_a_value_with_a_type_of_yaml_is_refused_by_its_key(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    for given in (["--data.text", value], [f"--data.text={value}"]):
+        with pytest.raises(ConfigError, match=r"`data.text` must be .* got '\[?!!"):
+            parse_job([str(path), *given])
+
+
+@pytest.mark.parametrize("value", ["hello !!world", "!", "a: [", "%"])
+def test_a_text_on_the_command_line_may_hold_what_yaml_does_not_take(
+    tmp_path: Path, value: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = parse_job([str(path), "--data.text", value])
+    assert config is not None
+    assert config.data.text == value
+
+
 def test_a_missing_output_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"model": {"name": "m"}, "data": {"name": "d"}}))
