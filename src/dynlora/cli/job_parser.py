@@ -241,12 +241,12 @@ def _check_options(given: Sequence[str]) -> None:
         key, equals, value = option.removeprefix("--").partition("=")
         if not option.startswith("--") or key in OWN_OPTIONS:
             continue
-        _check_untagged(key, value if equals else following)
         if key not in hints:
             raise _unknown(key, " on the command line")
         if is_dataclass(hints[key]):
             inside = ", ".join(f"--{key}.{field.name}" for field in fields(hints[key]))
             raise ConfigError(f"`--{key}` must name a key of the section {key}: {inside}.")
+        _check_untagged(key, value if equals else following)
 
 
 def _check_untagged(key: str, value: str) -> None:
