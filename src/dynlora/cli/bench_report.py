@@ -1,19 +1,11 @@
 """`dynlora bench report`: read the records of studies and write tables and figures about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dynlora.cli.arguments import VerbParser, new_parser, parse
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from dynlora.bench.report.comparison import Comparison
-    from dynlora.bench.report.document import Document
-    from dynlora.bench.report.study import Study
 
 RESULTS = Path("benchmarks/results")
 DOCUMENT = Path("docs/results.md")
@@ -38,6 +30,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from dynlora.bench.report.folders import read_records
     from dynlora.bench.report.study import group
     from dynlora.bench.report.write import check_places, differences, link_to, write_document
+    from dynlora.cli.bench_report_view import make_table, make_values
 
     document: Path = given.output
     figures: Path = given.figures or document.with_suffix("")
@@ -50,8 +43,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
         write_document(made, document, figures)
     paths = [str(figures / drawing.file) for drawing in made.drawings]
     output.show(
-        _table(studies, made, document),
-        {"report": str(document), "figures": paths, "studies": _values(studies, made)},
+        make_table(studies, made, document),
+        {"report": str(document), "figures": paths, "studies": make_values(studies, made)},
     )
 
 
@@ -96,49 +89,3 @@ def _check(differing: Sequence[Path]) -> None:
             f"{', '.join(map(str, differing))}: run `dynlora bench report` with the same options "
             "but without `--check`."
         )
-
-
-def _table(studies: Sequence["Study"], made: "Document", document: Path) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    from dynlora.bench.report.comparison import Verdict
-
-    table = Table(title="dynlora bench report", caption=Text(str(document)))
-    table.add_column("study", overflow="fold")
-    for head in ("runs", "completed", *Verdict):
-        table.add_column(str(head), justify="right")
-    for study in studies:
-        verdicts = [found.verdict for found in made.comparisons[study.name]]
-        completed = sum(run.outcome is not None for run in study.finals)
-        counts = [len(study.finals), completed, *map(verdicts.count, Verdict)]
-        table.add_row(Text(study.name), *map(str, counts))
-    return table
-
-
-def _values(studies: Sequence["Study"], made: "Document") -> dict[str, Any]:
-    return {
-        study.name: {
-            "runs": len(study.finals),
-            "completed": sum(run.outcome is not None for run in study.finals),
-            "comparisons": [_comparison(found) for found in made.comparisons[study.name]],
-        }
-        for study in studies
-    }
-
-
-def _comparison(found: "Comparison") -> Mapping[str, Any]:
-    return {
-        "model": found.cell.model,
-        "task": found.cell.task,
-        "budget": found.cell.budget,
-        "method": found.method,
-        "quantity": str(found.quantity),
-        "metric": found.metric,
-        "pairs": len(found.differences),
-        "difference": found.mean,
-        "interval": found.interval,
-        "p": found.p,
-        "corrected": found.corrected,
-        "verdict": str(found.verdict),
-    }
