@@ -11,7 +11,7 @@ grants does not depend on the budget, a larger budget never spends less.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -105,6 +105,34 @@ def grant_ranks(
         if rank < layers[name].ceiling:
             heapq.heappush(queue, next_grant(name))
     return ranks
+
+
+def settle_ranks(
+    plan: Callable[[Mapping[str, int]], Mapping[str, int]],
+    *,
+    held: Mapping[str, int],
+    lowest: Callable[[Sequence[str]], Mapping[str, int]],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the plan that all lowest ranks give, from those of layers that would shrink alone.
+
+    The others bind nothing, since a lowest rank is at most the one held; and to measure them is the
+    dearest part of planning.
+
+    Args:
+        plan: From the lowest ranks known, by module name, to ranks.
+        held: Live rank by module name.
+        lowest: Measures the lowest rank, at most the live one, of the layers named.
+
+    Returns:
+        The ranks, and the lowest ones that were measured, by module name.
+    """
+    known: dict[str, int] = {}
+    while True:
+        ranks = dict(plan(known))
+        asked = [name for name, rank in ranks.items() if rank < held[name] and name not in known]
+        if not asked:
+            return ranks, known
+        known |= lowest(asked)
 
 
 def waiting(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from dynlora.adjuster import (
     bound_layers,
     default_max_rank,
     plan_ranks,
+    settle_ranks,
     waiting,
 )
 from dynlora.allocator import (
@@ -357,21 +359,34 @@ class DynamicLora:
             temperature=self.config.temperature,
             uniform_mix=self.config.uniform_mix,
         )
-        free = bound_layers(self._layers, self.config, max_rank=self._max_rank)
         seen = features if is_informative(scores) else {}
-        bounds = bound_layers(
+        bounds = partial(
+            bound_layers,
             self._layers,
             self.config,
             max_rank=self._max_rank,
-            lowest=self._adapters.lowest_ranks(features, tolerance=self.config.shrink_tolerance),
             effective_ranks={name: stats.effective_rank for name, stats in seen.items()},
         )
-        ranks = plan_ranks(shares, bounds, budget=self.budget, hysteresis=self.config.hysteresis)
-        ranks = agreed_ranks(ranks, self._device)
+        measure_lowest = partial(
+            self._adapters.lowest_ranks, features=features, tolerance=self.config.shrink_tolerance
+        )
+
+        def plan_within(lowest: Mapping[str, int]) -> dict[str, int]:
+            ranks = plan_ranks(
+                shares,
+                bounds(lowest=lowest),
+                budget=self.budget,
+                hysteresis=self.config.hysteresis,
+            )
+            return agreed_ranks(ranks, self._device)
+
+        ranks, lowest = settle_ranks(plan_within, held=self.ranks, lowest=measure_lowest)
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
-        waits = waiting(ranks, shares, budget=self.budget, bounds=bounds, free=free)
+        waits = waiting(
+            ranks, shares, budget=self.budget, bounds=bounds(lowest=lowest), free=bounds()
+        )
         plan = RankPlan(step=self._step, ranks=ranks)
         self._apply(plan, features, scores=scores, shares=shares, waits=waits)
 

@@ -7,10 +7,8 @@ are batched, ordered or padded. Variance, effective rank, uncovered directions a
 a shrink would drop are all computed from this one sample, at events only.
 """
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dynlora.distributed import process_rank
-from dynlora.samples import SAMPLE_SIZE, Sample, joined, same_tokens, share_tokens
+from dynlora.samples import SAMPLE_SIZE, Sample, joined, share_tokens
 from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
 
@@ -98,29 +96,25 @@ class InputFeatureAnalyzer:
 
         A layer never observed, or seen with NaN or infinity in its input or output, is left out.
         """
-        found: dict[str, FeatureStats] = {}
-        last: FeatureStats | None = None
         samples, _ = self._joined()
-        for name, sample in samples.items():
-            used = sample.keys != UNUSED_KEY
-            tokens, power = sample.tokens[used], sample.output_power[used]
-            tokens = tokens.float() if tokens.is_floating_point() else tokens
-            total = float(tokens.sum() + power.sum())  # NaN and infinity stay in a sum
-            if len(tokens) == 0 or not math.isfinite(total):
-                continue
-            if last is not None and same_tokens(tokens, last.tokens):  # as of query, key and value
-                last = replace(last, output_power=float(power.mean()))
-            else:
-                vectors = as_vectors(tokens)
-                spectrum = covariance_spectrum(vectors)
-                last = FeatureStats(
-                    tokens=tokens,
-                    variance=float(spectrum.sum()) / vectors.shape[1],
-                    effective_rank=effective_rank(spectrum),
-                    output_power=float(power.mean()),
-                )
-            found[name] = last
-        return found
+        seen = _seen(samples)
+        # Layers share what they read, as query, key and value do: worked out once for all of them.
+        inputs = list({id(tokens): tokens for tokens, _ in seen.values()}.values())
+        vectors = [as_vectors(tokens) for tokens in inputs]
+        spectra = covariance_spectra(vectors)
+        figures = {
+            id(tokens): (float(spectrum.sum()) / vector.shape[1], effective_rank(spectrum))
+            for tokens, vector, spectrum in zip(inputs, vectors, spectra, strict=True)
+        }
+        return {
+            name: FeatureStats(
+                tokens=tokens,
+                variance=figures[id(tokens)][0],
+                effective_rank=figures[id(tokens)][1],
+                output_power=output_power,
+            )
+            for name, (tokens, output_power) in seen.items()
+        }
 
     def restart(self) -> None:
         """Let each sample be replaced by the next tokens: weights have changed."""
@@ -158,6 +152,35 @@ class InputFeatureAnalyzer:
         self._samples = share_tokens(samples)
 
 
+def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
+    """Return each layer's tokens and mean output power, where it has any and all are finite.
+
+    Layers that share their tokens get the same tensor.
+    """
+    if not samples:
+        return {}
+    # Padding has the largest keys and samples are sorted: it is what comes last.
+    used = torch.stack([(sample.keys != UNUSED_KEY).sum() for sample in samples.values()]).tolist()
+    tokens: dict[int, Tensor] = {}
+    totals, powers = [], []
+    for sample, count in zip(samples.values(), used, strict=True):
+        place = id(sample.tokens)
+        if place not in tokens:
+            shown = sample.tokens[:count]
+            tokens[place] = shown.float() if shown.is_floating_point() else shown
+        power = sample.output_power[:count]
+        totals.append(tokens[place].sum() + power.sum())  # NaN and infinity stay in a sum
+        powers.append(power.mean())
+    finite = torch.stack(totals).isfinite().tolist()
+    return {
+        name: (tokens[id(sample.tokens)], power)
+        for (name, sample), count, good, power in zip(
+            samples.items(), used, finite, torch.stack(powers).tolist(), strict=True
+        )
+        if count and good
+    }
+
+
 def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
     """Return ids as one-hot vectors over those that occur: all others would be dimensions of 0."""
     if tokens.is_floating_point():
@@ -166,24 +189,34 @@ def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
     return torch.nn.functional.one_hot(places).float()
 
 
-def covariance_spectrum(
-    tokens: Float[Tensor, "n in_features"],
-) -> Float[Tensor, " min_n_in_features"]:
-    """Return the eigenvalues of the tokens' covariance that can differ from 0, ascending.
+def covariance_spectra(
+    inputs: Sequence[Float[Tensor, "_ _"]],
+) -> list[Float[Tensor, " _"]]:
+    """Return the eigenvalues of each input's covariance that can differ from 0, ascending.
 
-    In float32: from them only their sum and their entropy are taken.
+    In float32: from them only their sum and their entropy are taken. Those of equal size are found
+    in one call.
 
     Args:
-        tokens: Observed inputs, in activation units.
+        inputs: Observed tokens of each layer, ``(n, in_features)``, in activation units.
 
     Returns:
-        Variances along the principal directions, in squared activation units, >= 0; they sum to
-        the total variance.
+        For each ``min(n, in_features)`` variances along the principal directions, in squared
+        activation units, >= 0, which sum to the total variance; on the CPU.
     """
-    centred = tokens - tokens.mean(dim=0)
-    gram = centred @ centred.T if len(tokens) < tokens.shape[1] else centred.T @ centred
-    spectrum: Tensor = torch.linalg.eigvalsh(gram / len(tokens)).clamp(min=0)
-    return spectrum
+    grams = [_smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
+    spectra: dict[int, Tensor] = {}
+    for size in {len(gram) for gram in grams}:
+        places = [place for place, gram in enumerate(grams) if len(gram) == size]
+        found = torch.linalg.eigvalsh(torch.stack([grams[place] for place in places]))
+        spectra.update(zip(places, found.clamp(min=0).cpu(), strict=True))
+    return [spectra[place] for place in range(len(grams))]
+
+
+def _smaller_gram(centred: Float[Tensor, "n in_features"]) -> Tensor:
+    wide = len(centred) < centred.shape[1]
+    gram: Tensor = centred @ centred.T if wide else centred.T @ centred
+    return gram
 
 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:

@@ -35,18 +35,14 @@ class Sample:
     """Squared norm of what left the layer, by token."""
 
 
-def same_tokens(left: Tensor, right: Tensor) -> bool:
-    """Return whether two samples are equal, and of one type."""
-    return left is right or (left.dtype == right.dtype and torch.equal(left, right))
-
-
 def share_tokens(samples: dict[str, Sample]) -> dict[str, Sample]:
     """Let layers whose tokens are the same as those of the layer before hold them once."""
     last: Sample | None = None
     for sample in samples.values():
         if last is not None and torch.equal(sample.keys, last.keys):
             sample.keys = last.keys
-            if same_tokens(sample.tokens, last.tokens):
+            one_type = sample.tokens.dtype == last.tokens.dtype
+            if one_type and torch.equal(sample.tokens, last.tokens):
                 sample.tokens = last.tokens
         last = sample
     return samples

@@ -2,12 +2,13 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dynlora.adjuster import LayerBounds, bound_layer, plan_ranks
+from dynlora.adjuster import LayerBounds, bound_layer, plan_ranks, settle_ranks
 from dynlora.errors import BudgetError
 
 many = settings(deadline=None, max_examples=200, derandomize=True)
@@ -174,6 +175,52 @@ def test_one_layer_takes_all_that_fits(layer, share, spare):
     budget = layer.cost * layer.floor + spare
     ranks = plan_ranks({"only": share}, {"only": layer}, budget=budget)
     assert ranks == {"only": min(layer.ceiling, budget // layer.cost)}
+
+
+@many
+@given(problems(), st.data())
+def test_lowest_ranks_of_shrinking_layers_give_the_plan_that_all_of_them_give(problem, data):
+    layers, asked = problem["layers"], []
+    held = {name: min(layer.held, layer.ceiling) for name, layer in layers.items()}
+    lowest = {
+        name: data.draw(st.integers(min(layer.floor, held[name]), held[name]))
+        for name, layer in layers.items()
+    }
+
+    def plan(known):
+        raised = {n: replace(b, floor=max(b.floor, known.get(n, 1))) for n, b in layers.items()}
+        return plan_ranks(**problem | {"layers": raised})
+
+    def measure(names):
+        asked.extend(names)
+        return {name: lowest[name] for name in names}
+
+    everything = sum(b.cost * max(b.floor, lowest[n]) for n, b in layers.items())
+    assume(everything <= problem["budget"])
+    ranks, known = settle_ranks(plan, held=held, lowest=measure)
+    assert ranks == plan(lowest)
+    assert known == {name: lowest[name] for name in asked}
+    assert len(asked) == len(set(asked))
+
+
+def test_lowest_ranks_of_layers_that_stay_or_grow_are_not_measured():
+    layers = {
+        name: LayerBounds(cost=1, floor=1, ceiling=9, held=held)
+        for name, held in {"falls": 4, "stays": 3, "grows": 2}.items()
+    }
+    shares, asked = {"falls": 0.1, "stays": 0.3, "grows": 0.6}, []
+
+    def measure(names):
+        asked.extend(names)
+        return dict.fromkeys(names, 1)
+
+    ranks, _ = settle_ranks(
+        lambda _: plan_ranks(shares, layers, budget=9),
+        held={name: layer.held for name, layer in layers.items()},
+        lowest=measure,
+    )
+    assert ranks == {"falls": 1, "stays": 3, "grows": 5}
+    assert asked == ["falls"]
 
 
 def test_thousands_of_layers_are_planned_within_seconds():

@@ -150,21 +150,22 @@ class LoraAdapters:
         return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
     def lowest_ranks(
-        self, features: Mapping[str, FeatureStats], *, tolerance: float
+        self, names: Sequence[str], *, features: Mapping[str, FeatureStats], tolerance: float
     ) -> dict[str, int]:
         """Return by module name the lowest rank that loses no more of the output than tolerated.
 
         Args:
+            names: The layers asked for, at least one.
             features: Observed inputs by module name, on which outputs are measured.
             tolerance: Norm that may be lost, as part of the norm of the layer's output.
         """
         powers, tolerated = [], []
-        for name, layer in self.layers.items():
-            stats = features.get(name)
+        for name in names:
+            layer, stats = self.layers[name], features.get(name)
             powers.append(component_powers(layer, None if stats is None else stats.tokens))
             tolerated.append(tolerance * (_output_norm(layer, stats) or 1.0))
         lowest = lowest_ranks(powers, powers[0].new_tensor(tolerated))
-        return dict(zip(self.layers, lowest, strict=True))
+        return dict(zip(names, lowest, strict=True))
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
