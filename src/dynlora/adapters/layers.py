@@ -6,7 +6,7 @@ terms, because its `set_scale` and `unscale_layer` recompute one from the others
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class LoraView:
     """Columns of `lora_A`."""
     out_features: int
     """Rows of `lora_B`."""
+    gradients: tuple[Tensor, Tensor] | None = None
+    """Those of `lora_A` and `lora_B` as they were once read; None reads them anew."""
 
     @property
     def cost(self) -> int:
@@ -106,12 +108,16 @@ class LoraView:
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`; zeros where no backward pass left one."""
-        return self.factor_A.gradient(self.r)
+        return self.factor_A.gradient(self.r) if self.gradients is None else self.gradients[0]
 
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B`; zeros where no backward pass left one."""
-        return self.factor_B.gradient(self.r)
+        return self.factor_B.gradient(self.r) if self.gradients is None else self.gradients[1]
+
+    def in_this_step(self) -> "LoraView":
+        """Return the view with its gradients read: to read sharded ones is a collective."""
+        return replace(self, gradients=(self.grad_A, self.grad_B))
 
     @property
     def base_norm(self) -> float:

@@ -134,9 +134,10 @@ class LoraAdapters:
     def with_gradients(self) -> tuple[list[LoraView], list[str]]:
         """Return the layers whose gradients are finite, and the names of those where one is not.
 
-        Layers without a gradient (not part of this step's graph) are in neither.
+        Layers without a gradient (not part of this step's graph) are in neither. Those returned
+        show the gradients of this step.
         """
-        layers = [layer for layer in self.layers.values() if layer.has_gradients]
+        layers = [layer.in_this_step() for layer in self.layers.values() if layer.has_gradients]
         if not layers:
             return [], []
         finite = _are_finite([(layer.grad_A, layer.grad_B) for layer in layers])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from dynlora.adapters import factor
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.types import RankPlan
 from tests.lora_layers import layers_of, lora_chain, set_gradients, stats_of
@@ -73,6 +74,22 @@ def test_large_gradients_are_finite_though_their_norm_exceeds_half_precision(dty
         )
     finite, broken = adapters_of(model).with_gradients()
     assert ([layer.name for layer in finite], broken) == (["0"], [])
+
+
+def test_a_gradient_is_read_once_in_a_step_however_often_it_is_asked_for(monkeypatch):
+    model = lora_chain(4, 4, 4)
+    set_gradients(layers_of(model), seed=0)
+    adapters, read = adapters_of(model), []
+    monkeypatch.setattr(factor, "gradient_of", lambda p: read.append(p) or p.grad)
+    finite, _ = adapters.with_gradients()
+    for layer in finite:
+        for _ in range(3):
+            assert torch.equal(layer.grad_A, layer.module.lora_A["default"].weight.grad)
+            assert torch.equal(layer.grad_B, layer.module.lora_B["default"].weight.grad)
+    assert len(read) == 4
+    set_gradients(layers_of(model), seed=1)
+    for layer in adapters.with_gradients()[0]:
+        assert torch.equal(layer.grad_B, layer.module.lora_B["default"].weight.grad)
 
 
 def test_without_any_gradient_there_are_neither_finite_nor_broken_layers():
