@@ -192,7 +192,8 @@ def example_keys(inputs: Tensor, positions: Tensor, step: int) -> Int[Tensor, " 
         values = mix(values).sum(dim=-1)
     mixed = mix(values + mix(positions + 1))
     unmasked = torch.where(positions >= 0, mixed, 0)
-    return mix(unmasked.sum(dim=1) + mix(torch.tensor(step, device=inputs.device)))
+    # Filled there: to copy the number to the device would wait for it.
+    return mix(unmasked.sum(dim=1) + mix(torch.full((), step, device=inputs.device)))
 
 
 def mix(values: Tensor) -> Tensor:

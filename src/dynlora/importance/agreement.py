@@ -27,8 +27,7 @@ class AgreementTest:
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}
-        self._sum = 0.0
-        self._squares = 0.0
+        self._sums: Tensor | None = None  # of cosines and of their squares, on the layers' device
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -38,14 +37,15 @@ class AgreementTest:
         if known:
             now = [gradients[name] for name in known]
             cosine = _mean_cosine(now, [self._last[name] for name in known])
-            self._sum += cosine
-            self._squares += cosine**2
+            terms = torch.stack([cosine, cosine.square()])
+            self._sums = terms if self._sums is None else self._sums + terms
         self._last = gradients
 
     @property
     def z(self) -> float:
         """Mean cosine in standard errors; 0 before any two steps were compared."""
-        return self._sum / math.sqrt(self._squares) if self._squares > 0 else 0.0
+        total, squares = (0.0, 0.0) if self._sums is None else self._sums.tolist()
+        return total / math.sqrt(squares) if squares > 0 else 0.0
 
     def is_significant(self) -> bool:
         """Return whether batches agree more than by chance."""
@@ -61,12 +61,12 @@ class AgreementTest:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums and the last gradients."""
-        sums = torch.tensor([self._sum, self._squares], dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64) if self._sums is None else self._sums
         return {"sums": sums} | {f"last/{name}": last for name, last in self._last.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._sum, self._squares = state["sums"].tolist()
+        self._sums = state["sums"].clone()
         self._last = {
             key.removeprefix("last/"): value.clone()
             for key, value in state.items()
@@ -74,7 +74,7 @@ class AgreementTest:
         }
 
 
-def _mean_cosine(left: list[Tensor], right: list[Tensor]) -> float:
+def _mean_cosine(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """Return the mean over pairs of tensors of their cosine; a pair with a zero tensor counts 0.
 
     At least in float32: products of float16 gradients vanish or overflow.
@@ -84,4 +84,4 @@ def _mean_cosine(left: list[Tensor], right: list[Tensor]) -> float:
     )
     products = torch.stack([p.sum() for p in torch._foreach_mul(left, right)]).double()
     lengths = [torch.stack(torch._foreach_norm(side)).double() for side in (left, right)]
-    return float((products / (lengths[0] * lengths[1]).clamp(min=1e-300)).mean())
+    return (products / (lengths[0] * lengths[1]).clamp(min=1e-300)).mean()
