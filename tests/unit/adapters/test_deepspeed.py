@@ -1,6 +1,6 @@
 """What DeepSpeed's marks on a parameter say, and which of its optimizers are refused, by stand-ins.
 
-`tests/distributed/test_deepspeed.py` shows the real ones, where DeepSpeed is installed.
+`tests/distributed/test_engines.py` shows the real ones, where DeepSpeed is installed.
 """
 
 from types import SimpleNamespace
