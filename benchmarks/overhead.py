@@ -1,9 +1,10 @@
 """What the dynamic part costs on MRPC: steps with it and without, interleaved in one run.
 
-Four models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
+Five models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
 same with fused forwards and no controller; with the controller observing and planning but every
-rank kept (`importance: uniform`); and the default configuration, whose ranks move at the same
-number of parameters. The order rotates.
+rank kept (`importance: uniform`); the default configuration, whose ranks move at the same number of
+parameters; and one that is given those ranks, untimed, and observes nothing: layers of uneven ranks
+take longer, whoever made them so. The order rotates.
 
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 python -m benchmarks.overhead --model DIR --data DIR
 
@@ -25,7 +26,7 @@ from torch import nn
 from torch.optim import AdamW
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
+from dynlora import DynamicLora, DynamicLoraConfig, FusedLora, RankPlan
 from dynlora.train.config import DataConfig, TrainingConfig
 from dynlora.train.data import load_data
 from dynlora.train.pretrained import Source
@@ -47,17 +48,26 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     batches = _batches(options)
-    runs = {name: _Run(options.model) for name in ("plain", "fused", "observed", "moved")}
+    runs = {name: _Run(options.model) for name in ("plain", "fused", "observed", "moved", "given")}
     FusedLora(runs["fused"].model)
-    for name, importance in (("observed", "uniform"), ("moved", "signal")):
-        config = DynamicLoraConfig(importance=importance, total_steps=len(batches))
-        runs[name].controller = DynamicLora(runs[name].model, runs[name].optimizer, config)
+    controllers = {
+        name: DynamicLora(
+            runs[name].model,
+            runs[name].optimizer,
+            DynamicLoraConfig(importance=importance, total_steps=len(batches)),
+        )
+        for name, importance in (("observed", "uniform"), ("moved", "signal"), ("given", "uniform"))
+    }
+    moved, given = controllers["moved"], controllers["given"]
+    runs["observed"].controller, runs["moved"].controller = controllers["observed"], moved
+    given.freeze()
     names = list(runs)
     for index, batch in enumerate(batches):
         for place in range(len(names)):
             runs[names[(index + place) % len(names)]].step(batch)
+        if len(moved.history) > len(given.history):
+            given.apply(RankPlan(step=index + 1, ranks=moved.ranks))
     seconds = {name: run.seconds[WARM_UP:] for name, run in runs.items()}
-    moved = runs["moved"].controller
     result = {
         "steps": len(batches) - WARM_UP,
         "threads": torch.get_num_threads(),
@@ -68,6 +78,7 @@ def main() -> None:
         "median_step": {name: median(values) for name, values in seconds.items()},
         "over_plain": {name: _over(v, seconds["plain"]) for name, v in seconds.items()},
         "over_fused": {name: _over(v, seconds["fused"]) for name, v in seconds.items()},
+        "moved_over_given": _over(seconds["moved"], seconds["given"]),
         "booked_by_the_controller": {
             name: run.controller.seconds / sum(seconds[name])
             for name, run in runs.items()

@@ -135,6 +135,15 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(
     assert len(executor.asked) == 2
 
 
+def test_several_globs_take_the_runs_that_match_any_of_them(
+    bench: Bench, executor: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--only", "*/lora/*/s0", "--only", "*/dynamic/r2/s1", "--json") == 0
+    names = [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]]
+    assert names == ["tiny/rows/lora/r2/s0", "tiny/rows/dynamic/r2/s1"]
+    assert len(executor.asked) == 2
+
+
 def test_a_dry_run_knows_how_far_tuning_is(
     bench: Bench, executor: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +258,7 @@ def test_folders_of_runs_can_be_kept(bench: Bench, tmp_path: Path) -> None:
     ("options", "changes", "message"),
     [
         (("--only", "lora"), {}, "`--only` must match the name of a run, such as tiny/rows/lora/r"),
+        (("--only", "*", "--only", "tiny"), {}, "`--only` must match the name of a run"),
         (("--workers", "0"), {}, "argument --workers: invalid a whole number of at least 1 value"),
         (("--zzz",), {}, "unrecognized arguments: --zzz"),
         ((), {"seeds": []}, "`seeds` in "),

@@ -57,25 +57,30 @@ class Selection:
     """Cells and seeds, in the order in which they are run."""
 
 
-def select(jobs: Jobs, only: str | None) -> Selection:
-    """Return the final runs whose names match a glob, and the cells that they need tuned.
+def select(jobs: Jobs, only: Sequence[str]) -> Selection:
+    """Return the final runs whose names match one of the globs, and the cells that they need tuned.
 
     Seeds change slowest, so that what is there at any time can be compared.
 
+    Args:
+        jobs: Of the study.
+        only: Globs; without any all runs are meant.
+
     Raises:
-        StudyError: If there is none.
+        StudyError: If a glob matches none.
     """
     study, cells = jobs.study, jobs.cells()
     finals = [
         (cell, seed)
         for seed in study.seeds
         for cell in cells
-        if only is None or fnmatchcase(f"{cell.name}/s{seed}", only)
+        if not only or any(fnmatchcase(f"{cell.name}/s{seed}", glob) for glob in only)
     ]
-    if not finals:
+    idle = [g for g in only if not any(fnmatchcase(f"{c.name}/s{seed}", g) for c, seed in finals)]
+    if idle:
         first = f"{cells[0].name}/s{study.seeds[0]}"
         raise StudyError(
-            f"`--only` must match the name of a run, such as {first}, got {only}: quote it, and "
+            f"`--only` must match the name of a run, such as {first}, got {idle[0]}: quote it, and "
             "see all names with `--dry-run`."
         )
     wanted = {cell for cell, _ in finals}

@@ -158,12 +158,12 @@ def _words(given: Any) -> list[str]:
     options = {
         "--data": given.data,
         "--models": given.models,
-        "--only": given.only,
         "--workers": given.workers,
         "--ray": given.ray,
         "--keep-runs": given.keep_runs,
     }
     words = [str(given.study), *(["--fresh"] if given.fresh else [])]
+    words += [word for glob in given.only for word in ("--only", glob)]
     for option, value in options.items():
         words += [] if value is None else [option, str(value)]
     return words
@@ -183,7 +183,9 @@ def make_parser() -> VerbParser:
     parser.add_argument(
         "--only",
         metavar="GLOB",
-        help="do the final runs of these names: model/task/method/rBUDGET/sSEED",
+        action="append",
+        default=[],
+        help="do the final runs of these names: model/task/method/rBUDGET/sSEED; may be repeated",
     )
     parser.add_argument(
         "--workers",

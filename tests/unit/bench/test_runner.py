@@ -1,7 +1,7 @@
 """What is done of a study, in which order, and what is asked of the executor."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def run_study(
     jobs: Jobs,
     executor: StandIn,
     *,
-    only: str | None = None,
+    only: Sequence[str] = (),
     threads: int = 1,
     places: Mapping[str, Path] | None = None,
     keep: Path | None = None,
@@ -163,7 +163,7 @@ def test_a_trial_that_diverged_counts_and_is_not_done_again(tmp_path: Path) -> N
 def test_a_change_of_the_study_puts_the_old_final_runs_aside(tmp_path: Path) -> None:
     run_study(make_jobs(tmp_path), StandIn())
     changed = make_jobs(tmp_path, base={"training": {"epochs": 9}})
-    run_study(changed, StandIn(), only="*/lora/*")
+    run_study(changed, StandIn(), only=["*/lora/*"])
     names = [path.name for path in (tmp_path / "results").iterdir()]
     assert sum(name.endswith(".superseded") for name in names) == 2
     assert sum(name.endswith(".json") for name in names) == 4, "dynamic's were not selected"
@@ -171,14 +171,14 @@ def test_a_change_of_the_study_puts_the_old_final_runs_aside(tmp_path: Path) -> 
 
 def test_only_what_is_selected_is_tuned_and_run(tmp_path: Path) -> None:
     jobs, executor = make_jobs(tmp_path, tune=TUNE), StandIn()
-    told, _ = run_study(jobs, executor, only="*/dynamic/*/s1")
+    told, _ = run_study(jobs, executor, only=["*/dynamic/*/s1"])
     assert {given.config.method for given in executor.asked} == {"dynamic"}
     assert [run.name for run, _, _ in told][3:] == ["tiny/rows/dynamic/r2/s1"]
 
 
 def test_a_selection_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"such as tiny/rows/lora/r2/s0, got lora: quote it"):
-        select(make_jobs(tmp_path), "lora")
+        select(make_jobs(tmp_path), ["*", "lora"])
 
 
 def test_folders_of_this_machine_are_in_no_record(tmp_path: Path) -> None:
