@@ -359,7 +359,18 @@ class DynamicLora:
             temperature=self.config.temperature,
             uniform_mix=self.config.uniform_mix,
         )
-        seen = features if is_informative(scores) else {}
+        ranks, waits = self._plan(shares, features, informed=is_informative(scores))
+        if self.config.layer_weights:
+            names = [layer.name for layer in self._layers if layer.is_trained]
+            self._adapters.apply_weights(allocate_layer_weights(scores, names))
+        plan = RankPlan(step=self._step, ranks=ranks)
+        self._apply(plan, features, scores=scores, shares=shares, waits=waits)
+
+    def _plan(
+        self, shares: Mapping[str, float], features: Mapping[str, FeatureStats], *, informed: bool
+    ) -> tuple[dict[str, int], set[str]]:
+        """Return the ranks to be, and the layers that `shrink_tolerance` alone keeps so high."""
+        seen = features if informed else {}
         bounds = partial(
             bound_layers,
             self._layers,
@@ -381,14 +392,10 @@ class DynamicLora:
             return agreed_ranks(ranks, self._device)
 
         ranks, lowest = settle_ranks(plan_within, held=self.ranks, lowest=measure_lowest)
-        if self.config.layer_weights:
-            names = [layer.name for layer in self._layers if layer.is_trained]
-            self._adapters.apply_weights(allocate_layer_weights(scores, names))
         waits = waiting(
             ranks, shares, budget=self.budget, bounds=bounds(lowest=lowest), free=bounds()
         )
-        plan = RankPlan(step=self._step, ranks=ranks)
-        self._apply(plan, features, scores=scores, shares=shares, waits=waits)
+        return ranks, waits
 
     def _apply(
         self,
