@@ -23,6 +23,7 @@ from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.adapters.owners import let_go, take_over
 from dynlora.adjuster import (
     bound_layers,
     default_max_rank,
@@ -80,8 +81,9 @@ class DynamicLora:
         """Attach to a model that holds PEFT LoRA layers.
 
         Args:
-            model: The PEFT model, compiled or not. Where several processes train together, wrap it
-                in `DistributedDataParallel` after this; for FSDP2 and DeepSpeed see `make_static`.
+            model: The PEFT model, compiled or not. A `DynamicLora` that is attached to the same
+                adapter is closed. Where several processes train together, wrap the model in
+                `DistributedDataParallel` after this; for FSDP2 and DeepSpeed see `make_static`.
             optimizer: Holds the LoRA parameters; `adapters.optimizer_state` says which kinds work.
                 Under DeepSpeed the one that it returns.
             config: How ranks move.
@@ -150,6 +152,8 @@ class DynamicLora:
             )
             self.input_adaptive.observing = True
         # Everything is checked: from here on the model and the optimizer change.
+        if take_over(self._layers, self):
+            logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
         self._adapters.open()
@@ -238,6 +242,7 @@ class DynamicLora:
         In static mode the tensors stay as wide as they are, and what is saved is still cut.
         """
         self.freeze()
+        let_go(self._layers, self)
         self._adapters.close()
         if self.input_adaptive is not None:
             self.input_adaptive.close()
@@ -320,6 +325,7 @@ class DynamicLora:
             self.input_adaptive.load_state_dict(state["input_adaptive"])
             self.input_adaptive.observing = True
             self.input_adaptive.begin_step(self._step)
+        take_over(self._layers, self)
         self._adapters.open()
         self._frozen = False
         self._begin_step()

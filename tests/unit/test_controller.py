@@ -695,6 +695,67 @@ def test_a_second_controller_may_take_over_a_model_whose_ranks_moved():
     assert again.budget == 128
 
 
+def hooks_and_forwards(model):
+    """Return how many hooks there are, and the modules whose forward is not their class's."""
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    return sum(hooks), [name for name, m in model.named_modules() if "forward" in vars(m)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_adaptive": True}, {"mode": "static"}])
+def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings):
+    model = lora_llama()
+    untouched, optimizer = hooks_and_forwards(model), adamw(model)
+    first = attached(model, optimizer, total_steps=40, **settings)
+    alone = hooks_and_forwards(model)
+    second = attached(model, optimizer, total_steps=40, **settings)
+    assert hooks_and_forwards(model) == alone
+    tokens = next(sequences())
+    loss_of(model, tokens).backward()
+    first.observe()
+    first.step()
+    assert first._analyzer.stats() == {}
+    assert len(second._analyzer.stats()) == len(second.ranks)
+    first.close()  # once more, which must not touch the second
+    assert hooks_and_forwards(model) == alone
+    second.close()
+    assert hooks_and_forwards(model) == untouched
+
+
+def test_a_controller_that_loads_its_state_takes_over_again():
+    model, optimizer, first = on_chain(8, 8, 8)
+    state = first.state_dict()
+    second = attached(model, optimizer)
+    assert second._adapters._handle is not None
+    first.load_state_dict(state)
+    assert second._adapters._handle is None
+    assert first._adapters._handle is not None
+
+
+def test_a_refused_controller_leaves_the_one_that_is_there():
+    model, optimizer, first = on_chain(8, 8, 8)
+    with pytest.raises(ConfigError, match="matches none"):
+        attached(model, optimizer, pinned=("x",))
+    assert first._adapters._handle is not None
+
+
+def test_controllers_of_two_adapters_do_not_touch_each_other():
+    model, _, first = on_chain(8, 8, 8)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "1"]))
+    model.set_adapter("other")
+    attached(model, adamw(model))
+    assert first._adapters._handle is not None
+
+
+def test_a_copy_of_a_model_has_a_controller_of_its_own(tmp_path):
+    model, _, first = on_chain(8, 8, 8)
+    first.close()
+    torch.save(model, tmp_path / "whole.pt")
+    again = attached(model, adamw(model))
+    for copied in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        attached(copied, adamw(copied))
+        assert again._adapters._handle is not None
+
+
 def test_a_pinned_pattern_that_matches_no_layer_is_refused(tiny_llama):
     with pytest.raises(ConfigError, match=r"got 'q_proj', which matches none of 14 layers"):
         attached(tiny_llama, adamw(tiny_llama), pinned=("*.k_proj", "q_proj"))
