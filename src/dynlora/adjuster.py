@@ -108,31 +108,39 @@ def grant_ranks(
 
 
 def settle_ranks(
-    plan: Callable[[Mapping[str, int]], Mapping[str, int]],
+    shares: Mapping[str, float],
+    bounds: Callable[[Mapping[str, int]], Mapping[str, LayerBounds]],
     *,
-    held: Mapping[str, int],
-    lowest: Callable[[Sequence[str]], Mapping[str, int]],
-) -> tuple[dict[str, int], dict[str, int]]:
+    budget: int,
+    hysteresis: float,
+    measure_lowest: Callable[[Sequence[str]], Mapping[str, int]],
+    agree: Callable[[dict[str, int]], dict[str, int]],
+) -> tuple[dict[str, int], set[str]]:
     """Return the plan that all lowest ranks give, from those of layers that would shrink alone.
 
     The others bind nothing, since a lowest rank is at most the one held; and to measure them is the
     dearest part of planning.
 
     Args:
-        plan: From the lowest ranks known, by module name, to ranks.
-        held: Live rank by module name.
-        lowest: Measures the lowest rank, at most the live one, of the layers named.
+        shares: Share of the budget by module name, >= 0.
+        bounds: From the lowest ranks known, by module name, to what is known of each layer.
+        budget: Parameters to spend.
+        hysteresis: Relative worth added to a rank that is already held, >= 0.
+        measure_lowest: Measures the lowest rank, at most the live one, of the layers named.
+        agree: Makes a plan that of all processes: which layers are measured follows from it.
 
     Returns:
-        The ranks, and the lowest ones that were measured, by module name.
+        The ranks by module name, and the layers that nothing but a lowest rank keeps so high.
     """
-    known: dict[str, int] = {}
+    free = bounds({})
+    lowest: dict[str, int] = {}
     while True:
-        ranks = dict(plan(known))
-        asked = [name for name, rank in ranks.items() if rank < held[name] and name not in known]
+        within = bounds(lowest)
+        ranks = agree(plan_ranks(shares, within, budget=budget, hysteresis=hysteresis))
+        asked = [n for n, rank in ranks.items() if rank < free[n].held and n not in lowest]
         if not asked:
-            return ranks, known
-        known |= lowest(asked)
+            return ranks, waiting(ranks, shares, budget=budget, bounds=within, free=free)
+        lowest |= measure_lowest(asked)
 
 
 def waiting(

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +23,7 @@ from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adjuster import (
-    bound_layers,
-    default_max_rank,
-    plan_ranks,
-    settle_ranks,
-    waiting,
-)
+from dynlora.adjuster import bound_layers, default_max_rank, settle_ranks
 from dynlora.allocator import (
     allocate_layer_weights,
     allocate_shares,
@@ -365,43 +358,29 @@ class DynamicLora:
             temperature=self.config.temperature,
             uniform_mix=self.config.uniform_mix,
         )
-        ranks, waits = self._plan(shares, features, informed=is_informative(scores))
+        seen = features if is_informative(scores) else {}
+        effective_ranks = {name: stats.effective_rank for name, stats in seen.items()}
+        ranks, waits = settle_ranks(
+            shares,
+            lambda lowest: bound_layers(
+                self._layers,
+                self.config,
+                max_rank=self._max_rank,
+                lowest=lowest,
+                effective_ranks=effective_ranks,
+            ),
+            budget=self.budget,
+            hysteresis=self.config.hysteresis,
+            measure_lowest=lambda names: self._adapters.lowest_ranks(
+                names, features, tolerance=self.config.shrink_tolerance
+            ),
+            agree=lambda ranks: agreed_ranks(ranks, self._device),
+        )
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
         plan = RankPlan(step=self._step, ranks=ranks)
         self._apply(plan, features, scores=scores, shares=shares, waits=waits)
-
-    def _plan(
-        self, shares: Mapping[str, float], features: Mapping[str, FeatureStats], *, informed: bool
-    ) -> tuple[dict[str, int], set[str]]:
-        """Return the ranks to be, and the layers that `shrink_tolerance` alone keeps so high."""
-        seen = features if informed else {}
-        bounds = partial(
-            bound_layers,
-            self._layers,
-            self.config,
-            max_rank=self._max_rank,
-            effective_ranks={name: stats.effective_rank for name, stats in seen.items()},
-        )
-        measure_lowest = partial(
-            self._adapters.lowest_ranks, features=features, tolerance=self.config.shrink_tolerance
-        )
-
-        def plan_within(lowest: Mapping[str, int]) -> dict[str, int]:
-            ranks = plan_ranks(
-                shares,
-                bounds(lowest=lowest),
-                budget=self.budget,
-                hysteresis=self.config.hysteresis,
-            )
-            return agreed_ranks(ranks, self._device)
-
-        ranks, lowest = settle_ranks(plan_within, held=self.ranks, lowest=measure_lowest)
-        waits = waiting(
-            ranks, shares, budget=self.budget, bounds=bounds(lowest=lowest), free=bounds()
-        )
-        return ranks, waits
 
     def _apply(
         self,

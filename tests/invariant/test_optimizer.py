@@ -25,7 +25,7 @@ def moved(dynamic, step):
     ranks, left = dict(dynamic.ranks), 0
     costs = {layer.name: layer.cost for layer in dynamic._layers}
     features, tolerance = dynamic._analyzer.stats(), dynamic.config.shrink_tolerance
-    lowest = dynamic._adapters.lowest_ranks(list(ranks), features=features, tolerance=tolerance)
+    lowest = dynamic._adapters.lowest_ranks(list(ranks), features, tolerance=tolerance)
     able = [name for name in ranks if lowest[name] < ranks[name]]
     for name in able[: len(ranks) // 2]:
         ranks[name] -= 1

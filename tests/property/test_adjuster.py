@@ -181,15 +181,14 @@ def test_one_layer_takes_all_that_fits(layer, share, spare):
 @given(problems(), st.data())
 def test_lowest_ranks_of_shrinking_layers_give_the_plan_that_all_of_them_give(problem, data):
     layers, asked = problem["layers"], []
-    held = {name: min(layer.held, layer.ceiling) for name, layer in layers.items()}
+    highest = {name: min(layer.held, layer.ceiling) for name, layer in layers.items()}
     lowest = {
-        name: data.draw(st.integers(min(layer.floor, held[name]), held[name]))
+        name: data.draw(st.integers(min(layer.floor, highest[name]), highest[name]))
         for name, layer in layers.items()
     }
 
-    def plan(known):
-        raised = {n: replace(b, floor=max(b.floor, known.get(n, 1))) for n, b in layers.items()}
-        return plan_ranks(**problem | {"layers": raised})
+    def raised(known):
+        return {n: replace(b, floor=max(b.floor, known.get(n, 1))) for n, b in layers.items()}
 
     def measure(names):
         asked.extend(names)
@@ -197,9 +196,10 @@ def test_lowest_ranks_of_shrinking_layers_give_the_plan_that_all_of_them_give(pr
 
     everything = sum(b.cost * max(b.floor, lowest[n]) for n, b in layers.items())
     assume(everything <= problem["budget"])
-    ranks, known = settle_ranks(plan, held=held, lowest=measure)
-    assert ranks == plan(lowest)
-    assert known == {name: lowest[name] for name in asked}
+    given = problem["shares"], raised
+    limits = {"budget": problem["budget"], "hysteresis": problem["hysteresis"]}
+    ranks, _ = settle_ranks(*given, **limits, measure_lowest=measure, agree=dict)
+    assert ranks == plan_ranks(**problem | {"layers": raised(lowest)})
     assert len(asked) == len(set(asked))
 
 
@@ -214,11 +214,8 @@ def test_lowest_ranks_of_layers_that_stay_or_grow_are_not_measured():
         asked.extend(names)
         return dict.fromkeys(names, 1)
 
-    ranks, _ = settle_ranks(
-        lambda _: plan_ranks(shares, layers, budget=9),
-        held={name: layer.held for name, layer in layers.items()},
-        lowest=measure,
-    )
+    limits = {"budget": 9, "hysteresis": 0.0}
+    ranks, _ = settle_ranks(shares, lambda _: layers, **limits, measure_lowest=measure, agree=dict)
     assert ranks == {"falls": 1, "stays": 3, "grows": 5}
     assert asked == ["falls"]
 

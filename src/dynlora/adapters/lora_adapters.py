@@ -151,7 +151,7 @@ class LoraAdapters:
         return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
     def lowest_ranks(
-        self, names: Sequence[str], *, features: Mapping[str, FeatureStats], tolerance: float
+        self, names: Sequence[str], features: Mapping[str, FeatureStats], *, tolerance: float
     ) -> dict[str, int]:
         """Return by module name the lowest rank that loses no more of the output than tolerated.
 

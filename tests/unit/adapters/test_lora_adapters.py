@@ -184,7 +184,7 @@ def test_the_lowest_rank_loses_no_more_than_tolerated_of_the_layers_output(rank)
     for name, strengths in (("0", seen), ("1", singular)):
         lost = float(strengths[rank:].norm())
         for tolerance, expected in ((1.001 * lost, rank), (0.999 * lost, rank + 1)):
-            found = adapters.lowest_ranks([name], features=features, tolerance=tolerance)
+            found = adapters.lowest_ranks([name], features, tolerance=tolerance)
             assert found == {name: expected}
 
 
