@@ -7,7 +7,7 @@ import copy
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
@@ -44,7 +44,7 @@ class Shape:
     """The configuration of a decoder whose weights are random."""
 
     config: type[PretrainedConfig]
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any]
     target_modules: str = "all-linear"
     head: None = None
 

@@ -133,9 +133,9 @@ def _overhead(result: Mapping[str, Any]) -> str:
         "Over fused LoRA, in the sum of all steps and in the median of their pairs, observing with "
         f"every rank kept takes {_both(result['over_fused']['observed'])}, and the default, which "
         f"ended with {result['distinct_ranks']} different ranks, "
-        f"{_both(result['over_fused']['moved'])}. Most of that is no work of the controller: torch "
-        "makes a kernel for each new pair of a rank and a batch's length, and the default is four "
-        "times of five the first to need it. The model that is given the same ranks takes "
+        f"{_both(result['over_fused']['moved'])}. In bfloat16 torch makes a kernel for each new "
+        "pair of a rank and a batch's length, and the default is four times of five the first to "
+        "need it. The model that is given the same ranks takes "
         f"{_both(result['over_fused']['given'])}.\n"
     )
     return "\n".join(lines)
