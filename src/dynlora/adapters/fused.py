@@ -138,8 +138,7 @@ class _FusedLayer:
             return False
         weight, bias = self._base.weight, self._base.bias
         factors = (module.lora_A[adapters[0]], module.lora_B[adapters[0]])
-        seen = (self._base, *factors)
-        if any(part._forward_hooks or part._forward_pre_hooks for part in seen):
+        if any(_is_watched(part) for part in (self._base, *factors)):
             return False
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
@@ -195,7 +194,9 @@ def _run(layers: Sequence[_FusedLayer], x: Tensor, dropped: Tensor | None) -> di
             *(lora_A for lora_A, _ in factors),
             *(lora_B for _, lora_B in factors),
         )
-    return {layer.name: output for layer, output in zip(layers, outputs, strict=True)}
+    # Not in there: what a function returns as a view must not be changed in place.
+    shaped = [output.view(*x.shape[:-1], output.shape[-1]) for output in outputs]
+    return {layer.name: output for layer, output in zip(layers, shaped, strict=True)}
 
 
 class FusedLora:
@@ -315,6 +316,15 @@ class FusedLora:
         if self._found is not None and self._arrived and not self._settled:
             self._settled = True
             self._use(self.groups or [])
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether somebody has put hooks, or a forward of its own, on a module."""
+    hooks = (
+        module._forward_hooks, module._forward_pre_hooks,
+        module._backward_hooks, module._backward_pre_hooks,
+    )  # fmt: skip
+    return any(hooks) or "forward" in vars(module)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ class FusedLinear(torch.autograd.Function):
         scalings: Sequence[float],
         *factors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute each layer's output.
+        """Compute each layer's output, of shape ``(rows, out_features)``.
 
         Args:
             ctx: Autograd's context.
@@ -63,7 +63,7 @@ class FusedLinear(torch.autograd.Function):
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         ctx.has_dropout = dropped is not None
         ctx.set_materialize_grads(False)
-        return tuple(output.view(*inputs.shape[:-1], output.shape[-1]) for output in outputs)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
@@ -78,20 +78,19 @@ class FusedLinear(torch.autograd.Function):
         lora_A = _scaled_and_joined(factors[:count], ctx.scalings).to(seen.dtype)
         lora_B = [factor.to(seen.dtype) for factor in factors[count:]]
         hidden = _split(kept[0] if kept else lora_A @ seen.T, ranks)
-        arrived = [None if g is None else g.flatten(0, -2) for g in gradients]
         back = _joined(
             [
                 seen.new_zeros(rank, len(seen)) if g is None else right.T @ g.T
-                for g, right, rank in zip(arrived, lora_B, ranks, strict=True)
+                for g, right, rank in zip(gradients, lora_B, ranks, strict=True)
             ]
         )
         to_B = [
-            None if g is None else (part @ g).T for g, part in zip(arrived, hidden, strict=True)
+            None if g is None else (part @ g).T for g, part in zip(gradients, hidden, strict=True)
         ]
         to_A = [
             None if g is None else part.mul_(scaling)
             for g, part, scaling in zip(
-                arrived, _split(back @ seen, ranks), ctx.scalings, strict=True
+                gradients, _split(back @ seen, ranks), ctx.scalings, strict=True
             )
         ]
         to_factors = [
@@ -102,7 +101,7 @@ class FusedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if ctx.merges:
                 weights = list(map(torch.addmm, weights, lora_B, _split(lora_A, ranks)))
-            to_inputs = _summed_products(arrived, weights)
+            to_inputs = _summed_products(gradients, weights)
             if not ctx.has_dropout and not ctx.merges:
                 to_inputs.addmm_(back.T, lora_A)
             to_inputs = to_inputs.view(ctx.shape).to(ctx.dtype)

@@ -275,6 +275,16 @@ def hooked(model) -> Iterator[None]:
 
 
 @contextmanager
+def forwards_replaced(model) -> Iterator[None]:
+    """Put other forwards into the base layers, as offloading to another device does."""
+    for base in bases(model):
+        base.forward = lambda x, original=base.forward: 2 * original(x)
+    yield
+    for base in bases(model):
+        del base.forward
+
+
+@contextmanager
 def two_adapters(model):
     other_adapter(model)
     yield
@@ -284,6 +294,7 @@ STATES = {
     "disabled": lambda model: model.disable_adapter(),
     "merged": merged,
     "hooks inside": hooked,
+    "other forwards inside": forwards_replaced,
     "two adapters": two_adapters,
 }
 
@@ -302,6 +313,17 @@ def test_what_cannot_be_fused_is_computed_by_peft(state):
     with STATES[state](plain):
         want = computed(plain)
     assert_equal(want, got)
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_inside_a_layer_are_called(kind):
+    model = lora_model()
+    FusedLora(model)
+    called = []
+    getattr(bases(model)[-2], kind)(lambda *_: called.append(True))
+    for _ in range(2):
+        computed(model)
+    assert len(called) == 2
 
 
 def test_layers_of_other_kinds_are_left_alone():
@@ -385,6 +407,22 @@ def test_an_input_changed_in_place_is_read_anew():
         x.add_(1)
         outputs.append(query + each.base_model.model.key(x))
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.usefixtures("way")
+def test_outputs_may_be_changed_in_place():
+    plain, model = crossed_pair()
+    for _ in range(3):  # alone, and in groups
+        gradients = []
+        for each in (plain, model):
+            each.zero_grad()
+            x = torch.linspace(-1, 1, 48, dtype=torch.float64).reshape(2, 4, 6)
+            layers = each.base_model.model
+            (layers.query(x).relu_() + layers.key(x).mul_(2)).sum().backward()
+            gradients.append(
+                {n: p.grad.clone() for n, p in each.named_parameters() if p.grad is not None}
+            )
+        assert_same(*gradients, 1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
