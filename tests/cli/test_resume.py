@@ -304,15 +304,27 @@ def test_resuming_elsewhere_over_another_run_clears_that_run(
 
 
 @pytest.mark.usefixtures("moving")
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(train: Train, output: Path) -> None:
-    assert train() == 0
+@pytest.mark.parametrize(
+    "end",
+    [
+        (),
+        ("--training.max_steps", 4, "--training.schedule", "constant"),  # inside an epoch
+        ("--training.epochs", 1.5, "--training.schedule", "constant"),
+    ],
+    ids=["epochs", "steps", "half an epoch"],
+)
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
+    train: Train, output: Path, end: tuple[Any, ...]
+) -> None:
+    assert train(*end) == 0
     adapter = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     ranks = (output / "ranks.jsonl").read_bytes()
     before = json.loads((output / "run.json").read_text())
-    assert train("--training.resume", "latest") == 0
+    assert train(*end, "--training.resume", "latest") == 0
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
     assert (output / "ranks.jsonl").read_bytes() == ranks
     after = json.loads((output / "run.json").read_text())
+    assert after["steps"] == before["steps"]
     assert after["metrics_after"] == before["metrics_after"]
     assert after["seconds"]["training_steps"] == before["seconds"]["training_steps"]
 

@@ -10,7 +10,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynlora.report.wording import lower_is_better
-from dynlora.train.trainer import EpochSampler
 
 
 class EarlyStopping(TrainerCallback):
@@ -20,24 +19,6 @@ class EarlyStopping(TrainerCallback):
         """Take the validation metric, and how many evaluations may bring nothing better."""
         self.metric = metric
         self.patience = patience
-        self._held = False
-
-    def hold(self, sampler: EpochSampler) -> None:
-        """Let a resumed run, whose training is over, load its checkpoint and take no step."""
-        self._held = sampler.closed = True
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make the epoch the last one, if none was to come."""
-        control.should_training_stop |= self._held
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave out what was done when the checkpoint was written."""
-        if self._held:
-            control.should_log = control.should_evaluate = control.should_save = False
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -28,11 +28,13 @@ from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.heap import keep_freed_memory
+from dynlora.train.held_run import HeldRun
 from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
 from dynlora.train.stop_signals import Stopped
 from dynlora.train.trackers import tracking
+from dynlora.train.trainer import total_steps
 
 _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 """What torch's writer says of a disk that takes no more."""
@@ -206,8 +208,9 @@ def _train(job: Job) -> None:
     past, config = job.past, job.config.training
     if past is not None:
         job.stopwatch.seconds, job.metrics.seconds = past.train_seconds, past.eval_seconds
-        if job.stopping is not None and job.stopping.is_over(past.log):
-            job.stopping.hold(job.trainer.sampler)
+        ended = past.step >= total_steps(len(job.trainer.sampler), config)
+        if ended or (job.stopping is not None and job.stopping.is_over(past.log)):
+            job.trainer.add_callback(HeldRun(job.trainer.sampler))
     with tracking(
         job.trainer,
         config.report_to,
