@@ -8,7 +8,7 @@ import inspect
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,6 +92,7 @@ class ActivationTaps:
         self._examples = None
         if not (model.training and torch.is_grad_enabled()):
             return
+        kwargs = _named_in_mappings(args, kwargs) | kwargs
         inputs = _first_tensor(args, kwargs)
         if inputs is None or inputs.numel() == 0:
             return
@@ -163,6 +164,12 @@ class ActivationTaps:
             keys = mix(examples[:, None] + positions) & UNUSED_KEY
             self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[*shape, use]
+
+
+def _named_in_mappings(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what arguments that are whole batches hold, as Sentence Transformers gives them."""
+    batches = [value for value in (*args, *kwargs.values()) if isinstance(value, Mapping)]
+    return {str(name): value for batch in batches for name, value in batch.items()}
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

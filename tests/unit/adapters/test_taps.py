@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import BatchEncoding
 
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.types import UNUSED_KEY
@@ -275,6 +276,30 @@ def test_a_mask_given_by_position_counts_like_one_given_by_name(task_type):
     recorder, _ = tapped(model)
     model(TOKENS, padded_to(2))
     assert len(recorder.tokens(LAYER)) == 2 * len(TOKENS)
+
+
+class OfFeatures(nn.Module):
+    """Takes a whole batch as one argument, as Sentence Transformers' models do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features):
+        return self.inner(**features)
+
+
+def test_a_batch_given_as_one_mapping_is_shown_as_by_its_names(llama):
+    batch = {"input_ids": TOKENS, "attention_mask": padded_to(2)}
+    recorder, taps = tapped(llama)
+    llama(**batch)
+    taps.close()
+    whole = OfFeatures(llama).train()
+    other = Recorder()
+    ActivationTaps(whole, layers_of(llama), other, timed=untimed).open()
+    whole(BatchEncoding(batch))
+    assert other.tokens(LAYER).keys() == recorder.tokens(LAYER).keys()
+    assert len(other.tokens(LAYER)) == 2 * len(TOKENS)
 
 
 @pytest.mark.parametrize("name", ["input_features", "input_values", "pixel_values"])
