@@ -218,6 +218,40 @@ def test_the_best_model_is_loaded_into_a_model_that_the_trainer_made_anew(tmp_pa
     assert callback.dynamic.ranks != final
 
 
+@pytest.mark.parametrize("name", [None, lambda trial: f"mine-{trial.number}"])
+def test_each_trial_of_a_search_has_our_state_in_its_own_checkpoints(name, tmp_path):
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        load_best_model_at_end=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model_init=lambda _: lora_llama(r=8),
+        args=args,
+        train_dataset=Sequences(64),
+        eval_dataset=Sequences(16),
+        callbacks=[DynamicLoraCallback(DynamicLoraConfig(**CONFIG))],
+    )
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)},
+        hp_name=name,
+        n_trials=2,
+        backend="optuna",
+        direction="minimize",
+    )
+    ours = {path.parent for path in tmp_path.rglob("dynlora.json")}
+    theirs = {path.parent for path in tmp_path.rglob("trainer_state.json")}
+    assert ours == theirs
+    assert len(ours) == 4
+
+
 def test_train_called_twice_works_and_attaches_once(tmp_path):
     model = lora_llama(r=8)
     trainer, callback = trainer_of(model, tmp_path)

@@ -153,7 +153,7 @@ class DynamicLoraCallback(TrainerCallback):
         dynamic_state = self.dynamic.state_dict()  # on every process: they join their samples
         if not args.should_save:
             return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        folder = _written_checkpoint(args, state)
         save_state(folder, dynamic_state)
         if self.dynamic.input_adaptive is not None:
             save_input_adaptive(self.dynamic.input_adaptive, folder)
@@ -223,6 +223,15 @@ class DynamicLoraCallback(TrainerCallback):
             f"dynlora.json is not in {folders[-1] / usual}: give the checkpoint's folder as "
             "`DynamicLoraCallback(resume_from=...)`."
         )
+
+
+def _written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the checkpoint that the trainer has just written."""
+    root, name = Path(str(args.output_dir)), f"checkpoint-{state.global_step}"
+    if not state.is_hyper_param_search:
+        return root / name
+    # Each trial has a folder of its own, which is named after it, or after its number.
+    return max(root.glob(f"*/{name}"), key=lambda folder: folder.stat().st_mtime)
 
 
 def _check_attached_early(
