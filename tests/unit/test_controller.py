@@ -450,6 +450,21 @@ def test_a_restored_run_ends_bit_for_bit_where_the_other_does(importance, stop):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.parametrize("importance", ["signal", "spectral", "sensitivity", "fisher"])
+def test_a_state_stays_what_it_was_while_the_run_goes_on(importance):
+    model = lora_llama().train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance=importance, total_steps=40)
+    train(model, optimizer, dynamic, 10)
+    state = dynamic.state_dict()
+    tensors = {k: state[k] for k in ("importance", "features")}
+    before = copy.deepcopy(tensors)
+    train(model, optimizer, dynamic, 3)
+    for part, values in tensors.items():
+        for name, value in values.items():
+            assert torch.equal(value, before[part][name]), (part, name)
+
+
 def test_the_state_is_plain_values_beside_its_tensors(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, **MOVING)

@@ -48,12 +48,13 @@ class LayerImportanceAssessor:
         self._agreement.rebase(change)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything that later scores depend on."""
+        """Return everything that later scores depend on, as copies."""
         metric = {f"metric/{key}": value for key, value in self._metric.state_dict().items()}
         agreement = {
             f"agreement/{key}": value for key, value in self._agreement.state_dict().items()
         }
-        return {"proven": torch.tensor(self._proven)} | metric | agreement
+        tensors = {key: value.clone() for key, value in (metric | agreement).items()}
+        return {"proven": torch.tensor(self._proven)} | tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
