@@ -87,8 +87,9 @@ class DynamicLora:
             ConfigError: If a pattern in `pinned` matches no layer, the metric reads attention that
                 cannot be reached, or a setting is for one process only.
             EngineError: If the model runs under an engine that is not supported.
-            LayerError: If there is no LoRA layer, or one that cannot be resized, or the model
-                cannot have the input-adaptive ranks that are configured.
+            LayerError: If there is no LoRA layer, or one that cannot be resized, the adapter began
+                as a part of the base weights (PiSSA and others), or the model cannot have the
+                input-adaptive ranks that are configured.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
         compiled = is_compiled(model)
@@ -206,6 +207,7 @@ class DynamicLora:
         Raises:
             BudgetError: If the budget cannot pay the lowest ranks; only a plan of your own, or a
                 `rank_pattern` below `min_rank`, can bring that about.
+            LayerError: At an event, if the adapter is merged.
             NonFiniteError: At an event, if a weight is not finite, or a score is not and
                 `on_nonfinite` is "stop".
         """
@@ -253,6 +255,7 @@ class DynamicLora:
 
         Raises:
             BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+            LayerError: If the adapter is merged.
             NonFiniteError: If a weight is not finite.
         """
         costs = {layer.name: layer.cost for layer in self._layers}
@@ -437,6 +440,7 @@ class DynamicLora:
         self.skipped.update(names)
 
     def _check_weights(self) -> None:
+        self._adapters.check_unmerged()
         broken = self._adapters.broken_weights()
         check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 

@@ -181,6 +181,20 @@ def test_an_event_that_only_changes_layer_weights_leaves_the_function(tiny_llama
     torch.testing.assert_close(tiny_llama(input_ids=tokens).logits, before, rtol=0, atol=1e-5)
 
 
+def test_layer_weights_of_runs_one_after_another_do_not_multiply(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    for seed in range(4):
+        dynamic = attached(
+            tiny_llama, optimizer, importance="random", layer_weights=True, seed=seed, **MOVING
+        )
+        train(tiny_llama, optimizer, dynamic, 20)
+        dynamic.close()
+        for layer in find_lora_layers(tiny_llama, None):
+            weight = dynamic.history[-1].layers[layer.name].weight
+            assert 0.5 <= weight <= 2
+            assert layer.scaling == pytest.approx(2.0 * weight, rel=1e-6)
+
+
 def test_without_layer_weights_scales_never_change(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
@@ -605,6 +619,25 @@ def test_a_merged_adapter_is_refused_with_what_undoes_it():
     refuse(model, LayerError, rf"'{name}' is merged .* `model\.unmerge_adapter\(\)`")
     model.unmerge_adapter()
     attached(model, adamw(model))
+
+
+def test_an_adapter_merged_before_an_event_is_refused_and_nothing_changes():
+    model, _, dynamic = on_chain(total_steps=1)
+    model.merge_adapter()
+    bases = [layer.module.get_base_layer().weight.clone() for layer in dynamic._layers]
+    message = r"not be merged .*, got '0' merged into .* `model\.unmerge_adapter\(\)`"
+    for change in (dynamic.step, lambda: dynamic.apply(RankPlan(step=1, ranks={"0": 1}))):
+        with pytest.raises(LayerError, match=message):
+            change()
+    assert not dynamic.history
+    for layer, base in zip(dynamic._layers, bases, strict=True):
+        assert torch.equal(layer.module.get_base_layer().weight, base)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_starts_that_take_a_part_of_the_base_weights_are_refused_by_name(start):
+    message = rf"base weights as they are, got `init_lora_weights` '{start}', .* another start"
+    refuse(lora_llama(init_lora_weights=start), LayerError, message)
 
 
 def test_dora_is_refused_by_the_name_of_its_variant():

@@ -23,6 +23,7 @@ from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
 _CAPACITY = "lora_capacity"
+_UNIT_SCALING = "lora_unit_scaling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,15 @@ class LoraView:
     def scaling(self) -> float:
         """Factor on the layer's output."""
         return float(self.module.scaling[self.adapter])
+
+    @property
+    def unit_scaling(self) -> float:
+        """Scaling without the layer weight in it, which an earlier run may have left there.
+
+        After somebody else has set the scaling, that one counts.
+        """
+        unit, weighted = vars(self.module).get(_UNIT_SCALING, {}).get(self.adapter, (0.0, None))
+        return float(unit) if weighted == self.scaling else self.scaling
 
     @property
     def alpha(self) -> float:
@@ -158,6 +168,13 @@ class LoraView:
         self.module.scaling[self.adapter] = scaling
         self.module.lora_alpha[self.adapter] = self.alpha
         self.kind.set_shape(self.module, self.adapter, self.capacity or r)
+
+    def set_unit_scaling(self, unit: float) -> None:
+        """Note what the scaling, as it is now, would be without a layer weight.
+
+        On PEFT's module, so that it is known when a further run attaches.
+        """
+        vars(self.module).setdefault(_UNIT_SCALING, {})[self.adapter] = (unit, self.scaling)
 
     def set_capacity(self, rank: int) -> None:
         """Note that the tensors are held at a rank of their own, whatever the live one is.

@@ -35,6 +35,7 @@ from dynlora.adapters.resize import (
 from dynlora.adapters.static import hold_static
 from dynlora.distributed import share_from_first
 from dynlora.errors import LayerError
+from dynlora.starts import changes_base
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,16 @@ class LoraAdapters:
         Raises:
             EngineError: If the model runs under an engine that is not supported, on several
                 devices, or through layers that an evaluation has closed to gradients.
-            LayerError: If there is no LoRA layer that is trained, or one that cannot be resized.
+            LayerError: If there is no LoRA layer that is trained, one that cannot be resized, or
+                the adapter began as a part of the base weights (PiSSA and others).
             OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
         """
         check_engine(model)
         keep_gradients(model)
         layers = find_lora_layers(model, adapter_name)
+        _, configs = find_root(model)
+        self._peft_config = configs[layers[0].adapter]
+        _check_start(self._peft_config.init_lora_weights)
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
@@ -75,9 +80,6 @@ class LoraAdapters:
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
         self._handle: RemovableHandle | None = None
-        _, configs = find_root(model)
-        self._peft_config = configs[layers[0].adapter]
-        self._unit_scaling = {layer.name: layer.scaling for layer in layers}
         self.peak_parameters = self.parameters
         """Most live LoRA parameters at any time so far."""
 
@@ -143,6 +145,19 @@ class LoraAdapters:
         finite = _are_finite([(layer.grad_A, layer.grad_B) for layer in layers])
         good = [layer for layer, ok in zip(layers, finite, strict=True) if ok]
         return good, [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
+
+    def check_unmerged(self) -> None:
+        """Check that the base weights are their own.
+
+        Raises:
+            LayerError: If one has its adapter added, which could not be taken out once it changed.
+        """
+        for name, layer in self.layers.items():
+            if layer.module.merged:
+                raise LayerError(
+                    f"LoRA layers must not be merged where ranks may move, got {name!r} merged "
+                    "into its base weight: call `model.unmerge_adapter()` before."
+                )
 
     def broken_weights(self) -> list[str]:
         """Return the names of the layers that hold a weight which is NaN or infinite."""
@@ -224,10 +239,12 @@ class LoraAdapters:
         """
         for name, weight in weights.items():
             layer = self.layers[name]
-            target = float(torch.tensor(self._unit_scaling[name] * weight, dtype=torch.float32))
+            unit = layer.unit_scaling
+            target = float(torch.tensor(unit * weight, dtype=torch.float32))
             if target != layer.scaling:
                 self._change(layer, scale_change(layer, target / layer.scaling))
                 layer.set_fields(r=layer.r, scaling=target)
+                layer.set_unit_scaling(unit)
         self.write_config()
 
     def _fit_state(self, layers: Sequence[LoraView]) -> None:
@@ -245,7 +262,7 @@ class LoraAdapters:
 
     def weight(self, name: str) -> float:
         """Return a layer's present weight: its scaling over the one it was made with."""
-        return self.layers[name].scaling / self._unit_scaling[name]
+        return self.layers[name].scaling / self.layers[name].unit_scaling
 
     def write_config(self) -> None:
         """Make PEFT's configuration tell the live ranks and scales."""
@@ -254,7 +271,7 @@ class LoraAdapters:
     def shapes(self) -> dict[str, dict[str, float]]:
         """Return rank, scaling and unweighted scaling by module name, for a checkpoint."""
         return {
-            name: {"r": layer.r, "scaling": layer.scaling, "unit": self._unit_scaling[name]}
+            name: {"r": layer.r, "scaling": layer.scaling, "unit": layer.unit_scaling}
             for name, layer in self.layers.items()
         }
 
@@ -267,10 +284,20 @@ class LoraAdapters:
             layer = self.layers[name]
             set_rank(layer, int(shape["r"]))
             layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
-            self._unit_scaling[name] = shape["unit"]
+            layer.set_unit_scaling(shape["unit"])
             self._fit_state([layer])
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
+
+
+def _check_start(start: object) -> None:
+    if changes_base(start):
+        raise LayerError(
+            "LoRA layers must leave their base weights as they are, got `init_lora_weights` "
+            f"{start!r}, with which PEFT changes them again when it loads what was saved, by an "
+            "amount that depends on the ranks: begin with another start; or save the base model "
+            "as it is now, load that, and add a new adapter."
+        )
 
 
 def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynlora.errors import AdapterError
+from dynlora.starts import changes_base
 
 VARIANTS = {
     "use_dora": "DoRA",
@@ -21,9 +22,6 @@ VARIANTS = {
 }
 """Fields of `LoraConfig` with which a layer adds something else than ``scaling * B @ A`` to its
 own weight, by the name that people know."""
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Values of `init_lora_weights` that begin so change the base model too, by an amount that depends
-on the rank: PEFT repeats that when it loads the adapter."""
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -46,8 +44,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"an adapter must be plain LoRA, got {name} (`{key}`) in {where}: its update is "
                 "not a product of two factors alone; merge it with PEFT's `merge_and_unload`."
             )
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(BASE_CHANGING):
+    start = config.get("init_lora_weights")
+    if changes_base(start):
         raise AdapterError(
             f"an adapter must leave its base model as it is, got `init_lora_weights` {start!r} in "
             f"{where}, which changes it: save it again with PEFT's "
