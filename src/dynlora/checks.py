@@ -161,6 +161,20 @@ def check_reduced(norms: Tensor) -> None:
         )
 
 
+def check_once(observed: bool) -> None:
+    """Check that gradients were not read before in this step.
+
+    Raises:
+        EngineError: If they were: those of accumulated batches add up, and would seem to agree.
+    """
+    if observed:
+        raise EngineError(
+            "Gradients must be read once a step, got a second call of `observe()` before `step()`: "
+            "with gradient accumulation make both calls after the last `backward` alone, or inside "
+            "`with accelerator.accumulate(model)`."
+        )
+
+
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
     """Check that no layer has a gradient, score or weight that is not finite.
 

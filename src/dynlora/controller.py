@@ -32,6 +32,7 @@ from dynlora.allocator import (
 )
 from dynlora.checks import (
     check_finite,
+    check_once,
     check_pinned,
     check_plan,
     check_reduced,
@@ -129,6 +130,7 @@ class DynamicLora:
         )
         self._step = 0
         self._frozen = False
+        self._observed = False  # whether gradients were read since the last step
         self._reduced = False  # whether gradients were seen to be the same on all processes
         self._watch = ForwardWatch(
             model,
@@ -172,20 +174,23 @@ class DynamicLora:
     def observe(self) -> None:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
 
-        DeepSpeed clips inside `engine.step`: there they are read as they are before.
+        DeepSpeed clips inside `engine.step`: there they are read as they are before. Under
+        Accelerate's `accumulate` only the batch that ends a step is looked at, and counted.
 
         Where events are far apart most steps are left out (`schedule.observation_interval`), unless
         `on_nonfinite` is "stop".
 
         Raises:
-            EngineError: If several processes train, and gradients are not the same on all.
+            EngineError: If it is called twice before a `step()`; or if several processes train, and
+                gradients are not the same on all.
             LayerError: If no LoRA parameter has a gradient.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
         interval = observation_interval(self._events, self._step)
         left_out = self.config.on_nonfinite == "skip" and self._step % interval
-        if self._frozen or left_out:
+        if self._frozen or left_out or self._adapters.is_accumulating:
             return
+        check_once(self._observed)
         with self._timed():
             finite, broken = self._adapters.with_gradients()
             if not finite and not broken:
@@ -200,6 +205,7 @@ class DynamicLora:
                 self._reduced = True
             if finite:
                 self._assessor.observe(finite)
+                self._observed = True
 
     def step(self) -> None:
         """Count a step, and move ranks if this one is an event: call after the optimizer's step.
@@ -211,7 +217,10 @@ class DynamicLora:
             NonFiniteError: At an event, if a weight is not finite, or a score is not and
                 `on_nonfinite` is "stop".
         """
+        if self._adapters.is_accumulating:
+            return
         self._step += 1
+        self._observed = False
         if self.input_adaptive is not None:
             self.input_adaptive.begin_step(self._step)
         if self._frozen:
@@ -323,7 +332,7 @@ class DynamicLora:
             self.input_adaptive.begin_step(self._step)
         take_over(self._layers, self)
         self._adapters.open()
-        self._frozen = False
+        self._frozen = self._observed = False
         self._begin_step()
         if state["frozen"] or self._step >= self._events[-1]:
             self.freeze()

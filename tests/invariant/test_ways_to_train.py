@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from dynlora import RankPlan
+from dynlora.errors import EngineError
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 STEPS = 30
@@ -81,3 +84,46 @@ def test_a_step_that_overflows_in_half_precision_is_skipped_and_counted():
     assert set(dynamic.skipped.values()) == {1}
     assert len(dynamic.history) == 5
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_ranks_may_move_before_any_step_that_did_not_overflow():
+    model = lora_llama().train()
+    optimizer = adamw(model, fused=True)
+    dynamic = attached(model, optimizer, total_steps=20)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(model, next(sequences())) * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    dynamic.observe()
+    scaler.step(optimizer)
+    scaler.update()
+    dynamic.step()
+    dynamic.apply(RankPlan(step=1, ranks=dict.fromkeys(dynamic.ranks, 2)))
+    assert set(dynamic.ranks.values()) == {2}
+
+
+def test_gradients_of_a_part_of_the_batch_are_refused_with_where_to_read_them():
+    model = lora_llama().train()
+    dynamic = attached(model, adamw(model), total_steps=20)
+    batches = sequences()
+    loss_of(model, next(batches)).backward()
+    dynamic.observe()
+    loss_of(model, next(batches)).backward()
+    with pytest.raises(EngineError, match=r"once a step, got a second call .* last `backward`"):
+        dynamic.observe()
+
+
+def test_accelerate_may_accumulate_with_both_calls_in_every_batch():
+    accelerator = Accelerator(gradient_accumulation_steps=4, cpu=True)
+    model = lora_llama().double().train()
+    model, optimizer = accelerator.prepare(model, adamw(model))
+    dynamic = attached(model, optimizer, **SETTINGS)
+    batches = sequences(batch=8)
+    for _ in range(STEPS):
+        for rows in next(batches).chunk(4):
+            with accelerator.accumulate(model):
+                accelerator.backward(loss_of(model, rows))
+                dynamic.observe()
+                optimizer.step()
+                dynamic.step()
+                optimizer.zero_grad()
+    assert_same(model, dynamic)

@@ -76,6 +76,7 @@ class LoraAdapters:
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
+        self._gradient_state = getattr(optimizer, "gradient_state", None)
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
@@ -87,6 +88,11 @@ class LoraAdapters:
     def parameters(self) -> int:
         """Live LoRA parameters."""
         return sum(layer.r * layer.cost for layer in self.layers.values())
+
+    @property
+    def is_accumulating(self) -> bool:
+        """Whether Accelerate's optimizer takes no step with this batch, for more are to come."""
+        return self._gradient_state is not None and not self._gradient_state.sync_gradients
 
     @property
     def configured_rank(self) -> int:

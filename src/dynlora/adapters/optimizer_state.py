@@ -162,7 +162,8 @@ def rebase_state(
                         moment.copy_(sharded_as(moment, values))
                     else:
                         state[key] = values
-            if "exp_avg_sq" in state:
+            # It may be at 0: fused optimizers take steps back that a gradient scaler has skipped.
+            if "exp_avg_sq" in state and float(state["step"]) > 0:
                 betas = _betas(optimizer, factor.parameter)
                 if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
                     _cut_memory(state, betas)
