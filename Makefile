@@ -1,5 +1,5 @@
 # One virtual environment, two commands for a newcomer: `make quickstart` and `make test`.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: quickstart test test-slow deepspeed fuzz engines lint format clean
