@@ -291,6 +291,16 @@ def test_a_placeholder_needs_its_folder(
     assert f"names {named}" in told
 
 
+@pytest.mark.parametrize("option", ["--data", "--models"])
+def test_a_folder_for_a_placeholder_must_be_there_also_for_a_dry_run(
+    tmp_path: Path, world: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    places = {"--data": world, "--models": world} | {option: tmp_path / "gone"}
+    options = [str(word) for pair in places.items() for word in pair]
+    assert main(["bench", str(write_study(tmp_path)), *options, "--dry-run"]) == 2
+    assert error_of(capsys).startswith(f"`{option}` must be a folder, got {tmp_path / 'gone'}")
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "module_name", "advice"),
     [

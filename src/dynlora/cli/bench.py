@@ -138,10 +138,13 @@ def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
     """Return the folders that were given for placeholders.
 
     Raises:
-        ConfigError: If the study has a placeholder for which there is none.
+        ConfigError: If one is no folder, or the study has a placeholder for which there is none.
     """
     values = {"data": given.data, "models": given.models}
     places = {name: path.absolute() for name, path in values.items() if path is not None}
+    for name, folder in places.items():
+        if not folder.is_dir():
+            raise ConfigError(f"`--{name}` must be a folder, got {folder}, which is none.")
     for config in jobs.configs.values():
         for text in (config.model.path, config.data.path, config.lora.start_from):
             for name in PLACES:

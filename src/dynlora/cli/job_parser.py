@@ -311,7 +311,10 @@ def _explain_other(text: str, usage: str) -> ConfigError:
     if found := re.search(r"unrecognized arguments: (.*)", text):
         return ConfigError(f"CONFIG must be followed by options only, got {found[1]}: {usage}")
     if found := re.search(r"argument (--\S+): expected one argument", text):
-        return ConfigError(f"`{found[1]}` must be followed by a value, got none.")
+        hint = dict(valid_keys()).get(found[1].removeprefix("--"))
+        words = [] if hint is None else key_words(hint)
+        example = f": say, for example, `{found[1]} {words[0]}`" if words else ""
+        return ConfigError(f"`{found[1]}` must be followed by a value, got none{example}.")
     return ConfigError(" ".join(text.split()))
 
 

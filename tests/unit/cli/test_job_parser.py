@@ -293,6 +293,8 @@ def test_a_printed_configuration_of_a_preset_reads_back_the_same(
         ({}, ["--dynamic.preset", "best"], "one of default, paper, got best"),
         ({}, ["--dynamic.preset=5"], "one of default, paper, got 5"),
         ({}, ["--dynamic.preset"], "`--dynamic.preset` must be followed by a value"),
+        ({}, ["--overwrite"], "got none: say, for example, `--overwrite true`"),
+        ({}, ["--output"], "`--output` must be followed by a value, got none."),
         ({"presets": "paper"}, [], "unknown key `dynamic.presets`.*`dynamic.preset`"),
     ],
 )
