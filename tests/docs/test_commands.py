@@ -78,6 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a world with examples, models and the runs that pages begin with."""
     world = tmp_path_factory.mktemp("world")
     (world / "examples").mkdir()
+    (world / "DATA").mkdir()  # what pages call a folder of the reader's own
     save_model(world / "models" / "minilm")
     save_language_model(world / "models" / "language")
     save_vit(world / "models" / "images")
