@@ -270,7 +270,7 @@ class DynamicLora:
         costs = {layer.name: layer.cost for layer in self._layers}
         most = {layer.name: layer.capacity for layer in self._layers}
         check_plan(plan, self.ranks, costs, self.budget, most=most)
-        self._check_weights()
+        self._check_layers()
         features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         return self._apply(plan, features, scores={}, shares=shares, waits=set())
@@ -359,7 +359,7 @@ class DynamicLora:
             self._watch.close()
 
     def _reallocate(self) -> None:
-        self._check_weights()
+        self._check_layers()
         features = self._analyzer.stats()
         scores = self._finite_scores(self._assessor.scores(self._layers, features))
         scores = agreed_scores(scores, list(self._adapters.layers), self._device)
@@ -448,7 +448,7 @@ class DynamicLora:
             check_finite(names, kind, step=self._step + 1, layers=len(self._layers))
         self.skipped.update(names)
 
-    def _check_weights(self) -> None:
+    def _check_layers(self) -> None:
         self._adapters.check_unmerged()
         broken = self._adapters.broken_weights()
         check_finite(broken, "weights", step=self._step, layers=len(self._layers))

@@ -4,7 +4,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def changes_base(start: object) -> bool:
-    """Return whether an adapter with this start changes its base model, as far as its rank goes.
+    """Return whether an adapter with this start changes its base model, by what its rank holds.
 
     PEFT does that again when it loads the adapter, at the rank that it was saved with.
 

@@ -22,7 +22,7 @@ from dynlora.train.adalora import (
 from dynlora.train.config import JobConfig
 from dynlora.train.loss import Penalty
 from dynlora.train.recorder import started
-from dynlora.train.starts import Factors, changes_base, first_factors
+from dynlora.train.starts import Factors, first_factors, takes_from_base
 from dynlora.train.wrap import add_adapter, lora_parameters
 
 
@@ -79,7 +79,7 @@ def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -
     began = time.perf_counter()
     model = add_adapter(base, config)
     constant = _constant(model, lora_parameters(model))
-    if not changes_base(config.lora):
+    if not takes_from_base(config.lora):
         return constant
     first = first_factors(model, str(config.lora.init_lora_weights))
     return replace(constant, first=first, start_seconds=time.perf_counter() - began)

@@ -23,15 +23,16 @@ from torch import Tensor
 
 from dynlora.errors import ConfigError
 from dynlora.saved.adapter import CONFIG, PREFIX, read_adapter, write_adapter
-from dynlora.train.config.adapter import CHANGES_BASE, LoraSettings
+from dynlora.starts import changes_base
+from dynlora.train.config.adapter import LoraSettings
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """First `lora_A` and `lora_B` by module name in the base model."""
 
 
-def changes_base(lora: LoraSettings) -> bool:
+def takes_from_base(lora: LoraSettings) -> bool:
     """Return whether a new adapter begins with a part of the base model's weights."""
-    return lora.start_from is None and lora.init_lora_weights in CHANGES_BASE
+    return lora.start_from is None and changes_base(lora.init_lora_weights)
 
 
 def first_factors(model: Any, start: str) -> Factors:

@@ -19,7 +19,7 @@ from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import hold_in_float32, reload_in_float32
 from dynlora.train.head import linear_layers
-from dynlora.train.starts import changes_base
+from dynlora.train.starts import takes_from_base
 from dynlora.train.tasks import TASKS
 
 
@@ -45,7 +45,7 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
             **common(base, config),
         ),
     )
-    if not changes_base(lora):
+    if not takes_from_base(lora):
         # How it began is nobody's business who loads it: PEFT refuses some ranks for some starts.
         model.peft_config["default"].init_lora_weights = True
     return model

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dynlora.errors import ConfigError
+from dynlora.starts import changes_base
 from dynlora.train.config.checks import require
-
-CHANGES_BASE = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
-"""Values of `lora.init_lora_weights` that move a part of the base model's weights into the
-adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +66,7 @@ class LoraSettings:
                 f"`lora.r` must be even with `lora.init_lora_weights: orthogonal`, got {self.r}: "
                 f"use {self.r + 1}, or another start."
             )
-        if start in CHANGES_BASE and self.use_dora:
+        if changes_base(start) and self.use_dora:
             raise ConfigError(
                 f"`lora.init_lora_weights` must leave the base model's weights alone with "
                 f"`lora.use_dora: true`, got {start}: DoRA's lengths are those of the whole "

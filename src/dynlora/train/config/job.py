@@ -5,7 +5,8 @@ from typing import Literal
 
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import CHANGES_BASE, AdaLoraSettings, LoraSettings
+from dynlora.starts import changes_base
+from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
 from dynlora.train.config.checks import require
 from dynlora.train.config.data import DataConfig
 from dynlora.train.config.model import ModelConfig
@@ -98,7 +99,7 @@ class JobConfig:
             known = ("true", "gaussian", "eva")
             required = f"one of {', '.join(known)} with `method: dynamic`"
             require(str(start).lower() in known, "lora.init_lora_weights", required, start)
-        if start in CHANGES_BASE:
+        if changes_base(start):
             # A base model that is rounded cannot give away a part and get it back exactly.
             beside = f"with `lora.init_lora_weights: {start}`"
             bits, dtype = self.model.quantization, self.model.dtype
