@@ -170,8 +170,8 @@ def check_once(observed: bool) -> None:
     if observed:
         raise EngineError(
             "Gradients must be read once a step, got a second call of `observe()` before `step()`: "
-            "with gradient accumulation make both calls after the last `backward` alone, or inside "
-            "`with accelerator.accumulate(model)`."
+            "with gradient accumulation make both calls after the last `backward` alone; inside "
+            "`accelerator.accumulate(model)` give what `accelerator.prepare` made of the optimizer."
         )
 
 

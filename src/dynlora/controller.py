@@ -175,7 +175,8 @@ class DynamicLora:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
 
         DeepSpeed clips inside `engine.step`: there they are read as they are before. Under
-        Accelerate's `accumulate` only the batch that ends a step is looked at, and counted.
+        Accelerate's `accumulate`, with its own optimizer, only the batch that ends a step is looked
+        at, and counted.
 
         Where events are far apart most steps are left out (`schedule.observation_interval`), unless
         `on_nonfinite` is "stop".
