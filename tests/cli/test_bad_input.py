@@ -20,7 +20,7 @@ Error = Callable[..., str]
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--lora.rank", 8], ["`lora.rank`", "command line", "`lora.r`"]),
+        (["--lora.rank", 8], ["`lora.rank`", "command line", "nearest valid name is `lora.r`"]),
         (["--training.learning_rat", 1], ["`training.learning_rat`", "`training.learning_rate`"]),
         (["--methd", "lora"], ["`methd`", "`method`"]),
         (["--data", "other.yaml"], ["`--data`", "--data.text", "--data.label"]),
@@ -244,6 +244,9 @@ def test_a_missing_model_folder_or_package_is_refused(error: Error, tmp_path: Pa
 def test_a_model_or_data_set_that_the_hub_cannot_give_is_refused(error: Error) -> None:
     message = error("--model.path", "null", "--model.name", "someone/no-such-model")
     assert "the tokenizer of someone/no-such-model could not be loaded" in message
+    assert message.rstrip().endswith(
+        "Without the hub, name a model that is here as `model.path` or `model.package`."
+    )
     message = error("--data.path", "null", "--data.name", "someone/no-such-data")
     assert "someone/no-such-data could not be loaded from the hub" in message
     assert "`data.path`" in message
@@ -435,6 +438,10 @@ def test_a_faulty_configuration_file_is_explained(
         (["train"], ["CONFIG, a YAML file, must come first"]),
         (["train", "--lora.r", "8"], ["CONFIG, a YAML file, must come first"]),
         (["train", "nowhere.yaml"], ["nowhere.yaml, which is not a file"]),
+        (["--verison"], ["nearest is --version", "'--verison'"]),
+        (["train", "job.yaml", "--dryrun"], ["`dryrun`", "nearest valid option is `--dry-run`"]),
+        (["train", "job.yaml", "--dry_run"], ["`dry_run`", "nearest valid option is `--dry-run`"]),
+        (["plan", "job.yaml", "--mesure"], ["`mesure`", "nearest valid option is `--measure`"]),
     ],
 )
 def test_a_faulty_command_line_is_explained(

@@ -193,10 +193,11 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
 
     Raises:
         LayerError: If there is no LoRA layer, several adapters are active and none is named, or a
-            layer cannot be resized.
+            layer cannot be resized, or there are several PEFT models.
         EngineError: If an engine has sharded or wrapped the parameters.
     """
     root, _ = find_root(model)
+    _check_alone(model)
     found = {
         name: module for name, module in root.named_modules() if isinstance(module, PeftLoraLayer)
     }
@@ -226,6 +227,22 @@ def find_root(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         if "peft_config" in vars(module):
             return module, vars(module)["peft_config"]
     raise _no_layers(model)
+
+
+def _check_alone(model: nn.Module) -> None:
+    """Check that no second PEFT model lies beside the one that is found: it would stay as it is."""
+    places = [
+        name.removesuffix("base_model").removesuffix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTuner)
+        and any(isinstance(inner, PeftLoraLayer) for inner in module.modules())
+    ]
+    if len(places) > 1:
+        raise LayerError(
+            f"The model must be one PEFT model, got {len(places)} in a {type(model).__name__}: "
+            f"{' and '.join(map(repr, places))}. Give each a `DynamicLora` and a configuration of "
+            "its own."
+        )
 
 
 def _active_adapter(model: nn.Module, found: dict[str, Any]) -> str:

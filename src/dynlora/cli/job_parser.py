@@ -28,6 +28,8 @@ USAGES = {
     "plan": "dynlora plan CONFIG [--dotted.key value ...] [--measure]",
 }
 """By verb that takes a CONFIG."""
+FLAGS = {"train": ["--dry-run"], "plan": ["--measure"]}
+"""By verb its options that are no key."""
 DESCRIPTIONS = {
     "train": (
         "Train and evaluate as the YAML file CONFIG says. With --dry-run everything is loaded and "
@@ -64,7 +66,7 @@ def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None
     """
     given = list(arguments)
     content: Mapping[str, Any] = {}
-    _check_options(given)
+    _check_options(given, verb)
     if given and not given[0].startswith("-"):
         content = _read_file(Path(given[0]))
         given.insert(0, "--config")
@@ -235,14 +237,19 @@ def _check_nulls(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
             raise ConfigError(f"`{prefix}{key}` must be {_describe(hint)}, got null.")
 
 
-def _check_options(given: Sequence[str]) -> None:
+def _check_options(given: Sequence[str], verb: str) -> None:
     hints = dict(valid_keys())
     for option, following in pairwise((*given, "")):
         key, equals, value = option.removeprefix("--").partition("=")
         if not option.startswith("--") or key in OWN_OPTIONS:
             continue
         if key not in hints:
-            raise _unknown(key, " on the command line")
+            where = " on the command line"
+            if flags := difflib.get_close_matches(option, FLAGS[verb], n=1, cutoff=0.8):
+                raise ConfigError(
+                    f"unknown key `{key}`{where}: the nearest valid option is `{flags[0]}`."
+                )
+            raise _unknown(key, where)
         if is_dataclass(hints[key]):
             inside = ", ".join(f"--{key}.{field.name}" for field in fields(hints[key]))
             raise ConfigError(f"`--{key}` must name a key of the section {key}: {inside}.")
@@ -283,6 +290,8 @@ def _alike(given: str, name: str) -> bool:
     leaf = name.rpartition(".")[2]
     words = leaf.split("_")
     short = "".join(word[0] for word in words)
+    if len(leaf) == 1:
+        return given.startswith(leaf)
     close = difflib.SequenceMatcher(None, given, leaf).ratio() >= 0.7
     return close or given in words or (len(words) > 1 and given == short)
 

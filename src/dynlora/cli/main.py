@@ -31,6 +31,8 @@ options:
   --version       show the version and the environment
 """
 OUTPUT_OPTIONS = ("--json", "--quiet")
+OWN_OPTIONS = ("--help", "--version")
+"""Options in the place of a verb."""
 READER_LEFT = 141
 """What shells give for a program that was ended by a closed pipe: 128 + 13, its signal."""
 SHOWN = 80
@@ -96,7 +98,7 @@ def _dispatch(arguments: list[str], output: Output) -> None:
     elif verb in VERBS:
         _run(verb, arguments[1:], output)
     else:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = difflib.get_close_matches(verb, [*VERBS, *OWN_OPTIONS], n=1)
         advice = f"the nearest is {near[0]}; " if near else ""
         raise ConfigError(
             f"the first argument must be a verb, got {verb!r}: {advice}see `dynlora --help`."

@@ -30,6 +30,8 @@ from dynlora.train.quantized import check_quantizer, load_quantized, make_traina
 
 logger = logging.getLogger(__name__)
 
+ELSEWHERE = "Without the hub, name a model that is here as `model.path` or `model.package`."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -48,6 +50,11 @@ class Source:
     def options(self) -> dict[str, Any]:
         """Arguments of every `from_pretrained` of transformers."""
         return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `place` is no folder."""
+        return not Path(self.place).is_dir()
 
     @property
     def label(self) -> str:
@@ -245,4 +252,5 @@ def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
     if source.gguf_file is not None:
         return not_read(source.label, error)
     reason = " ".join(str(error).split())
-    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}")
+    advice = f" {ELSEWHERE}" if source.is_on_hub else ""
+    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")

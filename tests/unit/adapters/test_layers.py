@@ -111,6 +111,17 @@ def test_an_adapter_that_the_model_lacks_is_refused_with_those_it_has():
         find_lora_layers(two_adapters(), "third")
 
 
+def test_two_peft_models_in_one_module_are_refused_by_their_places():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = two_adapters()
+            self.text = two_adapters()
+
+    with pytest.raises(LayerError, match=r"one PEFT model, got 2 in a Pair: 'query' and 'text'"):
+        find_lora_layers(Pair(), None)
+
+
 def test_a_name_that_is_part_of_another_selects_only_its_own_layers():
     model = two_adapters()
     model.add_adapter("sec", LoraConfig(r=1, target_modules=["0"]))
