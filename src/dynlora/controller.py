@@ -372,6 +372,13 @@ class DynamicLora:
             uniform_mix=self.config.uniform_mix,
         )
         seen = features if is_informative(scores) else {}
+        if is_informative(scores) and not features:
+            logger.warning(
+                "no input of any of %d layers was seen up to step %d: new directions are drawn at "
+                "random; call the model that `DynamicLora` was given, in training mode",
+                len(self._layers),
+                self._step,
+            )
         effective_ranks = {name: stats.effective_rank for name, stats in seen.items()}
         ranks, waits = settle_ranks(
             shares,

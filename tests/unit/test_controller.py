@@ -147,6 +147,26 @@ def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature, fe
     assert len({round(figure, 3) for figure in seen.values()}) > 5
 
 
+def test_a_model_that_is_called_past_its_hooks_gets_a_warning_where_ranks_may_move(
+    tiny_llama, caplog
+):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, **MOVING)
+    inner = tiny_llama.get_base_model()  # the controller was given the PEFT model around it
+    for batch, _ in zip(sequences(), range(20), strict=False):
+        loss_of(inner, batch).backward()
+        dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+    assert moved(dynamic)
+    scored = [e.step for e in dynamic.history if any(f.score for f in e.layers.values())]
+    told = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert len(told) == len(scored)
+    for message, step in zip(told, scored, strict=True):
+        assert message.startswith(f"no input of any of 14 layers was seen up to step {step}: ")
+
+
 def test_layer_weights_follow_importance(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(
