@@ -286,6 +286,7 @@ class DynamicLora:
         return {
             "config": asdict(self.config),
             "budget": self.budget,
+            "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
             "events": list(self._events),
@@ -312,7 +313,11 @@ class DynamicLora:
             ResumeError: If layers, budget or configuration differ.
         """
         names = list(self._adapters.layers)
-        check_same_run(state, budget=self.budget, config=self.config, names=names)
+        saved_ranks = {name: shape["r"] for name, shape in state["layers"].items()}
+        # The run's own adapter, saved, tells its ranks, and not what it might hold.
+        budget = state["budget"] if self.ranks == saved_ranks else self.budget
+        check_same_run(state, budget=budget, config=self.config, names=names)
+        self.budget, self._max_rank = budget, state["max_rank"]
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]

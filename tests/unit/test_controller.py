@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Adagrad, AdamW
@@ -484,6 +484,36 @@ def test_a_restored_run_ends_bit_for_bit_where_the_other_does(importance, stop):
     assert resumed.history == dynamic.history
     assert moved(dynamic)
     ours, theirs = model.state_dict(), resumed_model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_goes_on_from_its_saved_adapter_with_the_budget_and_highest_rank_it_began_with(
+    tmp_path,
+):
+    config = {"importance": "random", **MOVING}
+    model = lora_llama(r=1, rank_pattern={"q_proj": 12, "k_proj": 3})
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, **config)
+    batches = sequences()
+    train(model, optimizer, dynamic, 10, batches=batches)
+    assert max(dynamic.ranks.values()) < 12, "a new run would hold no rank above 8"
+    assert dynamic.parameters < dynamic.budget, "a new run would have what is held as its budget"
+    model.save_pretrained(tmp_path)
+    saved = snapshot(model, optimizer, dynamic)
+    rest = [next(batches) for _ in range(20)]
+    train(model, optimizer, dynamic, 20, batches=iter(rest))
+
+    again = PeftModel.from_pretrained(bare_llama(), tmp_path, is_trainable=True)
+    optimizer_again = adamw(again)
+    resumed = attached(again, optimizer_again, **config)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    optimizer_again.load_state_dict(saved[2])
+    train(again, optimizer_again, resumed, 20, batches=iter(rest))
+
+    assert resumed.budget == dynamic.budget
+    assert resumed.history == dynamic.history
+    ours, theirs = model.state_dict(), again.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
