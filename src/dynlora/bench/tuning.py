@@ -1,7 +1,8 @@
 """Tuning one cell: the same number of Optuna trials for each, on validation rows alone.
 
-The first trial is the method's own defaults. A trial's proposal depends on the study's seed, its
-number and the trials before it, and so a tuning that was interrupted ends where it would have.
+The first trial is the method's own defaults. The next nine depend on the study's seed and their
+number alone, and are the same for every cell; later ones on the trials before them too (TPE). So a
+tuning that was interrupted ends where it would have.
 """
 
 import math

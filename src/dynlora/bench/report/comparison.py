@@ -14,7 +14,10 @@ from dynlora.report.wording import lower_is_better
 LEVEL = 0.05
 """Corrected p-value up to which a difference counts as shown."""
 LEAST_PAIRS = 2
-"""Fewest pairs of which anything is said."""
+"""Fewest pairs of which a p-value is given."""
+INTERVAL_PAIRS = 6
+"""Fewest pairs of which an interval is given. Of normal differences it would hold the mean in about
+73 % of studies with three pairs and 84 % with five; and no p-value of so few is below 0.06."""
 
 
 class Quantity(StrEnum):
@@ -48,8 +51,9 @@ class Comparison:
     lost: int
     """Seeds that both have, but of which one has no finite result: it failed, say, or diverged."""
     interval: tuple[float, float] | None
-    """None where there are fewer than two pairs, as for both p-values."""
+    """None where there are fewer than six pairs."""
     p: float | None
+    """None where there are fewer than two pairs."""
     corrected: float | None = None
     """The p-value after Holm's correction over the study's comparisons of this quantity."""
 
@@ -71,7 +75,7 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """Return what is shown after the correction."""
-        return judge(self.gain, self.corrected)
+        return judge(self.gain, self.corrected, self.lost)
 
     @property
     def interval_says(self) -> Verdict:
@@ -81,9 +85,16 @@ class Comparison:
         return Verdict.BETTER if self.gain > 0 else Verdict.WORSE
 
 
-def judge(gain: float, corrected: float | None) -> Verdict:
-    """Return what a gain shows whose p-value has been corrected; None stands for no test."""
-    if corrected is None or corrected > LEVEL:
+def judge(gain: float, corrected: float | None, lost: int) -> Verdict:
+    """Return what a gain shows.
+
+    Args:
+        gain: The mean difference, turned so that more is better.
+        corrected: Its p-value after the correction; None stands for no test.
+        lost: Pairs that are left out because a run has no result: that may be the worst of all, so
+            that the rest show nothing.
+    """
+    if corrected is None or corrected > LEVEL or lost:
         return Verdict.OPEN
     return Verdict.BETTER if gain > 0 else Verdict.WORSE
 
@@ -135,7 +146,6 @@ def _compare_one(
     if not differences and quantity is not Quantity.LOSS:
         return None
     metric = study.metric((cell.model, cell.task))
-    enough = len(differences) >= LEAST_PAIRS
     return Comparison(
         cell=cell,
         method=method,
@@ -143,8 +153,8 @@ def _compare_one(
         metric="loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else metric,
         differences=differences,
         lost=_lost(study, cell, method, reference),
-        interval=bootstrap_interval(values) if enough else None,
-        p=sign_flip_p(values) if enough else None,
+        interval=bootstrap_interval(values) if len(values) >= INTERVAL_PAIRS else None,
+        p=sign_flip_p(values) if len(values) >= LEAST_PAIRS else None,
     )
 
 

@@ -18,25 +18,34 @@ MARK = "<!-- Written by `dynlora bench report` from the records of runs; do not 
 HOW_TO_READ = """\
 Means are given with the standard deviation over seeds. `runs` is how many of the final runs are
 in them. `parameters` are those of the adapter at the end of training, `peak` the most it ever
-held, `training` the time in training steps and `moving ranks` the part of it that dynamic ranks
-took. Collapsed runs, whose guesses are all one class, are counted and named, and stay in every
-mean; runs whose loss or metric is not finite are named and in none.
+held, `training` the time in training steps, whatever else the machine did meanwhile, and `moving
+ranks` the part of it that dynamic ranks took. Collapsed runs, whose guesses on the test rows are
+all one class, are counted and named, and stay in every mean; runs whose loss or metric is not
+finite are named and in none.
 
 Differences are paired: a method minus the reference, over the seeds that both have. A pair is
-`lost` if one of both runs has no finite result: then the difference leaves out what may be the
-worst of them. The interval is a BCa bootstrap of the mean (95 %, 10,000 resamples). The p-value
-is that of a permutation test of signs: exact up to 16 pairs, from 100,000 random patterns beyond.
-It is corrected by Holm's rule over all comparisons that a study makes in validation loss, in the
-validation metric, in test loss, and in the test metric, each for itself. `better` and `worse` mean
+`lost` if one of both runs has no finite result: the difference then leaves out what may be the
+worst of them, and shows nothing. The interval is a BCa bootstrap of the mean (95 %, 10,000
+resamples), given from six pairs on; it is narrow: of normal differences it holds the mean in about
+90 % of studies with ten pairs. The p-value is that of a permutation test of signs: exact up to 16
+pairs, from 100,000 random patterns beyond. It is corrected by Holm's rule over all comparisons
+that a study makes in validation loss, in the validation metric, in test loss, and in the test
+metric, each for itself; studies are not corrected against each other. `better` and `worse` mean
 that the corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
 Intervals are not corrected.
 
+Seeds differ in the adapter's start, the head's, and the order of rows. The learning rate and scale
+of a cell were tuned once, on another seed, and training, validation and test rows are the same for
+all: what is shown is shown of these settings and rows. Validation loss is also what the settings
+were chosen by; test rows were not used.
+
 In the summary a cell is a model, task and budget, and the counts are of cells; `interval above`
 and `interval below` count those whose interval excludes 0, on the side of a gain or of a loss.
-`mean gain` is the mean over cells of the difference in the task's own metric, with the sign
-turned where lower is better, so that more is always better. Its interval, p-value and verdict
-`over all cells` take each seed's mean over cells as one pair, of the seeds that have a pair in
-every cell, and are corrected over the methods of the study.
+`mean gain` is the mean over cells of the difference, with the sign turned where lower is better,
+so that more is always better. With its interval, p-value and verdict `over all cells` it takes each
+seed's mean over cells as one pair, of the seeds that have a pair in every cell (without one, it is
+over what each cell has); they are corrected over the methods of the study. A method's cells are
+those where it was run, and may be fewer than another's.
 
 In the figures, bars around means are one standard deviation, and methods of one budget are moved
 apart sideways; bars around differences are 95 % intervals, and a full marker is a difference

@@ -18,7 +18,7 @@ Row = tuple[int, str]
 def forest_figure(
     comparisons: Sequence[Comparison], reference: str, methods: Sequence[str]
 ) -> bytes | None:
-    """Draw comparisons of one model and task as SVG; None where none has an interval.
+    """Draw comparisons of one model and task as SVG; None where none has two pairs.
 
     A full marker stands for a difference that is shown after the correction.
 
@@ -27,7 +27,7 @@ def forest_figure(
         reference: What methods are compared with.
         methods: All methods of the study, so that each keeps its colour.
     """
-    drawn = [c for c in comparisons if c.interval]
+    drawn = [c for c in comparisons if c.p is not None]
     if not drawn:
         return None
     rows = list(dict.fromkeys((c.cell.budget, c.method) for c in drawn))

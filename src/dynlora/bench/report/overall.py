@@ -1,14 +1,22 @@
 """Step 4b. Each method over all cells of a study: counts of verdicts, and one test of the mean.
 
-The test over all cells asks one question a method and not one a cell, so that few seeds can answer
-it. Runs of one seed share the order of their data, so a seed counts once, with its mean over cells.
+The test over all cells asks one question a method and not one a cell, so that fewer seeds can
+answer it: six, with one method. Runs of one seed share the order of their data, so a seed counts
+once, with its mean over cells.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from dynlora.bench.report.comparison import LEAST_PAIRS, Comparison, Quantity, Verdict, judge
+from dynlora.bench.report.comparison import (
+    INTERVAL_PAIRS,
+    LEAST_PAIRS,
+    Comparison,
+    Quantity,
+    Verdict,
+    judge,
+)
 from dynlora.bench.report.statistics import bootstrap_interval, holm, sign_flip_p
 
 
@@ -23,19 +31,22 @@ class Standing:
     intervals: tuple[Verdict, ...]
     """One a cell, by the interval alone."""
     gain: float | None
-    """Mean over cells of the mean difference; None without a pair."""
+    """Mean over the seeds of `means`; without one, over what each cell has. None without a pair."""
     means: tuple[float, ...]
     """Mean gain over cells of each seed that has a pair in every cell; the rest is about them."""
+    lost: int
+    """Pairs without a result, in all cells together."""
     interval: tuple[float, float] | None
-    """None with fewer than two seeds, as for both p-values."""
+    """None with fewer than six seeds."""
     p: float | None
+    """None with fewer than two seeds."""
     corrected: float | None = None
     """After Holm's correction over the study's methods in this quantity."""
 
     @property
     def verdict(self) -> Verdict:
         """Return what is shown over all cells together."""
-        return judge(sum(self.means), self.corrected)
+        return judge(sum(self.means), self.corrected, self.lost)
 
 
 def standings(comparisons: Sequence[Comparison]) -> list[Standing]:
@@ -52,10 +63,9 @@ def standings(comparisons: Sequence[Comparison]) -> list[Standing]:
 
 
 def _standing(group: Sequence[Comparison]) -> Standing:
-    gains = [found.gain for found in group if found.differences]
     seeds = sorted(set.intersection(*(set(found.differences) for found in group)))
     means = [fmean(found.sign * found.differences[seed] for found in group) for seed in seeds]
-    enough = len(seeds) >= LEAST_PAIRS
+    gains = means or [found.gain for found in group if found.differences]
     return Standing(
         method=group[0].method,
         quantity=group[0].quantity,
@@ -63,8 +73,9 @@ def _standing(group: Sequence[Comparison]) -> Standing:
         intervals=tuple(found.interval_says for found in group),
         gain=fmean(gains) if gains else None,
         means=tuple(means),
-        interval=bootstrap_interval(means) if enough else None,
-        p=sign_flip_p(means) if enough else None,
+        lost=sum(found.lost for found in group),
+        interval=bootstrap_interval(means) if len(means) >= INTERVAL_PAIRS else None,
+        p=sign_flip_p(means) if len(means) >= LEAST_PAIRS else None,
     )
 
 

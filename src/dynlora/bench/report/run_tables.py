@@ -56,22 +56,40 @@ def tuning_section(study: Study, setting: tuple[str, str], reference: str) -> li
     if not rows:
         return []
     head = ["method", *(f"budget {cell.budget:,}" for cell in cells)]
-    lead = "Tuned on validation data: learning rate, scale, and trials to find them."
+    lead = (
+        "Tuned on validation data: learning rate, scale, and trials to find them; ↑ and ↓ are the "
+        "highest and the lowest value that was tried."
+    )
     return [lead, "", *table(head, rows)]
 
 
 def _tuning(study: Study, cell: Cell, method: str) -> str:
     """Return a field of the table; empty where nothing was tuned."""
     chosen = list(dict.fromkeys(run.tuned for run in study.runs(cell, method) if run.tuned))
-    pairs = [f"{setting_text(c.learning_rate)}, {setting_text(c.scale)}" for c in chosen]
+    tried = [r.tuned for r in _trials_of(study, cell, method) if r.tuned]
+    rates, scales = [c.learning_rate for c in tried], [c.scale for c in tried]
+    pairs = [
+        f"{setting_text(c.learning_rate)}{_edge(c.learning_rate, rates)}, "
+        f"{setting_text(c.scale)}{_edge(c.scale, scales)}"
+        for c in chosen
+    ]
     trials = _trials(study, cell, method)
     return f"{' or '.join(pairs) or 'nothing yet'}, {trials}" if chosen or trials != "0" else ""
 
 
 def _trials(study: Study, cell: Cell, method: str) -> str:
     """Return how many trials were run, and how many of them completed if not all."""
-    found: Sequence[Record] = [
-        r for r in study.records if r.kind == "trial" and r.cell == cell and r.method == method
-    ]
+    found = _trials_of(study, cell, method)
     completed = sum(trial.status == "completed" for trial in found)
     return str(completed) if completed == len(found) else f"{completed} of {len(found)}"
+
+
+def _trials_of(study: Study, cell: Cell, method: str) -> Sequence[Record]:
+    return [r for r in study.records if r.kind == "trial" and r.cell == cell and r.method == method]
+
+
+def _edge(value: float, tried: Sequence[float]) -> str:
+    """Return an arrow where a value is the highest or lowest of several."""
+    if len(set(tried)) < 2:
+        return ""
+    return {max(tried): "↑", min(tried): "↓"}.get(value, "")

@@ -6,7 +6,7 @@ from dynlora.bench.report.comparison import LEVEL, Comparison, Quantity, Verdict
 from dynlora.bench.report.markdown import escape, table
 from dynlora.bench.report.numbers import interval_text, p_text, signed_text
 from dynlora.bench.report.overall import Standing, standings
-from dynlora.bench.report.statistics import least_p
+from dynlora.bench.report.statistics import holm, least_p
 
 
 def summary_section(comparisons: Sequence[Comparison], reference: str) -> list[str]:
@@ -39,16 +39,16 @@ def _row(found: Standing) -> list[str]:
 
 
 def _out_of_reach(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say where the correction leaves no p-value that could count, whatever the runs had shown."""
-    lines = []
+    """Say how many comparisons the correction leaves no p-value that could count."""
+    alike: dict[tuple[int, int], list[str]] = {}
     for quantity in Quantity:
         tested = [c for c in comparisons if c.quantity is quantity and c.p is not None]
-        pairs = max((len(found.differences) for found in tested), default=1)
-        least = min(1.0, least_p(pairs) * len(tested))
-        if least > LEVEL:
-            lines.append(
-                f"- In {quantity}, no difference in a single cell can be shown: {len(tested)} "
-                f"comparisons of at most {pairs} pairs leave no corrected p-value below "
-                f"{least:.2g}."
-            )
+        least = holm([least_p(len(found.differences)) for found in tested])
+        if out := sum(p > LEVEL for p in least):
+            alike.setdefault((out, len(tested)), []).append(str(quantity))
+    lines = [
+        f"- Too few pairs for any difference to be shown after the correction: {out} of {count} "
+        f"comparisons in {', '.join(quantities)}."
+        for (out, count), quantities in alike.items()
+    ]
     return [*lines, ""] if lines else []

@@ -47,6 +47,20 @@ def test_a_pair_of_which_one_run_failed_is_counted_as_lost():
     assert (found.differences, found.lost) == ({0: 0.5}, 1)
 
 
+def test_a_method_of_which_runs_failed_is_not_called_better_for_the_others():
+    failed = [values(method="a", seed=seed, status="failed") for seed in (8, 9)]
+    runs = [*shifted(-0.1), *losses("lora", {8: 1.0, 9: 1.0}), *failed]
+    found = only(compare(study_of(runs), "lora"))
+    assert (found.lost, len(found.differences)) == (2, 8)
+    assert found.corrected == 2 / 2**8
+    assert found.verdict is Verdict.OPEN
+
+
+def test_fewer_pairs_than_could_show_anything_have_no_interval():
+    assert only(compare(study_of(shifted(-0.1, seeds=5)), "lora")).interval is None
+    assert only(compare(study_of(shifted(-0.1, seeds=6)), "lora")).interval
+
+
 def test_a_pair_with_a_loss_that_is_no_number_is_counted_and_not_averaged():
     runs = losses("lora", {0: 1.0, 1: 2.0, 2: None}) + losses("a", {0: 1.5, 1: None, 2: 3.0})
     found = compare(study_of(runs), "lora")

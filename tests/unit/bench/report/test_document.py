@@ -42,15 +42,13 @@ RUNS = [
 def test_a_cells_table_holds_means_spreads_and_costs():
     found = rows(section(text_of(*RUNS), "mrpc with minilm, budget 8"), "dynamic")
     loss = LOSSES["dynamic"]
-    # Differences are -0.1, -0.15 and -0.05. One resample in 27 holds the same one three times,
-    # which is more than 2.5 %: so the ends of the interval are the outer two.
     assert found[0] == [
         "dynamic", "3 of 3", f"{fmean(loss):.4f} ± {stdev(loss):.4f}",
         f"{1.3 - fmean(loss):.4f} ± {stdev(loss):.4f}", "1,500", "2,000", "60.0 s", "2.5%", "1",
     ]  # fmt: skip
     assert found[1] == [
-        "dynamic", "validation loss", "lower", "3", "−0.1000", "−0.1500 to −0.0500", "0.2500",
-        "0.2500", "no difference shown",
+        "dynamic", "validation loss", "lower", "3", "−0.1000", "–", "0.2500", "0.2500",
+        "no difference shown",
     ]  # fmt: skip
     assert found[2][1:5] == ["validation accuracy", "higher", "3", "+0.1000"]
 
@@ -109,6 +107,15 @@ def test_tuned_values_stand_with_the_number_of_trials():
     assert "- a trial of lora, minilm, mrpc, budget 8, seed 0: failed: diverged" in text
 
 
+def test_tuned_values_at_the_edge_of_what_was_tried_are_marked():
+    chosen = {"learning_rate": 2.5e-3, "scale": 1.0}
+    tried = [chosen, {"learning_rate": 1e-3, "scale": 2.0}, {"learning_rate": 2e-3, "scale": 0.5}]
+    trials = [values(kind="trial", key=str(n), tuned=one) for n, one in enumerate(tried)]
+    text = section(text_of(values(tuned=chosen), *trials), "mrpc with minilm")
+    assert rows(text, "lora") == [["lora", "0.0025↑, 1, 3"]]
+    assert "↑ and ↓ are the highest and the lowest value that was tried" in text
+
+
 def test_a_study_without_tuning_has_no_such_table():
     assert "Tuned" not in text_of(values(tuned=None))
 
@@ -142,11 +149,18 @@ def test_the_summary_counts_cells_and_turns_gains_one_way():
 def test_the_summary_says_where_no_cell_could_show_anything():
     text = section(text_of(*RUNS), "Summary of first")
     assert (
-        "In validation loss, no difference in a single cell can be shown: 1 comparisons of at "
-        "most 3 pairs leave no corrected p-value below 0.25." in text
+        "- Too few pairs for any difference to be shown after the correction: 1 of 1 comparisons "
+        "in validation loss, validation metric." in text
     )
     enough = invented_study(methods=("lora", "dynamic"), budgets=(8,), seeds=8, blocks=0)
-    assert "can be shown:" not in section(text_of(*enough), "Summary of first")
+    assert "Too few pairs" not in section(text_of(*enough), "Summary of first")
+
+
+def test_a_cell_of_many_pairs_does_not_hide_that_others_have_too_few():
+    many = invented_study(methods=("lora", "dynamic"), budgets=(8,), seeds=10, blocks=0)
+    few = invented_study(methods=("lora", "dynamic"), budgets=(2,), seeds=3, blocks=0)
+    text = section(text_of(*many, *few), "Summary of first")
+    assert "after the correction: 1 of 2 comparisons in validation loss" in text
 
 
 def test_the_agreement_of_ranks_stands_for_each_budget():

@@ -10,10 +10,11 @@ from dynlora.bench.report.record import Cell
 def comparison(
     task: str, differences: dict[int, float], method: str = "a", metric: str = "accuracy",
     corrected: float | None = 1.0, interval: tuple[float, float] = (-1.0, 1.0),
+    lost: int = 0,
 ) -> Comparison:  # fmt: skip
     return Comparison(
         cell=Cell("m", task, 8), method=method, quantity=Quantity.METRIC, metric=metric,
-        differences=differences, lost=0, interval=interval, p=1.0, corrected=corrected,
+        differences=differences, lost=lost, interval=interval, p=1.0, corrected=corrected,
     )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def test_cells_are_counted_by_their_verdict():
 
 
 def test_the_gain_is_the_mean_over_cells_with_errors_turned():
-    cells = [comparison("t1", {0: 0.2, 1: 0.4}), comparison("t2", {0: 0.5}, metric="rmse")]
+    cells = [comparison("t1", {0: 0.2, 1: 0.4}), comparison("t2", {0: 0.4, 1: 0.6}, metric="rmse")]
     assert standings(cells)[0].gain == pytest.approx((0.3 - 0.5) / 2)
 
 
@@ -40,8 +41,22 @@ def test_a_seed_counts_once_with_its_mean_over_cells():
     found = standings(cells)[0]
     assert found.means == pytest.approx((0.4, 0.2))
     assert found.p == 0.5  # two seeds of one sign
+    assert found.interval is None
+
+
+def test_the_gain_is_that_of_the_seeds_which_the_test_is_about():
+    """A cell with a seed of its own that is far off must not turn the gain against its verdict."""
+    small = {seed: 0.1 + 0.01 * seed for seed in range(7)}
+    found = standings([comparison("t1", small | {7: -9.0}), comparison("t2", small)])[0]
+    assert found.gain == pytest.approx(0.13)
     assert found.interval
-    assert 0.2 <= found.interval[0] <= found.interval[1] <= 0.4
+    assert found.interval[0] <= found.gain <= found.interval[1]
+    assert found.verdict is Verdict.BETTER
+
+
+def test_where_a_pair_is_lost_nothing_is_shown_over_all_cells():
+    gains = {seed: 0.1 + 0.01 * seed for seed in range(8)}
+    assert standings([comparison("t1", gains, lost=1)])[0].verdict is Verdict.OPEN
 
 
 def test_over_all_cells_few_seeds_can_show_what_no_cell_can():
