@@ -8,6 +8,8 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
   fast at any rank; what it computes stays;
 - `pace kept where ranks fall`: the same for layers of less than the configured rank alone;
 - `at most 4 r`: no layer has more than four times the configured rank;
+- `at most 3 times what is learned`: none has more than three times the effective rank of what its
+  adapter has learned so far, or twice the configured rank if that is more;
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
@@ -21,18 +23,22 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from peft import LoraConfig
 from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
+from dynlora import controller
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.resize import new_rows
+from dynlora.adapters.resize import component_powers, new_rows
+from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.cli.job_parser import parse_values
 from dynlora.report.run_files import read_run
 from dynlora.train import wrap
@@ -45,6 +51,7 @@ CHANGES = (
     "pace kept",
     "pace kept where ranks fall",
     "at most 4 r",
+    "at most 3 times what is learned",
     "pattern from the start",
     "pattern of another seed",
 )
@@ -125,6 +132,15 @@ def _changed(
         alphas = {name: scale * rank for name, rank in ranks.items()}
         return LoraConfig(**settings, rank_pattern=dict(ranks), alpha_pattern=alphas)
 
+    def bounded_by_use(layers: Any, *given: Any, **named: Any) -> dict[str, LayerBounds]:
+        bounds = bound_layers(layers, *given, **named)
+        for layer in layers:
+            known = bounds[layer.name]
+            most = max(2 * values["lora"]["r"], round(3 * _learned_rank(layer)))
+            ceiling = max(known.floor, min(known.ceiling, most))
+            bounds[layer.name] = replace(known, ceiling=ceiling)
+        return bounds
+
     match change:
         case "random directions":
             with patch.object(adapters, "new_rows", random_rows):
@@ -138,10 +154,24 @@ def _changed(
         case "at most 4 r":
             values["dynamic"]["max_rank"] = 4 * values["lora"]["r"]
             yield
+        case "at most 3 times what is learned":
+            with patch.object(controller, "bound_layers", bounded_by_use):
+                yield
         case _:
             values["method"] = "lora"
             with patch.object(wrap, "LoraConfig", patterned):
                 yield
+
+
+def _learned_rank(layer: Any) -> float:
+    """Return the exponent of the entropy of the shares of a LoRA update's squared singular values.
+
+    It is 1 before anything was learned.
+    """
+    squares = component_powers(layer, None)
+    if not squares.any():
+        return 1.0
+    return float(torch.special.entr(squares / squares.sum()).sum().exp())
 
 
 if __name__ == "__main__":
