@@ -23,6 +23,7 @@ Error = Callable[..., str]
         (["--lora.rank", 8], ["`lora.rank`", "command line", "nearest valid name is `lora.r`"]),
         (["--training.learning_rat", 1], ["`training.learning_rat`", "`training.learning_rate`"]),
         (["--methd", "lora"], ["`methd`", "`method`"]),
+        (["--resum", "none"], ["`resum`", "nearest valid name is `training.resume`."]),
         (["--data", "other.yaml"], ["`--data`", "--data.text", "--data.label"]),
         (["--config", "other.yaml"], ["`config`"]),
         (["--method", "dynamc"], ["`method`", "dynamic, lora, adalora, full", "value is dynamic"]),

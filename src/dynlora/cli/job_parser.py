@@ -273,7 +273,8 @@ def _unknown(key: str, where: str) -> ConfigError:
     sections = {name.rpartition(".")[0] for name in valid}
     home = next(iter(difflib.get_close_matches(section, sections, n=1, cutoff=0.7)), "")
     inside = [name for name in valid if name.rpartition(".")[0] == home]
-    near = [name for name in inside if _alike(leaf, name)]
+    # A key of one letter, as `lora.r`, is meant by what begins with it, in its own section only.
+    near = [name for name in inside if _alike(leaf, name) or name == f"{home}.{leaf[:1]}"]
     # A key of a section that exists is looked for elsewhere only under its very name.
     near = near or [
         name
@@ -290,8 +291,6 @@ def _alike(given: str, name: str) -> bool:
     leaf = name.rpartition(".")[2]
     words = leaf.split("_")
     short = "".join(word[0] for word in words)
-    if len(leaf) == 1:
-        return given.startswith(leaf)
     close = difflib.SequenceMatcher(None, given, leaf).ratio() >= 0.7
     return close or given in words or (len(words) > 1 and given == short)
 
