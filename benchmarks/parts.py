@@ -29,17 +29,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from peft import LoraConfig
 from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
-from dynlora import controller
+from dynlora import planning
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import component_powers, new_rows
 from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.cli.job_parser import parse_values
+from dynlora.features import effective_rank
 from dynlora.report.run_files import read_run
 from dynlora.train import wrap
 from dynlora.train.job import run_job
@@ -136,7 +136,8 @@ def _changed(
         bounds = bound_layers(layers, *given, **named)
         for layer in layers:
             known = bounds[layer.name]
-            most = max(2 * values["lora"]["r"], round(3 * _learned_rank(layer)))
+            learned = effective_rank(component_powers(layer, None), floor=0.0)
+            most = max(2 * values["lora"]["r"], round(3 * learned))
             ceiling = max(known.floor, min(known.ceiling, most))
             bounds[layer.name] = replace(known, ceiling=ceiling)
         return bounds
@@ -155,23 +156,12 @@ def _changed(
             values["dynamic"]["max_rank"] = 4 * values["lora"]["r"]
             yield
         case "at most 3 times what is learned":
-            with patch.object(controller, "bound_layers", bounded_by_use):
+            with patch.object(planning, "bound_layers", bounded_by_use):
                 yield
         case _:
             values["method"] = "lora"
             with patch.object(wrap, "LoraConfig", patterned):
                 yield
-
-
-def _learned_rank(layer: Any) -> float:
-    """Return the exponent of the entropy of the shares of a LoRA update's squared singular values.
-
-    It is 1 before anything was learned.
-    """
-    squares = component_powers(layer, None)
-    if not squares.any():
-        return 1.0
-    return float(torch.special.entr(squares / squares.sum()).sum().exp())
 
 
 if __name__ == "__main__":

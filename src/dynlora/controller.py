@@ -23,13 +23,8 @@ from dynlora.adapters.fused import FusedLora
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adjuster import bound_layers, default_max_rank, settle_ranks
-from dynlora.allocator import (
-    allocate_layer_weights,
-    allocate_shares,
-    feature_gains,
-    is_informative,
-)
+from dynlora.adjuster import bound_layers, default_max_rank
+from dynlora.allocator import allocate_layer_weights, is_informative
 from dynlora.checks import (
     check_finite,
     check_once,
@@ -45,6 +40,7 @@ from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
+from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
@@ -369,14 +365,6 @@ class DynamicLora:
         features = self._analyzer.stats()
         scores = self._finite_scores(self._assessor.scores(self._layers, features))
         scores = agreed_scores(scores, list(self._adapters.layers), self._device)
-        shares = allocate_shares(
-            scores,
-            {layer.name: layer.cost for layer in self._layers},
-            gains=self._gains(features),
-            temperature=self.config.temperature,
-            uniform_mix=self.config.uniform_mix,
-        )
-        seen = features if is_informative(scores) else {}
         if is_informative(scores) and not features:
             logger.warning(
                 "no input of any of %d layers was seen up to step %d: new directions are drawn at "
@@ -384,18 +372,13 @@ class DynamicLora:
                 len(self._layers),
                 self._step,
             )
-        effective_ranks = {name: stats.effective_rank for name, stats in seen.items()}
-        ranks, waits = settle_ranks(
-            shares,
-            lambda lowest: bound_layers(
-                self._layers,
-                self.config,
-                max_rank=self._max_rank,
-                lowest=lowest,
-                effective_ranks=effective_ranks,
-            ),
+        found = plan_event(
+            self._layers,
+            scores,
+            features,
+            self.config,
             budget=self.budget,
-            hysteresis=self.config.hysteresis,
+            max_rank=self._max_rank,
             measure_lowest=lambda names: self._adapters.lowest_ranks(
                 names, features, tolerance=self.config.shrink_tolerance
             ),
@@ -404,8 +387,8 @@ class DynamicLora:
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
-        plan = RankPlan(step=self._step, ranks=ranks)
-        self._apply(plan, features, scores=scores, shares=shares, waits=waits)
+        plan = RankPlan(step=self._step, ranks=found.ranks)
+        self._apply(plan, features, scores=scores, shares=found.shares, waits=found.waits)
 
     def _apply(
         self,
@@ -446,11 +429,6 @@ class DynamicLora:
         moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
         logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
         return event
-
-    def _gains(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
-        spread = self.config.feature == "variance"
-        figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
-        return feature_gains(figures, self.config.feature_weight)
 
     def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
         self._report_nonfinite([n for n, s in scores.items() if not math.isfinite(s)], "score")

@@ -1,0 +1,75 @@
+"""Stages 3 and 4 at an event: scores to shares of the budget, and shares to ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dynlora.adjuster import bound_layers, settle_ranks
+from dynlora.allocator import allocate_shares, feature_gains, is_informative
+from dynlora.config import DynamicLoraConfig
+from dynlora.layer_shape import LayerShape
+from dynlora.types import FeatureStats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allocation:
+    """What an event decides, by module name."""
+
+    shares: Mapping[str, float]
+    """Part of the budget that each layer is worth; they sum to 1."""
+    ranks: Mapping[str, int]
+    waits: set[str]
+    """Layers that nothing but the tolerance of shrinks keeps at their rank."""
+
+
+def plan_event(
+    layers: Sequence[LayerShape],
+    scores: Mapping[str, float],
+    features: Mapping[str, FeatureStats],
+    config: DynamicLoraConfig,
+    *,
+    budget: int,
+    max_rank: int,
+    measure_lowest: Callable[[Sequence[str]], Mapping[str, int]],
+    agree: Callable[[dict[str, int]], dict[str, int]],
+) -> Allocation:
+    """Return what each layer shall have.
+
+    Args:
+        layers: All layers, with their live ranks.
+        scores: Importance per parameter by module name; none while nothing is known.
+        features: What is known of each layer's input, by module name.
+        config: How ranks move.
+        budget: Parameters to spend.
+        max_rank: Highest rank of any layer.
+        measure_lowest: Measures the lowest rank that loses no more of the output than tolerated.
+        agree: Makes a plan that of all processes.
+
+    Raises:
+        BudgetError: If even the lowest ranks cost more than the budget.
+    """
+    shares = allocate_shares(
+        scores,
+        {layer.name: layer.cost for layer in layers},
+        gains=_gains(features, config),
+        temperature=config.temperature,
+        uniform_mix=config.uniform_mix,
+    )
+    seen = features if is_informative(scores) else {}
+    effective_ranks = {name: stats.effective_rank for name, stats in seen.items()}
+    ranks, waits = settle_ranks(
+        shares,
+        lambda lowest: bound_layers(
+            layers, config, max_rank=max_rank, lowest=lowest, effective_ranks=effective_ranks
+        ),
+        budget=budget,
+        hysteresis=config.hysteresis,
+        measure_lowest=measure_lowest,
+        agree=agree,
+    )
+    return Allocation(shares=shares, ranks=ranks, waits=waits)
+
+
+def _gains(features: Mapping[str, FeatureStats], config: DynamicLoraConfig) -> dict[str, float]:
+    spread = config.feature == "variance"
+    figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
+    return feature_gains(figures, config.feature_weight)
