@@ -197,7 +197,6 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
         EngineError: If an engine has sharded or wrapped the parameters.
     """
     root, _ = find_root(model)
-    _check_alone(model)
     found = {
         name: module for name, module in root.named_modules() if isinstance(module, PeftLoraLayer)
     }
@@ -218,31 +217,22 @@ def find_root(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """Return the module that adapter names are relative to, and its PEFT configurations.
 
     Raises:
-        LayerError: If no adapter was ever attached.
+        LayerError: If no adapter was ever attached, or there are several PEFT models.
     """
-    for module in model.modules():
-        if isinstance(module, BaseTuner):
-            return module.model, module.peft_config
+    tuners = {n: m for n, m in model.named_modules() if isinstance(m, BaseTuner)}
+    if len(tuners) > 1:  # the others would stay as they are
+        places = [name.removesuffix("base_model").removesuffix(".") for name in tuners]
+        raise LayerError(
+            f"The model must be one PEFT model, got {len(tuners)} in a {type(model).__name__}: "
+            f"{' and '.join(map(repr, places))}. Give the one whose ranks shall move; several "
+            "can have a `DynamicLora` each."
+        )
+    for tuner in tuners.values():
+        return tuner.model, tuner.peft_config
     for module in model.modules():
         if "peft_config" in vars(module):
             return module, vars(module)["peft_config"]
     raise _no_layers(model)
-
-
-def _check_alone(model: nn.Module) -> None:
-    """Check that no second PEFT model lies beside the one that is found: it would stay as it is."""
-    places = [
-        name.removesuffix("base_model").removesuffix(".")
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTuner)
-        and any(isinstance(inner, PeftLoraLayer) for inner in module.modules())
-    ]
-    if len(places) > 1:
-        raise LayerError(
-            f"The model must be one PEFT model, got {len(places)} in a {type(model).__name__}: "
-            f"{' and '.join(map(repr, places))}. Give each a `DynamicLora` and a configuration of "
-            "its own."
-        )
 
 
 def _active_adapter(model: nn.Module, found: dict[str, Any]) -> str:
