@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynlora.cli.completion import CONFIG_VERBS, PATH_KEYS, command_parser
-from dynlora.cli.job_parser import valid_keys
+from dynlora.cli.completion import PATH_KEYS, command_parser
+from dynlora.cli.job_parser import FLAGS, valid_keys
 from dynlora.cli.main import main
 from dynlora.cli.verbs import VERBS
 
@@ -102,7 +102,7 @@ def options_of(verb: str) -> set[str]:
 def test_every_verb_has_its_options_and_those_of_all() -> None:
     for verb in VERBS:
         assert {"--json", "--quiet", "--help"} <= options_of(verb), verb
-    for verb in CONFIG_VERBS:
+    for verb in FLAGS:
         assert {f"--{key}" for key in KEYS} <= options_of(verb)
     assert "--dry-run" in options_of("train")
     assert "--dry-run" not in options_of("plan")

@@ -14,7 +14,7 @@ from typing import Any
 import shtab
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
-from dynlora.cli.job_parser import key_words, valid_keys
+from dynlora.cli.job_parser import FLAGS, key_words, valid_keys
 from dynlora.cli.output import Output
 from dynlora.cli.schema import describe
 from dynlora.cli.verbs import VERBS
@@ -26,11 +26,6 @@ SWITCHES = {
     "--quiet": "print nothing but errors, and the result with --json",
 }
 """What every verb takes, with its help."""
-CONFIG_VERBS = {
-    "train": {"--dry-run": "load and check everything, and write nothing"},
-    "plan": {"--measure": "train a few steps in a process of its own, and measure them"},
-}
-"""Verbs that take CONFIG and its keys, with their other switches and the help of each."""
 PATH_KEYS = {
     "output": shtab.DIRECTORY,
     "model.path": shtab.DIRECTORY,
@@ -85,7 +80,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _parser_of(verb: str) -> argparse.ArgumentParser:
-    if verb in CONFIG_VERBS:
+    if verb in FLAGS:
         return _config_parser(verb)
     parser: argparse.ArgumentParser = import_module(f"dynlora.cli.{verb}").make_parser()
     return parser
@@ -107,7 +102,7 @@ def _config_parser(verb: str) -> argparse.ArgumentParser:
     """Return a parser that lists the keys of the configuration as options."""
     parser = verb_parser(verb)
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of the job")
-    _add_switches(parser, CONFIG_VERBS[verb])
+    _add_switches(parser, FLAGS[verb])
     texts = dict(_descriptions(JobConfig))
     for key, hint in valid_keys():
         if is_dataclass(hint):

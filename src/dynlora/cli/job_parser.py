@@ -28,8 +28,12 @@ USAGES = {
     "plan": "dynlora plan CONFIG [--dotted.key value ...] [--measure]",
 }
 """By verb that takes a CONFIG."""
-FLAGS = {"train": ["--dry-run"], "plan": ["--measure"]}
-"""By verb its options that are no key."""
+DRY_RUN, MEASURE = "--dry-run", "--measure"
+FLAGS = {
+    "train": {DRY_RUN: "load and check everything, and write nothing"},
+    "plan": {MEASURE: "train a few steps in a process of its own, and measure them"},
+}
+"""By verb its options that are no key, with the help of each."""
 DESCRIPTIONS = {
     "train": (
         "Train and evaluate as the YAML file CONFIG says. With --dry-run everything is loaded and "

@@ -3,11 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from dynlora.cli.job_parser import parse_job
+from dynlora.cli.job_parser import MEASURE, parse_job
 from dynlora.cli.output import Output
 from dynlora.cli.train import KERNELS
-
-MEASURE = "--measure"
 
 
 def run(arguments: Sequence[str], output: Output) -> None:

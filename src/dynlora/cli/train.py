@@ -6,10 +6,9 @@ With `--dry-run` all is loaded and checked as before a run, said, and left at th
 import os
 from collections.abc import Sequence
 
-from dynlora.cli.job_parser import parse_job
+from dynlora.cli.job_parser import DRY_RUN, parse_job
 from dynlora.cli.output import Output
 
-DRY_RUN = "--dry-run"
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 """On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks
 times batches of different lengths are more, and generating them again slows every step."""

@@ -57,6 +57,16 @@ def test_nineteen_in_twenty_intervals_hold_the_mean():
     assert 176 <= held <= 198
 
 
+@pytest.mark.parametrize(("pairs", "percent"), [(3, 73), (5, 84), (10, 90)])
+def test_intervals_of_few_pairs_hold_the_mean_as_often_as_the_report_says(pairs, percent):
+    held = 0
+    for seed in range(600):
+        low, high = bootstrap_interval(normal(pairs, 3.0, seed))
+        held += low <= 3.0 <= high
+    # The standard error is 1.2 to 1.8 percent.
+    assert held / 6 == pytest.approx(percent, abs=5)
+
+
 def test_the_interval_follows_the_values_when_they_are_moved_scaled_or_turned():
     low, high = bootstrap_interval(SKEWED)
     moved = bootstrap_interval([2 * value + 1 for value in SKEWED])
