@@ -512,6 +512,7 @@ def test_a_run_goes_on_from_its_saved_adapter_with_the_budget_and_highest_rank_i
     train(again, optimizer_again, resumed, 20, batches=iter(rest))
 
     assert resumed.budget == dynamic.budget
+    assert resumed.state_dict()["max_rank"] == 12
     assert resumed.history == dynamic.history
     ours, theirs = model.state_dict(), again.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

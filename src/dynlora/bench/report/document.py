@@ -48,9 +48,10 @@ over what each cell has); they are corrected over the methods of the study. A me
 those where it was run, and may be fewer than another's.
 
 In the figures, bars around means are one standard deviation, and methods of one budget are moved
-apart sideways; bars around differences are 95 % intervals, and a full marker is a difference
-shown after the correction. Rank maps give the mean final rank over seeds: orange is above the
-mean of all layers, violet below, and the full colour three times as much or as little."""
+apart sideways; bars around differences are 95 % intervals (none below six pairs), and a full
+marker is a difference shown after the correction. Rank maps give the mean final rank over seeds:
+orange is above the mean of all layers, violet below, and the full colour three times as much or as
+little."""
 
 
 @dataclass(frozen=True, slots=True)
