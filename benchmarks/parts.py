@@ -10,6 +10,8 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 - `at most 4 r`: no layer has more than four times the configured rank;
 - `at most 3 times what is learned`: none has more than three times the effective rank of what its
   adapter has learned so far, or twice the configured rank if that is more;
+- `every second step observed`, `every fourth step observed`: the gradients of one in so many, and
+  the forwards of one in eight of those;
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
@@ -27,13 +29,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from peft import LoraConfig
 from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
-from dynlora import planning
+from dynlora import controller, planning, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import component_powers, new_rows
@@ -52,6 +54,8 @@ CHANGES = (
     "pace kept where ranks fall",
     "at most 4 r",
     "at most 3 times what is learned",
+    "every second step observed",
+    "every fourth step observed",
     "pattern from the start",
     "pattern of another seed",
 )
@@ -157,6 +161,14 @@ def _changed(
             yield
         case "at most 3 times what is learned":
             with patch.object(planning, "bound_layers", bounded_by_use):
+                yield
+        case "every second step observed" | "every fourth step observed":
+            apart = 2 if "second" in change else 4
+            rule = Mock(return_value=apart)
+            with (
+                patch.object(schedule, "observation_interval", rule),
+                patch.object(controller, "observation_interval", rule),
+            ):
                 yield
         case _:
             values["method"] = "lora"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks import derive_recovery, derive_tasks
+from benchmarks import derive_mixture, derive_recovery, derive_shift, derive_tasks
 from dynlora.bench.runs import resolve_jobs
 from dynlora.bench.study import read_study
 from dynlora.cli.job_parser import check_keys, parse_values
@@ -44,6 +44,53 @@ def test_derived_tasks_ask_for_what_the_meaning_says(
     assert asked["e2e_slots"] == {"first": [4, 5], "second": [0, 4, 5]}
     # In order: area=city centre, food=English, food=French.
     assert asked["e2e_values"] == {"first": [2], "second": [0, 1]}
+
+
+def test_a_mixture_has_classes_of_each_task_and_no_row_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, (first, second, classes) in derive_mixture.TASKS.items():
+        columns = {
+            first: [f"{task} {n}" for n in range(12)],
+            "label": [n % classes for n in range(12)],
+        }
+        if second is not None:
+            columns[second] = [f"and {task} {n}" for n in range(12)]
+        (tmp_path / task).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / task / "train.parquet")
+    monkeypatch.setattr(derive_mixture, "ROWS", {"train": 8, "validation": 1, "test": 3})
+    monkeypatch.setattr("sys.argv", ["derive_mixture", str(tmp_path), str(tmp_path)])
+    derive_mixture.main()
+    assert "test: 15 rows of 11 classes" in capsys.readouterr().out
+    tables = [pq.read_table(path) for path in (tmp_path / "mixture").glob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert len({row["text"] for row in rows}) == len(rows) == 60
+    first_of = {"sst2": 0, "cola": 2, "mrpc": 4, "qnli": 6, "mnli": 8}
+    for row in rows:
+        task, number = row["text"].split()
+        assert row["label"] == first_of[task] + int(number) % (3 if task == "mnli" else 2)
+        assert row["text_pair"] == ("" if task in ("sst2", "cola") else f"and {row['text']}")
+
+
+def test_a_shift_is_learned_from_one_domain_and_tested_on_all_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for domain in ("books", "kitchen"):
+        (tmp_path / f"blitzer_{domain}").mkdir()
+        for split in derive_shift.SPLITS:
+            table = pa.table({"text": [f"{domain} {split}"], "label": [1]})
+            pq.write_table(table, tmp_path / f"blitzer_{domain}" / f"{split}.parquet")
+    monkeypatch.setattr("sys.argv", ["derive_shift", str(tmp_path), str(tmp_path)])
+    derive_shift.main()
+    texts = {
+        path.stem: [row["text"] for row in pq.read_table(path).to_pylist()]
+        for path in (tmp_path / "books_to_kitchen").glob("*.parquet")
+    }
+    assert texts == {
+        "train": ["books train"],
+        "validation": ["books validation"],
+        "test": ["kitchen train", "kitchen validation"],
+    }
 
 
 def test_recovery_asks_half_the_model_for_what_the_whole_one_says(

@@ -133,24 +133,35 @@ def compare(study: Study, reference: str) -> list[Comparison]:
     return _corrected([comparison for comparison in found if comparison])
 
 
-def _compare_one(
-    study: Study, cell: Cell, method: str, reference: str, quantity: Quantity
-) -> Comparison | None:
-    ours, theirs = study.usable(cell, method), study.usable(cell, reference)
+def differences_by_seed(
+    ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome], quantity: Quantity
+) -> dict[int, float]:
+    """Return ours minus theirs by seed, in its order, where both have the quantity."""
     pairs = {
         seed: (value_of(ours[seed], quantity), value_of(theirs[seed], quantity))
         for seed in sorted(ours.keys() & theirs.keys())
     }
-    differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+    return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def metric_of(study: Study, setting: tuple[str, str], quantity: Quantity) -> str:
+    """Return the name of what a quantity measures: `loss`, or the task's main metric."""
+    return "loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else study.metric(setting)
+
+
+def _compare_one(
+    study: Study, cell: Cell, method: str, reference: str, quantity: Quantity
+) -> Comparison | None:
+    ours, theirs = study.usable(cell, method), study.usable(cell, reference)
+    differences = differences_by_seed(ours, theirs, quantity)
     values = list(differences.values())
     if not differences and quantity is not Quantity.LOSS:
         return None
-    metric = study.metric((cell.model, cell.task))
     return Comparison(
         cell=cell,
         method=method,
         quantity=quantity,
-        metric="loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else metric,
+        metric=metric_of(study, (cell.model, cell.task), quantity),
         differences=differences,
         lost=_lost(study, cell, method, reference),
         interval=bootstrap_interval(values) if len(values) >= INTERVAL_PAIRS else None,

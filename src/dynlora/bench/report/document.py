@@ -7,6 +7,7 @@ from dynlora.bench.report.cell_tables import cell_section, comparison_section
 from dynlora.bench.report.comparison import Comparison, compare
 from dynlora.bench.report.figures import Drawing, draw, stems
 from dynlora.bench.report.markdown import escape
+from dynlora.bench.report.next_budget import next_budget_section
 from dynlora.bench.report.rank_tables import agreement_section
 from dynlora.bench.report.run_tables import runs_section, tuning_section
 from dynlora.bench.report.study import Study
@@ -32,7 +33,8 @@ pairs, from 100,000 random patterns beyond. It is corrected by Holm's rule over 
 that a study makes in validation loss, in the validation metric, in test loss, and in the test
 metric, each for itself; studies are not corrected against each other. `better` and `worse` mean
 that the corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
-Intervals are not corrected.
+Intervals are not corrected. Where the reference was run at several budgets, methods are also set
+against it at the next higher one, by the same seeds; these differences are not tested.
 
 Seeds differ in the adapter's start, the head's, and the order of rows. The learning rate and scale
 of a cell were tuned once, on another seed, and training, validation and test rows are the same for
@@ -122,6 +124,7 @@ def _setting(
         lines += [f"#### {task} with {model}, budget {cell.budget:,}", ""]
         lines += cell_section(study, cell, reference)
         lines += comparison_section([c for c in comparisons if c.cell == cell], reference)
+    lines += next_budget_section(study, setting, reference)
     lines += agreement_section(study, setting, reference)
     for drawing in drawings:
         lines += [f"![{escape(drawing.caption)}]({link}/{drawing.file})", ""]

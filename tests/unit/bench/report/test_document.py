@@ -163,6 +163,33 @@ def test_a_cell_of_many_pairs_does_not_hide_that_others_have_too_few():
     assert "after the correction: 1 of 2 comparisons in validation loss" in text
 
 
+def test_a_method_is_set_against_the_reference_at_the_next_higher_budget():
+    runs = [
+        values(method="lora", budget=budget, seed=seed, loss=0.5 - 0.01 * budget + 0.001 * seed)
+        for budget in (2, 4, 16)
+        for seed in range(7)
+    ]
+    runs += [
+        values(method="a", budget=2, seed=seed, loss=0.45 if seed < 5 else 0.5)
+        for seed in range(1, 7)
+    ]
+    runs.append(values(method="a", budget=8, seed=0, loss=0.3))
+    found = rows(text_of(*runs).split("what rank a method is worth.")[1], "a")
+    expected = [0.45 - 0.46 - 0.001 * s for s in range(1, 5)] + [0.04 - 0.005, 0.04 - 0.006]
+    loss = next(row for row in found if row[1:4] == ["validation loss", "lower", "2"])
+    assert loss[4:6] == ["4", "6"]  # the next at which the reference was run, and common seeds
+    assert loss[6] == f"+{fmean(expected):.4f}"
+    assert loss[8] == "4"
+    assert re.fullmatch(r"[−+]0\.\d{4} to \+0\.\d{4}", loss[7])
+    one_pair = next(row for row in found if row[1:4] == ["validation loss", "lower", "8"])
+    assert one_pair[4:] == ["16", "1", "−0.0400", "–", "1"]
+
+
+def test_without_a_higher_budget_of_the_reference_there_is_no_such_table():
+    runs = [values(method="lora", budget=2), values(method="a", budget=2, loss=0.4)]
+    assert "what rank a method is worth" not in text_of(*runs)
+
+
 def test_the_agreement_of_ranks_stands_for_each_budget():
     names = layers(1)
     patterns = {"lora": [[4, 4, 4, 4]] * 2, "dynamic": [[1, 2, 3, 4], [2, 4, 6, 8]]}
