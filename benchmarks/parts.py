@@ -11,7 +11,7 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 - `at most 3 times what is learned`: none has more than three times the effective rank of what its
   adapter has learned so far, or twice the configured rank if that is more;
 - `every second step observed`, `every fourth step observed`: the gradients of one in so many, and
-  the forwards of one in eight of those;
+  the forwards of one in eight of those; `… after the first event`: from there on alone;
 - `pattern from the start`: plain LoRA with the ranks that the run ended with;
 - `pattern of another seed`: the same with the ranks of the next seed's run.
 
@@ -23,13 +23,13 @@ One JSON out a task, rewritten as it grows, from which `docs/log.md` quotes.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 from peft import LoraConfig
 from rich.console import Console
@@ -56,6 +56,7 @@ CHANGES = (
     "at most 3 times what is learned",
     "every second step observed",
     "every fourth step observed",
+    "every fourth step observed after the first event",
     "pattern from the start",
     "pattern of another seed",
 )
@@ -162,18 +163,29 @@ def _changed(
         case "at most 3 times what is learned":
             with patch.object(planning, "bound_layers", bounded_by_use):
                 yield
-        case "every second step observed" | "every fourth step observed":
-            apart = 2 if "second" in change else 4
-            rule = Mock(return_value=apart)
-            with (
-                patch.object(schedule, "observation_interval", rule),
-                patch.object(controller, "observation_interval", rule),
-            ):
+        case "every second step observed":
+            with _observed(lambda _events, _step: 2):
+                yield
+        case "every fourth step observed":
+            with _observed(lambda _events, _step: 4):
+                yield
+        case "every fourth step observed after the first event":
+            with _observed(lambda events, step: 1 if step < events[0] else 4):
                 yield
         case _:
             values["method"] = "lora"
             with patch.object(wrap, "LoraConfig", patterned):
                 yield
+
+
+@contextmanager
+def _observed(interval: Callable[[Sequence[int], int], int]) -> Iterator[None]:
+    """Observe other steps: what `schedule.observation_interval` returns is taken from here."""
+    with (
+        patch.object(schedule, "observation_interval", interval),
+        patch.object(controller, "observation_interval", interval),
+    ):
+        yield
 
 
 if __name__ == "__main__":
