@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isfinite, nan
 from statistics import fmean
 
-from dynlora.bench.report.comparison import Comparison, Quantity, value_of
+from dynlora.bench.report.comparison import Comparison, Quantity, pairs_text, value_of
 from dynlora.bench.report.markdown import escape, seeds_text, table
 from dynlora.bench.report.numbers import interval_text, p_text, signed_text, spread_text
 from dynlora.bench.report.record import Cell, Outcome
@@ -105,7 +105,7 @@ def comparison_section(comparisons: Sequence[Comparison], reference: str) -> lis
             escape(found.method),
             escape(name_of(found.quantity, found.metric)),
             "lower" if lower_is_better(found.metric) else "higher",
-            str(len(found.differences)) + (f" ({found.lost} lost)" if found.lost else ""),
+            pairs_text(len(found.differences), found.lost),
             signed_text(found.mean),
             interval_text(found.interval),
             p_text(found.p),

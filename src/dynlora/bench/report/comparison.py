@@ -163,17 +163,28 @@ def _compare_one(
         quantity=quantity,
         metric=metric_of(study, (cell.model, cell.task), quantity),
         differences=differences,
-        lost=_lost(study, cell, method, reference),
+        lost=lost_pairs(study, (cell, method), (cell, reference)),
         interval=bootstrap_interval(values) if len(values) >= INTERVAL_PAIRS else None,
         p=sign_flip_p(values) if len(values) >= LEAST_PAIRS else None,
     )
 
 
-def _lost(study: Study, cell: Cell, method: str, reference: str) -> int:
-    """Return how many seeds both have, but with a result for one of them at most."""
-    tried = [{run.seed for run in study.runs(cell, name)} for name in (method, reference)]
-    finite = study.usable(cell, method).keys() & study.usable(cell, reference).keys()
+def lost_pairs(study: Study, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -> int:
+    """Return how many seeds both have, but with a result for one of them at most.
+
+    Args:
+        study: Holds the runs.
+        ours: Cell and method.
+        theirs: The same of what it is compared with.
+    """
+    tried = [{run.seed for run in study.runs(*side)} for side in (ours, theirs)]
+    finite = study.usable(*ours).keys() & study.usable(*theirs).keys()
     return len((tried[0] & tried[1]) - finite)
+
+
+def pairs_text(pairs: int, lost: int) -> str:
+    """Return how many pairs there are, and how many were lost."""
+    return f"{pairs} ({lost} lost)" if lost else str(pairs)
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -7,7 +7,9 @@ from dynlora.bench.report.comparison import (
     INTERVAL_PAIRS,
     Quantity,
     differences_by_seed,
+    lost_pairs,
     metric_of,
+    pairs_text,
 )
 from dynlora.bench.report.markdown import escape, table
 from dynlora.bench.report.numbers import interval_text, signed_text
@@ -65,7 +67,7 @@ def _row(
         "lower" if lower_is_better(metric) else "higher",
         f"{cell.budget:,}",
         f"{higher.budget:,}",
-        str(len(values)),
+        pairs_text(len(values), lost_pairs(study, (cell, method), (higher, reference))),
         signed_text(fmean(values)),
         interval_text(interval),
         str(better),

@@ -173,11 +173,15 @@ def test_a_method_is_set_against_the_reference_at_the_next_higher_budget():
         values(method="a", budget=2, seed=seed, loss=0.45 if seed < 5 else 0.5)
         for seed in range(1, 7)
     ]
+    runs.append(values(method="a", budget=2, seed=0, loss=float("nan")))
     runs.append(values(method="a", budget=8, seed=0, loss=0.3))
     found = rows(text_of(*runs).split("what rank a method is worth.")[1], "a")
     expected = [0.45 - 0.46 - 0.001 * s for s in range(1, 5)] + [0.04 - 0.005, 0.04 - 0.006]
     loss = next(row for row in found if row[1:4] == ["validation loss", "lower", "2"])
-    assert loss[4:6] == ["4", "6"]  # the next at which the reference was run, and common seeds
+    assert loss[4:6] == [
+        "4",
+        "6 (1 lost)",
+    ]  # the next at which the reference was run, and common seeds
     assert loss[6] == f"+{fmean(expected):.4f}"
     assert loss[8] == "4"
     assert re.fullmatch(r"[−+]0\.\d{4} to \+0\.\d{4}", loss[7])
