@@ -47,6 +47,14 @@ from dynlora.train import wrap
 from dynlora.train.job import run_job
 from dynlora.types import RankPlan
 
+INTERVALS: dict[str, Callable[[Sequence[int], int], int]] = {
+    "every second step observed": lambda _events, _step: 2,
+    "every fourth step observed": lambda _events, _step: 4,
+    "every fourth step observed after the first event": (
+        lambda events, step: 1 if step < events[0] else 4
+    ),
+}
+"""What is returned in the place of `schedule.observation_interval`."""
 CHANGES = (
     "random directions",
     "moments kept",
@@ -54,9 +62,7 @@ CHANGES = (
     "pace kept where ranks fall",
     "at most 4 r",
     "at most 3 times what is learned",
-    "every second step observed",
-    "every fourth step observed",
-    "every fourth step observed after the first event",
+    *INTERVALS,
     "pattern from the start",
     "pattern of another seed",
 )
@@ -163,29 +169,16 @@ def _changed(
         case "at most 3 times what is learned":
             with patch.object(planning, "bound_layers", bounded_by_use):
                 yield
-        case "every second step observed":
-            with _observed(lambda _events, _step: 2):
-                yield
-        case "every fourth step observed":
-            with _observed(lambda _events, _step: 4):
-                yield
-        case "every fourth step observed after the first event":
-            with _observed(lambda events, step: 1 if step < events[0] else 4):
+        case _ if change in INTERVALS:
+            with (
+                patch.object(schedule, "observation_interval", INTERVALS[change]),
+                patch.object(controller, "observation_interval", INTERVALS[change]),
+            ):
                 yield
         case _:
             values["method"] = "lora"
             with patch.object(wrap, "LoraConfig", patterned):
                 yield
-
-
-@contextmanager
-def _observed(interval: Callable[[Sequence[int], int], int]) -> Iterator[None]:
-    """Observe other steps: what `schedule.observation_interval` returns is taken from here."""
-    with (
-        patch.object(schedule, "observation_interval", interval),
-        patch.object(controller, "observation_interval", interval),
-    ):
-        yield
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every study that comes with the project is one that can be run, and the derived tasks hold."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,12 @@ from dynlora.cli.job_parser import check_keys, parse_values
 
 ROOT = Path(__file__).parent.parent.parent
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+
+
+def derive(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a derivation as its command would, from and to one folder."""
+    monkeypatch.setattr("sys.argv", [module.__name__, str(folder), str(folder)])
+    module.main()
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -33,8 +40,7 @@ def test_derived_tasks_ask_for_what_the_meaning_says(
     for split in derive_tasks.SPLITS:
         rows = pa.table({"mr": meanings, "ref": ["first", "second"]})
         pq.write_table(rows, tmp_path / "e2e_nlg" / f"{split}.parquet")
-    monkeypatch.setattr("sys.argv", ["derive_tasks", str(tmp_path), str(tmp_path)])
-    derive_tasks.main()
+    derive(derive_tasks, tmp_path, monkeypatch)
     assert "8 slots, 3 values" in capsys.readouterr().out
     asked = {
         task: {row["text"]: row["label"] for row in pq.read_table(path).to_pylist()}
@@ -59,8 +65,7 @@ def test_a_mixture_has_classes_of_each_task_and_no_row_twice(
         (tmp_path / task).mkdir()
         pq.write_table(pa.table(columns), tmp_path / task / "train.parquet")
     monkeypatch.setattr(derive_mixture, "ROWS", {"train": 8, "validation": 1, "test": 3})
-    monkeypatch.setattr("sys.argv", ["derive_mixture", str(tmp_path), str(tmp_path)])
-    derive_mixture.main()
+    derive(derive_mixture, tmp_path, monkeypatch)
     assert "test: 15 rows of 11 classes" in capsys.readouterr().out
     tables = [pq.read_table(path) for path in (tmp_path / "mixture").glob("*.parquet")]
     rows = [row for table in tables for row in table.to_pylist()]
@@ -80,8 +85,7 @@ def test_a_shift_is_learned_from_one_domain_and_tested_on_all_of_the_other(
         for split in derive_shift.SPLITS:
             table = pa.table({"text": [f"{domain} {split}"], "label": [1]})
             pq.write_table(table, tmp_path / f"blitzer_{domain}" / f"{split}.parquet")
-    monkeypatch.setattr("sys.argv", ["derive_shift", str(tmp_path), str(tmp_path)])
-    derive_shift.main()
+    derive(derive_shift, tmp_path, monkeypatch)
     texts = {
         path.stem: [row["text"] for row in pq.read_table(path).to_pylist()]
         for path in (tmp_path / "books_to_kitchen").glob("*.parquet")
@@ -101,8 +105,7 @@ def test_recovery_asks_half_the_model_for_what_the_whole_one_says(
         (tmp_path / source).mkdir()
         pq.write_table(pa.table({column: texts}), tmp_path / source / "train.parquet")
     monkeypatch.setattr(derive_recovery, "ROWS", {"train": 2, "validation": 1, "test": 1})
-    monkeypatch.setattr("sys.argv", ["derive_recovery", str(tmp_path), str(tmp_path)])
-    derive_recovery.main()
+    derive(derive_recovery, tmp_path, monkeypatch)
     assert "reviews: 2 train, 1 validation, 1 test rows" in capsys.readouterr().out
     tables = [pq.read_table(path) for path in (tmp_path / "questions").glob("*.parquet")]
     rows = [row for table in tables for row in table.to_pylist()]
