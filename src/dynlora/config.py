@@ -104,7 +104,8 @@ class DynamicLoraConfig:
     """How tensors are held: `physical` gives them the live rank; `static` one rank for good, the
     highest that a layer may come to, as several processes need; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
-    """What a NaN or infinite gradient does: skip that observation and count it, or stop."""
+    """What a NaN or infinite gradient does: skip that observation and count it, or stop; to stop
+    in time, every step waits for its gradients."""
     seed: int = 0
     """Seed of the random metric and of directions no input has shown yet."""
 

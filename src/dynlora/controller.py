@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import compress
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
 from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
+from dynlora.skipped import SkippedObservations
 from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -94,8 +96,7 @@ class DynamicLora:
         self.config = config
         self.history: list[Event] = []
         """The events so far."""
-        self.skipped: Counter[str] = Counter()
-        """Observations left out because a gradient or score was not finite, by module name."""
+        self._skipped = SkippedObservations()
         self.seconds = 0.0
         """Wall time spent in observing and reallocating."""
         metric = build_metric(config.importance, seed=config.seed)
@@ -167,6 +168,11 @@ class DynamicLora:
         """Most live LoRA parameters at any time so far."""
         return self._adapters.peak_parameters
 
+    @property
+    def skipped(self) -> Counter[str]:
+        """Observations left out because a gradient or score was not finite, by module name."""
+        return self._skipped.counts()
+
     def observe(self) -> None:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
 
@@ -189,20 +195,24 @@ class DynamicLora:
             return
         check_once(self._observed)
         with self._timed():
-            finite, broken = self._adapters.with_gradients()
-            if not finite and not broken:
+            layers = self._adapters.with_gradients()
+            if not layers:
                 raise LayerError(
                     f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "
                     "none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
                     "under DeepSpeed between `engine.backward` and `engine.step`."
                 )
-            self._report_nonfinite(broken, "gradient")
-            if process_count() > 1 and not (self._reduced or broken):
+            names = [layer.name for layer in layers]
+            finite = torch.stack([layer.finite for layer in layers])
+            if self.config.on_nonfinite == "stop":
+                broken = list(compress(names, (~finite).tolist()))
+                self._check_finite(broken, "gradient", step=self._step + 1)
+            self._skipped.add_unless(finite, names)
+            if process_count() > 1 and not self._reduced and finite.all():
                 check_reduced(self._adapters.gradient_norms())
                 self._reduced = True
-            if finite:
-                self._assessor.observe(finite)
-                self._observed = True
+            self._assessor.observe(layers)
+            self._observed = True
 
     def step(self) -> None:
         """Count a step, and move ranks if this one is an event: call after the optimizer's step.
@@ -319,7 +329,7 @@ class DynamicLora:
         self._step = state["step"]
         self._events = tuple(state["events"])
         self.history = [Event.from_dict(event) for event in state["history"]]
-        self.skipped = Counter(state["skipped"])
+        self._skipped = SkippedObservations(state["skipped"])
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
@@ -431,18 +441,18 @@ class DynamicLora:
         return event
 
     def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
-        self._report_nonfinite([n for n, s in scores.items() if not math.isfinite(s)], "score")
-        return {name: score for name, score in scores.items() if math.isfinite(score)}
-
-    def _report_nonfinite(self, names: list[str], kind: str) -> None:
+        broken = [name for name, score in scores.items() if not math.isfinite(score)]
         if self.config.on_nonfinite == "stop":
-            check_finite(names, kind, step=self._step + 1, layers=len(self._layers))
-        self.skipped.update(names)
+            self._check_finite(broken, "score", step=self._step)
+        self._skipped.add(broken)
+        return {name: score for name, score in scores.items() if math.isfinite(score)}
 
     def _check_layers(self) -> None:
         self._adapters.check_unmerged()
-        broken = self._adapters.broken_weights()
-        check_finite(broken, "weights", step=self._step, layers=len(self._layers))
+        self._check_finite(self._adapters.broken_weights(), "weights", step=self._step)
+
+    def _check_finite(self, broken: list[str], kind: str, *, step: int) -> None:
+        check_finite(broken, kind, step=step, layers=len(self._layers))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

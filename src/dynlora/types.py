@@ -54,6 +54,14 @@ class LoraLayer(LayerShape, Protocol):
         """Gradient of `lora_B`, of its shape; zeros where no backward pass left one."""
         ...
 
+    @property
+    def finite(self) -> Tensor:
+        """Whether both gradients are finite in all elements: a boolean of shape ``()``.
+
+        On the layer's device, because who reads it waits until all that was asked of it is done.
+        """
+        ...
+
     def added_power(self, tokens: Tokens) -> float:
         """Return the mean squared norm of what the adapter adds on these tokens."""
         ...

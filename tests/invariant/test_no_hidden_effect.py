@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from torch.overrides import TorchFunctionMode
 
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
@@ -89,53 +88,6 @@ def test_forwards_in_eval_mode_or_without_gradients_are_never_observed(tiny_llam
     tiny_llama.train()
     loss_of(tiny_llama, tokens)
     assert len(dynamic._analyzer.stats()) == len(dynamic.ranks)
-
-
-ASKING = {
-    "__bool__", "__float__", "__index__", "__int__", "allclose", "cpu", "equal", "item", "nonzero",
-    "numpy", "tensor", "tolist",
-}  # fmt: skip
-"""Calls with which Python asks for a value, for which it would wait for a GPU."""
-
-
-class Waits(TorchFunctionMode):
-    """Lists those calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__ in ASKING:
-            self.seen.append(function.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-def test_an_observed_step_asks_the_device_once_and_a_step_that_is_not_never(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, total_steps=100, first_event=0.1, last_event=0.1)
-    for step, tokens in zip(range(20), sequences(), strict=False):
-        loss_of(tiny_llama, tokens).backward()
-        with Waits() as waits:
-            dynamic.observe()
-        assert waits.seen == (["tolist"] if step < 10 else [])  # whether gradients are finite
-        optimizer.step()
-        with Waits() as waits:
-            dynamic.step()
-        assert bool(waits.seen) == (step == 9)  # at the event
-        optimizer.zero_grad()
-
-
-def test_a_sampled_forward_asks_the_device_for_nothing(tiny_llama):
-    dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=100)
-    tokens, seen = next(sequences()), {}
-    for sampled in (True, False):
-        with Waits() as waits:
-            loss_of(tiny_llama, tokens)
-        seen[sampled] = waits.seen
-        dynamic.freeze()
-    assert len(dynamic._analyzer.stats()) == len(dynamic.ranks)
-    assert seen[True] == seen[False]
 
 
 def test_closing_removes_every_hook(tiny_llama):

@@ -6,6 +6,7 @@ terms, because its `set_scale` and `unscale_layer` recompute one from the others
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,15 @@ _UNIT_SCALING = "lora_unit_scaling"
 
 
 @dataclass(frozen=True, slots=True)
+class Gradients:
+    """Those of one layer in one step."""
+
+    A: Tensor
+    B: Tensor
+    finite: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LoraView:
     """One adapter of one PEFT LoRA layer of any kind; see `types.LoraLayer`."""
 
@@ -41,8 +51,8 @@ class LoraView:
     """Columns of `lora_A`."""
     out_features: int
     """Rows of `lora_B`."""
-    gradients: tuple[Tensor, Tensor] | None = None
-    """Those of `lora_A` and `lora_B` as they were once read; None reads them anew."""
+    gradients: Gradients | None = None
+    """As they were once read; None reads them anew."""
 
     @property
     def cost(self) -> int:
@@ -118,16 +128,19 @@ class LoraView:
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`; zeros where no backward pass left one."""
-        return self.factor_A.gradient(self.r) if self.gradients is None else self.gradients[0]
+        return self.factor_A.gradient(self.r) if self.gradients is None else self.gradients.A
 
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B`; zeros where no backward pass left one."""
-        return self.factor_B.gradient(self.r) if self.gradients is None else self.gradients[1]
+        return self.factor_B.gradient(self.r) if self.gradients is None else self.gradients.B
 
-    def in_this_step(self) -> "LoraView":
-        """Return the view with its gradients read: to read sharded ones is a collective."""
-        return replace(self, gradients=(self.grad_A, self.grad_B))
+    @property
+    def finite(self) -> Tensor:
+        """Whether both gradients are finite in all elements: a boolean of shape ``()``."""
+        if self.gradients is not None:
+            return self.gradients.finite
+        return are_finite([(self.grad_A, self.grad_B)])[0]
 
     @property
     def base_norm(self) -> float:
@@ -182,6 +195,22 @@ class LoraView:
         On PEFT's module, so that a copy of the model knows it too.
         """
         vars(self.module).setdefault(_CAPACITY, {})[self.adapter] = rank
+
+
+def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:
+    """Return views with their gradients read, once: to read sharded ones is a collective."""
+    pairs = [(layer.grad_A, layer.grad_B) for layer in layers]
+    return [
+        replace(layer, gradients=Gradients(A, B, finite))
+        for layer, (A, B), finite in zip(layers, pairs, are_finite(pairs), strict=True)
+    ]
+
+
+def are_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return, for each pair of tensors, whether all their elements are finite."""
+    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)  # norms overflow float16
+    norms_A, norms_B = (torch._foreach_norm(side, 2, dtype) for side in zip(*pairs, strict=True))
+    return (torch.stack(norms_A) + torch.stack(norms_B)).isfinite()
 
 
 def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraView]:

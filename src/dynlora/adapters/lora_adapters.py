@@ -12,7 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
-from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
+from dynlora.adapters.layers import (
+    LoraView,
+    are_finite,
+    find_lora_layers,
+    find_root,
+    in_this_step,
+)
 from dynlora.adapters.optimizer_state import (
     check_holds,
     check_static,
@@ -139,18 +145,13 @@ class LoraAdapters:
         norms = [layer.grad_A.norm() + layer.grad_B.norm() for layer in self.layers.values()]
         return torch.stack(norms)
 
-    def with_gradients(self) -> tuple[list[LoraView], list[str]]:
-        """Return the layers whose gradients are finite, and the names of those where one is not.
+    def with_gradients(self) -> list[LoraView]:
+        """Return the layers that a backward pass has reached, with the gradients of this step.
 
-        Layers without a gradient (not part of this step's graph) are in neither. Those returned
-        show the gradients of this step.
+        Layers without a gradient (not part of this step's graph) are left out.
         """
-        layers = [layer.in_this_step() for layer in self.layers.values() if layer.has_gradients]
-        if not layers:
-            return [], []
-        finite = _are_finite([(layer.grad_A, layer.grad_B) for layer in layers])
-        good = [layer for layer, ok in zip(layers, finite, strict=True) if ok]
-        return good, [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
+        layers = [layer for layer in self.layers.values() if layer.has_gradients]
+        return in_this_step(layers) if layers else []
 
     def check_unmerged(self) -> None:
         """Check that the base weights are their own.
@@ -168,7 +169,7 @@ class LoraAdapters:
     def broken_weights(self) -> list[str]:
         """Return the names of the layers that hold a weight which is NaN or infinite."""
         layers = list(self.layers.values())
-        finite = _are_finite([(layer.lora_A, layer.lora_B) for layer in layers])
+        finite = are_finite([(layer.lora_A, layer.lora_B) for layer in layers]).tolist()
         return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
     def lowest_ranks(
@@ -318,14 +319,6 @@ def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
 
 
 @torch.no_grad()
-def _are_finite(pairs: list[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Return, for each pair of tensors, whether all their elements are finite."""
-    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)  # norms overflow float16
-    norms_A, norms_B = (torch._foreach_norm(side, 2, dtype) for side in zip(*pairs, strict=True))
-    found: list[bool] = (torch.stack(norms_A) + torch.stack(norms_B)).isfinite().tolist()
-    return found
-
-
 def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
     """Return the root mean square norm of a layer's output, on white input where none was seen."""
     return layer.base_norm if stats is None else float(stats.output_power**0.5)

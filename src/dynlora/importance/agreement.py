@@ -27,19 +27,27 @@ class AgreementTest:
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}  # of the last gradients
         self._sums: Tensor | None = None  # of cosines and of their squares, on the layers' device
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Compare this step's gradients with the last one's."""
-        gradients = {layer.name: layer.grad_B.detach().clone() for layer in layers}
-        known = [name for name in gradients if name in self._last]
-        if known:
-            now = [gradients[name] for name in known]
-            cosine = _mean_cosine(now, [self._last[name] for name in known])
-            terms = torch.stack([cosine, cosine.square()])
-            self._sums = terms if self._sums is None else self._sums + terms
-        self._last = gradients
+        """Compare this step's gradients with the last ones; those not finite are left out."""
+        names = [layer.name for layer in layers]
+        finite = [layer.finite for layer in layers]
+        gradients = [layer.grad_B.detach() for layer in layers]
+        # A layer without last gradients is compared with nothing: their norm is NaN.
+        unknown = gradients[0].new_full((), torch.nan, dtype=torch.float64)
+        last = list(map(self._last.get, names, gradients))
+        last_norms = torch.stack([self._norms.get(name, unknown) for name in names])
+        are_finite = torch.stack(finite)
+        norms = torch.where(are_finite, _norms(gradients), unknown)
+        cosine = _mean_cosine(_products(gradients, last), norms * last_norms)
+        terms = torch.stack([cosine, cosine.square()])
+        self._sums = terms if self._sums is None else self._sums + terms
+        kept_norms = torch.where(are_finite, norms, last_norms)
+        self._last = dict(zip(names, map(torch.where, finite, gradients, last), strict=True))
+        self._norms = dict(zip(names, kept_norms.unbind(), strict=True))
 
     @property
     def z(self) -> float:
@@ -53,11 +61,12 @@ class AgreementTest:
 
     def finish(self) -> None:
         """Free the last gradients: there will be no further comparison."""
-        self._last = {}
+        self._last, self._norms = {}, {}
 
     def rebase(self, change: BasisChange) -> None:
         """Leave a layer whose basis changed out of the next comparison."""
         self._last.pop(change.name, None)
+        self._norms.pop(change.name, None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums and the last gradients."""
@@ -72,16 +81,30 @@ class AgreementTest:
             for key, value in state.items()
             if key.startswith("last/")
         }
+        norms = _norms(list(self._last.values())).unbind() if self._last else ()
+        self._norms = dict(zip(self._last, norms, strict=True))
 
 
-def _mean_cosine(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """Return the mean over pairs of tensors of their cosine; a pair with a zero tensor counts 0.
+def _mean_cosine(products: Tensor, lengths: Tensor) -> Tensor:
+    """Return the mean of the quotients; a length of 0 counts 0, and one that is NaN not at all."""
+    known = ~lengths.isnan()
+    cosines = torch.where(known, products / lengths.clamp(min=1e-300), 0.0)
+    return cosines.sum() / known.sum().clamp(min=1)
 
-    At least in float32: products of float16 gradients vanish or overflow.
-    """
-    left, right = (
-        [t.to(torch.promote_types(t.dtype, torch.float32)) for t in side] for side in (left, right)
-    )
-    products = torch.stack([p.sum() for p in torch._foreach_mul(left, right)]).double()
-    lengths = [torch.stack(torch._foreach_norm(side)).double() for side in (left, right)]
-    return (products / (lengths[0] * lengths[1]).clamp(min=1e-300)).mean()
+
+def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """Return the inner product of each pair of tensors."""
+    products = torch._foreach_mul(_wide(left), _wide(right))
+    return torch.stack([product.sum() for product in products]).double()
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """Return the norm of each tensor."""
+    return torch.stack(torch._foreach_norm(_wide(tensors))).double()
+
+
+def _wide(tensors: list[Tensor]) -> list[Tensor]:
+    """Return tensors of at least float32: products of float16 gradients vanish or overflow."""
+    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors):
+        return tensors  # calls that change nothing would be most of the time on small layers
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]

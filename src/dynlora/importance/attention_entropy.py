@@ -60,17 +60,18 @@ class AttentionEntropyMetric:
             self._shown = dict(zip(names, sums, strict=True))
         for name, (total, rows) in self._shown.items():
             step = torch.stack([total / rows, torch.ones_like(rows)])
-            if bool(step.isfinite().all()):
-                old = self._means.get(name, torch.zeros_like(step))
-                self._means[name] = torch.lerp(old, step, 1 - DECAY)
+            old = self._means.get(name, torch.zeros_like(step))
+            new = torch.lerp(old, step, 1 - DECAY)
+            self._means[name] = torch.where(step.isfinite().all(), new, old)
         self._shown = {}
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the block's focus, in ``[0, 1]``."""
-        means = {layer.name: self._means.get(layer.name) for layer in layers}
-        return {name: float(mean[0] / mean[1]) for name, mean in means.items() if mean is not None}
+        names = [layer.name for layer in layers if layer.name in self._means]
+        means = {name: self._means[name].tolist() for name in names}
+        return {name: total / weight for name, (total, weight) in means.items() if weight > 0}
 
     def rebase(self, change: BasisChange) -> None:
         """Follow nothing: attention has no rank."""

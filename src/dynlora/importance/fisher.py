@@ -22,7 +22,7 @@ class FisherMetric:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._steps: dict[str, int] = {}
+        """Sum of mean squares and number of steps, by module name."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -31,30 +31,25 @@ class FisherMetric:
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
             square = (a.double().square() + b.double().square()) / (layer.r * layer.cost)
-            self._sums[layer.name] = self._sums.get(layer.name, 0.0) + square
-            self._steps[layer.name] = self._steps.get(layer.name, 0) + 1
+            old = self._sums.get(layer.name, square.new_zeros(2))
+            new = old + torch.stack([square, torch.ones_like(square)])
+            self._sums[layer.name] = torch.where(layer.finite, new, old)
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the mean squared gradient per parameter."""
-        return {
-            layer.name: float(self._sums[layer.name]) / self._steps[layer.name]
-            for layer in layers
-            if layer.name in self._sums
-        }
+        sums = {layer.name: self._sums[layer.name] for layer in layers if layer.name in self._sums}
+        pairs = {name: pair.tolist() for name, pair in sums.items()}
+        return {name: total / steps for name, (total, steps) in pairs.items() if steps > 0}
 
     def rebase(self, change: BasisChange) -> None:
         """Keep the layer's mean: it is one over all parameters, whatever their number."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return sum and number of steps per layer."""
-        return {
-            name: torch.tensor([float(total), self._steps[name]], dtype=torch.float64)
-            for name, total in self._sums.items()
-        }
+        return dict(self._sums)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._sums = {name: values[0].clone() for name, values in state.items()}
-        self._steps = {name: int(values[1]) for name, values in state.items()}
+        self._sums = {name: values.clone() for name, values in state.items()}

@@ -19,8 +19,8 @@ class GradientNormMetric:
     """Running mean of the gradient power of `lora_A` and `lora_B`, per parameter of one rank."""
 
     def __init__(self) -> None:
-        self._power: dict[str, Tensor] = {}
-        self._weight: dict[str, float] = {}
+        self._means: dict[str, Tensor] = {}
+        """Running mean of the power and its weight, by module name."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -28,11 +28,10 @@ class GradientNormMetric:
         norms_A = torch._foreach_norm([layer.grad_A for layer in layers])
         norms_B = torch._foreach_norm([layer.grad_B for layer in layers])
         for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
-            power = a.float().square() + b.float().square()
-            old = self._power.get(layer.name, torch.zeros_like(power))
-            self._power[layer.name] = torch.lerp(old, power, 1 - DECAY)
-            weight = self._weight.get(layer.name, 0.0)
-            self._weight[layer.name] = DECAY * weight + (1 - DECAY)
+            power = a.double().square() + b.double().square()
+            old = self._means.get(layer.name, power.new_zeros(2))
+            step = torch.stack([power, torch.ones_like(power)])
+            self._means[layer.name] = torch.where(layer.finite, old.lerp(step, 1 - DECAY), old)
 
     def scores(
         self,
@@ -40,12 +39,12 @@ class GradientNormMetric:
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
         """Return the root of the mean power per parameter of one rank."""
+        seen = [layer for layer in layers if layer.name in self._means]
+        means = [self._means[layer.name].tolist() for layer in seen]
         return {
-            layer.name: math.sqrt(
-                float(self._power[layer.name]) / self._weight[layer.name] / layer.cost
-            )
-            for layer in layers
-            if layer.name in self._power
+            layer.name: math.sqrt(power / weight / layer.cost)
+            for layer, (power, weight) in zip(seen, means, strict=True)
+            if weight > 0
         }
 
     def rebase(self, change: BasisChange) -> None:
@@ -53,12 +52,8 @@ class GradientNormMetric:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return power and weight per layer."""
-        return {
-            name: torch.tensor([float(power), self._weight[name]], dtype=torch.float64)
-            for name, power in self._power.items()
-        }
+        return dict(self._means)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._power = {name: values[0].float() for name, values in state.items()}
-        self._weight = {name: float(values[1]) for name, values in state.items()}
+        self._means = {name: values.clone() for name, values in state.items()}

@@ -19,7 +19,8 @@ class ImportanceMetric(Protocol):
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Read gradients. Called after `backward`, before the optimizer's step.
 
-        `layers` are those whose gradients are finite in this step.
+        `layers` are those that have gradients in this step. What is not `finite` must be left out,
+        and no tensor read back: that would wait for the device in every step.
         """
         ...
 

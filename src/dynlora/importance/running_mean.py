@@ -19,31 +19,41 @@ class RunningMeanGradient:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._weights: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Add one step's gradients."""
+        """Add one step's gradients, of the layers whose are finite."""
+        finite = [layer.finite for layer in layers]
         gradients = [layer.grad_B.float() for layer in layers]
-        for layer, gradient in zip(layers, gradients, strict=True):
-            if layer.name not in self._sums:
-                self._sums[layer.name] = torch.zeros_like(gradient)
-            self._weights[layer.name] = 1 - DECAY * (1 - self._weights.get(layer.name, 0.0))
-        torch._foreach_lerp_([self._sums[layer.name] for layer in layers], gradients, 1 - DECAY)
+        names = [layer.name for layer in layers]
+        for name, gradient in zip(names, gradients, strict=True):
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(gradient)
+                self._weights[name] = gradient.new_zeros((), dtype=torch.float64)
+        sums = [self._sums[name] for name in names]
+        # A step towards itself leaves a sum as it is.
+        shown = list(map(torch.where, finite, gradients, sums))
+        torch._foreach_lerp_(sums, shown, 1 - DECAY)
+        old = torch.stack([self._weights[name] for name in names])
+        weights = torch.where(torch.stack(finite), 1 - DECAY * (1 - old), old)
+        self._weights.update(zip(names, weights.unbind(), strict=True))
 
     def mean(self, name: str) -> Tensor | None:
         """Return the mean gradient of one layer, of shape ``(out, r)``; None if never observed."""
-        if name not in self._sums:
-            return None
-        return self._sums[name] / self._weights[name]
+        weight = self._weights.get(name)
+        return self._sums[name] / weight if weight is not None and weight > 0 else None
 
     def norms(self) -> dict[str, float]:
         """Return the Frobenius norm of each mean gradient, by module name."""
         if not self._sums:
             return {}
         norms = torch.stack(torch._foreach_norm(list(self._sums.values()))).tolist()
+        weights = torch.stack(list(self._weights.values())).tolist()
         return {
-            name: norm / self._weights[name] for name, norm in zip(self._sums, norms, strict=True)
+            name: norm / weight
+            for name, norm, weight in zip(self._sums, norms, weights, strict=True)
+            if weight > 0
         }
 
     @torch.no_grad()
@@ -57,14 +67,11 @@ class RunningMeanGradient:
     def state_dict(self) -> dict[str, Tensor]:
         """Return sums and weights as tensors keyed ``sum/<module>`` and ``weight/<module>``."""
         sums = {f"sum/{name}": value for name, value in self._sums.items()}
-        weights = {
-            f"weight/{name}": torch.tensor(value, dtype=torch.float64)
-            for name, value in self._weights.items()
-        }
+        weights = {f"weight/{name}": value for name, value in self._weights.items()}
         return sums | weights
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
         names = [key.removeprefix("sum/") for key in state if key.startswith("sum/")]
         self._sums = {name: state[f"sum/{name}"].clone() for name in names}
-        self._weights = {name: float(state[f"weight/{name}"]) for name in names}
+        self._weights = {name: state[f"weight/{name}"].clone() for name in names}

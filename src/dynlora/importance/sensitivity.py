@@ -24,18 +24,25 @@ class SensitivityMetric:
 
     def __init__(self) -> None:
         self._elements: dict[str, Tensor] = {}
+        """Both averages, stacked, by layer and factor."""
+        self._seen: dict[str, Tensor] = {}
+        """Whether a layer ever showed gradients that were finite, by module name."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Update both averages of every element of `lora_A` and `lora_B`."""
         for layer in layers:
+            finite = layer.finite
+            self._seen[layer.name] = self._seen.get(layer.name, finite) | finite
             for key, weight, gradient in _weights(layer):
                 sensitivity = (weight * gradient).abs().float()
                 zeros = weight.new_zeros(2, *weight.shape, dtype=torch.float32)
                 state = self._elements.setdefault(key, zeros)
                 importance, uncertainty = state[0], state[1]
-                importance.lerp_(sensitivity, 1 - BETA)
-                uncertainty.lerp_((sensitivity - importance).abs(), 1 - BETA)
+                # A step towards itself leaves an average as it is.
+                importance.lerp_(torch.where(finite, sensitivity, importance), 1 - BETA)
+                distance = (sensitivity - importance).abs()
+                uncertainty.lerp_(torch.where(finite, distance, uncertainty), 1 - BETA)
 
     def scores(
         self,
@@ -45,8 +52,8 @@ class SensitivityMetric:
         """Return the mean of ``I * U`` over a layer's parameters."""
         scores: dict[str, float] = {}
         for layer in layers:
-            states = [self._elements[key] for key in _keys(layer.name) if key in self._elements]
-            if states:
+            if bool(self._seen.get(layer.name)):
+                states = [self._elements[key] for key in _keys(layer.name)]
                 total = sum(float((state[0] * state[1]).sum()) for state in states)
                 scores[layer.name] = total / sum(state[0].numel() for state in states)
         return scores
@@ -63,12 +70,15 @@ class SensitivityMetric:
                 self._elements[key] = means.expand(shape).clone()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return both averages, stacked, by ``<module>/A`` and ``<module>/B``."""
-        return dict(self._elements)
+        """Return both averages, by ``<module>/A`` and ``/B``, and ``/seen``."""
+        return self._elements | {f"{name}/seen": seen for name, seen in self._seen.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._elements = {key: value.clone() for key, value in state.items()}
+        copies = {key: value.clone() for key, value in state.items()}
+        marks = [key for key in copies if key.endswith("/seen")]
+        self._seen = {key.removesuffix("/seen"): copies.pop(key) for key in marks}
+        self._elements = copies
 
 
 def _weights(layer: LoraLayer) -> list[tuple[str, Tensor, Tensor]]:

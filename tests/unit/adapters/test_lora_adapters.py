@@ -53,16 +53,18 @@ def test_the_budget_stays_when_ranks_move():
     assert adapters.budget == 4 * sum(COSTS.values())
 
 
-def test_layers_are_sorted_by_whether_their_gradient_is_finite_broken_or_absent():
+def test_layers_with_gradients_tell_whether_both_are_finite_and_those_without_are_left_out():
     model = lora_chain(4, 4, 4, 4, 4, 4)
     layers = layers_of(model)
     set_gradients(layers, seed=0)
     layers[1].lora_A.grad[0, 0] = float("nan")
     layers[2].lora_B.grad[1, 1] = float("-inf")
     layers[3].lora_A.grad = None
-    finite, broken = adapters_of(model).with_gradients()
-    assert [layer.name for layer in finite] == ["0", "4"]
-    assert broken == ["1", "2"]
+    found = {layer.name: bool(layer.finite) for layer in adapters_of(model).with_gradients()}
+    assert found == {"0": True, "1": False, "2": False, "4": True}
+    assert {n: bool(layer.finite) for n, layer in adapters_of(model).layers.items()} == {
+        "3": True  # zeros stand for what is not there
+    } | found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -72,8 +74,8 @@ def test_large_gradients_are_finite_though_their_norm_exceeds_half_precision(dty
         layer.lora_A.grad, layer.lora_B.grad = (
             torch.full_like(weight, 3e4) for weight in (layer.lora_A, layer.lora_B)
         )
-    finite, broken = adapters_of(model).with_gradients()
-    assert ([layer.name for layer in finite], broken) == (["0"], [])
+    (layer,) = adapters_of(model).with_gradients()
+    assert layer.finite
 
 
 def test_a_gradient_is_read_once_in_a_step_however_often_it_is_asked_for(monkeypatch):
@@ -81,21 +83,21 @@ def test_a_gradient_is_read_once_in_a_step_however_often_it_is_asked_for(monkeyp
     set_gradients(layers_of(model), seed=0)
     adapters, read = adapters_of(model), []
     monkeypatch.setattr(factor, "gradient_of", lambda p: read.append(p) or p.grad)
-    finite, _ = adapters.with_gradients()
-    for layer in finite:
+    for layer in adapters.with_gradients():
         for _ in range(3):
+            assert layer.finite
             assert torch.equal(layer.grad_A, layer.module.lora_A["default"].weight.grad)
             assert torch.equal(layer.grad_B, layer.module.lora_B["default"].weight.grad)
     assert len(read) == 4
     set_gradients(layers_of(model), seed=1)
-    for layer in adapters.with_gradients()[0]:
+    for layer in adapters.with_gradients():
         assert torch.equal(layer.grad_B, layer.module.lora_B["default"].weight.grad)
 
 
-def test_without_any_gradient_there_are_neither_finite_nor_broken_layers():
+def test_without_any_gradient_there_is_no_layer():
     model = lora_chain(4, 4)
     model.zero_grad()
-    assert adapters_of(model).with_gradients() == ([], [])
+    assert adapters_of(model).with_gradients() == []
 
 
 def test_a_plan_gives_exactly_its_ranks_and_leaves_the_layers_it_does_not_name():

@@ -95,6 +95,20 @@ def test_it_is_the_mean_over_layers_of_the_cosine_of_consecutive_gradients_of_lo
     assert test.z == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gradient_that_is_not_finite_is_compared_with_nothing(layers, first):
+    test, without = AgreementTest(), AgreementTest()
+    for seed in range(6):
+        set_gradients(layers, seed=seed)
+        if seed == (0 if first else 3):
+            layers[0].lora_B.grad[0, 0] = float("inf")
+            layers[1].lora_A.grad[0, 0] = float("nan")
+        else:
+            without.observe(layers)
+        test.observe(layers)
+    assert test.z == without.z != 0
+
+
 def test_pure_chance_is_seldom_significant():
     layers = layers_of(lora_chain(6, 5, r=2))
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from dynlora.importance import ImportanceMetric, LayerImportanceAssessor, build_
 from dynlora.importance.signal import SignalMetric
 from dynlora.importance.uniform import UniformMetric
 from dynlora.types import BasisChange, LoraLayer
-from tests.lora_layers import layers_of, lora_chain
+from tests.lora_layers import layers_of, lora_chain, set_gradients
 
 METRICS = [
     "signal",
@@ -101,3 +101,40 @@ def test_every_metric_scores_what_it_has_seen_before_and_after_a_change_of_rank(
     expected = set() if unseen else {"0", "1"}
     assert set(before) == set(after) == expected
     assert all(score > 0 for score in [*before.values(), *after.values()])
+
+
+def broken(layer, factor):
+    getattr(layer, factor).grad[0, 0] = float("nan" if factor == "lora_A" else "inf")
+
+
+READING_GRADIENTS = ["signal", "sensitivity", "gradient_norm", "fisher", "spectral"]
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("name", READING_GRADIENTS)
+def test_a_gradient_that_is_not_finite_changes_nothing_of_its_layer(layers, name, factor):
+    shown, spared = build_metric(name, seed=0), build_metric(name, seed=0)
+    for step in range(6):
+        set_gradients(layers, seed=step)
+        if step == 3:
+            spared.observe(layers[1:])
+            broken(layers[0], factor)
+        else:
+            spared.observe(layers)
+        shown.observe(layers)
+    ours, theirs = shown.state_dict(), spared.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", READING_GRADIENTS)
+def test_a_layer_whose_gradients_never_were_finite_is_left_out(layers, name):
+    metric = build_metric(name, seed=0)
+    for step in range(3):
+        set_gradients(layers, seed=step)
+        broken(layers[1], "lora_B")
+        metric.observe(layers)
+    assert set(metric.scores(layers, {})) == {"0"}
+    set_gradients(layers, seed=9)
+    metric.observe(layers)
+    assert set(metric.scores(layers, {})) == {"0", "1"}

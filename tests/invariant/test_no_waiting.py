@@ -1,0 +1,99 @@
+"""A step between events asks the device for nothing: who reads a value back waits for all of it."""
+
+import sys
+from typing import get_args
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dynlora.config import ImportanceName
+from tests.models import adamw, attached, lora_llama, loss_of, sequences
+
+READS = {
+    "__bool__", "__float__", "__index__", "__int__", "allclose", "cpu", "equal", "item", "numpy",
+    "tensor", "tolist",
+}  # fmt: skip
+"""Functions that bring values to the host, or from there."""
+
+SIZED_BY_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"}
+"""Operations whose output has a shape, or is a number, that the host must wait for."""
+
+
+def caller():
+    """Return the module, outside of torch, that is about to call torch."""
+    frame = sys._getframe(2)
+    while frame.f_globals["__name__"].split(".")[0] == "torch":
+        frame = frame.f_back
+    return frame.f_globals["__name__"]
+
+
+class ReadBack(TorchFunctionMode):
+    """Notes what of dynlora calls a tensor's methods that read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in READS and (module := caller()).startswith("dynlora"):
+            self.found.add((module, name))
+        return func(*args, **(kwargs or {}))
+
+
+class ReadInside(TorchDispatchMode):
+    """Notes what of dynlora calls operations that read a tensor to know what they return."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            item is not None and item.dtype == torch.bool
+            for argument in args
+            if isinstance(argument, (list, tuple))
+            for item in argument
+        )
+        if (name in SIZED_BY_VALUES or by_mask) and (module := caller()).startswith("dynlora"):
+            self.found.add((module, name))
+        return func(*args, **(kwargs or {}))
+
+
+def read_by_step(steps, *, total_steps=400, **config):
+    """Train, and return what dynlora reads back in each step."""
+    model = lora_llama().train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=total_steps, **config)
+    batches, found = sequences(), []
+    for _ in range(steps):
+        reading = ReadBack()
+        with reading, ReadInside(reading.found):
+            loss_of(model, next(batches)).backward()
+            dynamic.observe()
+        optimizer.step()
+        with reading, ReadInside(reading.found):
+            dynamic.step()
+        optimizer.zero_grad()
+        found.append(reading.found)
+    return found
+
+
+@pytest.mark.parametrize("importance", get_args(ImportanceName))
+@pytest.mark.parametrize("mode", ["physical", "static"])
+def test_before_an_event_nothing_is_read_back_whatever_the_metric(importance, mode):
+    assert read_by_step(20, importance=importance, mode=mode) == [set()] * 20
+
+
+def test_only_the_step_of_an_event_reads():
+    found = read_by_step(14, total_steps=100, first_event=0.1, last_event=0.1)
+    assert [step for step, read in enumerate(found, 1) if read] == [10]
+    modules = {module for module, _ in found[9]}
+    assert {"dynlora.importance.agreement", "dynlora.features"} <= modules
+
+
+def test_stopping_at_a_gradient_that_is_not_finite_reads_in_every_step():
+    assert all(read_by_step(4, on_nonfinite="stop"))
