@@ -170,6 +170,7 @@ def check_once(observed: bool) -> None:
     if observed:
         raise EngineError(
             "Gradients must be read once a step, got a second call of `observe()` before `step()`: "
+            "call `step()` after a step that the optimizer leaves out too; "
             "with gradient accumulation make both calls after the last `backward` alone; inside "
             "`accelerator.accumulate(model)` give what `accelerator.prepare` made of the optimizer."
         )

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import compress
 from typing import Any
 
 import torch
@@ -96,13 +95,13 @@ class DynamicLora:
         self.config = config
         self.history: list[Event] = []
         """The events so far."""
-        self._skipped = SkippedObservations()
         self.seconds = 0.0
         """Wall time spent in observing and reallocating."""
         metric = build_metric(config.importance, seed=config.seed)
         self._assessor = LayerImportanceAssessor(metric)
         self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
         self._layers = list(self._adapters.layers.values())
+        self._skipped = SkippedObservations(list(self._adapters.layers))
         self.budget = self._adapters.budget
         """Parameters that all layers together may hold."""
         self._max_rank = config.max_rank or default_max_rank(
@@ -170,7 +169,10 @@ class DynamicLora:
 
     @property
     def skipped(self) -> Counter[str]:
-        """Observations left out because a gradient or score was not finite, by module name."""
+        """Observations left out because a gradient or score was not finite, by module name.
+
+        To read it waits until the device has done what was asked of it.
+        """
         return self._skipped.counts()
 
     def observe(self) -> None:
@@ -202,13 +204,13 @@ class DynamicLora:
                     "none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
                     "under DeepSpeed between `engine.backward` and `engine.step`."
                 )
-            names = [layer.name for layer in layers]
-            finite = torch.stack([layer.finite for layer in layers])
+            finite = {layer.name: layer.finite for layer in layers}
             if self.config.on_nonfinite == "stop":
-                broken = list(compress(names, (~finite).tolist()))
+                flags = torch.stack(list(finite.values())).tolist()
+                broken = [name for name, kept in zip(finite, flags, strict=True) if not kept]
                 self._check_finite(broken, "gradient", step=self._step + 1)
-            self._skipped.add_unless(finite, names)
-            if process_count() > 1 and not self._reduced and finite.all():
+            self._skipped.add_broken(finite)
+            if process_count() > 1 and not self._reduced and all(finite.values()):
                 check_reduced(self._adapters.gradient_norms())
                 self._reduced = True
             self._assessor.observe(layers)
@@ -329,7 +331,7 @@ class DynamicLora:
         self._step = state["step"]
         self._events = tuple(state["events"])
         self.history = [Event.from_dict(event) for event in state["history"]]
-        self._skipped = SkippedObservations(state["skipped"])
+        self._skipped = SkippedObservations(names, state["skipped"])
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()

@@ -10,34 +10,36 @@ from torch import Tensor
 class SkippedObservations:
     """Counts by module name; those of gradients stay on their device until somebody asks."""
 
-    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+    def __init__(self, names: Sequence[str], counts: Mapping[str, int] | None = None) -> None:
+        """Begin with what was counted before.
+
+        Args:
+            names: All layers.
+            counts: By module name; None for none.
+        """
+        self._names = names
         self._read = Counter(counts)
-        self._names: list[str] = []
         self._unread: Tensor | None = None
 
     def add(self, names: Iterable[str]) -> None:
         """Count layers that are known to be left out."""
         self._read.update(names)
 
-    def add_unless(self, kept: Tensor, names: Sequence[str]) -> None:
-        """Count the layers whose place in `kept` is False.
+    def add_broken(self, finite: Mapping[str, Tensor]) -> None:
+        """Count the layers whose gradients are not finite.
 
         Args:
-            kept: Booleans of shape ``(len(names),)``.
-            names: Module names; others than last time are a reason to read what was counted.
+            finite: Booleans of shape ``()`` by module name, at least one; layers may be missing.
         """
-        if self._unread is None or self._names != list(names):
-            self._take()
-            self._names, self._unread = list(names), torch.zeros_like(kept, dtype=torch.int64)
-        self._unread += ~kept
+        absent = next(iter(finite.values())).new_ones(())
+        broken = ~torch.stack([finite.get(name, absent) for name in self._names])
+        # Out of place: on the first step there is nothing yet to add to.
+        self._unread = broken.long() if self._unread is None else self._unread + broken
 
     def counts(self) -> Counter[str]:
-        """Return the counts so far; reads what the device holds."""
-        self._take()
-        return Counter(self._read)
-
-    def _take(self) -> None:
+        """Return the counts so far; waits for the device that holds some of them."""
         if self._unread is not None:
-            counts = zip(self._names, self._unread.tolist(), strict=True)
-            self._read.update({name: count for name, count in counts if count})
+            counts = dict(zip(self._names, self._unread.tolist(), strict=True))
+            self._read.update({name: count for name, count in counts.items() if count})
             self._unread = None
+        return Counter(self._read)

@@ -12,8 +12,8 @@ from dynlora.config import ImportanceName
 from tests.models import adamw, attached, lora_llama, loss_of, sequences
 
 READS = {
-    "__bool__", "__float__", "__index__", "__int__", "allclose", "cpu", "equal", "item", "numpy",
-    "tensor", "tolist",
+    "__bool__", "__float__", "__index__", "__int__", "allclose", "as_tensor", "cpu", "equal",
+    "item", "new_tensor", "numpy", "tensor", "tolist",
 }  # fmt: skip
 """Functions that bring values to the host, or from there."""
 
@@ -22,11 +22,11 @@ SIZED_BY_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "unique_di
 
 
 def caller():
-    """Return the module, outside of torch, that is about to call torch."""
+    """Return the module, outside of torch and of this one, that is about to call torch."""
     frame = sys._getframe(2)
-    while frame.f_globals["__name__"].split(".")[0] == "torch":
+    while (name := frame.f_globals["__name__"]) == __name__ or name.split(".")[0] == "torch":
         frame = frame.f_back
-    return frame.f_globals["__name__"]
+    return name
 
 
 class ReadBack(TorchFunctionMode):
@@ -38,7 +38,8 @@ class ReadBack(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        if name in READS and (module := caller()).startswith("dynlora"):
+        reads = name in READS or (name == "to" and args[1:2] == ("cpu",))
+        if reads and (module := caller()).startswith("dynlora"):
             self.found.add((module, name))
         return func(*args, **(kwargs or {}))
 
@@ -63,16 +64,21 @@ class ReadInside(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def read_by_step(steps, *, total_steps=400, **config):
-    """Train, and return what dynlora reads back in each step."""
+def read_by_step(steps, *, total_steps=400, spoil=lambda step, dynamic: None, **config):
+    """Train, and return what dynlora reads back in each step.
+
+    `spoil` is called between the backward pass and `observe`.
+    """
     model = lora_llama().train()
     optimizer = adamw(model)
     dynamic = attached(model, optimizer, total_steps=total_steps, **config)
     batches, found = sequences(), []
-    for _ in range(steps):
+    for step in range(steps):
         reading = ReadBack()
         with reading, ReadInside(reading.found):
             loss_of(model, next(batches)).backward()
+        spoil(step, dynamic)
+        with reading, ReadInside(reading.found):
             dynamic.observe()
         optimizer.step()
         with reading, ReadInside(reading.found):
@@ -82,10 +88,27 @@ def read_by_step(steps, *, total_steps=400, **config):
     return found
 
 
-@pytest.mark.parametrize("importance", get_args(ImportanceName))
+@pytest.mark.parametrize(
+    "importance", [name for name in get_args(ImportanceName) if name != "attention_entropy"]
+)
 @pytest.mark.parametrize("mode", ["physical", "static"])
-def test_before_an_event_nothing_is_read_back_whatever_the_metric(importance, mode):
+def test_before_an_event_nothing_is_read_back_by_any_metric_of_gradients(importance, mode):
     assert read_by_step(20, importance=importance, mode=mode) == [set()] * 20
+
+
+def test_who_looks_at_attention_reads_where_padding_ends_in_sampled_steps_alone():
+    found = read_by_step(20, importance="attention_entropy")
+    assert [step for step, read in enumerate(found) if read] == [0, 8, 16]
+    assert found[0] == {("dynlora.adapters.attention_rows", "nonzero")}
+
+
+def test_layers_that_are_missing_or_broken_now_and_then_are_no_reason_to_read():
+    def spoil(step, dynamic):
+        missing, broken = dynamic._layers[step % 3], dynamic._layers[3 + step % 2]
+        missing.lora_A.grad = missing.lora_B.grad = None
+        broken.lora_B.grad[0, 0] = float("nan")
+
+    assert read_by_step(12, spoil=spoil) == [set()] * 12
 
 
 def test_only_the_step_of_an_event_reads():

@@ -206,6 +206,7 @@ def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:
     ]
 
 
+@torch.no_grad()
 def are_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return, for each pair of tensors, whether all their elements are finite."""
     dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)  # norms overflow float16

@@ -318,7 +318,6 @@ def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
     return parameters
 
 
-@torch.no_grad()
 def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
     """Return the root mean square norm of a layer's output, on white input where none was seen."""
     return layer.base_norm if stats is None else float(stats.output_power**0.5)

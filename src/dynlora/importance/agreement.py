@@ -27,7 +27,7 @@ class AgreementTest:
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}
-        self._norms: dict[str, Tensor] = {}  # of the last gradients
+        self._norms: dict[str, Tensor] = {}  # of the last gradients; NaN if none was finite yet
         self._sums: Tensor | None = None  # of cosines and of their squares, on the layers' device
 
     @torch.no_grad()
@@ -35,17 +35,16 @@ class AgreementTest:
         """Compare this step's gradients with the last ones; those not finite are left out."""
         names = [layer.name for layer in layers]
         finite = [layer.finite for layer in layers]
-        gradients = [layer.grad_B.detach() for layer in layers]
-        # A layer without last gradients is compared with nothing: their norm is NaN.
+        gradients = _wide([layer.grad_B.detach() for layer in layers])
+        # A layer without a last gradient is compared with nothing, because the norm is NaN.
         unknown = gradients[0].new_full((), torch.nan, dtype=torch.float64)
         last = list(map(self._last.get, names, gradients))
         last_norms = torch.stack([self._norms.get(name, unknown) for name in names])
-        are_finite = torch.stack(finite)
-        norms = torch.where(are_finite, _norms(gradients), unknown)
+        norms = torch.where(torch.stack(finite), _norms(gradients), unknown)
         cosine = _mean_cosine(_products(gradients, last), norms * last_norms)
         terms = torch.stack([cosine, cosine.square()])
         self._sums = terms if self._sums is None else self._sums + terms
-        kept_norms = torch.where(are_finite, norms, last_norms)
+        kept_norms = torch.where(norms.isnan(), last_norms, norms)
         self._last = dict(zip(names, map(torch.where, finite, gradients, last), strict=True))
         self._norms = dict(zip(names, kept_norms.unbind(), strict=True))
 
@@ -69,9 +68,10 @@ class AgreementTest:
         self._norms.pop(change.name, None)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums and the last gradients."""
+        """Return the sums and the last gradients that were finite."""
         sums = torch.zeros(2, dtype=torch.float64) if self._sums is None else self._sums
-        return {"sums": sums} | {f"last/{name}": last for name, last in self._last.items()}
+        known = [name for name, norm in self._norms.items() if not norm.isnan()]
+        return {"sums": sums} | {f"last/{name}": self._last[name] for name in known}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
@@ -81,7 +81,7 @@ class AgreementTest:
             for key, value in state.items()
             if key.startswith("last/")
         }
-        norms = _norms(list(self._last.values())).unbind() if self._last else ()
+        norms = _norms(list(self._last.values())) if self._last else ()
         self._norms = dict(zip(self._last, norms, strict=True))
 
 
@@ -94,13 +94,13 @@ def _mean_cosine(products: Tensor, lengths: Tensor) -> Tensor:
 
 def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """Return the inner product of each pair of tensors."""
-    products = torch._foreach_mul(_wide(left), _wide(right))
+    products = torch._foreach_mul(left, right)
     return torch.stack([product.sum() for product in products]).double()
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
     """Return the norm of each tensor."""
-    return torch.stack(torch._foreach_norm(_wide(tensors))).double()
+    return torch.stack(torch._foreach_norm(tensors)).double()
 
 
 def _wide(tensors: list[Tensor]) -> list[Tensor]:

@@ -25,8 +25,8 @@ class GradientNormMetric:
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Average the squared norms."""
-        norms_A = torch._foreach_norm([layer.grad_A for layer in layers])
-        norms_B = torch._foreach_norm([layer.grad_B for layer in layers])
+        norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
+        norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
             power = a.double().square() + b.double().square()
             old = self._means.get(layer.name, power.new_zeros(2))

@@ -138,6 +138,23 @@ def test_a_resized_layer_is_left_out_of_the_next_comparison_only(layers):
     assert test.z == pytest.approx(math.sqrt(5))
 
 
+@pytest.mark.parametrize(("factor", "value"), [("B", "inf"), ("B", "nan"), ("A", "nan")])
+def test_a_test_restored_after_a_gradient_that_is_not_finite_continues_as_the_saved_one(
+    layers, factor, value
+):
+    saved, restored = AgreementTest(), AgreementTest()
+    set_gradients(layers, seed=0)
+    for layer in layers:
+        getattr(layer, f"lora_{factor}").grad[0, 0] = float(value)
+    saved.observe(layers)
+    restored.load_state_dict(saved.state_dict())
+    for seed in range(1, 5):
+        set_gradients(layers, seed=seed)
+        saved.observe(layers)
+        restored.observe(layers)
+    assert restored.z == saved.z != 0
+
+
 def test_a_restored_test_continues_as_the_saved_one(layers):
     saved, restored = AgreementTest(), AgreementTest()
     for seed in range(7):

@@ -40,6 +40,15 @@ def test_noise_does_not_average_out():
     assert metric.scores([layer], {})[layer.name] == pytest.approx(math.sqrt(8 * 4 / 20), rel=1e-5)
 
 
+def test_half_precision_gradients_do_not_overflow():
+    layer, metric = one_layer(200, 200, dtype=torch.float16), GradientNormMetric()
+    for weight in (layer.lora_A, layer.lora_B):
+        weight.grad = torch.full_like(weight, 3e4)
+    metric.observe([layer])
+    expected = 3e4 * 2  # the root of four ranks
+    assert metric.scores([layer], {})[layer.name] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_layer_never_observed_is_left_out():
     first, second = layers_of(lora_chain(8, 8, 8))
     metric = GradientNormMetric()
