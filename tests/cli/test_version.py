@@ -10,20 +10,22 @@ import pytest
 
 from dynlora.cli import version as verb
 from dynlora.cli.main import main
+from dynlora.release import release
 
 
 def test_it_tells_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    for package in ("dynlora", "torch", "transformers", "peft"):
+    for package in ("torch", "transformers", "peft"):
         assert told[package] == version(package)
+    assert told["dynlora"] == release()
     assert told["python"] == sys.version.partition(" ")[0]
     assert int(told["cpus"]) >= 1
 
 
 def test_the_version_itself_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.split()[:2] == ["dynlora", version("dynlora")]
+    assert capsys.readouterr().out.split()[:2] == ["dynlora", release()]
 
 
 def test_threads_are_those_of_the_environment(

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dynlora.cli.output import Output
+from dynlora.release import release
 
 PACKAGES = (
-    "dynlora",
     "torch",
     "transformers",
     "peft",
@@ -42,7 +42,7 @@ def run(_arguments: Sequence[str], output: Output) -> None:
         "threads": os.environ.get("OMP_NUM_THREADS") or "as torch chooses",
         "nvidia driver": _nvidia_driver(),
     }
-    found |= {package: _installed(package) for package in PACKAGES}
+    found |= {package: _installed(package) for package in PACKAGES} | {"dynlora": release()}
     table = Table.grid(padding=(0, 2))
     for name in ("dynlora", *(name for name in found if name != "dynlora")):
         table.add_row(name, Text(found[name]))

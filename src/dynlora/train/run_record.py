@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from dynlora.files.json_files import write_json
+from dynlora.release import release
 
 STATUS = Path("/proc/self/status")
 """Where Linux tells about this process."""
-PACKAGES = ("dynlora", "torch", "transformers", "peft", "accelerate", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class RunRecord:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run's result."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "dynlora": release()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from dynlora.release import release
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 
 
@@ -24,6 +25,7 @@ def test_each_update_is_on_disk_at_once_beside_what_was_known(tmp_path: Path) ->
 def test_versions_are_those_of_the_installed_packages() -> None:
     found = versions()
     assert found["python"] == platform.python_version()
+    assert found["dynlora"] == release()
     assert found["peft"] == version("peft")
     assert found["torch"] == version("torch")
 
