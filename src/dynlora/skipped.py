@@ -33,7 +33,6 @@ class SkippedObservations:
         """
         absent = next(iter(finite.values())).new_ones(())
         broken = ~torch.stack([finite.get(name, absent) for name in self._names])
-        # Out of place: on the first step there is nothing yet to add to.
         self._unread = broken.long() if self._unread is None else self._unread + broken
 
     def counts(self) -> Counter[str]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynlora.distributed import process_count, sum_over_processes
+from dynlora.importance.step_mean import StepMean
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 DECAY = 0.8
@@ -30,8 +31,7 @@ class AttentionEntropyMetric:
     def __init__(self) -> None:
         self._shown: dict[str, Tensor] = {}
         """Sum of focus and number of rows in the forwards since the last `observe`, by module."""
-        self._means: dict[str, Tensor] = {}
-        """Running mean of focus and its weight, by module."""
+        self._focus = StepMean(DECAY)
 
     @torch.no_grad()
     def attend(
@@ -59,31 +59,27 @@ class AttentionEntropyMetric:
             sums = sum_over_processes(torch.stack([self._shown[name] for name in names]))
             self._shown = dict(zip(names, sums, strict=True))
         for name, (total, rows) in self._shown.items():
-            step = torch.stack([total / rows, torch.ones_like(rows)])
-            old = self._means.get(name, torch.zeros_like(step))
-            new = torch.lerp(old, step, 1 - DECAY)
-            self._means[name] = torch.where(step.isfinite().all(), new, old)
+            mean = total / rows
+            self._focus.add(name, mean, counts=mean.isfinite())
         self._shown = {}
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the block's focus, in ``[0, 1]``."""
-        names = [layer.name for layer in layers if layer.name in self._means]
-        means = {name: self._means[name].tolist() for name in names}
-        return {name: total / weight for name, (total, weight) in means.items() if weight > 0}
+        return self._focus.means(layer.name for layer in layers)
 
     def rebase(self, change: BasisChange) -> None:
         """Follow nothing: attention has no rank."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return running mean and weight per layer; between steps there is nothing else."""
-        return dict(self._means)
+        return self._focus.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
         self._shown = {}
-        self._means = {name: value.clone() for name, value in state.items()}
+        self._focus.load_state_dict(state)
 
 
 def focus(

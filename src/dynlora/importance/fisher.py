@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynlora.importance.step_mean import StepMean
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
@@ -21,8 +22,7 @@ class FisherMetric:
     """Mean over steps and parameters of the squared gradient of `lora_A` and `lora_B`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        """Sum of mean squares and number of steps, by module name."""
+        self._squares = StepMean(decay=1)
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -31,25 +31,21 @@ class FisherMetric:
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
             square = (a.double().square() + b.double().square()) / (layer.r * layer.cost)
-            old = self._sums.get(layer.name, square.new_zeros(2))
-            new = old + torch.stack([square, torch.ones_like(square)])
-            self._sums[layer.name] = torch.where(layer.finite, new, old)
+            self._squares.add(layer.name, square, counts=layer.finite)
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the mean squared gradient per parameter."""
-        sums = {layer.name: self._sums[layer.name] for layer in layers if layer.name in self._sums}
-        pairs = {name: pair.tolist() for name, pair in sums.items()}
-        return {name: total / steps for name, (total, steps) in pairs.items() if steps > 0}
+        return self._squares.means(layer.name for layer in layers)
 
     def rebase(self, change: BasisChange) -> None:
         """Keep the layer's mean: it is one over all parameters, whatever their number."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return sum and number of steps per layer."""
-        return dict(self._sums)
+        return self._squares.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._sums = {name: values.clone() for name, values in state.items()}
+        self._squares.load_state_dict(state)

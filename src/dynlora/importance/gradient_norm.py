@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynlora.importance.step_mean import StepMean
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 DECAY = 0.95
@@ -19,8 +20,7 @@ class GradientNormMetric:
     """Running mean of the gradient power of `lora_A` and `lora_B`, per parameter of one rank."""
 
     def __init__(self) -> None:
-        self._means: dict[str, Tensor] = {}
-        """Running mean of the power and its weight, by module name."""
+        self._power = StepMean(DECAY)
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -29,9 +29,7 @@ class GradientNormMetric:
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
             power = a.double().square() + b.double().square()
-            old = self._means.get(layer.name, power.new_zeros(2))
-            step = torch.stack([power, torch.ones_like(power)])
-            self._means[layer.name] = torch.where(layer.finite, old.lerp(step, 1 - DECAY), old)
+            self._power.add(layer.name, power, counts=layer.finite)
 
     def scores(
         self,
@@ -39,21 +37,17 @@ class GradientNormMetric:
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
         """Return the root of the mean power per parameter of one rank."""
-        seen = [layer for layer in layers if layer.name in self._means]
-        means = [self._means[layer.name].tolist() for layer in seen]
-        return {
-            layer.name: math.sqrt(power / weight / layer.cost)
-            for layer, (power, weight) in zip(seen, means, strict=True)
-            if weight > 0
-        }
+        costs = {layer.name: layer.cost for layer in layers}
+        means = self._power.means(costs)
+        return {name: math.sqrt(power / costs[name]) for name, power in means.items()}
 
     def rebase(self, change: BasisChange) -> None:
         """Keep the layer's mean: a norm over all ranks has no basis."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return power and weight per layer."""
-        return dict(self._means)
+        return self._power.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._means = {name: values.clone() for name, values in state.items()}
+        self._power.load_state_dict(state)
