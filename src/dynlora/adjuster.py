@@ -193,6 +193,26 @@ def default_max_rank(configured: int, held: Iterable[int]) -> int:
     return max(MOST_TIMES_R * configured, *held)
 
 
+def limit_ranks(
+    effective_ranks: Mapping[str, float], directions: Mapping[str, float], *, max_rank: int
+) -> dict[str, float]:
+    """Return by module name the rank from which on further directions have next to nothing to do.
+
+    It is what the layer's input has directions for; and where its gradients point in fewer
+    directions than those of the average layer, less than `max_rank` by the square of their ratio.
+
+    Args:
+        effective_ranks: Effective rank of each layer's input, >= 1; layers not named have no limit.
+        directions: In how many directions each layer's gradients point, > 0.
+        max_rank: Highest rank of any layer.
+    """
+    mean = sum(directions.values()) / len(directions) if directions else 1.0
+    return {
+        name: min(rank, max_rank * (directions.get(name, mean) / mean) ** 2)
+        for name, rank in effective_ranks.items()
+    }
+
+
 def bound_layer(
     *,
     cost: int,
@@ -201,7 +221,7 @@ def bound_layer(
     min_rank: int,
     max_rank: int,
     kept_by_tolerance: int = 1,
-    effective_rank: float | None = None,
+    limit: float | None = None,
     pinned: bool = False,
 ) -> LayerBounds:
     """Return the ranks that one layer may take at an event.
@@ -213,16 +233,16 @@ def bound_layer(
         min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
         max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
-        effective_rank: Effective rank of the layer's input, >= 1: further directions would see
-            almost nothing. It never forces a shrink. None where it shall not bind.
+        limit: Rank from which on further directions would have next to nothing to do. It never
+            forces a shrink. None where it shall not bind.
         pinned: Whether the rank must not move.
     """
     if pinned:
         return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
     ceiling = min(max(held, widest), max_rank)
     floor = min(ceiling, max(min(min_rank, held), kept_by_tolerance))
-    if effective_rank is not None:
-        ceiling = max(floor, min(ceiling, max(held, round(effective_rank))))
+    if limit is not None:
+        ceiling = max(floor, min(ceiling, max(held, round(limit))))
     return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)
 
 
@@ -232,7 +252,7 @@ def bound_layers(
     *,
     max_rank: int,
     lowest: Mapping[str, int] | None = None,
-    effective_ranks: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> dict[str, LayerBounds]:
     """Return by module name the ranks that each layer may take.
 
@@ -241,7 +261,8 @@ def bound_layers(
         config: Its `min_rank` and `pinned` are read.
         max_rank: Highest rank of any layer.
         lowest: Lowest rank by module name that loses no more of the output than tolerated.
-        effective_ranks: Effective rank of each layer's input by module name, where it shall bind.
+        limits: Rank from which on further directions of a layer would have next to nothing to do,
+            by module name, where it shall bind.
     """
     return {
         layer.name: bound_layer(
@@ -251,7 +272,7 @@ def bound_layers(
             min_rank=config.min_rank,
             max_rank=max_rank,
             kept_by_tolerance=(lowest or {}).get(layer.name, 1),
-            effective_rank=(effective_ranks or {}).get(layer.name),
+            limit=(limits or {}).get(layer.name),
             pinned=not layer.is_trained
             or any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),
         )

@@ -43,7 +43,7 @@ from dynlora.mode import choose_mode
 from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.skipped import SkippedObservations
-from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
+from dynlora.types import Assessment, Event, FeatureStats, LayerEvent, RankPlan
 
 logger = logging.getLogger(__name__)
 
@@ -386,7 +386,7 @@ class DynamicLora:
             )
         found = plan_event(
             self._layers,
-            scores,
+            Assessment(scores=scores, directions=self._assessor.directions),
             features,
             self.config,
             budget=self.budget,
@@ -412,6 +412,7 @@ class DynamicLora:
         waits: set[str],
     ) -> Event:
         before = self.ranks
+        directions = self._assessor.directions
         lost = self._adapters.apply(plan, features, seed=self.config.seed)
         if self.input_adaptive is not None:
             self._adapters.order(features)
@@ -429,6 +430,7 @@ class DynamicLora:
                 effective_rank=None if stats is None else stats.effective_rank,
                 output_lost=lost.get(layer.name, 0.0),
                 waits=layer.name in waits,
+                directions=directions.get(layer.name),
             )
         event = Event(
             step=plan.step,

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynlora.adjuster import bound_layers, settle_ranks
+from dynlora.adjuster import bound_layers, limit_ranks, settle_ranks
 from dynlora.allocator import allocate_shares, feature_gains, is_informative
 from dynlora.config import DynamicLoraConfig
 from dynlora.layer_shape import LayerShape
-from dynlora.types import FeatureStats
+from dynlora.types import Assessment, FeatureStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class Allocation:
 
 def plan_event(
     layers: Sequence[LayerShape],
-    scores: Mapping[str, float],
+    assessed: Assessment,
     features: Mapping[str, FeatureStats],
     config: DynamicLoraConfig,
     *,
@@ -36,7 +36,7 @@ def plan_event(
 
     Args:
         layers: All layers, with their live ranks.
-        scores: Importance per parameter by module name; none while nothing is known.
+        assessed: What gradients say of them.
         features: What is known of each layer's input, by module name.
         config: How ranks move.
         budget: Parameters to spend.
@@ -48,18 +48,22 @@ def plan_event(
         BudgetError: If even the lowest ranks cost more than the budget.
     """
     shares = allocate_shares(
-        scores,
+        assessed.scores,
         {layer.name: layer.cost for layer in layers},
         gains=_gains(features, config),
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,
     )
-    seen = features if is_informative(scores) else {}
-    effective_ranks = {name: stats.effective_rank for name, stats in seen.items()}
+    seen = features if is_informative(assessed.scores) else {}
+    limits = limit_ranks(
+        {name: stats.effective_rank for name, stats in seen.items()},
+        assessed.directions,
+        max_rank=max_rank,
+    )
     ranks, waits = settle_ranks(
         shares,
         lambda lowest: bound_layers(
-            layers, config, max_rank=max_rank, lowest=lowest, effective_ranks=effective_ranks
+            layers, config, max_rank=max_rank, lowest=lowest, limits=limits
         ),
         budget=budget,
         hysteresis=config.hysteresis,

@@ -78,6 +78,16 @@ class RankPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Assessment:
+    """What gradients say of the layers, by module name."""
+
+    scores: Mapping[str, float]
+    """Importance per parameter, at least 0; none while nothing is known."""
+    directions: Mapping[str, float]
+    """In how many directions of the output gradients pointed so far, at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureStats:
     """What is known of one layer's input since the last event."""
 
@@ -131,6 +141,9 @@ class LayerEvent:
     """Norm of the part dropped, relative to the layer's output norm on the observed tokens."""
     waits: bool
     """True where the layer would have shrunk further but for `shrink_tolerance`."""
+    directions: float | None = None
+    """In how many directions of the output gradients pointed so far, at least 1; None where not
+    known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,7 +99,7 @@ def test_each_event_is_a_line_with_step_and_figures_of_every_layer(
         for layer in event["layers"].values():
             assert set(layer) == {
                 "rank_before", "rank_after", "score", "share", "weight", "variance",
-                "effective_rank", "output_lost", "waits",
+                "effective_rank", "output_lost", "waits", "directions",
             }  # fmt: skip
             assert layer["score"] >= 0
             assert layer["weight"] == 1

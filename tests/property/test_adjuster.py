@@ -244,7 +244,7 @@ def test_thousands_of_layers_are_planned_within_seconds():
     min_rank=st.integers(1, 40),
     above=st.integers(0, 40),
     kept_by_tolerance=st.integers(1, 40),
-    effective_rank=st.one_of(st.none(), st.floats(1, 64)),
+    limit=st.one_of(st.none(), st.floats(1, 64)),
     pinned=st.booleans(),
 )
 def test_the_bounds_of_a_layer_always_leave_it_a_rank(above, **given):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dynlora.adjuster import LayerBounds, bound_layer, check_budget, plan_ranks
+from dynlora.adjuster import LayerBounds, bound_layer, check_budget, limit_ranks, plan_ranks
 from dynlora.errors import BudgetError
 
 
@@ -107,10 +107,10 @@ def bounds_of(**given):
         ({"held": 20}, 1, 20),  # held above a full update: allowed to stay
         ({"kept_by_tolerance": 3}, 3, 16),
         ({"kept_by_tolerance": 9, "max_rank": 6}, 6, 6),
-        ({"effective_rank": 7.6}, 1, 8),
-        ({"effective_rank": 2.0}, 1, 4),  # the input never forces a shrink
-        ({"effective_rank": 30.0}, 1, 16),
-        ({"effective_rank": 2.0, "min_rank": 6, "held": 7}, 6, 7),
+        ({"limit": 7.6}, 1, 8),
+        ({"limit": 2.0}, 1, 4),  # a limit never forces a shrink
+        ({"limit": 30.0}, 1, 16),
+        ({"limit": 2.0, "min_rank": 6, "held": 7}, 6, 7),
         ({"pinned": True}, 4, 4),
         ({"pinned": True, "min_rank": 6, "max_rank": 9, "kept_by_tolerance": 5}, 4, 4),
     ],
@@ -118,3 +118,15 @@ def bounds_of(**given):
 def test_a_layer_is_bounded_by(given, floor, ceiling):
     held = given.get("held", 4)
     assert bounds_of(**given) == LayerBounds(cost=9, floor=floor, ceiling=ceiling, held=held)
+
+
+def test_a_layer_of_fewer_directions_than_the_average_is_limited_by_the_square_of_their_ratio():
+    directions = {"few": 1.0, "average": 4.0, "many": 7.0}
+    limits = limit_ranks(dict.fromkeys(directions, 300.0), directions, max_rank=64)
+    assert limits == {"few": 4.0, "average": 64.0, "many": 196.0}
+
+
+def test_the_input_limits_a_layer_too_and_one_without_gradients_is_limited_by_it_alone():
+    limits = limit_ranks({"a": 9.5, "b": 70.0, "c": 80.0}, {"a": 3.0, "b": 3.0}, max_rank=32)
+    assert limits == {"a": 9.5, "b": 32.0, "c": 32.0}
+    assert limit_ranks({"a": 9.5}, {}, max_rank=32) == {"a": 9.5}

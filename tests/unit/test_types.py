@@ -19,6 +19,7 @@ SEEN = LayerEvent(
     effective_rank=11.25,
     output_lost=0.0,
     waits=False,
+    directions=4.5,
 )
 UNSEEN = LayerEvent(
     rank_before=4,
@@ -38,6 +39,12 @@ def test_an_event_survives_json_unchanged():
     assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
 
 
+def test_an_event_written_before_directions_were_counted_is_read():
+    values = Event(step=30, parameters=1234, agreement=2.5, layers={"a.k": UNSEEN}).to_dict()
+    del values["layers"]["a.k"]["directions"]
+    assert Event.from_dict(values).layers == {"a.k": UNSEEN}
+
+
 def test_an_event_is_written_with_every_figure_of_every_layer():
     values = Event(step=30, parameters=1234, agreement=2.5, layers={"a.k": UNSEEN}).to_dict()
     assert values == {
@@ -55,6 +62,7 @@ def test_an_event_is_written_with_every_figure_of_every_layer():
                 "effective_rank": None,
                 "output_lost": 0.03,
                 "waits": True,
+                "directions": None,
             }
         },
     }

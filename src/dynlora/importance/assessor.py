@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from dynlora.importance.agreement import AgreementTest
+from dynlora.importance.consecutive import ConsecutiveGradients
+from dynlora.importance.directions import GradientDirections
 from dynlora.importance.protocol import ImportanceMetric
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
+
+_Part = ImportanceMetric | ConsecutiveGradients | AgreementTest | GradientDirections
 
 
 class LayerImportanceAssessor:
@@ -19,14 +23,18 @@ class LayerImportanceAssessor:
 
     def __init__(self, metric: ImportanceMetric) -> None:
         self._metric = metric
+        self._gradients = ConsecutiveGradients()
         self._agreement = AgreementTest()
+        self._directions = GradientDirections()
         self._proven = False
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Read gradients. Called after `backward`, before the optimizer's step."""
         self._metric.observe(layers)
+        pairs = self._gradients.observe(layers)
+        self._directions.observe(pairs)
         if not self._proven:
-            self._agreement.observe(layers)
+            self._agreement.observe(pairs)
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
@@ -34,7 +42,6 @@ class LayerImportanceAssessor:
         """Return importance by module name, or nothing while agreement could be chance."""
         if not self._proven and self._agreement.is_significant():
             self._proven = True
-            self._agreement.finish()
         return self._metric.scores(layers, features) if self._proven else {}
 
     @property
@@ -42,25 +49,38 @@ class LayerImportanceAssessor:
         """Agreement of batches in standard errors (see `AgreementTest`), up to its proof."""
         return self._agreement.z
 
+    @property
+    def directions(self) -> dict[str, float]:
+        """In how many directions each layer's gradients point (see `GradientDirections`)."""
+        return self._directions.counts()
+
     def rebase(self, change: BasisChange) -> None:
         """Follow a change of one layer's rank."""
         self._metric.rebase(change)
-        self._agreement.rebase(change)
+        self._gradients.rebase(change)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that later scores depend on, as copies."""
-        metric = {f"metric/{key}": value for key, value in self._metric.state_dict().items()}
-        agreement = {
-            f"agreement/{key}": value for key, value in self._agreement.state_dict().items()
+        tensors = {
+            f"{part}/{key}": value.clone()
+            for part, kept in self._parts().items()
+            for key, value in kept.state_dict().items()
         }
-        tensors = {key: value.clone() for key, value in (metric | agreement).items()}
         return {"proven": torch.tensor(self._proven)} | tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
         self._proven = bool(state["proven"])
-        self._metric.load_state_dict(_under("metric/", state))
-        self._agreement.load_state_dict(_under("agreement/", state))
+        for part, kept in self._parts().items():
+            kept.load_state_dict(_under(f"{part}/", state))
+
+    def _parts(self) -> dict[str, _Part]:
+        return {
+            "metric": self._metric,
+            "gradients": self._gradients,
+            "agreement": self._agreement,
+            "directions": self._directions,
+        }
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

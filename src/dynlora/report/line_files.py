@@ -12,7 +12,7 @@ COUNTS = ("rank_before", "rank_after")
 """Whole numbers of a layer in an event."""
 FIGURES = ("share", "weight", "output_lost")
 """Its numbers."""
-MISSING = ("score", "variance", "effective_rank")
+MISSING = ("score", "variance", "effective_rank", "directions")
 """Its numbers that may be null."""
 
 

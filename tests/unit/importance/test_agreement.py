@@ -7,8 +7,31 @@ import pytest
 import torch
 
 from dynlora.importance.agreement import SIGNIFICANT, AgreementTest
+from dynlora.importance.consecutive import ConsecutiveGradients
 from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain, set_gradients
+
+
+class Compared:
+    """The test beside the gradients that it compares."""
+
+    def __init__(self):
+        self.gradients, self.test = ConsecutiveGradients(), AgreementTest()
+        self.is_significant, self.rebase = self.test.is_significant, self.gradients.rebase
+
+    def observe(self, layers):
+        self.test.observe(self.gradients.observe(layers))
+
+    @property
+    def z(self):
+        return self.test.z
+
+    def state_dict(self):
+        return {"gradients": self.gradients.state_dict(), "test": self.test.state_dict()}
+
+    def load_state_dict(self, state):
+        self.gradients.load_state_dict(state["gradients"])
+        self.test.load_state_dict(state["test"])
 
 
 def show(test, layers, *, sign=1.0, size=1.0):
@@ -25,7 +48,7 @@ def layers():
 
 
 def test_nothing_is_compared_before_the_second_step(layers):
-    test = AgreementTest()
+    test = Compared()
     assert test.z == 0
     show(test, layers)
     assert test.z == 0
@@ -34,14 +57,14 @@ def test_nothing_is_compared_before_the_second_step(layers):
 
 @pytest.mark.parametrize("count", [1, 4, 9, 16])
 def test_when_all_gradients_agree_z_is_the_root_of_the_comparisons(layers, count):
-    test = AgreementTest()
+    test = Compared()
     for _ in range(count + 1):
         show(test, layers)
     assert test.z == pytest.approx(math.sqrt(count))
 
 
 def test_alternating_gradients_count_against_agreement(layers):
-    test = AgreementTest()
+    test = Compared()
     for index in range(10):
         show(test, layers, sign=(-1.0) ** index)
     assert test.z == pytest.approx(-3)
@@ -49,7 +72,7 @@ def test_alternating_gradients_count_against_agreement(layers):
 
 
 def test_steady_agreement_becomes_significant_at_the_stated_threshold(layers):
-    test = AgreementTest()
+    test = Compared()
     show(test, layers)
     for count in range(1, 12):
         show(test, layers)
@@ -57,7 +80,7 @@ def test_steady_agreement_becomes_significant_at_the_stated_threshold(layers):
 
 
 def test_a_few_large_gradients_do_not_decide(layers):
-    test = AgreementTest()
+    test = Compared()
     show(test, layers)
     for index in range(16):
         show(test, layers, size=1e6 if index % 4 == 0 else 1e-6)
@@ -65,7 +88,7 @@ def test_a_few_large_gradients_do_not_decide(layers):
 
 
 def test_a_zero_gradient_agrees_with_nothing(layers):
-    test = AgreementTest()
+    test = Compared()
     show(test, layers)
     show(test, layers, size=0.0)
     assert test.z == 0
@@ -74,14 +97,14 @@ def test_a_zero_gradient_agrees_with_nothing(layers):
 @pytest.mark.parametrize("size", [1e-5, 3e2])
 def test_half_precision_gradients_neither_vanish_nor_overflow(size):
     layers = layers_of(lora_chain(200, 200, dtype=torch.float16))
-    test = AgreementTest()
+    test = Compared()
     for _ in range(5):
         show(test, layers, size=size)
     assert test.z == pytest.approx(2)
 
 
 def test_it_is_the_mean_over_layers_of_the_cosine_of_consecutive_gradients_of_lora_B(layers):
-    test, gradients = AgreementTest(), []
+    test, gradients = Compared(), []
     for seed in range(8):
         set_gradients(layers, seed=seed)
         test.observe(layers)
@@ -97,7 +120,7 @@ def test_it_is_the_mean_over_layers_of_the_cosine_of_consecutive_gradients_of_lo
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_gradient_that_is_not_finite_is_compared_with_nothing(layers, first):
-    test, without = AgreementTest(), AgreementTest()
+    test, without = Compared(), Compared()
     for seed in range(6):
         set_gradients(layers, seed=seed)
         if seed == (0 if first else 3):
@@ -114,7 +137,7 @@ def test_pure_chance_is_seldom_significant():
     generator = torch.Generator().manual_seed(0)
     significant = 0
     for _ in range(200):
-        test = AgreementTest()
+        test = Compared()
         for _ in range(30):
             for layer in layers:
                 shape = layer.lora_B.shape
@@ -125,7 +148,7 @@ def test_pure_chance_is_seldom_significant():
 
 
 def test_a_resized_layer_is_left_out_of_the_next_comparison_only(layers):
-    test = AgreementTest()
+    test = Compared()
     for _ in range(5):
         show(test, layers)
     eye = torch.eye(4, dtype=torch.float64)
@@ -142,7 +165,7 @@ def test_a_resized_layer_is_left_out_of_the_next_comparison_only(layers):
 def test_a_test_restored_after_a_gradient_that_is_not_finite_continues_as_the_saved_one(
     layers, factor, value
 ):
-    saved, restored = AgreementTest(), AgreementTest()
+    saved, restored = Compared(), Compared()
     set_gradients(layers, seed=0)
     for layer in layers:
         getattr(layer, f"lora_{factor}").grad[0, 0] = float(value)
@@ -156,7 +179,7 @@ def test_a_test_restored_after_a_gradient_that_is_not_finite_continues_as_the_sa
 
 
 def test_a_restored_test_continues_as_the_saved_one(layers):
-    saved, restored = AgreementTest(), AgreementTest()
+    saved, restored = Compared(), Compared()
     for seed in range(7):
         set_gradients(layers, seed=seed)
         saved.observe(layers)
@@ -167,6 +190,7 @@ def test_a_restored_test_continues_as_the_saved_one(layers):
     saved.observe(layers)
     restored.observe(layers)
     assert restored.z == saved.z != before
-    ours, theirs = saved.state_dict(), restored.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for part, ours in saved.state_dict().items():
+        theirs = restored.state_dict()[part]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)

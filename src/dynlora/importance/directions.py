@@ -1,0 +1,56 @@
+"""In how many directions of its output do a layer's gradients point?
+
+What gradient descent adds to a layer lies in the span of the gradients of its output: the layer
+below a head of two classes is asked for little more than one direction, however much it matters,
+and further ranks there have nothing to learn.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dynlora.importance.consecutive import GradientPairs, norms_of
+
+
+class GradientDirections:
+    """Participation ratio of the directions of dL/dB on the output's side, by module name.
+
+    With ``G`` a step's gradient of norm 1 and ``C`` the mean of ``G Gᵀ``, of trace 1, it is
+    ``1 / tr(C²)``: n for n directions of equal power. For gradients of two batches the mean of
+    ``‖Gᵀ G'‖²`` is ``tr(C²)``, so that consecutive ones are enough, and what is needed has the size
+    of ranks.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # of ``‖Gᵀ G'‖²``, and how many
+
+    @torch.no_grad()
+    def observe(self, pairs: GradientPairs) -> None:
+        """Add what one step's gradients have in common with the last ones."""
+        products = [now.T @ last for now, last in zip(pairs.now, pairs.last, strict=True)]
+        known = pairs.lengths > 0
+        overlaps = torch.where(known, norms_of(products) / pairs.lengths, 0.0).square()
+        terms = torch.stack([overlaps, known.double()], dim=1)
+        none = terms.new_zeros(2)
+        old = torch.stack([self._sums.get(name, none) for name in pairs.names])
+        self._sums.update(zip(pairs.names, (old + terms).unbind(), strict=True))
+
+    def counts(self) -> dict[str, float]:
+        """Return the number of directions, at least 1, of each layer of which two were compared."""
+        if not self._sums:
+            return {}
+        sums = torch.stack(list(self._sums.values())).tolist()
+        return {
+            name: count / overlap
+            for name, (overlap, count) in zip(self._sums, sums, strict=True)
+            if overlap > 0
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums by module name."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`'s output."""
+        self._sums = {name: value.clone() for name, value in state.items()}
