@@ -193,24 +193,20 @@ def default_max_rank(configured: int, held: Iterable[int]) -> int:
     return max(MOST_TIMES_R * configured, *held)
 
 
-def limit_ranks(
-    effective_ranks: Mapping[str, float], directions: Mapping[str, float], *, max_rank: int
-) -> dict[str, float]:
-    """Return by module name the rank from which on further directions have next to nothing to do.
+def limit_by_directions(directions: Mapping[str, float], *, max_rank: int) -> dict[str, float]:
+    """Return by module name the rank from which on gradients have next to no directions left.
 
-    It is what the layer's input has directions for; and where its gradients point in fewer
-    directions than those of the average layer, less than `max_rank` by the square of their ratio.
+    Where they point in fewer directions than those of the average layer it is less than `max_rank`,
+    by the square of their ratio; elsewhere it is higher.
 
     Args:
-        effective_ranks: Effective rank of each layer's input, >= 1; layers not named have no limit.
         directions: In how many directions each layer's gradients point, > 0.
         max_rank: Highest rank of any layer.
     """
-    mean = sum(directions.values()) / len(directions) if directions else 1.0
-    return {
-        name: min(rank, max_rank * (directions.get(name, mean) / mean) ** 2)
-        for name, rank in effective_ranks.items()
-    }
+    if not directions:
+        return {}
+    mean = sum(directions.values()) / len(directions)
+    return {name: max_rank * (count / mean) ** 2 for name, count in directions.items()}
 
 
 def bound_layer(

@@ -97,3 +97,24 @@ def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]
     high = max(scores.values())
     relative = {name: score / high for name, score in scores.items()}
     return relative, math.fsum(relative.values()) / len(relative)
+
+
+def spread_excess(
+    shares: Mapping[str, float], usable: Mapping[str, float], costs: Mapping[str, int]
+) -> dict[str, float]:
+    """Spread evenly over the other layers what layers are offered beyond what they have use for.
+
+    That one layer matters more than it can use says nothing of the others.
+
+    Args:
+        shares: Share of the budget by module name; they sum to 1.
+        usable: Highest share that a layer has use for, by module name; no limit if not named.
+        costs: Parameters that one rank takes, by module name.
+    """
+    kept = {name: min(share, usable.get(name, share)) for name, share in shares.items()}
+    excess = math.fsum(share - kept[name] for name, share in shares.items())
+    others = {name: costs[name] for name, share in shares.items() if kept[name] == share}
+    if not others:
+        return dict(shares)  # the ranks' bounds alone decide
+    part = excess / sum(others.values())
+    return {name: share + part * others.get(name, 0) for name, share in kept.items()}

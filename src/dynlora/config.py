@@ -80,7 +80,7 @@ class DynamicLoraConfig:
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
     """Highest rank of any layer; None takes eight times `LoraConfig.r`, or a higher one that a
-    layer comes with."""
+    layer comes with. Layers whose gradients point in few directions get less of it."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
     total_steps: int | None = None

@@ -1,10 +1,11 @@
 """Stages 3 and 4 at an event: scores to shares of the budget, and shares to ranks."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynlora.adjuster import bound_layers, limit_ranks, settle_ranks
-from dynlora.allocator import allocate_shares, feature_gains, is_informative
+from dynlora.adjuster import bound_layers, limit_by_directions, settle_ranks
+from dynlora.allocator import allocate_shares, feature_gains, is_informative, spread_excess
 from dynlora.config import DynamicLoraConfig
 from dynlora.layer_shape import LayerShape
 from dynlora.types import Assessment, FeatureStats
@@ -54,14 +55,21 @@ def plan_event(
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,
     )
-    seen = features if is_informative(assessed.scores) else {}
-    limits = limit_ranks(
-        {name: stats.effective_rank for name, stats in seen.items()},
-        assessed.directions,
-        max_rank=max_rank,
-    )
+    informed = is_informative(assessed.scores)
+    by_gradients = limit_by_directions(assessed.directions, max_rank=max_rank) if informed else {}
+    by_inputs = {n: s.effective_rank for n, s in features.items()} if informed else {}
+    limits = {
+        name: min(by_gradients.get(name, math.inf), by_inputs.get(name, math.inf))
+        for name in by_gradients | by_inputs
+    }
+    usable = {
+        layer.name: max(layer.r, by_gradients[layer.name]) * layer.cost / budget
+        for layer in layers
+        if layer.name in by_gradients
+    }
+    offered = spread_excess(shares, usable, {layer.name: layer.cost for layer in layers})
     ranks, waits = settle_ranks(
-        shares,
+        offered,
         lambda lowest: bound_layers(
             layers, config, max_rank=max_rank, lowest=lowest, limits=limits
         ),

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlora.allocator import allocate_layer_weights, allocate_shares, feature_gains
+from dynlora.allocator import (
+    allocate_layer_weights,
+    allocate_shares,
+    feature_gains,
+    spread_excess,
+)
 
 SCORES = st.floats(0, allow_nan=False, allow_infinity=False)
 GAINS = st.floats(0.01, 100)
@@ -52,6 +57,17 @@ def test_no_layer_gets_less_than_its_uniform_part(split):
     shares = allocate_shares(**split)
     for name, base in uniform(split["costs"]).items():
         assert shares[name] >= split["uniform_mix"] * base
+
+
+@many
+@given(splits(), st.data())
+def test_what_is_spread_sums_to_one_and_takes_from_layers_above_their_use_alone(split, data):
+    shares, costs = allocate_shares(**split), split["costs"]
+    usable = data.draw(st.dictionaries(st.sampled_from(list(costs)), st.floats(0, 1)))
+    spread = spread_excess(shares, usable, costs)
+    assert math.fsum(spread.values()) == pytest.approx(1, abs=1e-9)
+    for name, share in spread.items():
+        assert share >= min(shares[name], usable.get(name, 1))
 
 
 @many

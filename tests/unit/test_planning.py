@@ -1,0 +1,51 @@
+"""An event's plan from scores, directions and inputs, by hand."""
+
+from dataclasses import dataclass
+
+from dynlora import DynamicLoraConfig
+from dynlora.planning import plan_event
+from dynlora.types import Assessment
+
+NAMES = ["most", "second", "third", "fourth"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    r: int = 4
+    cost: int = 10
+    widest: int = 100
+    is_trained: bool = True
+
+
+def ranks_of(scores, directions, *, r=4):
+    layers = [Shape(name, r=r) for name in NAMES]
+    config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0)
+    return plan_event(
+        layers,
+        Assessment(scores=dict(zip(NAMES, scores, strict=True)), directions=directions),
+        {},
+        config,
+        budget=sum(layer.cost * r for layer in layers),
+        max_rank=8 * r,
+        measure_lowest=lambda names: dict.fromkeys(names, 1),
+        agree=lambda ranks: ranks,
+    ).ranks
+
+
+def test_where_all_gradients_have_as_many_directions_scores_alone_decide():
+    scores = [8.0, 2.0, 1.0, 1.0]
+    even = ranks_of(scores, dict.fromkeys(NAMES, 5.0))
+    assert even == ranks_of(scores, {})
+    assert even["most"] == 13
+
+
+def test_a_layer_of_one_direction_keeps_its_rank_and_what_it_asked_for_is_spread_evenly():
+    few = {"most": 1.0, "second": 7.0, "third": 7.0, "fourth": 7.0}
+    ranks = ranks_of([8.0, 2.0, 1.0, 1.0], few)
+    assert ranks == dict.fromkeys(NAMES, 4)
+
+
+def test_directions_decide_nothing_where_scores_say_nothing():
+    few = {"most": 1.0, "second": 7.0, "third": 7.0, "fourth": 7.0}
+    assert ranks_of([3.0] * 4, few) == dict.fromkeys(NAMES, 4)
