@@ -11,6 +11,7 @@ grants does not depend on the budget, a larger budget never spends less.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -205,7 +206,7 @@ def limit_by_directions(directions: Mapping[str, float], *, max_rank: int) -> di
     """
     if not directions:
         return {}
-    mean = sum(directions.values()) / len(directions)
+    mean = math.fsum(directions.values()) / len(directions)
     return {name: max_rank * (count / mean) ** 2 for name, count in directions.items()}
 
 

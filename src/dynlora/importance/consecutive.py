@@ -41,7 +41,10 @@ class ConsecutiveGradients:
         last_norms = torch.stack([self._norms.get(name, unknown) for name in names])
         norms = torch.where(torch.stack(finite), norms_of(now), unknown)
         kept_norms = torch.where(norms.isnan(), last_norms, norms)
-        self._last.update(zip(names, map(torch.where, finite, now, last), strict=True))
+        # Laid out as a checkpoint's are, strides of length 1 included: how a product is summed up
+        # depends on it.
+        kept = [v.reshape(-1).view(v.shape) for v in map(torch.where, finite, now, last)]
+        self._last.update(zip(names, kept, strict=True))
         self._norms.update(zip(names, kept_norms.unbind(), strict=True))
         return GradientPairs(names=names, now=now, last=last, lengths=norms * last_norms)
 

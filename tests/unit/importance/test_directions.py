@@ -118,3 +118,30 @@ def test_a_change_of_rank_keeps_what_was_counted_and_compares_with_nothing_once(
     set_gradients([layer], seed=5)
     counted.observe([layer])
     assert counted.counts != before
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_a_restored_count_continues_as_the_saved_one_whatever_the_layout_of_gradients(rank):
+    # As an engine or a fused backward pass leaves them: the transpose of a contiguous tensor.
+    layer = layers_of(lora_chain(300, 301, r=rank))[0]
+    saved, restored = Counted(), Counted()
+
+    def show(seed, *counted):
+        generator = torch.Generator().manual_seed(seed)
+        shape = layer.lora_B.shape[::-1]
+        layer.lora_B.grad = torch.randn(shape, generator=generator, dtype=layer.lora_B.dtype).T
+        for one in counted:
+            one.observe([layer])
+
+    for seed in range(4):
+        show(seed, saved)
+    for mine, theirs in (
+        (saved.gradients, restored.gradients),
+        (saved.directions, restored.directions),
+    ):
+        state = {k: torch.tensor(v.tolist(), dtype=v.dtype) for k, v in mine.state_dict().items()}
+        theirs.load_state_dict(state)
+    assert restored.counts == saved.counts
+    for seed in range(4, 8):
+        show(seed, saved, restored)
+    assert restored.counts == saved.counts
