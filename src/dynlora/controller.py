@@ -282,7 +282,8 @@ class DynamicLora:
         self._check_layers()
         features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
-        return self._apply(plan, features, scores={}, shares=shares, waits=set())
+        assessed = Assessment(scores={}, directions=self._assessor.directions(self._layers))
+        return self._apply(plan, features, assessed, shares=shares, waits=set())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, beside weights and moments.
@@ -384,9 +385,10 @@ class DynamicLora:
                 len(self._layers),
                 self._step,
             )
+        assessed = Assessment(scores=scores, directions=self._assessor.directions(self._layers))
         found = plan_event(
             self._layers,
-            Assessment(scores=scores, directions=self._assessor.directions),
+            assessed,
             features,
             self.config,
             budget=self.budget,
@@ -400,19 +402,18 @@ class DynamicLora:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
         plan = RankPlan(step=self._step, ranks=found.ranks)
-        self._apply(plan, features, scores=scores, shares=found.shares, waits=found.waits)
+        self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
 
     def _apply(
         self,
         plan: RankPlan,
         features: Mapping[str, FeatureStats],
+        assessed: Assessment,
         *,
-        scores: Mapping[str, float],
         shares: Mapping[str, float],
         waits: set[str],
     ) -> Event:
         before = self.ranks
-        directions = self._assessor.directions
         lost = self._adapters.apply(plan, features, seed=self.config.seed)
         if self.input_adaptive is not None:
             self._adapters.order(features)
@@ -423,14 +424,14 @@ class DynamicLora:
             layers[layer.name] = LayerEvent(
                 rank_before=before[layer.name],
                 rank_after=layer.r,
-                score=scores.get(layer.name),
+                score=assessed.scores.get(layer.name),
                 share=shares[layer.name],
                 weight=self._adapters.weight(layer.name),
                 variance=None if stats is None else stats.variance,
                 effective_rank=None if stats is None else stats.effective_rank,
                 output_lost=lost.get(layer.name, 0.0),
                 waits=layer.name in waits,
-                directions=directions.get(layer.name),
+                directions=assessed.directions.get(layer.name),
             )
         event = Event(
             step=plan.step,

@@ -48,9 +48,10 @@ def plan_event(
     Raises:
         BudgetError: If even the lowest ranks cost more than the budget.
     """
+    costs = {layer.name: layer.cost for layer in layers}
     shares = allocate_shares(
         assessed.scores,
-        {layer.name: layer.cost for layer in layers},
+        costs,
         gains=_gains(features, config),
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,
@@ -67,7 +68,7 @@ def plan_event(
         for layer in layers
         if layer.name in by_gradients
     }
-    offered = spread_excess(shares, usable, {layer.name: layer.cost for layer in layers})
+    offered = spread_excess(shares, usable, costs)
     ranks, waits = settle_ranks(
         offered,
         lambda lowest: bound_layers(

@@ -49,10 +49,9 @@ class LayerImportanceAssessor:
         """Agreement of batches in standard errors (see `AgreementTest`), up to its proof."""
         return self._agreement.z
 
-    @property
-    def directions(self) -> dict[str, float]:
-        """In how many directions each layer's gradients point (see `GradientDirections`)."""
-        return self._directions.counts()
+    def directions(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
+        """Return in how many directions gradients point by module name (`GradientDirections`)."""
+        return self._directions.counts(layer.name for layer in layers)
 
     def rebase(self, change: BasisChange) -> None:
         """Follow a change of one layer's rank."""

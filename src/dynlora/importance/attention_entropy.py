@@ -54,13 +54,14 @@ class AttentionEntropyMetric:
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Average what the step's forwards have shown, on all processes; no gradient is read."""
-        if self._shown and process_count() > 1:
-            names = sorted(self._shown)
-            sums = sum_over_processes(torch.stack([self._shown[name] for name in names]))
-            self._shown = dict(zip(names, sums, strict=True))
-        for name, (total, rows) in self._shown.items():
-            mean = total / rows
-            self._focus.add(name, mean, counts=mean.isfinite())
+        if not self._shown:
+            return
+        names = sorted(self._shown)  # in the same order on all processes
+        sums = torch.stack([self._shown[name] for name in names])
+        if process_count() > 1:
+            sums = sum_over_processes(sums)
+        means = sums[:, 0] / sums[:, 1]
+        self._focus.add(names, means, counts=means.isfinite())
         self._shown = {}
 
     def scores(

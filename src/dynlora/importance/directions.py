@@ -5,12 +5,13 @@ below a head of two classes is asked for little more than one direction, however
 and further ranks there have nothing to learn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from dynlora.importance.consecutive import GradientPairs, norms_of
+from dynlora.importance.step_mean import StepMean
 
 
 class GradientDirections:
@@ -23,7 +24,7 @@ class GradientDirections:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # of ``‖Gᵀ G'‖²``, and how many
+        self._overlaps = StepMean(decay=1)  # of ``‖Gᵀ G'‖²``
 
     @torch.no_grad()
     def observe(self, pairs: GradientPairs) -> None:
@@ -31,26 +32,17 @@ class GradientDirections:
         products = [now.T @ last for now, last in zip(pairs.now, pairs.last, strict=True)]
         known = pairs.lengths > 0
         overlaps = torch.where(known, norms_of(products) / pairs.lengths, 0.0).square()
-        terms = torch.stack([overlaps, known.double()], dim=1)
-        none = terms.new_zeros(2)
-        old = torch.stack([self._sums.get(name, none) for name in pairs.names])
-        self._sums.update(zip(pairs.names, (old + terms).unbind(), strict=True))
+        self._overlaps.add(pairs.names, overlaps, counts=known)
 
-    def counts(self) -> dict[str, float]:
+    def counts(self, names: Iterable[str]) -> dict[str, float]:
         """Return the number of directions, at least 1, of each layer of which two were compared."""
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        return {
-            name: count / overlap
-            for name, (overlap, count) in zip(self._sums, sums, strict=True)
-            if overlap > 0
-        }
+        means = self._overlaps.means(names)
+        return {name: 1 / overlap for name, overlap in means.items() if overlap > 0}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums by module name."""
-        return dict(self._sums)
+        return self._overlaps.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
-        self._sums = {name: value.clone() for name, value in state.items()}
+        self._overlaps.load_state_dict(state)

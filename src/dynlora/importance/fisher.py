@@ -29,9 +29,15 @@ class FisherMetric:
         """Add the mean square of this step's gradients."""
         norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
-        for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
-            square = (a.double().square() + b.double().square()) / (layer.r * layer.cost)
-            self._squares.add(layer.name, square, counts=layer.finite)
+        squares = [
+            (a.double().square() + b.double().square()) / (layer.r * layer.cost)
+            for layer, a, b in zip(layers, norms_A, norms_B, strict=True)
+        ]
+        self._squares.add(
+            [layer.name for layer in layers],
+            torch.stack(squares),
+            counts=torch.stack([layer.finite for layer in layers]),
+        )
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]

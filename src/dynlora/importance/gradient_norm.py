@@ -27,9 +27,11 @@ class GradientNormMetric:
         """Average the squared norms."""
         norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
-        for layer, a, b in zip(layers, norms_A, norms_B, strict=True):
-            power = a.double().square() + b.double().square()
-            self._power.add(layer.name, power, counts=layer.finite)
+        self._power.add(
+            [layer.name for layer in layers],
+            torch.stack(norms_A).double().square() + torch.stack(norms_B).double().square(),
+            counts=torch.stack([layer.finite for layer in layers]),
+        )
 
     def scores(
         self,

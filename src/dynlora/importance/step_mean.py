@@ -1,6 +1,6 @@
-"""Mean over steps of one number a layer, shared by the metrics that score by one."""
+"""Mean over steps of one number a layer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,22 +19,26 @@ class StepMean:
         self._sums: dict[str, Tensor] = {}
         """Weighted sum and sum of weights, by module name."""
 
-    def add(self, name: str, value: Tensor, *, counts: Tensor) -> None:
-        """Add a layer's number in this step.
+    def add(self, names: Sequence[str], values: Tensor, *, counts: Tensor) -> None:
+        """Add the layers' numbers in this step.
 
         Args:
-            name: Module name.
-            value: Of shape ``()``, in float64.
-            counts: Boolean of shape ``()``: False leaves the mean as it is.
+            names: Module names.
+            values: Of shape ``(layers,)``, in float64.
+            counts: Boolean, of the same shape: False leaves a layer's mean as it is.
         """
-        old = self._sums.get(name, value.new_zeros(2))
-        new = self._decay * old + torch.stack([value, torch.ones_like(value)])
-        self._sums[name] = torch.where(counts, new, old)
+        none = values.new_zeros(2)
+        old = torch.stack([self._sums.get(name, none) for name in names])
+        new = self._decay * old + torch.stack([values, torch.ones_like(values)], dim=1)
+        kept = torch.where(counts[:, None], new, old)
+        self._sums.update(zip(names, kept.unbind(), strict=True))
 
     def means(self, names: Iterable[str]) -> dict[str, float]:
         """Return the means by module name; a layer of which no step counted is left out."""
-        sums = {name: self._sums[name].tolist() for name in names if name in self._sums}
-        return {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+        seen = [name for name in names if name in self._sums]
+        sums = torch.stack([self._sums[name] for name in seen]).tolist() if seen else []
+        pairs = zip(seen, sums, strict=True)
+        return {name: total / weight for name, (total, weight) in pairs if weight > 0}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return both sums per layer."""

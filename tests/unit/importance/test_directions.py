@@ -22,7 +22,7 @@ class Counted:
 
     @property
     def counts(self):
-        return self.directions.counts()
+        return self.directions.counts(["0"])
 
 
 @pytest.fixture
