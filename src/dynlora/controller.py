@@ -244,6 +244,7 @@ class DynamicLora:
     def freeze(self) -> None:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
+        self._assessor.finish()
         self._watch.close()
         if self.input_adaptive is not None:
             self.input_adaptive.observing = False

@@ -884,3 +884,17 @@ def test_an_event_never_needs_more_than_the_budget_where_layers_begin_below_min_
     train(model, optimizer, dynamic, 20)
     assert len(dynamic.history) == 5
     assert dynamic.peak_parameters <= dynamic.budget
+
+
+def test_after_the_last_event_no_gradients_are_kept(tiny_llama):
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, total_steps=40, events=2)
+    kept = []
+
+    def count(step):
+        kept.append([k for k in dynamic.state_dict()["importance"] if k.startswith("gradients/")])
+
+    train(tiny_llama, optimizer, dynamic, 40, after=count)
+    last = dynamic.history[-1].step
+    assert all(kept[: last - 1])
+    assert not any(kept[last - 1 :])

@@ -53,6 +53,10 @@ class LayerImportanceAssessor:
         """Return in how many directions gradients point by module name (`GradientDirections`)."""
         return self._directions.counts(layer.name for layer in layers)
 
+    def finish(self) -> None:
+        """Free the last gradients: there will be no further comparison."""
+        self._gradients = ConsecutiveGradients()
+
     def rebase(self, change: BasisChange) -> None:
         """Follow a change of one layer's rank."""
         self._metric.rebase(change)
