@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dynlora.importance.consecutive import GradientPairs
+from dynlora.importance.consecutive import Comparison
 
 SIGNIFICANT = 2.5
 """Standard errors from which agreement counts: 0.6 % of pure chance passes, at most 3 % if five
@@ -29,9 +29,9 @@ class AgreementTest:
         self._sums: Tensor | None = None  # of cosines and of their squares, on the layers' device
 
     @torch.no_grad()
-    def observe(self, pairs: GradientPairs) -> None:
-        """Compare one step's gradients with the last ones."""
-        cosine = _mean_cosine(_products(pairs.now, pairs.last), pairs.lengths)
+    def observe(self, compared: Comparison) -> None:
+        """Add how far one step's gradients agree with the last ones."""
+        cosine = _mean_cosine(compared.inner, compared.lengths)
         terms = torch.stack([cosine, cosine.square()])
         self._sums = terms if self._sums is None else self._sums + terms
 
@@ -59,9 +59,3 @@ def _mean_cosine(products: Tensor, lengths: Tensor) -> Tensor:
     known = ~lengths.isnan()
     cosines = torch.where(known, products / lengths.clamp(min=1e-300), 0.0)
     return cosines.sum() / known.sum().clamp(min=1)
-
-
-def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """Return the inner product of each pair of tensors."""
-    products = torch._foreach_mul(left, right)
-    return torch.stack([product.sum() for product in products]).double()

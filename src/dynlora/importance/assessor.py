@@ -31,10 +31,10 @@ class LayerImportanceAssessor:
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Read gradients. Called after `backward`, before the optimizer's step."""
         self._metric.observe(layers)
-        pairs = self._gradients.observe(layers)
-        self._directions.observe(pairs)
+        compared = self._gradients.observe(layers)
+        self._directions.observe(compared)
         if not self._proven:
-            self._agreement.observe(pairs)
+            self._agreement.observe(compared)
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]

@@ -1,77 +1,80 @@
-"""Gradients of `lora_B` in one observed step beside those of the step before."""
+"""Gradients of `lora_B` in one observed step compared with those of the step before.
 
+What tells two steps apart needs no more than ``Gᵀ G'``, which has the size of ranks. Layers whose
+gradients have the same shape are compared in one product: calls, not numbers, are what small layers
+cost.
+"""
+
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dynlora.types import BasisChange, LoraLayer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GradientPairs:
-    """One step's gradients and the last ones, layer by layer."""
+class Comparison:
+    """One step's gradients ``G`` beside the last finite ones ``G'``, layer by layer, in float64."""
 
     names: list[str]
-    now: list[Tensor]
-    """Of shape ``(out, r)``, in float32 or float64."""
-    last: list[Tensor]
-    """The last that were finite, of the same shapes; anything where there is nothing to compare."""
-    lengths: Tensor
-    """Product of both norms, of shape ``(layers,)``; NaN where there is nothing to compare."""
+    inner: Float[Tensor, " layers"]
+    """Inner product of both."""
+    overlaps: Float[Tensor, " layers"]
+    """Norm of ``Gᵀ G'``: of what they have in common on the output's side."""
+    lengths: Float[Tensor, " layers"]
+    """Product of both norms; NaN where there is nothing to compare, and the others mean nothing."""
 
 
 class ConsecutiveGradients:
     """Keeps each layer's last gradient that was finite, for the next step to be compared with."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Tensor] = {}
-        self._norms: dict[str, Tensor] = {}  # of the last gradients; NaN if none was finite yet
+        self._last: dict[str, Tensor] = {}  # NaN if none was finite yet
 
     @torch.no_grad()
-    def observe(self, layers: Sequence[LoraLayer]) -> GradientPairs:
-        """Return this step's gradients beside the last ones, and keep those that are finite."""
+    def observe(self, layers: Sequence[LoraLayer]) -> Comparison:
+        """Compare this step's gradients with the last ones, and keep those that are finite."""
+        alike: defaultdict[tuple[torch.Size, torch.dtype], list[LoraLayer]] = defaultdict(list)
+        for layer in layers:
+            alike[layer.grad_B.shape, layer.grad_B.dtype].append(layer)
+        figures = torch.cat([self._compare(group) for group in alike.values()], dim=1)
+        inner, overlaps, lengths = figures.unbind()
+        names = [layer.name for group in alike.values() for layer in group]
+        return Comparison(names=names, inner=inner, overlaps=overlaps, lengths=lengths)
+
+    def _compare(self, layers: Sequence[LoraLayer]) -> Float[Tensor, "3 layers"]:
+        """Return inner products, overlaps and lengths of layers with gradients of one shape."""
         names = [layer.name for layer in layers]
-        finite = [layer.finite for layer in layers]
-        now = _wide([layer.grad_B.detach() for layer in layers])
-        # A layer without a last gradient is compared with nothing, because the norm is NaN.
-        unknown = now[0].new_full((), torch.nan, dtype=torch.float64)
-        last = list(map(self._last.get, names, now))
-        last_norms = torch.stack([self._norms.get(name, unknown) for name in names])
-        norms = torch.where(torch.stack(finite), norms_of(now), unknown)
-        kept_norms = torch.where(norms.isnan(), last_norms, norms)
-        # Laid out as a checkpoint's are, strides of length 1 included: how a product is summed up
-        # depends on it.
-        kept = [v.reshape(-1).view(v.shape) for v in map(torch.where, finite, now, last)]
-        self._last.update(zip(names, kept, strict=True))
-        self._norms.update(zip(names, kept_norms.unbind(), strict=True))
-        return GradientPairs(names=names, now=now, last=last, lengths=norms * last_norms)
+        finite = torch.stack([layer.finite for layer in layers])
+        given = torch.stack([layer.grad_B for layer in layers])
+        # Products of float16 gradients vanish or overflow.
+        now = given.to(torch.promote_types(given.dtype, torch.float32))
+        unknown = now.new_full((), torch.nan).expand(now.shape[1:])
+        last = torch.stack([self._last.get(name, unknown) for name in names])
+        kept = torch.where(finite[:, None, None], now, last)
+        self._last.update(zip(names, kept.unbind(), strict=True))
+        products = now.mT @ last
+        norms = torch.where(finite, torch.linalg.matrix_norm(now).double(), torch.nan)
+        return torch.stack(
+            [
+                products.diagonal(dim1=1, dim2=2).sum(dim=1).double(),
+                torch.linalg.matrix_norm(products).double(),
+                norms * torch.linalg.matrix_norm(last),
+            ]
+        )
 
     def rebase(self, change: BasisChange) -> None:
         """Leave a layer whose basis changed out of the next comparison."""
         self._last.pop(change.name, None)
-        self._norms.pop(change.name, None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return by module name the last gradients that were finite."""
-        known = [name for name, norm in self._norms.items() if not norm.isnan()]
-        return {name: self._last[name] for name in known}
+        return {name: last for name, last in self._last.items() if not last.isnan().any()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
         self._last = {name: value.clone() for name, value in state.items()}
-        norms = norms_of(list(self._last.values())) if self._last else ()
-        self._norms = dict(zip(self._last, norms, strict=True))
-
-
-def norms_of(tensors: list[Tensor]) -> Tensor:
-    """Return the norm of each tensor."""
-    return torch.stack(torch._foreach_norm(tensors)).double()
-
-
-def _wide(tensors: list[Tensor]) -> list[Tensor]:
-    """Return tensors of at least float32: products of float16 gradients vanish or overflow."""
-    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors):
-        return tensors  # calls that change nothing would be most of the time on small layers
-    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]

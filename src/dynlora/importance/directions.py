@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from dynlora.importance.consecutive import GradientPairs, norms_of
+from dynlora.importance.consecutive import Comparison
 from dynlora.importance.step_mean import StepMean
 
 
@@ -27,12 +27,11 @@ class GradientDirections:
         self._overlaps = StepMean(decay=1)  # of ``‖Gᵀ G'‖²``
 
     @torch.no_grad()
-    def observe(self, pairs: GradientPairs) -> None:
+    def observe(self, compared: Comparison) -> None:
         """Add what one step's gradients have in common with the last ones."""
-        products = [now.T @ last for now, last in zip(pairs.now, pairs.last, strict=True)]
-        known = pairs.lengths > 0
-        overlaps = torch.where(known, norms_of(products) / pairs.lengths, 0.0).square()
-        self._overlaps.add(pairs.names, overlaps, counts=known)
+        known = compared.lengths > 0
+        overlaps = torch.where(known, compared.overlaps / compared.lengths, 0.0).square()
+        self._overlaps.add(compared.names, overlaps, counts=known)
 
     def counts(self, names: Iterable[str]) -> dict[str, float]:
         """Return the number of directions, at least 1, of each layer of which two were compared."""
