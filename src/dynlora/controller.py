@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +35,7 @@ from dynlora.checks import (
     check_same_run,
 )
 from dynlora.config import DynamicLoraConfig
-from dynlora.distributed import agreed_ranks, agreed_scores, process_count
+from dynlora.distributed import agreed_figures, agreed_ranks, process_count
 from dynlora.errors import LayerError
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.importance import LayerImportanceAssessor, build_metric
@@ -196,7 +196,7 @@ class DynamicLora:
         if self._frozen or left_out or self._adapters.is_accumulating:
             return
         check_once(self._observed)
-        with self._timed():
+        with self._timed(), self._in_own_precision():
             layers = self._adapters.with_gradients()
             if not layers:
                 raise LayerError(
@@ -236,7 +236,8 @@ class DynamicLora:
             return
         with self._timed():
             if self._step in self._events:
-                self._reallocate()
+                with self._in_own_precision():
+                    self._reallocate()
             self._begin_step()
             if self._step >= self._events[-1]:
                 self.freeze()
@@ -281,10 +282,11 @@ class DynamicLora:
         most = {layer.name: layer.capacity for layer in self._layers}
         check_plan(plan, self.ranks, costs, self.budget, most=most)
         self._check_layers()
-        features = self._analyzer.stats()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
-        assessed = Assessment(scores={}, directions=self._assessor.directions(self._layers))
-        return self._apply(plan, features, assessed, shares=shares, waits=set())
+        with self._in_own_precision():
+            features = self._analyzer.stats()
+            assessed = Assessment(scores={}, directions=self._directions())
+            return self._apply(plan, features, assessed, shares=shares, waits=set())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, beside weights and moments.
@@ -367,6 +369,10 @@ class DynamicLora:
     def _device(self) -> torch.device:
         return self._layers[0].parameters[0].device
 
+    def _in_own_precision(self) -> AbstractContextManager[None]:
+        """Keep an autocast around the caller's step out of what is computed from gradients."""
+        return torch.autocast(self._device.type, enabled=False)
+
     def _begin_step(self) -> None:
         """Show the forwards of the step to come, or keep hooks out of their way."""
         if is_sampled(self._events, self._step):
@@ -378,7 +384,7 @@ class DynamicLora:
         self._check_layers()
         features = self._analyzer.stats()
         scores = self._finite_scores(self._assessor.scores(self._layers, features))
-        scores = agreed_scores(scores, list(self._adapters.layers), self._device)
+        scores = agreed_figures(scores, list(self._adapters.layers), self._device)
         if is_informative(scores) and not features:
             logger.warning(
                 "no input of any of %d layers was seen up to step %d: new directions are drawn at "
@@ -386,7 +392,7 @@ class DynamicLora:
                 len(self._layers),
                 self._step,
             )
-        assessed = Assessment(scores=scores, directions=self._assessor.directions(self._layers))
+        assessed = Assessment(scores=scores, directions=self._directions())
         found = plan_event(
             self._layers,
             assessed,
@@ -404,6 +410,10 @@ class DynamicLora:
             self._adapters.apply_weights(allocate_layer_weights(scores, names))
         plan = RankPlan(step=self._step, ranks=found.ranks)
         self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
+
+    def _directions(self) -> dict[str, float]:
+        counts = self._assessor.directions(self._layers)
+        return agreed_figures(counts, list(self._adapters.layers), self._device)
 
     def _apply(
         self,

@@ -50,23 +50,23 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(whole)
 
 
-def agreed_scores(
-    scores: Mapping[str, float], names: Sequence[str], device: torch.device
+def agreed_figures(
+    figures: Mapping[str, float], names: Sequence[str], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean of each score; one that any process lacks is left out everywhere.
+    """Return the mean of each figure; one that any process lacks is left out everywhere.
 
     Args:
-        scores: This process's, by module name.
+        figures: This process's, by module name.
         names: All layers, in the same order on every process.
         device: Where the processes exchange tensors.
     """
     if process_count() == 1:
-        return dict(scores)
-    # Two rows: the score, and whether there is one.
+        return dict(figures)
+    # Two rows: the figure, and whether there is one.
     own = torch.zeros(2, len(names), dtype=torch.float64)
     for place, name in enumerate(names):
-        if name in scores:
-            own[:, place] = torch.tensor([scores[name], 1.0], dtype=torch.float64)
+        if name in figures:
+            own[:, place] = torch.tensor([figures[name], 1.0], dtype=torch.float64)
     totals, counts = sum_over_processes(own.to(device)).tolist()
     return {
         name: total / process_count()

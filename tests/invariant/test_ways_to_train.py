@@ -57,6 +57,25 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
     assert_same(model, dynamic)
 
 
+@pytest.mark.parametrize("metric", ["signal", "sensitivity"])
+def test_an_autocast_around_the_whole_step_leaves_what_is_observed_as_it_is(metric):
+    observed = []
+    for around in (False, True):
+        model = lora_llama().train()
+        dynamic = attached(model, adamw(model), importance=metric, **SETTINGS)
+        batches = sequences()
+        for _ in range(3):
+            (loss_of(model, next(batches)) * 1e-4).backward()  # squares vanish in float16
+            with torch.autocast("cpu", torch.float16, enabled=around):
+                dynamic.observe()
+                dynamic.step()
+            model.zero_grad()
+        observed.append(dynamic.state_dict()["importance"])
+    plain, autocast = observed
+    assert plain.keys() == autocast.keys()
+    assert all(torch.equal(plain[key], autocast[key]) for key in plain)
+
+
 def test_a_step_that_overflows_in_half_precision_is_skipped_and_counted():
     model = lora_llama().train()
     optimizer = adamw(model)
