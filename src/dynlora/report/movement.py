@@ -27,7 +27,7 @@ def stillness(events: Sequence[Event]) -> str | None:
     if waiting:
         layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
         return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
-    return "no layer stood out by more than dynamic.hysteresis"
+    return "no layer that could grow stood out by more than dynamic.hysteresis"
 
 
 def moved(event: Event) -> bool:

@@ -42,4 +42,4 @@ def test_layers_that_wait_are_counted_once() -> None:
 
 def test_else_the_scores_were_too_close() -> None:
     reason = stillness([make_event(3, STILL, STILL, scores={"a": 1.1, "b": 1.0})])
-    assert reason == "no layer stood out by more than dynamic.hysteresis"
+    assert reason == "no layer that could grow stood out by more than dynamic.hysteresis"

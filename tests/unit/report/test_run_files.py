@@ -185,6 +185,15 @@ def test_a_broken_event_is_named_with_its_line(tmp_path: Path, line: str, told: 
     assert "in line 2" in str(raised.value)
 
 
+def test_events_written_before_directions_were_counted_are_read(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", events=EVENTS)
+    event = EVENTS[0].to_dict()
+    for figures in event["layers"].values():
+        del figures["directions"]
+    (root / "ranks.jsonl").write_text(json.dumps(event) + "\n")
+    assert list(read_run(root).events) == EVENTS[:1]
+
+
 def test_a_logged_line_without_its_step_is_named(tmp_path: Path) -> None:
     root = write_run(tmp_path / "run", metrics=[{"step": 1}, {"step": "two"}])
     with pytest.raises(RunFileError, match="step 'two' in line 2"):
@@ -218,7 +227,14 @@ def test_values_that_cannot_be_shown_are_refused(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("score", {}), ("share", "x"), ("waits", 1), ("variance", [1]), ("rank_after", True)],
+    [
+        ("score", {}),
+        ("share", "x"),
+        ("waits", 1),
+        ("variance", [1]),
+        ("directions", "x"),
+        ("rank_after", True),
+    ],
 )
 def test_events_whose_figures_are_of_another_type_are_refused(
     tmp_path: Path, key: str, value: object
