@@ -30,6 +30,11 @@ class LoraLayer(LayerShape, Protocol):
     """
 
     @property
+    def out_features(self) -> int:
+        """Rows of `lora_B`."""
+        ...
+
+    @property
     def scaling(self) -> float:
         """Factor on the layer's output; does not change with the rank."""
         ...
@@ -130,7 +135,7 @@ class LayerEvent:
     score: float | None
     """Importance per parameter; None where none was available."""
     share: float
-    """Share of the budget, in ``[0, 1]``; all layers' shares sum to 1."""
+    """Share of the budget that scores ask for, in ``[0, 1]``; all layers' shares sum to 1."""
     weight: float
     """Layer weight, in ``[0.5, 2]``; 1 unless `layer_weights` is on."""
     variance: float | None

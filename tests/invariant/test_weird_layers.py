@@ -121,7 +121,7 @@ def test_less_than_a_rank_of_the_cheapest_layer_that_could_grow_stays_unspent_at
     monkeypatch,
 ):
     # Of two layers the one whose gradients have fewer directions is held, and then so is the other.
-    monkeypatch.setattr(GradientDirections, "counts", lambda self, names: {})
+    monkeypatch.setattr(GradientDirections, "counts", lambda self, layers: {})
     case = CASES["unequal cost"]
     settings = {"importance": "random", "events": 10, "last_event": 1.0, "max_rank": 6}
     model, optimizer, dynamic = started(case, total_steps=40, **settings, **FREE)

@@ -51,7 +51,7 @@ class LayerImportanceAssessor:
 
     def directions(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
         """Return in how many directions gradients point by module name (`GradientDirections`)."""
-        return self._directions.counts(layer.name for layer in layers)
+        return self._directions.counts(layers)
 
     def finish(self) -> None:
         """Free the last gradients: there will be no further comparison."""

@@ -1,17 +1,18 @@
 """In how many directions of its output do a layer's gradients point?
 
-What gradient descent adds to a layer lies in the span of the gradients of its output: the layer
-below a head of two classes is asked for little more than one direction, however much it matters,
-and further ranks there have nothing to learn.
+The layer below a head of two classes is asked for little more than one direction, however much it
+matters, and further ranks there find next to nothing to learn. The count is a hint of that: what
+matters is how it compares between layers that see the same batches.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dynlora.importance.consecutive import Comparison
 from dynlora.importance.step_mean import StepMean
+from dynlora.types import LoraLayer
 
 
 class GradientDirections:
@@ -33,10 +34,15 @@ class GradientDirections:
         overlaps = torch.where(known, compared.overlaps / compared.lengths, 0.0).square()
         self._overlaps.add(compared.names, overlaps, counts=known)
 
-    def counts(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the number of directions, at least 1, of each layer of which two were compared."""
-        means = self._overlaps.means(names)
-        return {name: 1 / overlap for name, overlap in means.items() if overlap > 0}
+    def counts(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
+        """Return the number of directions of each layer of which two gradients were compared.
+
+        At least 1 and at most the output's dimensions: gradients of batches that take turns, with
+        nothing in common, would seem to have more.
+        """
+        means = self._overlaps.means(layer.name for layer in layers)
+        widths = {layer.name: layer.out_features for layer in layers}
+        return {name: 1 / min(max(mean, 1 / widths[name]), 1.0) for name, mean in means.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums by module name."""

@@ -78,10 +78,15 @@ def test_a_restored_assessor_continues_as_the_saved_one(layers, name):
     saved.scores(layers, {})
     restored.load_state_dict(saved.state_dict())
     assert restored.agreement == saved.agreement
-    learn(saved, layers, 1)
-    restored.observe(layers)
+    set_gradients(layers, seed=0)
+    for assessor in (saved, restored):
+        assessor.observe(layers)
     assert restored.agreement == saved.agreement
     assert restored.scores(layers, {}) == saved.scores(layers, {})
+    counts = saved.directions(layers)
+    assert restored.directions(layers) == counts
+    assert set(counts) == {"0", "1"}
+    assert all(count > 1.01 for count in counts.values())
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -16,13 +16,15 @@ class Counted:
 
     def __init__(self):
         self.gradients, self.directions = ConsecutiveGradients(), GradientDirections()
+        self.layers = []
 
     def observe(self, layers):
+        self.layers = layers
         self.directions.observe(self.gradients.observe(layers))
 
     @property
     def counts(self):
-        return self.directions.counts(["0"])
+        return self.directions.counts(self.layers)
 
 
 @pytest.fixture
@@ -141,7 +143,34 @@ def test_a_restored_count_continues_as_the_saved_one_whatever_the_layout_of_grad
     ):
         state = {k: torch.tensor(v.tolist(), dtype=v.dtype) for k, v in mine.state_dict().items()}
         theirs.load_state_dict(state)
+    restored.layers = [layer]
     assert restored.counts == saved.counts
     for seed in range(4, 8):
         show(seed, saved, restored)
     assert restored.counts == saved.counts
+
+
+def test_gradients_that_take_turns_count_at_most_the_dimensions_of_the_output(layer):
+    counted = Counted()
+    for step in range(40):
+        gradient = torch.zeros(OUT, RANK, dtype=torch.float64)
+        gradient[step % 2] = 1.0
+        layer.lora_B.grad = gradient
+        counted.observe([layer])
+    assert counted.counts == {layer.name: OUT}
+
+
+def test_layers_of_different_shapes_keep_their_own_counts():
+    layers = layers_of(lora_chain(12, 24, 12, 24, 12))
+    together, apart = Counted(), [Counted() for _ in layers]
+    for seed in range(6):
+        set_gradients(layers, seed=seed)
+        for layer in layers:
+            layer.lora_B.grad += 2.0  # in common, so that counts are well below all dimensions
+        together.observe(layers)
+        for layer, alone in zip(layers, apart, strict=True):
+            alone.observe([layer])
+    expected = {name: count for alone in apart for name, count in alone.counts.items()}
+    assert len({layer.lora_B.shape for layer in layers}) == 2
+    assert len(set(expected.values())) == len(layers)
+    assert together.counts == pytest.approx(expected, rel=1e-12)
