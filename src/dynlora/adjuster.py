@@ -194,20 +194,19 @@ def default_max_rank(configured: int, held: Iterable[int]) -> int:
     return max(MOST_TIMES_R * configured, *held)
 
 
-def limit_by_directions(directions: Mapping[str, float], *, max_rank: int) -> dict[str, float]:
-    """Return by module name the rank from which on gradients have next to no directions left.
+def limit_by_directions(directions: Mapping[str, float], *, at_mean: float) -> dict[str, float]:
+    """Return by module name the rank above which a layer shall not grow.
 
-    Where they point in fewer directions than those of the average layer it is less than `max_rank`,
-    by the square of their ratio; elsewhere it is higher.
+    It follows the square of the ratio of the layer's number of directions to the mean one.
 
     Args:
-        directions: In how many directions each layer's gradients point, > 0.
-        max_rank: Highest rank of any layer.
+        directions: In how many directions each layer's gradients point, at least 1.
+        at_mean: Limit of a layer whose gradients point in as many as the mean.
     """
     if not directions:
         return {}
     mean = math.fsum(directions.values()) / len(directions)
-    return {name: max_rank * (count / mean) ** 2 for name, count in directions.items()}
+    return {name: at_mean * (count / mean) ** 2 for name, count in directions.items()}
 
 
 def bound_layer(
@@ -230,8 +229,8 @@ def bound_layer(
         min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
         max_rank: Highest rank configured.
         kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
-        limit: Rank from which on further directions would have next to nothing to do. It never
-            forces a shrink. None where it shall not bind.
+        limit: Rank above which the layer shall not grow. It never forces a shrink. None where it
+            shall not bind.
         pinned: Whether the rank must not move.
     """
     if pinned:
@@ -258,8 +257,7 @@ def bound_layers(
         config: Its `min_rank` and `pinned` are read.
         max_rank: Highest rank of any layer.
         lowest: Lowest rank by module name that loses no more of the output than tolerated.
-        limits: Rank from which on further directions of a layer would have next to nothing to do,
-            by module name, where it shall bind.
+        limits: Rank above which a layer shall not grow, by module name, where it shall bind.
     """
     return {
         layer.name: bound_layer(

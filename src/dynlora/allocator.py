@@ -104,7 +104,8 @@ def spread_excess(
 ) -> dict[str, float]:
     """Spread evenly over the other layers what layers are offered beyond what they have use for.
 
-    That one layer matters more than it can use says nothing of the others.
+    That one layer matters more than it can use says nothing of the others. In one pass, whatever
+    else bounds them.
 
     Args:
         shares: Share of the budget by module name; they sum to 1.

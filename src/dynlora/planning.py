@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynlora.adjuster import bound_layers, limit_by_directions, settle_ranks
+from dynlora.adjuster import MOST_TIMES_R, bound_layers, limit_by_directions, settle_ranks
 from dynlora.allocator import allocate_shares, feature_gains, is_informative, spread_excess
 from dynlora.config import DynamicLoraConfig
 from dynlora.layer_shape import LayerShape
@@ -57,7 +57,9 @@ def plan_event(
         uniform_mix=config.uniform_mix,
     )
     informed = is_informative(assessed.scores)
-    by_gradients = limit_by_directions(assessed.directions, max_rank=max_rank) if informed else {}
+    # A lower `max_rank` is one for all layers: it shall not hold those of few directions lower yet.
+    at_mean = max(max_rank, MOST_TIMES_R * budget / sum(costs.values()))
+    by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean) if informed else {}
     by_inputs = {n: s.effective_rank for n, s in features.items()} if informed else {}
     limits = {
         name: min(by_gradients.get(name, math.inf), by_inputs.get(name, math.inf))

@@ -66,8 +66,10 @@ def test_what_is_spread_sums_to_one_and_takes_from_layers_above_their_use_alone(
     usable = data.draw(st.dictionaries(st.sampled_from(list(costs)), st.floats(0, 1)))
     spread = spread_excess(shares, usable, costs)
     assert math.fsum(spread.values()) == pytest.approx(1, abs=1e-9)
+    able = [name for name, share in shares.items() if share <= usable.get(name, 1)]
     for name, share in spread.items():
         assert share >= min(shares[name], usable.get(name, 1))
+        assert not able or name in able or share == usable[name]
 
 
 @many

@@ -121,6 +121,6 @@ def test_a_layer_is_bounded_by(given, floor, ceiling):
 
 
 def test_a_layer_of_fewer_directions_than_the_average_is_limited_by_the_square_of_their_ratio():
-    limits = limit_by_directions({"few": 1.0, "average": 4.0, "many": 7.0}, max_rank=64)
+    limits = limit_by_directions({"few": 1.0, "average": 4.0, "many": 7.0}, at_mean=64)
     assert limits == {"few": 4.0, "average": 64.0, "many": 196.0}
-    assert limit_by_directions({}, max_rank=64) == {}
+    assert limit_by_directions({}, at_mean=64) == {}

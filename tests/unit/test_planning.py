@@ -18,16 +18,16 @@ class Shape:
     is_trained: bool = True
 
 
-def ranks_of(scores, directions, *, r=4):
-    layers = [Shape(name, r=r) for name in NAMES]
+def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32):
+    layers = [Shape(name, r=r) for name, r in zip(NAMES, held, strict=True)]
     config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0)
     return plan_event(
         layers,
         Assessment(scores=dict(zip(NAMES, scores, strict=True)), directions=directions),
         {},
         config,
-        budget=sum(layer.cost * r for layer in layers),
-        max_rank=8 * r,
+        budget=sum(layer.cost * layer.r for layer in layers),
+        max_rank=max_rank,
         measure_lowest=lambda names: dict.fromkeys(names, 1),
         agree=lambda ranks: ranks,
     ).ranks
@@ -48,4 +48,12 @@ def test_a_layer_of_one_direction_keeps_its_rank_and_what_it_asked_for_is_spread
 
 def test_directions_decide_nothing_where_scores_say_nothing():
     few = {"most": 1.0, "second": 7.0, "third": 7.0, "fourth": 7.0}
-    assert ranks_of([3.0] * 4, few) == dict.fromkeys(NAMES, 4)
+    assert ranks_of([3.0] * 4, few, held=(1, 5, 5, 5)) == dict.fromkeys(NAMES, 4)
+
+
+def test_a_lower_max_rank_does_not_hold_layers_of_few_directions_lower_yet():
+    fewer = {"most": 5.0, "second": 8.0, "third": 8.0, "fourth": 8.0}
+    scores = [8.0, 2.0, 1.0, 1.0]
+    assert ranks_of(scores, fewer)["most"] == 13
+    assert ranks_of(scores, fewer, max_rank=8)["most"] == 8
+    assert ranks_of(scores, fewer | {"most": 3.0}, max_rank=8)["most"] < 8
