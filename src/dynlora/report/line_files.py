@@ -12,10 +12,8 @@ COUNTS = ("rank_before", "rank_after")
 """Whole numbers of a layer in an event."""
 FIGURES = ("share", "weight", "output_lost")
 """Its numbers."""
-MISSING = ("score", "variance", "effective_rank")
+MISSING = ("score", "variance", "effective_rank", "directions")
 """Its numbers that may be null."""
-LATER = ("directions",)
-"""Those that files of earlier versions lack."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -62,8 +60,7 @@ def _check_figures(line: Mapping[str, Any]) -> None:
     for layer in line["layers"].values():
         counts += [layer[key] for key in COUNTS]
         figures += [layer[key] for key in FIGURES]
-        figures += [layer[key] for key in MISSING if layer[key] is not None]
-        figures += [layer[key] for key in LATER if layer.get(key) is not None]
+        figures += [layer[key] for key in MISSING if layer.get(key) is not None]
         if not isinstance(layer["waits"], bool):
             raise TypeError("waits must be true or false")
     if not all(map(_is_count, counts)):
