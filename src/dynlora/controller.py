@@ -5,7 +5,6 @@ and, at an event, lets scores become shares, shares become ranks, and ranks beco
 """
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,14 +29,13 @@ from dynlora.checks import (
     check_once,
     check_pinned,
     check_plan,
-    check_reduced,
     check_room,
     check_same_run,
 )
 from dynlora.config import DynamicLoraConfig
-from dynlora.distributed import agreed_figures, agreed_ranks, process_count
-from dynlora.errors import LayerError
+from dynlora.distributed import agreed_ranks, process_count
 from dynlora.features import InputFeatureAnalyzer
+from dynlora.gradient_watch import GradientWatch
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
 from dynlora.planning import plan_event
@@ -101,7 +99,9 @@ class DynamicLora:
         self._assessor = LayerImportanceAssessor(metric)
         self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
         self._layers = list(self._adapters.layers.values())
-        self._skipped = SkippedObservations(list(self._adapters.layers))
+        self._gradients = GradientWatch(
+            self._adapters, self._assessor, on_nonfinite=config.on_nonfinite
+        )
         self.budget = self._adapters.budget
         """Parameters that all layers together may hold."""
         self._max_rank = config.max_rank or default_max_rank(
@@ -117,7 +117,7 @@ class DynamicLora:
             held_static=any(layer.capacity is not None for layer in self._layers),
         )
         """How tensors are held: `physical` or `static`."""
-        self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._device)
+        self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._events = event_steps(
             total_steps=config.total_steps,
             first_event=config.first_event,
@@ -127,8 +127,7 @@ class DynamicLora:
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
-        self._reduced = False  # whether gradients were seen to be the same on all processes
-        self._watch = ForwardWatch(
+        self._forwards = ForwardWatch(
             model,
             self._layers,
             self._analyzer,
@@ -173,7 +172,7 @@ class DynamicLora:
 
         To read it waits until the device has done what was asked of it.
         """
-        return self._skipped.counts()
+        return self._gradients.skipped.counts()
 
     def observe(self) -> None:
         """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
@@ -197,23 +196,7 @@ class DynamicLora:
             return
         check_once(self._observed)
         with self._timed(), self._in_own_precision():
-            layers = self._adapters.with_gradients()
-            if not layers:
-                raise LayerError(
-                    f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "
-                    "none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
-                    "under DeepSpeed between `engine.backward` and `engine.step`."
-                )
-            finite = {layer.name: layer.finite for layer in layers}
-            if self.config.on_nonfinite == "stop":
-                flags = torch.stack(list(finite.values())).tolist()
-                broken = [name for name, kept in zip(finite, flags, strict=True) if not kept]
-                self._check_finite(broken, "gradient", step=self._step + 1)
-            self._skipped.add_broken(finite)
-            if process_count() > 1 and not self._reduced and all(finite.values()):
-                check_reduced(self._adapters.gradient_norms())
-                self._reduced = True
-            self._assessor.observe(layers)
+            self._gradients.observe(step=self._step + 1)
             self._observed = True
 
     def step(self) -> None:
@@ -246,7 +229,7 @@ class DynamicLora:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
         self._frozen = True
         self._assessor.finish()
-        self._watch.close()
+        self._forwards.close()
         if self.input_adaptive is not None:
             self.input_adaptive.observing = False
 
@@ -285,7 +268,7 @@ class DynamicLora:
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         with self._in_own_precision():
             features = self._analyzer.stats()
-            assessed = Assessment(scores={}, directions=self._directions())
+            assessed = Assessment(scores={}, directions=self._gradients.directions())
             return self._apply(plan, features, assessed, shares=shares, waits=set())
 
     def state_dict(self) -> dict[str, Any]:
@@ -335,12 +318,12 @@ class DynamicLora:
         self._step = state["step"]
         self._events = tuple(state["events"])
         self.history = [Event.from_dict(event) for event in state["history"]]
-        self._skipped = SkippedObservations(names, state["skipped"])
+        self._gradients.skipped = SkippedObservations(names, state["skipped"])
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
             self._fused.load_groups(state["fused"])
-        device = self._device  # a checkpoint's tensors come from the CPU
+        device = self._adapters.device  # a checkpoint's tensors come from the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         if self.input_adaptive is not None:
@@ -365,34 +348,28 @@ class DynamicLora:
         if self.input_adaptive is not None:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
 
-    @property
-    def _device(self) -> torch.device:
-        return self._layers[0].parameters[0].device
-
     def _in_own_precision(self) -> AbstractContextManager[None]:
         """Keep an autocast around the caller's step out of what is computed from gradients."""
-        return torch.autocast(self._device.type, enabled=False)
+        return torch.autocast(self._adapters.device.type, enabled=False)
 
     def _begin_step(self) -> None:
         """Show the forwards of the step to come, or keep hooks out of their way."""
         if is_sampled(self._events, self._step):
-            self._watch.open(self._step)
+            self._forwards.open(self._step)
         else:
-            self._watch.close()
+            self._forwards.close()
 
     def _reallocate(self) -> None:
         self._check_layers()
         features = self._analyzer.stats()
-        scores = self._finite_scores(self._assessor.scores(self._layers, features))
-        scores = agreed_figures(scores, list(self._adapters.layers), self._device)
-        if is_informative(scores) and not features:
+        assessed = self._gradients.assess(features, step=self._step)
+        if is_informative(assessed.scores) and not features:
             logger.warning(
                 "no input of any of %d layers was seen up to step %d: new directions are drawn at "
                 "random; call the model that `DynamicLora` was given, in training mode",
                 len(self._layers),
                 self._step,
             )
-        assessed = Assessment(scores=scores, directions=self._directions())
         found = plan_event(
             self._layers,
             assessed,
@@ -403,17 +380,13 @@ class DynamicLora:
             measure_lowest=lambda names: self._adapters.lowest_ranks(
                 names, features, tolerance=self.config.shrink_tolerance
             ),
-            agree=lambda ranks: agreed_ranks(ranks, self._device),
+            agree=lambda ranks: agreed_ranks(ranks, self._adapters.device),
         )
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers if layer.is_trained]
-            self._adapters.apply_weights(allocate_layer_weights(scores, names))
+            self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
         plan = RankPlan(step=self._step, ranks=found.ranks)
         self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
-
-    def _directions(self) -> dict[str, float]:
-        counts = self._assessor.directions(self._layers)
-        return agreed_figures(counts, list(self._adapters.layers), self._device)
 
     def _apply(
         self,
@@ -456,19 +429,10 @@ class DynamicLora:
         logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
         return event
 
-    def _finite_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
-        broken = [name for name, score in scores.items() if not math.isfinite(score)]
-        if self.config.on_nonfinite == "stop":
-            self._check_finite(broken, "score", step=self._step)
-        self._skipped.add(broken)
-        return {name: score for name, score in scores.items() if math.isfinite(score)}
-
     def _check_layers(self) -> None:
         self._adapters.check_unmerged()
-        self._check_finite(self._adapters.broken_weights(), "weights", step=self._step)
-
-    def _check_finite(self, broken: list[str], kind: str, *, step: int) -> None:
-        check_finite(broken, kind, step=step, layers=len(self._layers))
+        broken = self._adapters.broken_weights()
+        check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -96,6 +96,11 @@ class LoraAdapters:
         return sum(layer.r * layer.cost for layer in self.layers.values())
 
     @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return next(iter(self.layers.values())).parameters[0].device
+
+    @property
     def is_accumulating(self) -> bool:
         """Whether Accelerate's optimizer takes no step with this batch, for more are to come."""
         return self._gradient_state is not None and not self._gradient_state.sync_gradients

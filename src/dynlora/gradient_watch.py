@@ -1,0 +1,93 @@
+"""Stage 1 in a run: what is not finite is left out and counted, and all processes agree."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.checks import check_finite, check_reduced
+from dynlora.config import NonFiniteReaction
+from dynlora.distributed import agreed_figures, process_count
+from dynlora.errors import LayerError
+from dynlora.importance import LayerImportanceAssessor
+from dynlora.skipped import SkippedObservations
+from dynlora.types import Assessment, FeatureStats
+
+
+class GradientWatch:
+    """Shows gradients to the assessor, and tells what they say of the layers."""
+
+    def __init__(
+        self,
+        adapters: LoraAdapters,
+        assessor: LayerImportanceAssessor,
+        *,
+        on_nonfinite: NonFiniteReaction,
+    ) -> None:
+        """Begin without any gradient.
+
+        Args:
+            adapters: Whose gradients are read.
+            assessor: What reads them.
+            on_nonfinite: Whether one that is not finite is left out, or stops the run.
+        """
+        self._adapters = adapters
+        self._assessor = assessor
+        self._stops = on_nonfinite == "stop"
+        self._reduced = False  # whether gradients were seen to be the same on all processes
+        self.skipped = SkippedObservations(list(adapters.layers))
+
+    def observe(self, *, step: int) -> None:
+        """Read the gradients of one step.
+
+        Args:
+            step: The optimizer step that they are for, counted from 1.
+
+        Raises:
+            EngineError: If several processes train, and gradients are not the same on all.
+            LayerError: If no LoRA parameter has a gradient.
+            NonFiniteError: If a gradient is not finite and that stops the run.
+        """
+        layers = self._adapters.with_gradients()
+        if not layers:
+            raise LayerError(
+                f"At least one of {len(self._adapters.layers)} LoRA layers must have a gradient, "
+                "got none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
+                "under DeepSpeed between `engine.backward` and `engine.step`."
+            )
+        finite = {layer.name: layer.finite for layer in layers}
+        if self._stops:
+            flags = torch.stack(list(finite.values())).tolist()
+            broken = [name for name, kept in zip(finite, flags, strict=True) if not kept]
+            check_finite(broken, "gradient", step=step, layers=len(self._adapters.layers))
+        self.skipped.add_broken(finite)
+        if process_count() > 1 and not self._reduced and all(finite.values()):
+            check_reduced(self._adapters.gradient_norms())
+            self._reduced = True
+        self._assessor.observe(layers)
+
+    def assess(self, features: Mapping[str, FeatureStats], *, step: int) -> Assessment:
+        """Return what gradients say of the layers; no scores while agreement could be chance.
+
+        Args:
+            features: What is known of each layer's input, by module name.
+            step: Optimizer steps taken.
+
+        Raises:
+            NonFiniteError: If a score is not finite and that stops the run.
+        """
+        scores = self._assessor.scores(list(self._adapters.layers.values()), features)
+        broken = [name for name, score in scores.items() if not math.isfinite(score)]
+        if self._stops:
+            check_finite(broken, "score", step=step, layers=len(self._adapters.layers))
+        self.skipped.add(broken)
+        finite = {name: score for name, score in scores.items() if math.isfinite(score)}
+        return Assessment(scores=self._agreed(finite), directions=self.directions())
+
+    def directions(self) -> dict[str, float]:
+        """Return in how many directions gradients point, by module name."""
+        return self._agreed(self._assessor.directions(list(self._adapters.layers.values())))
+
+    def _agreed(self, figures: Mapping[str, float]) -> dict[str, float]:
+        return agreed_figures(figures, list(self._adapters.layers), self._adapters.device)
