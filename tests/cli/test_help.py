@@ -48,7 +48,9 @@ def test_help_of_train_names_every_key_and_its_default(
         assert (re.search(rf"--{re.escape(key)} ", text) is None) == section, key
     flat = " ".join(text.split())
     assert "Rank of each layer; with `method: dynamic` their mean." in flat
-    assert "(type: int, default: 8)" in flat
+    assert "(type: a whole number, default: 8)" in flat
+    assert "(type: one of nf4, int8 or null, default: null)" in flat
+    assert not re.search(r"\b(Literal|Optional|Union|tuple|int|float|bool)\b", flat)
     assert "CONFIG  " not in text, "sections cannot be given as files"
 
 

@@ -16,7 +16,12 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
 
 from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
 from dynlora.errors import ConfigError
@@ -161,6 +166,16 @@ def _in_section(key: str, error: ConfigError) -> ConfigError:
     return ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error)))
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says in our words, and not in Python's, what a key takes."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        hint = dict(valid_keys()).get(action.dest)
+        if get_origin(hint) is Literal:
+            return None  # the choices stand beside the key
+        return None if hint is None else _describe(hint)
+
+
 def _parser(verb: str, preset: str) -> ArgumentParser:
     """Return a verb's parser, in which what is not given has the preset's value."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -169,6 +184,7 @@ def _parser(verb: str, preset: str) -> ArgumentParser:
         usage=USAGES[verb],
         description=DESCRIPTIONS[verb] + KEYS,
         exit_on_error=False,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action=ActionConfigFile, help=argparse.SUPPRESS)
     sections = dict(_sections())
