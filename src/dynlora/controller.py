@@ -38,6 +38,7 @@ from dynlora.features import InputFeatureAnalyzer
 from dynlora.gradient_watch import GradientWatch
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
+from dynlora.movement import stillness
 from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.skipped import SkippedObservations
@@ -224,6 +225,8 @@ class DynamicLora:
             self._begin_step()
             if self._step >= self._events[-1]:
                 self.freeze()
+                if why := stillness(self.history):
+                    logger.info("no rank moved in %d events: %s", len(self.history), why)
 
     def freeze(self) -> None:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""

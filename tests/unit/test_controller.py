@@ -77,6 +77,17 @@ def test_uniform_never_moves_and_random_does(tiny_llama, importance):
     assert bool(moved(dynamic)) == (importance == "random")
 
 
+@pytest.mark.parametrize("importance", ["uniform", "random"])
+def test_the_log_says_why_no_rank_moved_once_there_is_no_event_left(tiny_llama, importance, caplog):
+    caplog.set_level("INFO", logger="dynlora")
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance=importance, **MOVING)
+    train(tiny_llama, optimizer, dynamic, 40)
+    told = [text for text in caplog.messages if text.startswith("no rank moved")]
+    why = ["no rank moved in 5 events: every layer had the same score"]
+    assert told == (why if importance == "uniform" else [])
+
+
 def test_pinned_layers_never_move(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(

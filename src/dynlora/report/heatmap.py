@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from dynlora.report.movement import moved
+from dynlora.movement import moved
 from dynlora.report.names import short_names
 from dynlora.types import Event
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from dynlora.movement import moved, stillness
 from dynlora.report.curves import charts
 from dynlora.report.diagram import Ranks, diagram
 from dynlora.report.markup import Content, Node, append, node, to_html
-from dynlora.report.movement import moved, stillness
 from dynlora.report.rank_map import rank_map
 from dynlora.report.run_files import RunFiles
 from dynlora.report.shades import Shades, paint, shades_for

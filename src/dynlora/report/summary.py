@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.report.movement import moved, stillness
+from dynlora.movement import moved, stillness
 from dynlora.report.names import short_names
 from dynlora.types import Event
 

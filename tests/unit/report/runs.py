@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dynlora.types import Event
-from tests.unit.report.events import make_event
+from tests.unit.events import make_event
 
 KINDS = ("attention.self.query", "attention.self.value", "output.dense")
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from dynlora.report.heatmap import colour_range, rank_table, time_edges, write_heatmap
-from tests.unit.report.events import make_event
+from tests.unit.events import make_event
 
 START = {"m.0.q": 8, "m.0.k": 8, "m.1.q": 8}
 END = {"m.0.q": 16, "m.0.k": 4, "m.1.q": 8}

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dynlora.report.summary import RunReport, summary_table
-from tests.unit.report.events import make_event
+from tests.unit.events import make_event
 
 START = {f"bert.encoder.layer.{n}.attention.self.query": 8 for n in range(5)}
 NAMES = list(START)

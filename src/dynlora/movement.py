@@ -1,4 +1,4 @@
-"""Why ranks stayed where they were: events in, one sentence for the table out."""
+"""Why ranks stayed where they were: events in, one sentence out."""
 
 from collections.abc import Sequence
 

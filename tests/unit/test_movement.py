@@ -1,7 +1,7 @@
 """Why ranks stayed where they were."""
 
-from dynlora.report.movement import moved, stillness
-from tests.unit.report.events import make_event
+from dynlora.movement import moved, stillness
+from tests.unit.events import make_event
 
 STILL = {"a": 4, "b": 4}
 
