@@ -65,7 +65,8 @@ class ActivationTaps:
         self._sink = sink
         self._timed = timed
         self._examples: Int[Tensor, " batch"] | None = None
-        self._positions: Int[Tensor, "batch length"] | None = None
+        self._positions: dict[int, Int[Tensor, "batch length"]] = {}
+        """By length, of what is read and, in an encoder-decoder, of what is said; -1 is padding."""
         self._keys: dict[tuple[int, int, int], Tensor] = {}
         self._uses: Counter[str] = Counter()
         self._done: set[str] = set()
@@ -96,12 +97,11 @@ class ActivationTaps:
         inputs = _first_tensor(args, kwargs)
         if inputs is None or inputs.numel() == 0:
             return
-        mask = _by_name(model, args, kwargs).get("attention_mask")
-        if not (isinstance(mask, Tensor) and mask.shape == inputs.shape[:2]):
-            mask = torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
-        mask = mask.long()
-        self._positions = torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
-        self._examples = example_keys(inputs, self._positions, self.step)
+        named = _by_name(model, args, kwargs)
+        masks = [mask for mask in (_said(named), _read(inputs, named)) if len(mask) == len(inputs)]
+        self._positions = {mask.shape[1]: _positions(mask) for mask in masks}
+        positions = self._positions[inputs.shape[1]]
+        self._examples = example_keys(inputs, positions, self.step)
         self._keys = {}
         self._uses = Counter()
         self._done = set()
@@ -150,16 +150,14 @@ class ActivationTaps:
             use: How often the layer was run in this forward of the model before.
         """
         assert self._examples is not None
-        assert self._positions is not None
-        batch, length = self._positions.shape
+        batch = len(self._examples)
         if not rows or (rows[0] != 1 and rows[0] % batch):
             return None
         shape = (batch, math.prod(rows) if rows[0] == 1 else math.prod(rows) // batch)
         if (*shape, use) not in self._keys:
-            if shape[1] == length:
-                positions = self._positions
-            else:  # pooled or patched inputs: every row of an example counts
-                positions = torch.arange(shape[1], device=self._positions.device).expand(shape)
+            # Of pooled or patched inputs every row of an example counts.
+            every = torch.arange(shape[1], device=self._examples.device).expand(shape)
+            positions = self._positions.get(shape[1], every)
             examples = mix(self._examples + use) if use else self._examples
             keys = mix(examples[:, None] + positions) & UNUSED_KEY
             self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
@@ -180,6 +178,33 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         if names:
             return dict(zip(names, args, strict=False)) | kwargs
     return kwargs
+
+
+def _read(inputs: Tensor, named: Mapping[str, Any]) -> Tensor:
+    """Return which tokens a model reads, 0 where they are padding."""
+    mask = named.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == inputs.shape[:2]:
+        return mask
+    return torch.ones(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
+
+
+def _said(named: Mapping[str, Any]) -> Tensor:
+    """Return which tokens an encoder-decoder says, 0 where none; empty if the batch does not tell.
+
+    Where they are as many as those that are read, the mask of those is taken for both.
+    """
+    mask, labels = named.get("decoder_attention_mask"), named.get("labels")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    if isinstance(labels, Tensor) and labels.dim() == 2:
+        return labels != -100  # what transformers pads labels with
+    return torch.empty(0, 0)
+
+
+def _positions(mask: Tensor) -> Int[Tensor, "batch length"]:
+    """Return the place of each token among those that count, -1 where it does not."""
+    mask = mask.long()
+    return torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BatchEncoding
+from transformers import BatchEncoding, T5Config, T5ForConditionalGeneration
 
 from dynlora.adapters.taps import ActivationTaps
 from dynlora.types import UNUSED_KEY
@@ -139,6 +139,34 @@ def test_an_examples_keys_do_not_depend_on_its_padding(llama, side):
     keys = recorder.shown[0][3]
     assert int((keys == UNUSED_KEY).sum()) == 12
     assert recorder.tokens(LAYER).keys() == bare.keys()
+
+
+@pytest.mark.parametrize("told", ["labels", "decoder_attention_mask"])
+def test_a_decoders_padding_is_that_of_what_it_says_and_not_of_what_it_reads(told):
+    shape = {"num_layers": 1, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2}
+    config = T5Config(vocab_size=20, **shape, dropout_rate=0, decoder_start_token_id=0)
+    base = T5ForConditionalGeneration(config)
+    model = get_peft_model(base, LoraConfig(target_modules=["q"])).train()
+    said = torch.tensor([[5, 6, 7, 8], [9, 3, -100, -100]])
+    spoken = (said != -100).long()
+    words = {"labels": said, "decoder_attention_mask": spoken}
+    if told == "labels":
+        del words["decoder_attention_mask"]
+    else:
+        words["decoder_input_ids"] = words.pop("labels").clamp(min=0)
+    recorder, _ = tapped(model)
+    model(input_ids=TOKENS[:2], attention_mask=torch.ones(2, 6), **words)
+    together = recorder.tokens("decoder.block.0.layer.0.SelfAttention.q")
+    assert len(together) == 6
+    assert len(recorder.tokens("encoder.block.0.layer.0.SelfAttention.q")) == 12
+    recorder, _ = tapped(model)
+    for row, length in enumerate((4, 2)):
+        alone = {name: value[row : row + 1, :length] for name, value in words.items()}
+        model(input_ids=TOKENS[row : row + 1], attention_mask=torch.ones(1, 6), **alone)
+    apart = recorder.tokens("decoder.block.0.layer.0.SelfAttention.q")
+    assert apart.keys() == together.keys()
+    for key, row in apart.items():
+        torch.testing.assert_close(row, together[key])
 
 
 def test_what_stands_under_the_padding_does_not_matter(llama):
