@@ -4,6 +4,7 @@ The configuration stops at the controller, which unpacks it; the stages take pla
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -28,6 +29,9 @@ FeatureName = Literal["effective_rank", "variance"]
 ModeName = Literal["auto", "physical", "static"]
 
 NonFiniteReaction = Literal["skip", "stop"]
+
+NULLABLE = ("max_rank", "total_steps")
+"""Whole numbers that may be left to be found out."""
 
 PresetName = Literal["default", "paper"]
 
@@ -127,6 +131,10 @@ class DynamicLoraConfig:
         Raises:
             ConfigError: If a value is outside its range.
         """
+        for name in ("min_rank", "max_rank", "total_steps", "events", "seed"):
+            value = getattr(self, name)
+            if name not in NULLABLE or value is not None:
+                object.__setattr__(self, name, _whole(name, value))
         _require_one_of(get_args(ImportanceName), "importance", self.importance)
         _require_one_of(get_args(FeatureName), "feature", self.feature)
         _require_one_of(get_args(ModeName), "mode", self.mode)
@@ -177,6 +185,14 @@ def preset_values(preset: str) -> Mapping[str, Any]:
     """
     _require_one_of(tuple(PRESETS), "preset", preset)
     return PRESETS[preset]
+
+
+def _whole(name: str, given: Any) -> int:
+    """Return a whole number as Python's own, whose like of numpy no JSON can hold."""
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ConfigError(f"`{name}` must be a whole number, got {given!r}.") from None
 
 
 def _require(holds: bool, name: str, required: str, given: object) -> None:

@@ -1,9 +1,11 @@
 """The configuration refuses every value outside its range, by name, range and value."""
 
+import json
 import runpy
 from dataclasses import FrozenInstanceError, asdict
 from typing import get_args
 
+import numpy
 import pytest
 
 import dynlora.config
@@ -54,6 +56,11 @@ def test_a_value_outside_its_range_is_refused_with_range_and_value(values, messa
         DynamicLoraConfig(**values)
 
 
+def unchecked(**values):
+    """Make a configuration without the tests' type checker, which would refuse a value first."""
+    return runpy.run_path(dynlora.config.__file__)["DynamicLoraConfig"](**values)
+
+
 @pytest.mark.parametrize("values", ON_THE_EDGE)
 def test_the_ends_of_a_closed_range_are_allowed(values):
     given = asdict(DynamicLoraConfig(**values))
@@ -71,10 +78,16 @@ def test_the_ends_of_a_closed_range_are_allowed(values):
     ],
 )
 def test_what_a_type_checker_would_refuse_is_refused_with_what_is_allowed(values, message):
-    # Run as a plain file, without the tests' type checker, which would refuse the value first.
-    unchecked = runpy.run_path(dynlora.config.__file__)["DynamicLoraConfig"]
     with pytest.raises(ConfigError, match=message):
         unchecked(**values)
+
+
+@pytest.mark.parametrize("name", ["min_rank", "max_rank", "total_steps", "events", "seed"])
+def test_whole_numbers_of_numpy_become_pythons_and_others_are_refused(name):
+    config = unchecked(**{name: numpy.int64(3)})
+    assert json.loads(json.dumps(asdict(config)))[name] == 3
+    with pytest.raises(ConfigError, match=rf"`{name}` must be a whole number, got 7\.5"):
+        unchecked(**{name: 7.5})
 
 
 def test_an_unknown_setting_is_refused():
