@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.attention_blocks import AttentionBlock, find_blocks
 from dynlora.adapters.attention_rows import attention_rows
 from dynlora.adapters.layers import LoraView
+from dynlora.adapters.own_hook import OwnHook
 
 
 @runtime_checkable
@@ -63,10 +64,11 @@ class AttentionTaps:
         """Install the hooks, unless they are."""
         if self._handles:
             return
-        self._handles = [self._model.register_forward_pre_hook(self._on_model)]
+        self._handles = [self._model.register_forward_pre_hook(OwnHook(self._on_model))]
         for block in self._blocks:
-            before = block.module.register_forward_pre_hook(self._before(block))
-            after = block.module.register_forward_hook(self._after(block), always_call=True)
+            arm, restore = OwnHook(self._before(block)), OwnHook(self._after(block))
+            before = block.module.register_forward_pre_hook(arm)
+            after = block.module.register_forward_hook(restore, always_call=True)
             self._handles += [before, after]
 
     def close(self) -> None:

@@ -66,18 +66,21 @@ class _FusedLayer:
         self.group = _Group([self])
         self._module = module
         self._base = cast(nn.Linear, module.base_layer)
-        self._original = module.forward
         self._owner = owner
         self._weight: Tensor | None = None
         self._weight_of: tuple[Any, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the copy of the weight out of copies of the model."""
+        return vars(self) | {"_weight": None, "_weight_of": ()}
+
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or torch.compiler.is_compiling():
-            return cast(Tensor, self._original(x, *args, **kwargs))
+            return self._original(x, *args, **kwargs)
         if self.group.holds(self.name, x):
             return self._owner.watched(self.group.take(self.name))
         if not self.fits(x):
-            return cast(Tensor, self._original(x))
+            return self._original(x)
         pays = self.pays(x)
         if self.drops:
             return _run([self], x, self._dropout(x))[self.name] if pays else self._original(x)
@@ -87,6 +90,10 @@ class _FusedLayer:
         able = [m for m in self.group.members if m is self or m.joins(x)]
         self.group.fill(x, _run(able, x, None))
         return self._owner.watched(self.group.take(self.name))
+
+    def _original(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # No bound method is kept: a pickle would look it up on the module, and find this object.
+        return cast(Tensor, PeftLinear.forward(self._module, x, *args, **kwargs))
 
     def joins(self, x: Tensor) -> bool:
         """Return whether this layer's output can be computed together with another's."""
@@ -165,6 +172,11 @@ class _FusedLayer:
             self._weight, self._weight_of = weight.detach().to(dtype), state
         return self._weight
 
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Let PEFT add the adapter to the base weight, behind torch's back: no version tells it."""
+        self.forget()
+        PeftLinear.merge(self._module, *args, **kwargs)
+
     def forget(self) -> None:
         """Free the copy of the weight."""
         self._weight, self._weight_of = None, ()
@@ -235,6 +247,10 @@ class FusedLora:
         self._seen: set[str] = set()
         self.open()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what no pickle can hold: the tensor that was read last."""
+        return vars(self) | {"_last": None}
+
     @property
     def layers(self) -> list[str]:
         """Names of the modules that are fused."""
@@ -245,7 +261,7 @@ class FusedLora:
         if self._handle is not None:
             return
         for name, layer in self._layers.items():
-            vars(self._modules[name])["forward"] = layer
+            vars(self._modules[name]).update(forward=layer, merge=layer.merge)
         self._handle = self._model.register_forward_pre_hook(self._begin)
 
     def close(self) -> None:
@@ -254,6 +270,7 @@ class FusedLora:
             return
         for module in self._modules.values():
             vars(module).pop("forward", None)
+            vars(module).pop("merge", None)
         for layer in self._layers.values():
             layer.forget()
         for group in self._groups:
@@ -314,7 +331,7 @@ class FusedLora:
         for group in self._groups:
             group.clear()
         if self._found is not None and self._arrived and not self._settled:
-            self._settled = True
+            self._settled, self._last = True, None
             self._use(self.groups or [])
 
 

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.kinds import Rows
 from dynlora.adapters.layers import LoraView
+from dynlora.adapters.own_hook import OwnHook
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
@@ -77,10 +78,13 @@ class ActivationTaps:
         """Install the hooks, unless they are."""
         if self._handles:
             return
-        on_model = self._model.register_forward_pre_hook(self._on_model, with_kwargs=True)
-        self._handles = [on_model, self._model.register_forward_hook(self._after_model)]
+        before, after = OwnHook(self._on_model), OwnHook(self._after_model)
+        self._handles = [
+            self._model.register_forward_pre_hook(before, with_kwargs=True),
+            self._model.register_forward_hook(after),
+        ]
         for layer in self._layers:
-            hook = self._layer_hook(layer)
+            hook = OwnHook(self._layer_hook(layer))
             self._handles.append(layer.module.register_forward_hook(hook))
 
     def close(self) -> None:

@@ -196,6 +196,25 @@ def test_a_changed_base_weight_is_seen_under_autocast():
         assert_same(computed(other), got, 0.05)
 
 
+def test_a_base_weight_that_the_adapter_was_merged_into_is_seen_under_autocast():
+    got = []
+    for fuse in (True, False):  # as ReLoRA restarts: merged, and begun anew
+        model = lora_model(dtype=torch.float32)
+        fused = FusedLora(model) if fuse else None
+        with torch.autocast("cpu", torch.bfloat16):
+            computed(model)
+        for layer in layers_of(model):
+            layer.module.merge()
+            layer.module.merged_adapters.clear()
+            torch.nn.init.zeros_(layer.lora_B)
+        with torch.autocast("cpu", torch.bfloat16):
+            got.append(computed(model))
+        if fused is not None:
+            fused.close()
+            assert all("merge" not in vars(layer.module) for layer in layers_of(model))
+    assert_same(*got, 0.05)
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(reentrant):

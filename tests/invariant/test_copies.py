@@ -1,0 +1,54 @@
+"""A copy or a pickle of a model that is being trained, taken at any step, is a model of its own."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+
+WAYS = {"copied": copy.deepcopy, "pickled": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("importance", ["signal", "attention_entropy"])
+@pytest.mark.parametrize("way", WAYS)
+def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, importance):
+    model = lora_llama(r=8)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance=importance, total_steps=24)
+    batch = next(sequences(batch=2))
+
+    def check(step):
+        other = WAYS[way](model)
+        with torch.no_grad():
+            expected = model.eval()(input_ids=batch).logits
+            assert torch.equal(other.eval()(input_ids=batch).logits, expected)
+        model.train()
+
+    check(0)
+    train(model, optimizer, dynamic, 12, after=check)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_it_reads_in_training_is_not_shown_to_the_originals_controller(way):
+    model = lora_llama()
+    dynamic = attached(model, adamw(model), total_steps=24)
+    loss_of(WAYS[way](model).train(), next(sequences(batch=2))).backward()
+    assert not dynamic._analyzer.stats()
+    loss_of(model, next(sequences(batch=2))).backward()
+    assert dynamic._analyzer.stats()
+
+
+def test_torch_saves_it_whole_while_ranks_move():
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance="random", total_steps=10)
+    train(model, optimizer, dynamic, 5)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    batch = next(sequences(batch=2))
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loss_of(loaded, batch), loss_of(model, batch))
