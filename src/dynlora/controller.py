@@ -188,7 +188,7 @@ class DynamicLora:
         Raises:
             EngineError: If it is called twice before a `step()`; or if several processes train, and
                 gradients are not the same on all.
-            LayerError: If no LoRA parameter has a gradient.
+            LayerError: If no parameter of the model has a gradient.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
         interval = observation_interval(self._events, self._step)

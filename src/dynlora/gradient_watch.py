@@ -39,17 +39,19 @@ class GradientWatch:
         self.skipped = SkippedObservations(list(adapters.layers))
 
     def observe(self, *, step: int) -> None:
-        """Read the gradients of one step.
+        """Read the gradients of one step; one that only reached other parameters is left out.
 
         Args:
             step: The optimizer step that they are for, counted from 1.
 
         Raises:
             EngineError: If several processes train, and gradients are not the same on all.
-            LayerError: If no LoRA parameter has a gradient.
+            LayerError: If no parameter of the model has a gradient.
             NonFiniteError: If a gradient is not finite and that stops the run.
         """
         layers = self._adapters.with_gradients()
+        if not layers and self._adapters.model_has_gradients:
+            return
         if not layers:
             raise LayerError(
                 f"At least one of {len(self._adapters.layers)} LoRA layers must have a gradient, "

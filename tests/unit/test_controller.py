@@ -391,6 +391,21 @@ def test_observing_without_any_gradient_is_refused_with_the_order_of_calls():
         dynamic.observe()
 
 
+def test_a_step_that_reaches_only_what_else_is_trained_is_left_out(tiny_llama):
+    # As a batch of texts alone, where the adapter is on the part that reads images.
+    norm = tiny_llama.base_model.model.model.norm.weight.requires_grad_()
+    optimizer = adamw(tiny_llama)
+    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
+    norm.square().sum().backward()
+    dynamic.observe()
+    optimizer.step()
+    dynamic.step()
+    optimizer.zero_grad()
+    assert not dynamic.skipped
+    train(tiny_llama, optimizer, dynamic, 39)
+    assert moved(dynamic)
+
+
 def break_gradient(model, name, value=float("nan")):
     layers = {layer.name: layer for layer in find_lora_layers(model, None)}
     set_gradients(list(layers.values()), seed=0)

@@ -79,6 +79,7 @@ class LoraAdapters:
         _, configs = find_root(model)
         self._peft_config = configs[layers[0].adapter]
         _check_start(self._peft_config.init_lora_weights)
+        self._model = model
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
         self._optimizer = unwrap_optimizer(optimizer)
@@ -149,6 +150,11 @@ class LoraAdapters:
         """Return the norm of each layer's gradients; 0 for a layer without any."""
         norms = [layer.grad_A.norm() + layer.grad_B.norm() for layer in self.layers.values()]
         return torch.stack(norms)
+
+    @property
+    def model_has_gradients(self) -> bool:
+        """Whether a backward pass has left a gradient at any parameter of the model."""
+        return any(parameter.grad is not None for parameter in self._model.parameters())
 
     def with_gradients(self) -> list[LoraView]:
         """Return the layers that a backward pass has reached, with the gradients of this step.
