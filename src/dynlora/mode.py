@@ -74,4 +74,4 @@ def make_static(
     layers = find_lora_layers(model, adapter_name)
     configured = int(find_root(model)[1][layers[0].adapter].r)
     ranks = [layer.r for layer in layers]
-    hold_static(layers, config.max_rank or default_max_rank(configured, ranks))
+    hold_static(model, layers, config.max_rank or default_max_rank(configured, ranks))

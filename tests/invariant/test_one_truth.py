@@ -1,10 +1,17 @@
 """Invariant 2: layer.r, tensors, optimizer state, exported patterns and scale tell one rank."""
 
+import copy
 import json
 import re
 
+import pytest
+import torch
+from peft import PeftModel
+
 from dynlora import RankPlan
-from tests.models import adamw, attached, lora_llama, train
+from dynlora.adapters.layers import find_lora_layers
+from dynlora.adapters.shape_hooks import ShapeHooks
+from tests.models import adamw, attached, bare_llama, lora_llama, sequences, train
 
 
 def assert_one_truth(model, optimizer, dynamic, scaling):
@@ -103,3 +110,23 @@ def test_saved_config_holds_exactly_the_live_ranks(tiny_llama, tmp_path):
         matching = [v for key, v in saved["rank_pattern"].items() if re.match(key, name)]
         assert (matching or [saved["r"]]) == [rank]
     assert len(set(dynamic.ranks.values())) > 1
+
+
+@pytest.mark.parametrize("mode", ["physical", "static"])
+def test_weights_of_an_earlier_step_put_back_are_saved_with_their_own_ranks(mode, tmp_path):
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance="random", total_steps=20, mode=mode)
+    if mode == "physical":  # as the Trainer callback does
+        ShapeHooks(model, find_lora_layers(model, None))
+    first, second, *_ = dynamic.ranks
+    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+    train(model, optimizer, dynamic, 1)
+    earlier = copy.deepcopy(model.state_dict())
+    batch = next(iter(sequences(batch=2)))
+    expected = model.eval()(input_ids=batch).logits
+    dynamic.apply(RankPlan(step=0, ranks={first: 5, second: 2}))
+    model.load_state_dict(earlier)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
+    torch.testing.assert_close(loaded.eval()(input_ids=batch).logits, expected)

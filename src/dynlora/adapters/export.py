@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from dynlora.adapters.layers import LoraView
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from dynlora.adapters.layers import LoraView, find_root
 
 
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
@@ -27,6 +31,24 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
         for name, alpha in alphas.items()
         if alpha != peft_config.lora_alpha
     }
+
+
+def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:
+    """Write the patterns anew whenever weights were loaded, for they may be of other ranks.
+
+    Args:
+        model: The PEFT model.
+        layers: All of the adapter's LoRA layers, whose ranks follow what is loaded.
+    """
+    root, configs = find_root(model)
+    # No closure: a copy or a pickle of the model must follow its own loads.
+    hook = partial(_write_after_load, configs[layers[0].adapter], layers)
+    handle: RemovableHandle = root.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def _write_after_load(peft_config: Any, layers: Sequence[LoraView], *_: Any) -> None:
+    write_patterns(peft_config, layers)
 
 
 def _key(name: str) -> str:

@@ -128,7 +128,7 @@ class LoraAdapters:
         """
         check_static(self._optimizer)
         layers = list(self.layers.values())
-        hold_static(layers, rank)
+        hold_static(self._model, layers, rank)
         self._fit_state(layers)
 
     def open(self) -> None:

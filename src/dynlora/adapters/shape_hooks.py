@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from torch import nn
+
+from dynlora.adapters.export import keep_patterns
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import set_rank
@@ -16,8 +19,14 @@ from dynlora.adapters.resize import set_rank
 class ShapeHooks:
     """A load-state-dict pre-hook on each `lora_A` and `lora_B` of an adapter."""
 
-    def __init__(self, layers: Sequence[LoraView]) -> None:
-        self._handles = []
+    def __init__(self, model: nn.Module, layers: Sequence[LoraView]) -> None:
+        """Put the hooks in; PEFT's configuration follows too.
+
+        Args:
+            model: The PEFT model.
+            layers: All LoRA layers of an adapter.
+        """
+        self._handles = [keep_patterns(model, layers)]
         for layer in layers:
             for factor in (layer.factor_A, layer.factor_B):
                 hook = partial(_follow, layer, factor)

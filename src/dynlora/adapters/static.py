@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from torch import nn
+
+from dynlora.adapters.export import keep_patterns
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import hold_at, set_rank
@@ -15,16 +18,19 @@ from dynlora.adapters.sharding import is_there, sharded_as
 from dynlora.errors import LayerError
 
 
-def hold_static(layers: Sequence[LoraView], rank: int) -> None:
+def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None:
     """Hold layers in tensors of that rank, unless they are held in such of some rank already.
 
     To be called before an engine, or an optimizer with a state, has seen the tensors. The hooks on
     saving and loading stay for as long as the tensors are so wide.
 
     Args:
+        model: The PEFT model.
         layers: All LoRA layers of an adapter.
         rank: Highest rank that a layer may come to; wider than a layer's own matrices it never is.
     """
+    if any(layer.capacity is None for layer in layers):
+        keep_patterns(model, layers)
     for layer in layers:
         if layer.capacity is not None:
             continue

@@ -193,7 +193,7 @@ class DynamicLoraCallback(TrainerCallback):
             return
         if self._shape_hooks is not None:  # of a model that `Trainer(model_init=...)` has replaced
             self._shape_hooks.close()
-        self._shape_hooks = ShapeHooks(find_lora_layers(model, self._adapter_name))
+        self._shape_hooks = ShapeHooks(model, find_lora_layers(model, self._adapter_name))
         self._watched = model
 
     def _resume(self, folder: Path) -> None:

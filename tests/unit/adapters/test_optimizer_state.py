@@ -92,7 +92,7 @@ def test_moments_with_zeros_beyond_the_live_rank_are_cut_and_those_without_are_p
     optimizer.step()
     (layer,) = layers_of(model)
     narrow = {f: optimizer.state[f.parameter]["exp_avg"].clone() for f, _ in factors_of(model)}
-    hold_static([layer], 5)
+    hold_static(model, [layer], 5)
     assert fit_state(optimizer, factors_of(model)) == 0
     for factor, _ in factors_of(model):
         wide = optimizer.state[factor.parameter]["exp_avg"]

@@ -26,7 +26,7 @@ def resized_state(*ranks):
 def test_a_checkpoint_of_other_ranks_loads_whole(ranks):
     model = lora_chain(8, 10, 6)
     layers = layers_of(model)
-    ShapeHooks(layers)
+    ShapeHooks(model, layers)
     state = resized_state(*ranks)
     model.load_state_dict(state)
     assert tuple(layer.r for layer in layers) == ranks
@@ -38,7 +38,7 @@ def test_a_checkpoint_of_other_ranks_loads_whole(ranks):
 
 def test_the_model_runs_and_trains_at_the_loaded_ranks():
     model = lora_chain(8, 10, 6)
-    ShapeHooks(layers_of(model))
+    ShapeHooks(model, layers_of(model))
     model.load_state_dict(resized_state(3, 5))
     model(torch.randn(2, 8, dtype=torch.float64)).sum().backward()
     for layer, rank in zip(layers_of(model), (3, 5), strict=True):
@@ -50,14 +50,14 @@ def test_parameters_stay_the_same_objects():
     model = lora_chain(8, 10, 6)
     layers = layers_of(model)
     before = [id(weight) for layer in layers for weight in (layer.lora_A, layer.lora_B)]
-    ShapeHooks(layers)
+    ShapeHooks(model, layers)
     model.load_state_dict(resized_state(2, 7))
     assert [id(w) for layer in layers for w in (layer.lora_A, layer.lora_B)] == before
 
 
 def test_a_state_without_the_layer_leaves_it():
     model = lora_chain(8, 10, 6)
-    ShapeHooks(layers_of(model))
+    ShapeHooks(model, layers_of(model))
     state = {key: value for key, value in resized_state(2, 7).items() if ".1." in key}
     kept = layers_of(model)[0].lora_A.clone()
     model.load_state_dict(state, strict=False)
@@ -71,7 +71,7 @@ def test_other_adapters_keep_their_ranks():
     model = lora_chain(8, 10, 6)
     model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "1"]))
     other = {key: value for key, value in model.double().state_dict().items() if ".other." in key}
-    ShapeHooks(layers_of(model))
+    ShapeHooks(model, layers_of(model))
     model.load_state_dict(resized_state(3, 5) | other)
     assert [layer.module.r for layer in layers_of(model)] == [
         {"default": 3, "other": 2},
@@ -81,7 +81,7 @@ def test_other_adapters_keep_their_ranks():
 
 def test_closed_hooks_no_longer_follow():
     model = lora_chain(8, 10, 6)
-    ShapeHooks(layers_of(model)).close()
+    ShapeHooks(model, layers_of(model)).close()
     with pytest.raises(RuntimeError, match=r"size mismatch .*\[2, 8\]\) .*\[4, 8\]\)"):
         model.load_state_dict(resized_state(2, 7))
     assert [layer.r for layer in layers_of(model)] == [4, 4]
@@ -89,13 +89,15 @@ def test_closed_hooks_no_longer_follow():
 
 def test_a_copy_of_the_model_follows_its_own_loads_and_leaves_the_original():
     model = lora_chain(6, 5, r=4)
-    ShapeHooks(layers_of(model))
+    ShapeHooks(model, layers_of(model))
     smaller = lora_chain(6, 5, r=2).state_dict()
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         duplicate.load_state_dict(smaller)
         assert layers_of(duplicate)[0].r == 2
+        assert list(duplicate.peft_config["default"].rank_pattern.values()) == [2]
     assert layers_of(model)[0].r == 4
     assert layers_of(model)[0].lora_B.any()
+    assert not model.peft_config["default"].rank_pattern
 
 
 @pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
@@ -108,7 +110,7 @@ def test_adapters_of_other_ranks_load_into_every_kind_of_layer(kind, tmp_path):
             torch.nn.init.normal_(parameter)
     saved.save_pretrained(tmp_path)
     model = case.model(r=5)
-    ShapeHooks(layers_of(model))
+    ShapeHooks(model, layers_of(model))
     model.load_adapter(tmp_path, "default", is_trainable=True)
     assert {layer.r for layer in layers_of(model)} == {3}
     for ours, theirs in zip(layers_of(model), layers_of(saved), strict=True):
