@@ -35,7 +35,8 @@ def kind_of(name: str, module: Any) -> LayerKind:
         raise LayerError(
             f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
             f"of transformers, nn.Embedding or nn.Conv2d, got {full_name} on "
-            f"{type(module.get_base_layer()).__name__}: leave it out of `target_modules`."
+            f"{type(module.get_base_layer()).__name__}: leave it out of `target_modules` "
+            "or `target_parameters`, or name it in `exclude_modules`."
         )
     return _KINDS[full_name]
 
