@@ -198,6 +198,20 @@ def test_moments_beyond_the_rank_of_loaded_weights_are_forgotten():
         assert torch.count_nonzero(factor.parameter.narrow(factor.rank_axis, 4, 12)) == 0, layer
 
 
+def test_after_weights_of_lower_ranks_were_put_back_nothing_beyond_them_moves():
+    case = CASES["Linear"]
+    model = case.model(r=6).train()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, mode="static", importance="uniform", total_steps=100)
+    train(model, optimizer, dynamic, 3, case.batches())
+    dynamic.freeze()
+    model.load_state_dict(case.model(r=4).state_dict())
+    assert set(dynamic.ranks.values()) == {4}
+    train(model, optimizer, dynamic, 3, case.batches())
+    for layer, factor in factors(dynamic):
+        assert not factor.parameter.narrow(factor.rank_axis, 4, factor.size - 4).any(), layer
+
+
 def test_weights_of_a_higher_rank_than_is_held_are_refused_by_the_layer():
     case = CASES["Linear"]
     model = case.model(r=4)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from dynlora.adapters.optimizer_state import (
     fit_state,
     unwrap_optimizer,
 )
+from dynlora.adapters.own_hook import OwnHook
 from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapters.resize import (
     apply_change,
@@ -87,7 +89,7 @@ class LoraAdapters:
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
         self.peak_parameters = self.parameters
         """Most live LoRA parameters at any time so far."""
 
@@ -132,19 +134,23 @@ class LoraAdapters:
         self._fit_state(layers)
 
     def open(self) -> None:
-        """Fit moments that are loaded: those of other processes are held at other ranks."""
+        """Fit moments when they, or weights of other ranks, are loaded."""
         # DeepSpeed loads moments itself, and none of other shapes.
-        if self._handle is None and isinstance(self._optimizer, Optimizer):
-            layers = list(self.layers.values())
-            self._handle = self._optimizer.register_load_state_dict_post_hook(
-                lambda _: self._fit_state(layers)
-            )
+        if self._handles or not isinstance(self._optimizer, Optimizer):
+            return
+        layers = list(self.layers.values())
+        fit = OwnHook(lambda *_: self._fit_state(layers))
+        root: Any = find_root(self._model)[0]
+        self._handles = [
+            self._optimizer.register_load_state_dict_post_hook(fit),
+            root.register_load_state_dict_post_hook(fit),
+        ]
 
     def close(self) -> None:
-        """Remove the hook on the optimizer."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        """Remove these hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def gradient_norms(self) -> Tensor:
         """Return the norm of each layer's gradients; 0 for a layer without any."""
