@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import re
+import weakref
 from collections import Counter
 
 import pytest
@@ -321,6 +323,16 @@ def test_after_the_last_event_it_holds_by_itself(tiny_llama):
 
 
 # Plans of one's own.
+
+
+def test_once_ranks_hold_the_model_keeps_no_optimizer_alive():
+    model, optimizer, dynamic = on_chain()
+    dynamic.freeze()
+    alive = weakref.ref(optimizer)
+    del optimizer, dynamic
+    gc.collect()
+    assert alive() is None
+    model.load_state_dict(model.state_dict())
 
 
 def test_a_plan_of_ones_own_gives_its_ranks_and_is_recorded():

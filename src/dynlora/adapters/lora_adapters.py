@@ -1,6 +1,7 @@
 """Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -139,11 +140,16 @@ class LoraAdapters:
         if self._handles or not isinstance(self._optimizer, Optimizer):
             return
         layers = list(self.layers.values())
-        fit = OwnHook(lambda *_: self._fit_state(layers))
+        alive = weakref.ref(self)  # the model must not keep an optimizer
+
+        def fit(*_: Any) -> None:
+            if (adapters := alive()) is not None:
+                adapters._fit_state(layers)
+
         root: Any = find_root(self._model)[0]
         self._handles = [
-            self._optimizer.register_load_state_dict_post_hook(fit),
-            root.register_load_state_dict_post_hook(fit),
+            self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
+            root.register_load_state_dict_post_hook(OwnHook(fit)),
         ]
 
     def close(self) -> None:
