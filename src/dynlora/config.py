@@ -30,9 +30,6 @@ ModeName = Literal["auto", "physical", "static"]
 
 NonFiniteReaction = Literal["skip", "stop"]
 
-NULLABLE = ("max_rank", "total_steps")
-"""Whole numbers that may be left to be found out."""
-
 PresetName = Literal["default", "paper"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -132,8 +129,8 @@ class DynamicLoraConfig:
             ConfigError: If a value is outside its range.
         """
         for name in ("min_rank", "max_rank", "total_steps", "events", "seed"):
-            value = getattr(self, name)
-            if name not in NULLABLE or value is not None:
+            value, default = getattr(self, name), self.__dataclass_fields__[name].default
+            if value is not None or default is not None:
                 object.__setattr__(self, name, _whole(name, value))
         _require_one_of(get_args(ImportanceName), "importance", self.importance)
         _require_one_of(get_args(FeatureName), "feature", self.feature)
