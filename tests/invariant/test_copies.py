@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from dynlora import RankPlan
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 WAYS = {"copied": copy.deepcopy, "pickled": lambda model: pickle.loads(pickle.dumps(model))}
@@ -18,9 +19,12 @@ def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, impor
     model = lora_llama(r=8)
     optimizer = adamw(model)
     dynamic = attached(model, optimizer, importance=importance, total_steps=24)
+    first, second, *_ = dynamic.ranks
     batch = next(sequences(batch=2))
 
     def check(step):
+        if step == 4:
+            dynamic.apply(RankPlan(step=step, ranks={first: 5, second: 10}))
         other = WAYS[way](model)
         with torch.no_grad():
             expected = model.eval()(input_ids=batch).logits
@@ -44,8 +48,10 @@ def test_what_it_reads_in_training_is_not_shown_to_the_originals_controller(way)
 def test_torch_saves_it_whole_while_ranks_move():
     model = lora_llama()
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance="random", total_steps=10)
-    train(model, optimizer, dynamic, 5)
+    moving = {"importance": "random", "hysteresis": 0.0, "shrink_tolerance": 1.0}
+    dynamic = attached(model, optimizer, total_steps=40, **moving)
+    train(model, optimizer, dynamic, 17)
+    assert len(set(dynamic.ranks.values())) > 1
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)

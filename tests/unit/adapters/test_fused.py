@@ -1,6 +1,7 @@
 """Fused forwards: what PEFT computes, in fewer operations, and PEFT's own wherever they cannot."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -453,11 +454,15 @@ def test_torch_compile_traces_peft_itself():
     torch._dynamo.reset()
 
 
-def test_a_copy_of_the_model_is_fused_on_its_own():
+@pytest.mark.parametrize("forwards", [0, 1, 2])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_or_a_pickle_of_the_model_is_fused_on_its_own(way, forwards):
     model = lora_model()
     FusedLora(model)
-    computed(model)
-    other = copy.deepcopy(model)
+    for _ in range(forwards):
+        computed(model)
+    other = way(model)
+    assert all(vars(layer.module)["forward"]._module is layer.module for layer in layers_of(other))
     with torch.no_grad():
         for weight in other.parameters():
             weight.mul_(1.1)
