@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import gc
+import itertools
 import json
+import math
 import re
 import weakref
 from collections import Counter
@@ -17,6 +19,7 @@ from torch.optim import Adagrad, AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
+from dynlora.adapters.shape_hooks import ShapeHooks
 from dynlora.errors import (
     BudgetError,
     ConfigError,
@@ -651,6 +654,54 @@ def test_taking_shapes_changes_ranks_and_nothing_else_of_the_run():
     assert len(dynamic.history) == 1
     assert dynamic.state_dict()["step"] == 1
     assert model.peft_config["default"].rank_pattern == {}
+
+
+@pytest.mark.parametrize("importance", ["signal", "sensitivity"])
+@pytest.mark.parametrize("mode", ["physical", "static"])
+@pytest.mark.parametrize("observed", [True, False])
+@pytest.mark.parametrize("by_hooks", [True, False])
+def test_weights_of_other_ranks_put_back_while_ranks_move_train_on(
+    importance, mode, observed, by_hooks
+):
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance=importance, mode=mode, **MOVING)
+    first, second, *_ = dynamic.ranks
+    early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
+    batches = sequences()
+    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+    train(model, optimizer, dynamic, 3, batches=batches)
+    if by_hooks:  # as the Trainer callback does
+        ShapeHooks(model, dynamic._layers)
+    else:
+        dynamic.take_shapes(early[0])
+    model.load_state_dict(early[1])
+    train(model, optimizer, dynamic, int(observed), batches=batches)
+    dynamic.apply(RankPlan(step=3, ranks={first: 3, second: 4}))
+    train(model, optimizer, dynamic, 26, batches=batches)
+    assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
+
+
+def test_of_weights_of_other_ranks_put_back_no_older_gradient_is_in_a_score():
+    def scored(steps_before):
+        model = lora_llama()
+        dynamic = attached(model, adamw(model), total_steps=100)
+        first, second, *_ = dynamic.ranks
+        early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
+        dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+        for batch in itertools.islice(sequences(seed=1), steps_before):
+            model(input_ids=batch, labels=batch).loss.backward()
+            dynamic.observe()
+            dynamic.step()
+            model.zero_grad()
+        dynamic.take_shapes(early[0])
+        model.load_state_dict(early[1])
+        batch = next(sequences(seed=2))
+        model(input_ids=batch, labels=batch).loss.backward()
+        dynamic.observe()
+        return dynamic._assessor._metric.scores(dynamic._layers, {})[first]
+
+    assert scored(3) == pytest.approx(scored(0))
 
 
 @pytest.mark.parametrize(

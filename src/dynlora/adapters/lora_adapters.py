@@ -67,7 +67,8 @@ class LoraAdapters:
             model: The PEFT model.
             optimizer: Holds the LoRA parameters.
             adapter_name: The adapter; None for the active one.
-            follow: Called with every change of a layer's basis, after it was made.
+            follow: Called with every change of a layer's basis, after it was made; the maps of one
+                that a load has given another rank are zero, for nothing of the old basis is left.
 
         Raises:
             EngineError: If the model runs under an engine that is not supported, on several
@@ -90,6 +91,7 @@ class LoraAdapters:
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
+        self._told = {layer.name: layer.r for layer in layers}  # the ranks that `follow` knows of
         self._handles: list[RemovableHandle] = []
         self.peak_parameters = self.parameters
         """Most live LoRA parameters at any time so far."""
@@ -135,7 +137,7 @@ class LoraAdapters:
         self._fit_state(layers)
 
     def open(self) -> None:
-        """Fit moments when they, or weights of other ranks, are loaded."""
+        """Fit moments, and what follows the ranks, when weights of other ranks are loaded."""
         # DeepSpeed loads moments itself, and none of other shapes.
         if self._handles or not isinstance(self._optimizer, Optimizer):
             return
@@ -145,6 +147,7 @@ class LoraAdapters:
         def fit(*_: Any) -> None:
             if (adapters := alive()) is not None:
                 adapters._fit_state(layers)
+                adapters._tell_loaded()
 
         root: Any = find_root(self._model)[0]
         self._handles = [
@@ -288,7 +291,18 @@ class LoraAdapters:
     def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
         share_from_first([change.to_A, change.to_B, *([] if rows is None else [rows])])
         apply_change(layer, self._optimizer, change, rows)
+        self._tell(change)
+
+    def _tell(self, change: BasisChange) -> None:
         self._follow(change)
+        self._told[change.name] = self.layers[change.name].r
+
+    def _tell_loaded(self) -> None:
+        for name, layer in self.layers.items():
+            old, new = self._told[name], layer.r
+            if old != new:
+                none = torch.zeros(new, old, dtype=torch.float64, device=self.device)
+                self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
 
     def weight(self, name: str) -> float:
         """Return a layer's present weight: its scaling over the one it was made with."""
@@ -316,6 +330,7 @@ class LoraAdapters:
             layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
             layer.set_unit_scaling(shape["unit"])
             self._fit_state([layer])
+        self._tell_loaded()
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
 

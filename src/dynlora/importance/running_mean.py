@@ -59,6 +59,9 @@ class RunningMeanGradient:
     @torch.no_grad()
     def rebase(self, change: BasisChange) -> None:
         """Follow a change of rank by the exact map of the gradient of `lora_B`."""
+        if not change.to_A.any():  # nothing is left of the basis: a mean of new steps alone
+            self._sums.pop(change.name, None)
+            self._weights.pop(change.name, None)
         old = self._sums.get(change.name)
         if old is not None:
             new = change.scale_ratio * (old.double() @ change.to_A.T)
