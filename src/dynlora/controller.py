@@ -188,7 +188,7 @@ class DynamicLora:
         Raises:
             EngineError: If it is called twice before a `step()`; or if several processes train, and
                 gradients are not the same on all.
-            LayerError: If no parameter of the model has a gradient.
+            LayerError: If no parameter of the model has a gradient, or the adapter was deleted.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
         interval = observation_interval(self._events, self._step)
@@ -206,7 +206,7 @@ class DynamicLora:
         Raises:
             BudgetError: If the budget cannot pay the lowest ranks; only a plan of your own, or a
                 `rank_pattern` below `min_rank`, can bring that about.
-            LayerError: At an event, if the adapter is merged.
+            LayerError: At an event, if the adapter is merged, or was deleted.
             NonFiniteError: At an event, if a weight is not finite, or a score is not and
                 `on_nonfinite` is "stop".
         """

@@ -46,7 +46,7 @@ class GradientWatch:
 
         Raises:
             EngineError: If several processes train, and gradients are not the same on all.
-            LayerError: If no parameter of the model has a gradient.
+            LayerError: If no parameter of the model has a gradient, or the adapter was deleted.
             NonFiniteError: If a gradient is not finite and that stops the run.
         """
         layers = self._adapters.with_gradients()

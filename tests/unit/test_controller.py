@@ -778,6 +778,15 @@ def test_an_adapter_merged_before_an_event_is_refused_and_nothing_changes():
         assert torch.equal(layer.module.get_base_layer().weight, base)
 
 
+def test_a_deleted_adapter_is_named_at_the_next_observation_with_what_comes_before():
+    model = lora_llama()
+    dynamic = attached(model, adamw(model), total_steps=20)
+    model.delete_adapter("default")
+    with pytest.raises(LayerError, match=r"'default' must stay.*`close\(\)`.*`delete_adapter`"):
+        dynamic.observe()
+    dynamic.close()
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
 def test_starts_that_take_a_part_of_the_base_weights_are_refused_by_name(start):
     message = rf"base weights as they are, got `init_lora_weights` '{start}', .* another start"

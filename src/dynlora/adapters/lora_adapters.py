@@ -175,7 +175,11 @@ class LoraAdapters:
         """Return the layers that a backward pass has reached, with the gradients of this step.
 
         Layers without a gradient (not part of this step's graph) are left out.
+
+        Raises:
+            LayerError: If the adapter was deleted.
         """
+        self._check_there()
         layers = [layer for layer in self.layers.values() if layer.has_gradients]
         return in_this_step(layers) if layers else []
 
@@ -183,14 +187,24 @@ class LoraAdapters:
         """Check that the base weights are their own.
 
         Raises:
-            LayerError: If one has its adapter added, which could not be taken out once it changed.
+            LayerError: If one has its adapter added, which could not be taken out once it changed,
+                or the adapter was deleted.
         """
+        self._check_there()
         for name, layer in self.layers.items():
             if layer.module.merged:
                 raise LayerError(
                     f"LoRA layers must not be merged where ranks may move, got {name!r} merged "
                     "into its base weight: call `model.unmerge_adapter()` before."
                 )
+
+    def _check_there(self) -> None:
+        layer = next(iter(self.layers.values()))
+        if layer.adapter not in layer.module.r:
+            raise LayerError(
+                f"Adapter {layer.adapter!r} must stay in the model while its ranks may move, got it "
+                "deleted: call `close()` on the `DynamicLora` before `delete_adapter`."
+            )
 
     def broken_weights(self) -> list[str]:
         """Return the names of the layers that hold a weight which is NaN or infinite."""
