@@ -119,9 +119,15 @@ def make_job_trainer(
         data_collator=collator,
         compute_loss_func=task_loss,
         compute_metrics=metrics,
+        preprocess_logits_for_metrics=_logits_alone,
         callbacks=[task_loss, *parts.callbacks],
         optimizers=(parts.optimizer, None),
     )
+
+
+def _logits_alone(outputs: Any, _: Any) -> Any:
+    """Return the logits: first of what a model says, which may be more than they."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def row_lengths(inputs: Any) -> list[int]:

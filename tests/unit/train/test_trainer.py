@@ -1,18 +1,22 @@
 """The order of examples, the number of steps, and the precision."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from transformers import Trainer
+from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction, Trainer, default_data_collator
+from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 
 from dynlora.train.config import TrainingConfig
 from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
     JobTrainer,
+    make_job_trainer,
     make_sampler,
     row_lengths,
     total_steps,
@@ -178,3 +182,35 @@ def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> No
     before = torch.get_rng_state()
     assert math.isfinite(trainer.evaluate()["eval_loss"])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path: Path) -> None:
+    class Talkative(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> Seq2SeqSequenceClassifierOutput:
+            logits = torch.stack([x, -x], dim=1) + self.weight
+            hidden = torch.zeros(len(x), 3, 4)
+            return Seq2SeqSequenceClassifierOutput(logits=logits, encoder_last_hidden_state=hidden)
+
+    seen = []
+
+    def measure(prediction: EvalPrediction) -> dict[str, float]:
+        seen.append(prediction.predictions)
+        return {"accuracy": 1.0}
+
+    rows = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0], "labels": [0, 1, 0]})
+    trainer = make_job_trainer(
+        replace(
+            parts(TrainingConfig(bf16=False), tmp_path),
+            model=Talkative(),
+            data=TaskData(train=rows, validation=rows, num_labels=2, cut={}),
+        ),
+        loss=lambda logits, labels: cross_entropy(logits, labels, reduction="sum"),
+        metrics=measure,
+        collator=default_data_collator,
+    )
+    trainer.evaluate()
+    assert seen[0].tolist() == [[1, -1], [2, -2], [3, -3]]
