@@ -1,5 +1,6 @@
 """`dynlora predict`: one prediction a row, in every format, and input to be mended."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,22 @@ def test_columns_of_any_type_are_kept(predict: Predict, finished: Path, tmp_path
     table = pa.csv.read_csv(output, parse_options=options)
     assert table["text"].to_pylist() == [row["text"] for row in rows]
     assert [json.loads(text) for text in table["tags"].to_pylist()] == [["x", "y"], []]
+
+
+def test_cells_of_a_csv_file_come_back_as_they_were(
+    predict: Predict, finished: Path, tmp_path: Path
+) -> None:
+    file, output = tmp_path / "rows.csv", tmp_path / "out.csv"
+    file.write_text("text,id,,\nred cat,00123,1,\n5,007,2,\n")
+    assert [(row["id"], row["text"]) for row in predict(finished, file)] == [
+        ("00123", "red cat"), ("007", "5"),
+    ]  # fmt: skip
+    predict(finished, file, "--output", output, "--quiet")
+    with output.open(newline="") as written:
+        rows = list(csv.reader(written))
+    assert [row[:4] for row in rows] == [
+        ["text", "id", "", ""], ["red cat", "00123", "1", ""], ["5", "007", "2", ""],
+    ]  # fmt: skip
 
 
 def test_bytes_are_kept_where_the_format_has_them(

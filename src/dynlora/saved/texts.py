@@ -95,15 +95,15 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"`--data` must end in {', '.join(TABLES)}, got {path}: convert it.")
     if not path.is_file():
         raise DataError(f"`--data` must be a file, got {path}, which is none.")
-    return read_table(path, columns)
+    return read_table(path, columns, TABLES)
 
 
 def _take_column(
     table: pa.Table, option: str, column: str, rows: Sequence[int], path: Path
 ) -> list[str]:
-    if column not in table.column_names:
+    if table.column_names.count(column) != 1:
         raise DataError(
-            f"`{option}` must be a column of {path}, got {column!r}; its columns are "
+            f"`{option}` must be a column of {path}, there once, got {column!r}; its columns are "
             f"{', '.join(table.column_names)}."
         )
     values: list[str] = column_values(table.select([column]).take(rows), column, str(path))

@@ -1,27 +1,35 @@
 """Data files to raw tables, by their endings: tables of any kind, and arrays of images."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.saved.tables import TABLES, read_table
+from dynlora.saved import tables
+from dynlora.saved.tables import AS_WRITTEN, TABLES
 from dynlora.train.config import DataConfig
 from dynlora.train.image_sources import read_npz, read_npz_images
 
 Reader = Callable[[Path, DataConfig], pa.Table]
 
 
-def _read_table(path: Path, config: DataConfig) -> pa.Table:
+def _read_table(readers: Mapping[str, tables.Reader], path: Path, config: DataConfig) -> pa.Table:
     named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
-    return read_table(path, [column for column in named if column is not None])
+    return tables.read_table(path, [column for column in named if column is not None], readers)
 
 
-READERS: Mapping[str, Reader] = {**dict.fromkeys(TABLES, _read_table), ".npz": read_npz}
+READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(TABLES, partial(_read_table, TABLES)),
+    ".npz": read_npz,
+}
 """By a file's ending, what reads its rows."""
-UNLABELLED_READERS: Mapping[str, Reader] = {**READERS, ".npz": read_npz_images}
-"""By a file's ending, what reads its rows, whose labels may be missing."""
+UNLABELLED_READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(AS_WRITTEN, partial(_read_table, AS_WRITTEN)),
+    ".npz": read_npz_images,
+}
+"""By a file's ending, what reads its rows to hand them on; their labels may be missing."""
 
 
 def read_file(path: Path, config: DataConfig, readers: Mapping[str, Reader]) -> pa.Table:

@@ -90,19 +90,22 @@ def _write_lines(path: Path, split: RawSplit, predictions: Iterator[Row]) -> Non
 
 def _write_csv(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
     table = _beside(split, [finite(row) for row in predictions])
-    kept = [column for column in table.column_names if not _holds_bytes(table[column].type)]
-    flat = {column: _flat(table[column]) for column in kept}
-    pyarrow.csv.write_csv(pa.table(flat), path)
+    # By place: of two columns with one name, such as none at all, each is written.
+    kept = [place for place, field in enumerate(table.schema) if not _holds_bytes(field.type)]
+    flat = [_flat(table.column(place)) for place in kept]
+    names = [table.column_names[place] for place in kept]
+    pyarrow.csv.write_csv(pa.Table.from_arrays(flat, names), path)
 
 
-def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | list[str | None]:
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """Return a column whose lists and records, which CSV cannot hold, are written as JSON."""
     if not pa.types.is_nested(column.type):
         return column
-    return [
+    written = [
         None if value is None else json.dumps(finite(value), ensure_ascii=False, default=str)
         for value in column.to_pylist()
     ]
+    return pa.array(written, pa.string())
 
 
 def _write_parquet(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:

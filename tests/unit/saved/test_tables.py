@@ -1,5 +1,6 @@
 """Tables from files of any origin: whole, or refused by the file's name."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.saved.tables import TABLES, column_values, read_table
+from dynlora.saved.tables import AS_WRITTEN, TABLES, column_values, read_table
 
 NO_UTF8 = b"\xff\xfe"
 
@@ -29,13 +30,13 @@ def no_text(count: int) -> pa.Array:
 def test_texts_that_are_not_utf8_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} must be a readable {Path(name).suffix} file"):
-        read_table(tmp_path / name, ["text"])
+        read_table(tmp_path / name, ["text"], TABLES)
 
 
 def test_parquet_with_texts_that_are_not_utf8_is_refused(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"text": no_text(3)}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet must be a readable .*Invalid UTF8"):
-        read_table(tmp_path / "rows.parquet", [])
+        read_table(tmp_path / "rows.parquet", [], TABLES)
 
 
 @pytest.mark.parametrize("ending", TABLES)
@@ -43,7 +44,7 @@ def test_an_empty_file_has_no_row(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{ending}"
     path.touch()
     with pytest.raises(DataError, match=rf"at least 1 row, got 0 in .*rows{ending}"):
-        read_table(path, [])
+        read_table(path, [], TABLES)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,33 @@ def test_an_empty_file_has_no_row(ending: str, tmp_path: Path) -> None:
 def test_values_that_python_does_not_have_are_refused(values: pa.Array, told: str) -> None:
     with pytest.raises(DataError, match=f"column 'when' of rows.parquet must hold .*{told}"):
         column_values(pa.table({"when": values}), "when", "rows.parquet")
+
+
+def test_cells_that_are_handed_on_stay_as_they_were_written(tmp_path: Path) -> None:
+    columns = {
+        "text": ["5", "6"],
+        "id": ["00123", "7"],
+        "hex": ["0x1F", "1"],
+        "day": ["2024-01-05", "2024-01-06"],
+        "price": ["1.50", "2.5"],
+        "not_finite": ["nan", "1.5"],
+        "count": ["12", ""],
+        "score": ["0.25", "-1.5"],
+    }
+    lines = [",".join(columns), *(",".join(row) for row in zip(*columns.values(), strict=True))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    table = read_table(tmp_path / "rows.csv", ["text"], AS_WRITTEN)
+    numbers = {"count": [12, None], "score": [0.25, -1.5]}
+    assert table.to_pydict() == columns | numbers
+
+
+def test_two_columns_of_one_name_are_both_handed_on(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,,\nred,1,x\n")
+    table = read_table(tmp_path / "rows.csv", ["text"], AS_WRITTEN)
+    assert [column.to_pylist() for column in table.columns] == [["red"], [1], ["x"]]
+
+
+def test_texts_of_json_lines_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    row = {"day": "2024-01-05", "chat": [{"at": "2024-01-05 10:11:12", "n": 1}], "count": 3}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_table(tmp_path / "rows.jsonl", [], TABLES).to_pylist() == [row]
