@@ -44,7 +44,14 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
         [(row, value) for row, value in enumerate(rows) if not _is_conversation(value)],
         'Write them as [{"role": "user", "content": "..."}, ...].',
     )
-    return rows
+    return [[_without_missing(message) for message in row] for row in rows]
+
+
+def _without_missing(value: Any) -> Any:
+    """Return a record without the keys that it lacks: a table gives each row those of all rows."""
+    if isinstance(value, dict):
+        return {key: _without_missing(each) for key, each in value.items() if each is not None}
+    return [_without_missing(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_conversation(value: object) -> bool:

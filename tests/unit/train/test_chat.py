@@ -86,6 +86,18 @@ def test_a_message_may_have_further_fields() -> None:
     assert read_conversations(split_of(rows), "chat") == rows
 
 
+def test_a_field_that_some_messages_have_is_missing_in_the_others() -> None:
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    rows = [
+        [
+            {"role": "user", "content": "red"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ],
+        [{"role": "user", "content": "green", "name": "x"}],
+    ]
+    assert read_conversations(split_of(rows), "chat") == rows
+
+
 def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokenizer: Any) -> None:
     rows = [TALK, TALK[:2]]
     with pytest.raises(
