@@ -96,6 +96,49 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert_same_end(whole, stopped, method)
 
 
+def test_a_checkpoint_on_an_epochs_last_step_knows_that_epochs_evaluation(
+    train: Train, output: Path
+) -> None:
+    options = ("--training.save_steps", 6, "--training.save_total_limit", "null")
+    assert train("--method", "lora", *options) == 0
+    for step in (6, 12):
+        state = json.loads(
+            (output / f"checkpoints/checkpoint-{step}/trainer_state.json").read_text()
+        )
+        assert [line["step"] for line in state["log_history"] if "eval_loss" in line][-1] == step
+
+
+def test_a_run_with_patience_that_resumes_between_epochs_stops_where_the_whole_one_does(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = [
+        "--method", "lora", "--training.save_steps", 6, "--training.epochs", 6,
+        "--training.learning_rate", 1e-9, "--training.early_stopping_patience", 2,
+    ]  # fmt: skip
+    assert train(*options, "--output", whole) == 0
+    assert losses(whole)[-1][0] == 18  # nothing is learned: the first evaluation stays the best
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13, SystemExit)
+        with pytest.raises(SystemExit):
+            train(*options, "--output", stopped)
+    assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
+    assert_same_end(whole, stopped, "lora")
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best_only_where_the_run_ends_with_it(
+    train: Train, tmp_path: Path
+) -> None:
+    options = [
+        "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
+        "--training.learning_rate", 1e-9, "--training.save_total_limit", 1,
+    ]  # fmt: skip
+    for best, kept in ((False, {"checkpoint-18"}), (True, {"checkpoint-6", "checkpoint-18"})):
+        output = tmp_path / str(best)
+        assert train(*options, "--training.load_best_model_at_end", best, "--output", output) == 0
+        assert {path.name for path in (output / "checkpoints").iterdir()} == kept
+
+
 # In a process of its own: a run that ends itself, at one of the places where a run can be.
 
 MOMENTS = ("before the step", "in an event", "after the step", "in a checkpoint")

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data import load_data
 from dynlora.train.early_stopping import EarlyStopping
+from dynlora.train.epoch_end import SaveAfterEvaluation
 from dynlora.train.eva import begin_with_eva
 from dynlora.train.methods import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
@@ -97,7 +98,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         callbacks.append(stopping)
     signals = StopSignals()
     recorder = CheckpointRecorder(stopwatch, metrics, limit=config.training.save_total_limit)
-    callbacks += [signals, recorder]
+    callbacks += [signals, SaveAfterEvaluation(), recorder]
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:
         trainer = task.make_trainer(

@@ -140,7 +140,8 @@ class CheckpointRecorder(TrainerCallback):
         Args:
             stopwatch: Whose seconds a resumed run shall go on from.
             metrics: The same of evaluations.
-            limit: Checkpoints to keep, the best one apart if the Trainer knows it; None keeps all.
+            limit: Checkpoints to keep, and the best one if that is what the run shall end with;
+                None keeps all.
         """
         self.stopwatch = stopwatch
         self.metrics = metrics
@@ -156,4 +157,5 @@ class CheckpointRecorder(TrainerCallback):
             train=self.stopwatch.seconds,
             evaluation=self.metrics.seconds,
         )
-        rotate_checkpoints(str(args.output_dir), self.limit, state.best_model_checkpoint)
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        rotate_checkpoints(str(args.output_dir), self.limit, best)
