@@ -37,5 +37,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_config(path: Path, config: JobConfig) -> None:
-    """Write the configuration."""
-    write_text(path, yaml.safe_dump(plain_values(config), sort_keys=False))
+    """Write the configuration, without what was said for one start of the run alone.
+
+    With `overwrite` in it the file, given to `dynlora train` again, would delete the run.
+    """
+    values = plain_values(config)
+    values["overwrite"], values["training"]["resume"] = False, "none"
+    write_text(path, yaml.safe_dump(values, sort_keys=False))

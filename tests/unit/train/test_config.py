@@ -77,6 +77,7 @@ def test_data_needs_one_source_too() -> None:
         (TrainingConfig, "eval_steps", (0,), (1,)),
         (TrainingConfig, "save_steps", (0,), (1,)),
         (TrainingConfig, "save_total_limit", (0,), (1, None)),
+        (TrainingConfig, "seed", (-1, 2**32), (0, 2**32 - 1)),
         (TrainingConfig, "logging_steps", (0,), (1,)),
     ],
 )

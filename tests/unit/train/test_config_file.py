@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
+from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig, TrainingConfig
 from dynlora.train.config_file import flatten, plain_values, write_config
 
 
@@ -23,6 +23,19 @@ def test_the_written_configuration_is_plain_yaml(tmp_path: Path) -> None:
     assert list(values)[:4] == ["output", "overwrite", "task", "method"], (
         "in the order of the classes"
     )
+
+
+def test_what_was_said_for_one_start_alone_is_not_written(tmp_path: Path) -> None:
+    config = JobConfig(
+        output="out",
+        overwrite=True,
+        model=ModelConfig(name="m"),
+        data=DataConfig(name="d"),
+        training=TrainingConfig(resume="latest"),
+    )
+    write_config(tmp_path / "config.yaml", config)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (values["overwrite"], values["training"]["resume"]) == (False, "none")
 
 
 def test_places_are_written_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ class TrainingConfig:
     save_steps: int = 100
     """Optimizer steps between checkpoints with `save: steps`, at least 1."""
     save_total_limit: int | None = 2
-    """Checkpoints kept, the newest ones; null keeps all."""
+    """Checkpoints kept, the newest ones, and the best with `load_best_model_at_end`; null keeps
+    all."""
     load_best_model_at_end: bool = False
     """Keep the checkpoint that did best on validation; needs `eval` and `save` to agree."""
     best_metric: str | None = None
@@ -67,7 +68,8 @@ class TrainingConfig:
     """Trackers that also get metrics and ranks, such as `[tensorboard]`; what they write on this
     machine is in the folder `tracking` of the run. [report_to]"""
     seed: int = 0
-    """Seed of initial weights, data order and dropout; the same for every method."""
+    """Seed of initial weights, data order and dropout; the same for every method. At least 0 and
+    below 2^32."""
     resume: str = "none"
     """`none` starts afresh, `latest` goes on from the newest checkpoint in the output folder,
     `latest-good` from the newest that is not damaged, any other text is the folder of a
@@ -90,6 +92,7 @@ class TrainingConfig:
             require(getattr(self, key) > 0, f"training.{key}", "above 0", getattr(self, key))
         for key in ("weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, f"training.{key}", "at least 0", getattr(self, key))
+        require(0 <= self.seed < 2**32, "training.seed", "in [0, 2^32)", self.seed)
         ratio, plus = self.warmup_ratio, self.loraplus_lr_ratio
         require(0 <= ratio < 1, "training.warmup_ratio", "in [0, 1)", ratio)
         require(plus is None or plus > 0, "training.loraplus_lr_ratio", "above 0", plus)
