@@ -202,8 +202,8 @@ class LoraAdapters:
         layer = next(iter(self.layers.values()))
         if layer.adapter not in layer.module.r:
             raise LayerError(
-                f"Adapter {layer.adapter!r} must stay in the model while its ranks may move, got it "
-                "deleted: call `close()` on the `DynamicLora` before `delete_adapter`."
+                f"Adapter {layer.adapter!r} must stay in the model while its ranks may move, and "
+                "was deleted: call `close()` on the `DynamicLora` before `delete_adapter`."
             )
 
     def broken_weights(self) -> list[str]:
