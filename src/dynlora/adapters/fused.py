@@ -80,6 +80,8 @@ class _FusedLayer:
         if self.group.holds(self.name, x):
             return self._owner.watched(self.group.take(self.name))
         if not self.fits(x):
+        if (not pays and self._owner.settled) or not self.fits(x):
+            return self._original(x)
             return self._original(x)
         pays = self.pays(x)
         if self.drops:
@@ -241,7 +243,9 @@ class FusedLora:
         self._modules = {name: model.get_submodule(name) for name in self._layers}
         self._handle: RemovableHandle | None = None
         self._groups: list[_Group] = []
-        self._arrived = self._settled = False
+        self._arrived = False
+        self.settled = False
+        """Whether it is known which layers read one tensor."""
         self._last: weakref.ref[Tensor] | None = None
         self._found: list[list[str]] | None = None
         self._seen: set[str] = set()
@@ -290,7 +294,7 @@ class FusedLora:
 
     def load_groups(self, groups: list[list[str]] | None) -> None:
         """Take over `groups` of an earlier run: sums are then rounded as they were there."""
-        self._found, self._settled, self._seen = groups, groups is not None, set()
+        self._found, self.settled, self._seen = groups, groups is not None, set()
         self._use(groups or [])
 
     def _use(self, groups: list[list[str]]) -> None:
@@ -303,7 +307,7 @@ class FusedLora:
 
     def note(self, name: str, x: Tensor) -> None:
         """Find, in the first forward, which layers read one tensor, one right after another."""
-        if self._settled or name in self._seen:
+        if self.settled or name in self._seen:
             return
         self._seen.add(name)
         if self._found is None or self._last is None or self._last() is not x:
@@ -313,7 +317,7 @@ class FusedLora:
 
     def watched(self, output: Tensor) -> Tensor:
         """Return a layer's output, whose gradient will tell that a backward pass has begun."""
-        if not self._settled and output.requires_grad:
+        if not self.settled and output.requires_grad:
             output.register_hook(self._on_gradient)  # type: ignore[no-untyped-call]
         return output
 
@@ -330,8 +334,8 @@ class FusedLora:
             return
         for group in self._groups:
             group.clear()
-        if self._found is not None and self._arrived and not self._settled:
-            self._settled, self._last = True, None
+        if self._found is not None and self._arrived and not self.settled:
+            self.settled, self._last = True, None
             self._use(self.groups or [])
 
 
