@@ -18,7 +18,7 @@ from torch import nn
 from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.forward_watch import ForwardWatch
-from dynlora.adapters.fused import FusedLora
+from dynlora.adapters.fused import FusedLora, close_fused
 from dynlora.adapters.input_adaptive import InputAdaptiveRanks
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
@@ -149,6 +149,7 @@ class DynamicLora:
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
         self._adapters.open()
+        close_fused(model)
         self._fused = FusedLora(model) if config.fused else None
         self._begin_step()
 

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim import Adagrad, AdamW
+from torch.optim import Adafactor, Adagrad, AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
@@ -682,6 +682,23 @@ def test_weights_of_other_ranks_put_back_while_ranks_move_train_on(
     assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
 
 
+def test_weights_of_other_ranks_put_back_train_on_with_a_state_that_starts_anew():
+    model = lora_llama()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Adafactor(trained, lr=1e-3)
+    dynamic = attached(model, optimizer, **MOVING)
+    first, second, *_ = dynamic.ranks
+    early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
+    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+    train(model, optimizer, dynamic, 2)
+    dynamic.take_shapes(early[0])
+    model.load_state_dict(early[1])
+    train(model, optimizer, dynamic, 2)
+    assert {len(optimizer.state[layer.parameters[0]]["row_var"]) for layer in dynamic._layers} == {
+        4
+    }
+
+
 def test_of_weights_of_other_ranks_put_back_no_older_gradient_is_in_a_score():
     def scored(steps_before):
         model = lora_llama()
@@ -776,6 +793,26 @@ def test_an_adapter_merged_before_an_event_is_refused_and_nothing_changes():
     assert not dynamic.history
     for layer, base in zip(dynamic._layers, bases, strict=True):
         assert torch.equal(layer.module.get_base_layer().weight, base)
+
+
+def test_apples_gpu_is_refused_with_what_it_lacks(monkeypatch):
+    model = lora_llama()
+    optimizer = adamw(model)
+    monkeypatch.setattr(nn.Parameter, "device", torch.device("mps:0"), raising=False)
+    refuse(model, EngineError, r"float64, got mps:0.*`use_cpu=True`", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("mode", ["physical", "static"])
+def test_an_adapter_deleted_after_its_controller_was_closed_leaves_no_hook_that_asks_for_it(mode):
+    model = lora_llama()
+    dynamic = attached(model, adamw(model), total_steps=20, mode=mode)
+    hooks = ShapeHooks(model, dynamic._layers)  # the Trainer callback's, which stay
+    dynamic.close()
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.load_state_dict(model.state_dict())
+    hooks.close()
 
 
 def test_a_deleted_adapter_is_named_at_the_next_observation_with_what_comes_before():
@@ -930,6 +967,25 @@ def test_a_controller_that_loads_its_state_takes_over_again():
     first.load_state_dict(state)
     assert not second._adapters._handles
     assert first._adapters._handles
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_controller_takes_over_from_one_that_ended_and_that_nobody_holds(fused):
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=10, last_event=0.5)
+    train(model, optimizer, dynamic, 10)
+    state = dynamic.state_dict()
+    assert state["fused"]
+    del dynamic
+    gc.collect()
+    later = attached(model, optimizer, total_steps=10, last_event=0.5, fused=fused)
+    if fused:
+        later.load_state_dict(state)
+    else:
+        assert not any("forward" in vars(module) for module in model.modules())
+    later.close()
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_refused_controller_leaves_the_one_that_is_there():

@@ -79,11 +79,9 @@ class _FusedLayer:
             return self._original(x, *args, **kwargs)
         if self.group.holds(self.name, x):
             return self._owner.watched(self.group.take(self.name))
-        if not self.fits(x):
+        pays = self.pays(x)
         if (not pays and self._owner.settled) or not self.fits(x):
             return self._original(x)
-            return self._original(x)
-        pays = self.pays(x)
         if self.drops:
             return _run([self], x, self._dropout(x))[self.name] if pays else self._original(x)
         self._owner.note(self.name, x)
@@ -179,6 +177,10 @@ class _FusedLayer:
         self.forget()
         PeftLinear.merge(self._module, *args, **kwargs)
 
+    def close(self) -> None:
+        """Give this layer, and all others of its owner, PEFT's forward back."""
+        self._owner.close()
+
     def forget(self) -> None:
         """Free the copy of the weight."""
         self._weight, self._weight_of = None, ()
@@ -216,6 +218,8 @@ def _run(layers: Sequence[_FusedLayer], x: Tensor, dropped: Tensor | None) -> di
 class FusedLora:
     """Fused forwards in the place of those of a model's LoRA layers, until `close`.
 
+    A `FusedLora` that is there already is closed.
+
     Layers that cannot be fused, and calls that cannot, go on as PEFT's own: quantized bases, DoRA,
     several active adapters, inference, `torch.compile`.
 
@@ -231,6 +235,7 @@ class FusedLora:
         Args:
             model: What is called with a batch; it holds PEFT LoRA layers.
         """
+        close_fused(model)
         self._layers = {
             name: _FusedLayer(name, module, self)
             for name, module in model.named_modules()
@@ -337,6 +342,14 @@ class FusedLora:
         if self._found is not None and self._arrived and not self.settled:
             self.settled, self._last = True, None
             self._use(self.groups or [])
+
+
+def close_fused(model: nn.Module) -> None:
+    """Close the `FusedLora` of a model, if there is one: who held it may be gone without that."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, _FusedLayer):
+            forward.close()
 
 
 def _is_watched(module: nn.Module) -> bool:
