@@ -57,14 +57,19 @@ def check_not_compiled(model: nn.Module) -> None:
 
 
 def check_devices(parameters: Sequence[Parameter]) -> None:
-    """Check that all LoRA parameters are on one device.
+    """Check that all LoRA parameters are on one device, which has float64.
 
     Raises:
-        EngineError: If a device map has spread them over several.
+        EngineError: If a device map has spread them over several, or they are on Apple's GPU.
     """
     devices = sorted({str(parameter.device) for parameter in parameters})
     if len(devices) > 1:
         raise EngineError(
             f"All LoRA layers must be on one device, got {', '.join(devices)}: load the model "
             "without a `device_map` that splits it."
+        )
+    if devices[0].startswith("mps"):
+        raise EngineError(
+            f"All LoRA layers must be on a device with float64, got {devices[0]}, which has none: "
+            "train on the CPU, in `TrainingArguments` with `use_cpu=True`."
         )

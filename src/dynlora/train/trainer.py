@@ -164,6 +164,12 @@ def use_bf16(choice: bool | str) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def _trains_on_cpu() -> bool:
+    """Return whether there is no GPU that can train: Apple's has no float64, which ranks need."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device is None or device.type == "mps"
+
+
 def training_arguments(parts: TrainerParts) -> TrainingArguments:
     """Return the Trainer's arguments: nothing is reported anywhere but into the run's folder."""
     return TrainingArguments(**argument_values(parts))
@@ -185,7 +191,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "lr_scheduler_type": SCHEDULES[config.schedule],
         "max_grad_norm": config.max_grad_norm,
         "bf16": use_bf16(config.bf16),
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": _trains_on_cpu(),
         "eval_strategy": config.eval,
         "eval_steps": config.eval_steps,
         "save_strategy": config.save,

@@ -16,6 +16,7 @@ from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
     JobTrainer,
+    argument_values,
     make_job_trainer,
     make_sampler,
     row_lengths,
@@ -214,3 +215,12 @@ def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path
     )
     trainer.evaluate()
     assert seen[0].tolist() == [[1, -1], [2, -2], [3, -3]]
+
+
+@pytest.mark.parametrize(("found", "on_cpu"), [(None, True), ("mps", True), ("cuda", False)])
+def test_a_gpu_that_has_float64_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, on_cpu: bool
+) -> None:
+    device = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    assert argument_values(parts(TrainingConfig(bf16=False), tmp_path))["use_cpu"] is on_cpu
