@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -40,8 +41,10 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-def trainer_of(model, folder, *, callbacks=(), dynamic=None, steps=STEPS, **arguments):
-    callback = DynamicLoraCallback(dynamic or DynamicLoraConfig(**CONFIG))
+def trainer_of(
+    model, folder, *, callbacks=(), dynamic=None, steps=STEPS, resume_from=None, **arguments
+):
+    callback = DynamicLoraCallback(dynamic or DynamicLoraConfig(**CONFIG), resume_from=resume_from)
     settings = {
         "per_device_train_batch_size": 8,
         "optim": "adamw_torch",
@@ -132,6 +135,15 @@ def test_resuming_without_our_state_is_refused_with_the_checkpoint(tmp_path):
         resumed.train(resume_from_checkpoint=True)
 
 
+def test_a_state_of_another_step_than_the_trainers_is_refused(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    cut, _ = trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(4)], **saving)
+    cut.train()
+    resumed, _ = trainer_of(lora_llama(), tmp_path, resume_from=tmp_path / "checkpoint-2", **saving)
+    with pytest.raises(ResumeError, match=r"checkpoint-2 must be of step 4.*got step 2"):
+        resumed.train(resume_from_checkpoint=True)
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 4}
     cut, _ = trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(8)], **saving)
@@ -181,6 +193,41 @@ def test_a_state_of_another_run_is_refused_instead_of_emptying_the_weights(tmp_p
     resumed, _ = trainer_of(lora_llama(r=8), tmp_path / "other", **saving)
     with pytest.raises(ResumeError, match=r"other/checkpoint-12 .*`DynamicLoraCallback\(resume_f"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-12"))
+
+
+def test_the_best_model_of_an_adapter_that_was_chosen_late_is_loaded_with_its_own_ranks(tmp_path):
+    model = lora_llama(r=8)
+    model.add_adapter("late", LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+
+    class Worse(TrainerCallback):
+        """Makes the first evaluation the best."""
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"] = float(state.global_step)
+
+    trainer, callback = trainer_of(
+        model,
+        tmp_path,
+        callbacks=[Worse()],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    model.set_adapter("late")
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    last = callback.dynamic.history[-1].layers.values()
+    assert {layer.rank_after for layer in last} != {8}
+    assert set(callback.dynamic.ranks.values()) == {8}
+
+
+def test_checkpoints_that_callbacks_are_not_told_of_are_refused(tmp_path):
+    trainer, callback = trainer_of(lora_llama(), tmp_path)
+    trainer.args.enable_jit_checkpoint = True
+    with pytest.raises(EngineError, match="got enable_jit_checkpoint=True"):
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
 def test_the_best_model_is_loaded_into_a_model_that_the_trainer_made_anew(tmp_path):

@@ -55,7 +55,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._adapter_name = adapter_name
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
-        self._watched: nn.Module | None = None
+        self._watched: list[tuple[int, str]] = []  # what holds the factors that the hooks are on
         self._observing = ExitStack()
 
     def on_init_end(
@@ -116,7 +116,7 @@ class DynamicLoraCallback(TrainerCallback):
             optimizer = unwrap_optimizer(kwargs["optimizer"])
             self._observing.callback(call_before_step(optimizer, self.dynamic.observe))
         if state.global_step > 0:
-            self._resume(self._checkpoint(args, state))
+            self._resume(self._checkpoint(args, state), state.global_step)
 
     def on_pre_optimizer_step(
         self,
@@ -186,20 +186,28 @@ class DynamicLoraCallback(TrainerCallback):
             self.dynamic.close()
         if self._shape_hooks is not None:
             self._shape_hooks.close()
-            self._shape_hooks = self._watched = None
+            self._shape_hooks, self._watched = None, []
 
     def _watch_loads(self, model: nn.Module) -> None:
-        if model is self._watched:
+        layers = find_lora_layers(model, self._adapter_name)
+        holders = [(id(layer.factor_A.holder), layer.factor_A.key) for layer in layers]
+        if holders == self._watched:
             return
-        if self._shape_hooks is not None:  # of a model that `Trainer(model_init=...)` has replaced
+        # Of another adapter, or of a model that `Trainer(model_init=...)` has replaced.
+        if self._shape_hooks is not None:
             self._shape_hooks.close()
-        self._shape_hooks = ShapeHooks(model, find_lora_layers(model, self._adapter_name))
-        self._watched = model
+        self._shape_hooks, self._watched = ShapeHooks(model, layers), holders
 
-    def _resume(self, folder: Path) -> None:
+    def _resume(self, folder: Path, step: int) -> None:
         """Continue from a checkpoint's state, if it is of the weights that the trainer loaded."""
         assert self.dynamic is not None
         dynamic_state = load_state(folder)
+        if dynamic_state["step"] != step:
+            raise ResumeError(
+                f"The state in {folder} must be of step {step}, at which the trainer resumes, got "
+                f"step {dynamic_state['step']}: give that checkpoint's folder as "
+                "`DynamicLoraCallback(resume_from=...)`, or leave it out."
+            )
         saved = {name: shape["r"] for name, shape in dynamic_state["layers"].items()}
         differing = [name for name, r in self.dynamic.ranks.items() if saved.get(name, r) != r]
         if differing:
@@ -254,6 +262,11 @@ def _check_arguments(args: TrainingArguments) -> None:
         f"DeepSpeed with zero_stage={stage}": stage not in (None, 1, 2),
         "several devices in one process": args.n_gpu > 1,
     }
+    if getattr(args, "enable_jit_checkpoint", False):
+        raise EngineError(
+            "A Trainer must tell callbacks of every checkpoint, got enable_jit_checkpoint=True, "
+            "with which it does not, and there could be no resuming: turn that off."
+        )
     used = [name for name, on in engines.items() if on]
     if used:
         raise EngineError(
