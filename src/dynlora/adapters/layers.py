@@ -65,6 +65,11 @@ class LoraView:
         return self.capacity or min(self.in_features, self.out_features)
 
     @property
+    def is_there(self) -> bool:
+        """Whether the model still has this adapter; nothing else can be asked where it has not."""
+        return self.adapter in self.module.r
+
+    @property
     def r(self) -> int:
         """Live rank."""
         return int(self.module.r[self.adapter])

@@ -25,6 +25,7 @@ from dynlora.adapters.optimizer_state import (
     check_holds,
     check_static,
     fit_state,
+    restart_state,
     unwrap_optimizer,
 )
 from dynlora.adapters.own_hook import OwnHook
@@ -145,7 +146,8 @@ class LoraAdapters:
         alive = weakref.ref(self)  # the model must not keep an optimizer
 
         def fit(*_: Any) -> None:
-            if (adapters := alive()) is not None:
+            adapters = alive()
+            if adapters is not None and layers[0].is_there:
                 adapters._fit_state(layers)
                 adapters._tell_loaded()
 
@@ -200,7 +202,7 @@ class LoraAdapters:
 
     def _check_there(self) -> None:
         layer = next(iter(self.layers.values()))
-        if layer.adapter not in layer.module.r:
+        if not layer.is_there:
             raise LayerError(
                 f"Adapter {layer.adapter!r} must stay in the model while its ranks may move, and "
                 "was deleted: call `close()` on the `DynamicLora` before `delete_adapter`."
@@ -315,6 +317,7 @@ class LoraAdapters:
         for name, layer in self.layers.items():
             old, new = self._told[name], layer.r
             if old != new:
+                restart_state(self._optimizer, layer.parameters)
                 none = torch.zeros(new, old, dtype=torch.float64, device=self.device)
                 self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
 

@@ -12,7 +12,7 @@ them (a thousand steps), and what was learned of the old basis counts for less i
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,8 +144,7 @@ def rebase_state(
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
-            for factor in (lora_A, lora_B):
-                optimizer.state.pop(factor.parameter, None)
+            restart_state(optimizer, (lora_A.parameter, lora_B.parameter))
         return
     old = change.to_A.shape[1]
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
@@ -168,6 +167,16 @@ def rebase_state(
                 if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
                     _cut_memory(state, betas)
                 _bound_next_step(state, betas)
+
+
+def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
+    """Forget the state of parameters whose rank has changed, if the optimizer's cannot follow.
+
+    That of the others is fitted by `fit_state`, which sees by the shapes what to do.
+    """
+    if _starts_anew(optimizer):
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
 
 
 @torch.no_grad()
