@@ -85,6 +85,17 @@ def test_predict_says_something_of_each_row_whatever_its_batch(run: Path, tmp_pa
             assert close(together[key], value), key
 
 
+def test_a_merged_model_says_what_its_outputs_mean(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, task = tmp_path / "made", read_json(run / "run.json")["task"]
+    arguments = ["export", run / "adapter", "--format", "merged", "--output", made]
+    assert main([*map(str, arguments)]) == 0
+    said = read_json(made / "config.json").get("problem_type")
+    expected = {"regression": "regression", "multi_label": "multi_label_classification"}
+    assert said == expected.get(task)
+
+
 def close(one: Any, other: Any) -> bool:
     """Return whether two values are equal, numbers to within rounding."""
     if isinstance(one, float):

@@ -57,6 +57,17 @@ def test_a_run_knows_its_names(root: Path) -> None:
     assert read_json(root / "run" / "run.json")["class_names"] == [*NAMES]
 
 
+def test_a_merged_model_knows_them_too(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(
+        capsys, "export", root / "run" / "adapter", "--format", "merged", "--output", tmp_path / "m"
+    )
+    config = read_json(tmp_path / "m" / "config.json")
+    assert [*config["id2label"].values()] == [*NAMES]
+    assert [*config["label2id"]] == [*NAMES]
+
+
 def test_a_split_without_some_class_changes_no_number(
     root: Path, part: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

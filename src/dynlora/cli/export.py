@@ -89,10 +89,12 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.cli.messages import readable_messages
     from dynlora.saved.base import locate_base
     from dynlora.saved.merge import merge_adapter
+    from dynlora.train.finished_run import outputs_of
 
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
-        companion = merge_adapter(adapter, source, given.output)
+        head = outputs_of(adapter.folder)
+        companion = merge_adapter(adapter, source, given.output, head)
     values = {
         "format": "merged",
         "output": str(given.output),

@@ -38,7 +38,7 @@ FORMS = {
 """By PEFT's task type, the class of transformers that gives a model the head of that task."""
 POOLER = "pooler"
 """Pooler of a model that has no head to make use of it."""
-HEAD = re.compile(r"(?:.*\.)?(?:classifier|score)\b.*\.weight")
+HEAD = re.compile(r"(?:.*\.)?(?:\w*classifier|score|classification_head|logits_proj)\b.*\.weight")
 """Names of the weights of a classifier that was trained beside the adapter."""
 
 
@@ -218,4 +218,6 @@ def _form(adapter: SavedAdapter, config: Any) -> Any:
 def _count_labels(adapter: SavedAdapter) -> int | None:
     """Return how many outputs the classifier has that was trained with the adapter, if any."""
     heads = [t for key, t in adapter.others.items() if HEAD.fullmatch(key) and t.dim() == 2]
-    return min((len(head) for head in heads), default=None)
+    read = {head.shape[1] for head in heads}
+    last = [len(head) for head in heads if len(head) not in read]  # of a head of several layers
+    return min(last or map(len, heads), default=None)

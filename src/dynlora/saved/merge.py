@@ -35,13 +35,16 @@ class Companion:
     saved: bool
 
 
-def merge_adapter(adapter: SavedAdapter, source: BaseSource, output: Path) -> Companion:
+def merge_adapter(
+    adapter: SavedAdapter, source: BaseSource, output: Path, head: Mapping[str, Any]
+) -> Companion:
     """Write the base model with the adapter's update in its weights, and what makes its inputs.
 
     Args:
         adapter: As read; its folder must still be there.
         source: Where the base model is.
         output: A new folder.
+        head: What the configuration shall say of the outputs, by key; an adapter does not tell.
 
     Returns:
         Whether a tokenizer or image processor was found, too.
@@ -51,6 +54,7 @@ def merge_adapter(adapter: SavedAdapter, source: BaseSource, output: Path) -> Co
             something at `output`.
     """
     base = load_base(adapter, source)
+    vars(base.config).update(head)
     untie(base, adapter)
     merged = attach(adapter, base).merge_and_unload(safe_merge=True)
     with new_folder(output) as draft:

@@ -25,6 +25,13 @@ from dynlora.train.run_folder import RunFolder
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
 
+PROBLEMS = {
+    "sequence_classification": "single_label_classification",
+    "regression": "regression",
+    "multi_label": "multi_label_classification",
+}
+"""By task, what transformers calls it, and turns outputs into probabilities by."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedRun:
@@ -41,6 +48,29 @@ class FinishedRun:
     """Outputs of the model's head; None where the task has none."""
     class_names: Sequence[str] | None
     """What each class is called, in the order of their numbers; None where that is not known."""
+
+
+def outputs_of(adapter: Path) -> dict[str, Any]:
+    """Return what a model's configuration shall say of its outputs, if an adapter is a run's.
+
+    Args:
+        adapter: Folder of an adapter.
+
+    Raises:
+        RunFileError: If the run's `run.json` holds something else than class names.
+    """
+    folder = RunFolder(adapter.absolute().parent)
+    if folder.adapter != adapter.absolute() or not folder.run.is_file():
+        return {}
+    facts = read_json(folder.run)
+    names = _class_names(folder.run, facts)
+    said: dict[str, Any] = {}
+    if facts.get("task") in PROBLEMS:
+        said["problem_type"] = PROBLEMS[facts["task"]]
+    if names is not None and len(names) == facts.get("num_labels"):
+        said["id2label"] = dict(enumerate(names))
+        said["label2id"] = {name: place for place, name in enumerate(names)}
+    return said
 
 
 def check_finished(folder: RunFolder) -> Mapping[str, Any]:

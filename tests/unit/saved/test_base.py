@@ -10,9 +10,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from dynlora.errors import AdapterError
@@ -25,6 +29,14 @@ from tests.models import bare_llama
 from tests.pictures import SIDE, save_vit
 from tests.strange_models import drop_weights
 
+ROBERTA = RobertaConfig(
+    vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=16, pad_token_id=1,
+)  # fmt: skip
+BART = BartConfig(
+    vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+    decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=16,
+)  # fmt: skip
 TOKENS = ["<|endoftext|>", "<s>", "<pad>", *"abcdefghijkl", "ab"]
 
 
@@ -116,7 +128,7 @@ def test_an_adapter_of_a_gguf_file_is_merged_into_a_plain_folder(tmp_path):
     tokens = torch.randint(0, 16, (3, 9))
     expected = given(tokens).logits
     adapter = read_adapter(tmp_path / "adapter")
-    made = merge_adapter(adapter, locate_base(adapter, str(file)), tmp_path / "made")
+    made = merge_adapter(adapter, locate_base(adapter, str(file)), tmp_path / "made", {})
     assert made == Companion("tokenizer", saved=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "made").eval()
     assert type(merged) is LlamaForCausalLM
@@ -159,7 +171,7 @@ def test_a_model_of_images_is_merged_with_its_preprocessing(tmp_path):
     pixels = torch.randn(2, 3, SIDE, SIDE)
     expected = given(pixels).logits
     adapter = read_adapter(tmp_path / "adapter")
-    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made")
+    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made", {})
     assert made == Companion("image processor", saved=True)
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "made").eval()
     torch.testing.assert_close(merged(pixels).logits, expected, rtol=0, atol=1e-5)
@@ -168,6 +180,27 @@ def test_a_model_of_images_is_merged_with_its_preprocessing(tmp_path):
         for name in ("base", "made")
     )
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("form", "config", "head", "outputs"),
+    [
+        (RobertaForSequenceClassification, ROBERTA, "classifier", 40),
+        (RobertaForSequenceClassification, ROBERTA, "classifier", 3),
+        (BartForSequenceClassification, BART, "classification_head", 5),
+    ],
+)
+def test_a_head_of_several_layers_has_the_outputs_of_its_last(
+    form, config, head, outputs, tmp_path
+):
+    form(config).save_pretrained(tmp_path / "base")
+    base = form.from_pretrained(tmp_path / "base", num_labels=outputs, ignore_mismatched_sizes=True)
+    save(tmp_path / "adapter", base, target_modules=["q_proj", "query"], modules_to_save=[head])
+    adapter = read_adapter(tmp_path / "adapter")
+    merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made", {"problem_type": "x"})
+    made = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert len(made["id2label"]) == outputs
+    assert made["problem_type"] == "x"
 
 
 def cached(folder, hub, name):
@@ -185,7 +218,7 @@ def test_the_preprocessing_of_a_model_on_the_hub_is_saved_too(tmp_path, monkeypa
     adapter = configure(tmp_path / "adapter", base_model_name_or_path="someone/vit")
     source = locate_base(adapter, None)
     assert source.place == "someone/vit"
-    assert merge_adapter(adapter, source, tmp_path / "made").saved
+    assert merge_adapter(adapter, source, tmp_path / "made", {}).saved
     made = json.loads((tmp_path / "made" / "preprocessor_config.json").read_text())
     assert made["size"] == {"height": SIDE, "width": SIDE}
 
@@ -194,7 +227,7 @@ def test_a_model_of_images_without_preprocessing_has_no_tokenizer_either(tmp_pat
     save_image_adapter(tmp_path / "adapter", tmp_path / "base")
     (tmp_path / "base" / "preprocessor_config.json").unlink()
     adapter = read_adapter(tmp_path / "adapter")
-    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made")
+    made = merge_adapter(adapter, locate_base(adapter, None), tmp_path / "made", {})
     assert made == Companion("image processor", saved=False)
 
 
