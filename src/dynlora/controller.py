@@ -149,8 +149,9 @@ class DynamicLora:
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
         self._adapters.open()
-        close_fused(model)
         self._fused = FusedLora(model) if config.fused else None
+        if self._fused is None:
+            close_fused(model)  # of a controller that was never closed
         self._begin_step()
 
     @property

@@ -55,7 +55,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._adapter_name = adapter_name
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
-        self._watched: list[tuple[int, str]] = []  # what holds the factors that the hooks are on
+        self._watched: list[tuple[nn.Module, str]] = []  # what holds the factors with hooks
         self._observing = ExitStack()
 
     def on_init_end(
@@ -190,7 +190,7 @@ class DynamicLoraCallback(TrainerCallback):
 
     def _watch_loads(self, model: nn.Module) -> None:
         layers = find_lora_layers(model, self._adapter_name)
-        holders = [(id(layer.factor_A.holder), layer.factor_A.key) for layer in layers]
+        holders = [(layer.factor_A.holder, layer.factor_A.key) for layer in layers]
         if holders == self._watched:
             return
         # Of another adapter, or of a model that `Trainer(model_init=...)` has replaced.

@@ -54,7 +54,7 @@ def merge_adapter(
             something at `output`.
     """
     base = load_base(adapter, source)
-    vars(base.config).update(head)
+    base.config.update(dict(head))
     untie(base, adapter)
     merged = attach(adapter, base).merge_and_unload(safe_merge=True)
     with new_folder(output) as draft:
