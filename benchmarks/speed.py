@@ -10,8 +10,8 @@ Before anything is timed, the fused model's output and gradients are compared wi
 forward, backward, clipping and AdamW; that of `frozen`, the floor for any adapter, is forward and
 backward to the embedded input alone. `dynamic` is the default but for its metric, which is random:
 so ranks do move, and are uneven. Peak memory is that of a process of its own, which loads the model
-and takes six steps. As users run them, PEFT LoRA in a plain script and dynlora with the memory
-setting of `dynlora train`, both are timed in such processes too, one after the other, three times.
+and takes six steps. In such processes, which take turns, PEFT's LoRA and AdaLoRA and dynlora are
+timed too, three times each, all of them without and with the memory setting of `dynlora train`.
 
 Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
 `python -m benchmarks.speed_report` makes `docs/performance.md`.
@@ -43,6 +43,8 @@ VARIANTS = (
 )  # fmt: skip
 WARM_UP = 4
 ALONE_STEPS, PROCESSES = 6, 3
+ALONE = ("lora", "adalora", "dynamic")
+"""What is timed in processes of its own."""
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 5e-5
 """Most that the relative error of fused outputs and gradients may exceed PEFT's own in that dtype:
@@ -85,7 +87,7 @@ def main() -> None:
         "seconds_per_event": median(runs["dynamic"].events),
         "dynamic_part": runs["dynamic"].booked / sum(runs["dynamic"].seconds),
         "peak_bytes": {name: _alone(name)["peak"] for name in variants},
-        "alone": _as_users_run_them(),
+        "alone": _in_processes_of_their_own(),
         "seconds": {n: [round(s, 5) for s in r.seconds[WARM_UP:]] for n, r in runs.items()},
     }
     name = f"{options.model}-{options.batch}x{options.tokens}-r{options.rank}-{options.dtype}"
@@ -128,10 +130,16 @@ def _alone(name: str, *given: str) -> dict[str, Any]:
     return result
 
 
-def _as_users_run_them() -> dict[str, list[dict[str, Any]]]:
-    """Return peaks and seconds of PEFT's processes and of dynlora's, which took turns."""
-    runs = [(_alone("lora"), _alone("dynamic", "--keep")) for _ in range(PROCESSES)]
-    return {"lora": [pair[0] for pair in runs], "dynamic": [pair[1] for pair in runs]}
+def _in_processes_of_their_own() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return peaks and seconds by memory setting and variant, of processes that took turns."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {
+        setting: {name: [] for name in ALONE} for setting in ("plain", "kept")
+    }
+    for _ in range(PROCESSES):
+        for setting, runs in found.items():
+            for name in ALONE:
+                runs[name].append(_alone(name, *(["--keep"] if setting == "kept" else [])))
+    return found
 
 
 def _named(device: str) -> str:

@@ -93,17 +93,39 @@ def _section(result: Mapping[str, Any]) -> str:
         f"{result['seconds_per_event']:.3f} s, at the median of {result['events']}; what the "
         f"controller books as its own is {share} of these few steps, events included.\n"
     )
-    lora, dynamic = (result["alone"][name] for name in ("lora", "dynamic"))
-    times = [median(s for run in runs for s in run["seconds"]) for runs in (lora, dynamic)]
-    peaks = [median(run["peak"] for run in runs) for runs in (lora, dynamic)]
-    lines.append(
-        "As users run them, in processes of their own that took turns, PEFT LoRA in a plain script "
-        "and dynlora, its ranks moved, with the memory setting of `dynlora train` "
-        "(`train/heap.py`): a step took "
-        f"{times[0]:.3f} and {times[1]:.3f} s, **{times[1] / times[0]:.3f}** of PEFT's, and peak "
-        f"memory was {peaks[1] / peaks[0]:.3f} of PEFT's.\n"
-    )
+    lines += _alone(result["alone"])
     return "\n".join(lines)
+
+
+def _alone(result: Mapping[str, Any]) -> list[str]:
+    """Return the table of variants in processes of their own, without and with memory kept."""
+    runs = {
+        (name, setting): found
+        for setting, variants in result.items()
+        for name, found in variants.items()
+    }
+    seconds = {
+        key: median(s for run in found for s in run["seconds"]) for key, found in runs.items()
+    }
+    peaks = {key: median(run["peak"] for run in found) for key, found in runs.items()}
+
+    def over(key: tuple[str, str], other: tuple[str, str]) -> str:
+        return f"{seconds[key] / seconds[other]:.3f}" if other in seconds else "–"
+
+    lines = [
+        "In processes of their own, as users run them, which took turns; memory is kept by the "
+        "setting of `dynlora train` (`train/heap.py`), and peaks are over the plain PEFT LoRA's.\n",
+        "| step | seconds | over PEFT LoRA | over that, memory kept | over PEFT AdaLoRA | peak |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for key in sorted(seconds, key=lambda key: (list(NAMES).index(key[0]), key[1] == "kept")):
+        name, setting = key
+        lines.append(
+            f"| {NAMES[name]}{', memory kept' if setting == 'kept' else ''} | {seconds[key]:.3f} | "
+            f"{over(key, ('lora', 'plain'))} | {over(key, ('lora', 'kept'))} | "
+            f"{over(key, ('adalora', 'plain'))} | {peaks[key] / peaks['lora', 'plain']:.3f} |"
+        )
+    return [*lines, ""]
 
 
 def _machine(result: Mapping[str, Any]) -> str:
