@@ -72,6 +72,17 @@ def trainer_of(
     return trainer, callback
 
 
+def keeping_the_best(*, every):
+    """Return the arguments of a trainer that ends with the best of the checkpoints."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "load_best_model_at_end": True,
+    }
+
+
 def lora_weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
@@ -170,11 +181,7 @@ def test_the_best_model_is_loaded_with_its_own_ranks(tmp_path):
         model,
         tmp_path,
         callbacks=[Remember()],
-        eval_strategy="steps",
-        eval_steps=4,
-        save_strategy="steps",
-        save_steps=4,
-        load_best_model_at_end=True,
+        **keeping_the_best(every=4),
         greater_is_better=False,
     )
     trainer.train()
@@ -209,11 +216,7 @@ def test_the_best_model_of_an_adapter_that_was_chosen_late_is_loaded_with_its_ow
         model,
         tmp_path,
         callbacks=[Worse()],
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
+        **keeping_the_best(every=2),
     )
     model.set_adapter("late")
     trainer.train()

@@ -48,7 +48,7 @@ def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHand
 
 
 def _write_after_load(peft_config: Any, layers: Sequence[LoraView], *_: Any) -> None:
-    if all(layer.is_there for layer in layers):  # the hook outlives an adapter that is deleted
+    if layers[0].is_there:  # the hook outlives an adapter that is deleted
         write_patterns(peft_config, layers)
 
 

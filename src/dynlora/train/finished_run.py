@@ -24,13 +24,7 @@ from dynlora.train.pretrained import locate
 from dynlora.train.run_folder import RunFolder
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
-
-PROBLEMS = {
-    "sequence_classification": "single_label_classification",
-    "regression": "regression",
-    "multi_label": "multi_label_classification",
-}
-"""By task, what transformers calls it, and turns outputs into probabilities by."""
+from dynlora.train.tasks.sequence import PROBLEMS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,12 @@ from dynlora.train.trainer import Metrics, make_job_trainer
 
 logger = logging.getLogger(__name__)
 
+PROBLEMS = {
+    "sequence_classification": "single_label_classification",
+    "regression": "regression",
+    "multi_label": "multi_label_classification",
+}
+"""By task, what transformers calls it, and turns outputs into probabilities by."""
 Labels = tuple[list[Any], int]
 """Labels of the rows as the model takes them, and how many outputs they need."""
 
@@ -176,7 +182,7 @@ SEQUENCE_CLASSIFICATION = Task(
     head=head_modules,
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_class_labels),
-    load_model=partial(_load_model, problem="single_label_classification"),
+    load_model=partial(_load_model, problem=PROBLEMS["sequence_classification"]),
     make_trainer=partial(make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
     predict=partial(predict, describe=describe_class),
 )
@@ -185,7 +191,7 @@ REGRESSION = Task(
     head=head_modules,
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_number_labels),
-    load_model=partial(_load_model, problem="regression"),
+    load_model=partial(_load_model, problem=PROBLEMS["regression"]),
     begin_head=begin_at_mean,
     make_trainer=partial(make_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(predict, describe=describe_number),
@@ -195,7 +201,7 @@ MULTI_LABEL = Task(
     head=head_modules,
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_list_labels),
-    load_model=partial(_load_model, problem="multi_label_classification"),
+    load_model=partial(_load_model, problem=PROBLEMS["multi_label"]),
     make_trainer=partial(make_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )
