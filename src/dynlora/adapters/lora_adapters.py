@@ -246,6 +246,7 @@ class LoraAdapters:
             By module name, the norm of what was dropped, relative to the layer's output norm.
         """
         lost = dict.fromkeys(plan.ranks, 0.0)
+        held = self.parameters  # a sum over all layers, not to be asked for at each
         shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
         growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
         for name in shrinking:
@@ -254,7 +255,7 @@ class LoraAdapters:
             change = shrink_change(layer, strengths, plan.ranks[name])
             dropped = strengths.relative_to(_output_norm(layer, stats))
             lost[name] = dropped.lost(plan.ranks[name])
-            self._change(layer, change)
+            held += self._change(layer, change)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + plan.step)
         for name in growing:
             layer, stats = self.layers[name], features.get(name)
@@ -264,8 +265,8 @@ class LoraAdapters:
                 tokens=None if stats is None else stats.tokens,
                 generator=generator,
             )
-            self._change(layer, grow_change(layer, plan.ranks[name]), rows)
-            self.peak_parameters = max(self.peak_parameters, self.parameters)
+            held += self._change(layer, grow_change(layer, plan.ranks[name]), rows)
+            self.peak_parameters = max(self.peak_parameters, held)
         if shrinking or growing:
             self.write_config()
         return lost
@@ -304,10 +305,13 @@ class LoraAdapters:
                 "the moments of %d parameters are of other ranks: they start anew", forgotten
             )
 
-    def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> None:
+    def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> int:
+        """Return how many parameters the layer has gained; below 0 if it shrank."""
+        before = layer.r
         share_from_first([change.to_A, change.to_B, *([] if rows is None else [rows])])
         apply_change(layer, self._optimizer, change, rows)
         self._tell(change)
+        return (layer.r - before) * layer.cost
 
     def _tell(self, change: BasisChange) -> None:
         self._follow(change)

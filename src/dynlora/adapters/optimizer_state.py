@@ -234,14 +234,19 @@ def _state_of(optimizer: AnyOptimizer, parameter: Parameter) -> Iterator[dict[st
 
 
 def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]:
-    beta1, beta2 = _group_of(optimizer, parameter)["betas"]
+    if deepspeed.is_zero(optimizer):
+        groups = [deepspeed.group_of(optimizer, parameter)]
+    else:
+        groups = optimizer.param_groups
+    # A search for each of many parameters would take time with the square of their number.
+    if any(group["betas"] != groups[0]["betas"] for group in groups):
+        groups = [_group_of(groups, parameter)]
+    beta1, beta2 = groups[0]["betas"]
     return float(beta1), float(beta2)
 
 
-def _group_of(optimizer: AnyOptimizer, parameter: Parameter) -> dict[str, Any]:
-    if deepspeed.is_zero(optimizer):
-        return deepspeed.group_of(optimizer, parameter)
-    for group in optimizer.param_groups:
+def _group_of(groups: Iterable[dict[str, Any]], parameter: Parameter) -> dict[str, Any]:
+    for group in groups:
         if any(p is parameter for p in group["params"]):
             return group
     raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")

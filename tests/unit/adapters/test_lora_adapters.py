@@ -1,5 +1,8 @@
 """The adapters as a whole: budget, plans, layer weights, and what a checkpoint remembers."""
 
+import sys
+from collections import Counter
+
 import pytest
 import torch
 from torch.optim import AdamW
@@ -132,6 +135,28 @@ def test_shrinks_come_before_grows_so_that_the_peak_never_exceeds_the_budget():
     assert len(sizes) == 3
     assert max(sizes) <= adapters.budget
     assert adapters.peak_parameters == adapters.budget
+
+
+def test_the_work_of_an_event_grows_with_the_number_of_layers_and_not_with_its_square():
+    few, many = (calls_of_an_event(layers) for layers in (10, 40))
+    assert many <= 4 * few
+
+
+def calls_of_an_event(layers):
+    """Return how often Python functions are entered, generators once for each of their items."""
+    adapters = adapters_of(lora_chain(*[6] * (layers + 1), r=4))
+    for layer in adapters.layers.values():  # as after a step
+        for weight in layer.parameters:
+            weight.grad = torch.ones_like(weight)
+    adapters._optimizer.step()
+    plan = {name: 3 if place % 2 else 5 for place, name in enumerate(adapters.layers)}
+    calls = Counter()
+    sys.setprofile(lambda frame, event, _: calls.update([event]))
+    try:
+        apply(adapters, plan)
+    finally:
+        sys.setprofile(None)
+    return calls["call"]
 
 
 def lora_weights(model):
