@@ -21,6 +21,12 @@ SIZED_BY_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "unique_di
 """Operations whose output has a shape, or is a number, that the host must wait for."""
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Let tensors seem to be elsewhere: a CPU may be asked what it has at hand."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+
+
 def caller():
     """Return the module, outside of torch and of this one, that is about to call torch."""
     frame = sys._getframe(2)

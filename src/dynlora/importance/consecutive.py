@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from dynlora.importance.known_finite import are_known_finite
 from dynlora.types import BasisChange, LoraLayer
 
 
@@ -35,6 +35,10 @@ class ConsecutiveGradients:
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}  # NaN if none was finite yet
+        self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        """By the layers of a group, in the step before: what is kept of them, which `_last` shows
+        layer by layer, and what it was compared with. The next step's gradients take its place:
+        the pages of memory that was just given out would cost more than to compare them."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> Comparison:
@@ -43,27 +47,30 @@ class ConsecutiveGradients:
         for layer in layers:
             height, rank = layer.grad_B.shape
             alike[height, (rank - 1).bit_length(), layer.grad_B.dtype].append(layer)
-        figures = torch.cat([self._compare(group) for group in alike.values()], dim=1)
+        before, self._stacks = self._stacks, {}
+        figures = torch.cat([self._compare(group, before) for group in alike.values()], dim=1)
         inner, overlaps, lengths = figures.unbind()
         names = [layer.name for group in alike.values() for layer in group]
         return Comparison(names=names, inner=inner, overlaps=overlaps, lengths=lengths)
 
-    def _compare(self, layers: Sequence[LoraLayer]) -> Float[Tensor, "3 layers"]:
+    def _compare(
+        self,
+        layers: Sequence[LoraLayer],
+        before: Mapping[tuple[str, ...], tuple[Tensor, Tensor]],
+    ) -> Float[Tensor, "3 layers"]:
         """Return inner products, overlaps and lengths of layers of one height and like ranks."""
-        names = [layer.name for layer in layers]
+        names = tuple(layer.name for layer in layers)
         finite = torch.stack([layer.finite for layer in layers])
-        given = _stacked([layer.grad_B for layer in layers])
-        # Products of float16 gradients vanish or overflow.
-        now = given.to(torch.promote_types(given.dtype, torch.float32))
-        unknown = now.new_full((), torch.nan)
-        last = _stacked(
-            [
-                self._last[name] if name in self._last else unknown.expand(layer.grad_B.shape)
-                for name, layer in zip(names, layers, strict=True)
-            ]
-        )
-        kept = torch.where(finite[:, None, None], now, last).unbind()
-        self._last.update(zip(names, map(_of_rank, kept, layers), strict=True))
+        gradients = [layer.grad_B for layer in layers]
+        last, unused = before.get(names, (None, None))
+        if last is None:
+            last = _stacked(list(map(self._last_of, layers)))
+        now = _stacked(gradients, into=unused)
+        kept = now
+        if not are_known_finite(finite):
+            kept = torch.where(finite[:, None, None], now, last)
+        self._stacks[names] = kept, last
+        self._last.update(zip(names, map(_of_rank, kept, gradients), strict=True))
         products = now.mT @ last
         norms = torch.where(finite, torch.linalg.matrix_norm(now).double(), torch.nan)
         return torch.stack(
@@ -74,27 +81,47 @@ class ConsecutiveGradients:
             ]
         )
 
+    def _last_of(self, layer: LoraLayer) -> Float[Tensor, "out r"]:
+        last = self._last.get(layer.name)
+        return torch.full_like(layer.grad_B, torch.nan) if last is None else last
+
     def rebase(self, change: BasisChange) -> None:
         """Leave a layer whose basis changed out of the next comparison."""
         self._last.pop(change.name, None)
+        self._stacks.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return by module name the last gradients that were finite."""
+        """Return by module name the last gradients that were finite, in memory that is reused."""
         return {name: last for name, last in self._last.items() if not last.isnan().any()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`'s output."""
         self._last = {name: value.clone() for name, value in state.items()}
+        self._stacks = {}
 
 
-def _of_rank(gradient: Float[Tensor, "out _"], layer: LoraLayer) -> Float[Tensor, "out r"]:
-    """Return a gradient without what fills it up."""
-    rank = layer.grad_B.shape[1]
-    return gradient if gradient.shape[1] == rank else gradient[:, :rank]
+def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> Tensor:
+    """Return a row of what is stacked without what fills it up."""
+    rank = gradient.shape[1]
+    return row if row.shape[1] == rank else row[:, :rank]
 
 
-def _stacked(gradients: Sequence[Float[Tensor, "out _"]]) -> Float[Tensor, "layers out rank"]:
-    """Return gradients as one tensor of the highest of their ranks."""
-    if len({gradient.shape for gradient in gradients}) == 1:
-        return torch.stack(list(gradients))
-    return pad_sequence([gradient.mT for gradient in gradients], batch_first=True).mT
+def _stacked(
+    gradients: Sequence[Float[Tensor, "out _"]], into: Tensor | None = None
+) -> Float[Tensor, "layers out rank"]:
+    """Return gradients as one tensor of the highest of their ranks, at least in float32.
+
+    Products of float16 gradients vanish or overflow.
+
+    Args:
+        gradients: Of like ranks.
+        into: What an earlier call for the same ranks returned, to be overwritten; None for new
+            memory.
+    """
+    if into is None:
+        height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)
+        dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+        into = gradients[0].new_zeros(len(gradients), highest, height, dtype=dtype).mT
+    for row, gradient in zip(into, gradients, strict=True):
+        _of_rank(row, gradient).copy_(gradient)
+    return into

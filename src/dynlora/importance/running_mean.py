@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynlora.importance.known_finite import are_known_finite
 from dynlora.types import BasisChange, LoraLayer
 
 DECAY = 0.97
@@ -24,7 +25,7 @@ class RunningMeanGradient:
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Add one step's gradients, of the layers whose are finite."""
-        finite = [layer.finite for layer in layers]
+        finite = torch.stack([layer.finite for layer in layers])
         gradients = [layer.grad_B.float() for layer in layers]
         names = [layer.name for layer in layers]
         for name, gradient in zip(names, gradients, strict=True):
@@ -32,11 +33,12 @@ class RunningMeanGradient:
                 self._sums[name] = torch.zeros_like(gradient)
                 self._weights[name] = gradient.new_zeros((), dtype=torch.float64)
         sums = [self._sums[name] for name in names]
-        # A step towards itself leaves a sum as it is.
-        shown = list(map(torch.where, finite, gradients, sums))
-        torch._foreach_lerp_(sums, shown, 1 - DECAY)
+        if not are_known_finite(finite):
+            # A step towards itself leaves a sum as it is.
+            gradients = list(map(torch.where, finite, gradients, sums))
+        torch._foreach_lerp_(sums, gradients, 1 - DECAY)
         old = torch.stack([self._weights[name] for name in names])
-        weights = torch.where(torch.stack(finite), 1 - DECAY * (1 - old), old)
+        weights = torch.where(finite, 1 - DECAY * (1 - old), old)
         self._weights.update(zip(names, weights.unbind(), strict=True))
 
     def mean(self, name: str) -> Tensor | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dynlora.importance.consecutive import ConsecutiveGradients
+from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain, set_gradients
 
 RANKS = [1, 2, 3, 4, 4, 5, 6, 8, 8, 9, 3, 16]
@@ -31,6 +32,29 @@ def test_layers_of_any_ranks_are_compared_as_each_by_itself(broken):
             for key in ("inner", "overlaps", "lengths"):
                 pair = getattr(found, key)[place], getattr(expected, key)[0]
                 torch.testing.assert_close(*pair, equal_nan=True, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_that_a_step_leaves_out_are_compared_with_their_last_gradient():
+    layers = layers_of_ranks()
+    together, alone = ConsecutiveGradients(), {x.name: ConsecutiveGradients() for x in layers}
+    reached = [layers, layers, layers[:5], layers[3:], layers, layers]
+    for step, shown in enumerate(reached):
+        set_gradients(layers, seed=step)
+        found = together.observe(shown)
+        expected = {x.name: alone[x.name].observe([x]).inner for x in shown}
+        inner = torch.cat([expected[name] for name in found.names])
+        torch.testing.assert_close(found.inner, inner, equal_nan=True, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_whose_basis_changed_alone_are_left_out_of_a_comparison():
+    layers, gradients = layers_of_ranks(), ConsecutiveGradients()
+    for step in range(4):
+        set_gradients(layers, seed=step)
+        found = gradients.observe(layers)
+        unknown = {n for n, x in zip(found.names, found.lengths, strict=True) if x.isnan()}
+        assert unknown == ({x.name for x in layers} if step == 0 else {layers[4].name})
+        eye = torch.eye(layers[4].r, dtype=torch.float64)
+        gradients.rebase(BasisChange(name=layers[4].name, to_A=eye, to_B=eye))
 
 
 def test_what_is_kept_of_each_layer_is_its_last_gradient():
