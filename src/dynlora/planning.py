@@ -60,7 +60,7 @@ def plan_event(
     # A lower `max_rank` is one for all layers: it shall not hold those of few directions lower yet.
     at_mean = max(max_rank, MOST_TIMES_R * budget / sum(costs.values()))
     by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean) if informed else {}
-    by_inputs = {n: s.effective_rank for n, s in features.items()} if informed else {}
+    by_inputs = _input_limits(features) if informed else {}
     limits = {
         name: min(by_gradients.get(name, math.inf), by_inputs.get(name, math.inf))
         for name in by_gradients | by_inputs
@@ -82,6 +82,15 @@ def plan_event(
         agree=agree,
     )
     return Allocation(shares=shares, ranks=ranks, waits=waits)
+
+
+def _input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
+    """Return the dimensions of each layer's input, where the sample has room for many more.
+
+    A sample of n tokens cannot show n of them, however many there are.
+    """
+    found = {name: stats.effective_rank for name, stats in features.items()}
+    return {name: rank for name, rank in found.items() if 2 * rank < len(features[name].tokens)}
 
 
 def _gains(features: Mapping[str, FeatureStats], config: DynamicLoraConfig) -> dict[str, float]:

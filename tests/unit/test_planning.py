@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import pytest
+import torch
+
 from dynlora import DynamicLoraConfig
 from dynlora.planning import plan_event
-from dynlora.types import Assessment
+from dynlora.types import Assessment, FeatureStats
 
 NAMES = ["most", "second", "third", "fourth"]
 
@@ -18,13 +21,13 @@ class Shape:
     is_trained: bool = True
 
 
-def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32):
+def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32, features=None):
     layers = [Shape(name, r=r) for name, r in zip(NAMES, held, strict=True)]
     config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0)
     return plan_event(
         layers,
         Assessment(scores=dict(zip(NAMES, scores, strict=True)), directions=directions),
-        {},
+        features or {},
         config,
         budget=sum(layer.cost * layer.r for layer in layers),
         max_rank=max_rank,
@@ -57,3 +60,24 @@ def test_a_lower_max_rank_does_not_hold_layers_of_few_directions_lower_yet():
     assert ranks_of(scores, fewer)["most"] == 13
     assert ranks_of(scores, fewer, max_rank=8)["most"] == 8
     assert ranks_of(scores, fewer | {"most": 3.0}, max_rank=8)["most"] < 8
+
+
+@pytest.mark.parametrize(("dimensions", "limited"), [(6.0, True), (9.0, False)])
+def test_an_input_limits_a_layer_where_the_sample_has_room_for_twice_its_dimensions(
+    dimensions, limited
+):
+    tokens = torch.zeros(16, 100)
+    stats = FeatureStats(
+        tokens=tokens, variance=1.0, effective_rank=dimensions, output_power=1.0
+    )
+    ranks = ranks_of([8.0, 2.0, 1.0, 1.0], {}, features=dict.fromkeys(NAMES, stats))
+    assert ranks["most"] == (6 if limited else 13)
+
+
+def test_ranks_move_though_a_sample_has_fewer_tokens_than_they_are():
+    stats = FeatureStats(
+        tokens=torch.zeros(64, 500), variance=1.0, effective_rank=60.0, output_power=1.0
+    )
+    features = dict.fromkeys(NAMES, stats)
+    ranks = ranks_of([8.0, 2.0, 1.0, 1.0], {}, held=[80] * 4, max_rank=640, features=features)
+    assert ranks["most"] > 80

@@ -226,7 +226,8 @@ class LoraAdapters:
         """
         powers, tolerated = [], []
         for name in names:
-            layer, stats = self.layers[name], features.get(name)
+            layer = self.layers[name]
+            stats = _enough(layer, features.get(name))
             powers.append(component_powers(layer, None if stats is None else stats.tokens))
             tolerated.append(tolerance * (_output_norm(layer, stats) or 1.0))
         lowest = lowest_ranks(powers, powers[0].new_tensor(tolerated))
@@ -250,7 +251,8 @@ class LoraAdapters:
         shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
         growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
         for name in shrinking:
-            layer, stats = self.layers[name], features.get(name)
+            layer = self.layers[name]
+            stats = _enough(layer, features.get(name))
             strengths = measure_strengths(layer, None if stats is None else stats.tokens)
             change = shrink_change(layer, strengths, plan.ranks[name])
             dropped = strengths.relative_to(_output_norm(layer, stats))
@@ -278,7 +280,7 @@ class LoraAdapters:
             features: Observed inputs by module name, on which strengths are measured.
         """
         for name, layer in self.layers.items():
-            stats = features.get(name)
+            stats = _enough(layer, features.get(name))
             strengths = measure_strengths(layer, None if stats is None else stats.tokens)
             self._change(layer, reorder_change(layer, strengths))
 
@@ -375,6 +377,17 @@ def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
             "it the active one with `set_adapter`."
         )
     return parameters
+
+
+def _enough(layer: LoraView, stats: FeatureStats | None) -> FeatureStats | None:
+    """Return what was seen of a layer's input if it can show the strength of every component.
+
+    On fewer tokens than components some would seem to add nothing. Of ids, `EmbeddingKind.see`
+    knows what the sample lacks.
+    """
+    if stats is None or (stats.tokens.is_floating_point() and len(stats.tokens) < layer.r):
+        return None
+    return stats
 
 
 def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:

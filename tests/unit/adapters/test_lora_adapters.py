@@ -1,5 +1,6 @@
 """The adapters as a whole: budget, plans, layer weights, and what a checkpoint remembers."""
 
+import copy
 import sys
 from collections import Counter
 
@@ -113,6 +114,19 @@ def test_a_plan_gives_exactly_its_ranks_and_leaves_the_layers_it_does_not_name()
     assert lost.keys() == {"0", "1"}
     assert lost["0"] > 0
     assert lost["1"] == 0
+
+
+def test_fewer_tokens_than_components_do_not_show_what_these_add():
+    model = lora_chain(*WIDTHS, r=4)
+    layer = layers_of(model)[0]
+    few = {"0": stats_of(layer, torch.randn(3, 8, dtype=torch.float64))}
+    names, tolerance = ["0"], 0.05
+    expected = adapters_of(model).lowest_ranks(names, {}, tolerance=tolerance)
+    assert adapters_of(model).lowest_ranks(names, few, tolerance=tolerance) == expected
+    other = copy.deepcopy(model)
+    lost = apply(adapters_of(model), {"0": 3}, few)
+    assert lost == apply(adapters_of(other), {"0": 3})
+    assert lost["0"] > 0
 
 
 def test_a_plan_of_the_present_ranks_changes_no_bit():
