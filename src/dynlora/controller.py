@@ -143,6 +143,8 @@ class DynamicLora:
                 model, adapter_name=adapter_name, timed=self._timed
             )
             self.input_adaptive.observing = True
+        if self.mode == "static":
+            self._adapters.check_static()
         # Everything is checked: from here on the model and the optimizer change.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
@@ -317,6 +319,7 @@ class DynamicLora:
         # The run's own adapter, saved, tells its ranks, and not what it might hold.
         budget = state["budget"] if self.ranks == saved_ranks else self.budget
         check_same_run(state, budget=budget, config=self.config, names=names)
+        take_over(self._layers, self)
         self.budget, self._max_rank = budget, state["max_rank"]
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
@@ -336,7 +339,6 @@ class DynamicLora:
             self.input_adaptive.load_state_dict(state["input_adaptive"])
             self.input_adaptive.observing = True
             self.input_adaptive.begin_step(self._step)
-        take_over(self._layers, self)
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()

@@ -1,11 +1,13 @@
 """A copy or a pickle of a model that is being trained, taken at any step, is a model of its own."""
 
 import copy
+import gc
 import io
 import pickle
 
 import pytest
 import torch
+from torch.optim import Optimizer
 
 from dynlora import RankPlan
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
@@ -13,12 +15,16 @@ from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 WAYS = {"copied": copy.deepcopy, "pickled": lambda model: pickle.loads(pickle.dumps(model))}
 
 
-@pytest.mark.parametrize("importance", ["signal", "attention_entropy"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"importance": "signal"}, {"importance": "attention_entropy"}, {"input_adaptive": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("way", WAYS)
-def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, importance):
+def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, settings):
     model = lora_llama(r=8)
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=importance, total_steps=24)
+    dynamic = attached(model, optimizer, total_steps=24, **settings)
     first, second, *_ = dynamic.ranks
     batch = next(sequences(batch=2))
 
@@ -33,6 +39,21 @@ def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, impor
 
     check(0)
     train(model, optimizer, dynamic, 12, after=check)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_what_trains_it_nothing_comes_along(way):
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=24, input_adaptive=True)
+    train(model, optimizer, dynamic, 8)
+    gc.collect()
+    before = {id(found) for found in gc.get_objects() if isinstance(found, Optimizer)}
+    other = WAYS[way](model)
+    gc.collect()
+    after = {id(found) for found in gc.get_objects() if isinstance(found, Optimizer)}
+    assert after == before
+    assert other is not model
 
 
 @pytest.mark.parametrize("way", WAYS)

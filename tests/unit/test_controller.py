@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim import Adafactor, Adagrad, AdamW
+from torch.optim import Adafactor, Adagrad, AdamW, Muon
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
@@ -967,6 +967,7 @@ def test_a_controller_that_loads_its_state_takes_over_again():
     first.load_state_dict(state)
     assert not second._adapters._handles
     assert first._adapters._handles
+    assert all("forward" in vars(layer.module) for layer in first._layers)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -992,6 +993,9 @@ def test_a_refused_controller_leaves_the_one_that_is_there():
     model, optimizer, first = on_chain(8, 8, 8)
     with pytest.raises(ConfigError, match="matches none"):
         attached(model, optimizer, pinned=("x",))
+    muon = Muon([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(OptimizerError, match="got Muon in static mode"):
+        attached(model, muon, mode="static")
     assert first._adapters._handles
 
 

@@ -62,6 +62,14 @@ class ComplexityReader:
         self._prefixes: WeakKeyDictionary[Cache, tuple[Prefix, list[ref[Tensor]]]]
         self._prefixes = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the prefixes: a copy has none of these caches, and no pickle can hold them."""
+        return {key: value for key, value in vars(self).items() if key != "_prefixes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without a prefix."""
+        vars(self).update(state, _prefixes=WeakKeyDictionary())
+
     @torch.no_grad()
     def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         """Read the arguments of a call.

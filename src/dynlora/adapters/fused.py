@@ -298,7 +298,13 @@ class FusedLora:
         return [names for names in self._found if len(names) > 1]
 
     def load_groups(self, groups: list[list[str]] | None) -> None:
-        """Take over `groups` of an earlier run: sums are then rounded as they were there."""
+        """Take over `groups` of an earlier run: sums are then rounded as they were there.
+
+        Unless that run had fused layers which this one has not, held or named in another way: then
+        groups are found anew.
+        """
+        if not {name for names in groups or [] for name in names} <= self._layers.keys():
+            groups = None
         self._found, self.settled, self._seen = groups, groups is not None, set()
         self._use(groups or [])
 

@@ -126,13 +126,20 @@ class LoraAdapters:
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
 
+    def check_static(self) -> None:
+        """Check that the optimizer's steps do not depend on how wide a tensor is held.
+
+        Raises:
+            OptimizerError: If they do.
+        """
+        check_static(self._optimizer)
+
     def hold_static(self, rank: int) -> None:
         """Hold the tensors at one rank for good (see `static`), unless they are; with the moments.
 
         Args:
             rank: Highest rank that a layer may come to.
         """
-        check_static(self._optimizer)
         layers = list(self.layers.values())
         hold_static(self._model, layers, rank)
         self._fit_state(layers)

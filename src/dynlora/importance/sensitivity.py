@@ -35,7 +35,7 @@ class SensitivityMetric:
             finite = layer.finite
             self._seen[layer.name] = self._seen.get(layer.name, finite) | finite
             for key, weight, gradient in _weights(layer):
-                sensitivity = (weight * gradient).abs().float()
+                sensitivity = (weight.float() * gradient.float()).abs()
                 zeros = weight.new_zeros(2, *weight.shape, dtype=torch.float32)
                 state = self._elements.setdefault(key, zeros)
                 importance, uncertainty = state[0], state[1]

@@ -110,6 +110,17 @@ def test_groups_of_an_earlier_run_are_taken_over_to_the_last_bit():
     assert_equal(want, computed(second))
 
 
+def test_groups_of_layers_that_are_not_fused_here_are_found_anew():
+    first, second = lora_model(dtype=torch.float32), lora_model(dtype=torch.float32)
+    fused, again = FusedLora(first), FusedLora(second.base_model)  # names begin otherwise
+    computed(first)
+    again.load_groups(fused.groups)
+    assert again.groups is None
+    for _ in range(2):
+        computed(second.base_model)
+    assert len(again.groups) == len(fused.groups)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.usefixtures("way")

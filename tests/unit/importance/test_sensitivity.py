@@ -69,3 +69,12 @@ def test_a_restored_metric_continues_bit_for_bit():
     observe(saved, layers, 5, first=5)
     observe(restored, layers, 5, first=5)
     assert restored.scores(layers, {}) == saved.scores(layers, {})
+
+
+def test_products_that_float16_does_not_hold_are_scored():
+    layer, metric = one_layer(12, 8, dtype=torch.float16), SensitivityMetric()
+    for weight in (layer.lora_A, layer.lora_B):
+        weight.data.fill_(1e-3)
+        weight.grad = torch.full_like(weight, 1e-5)
+    metric.observe([layer])
+    assert metric.scores([layer], {})[layer.name] > 0
