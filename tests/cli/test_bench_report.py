@@ -293,3 +293,11 @@ def test_links_lead_to_figures_in_any_folder(report, results):
 @pytest.mark.parametrize("arguments", [["--reference"], ["--unknown"], ["--output", ""], [""]])
 def test_arguments_that_say_nothing_are_refused(refused, arguments):
     assert "usage: dynlora bench report" in refused(*arguments)
+
+
+@pytest.mark.parametrize("output", [".", ".."])
+def test_an_output_that_is_the_folder_itself_is_refused(
+    results: Path, report: Report, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(results, "--output", output) == 2
+    assert "`--output` must be a file, got" in capsys.readouterr().err

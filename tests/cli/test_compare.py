@@ -76,18 +76,24 @@ def test_what_is_no_run_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("saved", "advice"), [(True, "--training.resume latest"), (False, "--overwrite true")]
+    ("method", "saved", "advice"),
+    [
+        ("lora", True, "--training.resume latest"),
+        ("lora", False, "--overwrite true"),
+        ("adalora", True, "--overwrite true"),
+    ],
 )
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_an_unfinished_run_is_refused_by_name(
     one: Path,
     tmp_path: Path,
     status: str,
+    method: str,
     saved: bool,
     advice: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = write_run(tmp_path / "half", run=run_values(status=status))
+    root = write_run(tmp_path / "half", run=run_values(status=status, method=method))
     checkpoint = root / "checkpoints" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     if saved:

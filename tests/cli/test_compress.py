@@ -5,12 +5,18 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification, ViTForImageClassification
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTForImageClassification,
+)
 
 from dynlora.cli.main import main
 from tests.adapters import save_classifier_adapter
 from tests.cli.bad_adapters import BROKEN
-from tests.jobs import save_model
+from tests.jobs import save_model, save_tokenizer
 from tests.pictures import save_vit
 
 
@@ -199,3 +205,27 @@ def test_an_output_that_holds_anything_is_left_alone(adapter, tmp_path, capsys):
     assert run(adapter, adapter, "--budget", "50%") == 2
     assert "which holds" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in adapter.iterdir()} == given
+
+
+@pytest.mark.parametrize("output", [".", ".."])
+def test_an_output_without_a_name_is_refused(output, adapter, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "here")
+    assert run(adapter, output, "--budget", "50%") == 2
+    assert "`--output` must be the name of a folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("adapter_config.json"))[1:]
+
+
+def test_an_encoder_decoder_is_shown_the_text_as_what_it_says(data, tmp_path, capsys):
+    config = T5Config(
+        vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    save_tokenizer(tmp_path / "t5")
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5")
+    settings = LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    get_peft_model(base, settings).save_pretrained(tmp_path / "t5-adapter")
+    given = ["--data", data / "train.jsonl", "--text", "text", "--model", tmp_path / "t5"]
+    made = result(tmp_path / "t5-adapter", tmp_path / "made", capsys, "--budget", "50%", *given)
+    assert any("decoder" in layer["name"] for layer in made["layers"])

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from dynlora.cli.main import main
+from dynlora.train.task import Predictor
 from tests.cli.conftest import snapshot
 from tests.cli.finished import finish, read_lines, stock_logits
 from tests.jobs import make_rows, write_rows
@@ -202,6 +203,18 @@ def test_a_file_that_cannot_be_written_is_said(
 ) -> None:
     (tmp_path / "taken").write_text("")
     assert "could not be written" in refused(file, "--output", tmp_path / "taken" / "out.csv")
+
+
+def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "red cat", "meta": {}}\n')
+    monkeypatch.setattr(Predictor, "__init__", lambda *_, **__: pytest.fail("asked too early"))
+    told = refused(rows, "--output", tmp_path / "out.parquet")
+    assert "must be a file that can hold the rows" in told
+    assert "ends in .jsonl" in told
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize(

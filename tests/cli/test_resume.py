@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,40 @@ def test_the_newest_checkpoints_are_kept_and_the_best_only_where_the_run_ends_wi
         assert {path.name for path in (output / "checkpoints").iterdir()} == kept
 
 
+@pytest.mark.parametrize("resume", ["latest", "latest-good"])
+def test_a_copy_that_is_kept_beside_the_checkpoints_is_none_of_them(
+    train: Train, output: Path, resume: str
+) -> None:
+    options = ("--method", "lora", "--training.save_steps", 4)
+    assert train(*options) == 0
+    saved = output / "checkpoints" / "checkpoint-12"
+    shutil.copytree(saved, saved.with_name("checkpoint-99-keep"))
+    assert train(*options, "--training.resume", resume) == 0
+    assert json.loads((output / "run.json").read_text())["resumed_from_step"] == 12
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_finished_run_that_is_resumed_from_elsewhere_still_ends_with_its_best_checkpoint(
+    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    monkeypatch.chdir(output.parent)
+    options = [
+        "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
+        "--training.learning_rate", 1e-9, "--training.load_best_model_at_end", True,
+    ]  # fmt: skip
+    assert train(*options, "--output", output.name) == 0  # a relative path
+    before = json.loads((output / "run.json").read_text())
+    first = weights(output, "lora")
+    assert before["best_checkpoint"].endswith("checkpoint-6")
+    elsewhere = output.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = Path(shutil.move(output, elsewhere / "moved")) if moved else output
+    assert train(*options, "--output", run, "--training.resume", "latest") == 0
+    assert json.loads((run / "run.json").read_text())["best_checkpoint"].endswith("checkpoint-6")
+    assert all(torch.equal(value, first[name]) for name, value in weights(run, "lora").items())
+
+
 # In a process of its own: a run that ends itself, at one of the places where a run can be.
 
 MOMENTS = ("before the step", "in an event", "after the step", "in a checkpoint")
@@ -172,7 +207,7 @@ change, save = LoraAdapters._change, trainer.save_state
 
 def in_event(self, *more):
     maybe("in an event")
-    change(self, *more)
+    return change(self, *more)
 
 def in_checkpoint(folder, state):
     if now >= int(step) and moment == "in a checkpoint":

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from dynlora.cli.bench_report_view import make_table, make_values
 
     document: Path = given.output
-    figures: Path = given.figures or document.with_suffix("")
+    figures: Path = given.figures or document.parent / document.stem
     check_places(document, figures)
     studies = group(read_records(given.results or [RESULTS]))
     made = make_document(studies, given.reference, link_to(figures, document))

@@ -75,7 +75,7 @@ def read_finished(root: Path) -> RunFiles:
     if run.status != "finished":
         raise RunFileError(
             f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
-            f"{run.steps} steps: finish it with `{finish_command(root)}`, or "
+            f"{run.steps} steps: finish it with `{finish_command(root, run.method)}`, or "
             "see `dynlora report` for what there is."
         )
     return run

@@ -7,22 +7,34 @@ PROGRESS = "job.json"
 """Written last into a checkpoint: one without it was cut short."""
 
 
-def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints to resume from, by their optimizer steps.
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return what a run has saved, whole or not, by optimizer steps.
+
+    A copy that a user keeps beside it under a longer name is none of the run's.
 
     Args:
         folder: That of a run's checkpoints.
     """
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{PROGRESS}")]
-    return {int(path.name.removeprefix("checkpoint-")): path for path in found}
+    found = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
-def finish_command(root: Path) -> str:
+def complete_checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints to resume from, by optimizer steps.
+
+    Args:
+        folder: That of a run's checkpoints.
+    """
+    return {s: path for s, path in checkpoints(folder).items() if (path / PROGRESS).is_file()}
+
+
+def finish_command(root: Path, method: str) -> str:
     """Return the command that brings a run to its end: from its last checkpoint, or afresh.
 
     Args:
         root: The run's folder.
+        method: The run's; `adalora` cannot load its own checkpoints.
     """
-    saved = complete_checkpoints(root / "checkpoints")
+    saved = method != "adalora" and complete_checkpoints(root / "checkpoints")
     how = "--training.resume latest" if saved else "--overwrite true"
     return f"dynlora train {shlex.quote(str(root / 'config.yaml'))} {how}"

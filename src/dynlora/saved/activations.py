@@ -80,7 +80,7 @@ def observe_texts(
             stack.enter_context(_watched(module, watch, rows))
         for batch in batches:
             mask[:] = [batch["attention_mask"].bool()] if "attention_mask" in batch else []
-            model(**batch)
+            model(**batch, **_said(model, batch))
     for name, watch in watches.items():
         if not watch.inner_count or not torch.isfinite(watch.gram).all():
             raise AdapterError(
@@ -88,6 +88,14 @@ def observe_texts(
                 f"in layer {name!r}, some of them perhaps not finite: check `--data` and `--model`."
             )
     return {name: watch.seen() for name, watch in watches.items()}
+
+
+def _said(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an encoder-decoder says: the text that it reads, as if it were to repeat it."""
+    if not model.config.is_encoder_decoder or "decoder_input_ids" in batch:
+        return {}
+    shifted = model.get_base_model().prepare_decoder_input_ids_from_labels(batch["input_ids"])
+    return {"decoder_input_ids": shifted}
 
 
 @contextmanager

@@ -27,8 +27,10 @@ def check_free(output: Path) -> None:
     """Check that a new folder can come to lie at `output`.
 
     Raises:
-        AdapterError: If a file, or a folder that holds anything, is there.
+        AdapterError: If a file, or a folder that holds anything, is there, or it has no name.
     """
+    if output.name in ("", ".."):  # a folder is written beside its place, and moved there
+        raise AdapterError(f"`--output` must be the name of a folder, got {output}: give one.")
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise AdapterError(

@@ -65,6 +65,11 @@ def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
+def _block_size(path: Path) -> int:
+    """Return what lets pyarrow read a file as one block, if it can: no row may be longer."""
+    return min(max(path.stat().st_size, 2**20), 2**31 - 1)
+
+
 def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     """Read a CSV file whose empty cells are missing.
 
@@ -74,6 +79,7 @@ def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     """
     return pyarrow.csv.read_csv(
         path,
+        read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path)),
         parse_options=_CSV,
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(texts, pa.string()),
@@ -93,7 +99,8 @@ def read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
         path: The file.
         texts: Columns that hold texts, whatever they look like.
     """
-    with pyarrow.csv.open_csv(path, parse_options=_CSV) as head:
+    whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
+    with pyarrow.csv.open_csv(path, read_options=whole, parse_options=_CSV) as head:
         names = head.schema.names
     table = read_csv(path, names)
     columns = [
@@ -116,13 +123,13 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
     """Read a file of JSON lines, which has texts, and no dates: pyarrow makes some of texts."""
-    table = pyarrow.json.read_json(path)
+    whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
+    table = pyarrow.json.read_json(path, read_options=whole)
     schema = pa.schema([field.with_type(_without_times(field.type)) for field in table.schema])
     if schema == table.schema:
         return table
-    return pyarrow.json.read_json(
-        path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema)
-    )
+    parsed = pyarrow.json.ParseOptions(explicit_schema=schema)
+    return pyarrow.json.read_json(path, read_options=whole, parse_options=parsed)
 
 
 def _without_times(kind: pa.DataType) -> pa.DataType:

@@ -97,7 +97,12 @@ def build_job(config: JobConfig, console: Console) -> Job:
     if stopping is not None:
         callbacks.append(stopping)
     signals = StopSignals()
-    recorder = CheckpointRecorder(stopwatch, metrics, limit=config.training.save_total_limit)
+    recorder = CheckpointRecorder(
+        stopwatch,
+        metrics,
+        limit=config.training.save_total_limit,
+        best=None if past is None else past.best,
+    )
     callbacks += [signals, SaveAfterEvaluation(), recorder]
     # The Trainer makes its folder at once, but nothing is written before all was found right.
     with TemporaryDirectory() as nowhere:

@@ -86,7 +86,7 @@ def check_finished(folder: RunFolder) -> Mapping[str, Any]:
         why = UNFINISHED.get(str(status), f"has the status {status!r}")
         raise RunFileError(
             f"RUN must be finished, got {folder.root}, which {why}: finish it with "
-            f"`{finish_command(folder.root)}`."
+            f"`{finish_command(folder.root, str(facts.get('method')))}`."
         )
     for path in (folder.config, *_saved(folder, str(facts.get("method")))):
         if not path.is_file():

@@ -5,7 +5,6 @@ in the evaluation before training.
 """
 
 import os
-import shlex
 import signal
 import warnings
 from collections.abc import Iterator
@@ -52,11 +51,11 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
-        EngineError: If it is one of several processes.
+        EngineError: If it is one of several processes, or sees several GPUs.
         KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
             go on.
     """
-    _check_one_process()
+    _check_one_device()
     if not torch.accelerator.is_available():
         keep_freed_memory()
     job = build_job(config, console)
@@ -78,12 +77,17 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
         job.progress.stop()
 
 
-def _check_one_process() -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+def _check_one_device() -> None:
+    processes, gpus = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1:
         raise EngineError(
             f"`dynlora train` must run in one process, got {processes}, which would all write one "
             "run: give `DynamicLoraCallback` to a Trainer of your own, which torchrun can start."
+        )
+    if gpus > 1:
+        raise EngineError(
+            f"`dynlora train` must see one GPU at most, got {gpus}, between which each batch would "
+            "be split: set CUDA_VISIBLE_DEVICES to the number of one, such as 0."
         )
 
 
@@ -112,7 +116,7 @@ def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, f
     Raises:
         DynamicLoraError: If a run would end with it before it has written anything.
     """
-    _check_one_process()
+    _check_one_device()
     job = build_job(config, console)
     past = {} if job.past is None else job.past.run
     return outlook(job), past.get("metrics_before") or _evaluate(job)
@@ -251,7 +255,7 @@ def _explaining_files(job: Job) -> Iterator[None]:
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
             f"({error}): make room, then go on from an earlier one with "
-            f"`{finish_command(job.folder.root)}`."
+            f"`{finish_command(job.folder.root, job.config.method)}`."
         ) from error
 
 
@@ -283,13 +287,15 @@ def _write_model(job: Job) -> None:
 
 def _how_to_go_on(job: Job) -> str:
     """Return what an interrupted run has saved and the command that continues it."""
-    folder, state = job.folder, job.trainer.state
-    command = f"dynlora train {shlex.quote(str(folder.config))}"
+    folder, state, method = job.folder, job.trainer.state, job.config.method
+    command = finish_command(folder.root, method)
     done = f"after {state.global_step} of {state.max_steps} steps"
     saved = complete_checkpoints(folder)
     if not saved:
-        return f"{done}, before the first checkpoint; start again: {command} --overwrite true"
-    return f"{done}; go on from step {max(saved)}: {command} --training.resume latest"
+        return f"{done}, before the first checkpoint; start again: {command}"
+    if method == "adalora":
+        return f"{done}; AdaLoRA cannot go on from a checkpoint; start again: {command}"
+    return f"{done}; go on from step {max(saved)}: {command}"
 
 
 def _finish(job: Job, record: RunRecord) -> RunReport:

@@ -109,6 +109,7 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 
 
 def _write_parquet(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
+    pyarrow.parquet.write_table(split.table.slice(0, 0), path)  # what it cannot hold is told early
     pyarrow.parquet.write_table(_beside(split, list(predictions)), path)
 
 
@@ -153,8 +154,14 @@ def write_predictions(output: Path, split: RawSplit, predictions: Iterator[Row])
     """Write rows and predictions to a file: whole, or not at all.
 
     Raises:
-        ConfigError: If the disk refuses.
+        ConfigError: If the disk refuses, or the format cannot hold the rows.
         DataError: As `predict_rows`, which is asked here.
     """
     with new_file(output) as draft:
-        WRITERS[output.suffix](draft, split, predictions)
+        try:
+            WRITERS[output.suffix](draft, split, predictions)
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"`--output` must be a file that can hold the rows, got {output} "
+                f"({' '.join(str(error).split())}): give one that ends in .jsonl."
+            ) from error

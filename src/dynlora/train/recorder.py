@@ -3,15 +3,17 @@
 On a resume the lines of the steps after the checkpoint are dropped, so that no step stands twice.
 """
 
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.files.json_files import append_line, read_lines, write_lines
+from dynlora.report.unfinished import checkpoints
 from dynlora.train.resume import Past, save_progress
 
 
@@ -133,7 +135,12 @@ class CheckpointRecorder(TrainerCallback):
     """
 
     def __init__(
-        self, stopwatch: Stopwatch, metrics: MetricsRecorder, *, limit: int | None
+        self,
+        stopwatch: Stopwatch,
+        metrics: MetricsRecorder,
+        *,
+        limit: int | None,
+        best: str | None = None,
     ) -> None:
         """Prepare for a run.
 
@@ -142,10 +149,23 @@ class CheckpointRecorder(TrainerCallback):
             metrics: The same of evaluations.
             limit: Checkpoints to keep, and the best one if that is what the run shall end with;
                 None keeps all.
+            best: Name of the best checkpoint that a resumed run brings along, if there is one.
         """
         self.stopwatch = stopwatch
         self.metrics = metrics
         self.limit = limit
+        self.best = best
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the best checkpoint of a resumed run where the run lies now.
+
+        The Trainer knows it by the path that it had, and forgets it where that leads nowhere, as
+        after the folder was moved or from another working directory.
+        """
+        if self.best is not None and (here := Path(str(args.output_dir)) / self.best).is_dir():
+            state.best_model_checkpoint = str(here)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -157,5 +177,15 @@ class CheckpointRecorder(TrainerCallback):
             train=self.stopwatch.seconds,
             evaluation=self.metrics.seconds,
         )
-        best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        rotate_checkpoints(str(args.output_dir), self.limit, best)
+        if self.limit is not None:
+            kept = {f"checkpoint-{state.global_step}"}
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                kept.add(Path(state.best_model_checkpoint).name)
+            _delete_old(checkpoints(Path(str(args.output_dir))), self.limit, kept)
+
+
+def _delete_old(saved: Mapping[int, Path], limit: int, kept: set[str]) -> None:
+    """Delete the oldest of what is saved beyond a limit, but none of these names."""
+    others = [saved[step] for step in sorted(saved) if saved[step].name not in kept]
+    for path in others[: max(0, len(saved) - limit)]:
+        shutil.rmtree(path)

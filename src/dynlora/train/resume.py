@@ -15,7 +15,7 @@ from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import damage, manifest_of
 from dynlora.files.plain_values import parse_json
 from dynlora.report.plain_files import read_yaml
-from dynlora.report.unfinished import PROGRESS
+from dynlora.report.unfinished import PROGRESS, checkpoints
 from dynlora.report.unfinished import complete_checkpoints as checkpoints_in
 from dynlora.train.config import JobConfig
 from dynlora.train.config_file import flatten, plain_values
@@ -44,6 +44,8 @@ class Past:
     """What its `run.json` says; empty if that is lost."""
     log: Sequence[Mapping[str, Any]]
     """What the Trainer had logged."""
+    best: str | None = None
+    """Name of the best checkpoint so far, if the Trainer knew one."""
     skipped: Sequence[str] = ()
     """Why later checkpoints were passed over."""
 
@@ -122,7 +124,7 @@ def _latest(folder: RunFolder) -> Path:
 
 def _latest_good(folder: RunFolder) -> Past:
     """Return the newest checkpoint that is complete and whole, and why later ones are not."""
-    found = {_step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
+    found = checkpoints(folder.checkpoints)
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
         try:
@@ -134,11 +136,6 @@ def _latest_good(folder: RunFolder) -> Past:
         f"{len(found)} of which none is: leave `training.resume: none` to start afresh."
         + "".join(f" {reason}" for reason in skipped[:1])
     )
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    return int(number) if number.isdecimal() else -1
 
 
 def _read(checkpoint: Path) -> Past:
@@ -155,6 +152,8 @@ def _read(checkpoint: Path) -> Past:
             "from an earlier one, which `training.resume: latest-good` finds, or start again."
         )
     source = RunFolder(checkpoint.resolve().parent.parent)
+    state = read_json(checkpoint / STATE)
+    best = state.get("best_model_checkpoint")
     return Past(
         checkpoint=checkpoint,
         source=source,
@@ -162,7 +161,8 @@ def _read(checkpoint: Path) -> Past:
         train_seconds=progress["seconds"]["training_steps"],
         eval_seconds=progress["seconds"]["evaluation"],
         run=read_json(source.run) if source.run.is_file() else {},
-        log=read_json(checkpoint / STATE).get("log_history", []),
+        log=state.get("log_history", []),
+        best=None if best is None else Path(best).name,
     )
 
 

@@ -3,7 +3,7 @@
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,8 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
     """
     wanted = peft_config.target_modules
     if not isinstance(wanted, str):
-        _check_targets(base, sorted(wanted))
+        _check_names(base, sorted(wanted), key="target_modules", separator=".")
+    _check_names(base, peft_config.modules_to_save or [], key="modules_to_save", separator="")
     try:
         with _quiet_about_names():
             model = get_peft_model(base, peft_config)
@@ -109,15 +110,22 @@ def _saved_plainly(model: Any) -> Any:
     return model
 
 
-def _check_targets(base: Any, wanted: list[str]) -> None:
-    """Check that each ending names some module, as PEFT itself only does for all together."""
+def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) -> None:
+    """Check that each ending names some module, as PEFT itself does for all together at most.
+
+    Args:
+        base: The model.
+        wanted: Endings of modules' names.
+        key: Where they are from.
+        separator: What PEFT asks for before an ending that is not a whole name.
+    """
     names = [name for name, _ in base.named_modules()]
     for ending in wanted:
-        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+        if not any(name == ending or name.endswith(f"{separator}{ending}") for name in names):
             near = difflib.get_close_matches(ending, {name.rpartition(".")[2] for name in names}, 1)
             advice = f" The nearest valid name is {near[0]!r}." if near else ""
             raise ConfigError(
-                f"`lora.target_modules` must match modules of the model, got {ending!r}, which "
+                f"`lora.{key}` must match modules of the model, got {ending!r}, which "
                 f"matches none of the {type(base).__name__}, whose {_seen(base)}{advice}"
             )
 

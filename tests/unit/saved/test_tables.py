@@ -1,6 +1,7 @@
 """Tables from files of any origin: whole, or refused by the file's name."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.saved.tables import AS_WRITTEN, TABLES, column_values, read_table
+from dynlora.saved.tables import AS_WRITTEN, TABLES, Reader, column_values, read_table
+from tests.jobs import write_rows
 
 NO_UTF8 = b"\xff\xfe"
 
@@ -89,3 +91,13 @@ def test_texts_of_json_lines_that_look_like_dates_stay_texts(tmp_path: Path) -> 
     row = {"day": "2024-01-05", "chat": [{"at": "2024-01-05 10:11:12", "n": 1}], "count": 3}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert read_table(tmp_path / "rows.jsonl", [], TABLES).to_pylist() == [row]
+
+
+@pytest.mark.parametrize("readers", [TABLES, AS_WRITTEN])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_row_of_megabytes_is_a_row(
+    tmp_path: Path, ending: str, readers: Mapping[str, Reader]
+) -> None:
+    rows = [{"text": "red", "n": 1}, {"text": "long " * 600_000, "n": 2}]
+    write_rows(tmp_path / f"rows{ending}", rows)
+    assert read_table(tmp_path / f"rows{ending}", ["text"], readers).to_pylist() == rows

@@ -114,6 +114,19 @@ def test_the_best_checkpoint_needs_an_evaluation_at_each(values: Any, fits: bool
             TrainingConfig(load_best_model_at_end=True, **values)
 
 
+@pytest.mark.parametrize("method", ["adalora", "full"])
+def test_a_scale_that_the_method_does_not_have_is_refused(method: Any) -> None:
+    told = f"`lora.use_rslora` must be false with `method: {method}`, got true"
+    with pytest.raises(ConfigError, match=told):
+        JobConfig(**PARTS, method=method, lora=LoraSettings(use_rslora=True))
+
+
+@pytest.mark.parametrize("output", ["~", "~/runs/x", "~me/x"])
+def test_a_home_that_no_shell_has_put_in_is_refused(output: str) -> None:
+    with pytest.raises(ConfigError, match=f"`output` must be a path in full, .* got {output}"):
+        JobConfig(**PARTS | {"output": output})
+
+
 def test_adalora_must_start_above_its_target() -> None:
     JobConfig(**PARTS, lora=LoraSettings(r=8), adalora=AdaLoraSettings(init_r=9))
     with pytest.raises(ConfigError, match=r"above lora\.r=8, got 8"):

@@ -166,6 +166,21 @@ def test_targets_that_fit_nothing_are_refused(targets: tuple[str, ...], told: st
     assert "linear layers end in classifier, dense, key, query, value" in str(error.value)
 
 
+def test_a_module_to_save_that_is_none_is_refused_with_the_nearest() -> None:
+    config = job(lora=LoraSettings(r=2, modules_to_save=("word_embeding",)))
+    told = "modules_to_save` must match .* got 'word_embeding', .* name is 'word_embeddings'"
+    with pytest.raises(ConfigError, match=told):
+        prepare(base(), config, 100)
+
+
+def test_a_module_to_save_may_be_named_by_its_end_as_in_peft() -> None:
+    config = job(lora=LoraSettings(r=2, modules_to_save=("embeddings.word_embeddings", "pooler")))
+    model = prepare(base(), config, 100).model
+    saved = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("word_embeddings.modules_to_save" in name for name in saved)
+    assert any("pooler.modules_to_save" in name for name in saved)
+
+
 def test_a_target_may_be_the_end_of_a_path() -> None:
     config = job(lora=LoraSettings(r=2, target_modules=("attention.output.dense",)))
     assert prepare(base(), config, 100).budget == 2 * 32

@@ -106,3 +106,15 @@ def test_a_checkpoint_is_completed_with_the_seconds_so_far(
 def test_the_controller_is_not_there_before_training() -> None:
     with pytest.raises(RuntimeError, match="from on_train_begin on"):
         started(DynamicLoraCallback())
+
+
+def test_what_is_deleted_are_the_oldest_checkpoints_by_their_numbers_and_nothing_else(
+    tmp_path: Path, args: TrainingArguments
+) -> None:
+    folder = tmp_path / "checkpoints"
+    others = {"checkpoint-2-keep", "checkpoint-best", "notes"}
+    for name in ("checkpoint-2", "checkpoint-9", "checkpoint-10", "checkpoint-20", *others):
+        (folder / name).mkdir(parents=True)
+    recorder = CheckpointRecorder(Stopwatch(), MetricsRecorder(tmp_path / "m"), limit=2)
+    recorder.on_save(args, at(20), TrainerControl())
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-10", "checkpoint-20", *others}

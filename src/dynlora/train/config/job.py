@@ -54,6 +54,8 @@ class JobConfig:
         """
         output = self.output
         require(bool(output.strip()), "output", "the path of a folder", repr(output))
+        home = output.startswith("~")
+        require(not home, "output", "a path in full, since only a shell knows what ~ is", output)
         self._check_best_metric()
         init_r = self.adalora.init_r
         if init_r is not None and init_r <= self.lora.r:
@@ -95,6 +97,8 @@ class JobConfig:
         if method in ("adalora", "full"):
             required = f"true with `method: {method}`"
             require(start is True, "lora.init_lora_weights", required, start)
+            unset = f"false with `method: {method}`"
+            require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")
         if method == "dynamic":
             known = ("true", "gaussian", "eva")
             required = f"one of {', '.join(known)} with `method: dynamic`"
