@@ -74,15 +74,14 @@ def test_what_is_kept_beats_the_best_weight_of_its_rank_on_correlated_inputs():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_with_fewer_tokens_than_ranks_nothing_they_show_is_lost(count):
+def test_with_fewer_tokens_than_ranks_what_is_kept_is_the_best_weight_of_its_rank(count):
     model = lora_chain(12, 8, r=4)
     (layer,) = layers_of(model)
-    features = stats_of(layer, inputs_of(12, count=count))
-    inputs = features.tokens.double()
-    before = inputs @ added(layer).T
-    lost = shrink(model, count, {"0": features})
-    torch.testing.assert_close(inputs @ added(layer).T, before, rtol=1e-6, atol=1e-6)
-    assert lost == pytest.approx(0, abs=1e-6)
+    base = layer.module.get_base_layer().weight.detach().norm()
+    expected, missing = best(added(layer), count)
+    lost = shrink(model, count, {"0": stats_of(layer, inputs_of(12, count=count))})
+    torch.testing.assert_close(added(layer), expected, rtol=1e-9, atol=1e-9)
+    assert lost == pytest.approx(missing / float(base), rel=1e-9)
 
 
 @pytest.mark.parametrize("seen", [True, False])
