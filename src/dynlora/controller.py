@@ -417,7 +417,7 @@ class DynamicLora:
                 rank_after=layer.r,
                 score=assessed.scores.get(layer.name),
                 share=shares[layer.name],
-                weight=self._adapters.weight(layer.name),
+                weight=layer.weight,
                 variance=None if stats is None else stats.variance,
                 effective_rank=None if stats is None else stats.effective_rank,
                 output_lost=lost.get(layer.name, 0.0),

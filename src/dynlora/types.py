@@ -56,7 +56,15 @@ class LoraLayer(LayerShape, Protocol):
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B`, of its shape; zeros where no backward pass left one."""
+        """Gradient of `lora_B` over `weight`, of its shape; zeros where no backward pass left one.
+
+        A layer weight multiplies it: scored by it, the weight would feed back on itself.
+        """
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Layer weight, which multiplies the output and divides `lora_B`."""
         ...
 
     @property

@@ -200,6 +200,33 @@ def test_layer_weights_follow_importance(tiny_llama):
     assert not moved(dynamic)
 
 
+def test_layer_weights_stay_where_needs_do():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.small, self.large = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return (self.small(x) + 1.2 * self.large(x)).sum()
+
+    torch.manual_seed(0)
+    model = get_peft_model(Sum(), LoraConfig(r=2, target_modules=["small", "large"])).train()
+    small, large = find_lora_layers(model, None)
+    large.lora_A.data.copy_(small.lora_A.data)
+    optimizer = adamw(model, lr=0.0)
+    settings = {"first_event": 0.1, "last_event": 0.9, "events": 9, "pinned": ("*",)}
+    dynamic = attached(model, optimizer, total_steps=100, layer_weights=True, **settings)
+    inputs = torch.randn(4, 8)
+    for _ in range(90):
+        model(inputs).backward()
+        dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+    weights = [[x.weight for x in event.layers.values()] for event in dynamic.history]
+    assert weights == [pytest.approx([2 / 2.2, 2.4 / 2.2], rel=1e-3)] * 9
+
+
 def test_an_event_that_only_changes_layer_weights_leaves_the_function(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(

@@ -97,6 +97,12 @@ class LoraView:
         return float(unit) if weighted == self.scaling else self.scaling
 
     @property
+    def weight(self) -> float:
+        """Layer weight: the scaling over that without it."""
+        unit = self.unit_scaling
+        return 1.0 if self.scaling == unit else self.scaling / unit
+
+    @property
     def alpha(self) -> float:
         """The `lora_alpha` from which PEFT computes this scaling, exactly where one number does."""
         divisor = math.sqrt(self.r) if self._use_rslora else self.r
@@ -137,8 +143,11 @@ class LoraView:
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B`; zeros where no backward pass left one."""
-        return self.factor_B.gradient(self.r) if self.gradients is None else self.gradients.B
+        """Gradient of `lora_B` without the layer weight; zeros where no backward pass left one."""
+        if self.gradients is not None:
+            return self.gradients.B
+        gradient, weight = self.factor_B.gradient(self.r), self.weight
+        return gradient if weight == 1 else gradient / weight
 
     @property
     def finite(self) -> Tensor:

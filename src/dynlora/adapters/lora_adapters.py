@@ -301,7 +301,8 @@ class LoraAdapters:
             unit = layer.unit_scaling
             target = float(torch.tensor(unit * weight, dtype=torch.float32))
             if target != layer.scaling:
-                self._change(layer, scale_change(layer, target / layer.scaling))
+                # Nobody is told: without their weight layers are what they were.
+                apply_change(layer, self._optimizer, scale_change(layer, target / layer.scaling))
                 layer.set_fields(r=layer.r, scaling=target)
                 layer.set_unit_scaling(unit)
         self.write_config()
@@ -333,10 +334,6 @@ class LoraAdapters:
                 restart_state(self._optimizer, layer.parameters)
                 none = torch.zeros(new, old, dtype=torch.float64, device=self.device)
                 self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
-
-    def weight(self, name: str) -> float:
-        """Return a layer's present weight: its scaling over the one it was made with."""
-        return self.layers[name].scaling / self.layers[name].unit_scaling
 
     def write_config(self) -> None:
         """Make PEFT's configuration tell the live ranks and scales."""

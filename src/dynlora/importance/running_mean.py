@@ -66,7 +66,7 @@ class RunningMeanGradient:
             self._weights.pop(change.name, None)
         old = self._sums.get(change.name)
         if old is not None:
-            new = change.scale_ratio * (old.double() @ change.to_A.T)
+            new = old.double() @ change.to_A.T
             self._sums[change.name] = new.to(old.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:

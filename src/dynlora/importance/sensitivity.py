@@ -83,7 +83,8 @@ class SensitivityMetric:
 
 def _weights(layer: LoraLayer) -> list[tuple[str, Tensor, Tensor]]:
     key_A, key_B = _keys(layer.name)
-    return [(key_A, layer.lora_A, layer.grad_A), (key_B, layer.lora_B, layer.grad_B)]
+    B = layer.lora_B if layer.weight == 1 else layer.lora_B * layer.weight
+    return [(key_A, layer.lora_A, layer.grad_A), (key_B, B, layer.grad_B)]
 
 
 def _keys(name: str) -> tuple[str, str]:

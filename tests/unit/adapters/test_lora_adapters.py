@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from dynlora.adapters import factor
 from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.importance import build_metric
 from dynlora.types import RankPlan
 from tests.lora_layers import layers_of, lora_chain, set_gradients, stats_of
 
@@ -236,7 +237,7 @@ def test_a_layer_weight_changes_the_scale_and_not_the_function():
     adapters.apply_weights({"0": 2.0, "1": 0.5, "2": 1.0})
     scalings = {name: layer.scaling for name, layer in adapters.layers.items()}
     assert scalings == {"0": 3.0, "1": 0.75, "2": 1.5}
-    assert [adapters.weight(name) for name in "012"] == [2.0, 0.5, 1.0]
+    assert [adapters.layers[name].weight for name in "012"] == [2.0, 0.5, 1.0]
     for name, layer in adapters.layers.items():
         torch.testing.assert_close(added(layer), before[name])
         layer.module.set_scale("default", 1)
@@ -249,17 +250,41 @@ def test_layer_weights_replace_one_another_and_do_not_compound():
     before = added(adapters.layers["0"])
     for weight in (2.0, 0.7, 0.7, 1.3):
         adapters.apply_weights({"0": weight})
-        assert adapters.weight("0") == pytest.approx(weight, rel=1e-7)
+        assert adapters.layers["0"].weight == pytest.approx(weight, rel=1e-7)
         torch.testing.assert_close(added(adapters.layers["0"]), before)
     adapters.apply_weights({"0": 1.0})
     assert adapters.layers["0"].scaling == 1.5
+
+
+@pytest.mark.parametrize(
+    "name", ["signal", "gradient_norm", "fisher", "spectral", "sensitivity", "magnitude"]
+)
+def test_scores_do_not_depend_on_layer_weights_which_would_feed_back_on_themselves(name):
+    model = lora_chain(*WIDTHS)
+    adapters = adapters_of(model)
+    inputs = torch.randn(3, 5, WIDTHS[0], dtype=torch.float64)
+
+    def scores(change=None):
+        metric = build_metric(name, seed=0)
+        for place, batch in enumerate(inputs):
+            if change is not None and place == 2:
+                adapters.apply_weights(change)
+            model.zero_grad()
+            model(batch).square().sum().backward()
+            metric.observe(adapters.with_gradients())
+        return metric.scores(list(adapters.layers.values()), {})
+
+    plain = scores()
+    between = scores({"0": 2.0, "2": 0.5})
+    assert between == pytest.approx(plain, rel=1e-5)
+    assert scores() == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_weighted_layer_keeps_its_weight_when_its_rank_moves():
     adapters = adapters_of(lora_chain(*WIDTHS))
     adapters.apply_weights({"0": 2.0})
     apply(adapters, {"0": 2})
-    assert adapters.weight("0") == 2.0
+    assert adapters.layers["0"].weight == 2.0
     assert adapters.layers["0"].scaling == 3.0
 
 
@@ -283,9 +308,9 @@ def test_a_model_rebuilt_from_a_weighted_adapter_learns_its_unweighted_scale():
     saved = adapters_of(lora_chain(*WIDTHS))
     saved.apply_weights({"0": 2.0})
     rebuilt = adapters_of(lora_chain(*WIDTHS, alpha_pattern={"^0": 12}))
-    assert rebuilt.weight("0") == 1.0
+    assert rebuilt.layers["0"].weight == 1.0
     rebuilt.load_shapes(saved.shapes())
-    assert rebuilt.weight("0") == 2.0
+    assert rebuilt.layers["0"].weight == 2.0
     rebuilt.apply_weights({"0": 1.0})
     assert rebuilt.layers["0"].scaling == 1.5
 

@@ -81,10 +81,9 @@ def test_after_a_change_of_basis_the_mean_is_that_of_the_gradients_in_the_new_ba
     layer, mean = one_layer(), RunningMeanGradient()
     seen = observe_random(mean, layer, 20)
     to_A = torch.randn(3, 4, dtype=torch.float64)
-    change = BasisChange(name=layer.name, to_A=to_A, to_B=torch.linalg.pinv(to_A), scale_ratio=1.25)
-    mean.rebase(change)
-    # With A' = to_A @ A and scaling' = 1.25 * scaling, dL/dB' is 1.25 * dL/dB @ to_A.T.
-    in_new_basis = [1.25 * gradient @ to_A.T for gradient in seen]
+    mean.rebase(BasisChange(name=layer.name, to_A=to_A, to_B=torch.linalg.pinv(to_A)))
+    # With A' = to_A @ A, dL/dB' is dL/dB @ to_A.T.
+    in_new_basis = [gradient @ to_A.T for gradient in seen]
     torch.testing.assert_close(
         mean.mean(layer.name).double(), written_out(in_new_basis), rtol=1e-5, atol=1e-5
     )
