@@ -67,9 +67,7 @@ def test_an_input_limits_a_layer_where_the_sample_has_room_for_twice_its_dimensi
     dimensions, limited
 ):
     tokens = torch.zeros(16, 100)
-    stats = FeatureStats(
-        tokens=tokens, variance=1.0, effective_rank=dimensions, output_power=1.0
-    )
+    stats = FeatureStats(tokens=tokens, variance=1.0, effective_rank=dimensions, output_power=1.0)
     ranks = ranks_of([8.0, 2.0, 1.0, 1.0], {}, features=dict.fromkeys(NAMES, stats))
     assert ranks["most"] == (6 if limited else 13)
 
