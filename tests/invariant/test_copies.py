@@ -41,18 +41,21 @@ def test_it_can_be_taken_before_every_step_and_gives_the_same_outputs(way, setti
     train(model, optimizer, dynamic, 12, after=check)
 
 
+def optimizers():
+    """Return which there are, told by type: some objects warn who asks for their class."""
+    gc.collect()
+    return {id(found) for found in gc.get_objects() if issubclass(type(found), Optimizer)}
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_of_what_trains_it_nothing_comes_along(way):
     model = lora_llama()
     optimizer = adamw(model)
     dynamic = attached(model, optimizer, total_steps=24, input_adaptive=True)
     train(model, optimizer, dynamic, 8)
-    gc.collect()
-    before = {id(found) for found in gc.get_objects() if isinstance(found, Optimizer)}
+    before = optimizers()
     other = WAYS[way](model)
-    gc.collect()
-    after = {id(found) for found in gc.get_objects() if isinstance(found, Optimizer)}
-    assert after == before
+    assert optimizers() == before
     assert other is not model
 
 
