@@ -92,7 +92,7 @@ def observe_texts(
 
 def _said(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what an encoder-decoder says: the text that it reads, as if it were to repeat it."""
-    if not model.config.is_encoder_decoder or "decoder_input_ids" in batch:
+    if not model.config.is_encoder_decoder:
         return {}
     shifted = model.get_base_model().prepare_decoder_input_ids_from_labels(batch["input_ids"])
     return {"decoder_input_ids": shifted}
