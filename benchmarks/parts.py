@@ -38,7 +38,8 @@ import dynlora.adapters.lora_adapters as adapters
 from dynlora import controller, planning, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.resize import component_powers, new_rows
+from dynlora.adapters.new_rows import new_rows
+from dynlora.adapters.strengths import component_powers
 from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.cli.job_parser import parse_values
 from dynlora.features import effective_rank
@@ -127,8 +128,8 @@ def _changed(
     """Leave a part of the method out, or give plain LoRA a pattern of ranks."""
     apply_plan = LoraAdapters.apply
 
-    def random_rows(layer: Any, count: int, **given: Any) -> Any:
-        return new_rows(layer, count, **(given | {"tokens": None}))
+    def random_rows(layers: Any, counts: Any, tokens: Any, **given: Any) -> Any:
+        return new_rows(layers, counts, [None] * len(tokens), **given)
 
     def apply_at_pace(self: LoraAdapters, plan: RankPlan, *given: Any, **named: Any) -> Any:
         lost = apply_plan(self, plan, *given, **named)
@@ -145,9 +146,10 @@ def _changed(
 
     def bounded_by_use(layers: Any, *given: Any, **named: Any) -> dict[str, LayerBounds]:
         bounds = bound_layers(layers, *given, **named)
-        for layer in layers:
+        powers = component_powers(layers, [None] * len(layers))
+        for layer, squares in zip(layers, powers, strict=True):
             known = bounds[layer.name]
-            learned = effective_rank(component_powers(layer, None), floor=0.0)
+            learned = effective_rank(squares, floor=0.0)
             most = max(2 * values["lora"]["r"], round(3 * learned))
             ceiling = max(known.floor, min(known.ceiling, most))
             bounds[layer.name] = replace(known, ceiling=ceiling)

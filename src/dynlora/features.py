@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynlora.distributed import process_rank
 from dynlora.samples import SAMPLE_SIZE, Sample, joined, share_tokens
+from dynlora.small_matrices import batched, smaller_gram
 from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
 
@@ -204,19 +205,8 @@ def covariance_spectra(
         For each ``min(n, in_features)`` variances along the principal directions, in squared
         activation units, >= 0, which sum to the total variance; on the CPU.
     """
-    grams = [_smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
-    spectra: dict[int, Tensor] = {}
-    for size in {len(gram) for gram in grams}:
-        places = [place for place, gram in enumerate(grams) if len(gram) == size]
-        found = torch.linalg.eigvalsh(torch.stack([grams[place] for place in places]))
-        spectra.update(zip(places, found.clamp(min=0).cpu(), strict=True))
-    return [spectra[place] for place in range(len(grams))]
-
-
-def _smaller_gram(centred: Float[Tensor, "n in_features"]) -> Tensor:
-    wide = len(centred) < centred.shape[1]
-    gram: Tensor = centred @ centred.T if wide else centred.T @ centred
-    return gram
+    grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
+    return [found.clamp(min=0).cpu() for found in batched(torch.linalg.eigvalsh, grams)]
 
 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:

@@ -17,8 +17,8 @@ from dynlora.layer_shape import LayerShape
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
 """Sampling key of padding: never kept while a real token is to be had."""
 
-Tokens = Float[Tensor, "n in_features"] | Int[Tensor, " n"]
-"""What enters a layer: vectors, or the ids that an embedding looks up."""
+Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
+"""What enters a layer: vectors, ``(n, in_features)``, or n ids that an embedding looks up."""
 
 
 @runtime_checkable

@@ -11,7 +11,8 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.resize import apply_change, measure_strengths, reorder_change
+from dynlora.adapters.resize import apply_change, reorder_change
+from dynlora.adapters.strengths import measure_strengths
 from dynlora.types import RankPlan
 from tests.lora_layers import layers_of, lora_chain, stats_of
 
@@ -97,7 +98,7 @@ def highest(gradients):
 
 
 def rotate(run, tokens):
-    strengths = measure_strengths(run.layer, tokens)
+    [strengths] = measure_strengths([run.layer], [tokens])
     apply_change(run.layer, run.optimizer, reorder_change(run.layer, strengths))
 
 

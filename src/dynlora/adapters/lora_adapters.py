@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dynlora.adapters.layers import (
     find_root,
     in_this_step,
 )
+from dynlora.adapters.new_rows import new_rows
 from dynlora.adapters.optimizer_state import (
     check_holds,
     check_static,
@@ -32,21 +34,18 @@ from dynlora.adapters.own_hook import OwnHook
 from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapters.resize import (
     apply_change,
-    component_powers,
     grow_change,
-    lowest_ranks,
-    measure_strengths,
-    new_rows,
     reorder_change,
     scale_change,
     set_rank,
-    shrink_change,
+    shrink_changes,
 )
 from dynlora.adapters.static import hold_static
+from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
 from dynlora.distributed import share_from_first
 from dynlora.errors import LayerError
 from dynlora.starts import changes_base
-from dynlora.types import BasisChange, FeatureStats, RankPlan
+from dynlora.types import BasisChange, FeatureStats, RankPlan, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -231,12 +230,13 @@ class LoraAdapters:
             features: Observed inputs by module name, on which outputs are measured.
             tolerance: Norm that may be lost, as part of the norm of the layer's output.
         """
-        powers, tolerated = [], []
-        for name in names:
-            layer = self.layers[name]
-            stats = _enough(layer, features.get(name))
-            powers.append(component_powers(layer, None if stats is None else stats.tokens))
-            tolerated.append(tolerance * (_output_norm(layer, stats) or 1.0))
+        layers = [self.layers[name] for name in names]
+        stats = _enough(layers, features)
+        powers = component_powers(layers, [_tokens(found) for found in stats])
+        tolerated = [
+            tolerance * (_output_norm(layer, found) or 1.0)
+            for layer, found in zip(layers, stats, strict=True)
+        ]
         lowest = lowest_ranks(powers, powers[0].new_tensor(tolerated))
         return dict(zip(names, lowest, strict=True))
 
@@ -253,32 +253,54 @@ class LoraAdapters:
         Returns:
             By module name, the norm of what was dropped, relative to the layer's output norm.
         """
-        lost = dict.fromkeys(plan.ranks, 0.0)
-        held = self.parameters  # a sum over all layers, not to be asked for at each
         shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
         growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
-        for name in shrinking:
-            layer = self.layers[name]
-            stats = _enough(layer, features.get(name))
-            strengths = measure_strengths(layer, None if stats is None else stats.tokens)
-            change = shrink_change(layer, strengths, plan.ranks[name])
-            dropped = strengths.relative_to(_output_norm(layer, stats))
-            lost[name] = dropped.lost(plan.ranks[name])
-            held += self._change(layer, change)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + plan.step)
-        for name in growing:
-            layer, stats = self.layers[name], features.get(name)
-            rows = new_rows(
-                layer,
-                plan.ranks[name] - layer.r,
-                tokens=None if stats is None else stats.tokens,
-                generator=generator,
-            )
-            held += self._change(layer, grow_change(layer, plan.ranks[name]), rows)
-            self.peak_parameters = max(self.peak_parameters, held)
+        lost = dict.fromkeys(plan.ranks, 0.0)
+        if shrinking:
+            lost |= self._shrink(shrinking, plan.ranks, features)
+        if growing:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + plan.step)
+            self._grow(growing, plan.ranks, features, generator)
         if shrinking or growing:
             self.write_config()
         return lost
+
+    def _shrink(
+        self,
+        names: Sequence[str],
+        ranks: Mapping[str, int],
+        features: Mapping[str, FeatureStats],
+    ) -> dict[str, float]:
+        """Return by module name the part of the output's norm that was dropped."""
+        layers = [self.layers[name] for name in names]
+        stats = _enough(layers, features)
+        strengths = measure_strengths(layers, [_tokens(found) for found in stats])
+        kept = [ranks[name] for name in names]
+        dropped = [found.lost(rank) for found, rank in zip(strengths, kept, strict=True)]
+        norms = [
+            _output_norm(layer, found) or 1.0 for layer, found in zip(layers, stats, strict=True)
+        ]
+        self._change(shrink_changes(layers, strengths, kept))
+        values = torch.stack(dropped).tolist()
+        return {n: value / norm for n, value, norm in zip(names, values, norms, strict=True)}
+
+    def _grow(
+        self,
+        names: Sequence[str],
+        ranks: Mapping[str, int],
+        features: Mapping[str, FeatureStats],
+        generator: torch.Generator,
+    ) -> None:
+        layers = [self.layers[name] for name in names]
+        rows = new_rows(
+            layers,
+            [ranks[layer.name] - layer.r for layer in layers],
+            [_tokens(features.get(name)) for name in names],
+            generator=generator,
+        )
+        self._change([grow_change(layer, ranks[layer.name]) for layer in layers], rows)
+        # What shrinks is done before, and only here layers get more.
+        self.peak_parameters = max(self.peak_parameters, self.parameters)
 
     def order(self, features: Mapping[str, FeatureStats]) -> None:
         """Order every layer's components by strength, strongest first; its function stays.
@@ -286,10 +308,10 @@ class LoraAdapters:
         Args:
             features: Observed inputs by module name, on which strengths are measured.
         """
-        for name, layer in self.layers.items():
-            stats = _enough(layer, features.get(name))
-            strengths = measure_strengths(layer, None if stats is None else stats.tokens)
-            self._change(layer, reorder_change(layer, strengths))
+        layers = list(self.layers.values())
+        tokens = [_tokens(found) for found in _enough(layers, features)]
+        strengths = measure_strengths(layers, tokens)
+        self._change(list(map(reorder_change, layers, strengths)))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
         """Let each layer learn at its weight: scale its output by it and `lora_B` by its inverse.
@@ -315,13 +337,13 @@ class LoraAdapters:
                 "the moments of %d parameters are of other ranks: they start anew", forgotten
             )
 
-    def _change(self, layer: LoraView, change: BasisChange, rows: Tensor | None = None) -> int:
-        """Return how many parameters the layer has gained; below 0 if it shrank."""
-        before = layer.r
-        share_from_first([change.to_A, change.to_B, *([] if rows is None else [rows])])
-        apply_change(layer, self._optimizer, change, rows)
-        self._tell(change)
-        return (layer.r - before) * layer.cost
+    def _change(self, changes: Sequence[BasisChange], rows: Sequence[Tensor] = ()) -> None:
+        """Make changes, each with the rows of `lora_A` that it grows."""
+        maps = [matrix for change in changes for matrix in (change.to_A, change.to_B)]
+        share_from_first([*maps, *rows])
+        for change, grown in zip_longest(changes, rows):
+            apply_change(self.layers[change.name], self._optimizer, change, grown)
+            self._tell(change)
 
     def _tell(self, change: BasisChange) -> None:
         self._follow(change)
@@ -383,15 +405,27 @@ def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
     return parameters
 
 
-def _enough(layer: LoraView, stats: FeatureStats | None) -> FeatureStats | None:
-    """Return what was seen of a layer's input if it can show the strength of every component.
+def _enough(
+    layers: Sequence[LoraView], features: Mapping[str, FeatureStats]
+) -> list[FeatureStats | None]:
+    """Return what was seen of each layer's input if it can show every component's strength.
 
     On fewer tokens than components some would seem to add nothing. Of ids, `EmbeddingKind.see`
     knows what the sample lacks.
     """
-    if stats is None or (stats.tokens.is_floating_point() and len(stats.tokens) < layer.r):
-        return None
-    return stats
+    found = [features.get(layer.name) for layer in layers]
+    return [
+        stats if stats is not None and _shows(stats.tokens, layer.r) else None
+        for layer, stats in zip(layers, found, strict=True)
+    ]
+
+
+def _shows(tokens: Tokens, rank: int) -> bool:
+    return len(tokens) >= rank or not tokens.is_floating_point()
+
+
+def _tokens(stats: FeatureStats | None) -> Tokens | None:
+    return None if stats is None else stats.tokens
 
 
 def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynlora.adapters import factor
 from dynlora.adapters.lora_adapters import LoraAdapters
@@ -172,6 +173,39 @@ def calls_of_an_event(layers):
     finally:
         sys.setprofile(None)
     return calls["call"]
+
+
+def test_an_event_decomposes_and_waits_as_often_for_many_layers_as_for_few():
+    few, many = (operations_of_an_event(layers) for layers in (4, 12))
+    assert sum(n for name, n in few.items() if "linalg_qr" in name) == 3
+    slow = ("eigh", "svd", "linalg_qr", "pinv", "local_scalar", "nonzero")
+    for name in few | many:
+        if any(kind in name for kind in slow):
+            assert many[name] == few[name], name
+
+
+def operations_of_an_event(layers):
+    """Return how often torch was asked for what; half of the layers shrink, the others grow."""
+    model = lora_chain(*[16] * (layers + 1), r=4)
+    adapters = LoraAdapters(model, SGD(lora_weights(model)), None, follow=lambda change: None)
+    features = {
+        name: stats_of(layer, torch.randn(20, 16)) for name, layer in adapters.layers.items()
+    }
+    plan = {name: 2 if place % 2 else 6 for place, name in enumerate(adapters.layers)}
+    with CountedOperations() as counted:
+        adapters.lowest_ranks(list(plan), features, tolerance=0.1)
+        apply(adapters, plan, features)
+    return counted.asked
+
+
+class CountedOperations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.asked = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.asked[operation.name()] += 1
+        return operation(*args, **kwargs or {})
 
 
 def lora_weights(model):

@@ -1,0 +1,107 @@
+"""New rows of `lora_A`: what input they see, how long they are, and what is drawn at random."""
+
+import pytest
+import torch
+
+from dynlora.adapters.new_rows import new_rows, principal_directions
+from tests.lora_layers import one_layer
+from tests.resized_layers import grow, tokens_along
+
+
+def input_power(rows, tokens):
+    return (tokens.double() @ rows.detach().T).square().mean(dim=0)
+
+
+def test_each_new_row_sees_as_much_input_as_the_old_rows_do_on_average():
+    layer = one_layer()
+    tokens = tokens_along(30.0, 20.0, 18.0, 15.0, 12.0)
+    grow(layer, 9, tokens=tokens)
+    usual = input_power(layer.lora_A[:4], tokens).mean()
+    torch.testing.assert_close(input_power(layer.lora_A[4:], tokens), usual.expand(5))
+
+
+def test_a_new_row_along_which_the_input_hardly_varies_is_at_most_ten_times_as_long_as_usual():
+    layer = one_layer()
+    usual = layer.lora_A.detach().square().sum(dim=1).mean().sqrt()
+    grow(layer, 9, tokens=tokens_along(30.0, 1e-4, 1e-4, 1e-4, 1e-4))
+    norms = layer.lora_A.detach()[4:].norm(dim=1)
+    assert norms.max() <= 10 * usual * (1 + 1e-9)
+    assert norms.max() > 9.9 * usual
+
+
+def test_without_inputs_new_rows_have_the_usual_norm_of_the_old():
+    layer = one_layer()
+    usual = layer.lora_A.detach().square().sum(dim=1).mean().sqrt()
+    grow(layer, 9)
+    torch.testing.assert_close(layer.lora_A.detach()[4:].norm(dim=1), usual.expand(5))
+
+
+def test_new_rows_are_the_inputs_directions_of_largest_variance_not_yet_covered():
+    layer = one_layer()
+    tokens = tokens_along(5.0, 4.0, 3.0, 2.0, 1.0, 0.9, 0.8, 0.7)
+    A = layer.lora_A.detach().clone()
+    grow(layer, 7, tokens=tokens)
+    # The oracle: eigenvectors of the covariance with the span of A projected out.
+    uncovered = torch.eye(12, dtype=torch.float64) - torch.linalg.pinv(A) @ A
+    covariance = torch.cov(tokens.double().T, correction=0)
+    _, vectors = torch.linalg.eigh(uncovered @ covariance @ uncovered)
+    expected = vectors[:, [-1, -2, -3]].T
+    rows = layer.lora_A.detach()[4:]
+    cosines = (rows / rows.norm(dim=1, keepdim=True)) @ expected.T
+    torch.testing.assert_close(cosines.abs(), torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_new_rows_from_inputs_are_orthogonal_to_the_old():
+    layer = one_layer()
+    A = layer.lora_A.detach().clone()
+    grow(layer, 6, tokens=tokens_along(5.0, 4.0, 3.0, 2.0, 1.0, 0.9, 0.8))
+    products = layer.lora_A.detach()[4:] @ A.T
+    torch.testing.assert_close(products, torch.zeros_like(products), atol=1e-6, rtol=0)
+
+
+def test_where_inputs_show_too_few_directions_the_rest_are_random_and_live():
+    layer = one_layer()
+    grow(layer, 8, tokens=tokens_along(2.0))  # one direction that varies
+    assert torch.linalg.matrix_rank(layer.lora_A.detach()) == 8
+
+
+def test_inputs_of_zeros_still_give_live_rows():
+    layer = one_layer()
+    usual = layer.lora_A.detach().square().sum(dim=1).mean().sqrt()
+    grow(layer, 6, tokens=torch.zeros(20, 12))
+    torch.testing.assert_close(layer.lora_A.detach()[4:].norm(dim=1), usual.expand(2))
+
+
+def test_new_rows_are_the_same_for_the_same_seed_and_leave_the_global_random_state():
+    before = torch.get_rng_state()
+    layers = [one_layer() for _ in range(3)]
+    before = torch.get_rng_state()
+    for layer, seed in zip(layers, (1, 1, 2), strict=True):
+        grow(layer, 6, seed=seed)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(layers[0].lora_A, layers[1].lora_A)
+    assert not torch.equal(layers[0].lora_A, layers[2].lora_A)
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 30), (30, 12)])
+def test_principal_directions_are_an_svds_above_the_floor(count, width):
+    tokens = torch.randn(count, width, dtype=torch.float64)
+    _, spread, expected = torch.linalg.svd(tokens, full_matrices=False)
+    [found] = principal_directions([tokens], [8], floors=[spread[5] * 1.0001])
+    assert found.shape == (5, width)
+    signs = (found * expected[:5]).sum(dim=1).sign()
+    torch.testing.assert_close(found, expected[:5] * signs[:, None], rtol=1e-9, atol=1e-9)
+
+
+def test_layers_that_grow_together_get_the_rows_that_each_gets_alone():
+    layers = [one_layer(), one_layer(20, 8), one_layer(), one_layer()]
+    layers[2].lora_A.data.mul_(2)
+    seen = tokens_along(5.0, 4.0, 3.0, 2.0, 1.0, 0.9, 0.8)
+    tokens = [seen, tokens_along(3.0, 2.0, width=20), 2 * seen, None]
+    counts = [3, 5, 2, 1]
+    together = new_rows(layers, counts, tokens, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)  # draws for one after another
+    for layer, count, shown, rows in zip(layers, counts, tokens, together, strict=True):
+        [alone] = new_rows([layer], [count], [shown], generator=generator)
+        assert rows.shape == (count, layer.in_features)
+        torch.testing.assert_close(rows, alone)

@@ -1,0 +1,77 @@
+"""How much components add, and how many of them must stay."""
+
+import pytest
+import torch
+
+from dynlora.adapters.strengths import (
+    Strengths,
+    component_powers,
+    lowest_ranks,
+    measure_strengths,
+)
+from tests.lora_layers import one_layer
+from tests.resized_layers import tokens_along
+
+
+def test_what_a_rank_loses_is_the_root_of_the_sum_of_squares_dropped():
+    eye = torch.eye(4)
+    strengths = Strengths(
+        values=torch.tensor([8.0, 4.0, 3.0, 0.0]), to_A=eye, to_B=eye, trained=[0, 1, 2]
+    )
+    assert [strengths.lost(rank) for rank in range(1, 5)] == [5.0, 3.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("tolerated", "rank"), [(0.0, 3), (2.9, 3), (3.0, 2), (4.9, 2), (5.0, 1), (99.0, 1)]
+)
+def test_the_lowest_rank_is_the_first_whose_loss_is_tolerated(tolerated, rank):
+    powers = torch.tensor([0.0, 3.0, 4.0, 8.0]).square()
+    assert lowest_ranks([powers], torch.tensor([tolerated])) == [rank]
+
+
+def test_a_layer_of_rank_one_cannot_go_lower():
+    assert lowest_ranks([torch.ones(1)], torch.tensor([99.0])) == [1]
+
+
+def test_layers_of_different_ranks_are_told_their_own_lowest():
+    powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
+    assert lowest_ranks(powers, torch.tensor([0.5, 1.5, 0.5])) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5)])
+def test_the_powers_of_components_are_the_squares_of_their_strengths(tokens):
+    layer = one_layer()
+    layer.lora_B.data[:, 2] = 0  # grown, and not trained yet
+    [powers] = component_powers([layer], [tokens])
+    [strengths] = measure_strengths([layer], [tokens])
+    expected = strengths.values.square().flip(0)
+    torch.testing.assert_close(powers, expected, rtol=1e-9, atol=0)
+    assert powers[0] == 0
+
+
+def layers_of_all_sorts():
+    """Return layers of equal shapes and of others, some with directions that are not trained."""
+    layers = [one_layer(), one_layer(), one_layer(12, 3, r=8), one_layer(), one_layer(20, 8, r=6)]
+    layers[1].lora_B.data[:, 2] = 0
+    layers[3].lora_B.data.zero_()
+    layers[4].lora_B.data[:, [0, 3]] = 0
+    return layers
+
+
+def test_layers_measured_together_have_the_strengths_that_each_has_alone():
+    layers = layers_of_all_sorts()
+    tokens = [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4), None, None, None]
+    together = measure_strengths(layers, tokens)
+    powers = component_powers(layers, tokens)
+    for layer, shown, found, squares in zip(layers, tokens, together, powers, strict=True):
+        [alone] = measure_strengths([layer], [shown])
+        assert found.trained == alone.trained
+        torch.testing.assert_close(found.values, alone.values)
+        torch.testing.assert_close(found.to_A, alone.to_A)
+        torch.testing.assert_close(found.to_B, alone.to_B)
+        torch.testing.assert_close(squares, component_powers([layer], [shown])[0])
+
+
+def test_directions_whose_column_is_zero_are_not_trained():
+    trained = [found.trained for found in measure_strengths(layers_of_all_sorts(), [None] * 5)]
+    assert trained == [[0, 1, 2, 3], [0, 1, 3], list(range(8)), [], [1, 2, 4, 5]]
