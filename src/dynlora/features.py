@@ -195,8 +195,7 @@ def covariance_spectra(
 ) -> list[Float[Tensor, " _"]]:
     """Return the eigenvalues of each input's covariance that can differ from 0, ascending.
 
-    In float32: from them only their sum and their entropy are taken. Those of equal size are found
-    in one call.
+    In float32: from them only their sum and their entropy are taken.
 
     Args:
         inputs: Observed tokens of each layer, ``(n, in_features)``, in activation units.
@@ -206,7 +205,12 @@ def covariance_spectra(
         activation units, >= 0, which sum to the total variance; on the CPU.
     """
     grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
-    return [found.clamp(min=0).cpu() for found in batched(torch.linalg.eigvalsh, grams)]
+    return batched(_variances, grams)
+
+
+def _variances(covariances: Float[Tensor, "inputs k k"]) -> Float[Tensor, "inputs k"]:
+    spectra: Tensor = torch.linalg.eigvalsh(covariances)
+    return spectra.clamp(min=0).cpu()
 
 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:

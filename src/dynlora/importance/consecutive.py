@@ -107,7 +107,7 @@ def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> T
 
 
 def _stacked(
-    gradients: Sequence[Float[Tensor, "out _"]], into: Tensor | None = None
+    gradients: list[Float[Tensor, "out _"]], into: Tensor | None = None
 ) -> Float[Tensor, "layers out rank"]:
     """Return gradients as one tensor of the highest of their ranks, at least in float32.
 
@@ -122,6 +122,5 @@ def _stacked(
         height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)
         dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         into = gradients[0].new_zeros(len(gradients), highest, height, dtype=dtype).mT
-    for row, gradient in zip(into, gradients, strict=True):
-        _of_rank(row, gradient).copy_(gradient)
+    torch._foreach_copy_(list(map(_of_rank, into, gradients)), gradients)
     return into
