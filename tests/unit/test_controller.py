@@ -31,6 +31,7 @@ from dynlora.errors import (
 )
 from tests.lora_layers import lora_chain, set_gradients
 from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+from tests.operations import CountedOperations
 
 MOVING = {"total_steps": 40, "hysteresis": 0.0, "shrink_tolerance": 1.0}
 
@@ -52,6 +53,25 @@ def moved(dynamic):
 
 
 # What it does in training.
+
+
+def test_an_observed_step_asks_as_much_of_torch_for_many_layers_as_for_few():
+    few, many = (operations_of_observing(layers) for layers in (4, 12))
+    assert few.total() > 0
+    assert few == many
+
+
+def operations_of_observing(layers):
+    """Return how often torch is asked for what in the third of three observed steps."""
+    chain = {"dtype": torch.float32}
+    _, optimizer, dynamic = on_chain(*[8] * (layers + 1), chain=chain, **MOVING)
+    for step in range(3):
+        set_gradients(dynamic._layers, seed=step)
+        with CountedOperations() as counted:
+            dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+    return counted.asked
 
 
 def test_ranks_move_at_the_scheduled_steps_and_only_there(tiny_llama):
