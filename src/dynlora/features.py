@@ -205,12 +205,11 @@ def covariance_spectra(
         activation units, >= 0, which sum to the total variance; on the CPU.
     """
     grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
-    return batched(_variances, grams)
+    return [variances for (variances,) in batched(_variances, grams)]
 
 
-def _variances(covariances: Float[Tensor, "inputs k k"]) -> Float[Tensor, "inputs k"]:
-    spectra: Tensor = torch.linalg.eigvalsh(covariances)
-    return spectra.clamp(min=0).cpu()
+def _variances(covariances: Float[Tensor, "inputs k k"]) -> tuple[Float[Tensor, "inputs k"]]:
+    return (torch.linalg.eigvalsh(covariances).clamp(min=0).cpu(),)
 
 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:

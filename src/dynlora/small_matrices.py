@@ -6,42 +6,30 @@ event asks for must not grow with the number of layers.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-@overload
-def batched(function: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]: ...
-
-
-@overload
 def batched(
-    function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Sequence[Tensor]
-) -> list[tuple[Tensor, ...]]: ...
-
-
-def batched(
-    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
-    matrices: Sequence[Float[Tensor, "_ _"]],
-) -> list[Tensor] | list[tuple[Tensor, ...]]:
-    """Return what a function finds for each matrix, from one call for those of each shape.
+    function: Callable[..., tuple[Tensor, ...]], *tensors: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """Return what a function finds for each layer, from one call for all of equal shapes.
 
     Args:
-        function: From a stack of matrices to one stack, or to several, of what it finds.
-        matrices: Of any shapes.
+        function: From stacks of what layers have to stacks of what it finds.
+        tensors: What each layer has, one sequence for each stack; of any shapes.
     """
-    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
-    for place, matrix in enumerate(matrices):
-        alike[matrix.shape].append(place)
-    found: dict[int, Any] = {}
+    alike: defaultdict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
+    rows = list(zip(*tensors, strict=True))
+    for place, row in enumerate(rows):
+        alike[tuple(tensor.shape for tensor in row)].append(place)
+    found: dict[int, tuple[Tensor, ...]] = {}
     for places in alike.values():
-        stacks = function(torch.stack([matrices[place] for place in places]))
-        parts = stacks.unbind() if isinstance(stacks, Tensor) else zip(*stacks, strict=True)
-        found.update(zip(places, parts, strict=True))
-    return [found[place] for place in range(len(matrices))]
+        stacks = (torch.stack(column) for column in zip(*(rows[p] for p in places), strict=True))
+        found.update(zip(places, zip(*function(*stacks), strict=True), strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 def smaller_gram(vectors: Float[Tensor, "n width"]) -> Float[Tensor, "k k"]:

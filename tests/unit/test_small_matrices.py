@@ -1,44 +1,44 @@
-"""One call for all matrices of a shape finds what a call for each would."""
+"""One call for all layers of equal shapes finds what a call for each would."""
 
 import pytest
 import torch
 
 from dynlora.small_matrices import batched, smaller_gram
 
-SHAPES = [(4, 4), (3, 3), (4, 4), (1, 1), (3, 3), (4, 4)]
+SIZES = [4, 3, 4, 1, 3, 4]
 
 
-def symmetric(shape):
-    matrix = torch.randn(shape, dtype=torch.float64)
+def symmetric(size):
+    matrix = torch.randn(size, size, dtype=torch.float64)
     return matrix + matrix.T
-
-
-@pytest.mark.parametrize("function", [torch.linalg.eigvalsh, torch.linalg.pinv])
-def test_each_matrix_gets_what_is_found_for_it_alone(function):
-    matrices = [symmetric(shape) for shape in SHAPES]
-    torch.testing.assert_close(batched(function, matrices), [function(m) for m in matrices])
 
 
 @pytest.mark.parametrize("function", [torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr])
 def test_each_matrix_gets_all_parts_of_what_is_found_for_it_alone(function):
-    matrices = [symmetric(shape) for shape in SHAPES]
+    matrices = [symmetric(size) for size in SIZES]
     expected = [tuple(function(matrix)) for matrix in matrices]
     torch.testing.assert_close(batched(function, matrices), expected)
 
 
-def test_matrices_of_one_shape_are_given_in_one_call():
+def test_layers_of_equal_shapes_are_given_in_one_call():
     asked = []
 
-    def count(stack):
-        asked.append(tuple(stack.shape))
-        return stack
+    def added(left, right):
+        asked.append((tuple(left.shape), tuple(right.shape)))
+        return (left + right[:, None],)
 
-    batched(count, [symmetric(shape) for shape in SHAPES])
-    assert sorted(asked) == [(1, 1, 1), (2, 3, 3), (3, 4, 4)]
+    lefts = [torch.full((2, size), float(place)) for place, size in enumerate(SIZES)]
+    rights = [torch.ones(1) if size == 4 else torch.ones(size) for size in SIZES]
+    rights[5] = torch.ones(4)
+    found = batched(added, lefts, rights)
+    assert sorted(asked) == [
+        ((1, 2, 1), (1, 1)), ((1, 2, 4), (1, 4)), ((2, 2, 3), (2, 3)), ((2, 2, 4), (2, 1)),
+    ]  # fmt: skip
+    torch.testing.assert_close([one for (one,) in found], [left + 1 for left in lefts])
 
 
-def test_nothing_is_asked_of_no_matrices():
-    assert batched(torch.linalg.eigvalsh, []) == []
+def test_nothing_is_asked_of_no_layers():
+    assert batched(torch.linalg.svd, []) == []
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])

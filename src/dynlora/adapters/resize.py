@@ -36,8 +36,13 @@ def shrink_changes(
     """
     mixes = [rank < len(found.trained) for found, rank in zip(strengths, ranks, strict=True)]
     mixed = list(compress(zip(strengths, ranks, strict=True), mixes))
-    projectors = [found.to_B[:, :rank] @ found.to_A[:rank] for found, rank in mixed]
-    split = iter(split_projectors(projectors, [rank for _, rank in mixed]))
+    split = iter(
+        batched(
+            split_projectors,
+            [found.to_A[:rank] for found, rank in mixed],
+            [found.to_B[:, :rank] for found, rank in mixed],
+        )
+    )
     changes = []
     for layer, found, rank, mixing in zip(layers, strengths, ranks, mixes, strict=True):
         to_A, to_B = next(split) if mixing else _selection(found, rank)
@@ -55,9 +60,9 @@ def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def split_projectors(
-    projectors: Sequence[Float[Tensor, "_ _"]], ranks: Sequence[int]
-) -> list[tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]]:
-    """Split projectors of those ranks into ``to_B @ to_A``, as close to selections as can be.
+    to_A: Float[Tensor, "layers rank r"], to_B: Float[Tensor, "layers r rank"]
+) -> tuple[Float[Tensor, "layers rank r"], Float[Tensor, "layers r rank"]]:
+    """Return other factors of the projectors ``to_B @ to_A``, as close to selections as can be.
 
     The product fixes the factors up to an invertible matrix. The balanced split, ``sqrt(S) V^T``
     and ``U sqrt(S)`` of its SVD, is a pure rotation wherever the projector is orthogonal, so that
@@ -66,18 +71,17 @@ def split_projectors(
     moments belong to single rows.
 
     Args:
-        projectors: Matrices of shape ``(r, r)``, each with an r of its own.
-        ranks: Of each.
+        to_A: Left factors, ``to_A @ to_B = I``.
+        to_B: Right factors.
     """
-    balanced, nearest = [], []
-    for (U, S, Vh), rank in zip(batched(torch.linalg.svd, projectors), ranks, strict=True):
-        roots = S[:rank].sqrt()
-        to_A, to_B = roots[:, None] * Vh[:rank], U[:, :rank] * roots
-        places = to_A.norm(dim=0).topk(rank).indices.sort().values
-        balanced.append((to_A, to_B))
-        nearest.append(to_A[:, places])
-    rotations = [left @ right for left, _, right in batched(torch.linalg.svd, nearest)]
-    return [(Q.T @ to_A, to_B @ Q) for (to_A, to_B), Q in zip(balanced, rotations, strict=True)]
+    rank = to_A.shape[1]
+    U, S, Vh = torch.linalg.svd(to_B @ to_A)
+    roots = S[:, :rank].sqrt()
+    to_A, to_B = roots[:, :, None] * Vh[:, :rank], U[:, :, :rank] * roots[:, None]
+    nearest = to_A.norm(dim=1).topk(rank).indices.sort().values
+    left, _, right = torch.linalg.svd(to_A.take_along_dim(nearest[:, None], dim=2))
+    rotation = left @ right
+    return rotation.mT @ to_A, to_B @ rotation
 
 
 def reorder_change(layer: LoraView, strengths: Strengths) -> BasisChange:

@@ -10,10 +10,9 @@ never formed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -59,17 +58,17 @@ def measure_strengths(
     """
     trained = _trained_directions(layers)
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
-    Rs, grams = _output_grams(
-        [left[:, used] for (left, _), used in zip(seen, trained, strict=True)],
-        [right[:, used] for (_, right), used in zip(seen, trained, strict=True)],
+    orders = [_trained_first(found, layer) for found, layer in zip(trained, layers, strict=True)]
+    found = batched(
+        _components,
+        [layer.lora_A.double()[order] for layer, order in zip(layers, orders, strict=True)],
+        [left[:, found] for (left, _), found in zip(seen, trained, strict=True)],
+        [right[:, found] for (_, right), found in zip(seen, trained, strict=True)],
+        orders,
     )
-    spectra = batched(torch.linalg.eigh, grams)
-    inverses = batched(partial(torch.linalg.pinv, rtol=1e-10), Rs)
     return [
-        _strengths(layer, used, R=R, inverse=inverse, squares=squares, U=U)
-        for layer, used, R, inverse, (squares, U) in zip(
-            layers, trained, Rs, inverses, spectra, strict=True
-        )
+        Strengths(values=values * abs(layer.scaling), to_A=to_A, to_B=to_B, trained=directions)
+        for layer, (values, to_A, to_B), directions in zip(layers, found, trained, strict=True)
     ]
 
 
@@ -79,46 +78,57 @@ def _trained_directions(layers: Sequence[LoraView]) -> list[list[int]]:
     return [[k for k in range(layer.r) if next(flags)] for layer in layers]
 
 
-def _strengths(
-    layer: LoraView, trained: list[int], *, R: Tensor, inverse: Tensor, squares: Tensor, U: Tensor
-) -> Strengths:
-    """Return a layer's components from what was found of its trained directions."""
-    A = layer.lora_A.double()
-    rank, active = len(A), len(trained)
-    fresh = [k for k in range(rank) if k not in trained]
-    order = torch.tensor(trained + fresh, device=A.device)
-    squares, U = squares.flip(0).clamp(min=0), U.flip(1)
-    to_A = U.T @ R
-    rows = to_A @ A[order[:active]]
+def _trained_first(trained: list[int], layer: LoraView) -> Int[Tensor, " r"]:
+    fresh = [k for k in range(layer.r) if k not in trained]
+    return torch.tensor(trained + fresh, device=layer.lora_A.device)
+
+
+def _components(
+    A: Float[Tensor, "layers r in_features"],
+    left: Float[Tensor, "layers _ trained"],
+    right: Float[Tensor, "layers _ trained"],
+    order: Int[Tensor, "layers r"],
+) -> tuple[Float[Tensor, "layers r"], Float[Tensor, "layers r r"], Float[Tensor, "layers r r"]]:
+    """Return strengths without scaling, and the maps to and from components.
+
+    Args:
+        A: Of layers of equal shapes, the trained directions first.
+        left: Their trained directions on the tokens.
+        right: Columns of these directions.
+        order: Where each row of `A` was.
+    """
+    R, gram = _output_gram(left, right)
+    squares, U = torch.linalg.eigh(gram)
+    squares, U = squares.flip(1).clamp(min=0), U.flip(2)
+    count, active = squares.shape[1], R.shape[2]  # fewer where directions outnumber the outputs
+    to_A = U.mT @ R
+    norms = (to_A @ A[:, :active]).norm(dim=2)
     # Rows of A keep their usual norm and B carries the strength, as in a freshly made adapter.
-    usual = A.norm(dim=1).square().mean().sqrt()
-    norms = rows.norm(dim=1)
+    usual = A.norm(dim=2).square().mean(dim=1, keepdim=True).sqrt()
     balance = torch.where(norms > 0, norms / usual, 1.0)
-    count = len(squares)  # fewer than the trained ones where they outnumber the outputs
-    values = A.new_zeros(rank)
-    values[:count] = squares.sqrt() * abs(layer.scaling)
+    values = torch.zeros_like(A[:, :, 0])
+    values[:, :count] = squares.sqrt()
     # In this order of directions. Those beyond the outputs add no strength; as of untrained ones,
     # their rows must not die.
-    basis_A, basis_B = A.new_zeros(rank, rank), A.new_zeros(rank, rank)
-    basis_A[:count, :active] = to_A / balance[:, None]
-    basis_A.diagonal()[count:] = 1
-    basis_B[:active, :count] = inverse @ U * balance
-    basis_B.diagonal()[active:] = 1
-    back = order.argsort()
-    return Strengths(values=values, to_A=basis_A[:, back], to_B=basis_B[back], trained=trained)
+    basis_A, basis_B = (A.new_zeros(len(A), A.shape[1], A.shape[1]) for _ in range(2))
+    basis_A[:, :count, :active] = to_A / balance[:, :, None]
+    basis_A.diagonal(dim1=1, dim2=2)[:, count:] = 1
+    basis_B[:, :active, :count] = torch.linalg.pinv(R, rtol=1e-10) @ U * balance[:, None]
+    basis_B.diagonal(dim1=1, dim2=2)[:, active:] = 1
+    back = order.argsort(dim=1)
+    return (
+        values,
+        basis_A.take_along_dim(back[:, None], dim=2),
+        basis_B.take_along_dim(back[:, :, None], dim=1),
+    )
 
 
-def _output_grams(
-    lefts: Sequence[Tensor], rights: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
+def _output_gram(
+    left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
+) -> tuple[Float[Tensor, "layers k r"], Float[Tensor, "layers k k"]]:
     """Return ``R`` of each ``right = Q R``, and the Gram matrix of the output seen from ``Q``."""
-    Rs = batched(_triangles, rights)
-    return Rs, [R @ (left.T @ left) @ R.T for left, R in zip(lefts, Rs, strict=True)]
-
-
-def _triangles(matrices: Float[Tensor, "layers out r"]) -> Float[Tensor, "layers _ r"]:
-    R: Tensor = torch.linalg.qr(matrices, mode="r").R
-    return R
+    R = torch.linalg.qr(right, mode="r").R
+    return R, R @ (left.mT @ left) @ R.mT
 
 
 @torch.no_grad()
@@ -132,12 +142,17 @@ def component_powers(
         tokens: Observed inputs of each; None takes white input.
     """
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
-    _, grams = _output_grams([left for left, _ in seen], [right for _, right in seen])
+    found = batched(_powers, [left for left, _ in seen], [right for _, right in seen])
+    return [powers * layer.scaling**2 for layer, (powers,) in zip(layers, found, strict=True)]
+
+
+def _powers(
+    left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
+) -> tuple[Float[Tensor, "layers k"]]:
+    _, gram = _output_gram(left, right)
+    powers = torch.linalg.eigvalsh(gram)
     # What rounding leaves of a direction that adds nothing would count as something.
-    return [
-        torch.where(powers > NOTHING * powers[-1], powers, 0) * layer.scaling**2
-        for layer, powers in zip(layers, batched(torch.linalg.eigvalsh, grams), strict=True)
-    ]
+    return (torch.where(powers > NOTHING * powers[:, -1:], powers, 0),)
 
 
 def lowest_ranks(
