@@ -33,12 +33,14 @@ def bare_llama(*, hidden: int = 32, layers: int = 2, seed: int = 0) -> LlamaForC
     return LlamaForCausalLM(config)
 
 
-def lora_llama(*, r: int = 4, seed: int = 0, **lora: object) -> nn.Module:
+def lora_llama(
+    *, r: int = 4, seed: int = 0, adapter_name: str = "default", **lora: object
+) -> nn.Module:
     """Return `bare_llama` with LoRA on all its linear layers; `lora_B` is 0, as PEFT makes it."""
     base = bare_llama(seed=seed)
     torch.manual_seed(seed + 1)
     settings = {"lora_alpha": 2 * r, "target_modules": "all-linear"} | lora
-    return get_peft_model(base, LoraConfig(r=r, **settings))
+    return get_peft_model(base, LoraConfig(r=r, **settings), adapter_name=adapter_name)
 
 
 WINDOW = {"first_event": 0.15, "last_event": 0.5}

@@ -226,6 +226,31 @@ def test_the_best_model_of_an_adapter_that_was_chosen_late_is_loaded_with_its_ow
     assert set(callback.dynamic.ranks.values()) == {8}
 
 
+def test_an_adapter_that_the_trainer_does_not_find_in_its_best_checkpoint_stays_as_it_is(
+    tmp_path, caplog
+):
+    model = lora_llama(r=8, adapter_name="task")
+
+    class Worse(TrainerCallback):
+        """Makes the first evaluation the best."""
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"] = float(state.global_step)
+
+    trainer, callback = trainer_of(
+        model,
+        tmp_path,
+        callbacks=[Worse()],
+        **keeping_the_best(every=2),
+    )
+    trainer.train()
+    last = {n: x.rank_after for n, x in callback.dynamic.history[-1].layers.items()}
+    assert set(last.values()) != {8}
+    assert callback.dynamic.ranks == last
+    assert all(weight.any() for weight in lora_weights(model).values())
+    assert "does not find adapter 'task' in its best checkpoint: load it from" in caplog.text
+
+
 def test_checkpoints_that_callbacks_are_not_told_of_are_refused(tmp_path):
     trainer, callback = trainer_of(lora_llama(), tmp_path)
     trainer.args.enable_jit_checkpoint = True

@@ -5,6 +5,7 @@ clears the gradients, and calls `on_step_end`: the first is `observe()`, the sec
 DeepSpeed the backward pass steps the optimizer, and `observe()` belongs to the beginning of that.
 """
 
+import logging
 import os
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +25,8 @@ from dynlora.controller import DynamicLora
 from dynlora.errors import EngineError, ResumeError
 from dynlora.integrations.checkpoint import load_state, save_state
 from dynlora.mode import choose_mode, make_static
+
+logger = logging.getLogger(__name__)
 
 
 class DynamicLoraCallback(TrainerCallback):
@@ -177,7 +180,25 @@ class DynamicLoraCallback(TrainerCallback):
         else:
             self.dynamic.freeze()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.dynamic.take_shapes(load_state(Path(state.best_model_checkpoint)))
+            layers = find_lora_layers(kwargs["model"], self._adapter_name)
+            self._take_best(Path(state.best_model_checkpoint), layers[0].adapter)
+
+    def _take_best(self, checkpoint: Path, adapter: str) -> None:
+        """Take over a checkpoint's scales, if the trainer has loaded its tensors, or say so."""
+        assert self.dynamic is not None
+        if (checkpoint / adapter).is_dir():  # as PEFT saves all but the one called "default"
+            logger.warning(
+                "the Trainer does not find adapter %r in its best checkpoint: load it from %s",
+                adapter,
+                checkpoint / adapter,
+            )
+            return
+        try:
+            best = load_state(checkpoint)
+        except ResumeError as error:  # on another machine than the one that wrote it
+            logger.warning("the best checkpoint was not loaded, the last weights stay: %s", error)
+            return
+        self.dynamic.take_shapes(best)
 
     def close(self) -> None:
         """Remove every hook that this callback installed."""
