@@ -136,8 +136,8 @@ class ComplexitySample:
     """A uniform sample of the complexities seen in training; the smallest keys stay (bottom-k)."""
 
     def __init__(self) -> None:
-        self._keys = torch.empty(0, dtype=torch.int64)
-        self._values = torch.empty(0, dtype=torch.float64)
+        self._keys = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._values = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def observe(self, keys: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> None:
         """Offer complexities to the sample.
@@ -156,7 +156,7 @@ class ComplexitySample:
         """Return the three quartiles of what was seen; empty if nothing was."""
         if len(self._values) == 0:
             return ()
-        places = torch.tensor(FRACTIONS[:-1], dtype=torch.float64)
+        places = torch.tensor(FRACTIONS[:-1], dtype=torch.float64, device="cpu")
         return tuple(torch.quantile(self._values, places).tolist())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -73,7 +73,8 @@ class DynamicLoraConfig:
     score, in [0, 1]."""
     layer_weights: bool = False
     """Let important layers learn faster: scale each adapter's step by its importance, in
-    [1/2, 2], without changing what the model computes."""
+    [1/2, 2], without changing what the model computes. With SGD, whose steps grow with gradients,
+    by its square."""
     input_adaptive: bool = False
     """Let each example use only as many of a layer's components, the strongest first, as its own
     complexity asks for: a quarter, half, three quarters or all of them."""

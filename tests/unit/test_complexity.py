@@ -159,3 +159,10 @@ def test_the_sample_does_not_depend_on_batches_or_their_order(cuts, seed):
     again = ComplexitySample()
     again.load_state_dict(whole.state_dict())
     assert again.thresholds() == whole.thresholds() != ()
+
+
+def test_a_sample_is_on_the_cpu_whatever_device_is_the_default():
+    with torch.device("meta"):
+        sample = ComplexitySample()
+        sample.observe(torch.tensor([3, 1], device="cpu"), torch.ones(2, device="cpu").double())
+        assert sample.thresholds() == (1.0, 1.0, 1.0)

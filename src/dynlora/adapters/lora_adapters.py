@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -44,10 +44,15 @@ from dynlora.adapters.static import hold_static
 from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
 from dynlora.distributed import share_from_first
 from dynlora.errors import LayerError
+from dynlora.samples import SAMPLE_SIZE
 from dynlora.starts import changes_base
 from dynlora.types import BasisChange, FeatureStats, RankPlan, Tokens
 
 logger = logging.getLogger(__name__)
+
+WORKING_BYTES = 2**27
+"""Most memory that an event takes for what it computes of many layers at once, in float64; of one
+layer alone it may be more."""
 
 
 class LoraAdapters:
@@ -230,15 +235,13 @@ class LoraAdapters:
             features: Observed inputs by module name, on which outputs are measured.
             tolerance: Norm that may be lost, as part of the norm of the layer's output.
         """
-        layers = [self.layers[name] for name in names]
-        stats = _enough(layers, features)
-        powers = component_powers(layers, [_tokens(found) for found in stats])
-        tolerated = [
-            tolerance * (_output_norm(layer, found) or 1.0)
-            for layer, found in zip(layers, stats, strict=True)
-        ]
-        lowest = lowest_ranks(powers, powers[0].new_tensor(tolerated))
-        return dict(zip(names, lowest, strict=True))
+        powers, tolerated = [], []
+        for layers in self._blocks(names):
+            stats = _enough(layers, features)
+            powers += component_powers(layers, [_tokens(found) for found in stats])
+            norms = map(_output_norm, layers, stats)
+            tolerated += [tolerance * (norm or 1.0) for norm in norms]
+        return dict(zip(names, lowest_ranks(powers, tolerated), strict=True))
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
@@ -256,46 +259,61 @@ class LoraAdapters:
         shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
         growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
         lost = dict.fromkeys(plan.ranks, 0.0)
-        if shrinking:
-            lost |= self._shrink(shrinking, plan.ranks, features)
-        if growing:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + plan.step)
-            self._grow(growing, plan.ranks, features, generator)
+        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + plan.step)
+        for some in self._blocks(shrinking):
+            lost |= self._shrink(some, plan.ranks, features)
+        for some in self._blocks(growing):
+            self._grow(some, plan.ranks, features, generator)
         if shrinking or growing:
             self.write_config()
         return lost
 
+    def _blocks(self, names: Iterable[str]) -> Iterator[list[LoraView]]:
+        """Yield layers, as many at once as have room in `WORKING_BYTES`, at least one."""
+        block: list[LoraView] = []
+        used = 0
+        for layer in map(self.layers.__getitem__, names):
+            needed = 8 * (SAMPLE_SIZE * layer.in_features + 2 * layer.r * layer.cost)
+            if block and used + needed > WORKING_BYTES:
+                yield block
+                block, used = [], 0
+            block.append(layer)
+            used += needed
+        if block:
+            yield block
+
     def _shrink(
         self,
-        names: Sequence[str],
+        layers: Sequence[LoraView],
         ranks: Mapping[str, int],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
         """Return by module name the part of the output's norm that was dropped."""
-        layers = [self.layers[name] for name in names]
         stats = _enough(layers, features)
         strengths = measure_strengths(layers, [_tokens(found) for found in stats])
-        kept = [ranks[name] for name in names]
+        kept = [ranks[layer.name] for layer in layers]
         dropped = [found.lost(rank) for found, rank in zip(strengths, kept, strict=True)]
         norms = [
             _output_norm(layer, found) or 1.0 for layer, found in zip(layers, stats, strict=True)
         ]
         self._change(shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()
-        return {n: value / norm for n, value, norm in zip(names, values, norms, strict=True)}
+        return {
+            layer.name: value / norm
+            for layer, value, norm in zip(layers, values, norms, strict=True)
+        }
 
     def _grow(
         self,
-        names: Sequence[str],
+        layers: Sequence[LoraView],
         ranks: Mapping[str, int],
         features: Mapping[str, FeatureStats],
         generator: torch.Generator,
     ) -> None:
-        layers = [self.layers[name] for name in names]
         rows = new_rows(
             layers,
             [ranks[layer.name] - layer.r for layer in layers],
-            [_tokens(features.get(name)) for name in names],
+            [_tokens(features.get(layer.name)) for layer in layers],
             generator=generator,
         )
         self._change([grow_change(layer, ranks[layer.name]) for layer in layers], rows)
@@ -308,10 +326,10 @@ class LoraAdapters:
         Args:
             features: Observed inputs by module name, on which strengths are measured.
         """
-        layers = list(self.layers.values())
-        tokens = [_tokens(found) for found in _enough(layers, features)]
-        strengths = measure_strengths(layers, tokens)
-        self._change(list(map(reorder_change, layers, strengths)))
+        for layers in self._blocks(self.layers):
+            tokens = [_tokens(found) for found in _enough(layers, features)]
+            strengths = measure_strengths(layers, tokens)
+            self._change(list(map(reorder_change, layers, strengths)))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
         """Let each layer learn at its weight: scale its output by it and `lora_B` by its inverse.
@@ -321,7 +339,8 @@ class LoraAdapters:
         for name, weight in weights.items():
             layer = self.layers[name]
             unit = layer.unit_scaling
-            target = float(torch.tensor(unit * weight, dtype=torch.float32))
+            rounded = float(torch.tensor(unit * weight, dtype=torch.float32))
+            target = unit if weight == 1 else rounded
             if target != layer.scaling:
                 # Nobody is told: without their weight layers are what they were.
                 apply_change(layer, self._optimizer, scale_change(layer, target / layer.scaling))

@@ -103,7 +103,9 @@ def principal_directions(
 def _filled_up(rows: Tensor, count: int, generator: Generator) -> Tensor:
     """Return `count` unit directions: those given, and random ones."""
     missing = count - len(rows)
-    noise = torch.randn(missing, rows.shape[1], generator=generator, dtype=torch.float64).to(rows)
+    noise = torch.randn(
+        missing, rows.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+    ).to(rows)
     return torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
 
 

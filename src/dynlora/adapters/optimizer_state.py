@@ -161,13 +161,11 @@ def rebase_state(
                         moment.copy_(sharded_as(moment, values))
                     else:
                         state[key] = values
-            # It may be at 0: fused optimizers take steps back that a gradient scaler has skipped.
-            steps = float(state["step"]) if "exp_avg_sq" in state else 0.0
-            if steps > 0:
+            # A new scale alone leaves every direction what it was, and both moments in proportion.
+            if "exp_avg_sq" in state and change.scale_ratio == 1:
                 betas = _betas(optimizer, factor.parameter)
-                if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
-                    steps = _cut_memory(state, steps, betas)
-                _bound_next_step(state, steps, betas)
+                _cut_memory(state, betas)
+                _bound_next_step(state, betas)
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
@@ -253,32 +251,26 @@ def _group_of(groups: Iterable[dict[str, Any]], parameter: Parameter) -> dict[st
     raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")
 
 
-def _cut_memory(state: dict[str, Tensor], taken: float, betas: tuple[float, float]) -> float:
-    """Let the moments stand for `MEMORY` steps at most, at the same bias-corrected values.
-
-    Args:
-        state: That of one parameter.
-        taken: Steps that they stand for.
-        betas: Of the optimizer.
-
-    Returns:
-        Steps that they then stand for.
-    """
-    left = min(taken, float(MEMORY))
+def _cut_memory(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
+    """Let the moments stand for `MEMORY` steps at most, at the same bias-corrected values."""
+    taken = state["step"].double()  # never read: on a GPU each layer's would be waited for
+    left = taken.clamp(max=MEMORY)
     for keys, beta in ((_FIRST, betas[0]), (_SECOND, betas[1])):
+        # It may be at 0: fused optimizers take steps back that a gradient scaler has skipped.
+        kept = torch.where(taken > left, (1 - beta**left) / (1 - beta**taken), 1.0)
         for key in keys:
-            if key in state and taken > left:
-                state[key] *= (1 - beta**left) / (1 - beta**taken)
-    state["step"].fill_(left)
-    return left
+            if key in state:
+                state[key] *= kept
+    state["step"].copy_(left)
 
 
-def _bound_next_step(state: dict[str, Tensor], step: float, betas: tuple[float, float]) -> None:
+def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
     """Raise second moments so that momentum leaves room for a gradient within one learning rate.
 
     Mixing directions can leave a first moment larger than the root of the mixed second one.
     """
-    ratio = (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2
+    step = state["step"].double()
+    ratio = torch.where(step > 0, (1 - betas[1] ** step) / (1 - betas[0] ** step) ** 2, 0.0)
     least = state["exp_avg"].square() * (ratio / _MOMENTUM_SHARE**2)
     for key in _SECOND:
         if key in state:

@@ -71,8 +71,8 @@ def split_projectors(
     moments belong to single rows.
 
     Args:
-        to_A: Left factors, ``to_A @ to_B = I``.
-        to_B: Right factors.
+        to_A: Factors on the right of the products.
+        to_B: Factors on their left.
     """
     rank = to_A.shape[1]
     U, S, Vh = torch.linalg.svd(to_B @ to_A)

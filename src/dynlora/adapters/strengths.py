@@ -155,9 +155,7 @@ def _powers(
     return (torch.where(powers > NOTHING * powers[:, -1:], powers, 0),)
 
 
-def lowest_ranks(
-    powers: Sequence[Float[Tensor, " _"]], tolerated: Float[Tensor, " layers"]
-) -> list[int]:
+def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
     """Return how many of each layer's components must stay so that not too much is lost.
 
     Args:
@@ -166,6 +164,8 @@ def lowest_ranks(
     """
     # The strongest stays in any case: it is left out before shorter rows are filled up with 0.
     weaker = pad_sequence([p[:-1] for p in powers], batch_first=True, padding_side="left")
-    too_much = weaker.cumsum(dim=1).sqrt() > tolerated[:, None]
+    # On a GPU torch may be told to refuse sums of floats, which it does not add in one order.
+    allowed = torch.tensor(tolerated, dtype=torch.float64, device="cpu")
+    too_much = weaker.cpu().cumsum(dim=1).sqrt() > allowed[:, None]
     found: list[int] = (1 + too_much.sum(dim=1)).tolist()
     return found

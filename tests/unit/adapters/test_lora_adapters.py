@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.optim import SGD, AdamW
+from torch.optim import AdamW
 
-from dynlora.adapters import factor
+from dynlora.adapters import factor, lora_adapters
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.importance import build_metric
 from dynlora.types import RankPlan
@@ -184,10 +184,32 @@ def test_an_event_decomposes_and_waits_as_often_for_many_layers_as_for_few():
             assert many[name] == few[name], name
 
 
+def test_layers_that_are_taken_a_few_at_once_become_what_they_do_together(monkeypatch):
+    def weights():
+        model = lora_chain(*[16] * 7, r=4)
+        adapters = adapters_of(model)
+        features = {
+            name: stats_of(layer, torch.randn(20, 16, generator=torch.Generator().manual_seed(1)))
+            for name, layer in adapters.layers.items()
+        }
+        lowest = adapters.lowest_ranks(list(features), features, tolerance=0.1)
+        lost = apply(adapters, {name: 2 + int(name) for name in features}, features)
+        adapters.order(features)
+        return lowest, lost, lora_weights(model)
+
+    together = weights()
+    monkeypatch.setattr(lora_adapters, "WORKING_BYTES", 60_000)
+    taken = [len(block) for block in adapters_of(lora_chain(*[16] * 7, r=4))._blocks("012345")]
+    assert taken == [3, 3]
+    torch.testing.assert_close(weights(), together)
+
+
 def operations_of_an_event(layers):
     """Return how often torch was asked for what; half of the layers shrink, the others grow."""
     model = lora_chain(*[16] * (layers + 1), r=4)
-    adapters = LoraAdapters(model, SGD(lora_weights(model)), None, follow=lambda change: None)
+    adapters = adapters_of(model)
+    set_gradients(list(adapters.layers.values()), seed=0)
+    adapters._optimizer.step()
     features = {
         name: stats_of(layer, torch.randn(20, 16)) for name, layer in adapters.layers.items()
     }
@@ -267,6 +289,17 @@ def test_a_layer_weight_changes_the_scale_and_not_the_function():
         layer.module.set_scale("default", 1)
         assert layer.scaling == scalings[name]
     assert model.peft_config["default"].alpha_pattern == {"^0": 12, "^1": 3}
+
+
+def test_a_layer_weight_of_one_changes_no_bit():
+    model = lora_chain(*WIDTHS, r=8, lora_alpha=16, use_rslora=True)
+    adapters = adapters_of(model)
+    set_gradients(list(adapters.layers.values()), seed=0)
+    adapters._optimizer.step()
+    before = copy.deepcopy([adapters._optimizer.state_dict(), adapters.shapes()])
+    adapters.apply_weights(dict.fromkeys(adapters.layers, 1.0))
+    after = [adapters._optimizer.state_dict(), adapters.shapes()]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_layer_weights_replace_one_another_and_do_not_compound():

@@ -105,3 +105,11 @@ def test_layers_that_grow_together_get_the_rows_that_each_gets_alone():
         [alone] = new_rows([layer], [count], [shown], generator=generator)
         assert rows.shape == (count, layer.in_features)
         torch.testing.assert_close(rows, alone)
+
+
+def test_rows_that_no_input_shows_are_drawn_on_the_cpu_whatever_device_is_the_default():
+    layer = one_layer()
+    with torch.device("meta"):
+        [rows] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
+    [expected] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
+    assert torch.equal(rows, expected)

@@ -26,16 +26,16 @@ def test_what_a_rank_loses_is_the_root_of_the_sum_of_squares_dropped():
 )
 def test_the_lowest_rank_is_the_first_whose_loss_is_tolerated(tolerated, rank):
     powers = torch.tensor([0.0, 3.0, 4.0, 8.0]).square()
-    assert lowest_ranks([powers], torch.tensor([tolerated])) == [rank]
+    assert lowest_ranks([powers], [tolerated]) == [rank]
 
 
 def test_a_layer_of_rank_one_cannot_go_lower():
-    assert lowest_ranks([torch.ones(1)], torch.tensor([99.0])) == [1]
+    assert lowest_ranks([torch.ones(1)], [99.0]) == [1]
 
 
 def test_layers_of_different_ranks_are_told_their_own_lowest():
     powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
-    assert lowest_ranks(powers, torch.tensor([0.5, 1.5, 0.5])) == [1, 2, 1]
+    assert lowest_ranks(powers, [0.5, 1.5, 0.5]) == [1, 2, 1]
 
 
 @pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5)])
