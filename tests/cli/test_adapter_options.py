@@ -133,6 +133,23 @@ def test_an_adapter_to_go_on_from_must_be_of_this_model(
     assert "(32, 32)" in told
 
 
+def test_an_adapter_to_go_on_from_must_bring_the_head(error: Error, tmp_path: Path, model: Path):
+    told = error("--lora.start_from", foreign_adapter(model, tmp_path / "foreign", task_type=None))
+    assert "an adapter of the same task, whose file holds the head 'classifier' too" in told
+    assert "dynlora export --format merged" in told
+
+
+def test_an_adapter_that_was_of_another_task_and_fits_goes_on_as_one_of_this(
+    train: Train, output: Path, tmp_path: Path, model: Path
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    config = read_json(folder / "adapter_config.json") | {"task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert train("--lora.start_from", folder, "--training.epochs", 1) == 0
+    assert read_json(output / "adapter" / "adapter_config.json")["task_type"] == "SEQ_CLS"
+    assert any("classifier" in name for name in weights(output / "adapter"))
+
+
 def test_an_adapter_to_go_on_from_must_have_this_number_of_labels(
     error: Error,
     tmp_path: Path,

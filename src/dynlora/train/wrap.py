@@ -13,13 +13,15 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from dynlora.errors import ConfigError
-from dynlora.saved.adapter import read_adapter
+from dynlora.base_models import within
+from dynlora.errors import AdapterError, ConfigError
+from dynlora.saved.adapter import PREFIX, read_adapter
 from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import hold_in_float32, reload_in_float32
 from dynlora.train.head import linear_layers
 from dynlora.train.starts import takes_from_base
+from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
 
 
@@ -31,7 +33,7 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         AdapterError: If the adapter to go on from cannot be read or is of another model.
     """
     if config.lora.start_from is not None:
-        return _continue_adapter(base, Path(config.lora.start_from))
+        return _continue_adapter(base, Path(config.lora.start_from), TASKS[config.task])
     lora = config.lora
     # EVA's directions come from the data, once that is there.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
@@ -51,12 +53,29 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
     return model
 
 
-def _continue_adapter(base: Any, folder: Path) -> Any:
-    check_fits(read_adapter(folder), base)
+def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:
+    adapter = read_adapter(folder)
+    check_fits(adapter, base)
+    brought = [key.removeprefix(PREFIX) for key in adapter.others]
+    for module in task.head(base):
+        # PEFT would train and save what the adapter brings, and leave a new head as it was drawn.
+        if not any(within(key, [module]) for key in brought):
+            raise AdapterError(
+                f"`lora.start_from` must name an adapter of the same task, whose file holds the "
+                f"head {module!r} too, got {folder}, whose file does not: to begin another task "
+                "from it, make a model of both with `dynlora export --format merged` and name "
+                "that as `model.path`."
+            )
+    peft_config = LoraConfig.from_pretrained(str(folder))
+    peft_config.task_type = _peft_task(task)
     with _quiet_about_names():
-        model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=True, config=peft_config)
         reload_in_float32(model, folder)
     return _saved_plainly(model)
+
+
+def _peft_task(task: Task) -> TaskType | None:
+    return None if task.peft_type is None else TaskType(task.peft_type)
 
 
 def common(base: Any, config: JobConfig) -> dict[str, Any]:
@@ -73,7 +92,7 @@ def common(base: Any, config: JobConfig) -> dict[str, Any]:
         "target_modules": target if isinstance(target, str) else list(target),
         "modules_to_save": [*config.lora.modules_to_save, *head] or None,
         "exclude_modules": linear_layers(base, [*head, *task.unread(base)]) or None,
-        "task_type": None if task.peft_type is None else TaskType(task.peft_type),
+        "task_type": _peft_task(task),
     }
 
 
