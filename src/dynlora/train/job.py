@@ -29,6 +29,7 @@ from dynlora.train.config_file import write_config
 from dynlora.train.heap import keep_freed_memory
 from dynlora.train.held_run import HeldRun
 from dynlora.train.resume import complete_checkpoints
+from dynlora.train.run_folder import not_written
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
 from dynlora.train.stop_signals import Stopped
@@ -61,9 +62,16 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
     job = build_job(config, console)
     _announce(job, console)
     past = {} if job.past is None else job.past.run
-    record = open_folder(job, past.get("metrics_before") or _evaluate_first(job))
+    before = past.get("metrics_before") or _evaluate_first(job)
+    with job.folder.held():
+        return _run(job, before)
+
+
+def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:
+    """Do all that writes to the run's folder."""
+    record = open_folder(job, metrics_before)
     try:
-        with _quiet_about_saving(config):
+        with _quiet_about_saving(job.config):
             _train(job)
             _write_model(job)
         return _finish(job, record)
@@ -177,14 +185,14 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     )
     try:
         if _begins_folder(job):
+            if not config.overwrite:
+                folder.refuse_run()  # one that was begun since this was first asked
             folder.clear()
         record.update()
         write_config(folder.config, config)
         job.metrics.start(past)
     except OSError as error:
-        raise RunFolderError(
-            f"`output` must be a folder that can be written, got {folder.root}: {error}"
-        ) from error
+        raise not_written(folder.root, error) from error
     return record
 
 

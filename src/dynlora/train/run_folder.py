@@ -1,9 +1,12 @@
 """A run's folder: what lies where, and what may be replaced."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from dynlora.errors import RunFolderError
 
@@ -75,8 +78,8 @@ class RunFolder:
         """Check that the folder is one, or can become one, and holds nothing of the user's own.
 
         Raises:
-            RunFolderError: If a file stands in its place, or a file or folder that is not a run's
-                has a name that a run would write.
+            RunFolderError: If a file stands in its place, a file or folder that is not a run's has
+                a name that a run would write, or another process is writing here.
         """
         for path in (self.root, *self.root.parents):
             if path.exists() and not path.is_dir():
@@ -91,6 +94,14 @@ class RunFolder:
                 f"{self.root}, which holds that already, and no run.json to say that a run made "
                 "it: give another `--output`."
             )
+        if self._lock.exists():
+            with self.held():
+                pass
+
+    @property
+    def _lock(self) -> Path:
+        """Held by the process that writes here; of a run that was killed it stays, held by none."""
+        return self.root / "run.lock"
 
     def refuse_run(self) -> None:
         """Leave a run that is already here alone.
@@ -104,6 +115,30 @@ class RunFolder:
                 "another `--output`, replace it with `--overwrite true`, or go on with it with "
                 "`--training.resume latest`."
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here.
+
+        Raises:
+            RunFolderError: If one does already, or the folder cannot be written.
+        """
+        lock = FileLock(self._lock, blocking=False)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(
+                f"`output` must be a folder that no other run writes to, got {self.root}, in which "
+                "one is under way: wait until it has ended, or give another `--output`."
+            ) from None
+        except OSError as error:
+            raise not_written(self.root, error) from error
+        try:
+            yield
+        finally:
+            self._lock.unlink(missing_ok=True)  # while it is held: nobody else can have it
+            lock.release()
 
     def check_apart(self, inputs: Mapping[str, str | None]) -> None:
         """Check that nothing which a job reads would be removed by `clear`.
@@ -129,3 +164,8 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def not_written(root: Path, error: OSError) -> RunFolderError:
+    """Return what to say of a folder that the operating system keeps from being written."""
+    return RunFolderError(f"`output` must be a folder that can be written, got {root}: {error}")

@@ -63,3 +63,31 @@ def test_what_a_job_reads_must_not_lie_where_a_run_is_replaced(tmp_path: Path, n
         folder.check_apart({"model.path": None, "lora.start_from": place})
     folder.check_apart({"model.path": str(tmp_path / "run-2" / name)})
     folder.check_apart({"data.path": str(tmp_path / "run" / "notes.csv")})
+
+
+def test_a_folder_that_a_run_writes_to_is_no_other_runs(folder: RunFolder) -> None:
+    told = f"no other run writes to, got {folder.root}"
+    with folder.held():
+        begin(folder)
+        with pytest.raises(RunFolderError, match=told), RunFolder(folder.root).held():
+            pass
+        with pytest.raises(RunFolderError, match=told):
+            RunFolder(folder.root).check_usable()
+    folder.check_usable()
+    with folder.held():
+        pass
+    assert not (folder.root / "run.lock").exists()
+
+
+def test_a_lock_that_a_killed_run_has_left_holds_nobody_up(folder: RunFolder) -> None:
+    folder.root.mkdir(parents=True)
+    (folder.root / "run.lock").touch()
+    folder.check_usable()
+    with folder.held():
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(folder: RunFolder) -> None:
+    folder.root.parent.write_text("a file")
+    with pytest.raises(RunFolderError, match="can be written, got"), folder.held():
+        pass
