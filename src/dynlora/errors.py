@@ -55,3 +55,16 @@ class AdapterError(DynamicLoraError):
 
 class StudyError(DynamicLoraError):
     """Some runs of a study did not complete."""
+
+
+_NO_MEMORY = ("not enough memory", "can't allocate memory")
+"""What torch says on a CPU, in errors that have no class of their own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether there was not enough memory, on a GPU or for a CPU.
+
+    By the name of torch's class: torch need not be loaded to ask.
+    """
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(sign in str(error) for sign in _NO_MEMORY)

@@ -366,6 +366,32 @@ def test_a_bug_of_ours_keeps_its_traceback(
     assert (run["status"], run["error"]) == ("failed", "ZeroDivisionError: a bug")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line_with_what_takes_less(
+    train: Train,
+    output: Path,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dynlora.train.job._write_model", full)
+    assert train("--training.epochs", 1) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith("error: there must be memory for what is asked, got ")
+    assert "--training.batch_size" in line
+    assert read_json(output / "run.json")["status"] == "failed"
+
+
 def test_a_decoder_without_padding_token_trains(tmp_path: Path, data: Path) -> None:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

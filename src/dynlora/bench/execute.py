@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dynlora.bench.assignment import Assignment, Outcome
 from dynlora.bench.runs import ExamRows
-from dynlora.errors import DynamicLoraError, NonFiniteError
+from dynlora.errors import DynamicLoraError, NonFiniteError, is_out_of_memory
 from dynlora.report.run_files import RunFiles, read_run
 from dynlora.train.any_split import find_split
 from dynlora.train.config import METRICS, JobConfig
@@ -41,13 +41,10 @@ def execute(given: Assignment) -> Outcome:
             values = _run_within(given)
         except NonFiniteError as error:
             return Outcome(status="failed", error=_text(error), diverged=True, notes=tuple(notes))
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            return Outcome(status="out_of_memory", error=_text(error), notes=tuple(notes))
         except DynamicLoraError as error:
             return Outcome(status="failed", error=_text(error), notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  the study goes on; the record tells of it
-            full = "not enough memory" in str(error)  # torch's RuntimeError on a CPU
-            status = "out_of_memory" if full else "failed"
+            status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return Outcome(status=status, error=_text(error), notes=tuple(notes))
         finally:
             gc.collect()

@@ -14,7 +14,7 @@ from importlib import import_module
 from dynlora.cli.messages import fewer_remarks, only_errors
 from dynlora.cli.output import Output, ReaderLeftError
 from dynlora.cli.verbs import VERBS
-from dynlora.errors import ConfigError, DynamicLoraError
+from dynlora.errors import ConfigError, DynamicLoraError, is_out_of_memory
 
 USAGE = """\
 usage: dynlora VERB ... [--json] [--quiet]
@@ -65,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_refused_file(error))
     except ReaderLeftError:
         return READER_LEFT
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return _refuse(_short_of_memory(error))
     except KeyboardInterrupt as stop:
         how = str(stop) or "before anything was written"
         print(f"interrupted: {how}", file=sys.stderr)
@@ -84,6 +88,16 @@ def _refused_file(error: OSError) -> str:
     return (
         f"a path must be one that the operating system lets dynlora use, got {shown}: "
         f"{error.strerror}."
+    )
+
+
+def _short_of_memory(error: Exception) -> str:
+    said = next(iter(str(error).splitlines()), "no more of it")
+    return (
+        f"there must be memory for what is asked, got {said}: use smaller batches "
+        "(`--training.batch_size` with more `--training.gradient_accumulation`, or "
+        "`--batch-size`), a lower `--data.max_length` or a lower `--lora.r`; `dynlora plan` says "
+        "what a run takes."
     )
 
 
