@@ -77,6 +77,20 @@ def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
     )
 
 
+def position_limit(model: Any) -> int | None:
+    """Return how many tokens a model has positions for; None where any number goes.
+
+    RoBERTa and its kin count them from behind the padding token's place.
+    """
+    config = model.config.to_dict()
+    limits = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
+    for name, module in model.named_modules():
+        skipped = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and skipped is not None:
+            limits.append(module.num_embeddings - skipped - 1)
+    return min(limits, default=None)
+
+
 def within(name: str, modules: Collection[str]) -> bool:
     """Return whether a module or weight of that name is one of the modules or inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

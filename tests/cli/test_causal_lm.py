@@ -358,3 +358,16 @@ def test_what_is_cut_and_what_is_left_out_is_told(
     run = read_json(output / "run.json")
     assert run["rows"] == {"train": 2, "validation": 2}
     assert run["texts_cut"] == {"train": 1, "validation": 1}
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_prompt_without_any_token_is_refused_by_its_row(
+    train: Train, output: Path, tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--data.separator", "", "--training.max_steps", 1) == 0
+    rows = [{"ask": "red"}, {"ask": ""}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["predict", str(output), str(path), "--batch-size", str(size)]) == 2
+    assert "the prompt must have at least one token" in (told := capsys.readouterr().err)
+    assert "'' in row 1" in told

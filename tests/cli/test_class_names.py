@@ -142,3 +142,14 @@ def test_arrays_are_predicted_with_or_without_their_classes(
         assert said(capsys, "predict", root / "run", tmp_path / f"{name}.npz") == expected
     line = refused(capsys, "eval", root / "run", "--data", tmp_path / "without.npz")
     assert "set `data.label`" in line
+
+
+def test_a_class_of_which_no_row_is_read_has_an_output_too(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    for image in (tmp_path / "data" / "train" / NAMES[-1]).iterdir():
+        image.unlink()
+    values = job_values(root / "vit", tmp_path / "data", tmp_path / "run")
+    values["task"] = "image_classification"
+    values["training"]["max_steps"] = 1
+    assert main(["train", str(write_job(tmp_path / "job.yaml", values)), "--quiet"]) == 0
+    assert read_json(tmp_path / "run" / "run.json")["num_labels"] == 3

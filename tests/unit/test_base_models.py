@@ -1,14 +1,23 @@
 """Weights of base models: whether all are there, and no code runs that lies beside them."""
 
 import pytest
+import torch
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
 )
 
-from dynlora.base_models import UnfitWeightsError, load_weights, refuse_drawn, within
+from dynlora.base_models import (
+    UnfitWeightsError,
+    load_weights,
+    position_limit,
+    refuse_drawn,
+    within,
+)
 from tests.jobs import save_model
 from tests.models import bare_llama
 from tests.strange_models import drop_weights, reconfigure
@@ -51,3 +60,21 @@ def test_a_name_is_within_its_module_and_not_within_its_namesake():
     assert within("bert.pooler.dense.weight", ["bert.pooler"])
     assert within("bert.pooler", ["bert.pooler"])
     assert not within("bert.pooler2.weight", ["bert.pooler"])
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("bert", 20), ("roberta", 18), ("mpnet", 18)])
+def test_a_model_reads_as_many_tokens_as_it_has_positions_for(kind, limit):
+    config = AutoConfig.for_model(
+        kind, vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    model = AutoModel.from_config(config).eval()
+    assert position_limit(model) == limit
+    model(torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, limit + 1), 5))
+
+
+def test_a_model_of_relative_positions_reads_any_number_of_tokens():
+    config = AutoConfig.for_model("t5", vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1)
+    assert position_limit(AutoModel.from_config(config)) is None

@@ -105,9 +105,10 @@ def _read_budget(text: str) -> Any:
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
     """Return what the adapter's layers see of the texts."""
+    from dynlora.base_models import position_limit
     from dynlora.cli.messages import readable_messages
     from dynlora.saved.activations import observe_texts
-    from dynlora.saved.base import attach, load_base, locate_base, position_limit
+    from dynlora.saved.base import attach, load_base, locate_base
     from dynlora.saved.texts import batch_texts, check_reads_texts, read_texts
 
     named = {"--text": given.text, "--text-pair": given.text_pair}

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig
 
 from dynlora.base_models import (
-    LENGTH_KEYS,
     NO_CODE,
     UNLOADABLE,
     load_weights,
@@ -161,14 +160,6 @@ def _unattached(adapter: SavedAdapter, base: nn.Module, reason: str) -> AdapterE
         f"the adapter in {adapter.folder} must load on its base model, a {type(base).__name__}: "
         f"{' '.join(reason.split())} Use the model that it was trained on."
     )
-
-
-def position_limit(base: Any) -> int | None:
-    """Return how many tokens the model has positions for; None where any number goes."""
-    config = base.config.to_dict()
-    found = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
-    # RoBERTa and its kin begin to count behind the padding token's place.
-    return min(found) - 2 if found else None
 
 
 @torch.no_grad()

@@ -19,11 +19,12 @@ from dynlora.base_models import (
     NO_CODE,
     UNLOADABLE,
     load_weights,
+    position_limit,
     refuse_drawn,
     within,
 )
 from dynlora.errors import ConfigError
-from dynlora.train.config import ModelConfig
+from dynlora.train.config import DataConfig, ModelConfig
 from dynlora.train.gguf_file import check_gguf, no_bar, not_read, restored
 from dynlora.train.head import note_new, outer_modules, poolers, unread_poolers
 from dynlora.train.quantized import check_quantizer, load_quantized, make_trainable
@@ -138,10 +139,7 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
     limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
     limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
-        raise ConfigError(
-            f"`data.max_length` must be at most {limit}, the longest input of {source.label}, "
-            f"got {max_length}."
-        )
+        raise _too_long(limit, source.label, max_length)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
@@ -151,6 +149,23 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_length(model: Any, config: DataConfig) -> None:
+    """Check that the model has a position for each of `data.max_length` tokens.
+
+    Raises:
+        ConfigError: If it has not; its configuration may promise some more.
+    """
+    limit = position_limit(model)
+    if limit is not None and config.max_length > limit:
+        raise _too_long(limit, f"a {type(model).__name__}", config.max_length)
+
+
+def _too_long(limit: int, of: str, given: int) -> ConfigError:
+    return ConfigError(
+        f"`data.max_length` must be at most {limit}, the longest input of {of}, got {given}."
+    )
 
 
 def _check_vocabulary(

@@ -242,7 +242,8 @@ def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
 def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
     both = _from_file("training", path, config)
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(both.table.num_rows).tolist()
-    held_out = round(len(order) * config.validation_fraction)
+    # Of few rows too at least one is held out, and one is left.
+    held_out = min(max(1, round(len(order) * config.validation_fraction)), len(order) - 1)
     return both.take(order[held_out:]), both.take(order[:held_out], "validation")
 
 

@@ -146,3 +146,19 @@ def test_a_choice_from_a_list_is_one_of_it(tmp_path: Path) -> None:
     tuner_of(jobs_of(tmp_path, trials=8, scale={"choices": [1, 2, 4]})).tune(LORA, measured)
     assert {choice.scale for choice in measured.tried} <= {1.0, 2.0, 4.0}
     assert measured.tried[0].scale == 2.0
+
+
+def test_two_processes_that_tune_the_same_cell_come_to_the_same_choice(tmp_path: Path) -> None:
+    jobs, others = jobs_of(tmp_path, trials=4), []
+
+    def slow(number: int, choice: Choice) -> float | None:
+        if not others:  # while the first trial is under way here
+            others.append(tuner_of(jobs).tune(LORA, Measured(far_from(0.02))))
+        return far_from(0.02)(number, choice)
+
+    assert tuner_of(jobs).tune(LORA, slow) == others[0]
+
+
+def test_no_metric_is_each_tasks_main_one(tmp_path: Path) -> None:
+    assert tuner_of(jobs_of(tmp_path)).metric(LORA) == "loss"
+    assert tuner_of(jobs_of(tmp_path, metric=None)).metric(LORA) == "accuracy"

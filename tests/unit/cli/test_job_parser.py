@@ -106,7 +106,7 @@ def test_every_value_of_the_file_arrives(tmp_path: Path) -> None:
             "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0, "bf16": True,
             "group_by_length": False, "eval": "steps", "eval_steps": 5,
             "eval_on_start": False, "save": "steps",
-            "save_steps": 10, "save_total_limit": 1, "load_best_model_at_end": True,
+            "save_steps": 5, "save_total_limit": 1, "load_best_model_at_end": True,
             "best_metric": "f1", "early_stopping_patience": 2, "logging_steps": 3,
             "report_to": ["tensorboard", "trackio"], "seed": 4, "resume": "latest",
         },

@@ -99,13 +99,14 @@ def test_each_number_is_held_to_its_range(
     ("values", "fits"),
     [
         ({"eval": "epoch", "save": "epoch"}, True),
-        ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 10}, True),
+        ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 5}, True),
+        ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 10}, False),
         ({"eval": "steps", "save": "steps", "eval_steps": 10, "save_steps": 5}, False),
         ({"eval": "epoch", "save": "steps"}, False),
         ({"eval": "no", "save": "no"}, False),
     ],
 )
-def test_the_best_checkpoint_needs_an_evaluation_at_each(values: Any, fits: bool) -> None:
+def test_the_best_checkpoint_needs_one_at_each_evaluation(values: Any, fits: bool) -> None:
     assert TrainingConfig(**values)
     if fits:
         assert TrainingConfig(load_best_model_at_end=True, **values)

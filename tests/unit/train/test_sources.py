@@ -153,6 +153,15 @@ def test_a_file_of_one_row_holds_out_none(tmp_path: Path, ending: str) -> None:
     assert column(validation) == []
 
 
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.1, 1), (0.5, 2), (0.99, 4)])
+def test_of_a_file_of_few_rows_at_least_one_is_held_out_and_one_is_left(
+    tmp_path: Path, fraction: float, held_out: int
+) -> None:
+    path = write_rows(tmp_path / "all.csv", ROWS[:5])
+    train, validation = load_splits(DataConfig(path=str(path), validation_fraction=fraction))
+    assert (len(column(train)), len(column(validation))) == (5 - held_out, held_out)
+
+
 def test_class_folders_beside_a_file_of_numbers_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.csv", ROWS)
     for name in ("ants", "bees"):

@@ -1,5 +1,6 @@
 """Section `training`: the Trainer's choices that a fine-tuning job needs."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,13 +90,16 @@ class TrainingConfig:
             value = getattr(self, key)
             require(value is None or value >= 1, f"training.{key}", "at least 1", value)
         for key in ("epochs", "learning_rate"):
-            require(getattr(self, key) > 0, f"training.{key}", "above 0", getattr(self, key))
+            value = getattr(self, key)
+            require(0 < value < math.inf, f"training.{key}", "a number above 0", value)
         for key in ("weight_decay", "max_grad_norm"):
-            require(getattr(self, key) >= 0, f"training.{key}", "at least 0", getattr(self, key))
+            value = getattr(self, key)
+            require(0 <= value < math.inf, f"training.{key}", "a number of at least 0", value)
         require(0 <= self.seed < 2**32, "training.seed", "in [0, 2^32)", self.seed)
         ratio, plus = self.warmup_ratio, self.loraplus_lr_ratio
         require(0 <= ratio < 1, "training.warmup_ratio", "in [0, 1)", ratio)
-        require(plus is None or plus > 0, "training.loraplus_lr_ratio", "above 0", plus)
+        finite = plus is None or 0 < plus < math.inf
+        require(finite, "training.loraplus_lr_ratio", "a number above 0", plus)
         if self.early_stopping_patience is not None:
             required = "`epoch` or `steps` with `training.early_stopping_patience`"
             require(self.eval != "no", "training.eval", required, self.eval)
@@ -104,11 +108,12 @@ class TrainingConfig:
     def _check_best(self) -> None:
         if not self.load_best_model_at_end:
             return
-        same_steps = self.eval != "steps" or self.save_steps % self.eval_steps == 0
+        # What did best in an evaluation without a checkpoint could not be kept.
+        same_steps = self.eval != "steps" or self.save_steps == self.eval_steps
         if self.eval == "no" or self.eval != self.save or not same_steps:
             raise ConfigError(
-                "`training.load_best_model_at_end` needs an evaluation at every checkpoint, got "
+                "`training.load_best_model_at_end` needs a checkpoint at every evaluation, got "
                 f"eval={self.eval} (eval_steps={self.eval_steps}) and save={self.save} "
                 f"(save_steps={self.save_steps}): set `training.eval` and `training.save` both "
-                "to `epoch`, or both to `steps` with save_steps a multiple of eval_steps."
+                "to `epoch`, or both to `steps` with save_steps the same as eval_steps."
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 
-from dynlora.base_models import LENGTH_KEYS
+from dynlora.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.chat import (
     as_conversations,
@@ -18,7 +18,7 @@ from dynlora.train.chat import (
     encode_requests,
     read_conversations,
 )
-from dynlora.train.columns import check_columns, read_texts
+from dynlora.train.columns import check_columns, read_texts, refuse_rows
 from dynlora.train.config import DataConfig
 from dynlora.train.continuation import continuations
 from dynlora.train.examples import (
@@ -28,7 +28,7 @@ from dynlora.train.examples import (
     encode_texts,
     fit,
 )
-from dynlora.train.pretrained import Source, load_model, load_tokenizer
+from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
 from dynlora.train.sft import make_sft_trainer
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
@@ -123,11 +123,12 @@ def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any
 
 
 def _check_model(model: Any, config: DataConfig) -> None:
-    """Check that the model has room for a prompt and an answer.
+    """Check that the model has room for the longest row, and for a prompt and an answer.
 
     Raises:
         ConfigError: If it has not.
     """
+    check_length(model, config)
     _longest_prompt(model, config)
 
 
@@ -139,6 +140,12 @@ def _make_trainer(parts: TrainerParts) -> Trainer:
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     longest = _longest_prompt(predictor.model, config)
     prompts = _prompts(split, config, predictor.processor)
+    refuse_rows(
+        split,
+        "the prompt must have at least one token to go on from in every row",
+        [(row, "") for row, ids in enumerate(prompts) if not ids],
+        "Remove these rows or fill them in.",
+    )
     # The end of what is too long says best what comes next.
     kept = [ids[-longest:] for ids in prompts]
     for text in continuations(predictor, kept, config.max_new_tokens):
@@ -147,12 +154,11 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
 
 def _longest_prompt(model: Any, config: DataConfig) -> int:
     """Return how many tokens a prompt may have, so that there is room for an answer."""
-    values, new = model.config.to_dict(), config.max_new_tokens
-    limits = [values[key] for key in LENGTH_KEYS if values.get(key) is not None]
-    longest: int = min([config.max_length, *(limit - new for limit in limits)])
+    limit, new = position_limit(model), config.max_new_tokens
+    longest = config.max_length if limit is None else min(config.max_length, limit - new)
     if longest < 1:
         raise ConfigError(
-            f"`data.max_new_tokens` must leave room for a prompt within the {min(limits)} tokens "
+            f"`data.max_new_tokens` must leave room for a prompt within the {limit} tokens "
             f"that the model can read, got {new}: lower it, or give "
             "`dynlora predict` another with `--max-new-tokens`."
         )

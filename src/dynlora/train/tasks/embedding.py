@@ -19,7 +19,7 @@ from dynlora.train.columns import read_vectors
 from dynlora.train.head import unread_poolers
 from dynlora.train.loss import summed_squares
 from dynlora.train.metrics import embedding_metrics
-from dynlora.train.pretrained import Source, load_model
+from dynlora.train.pretrained import Source, check_length, load_model
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Task
 from dynlora.train.tasks.sequence import load_processor, make_trainer, predict, read_split
@@ -94,6 +94,7 @@ EMBEDDING = Task(
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_vector_labels),
     load_model=_load_model,
+    check_model=check_length,
     make_trainer=partial(make_trainer, loss=summed_squares, metrics=embedding_metrics),
     predict=partial(predict, describe=describe_vector),
 )

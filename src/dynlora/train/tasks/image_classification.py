@@ -57,7 +57,9 @@ def _read_split(
     labels = read_classes(split, config.label, num_labels)
     check_images(split, config.image)
     inputs = _pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
-    return Split(inputs=inputs, cut=0, num_labels=num_labels or max(max(labels) + 1, 2))
+    seen = max(max(labels) + 1, 2)  # a class that a folder names may not be among these rows
+    named = len(split.class_names or ())
+    return Split(inputs=inputs, cut=0, num_labels=num_labels or max(seen, named))
 
 
 def _pixel_inputs(

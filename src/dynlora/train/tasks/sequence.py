@@ -22,6 +22,7 @@ from dynlora.train.columns import (
     read_classes,
     read_numbers,
     read_texts,
+    refuse_rows,
 )
 from dynlora.train.config import DataConfig
 from dynlora.train.head import head_modules, linear_layers
@@ -31,7 +32,7 @@ from dynlora.train.metrics import (
     multi_label_metrics,
     regression_metrics,
 )
-from dynlora.train.pretrained import Source, load_model, load_tokenizer
+from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
@@ -95,7 +96,15 @@ def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[st
     """Return the model's inputs by name, and how many rows were cut."""
     check_columns(split, {"data.text": config.text, "data.text_pair": config.text_pair})
     pairs = None if config.text_pair is None else read_texts(split, config.text_pair)
-    return tokenize(read_texts(split, config.text), pairs, tokenizer, config.max_length)
+    texts = read_texts(split, config.text)
+    columns, cut = tokenize(texts, pairs, tokenizer, config.max_length)
+    refuse_rows(
+        split,
+        f"column {config.text!r} must hold texts of which the tokenizer makes tokens",
+        [(row, texts[row]) for row, ids in enumerate(columns["input_ids"]) if not ids],
+        "Remove these rows or fill them in.",
+    )
+    return columns, cut
 
 
 def read_split(
@@ -183,6 +192,7 @@ SEQUENCE_CLASSIFICATION = Task(
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_class_labels),
     load_model=partial(_load_model, problem=PROBLEMS["sequence_classification"]),
+    check_model=check_length,
     make_trainer=partial(make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
     predict=partial(predict, describe=describe_class),
 )
@@ -192,6 +202,7 @@ REGRESSION = Task(
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem=PROBLEMS["regression"]),
+    check_model=check_length,
     begin_head=begin_at_mean,
     make_trainer=partial(make_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(predict, describe=describe_number),
@@ -202,6 +213,7 @@ MULTI_LABEL = Task(
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_list_labels),
     load_model=partial(_load_model, problem=PROBLEMS["multi_label"]),
+    check_model=check_length,
     make_trainer=partial(make_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )

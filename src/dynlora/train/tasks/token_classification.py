@@ -23,7 +23,7 @@ from dynlora.train.config import DataConfig
 from dynlora.train.head import head_modules
 from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.metrics import token_metrics
-from dynlora.train.pretrained import Source, load_model, load_tokenizer
+from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
 from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
@@ -118,6 +118,7 @@ TOKEN_CLASSIFICATION = Task(
     load_processor=_load_processor,
     read_split=_read_split,
     load_model=_load_model,
+    check_model=check_length,
     make_trainer=_make_trainer,
     predict=_predict,
 )
