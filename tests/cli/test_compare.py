@@ -102,7 +102,7 @@ def test_an_unfinished_run_is_refused_by_name(
     line = refused(capsys)
     assert "must be finished" in line
     assert str(root) in line
-    assert f"`dynlora train {root / 'config.yaml'} {advice}`" in line
+    assert f"`dynlora train {root / 'config.yaml'} --output {root} {advice}`" in line
 
 
 def test_one_run_alone_is_refused(one: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,9 +212,10 @@ def test_what_is_not_a_finished_run_is_refused(
         (copy / "run.json").write_text(json.dumps(facts | {"status": status}))
         message = refused(copy)
         assert told in message
-        assert f"{copy / 'config.yaml'} --training.resume latest" in message
+        assert f"{copy / 'config.yaml'} --output {copy} --training.resume latest" in message
         shutil.move(copy / "checkpoints", tmp_path / "elsewhere")
-        assert f"`dynlora train {copy / 'config.yaml'} --overwrite true`" in refused(copy)
+        again = f"`dynlora train {copy / 'config.yaml'} --output {copy} --overwrite true`"
+        assert again in refused(copy)
         shutil.move(tmp_path / "elsewhere", copy / "checkpoints")
     (copy / "run.json").write_text("{")
     assert "run.json must be one whole JSON object" in refused(copy)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynlora.cli.main import main
+from dynlora.report.unfinished import finish_command
 from dynlora.train.progress import ProgressBar
 from dynlora.train.resume import save_progress
 
@@ -95,6 +96,22 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     run = json.loads((stopped / "run.json").read_text())
     assert run["resumed_from_step"] == checkpoint
     assert_same_end(whole, stopped, method)
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_stopped_run_that_was_moved_goes_on_where_it_lies_by_the_command_it_is_told(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped, moved = tmp_path / "whole", tmp_path / "stopped", tmp_path / "moved"
+    assert train("--training.save_steps", 2, "--output", whole) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, SystemExit)
+        with pytest.raises(SystemExit):
+            train("--training.save_steps", 2, "--output", stopped)
+    stopped.rename(moved)
+    assert main(finish_command(moved, "dynamic").split()[1:]) == 0
+    assert not stopped.exists()
+    assert_same_end(whole, moved, "dynamic")
 
 
 def test_a_checkpoint_on_an_epochs_last_step_knows_that_epochs_evaluation(

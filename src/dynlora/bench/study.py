@@ -176,12 +176,13 @@ def _tuning(fields: Fields, seeds: tuple[int, ...]) -> Tuning:
         raise fields.wrong(
             "learning_rate", "given, or `tune.scale`: there is nothing to tune", None
         )
+    main = fields.values.get("metric", "loss") is None  # given as null
     return Tuning(
         trials=fields.whole("trials", low=1),
         seed=seed,
         learning_rate=spaces["learning_rate"],
         scale=spaces["scale"],
-        metric=fields.text("metric", default="loss") or None,
+        metric=None if main else fields.text("metric", default="loss"),
     )
 
 

@@ -56,7 +56,9 @@ class OptunaTuner:
                 raise StudyError(
                     f"{cell.name} is not tuned: {done} of {self.tuning.trials} trials have ended"
                 )
-            study.tell(trial.number, value if math.isfinite(value) else worst)
+            found = value if math.isfinite(value) else worst
+            # Another process may have done it too: it found the same.
+            study.tell(trial.number, found, skip_if_finished=True)
         return self._choice(self._best(study, cell), cell)
 
     def _ended(self, study: optuna.Study) -> list[FrozenTrial]:
@@ -102,7 +104,8 @@ class OptunaTuner:
         for begun in study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
             if begun.params.keys() == spaces.keys():
                 return begun
-            study.tell(begun.number, state=TrialState.FAIL)  # ended while it was proposed
+            # It ended while it was proposed.
+            study.tell(begun.number, state=TrialState.FAIL, skip_if_finished=True)
         study.sampler = TPESampler(seed=self.tuning.seed + done)
         number = study.ask(spaces).number
         return study.get_trials(deepcopy=False)[number]

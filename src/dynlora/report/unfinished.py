@@ -31,10 +31,13 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
 def finish_command(root: Path, method: str) -> str:
     """Return the command that brings a run to its end: from its last checkpoint, or afresh.
 
+    It names the folder, for what the configuration in it calls `output` may be another by now.
+
     Args:
         root: The run's folder.
         method: The run's; `adalora` cannot load its own checkpoints.
     """
     saved = method != "adalora" and complete_checkpoints(root / "checkpoints")
     how = "--training.resume latest" if saved else "--overwrite true"
-    return f"dynlora train {shlex.quote(str(root / 'config.yaml'))} {how}"
+    config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))
+    return f"dynlora train {config} --output {output} {how}"

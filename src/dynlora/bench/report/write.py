@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from dynlora.bench.report import style
 from dynlora.bench.report.document import MARK, Document
@@ -12,6 +12,8 @@ from dynlora.files import whole
 
 HEAD_BYTES = 2000
 """Where the mark of a file of ours stands at the latest."""
+SHOWN = re.compile(r"\]\(([^()\s]+\.svg)\)")
+"""How a report links to a figure."""
 DRAWN_BY = re.compile(rb"<dc:title>(Matplotlib v[^,<]*)")
 
 
@@ -57,6 +59,7 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
                 f"{path} must be a figure of an earlier report, or not be there, got something "
                 "else: move it, or give another `--figures`."
             )
+    no_more = _left_over(made, document, figures)
     try:
         # First the place of the document: if the disk refuses it, no figure is written either.
         with whole.whole_file(document) as draft:
@@ -64,7 +67,7 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
             for drawing in made.drawings:
                 with whole.whole_file(figures / drawing.file) as drawn:
                     drawn.write_bytes(drawing.content)
-        for path in _left_over(made, figures):
+        for path in no_more:
             path.unlink()
     except OSError as error:
         raise RunFileError(
@@ -84,7 +87,7 @@ def differences(made: Document, document: Path, figures: Path) -> list[Path]:
         there = _bytes(path)
         if there is None or (there != drawing.content and _drawn_alike(there, drawing.content)):
             found.append(path)
-    return [*found, *_left_over(made, figures)]
+    return [*found, *_left_over(made, document, figures)]
 
 
 def _drawn_alike(one: bytes, other: bytes) -> bool:
@@ -93,11 +96,20 @@ def _drawn_alike(one: bytes, other: bytes) -> bool:
     return versions[0] == versions[1] or not versions[0]
 
 
-def _left_over(made: Document, figures: Path) -> list[Path]:
-    """Return the figures of an earlier report that this one has not."""
+def _left_over(made: Document, document: Path, figures: Path) -> list[Path]:
+    """Return the figures that the document on the disk shows and that it will not show any more.
+
+    Those of other reports may lie beside them.
+    """
+    earlier = (_bytes(document) or b"").decode(errors="replace")
+    shown = {(document.parent / unquote(link)).resolve() for link in SHOWN.findall(earlier)}
     wanted = {drawing.file for drawing in made.drawings}
     there = sorted(figures.glob("*.svg"))
-    return [path for path in there if path.name not in wanted and _has(path, style.MARK)]
+    return [
+        path
+        for path in there
+        if path.name not in wanted and path.resolve() in shown and _has(path, style.MARK)
+    ]
 
 
 def _bytes(path: Path) -> bytes | None:
