@@ -51,8 +51,8 @@ from dynlora.types import BasisChange, FeatureStats, RankPlan, Tokens
 logger = logging.getLogger(__name__)
 
 WORKING_BYTES = 2**27
-"""Most memory that an event takes for what it computes of many layers at once, in float64; of one
-layer alone it may be more."""
+"""About how much memory an event takes for what it computes of many layers at once, in float64; of
+one layer alone it may be more."""
 
 
 class LoraAdapters:
@@ -269,7 +269,7 @@ class LoraAdapters:
         return lost
 
     def _blocks(self, names: Iterable[str]) -> Iterator[list[LoraView]]:
-        """Yield layers, as many at once as have room in `WORKING_BYTES`, at least one."""
+        """Yield layers, as many at once as take about `WORKING_BYTES`, at least one."""
         block: list[LoraView] = []
         used = 0
         for layer in map(self.layers.__getitem__, names):

@@ -1,6 +1,7 @@
 """The job's configuration checks its values when it is made."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,13 +66,13 @@ def test_data_needs_one_source_too() -> None:
         (AdaLoraSettings, "interval", (0,), (1,)),
         (AdaLoraSettings, "orth_reg_weight", (-0.1,), (0.0,)),
         (DataConfig, "validation_rows_from_train", (0,), (1, None)),
-        (TrainingConfig, "epochs", (0.0,), (0.5,)),
+        (TrainingConfig, "epochs", (0.0, math.inf, math.nan), (0.5,)),
         (TrainingConfig, "max_steps", (0,), (1, None)),
         (TrainingConfig, "batch_size", (0,), (1,)),
         (TrainingConfig, "eval_batch_size", (0,), (1,)),
         (TrainingConfig, "gradient_accumulation", (0,), (1,)),
-        (TrainingConfig, "learning_rate", (0.0,), (1e-9,)),
-        (TrainingConfig, "weight_decay", (-0.1,), (0.0,)),
+        (TrainingConfig, "learning_rate", (0.0, math.inf), (1e-9,)),
+        (TrainingConfig, "weight_decay", (-0.1, math.inf), (0.0,)),
         (TrainingConfig, "warmup_ratio", (-0.1, 1.0), (0.0, 0.99)),
         (TrainingConfig, "max_grad_norm", (-1.0,), (0.0,)),
         (TrainingConfig, "eval_steps", (0,), (1,)),
