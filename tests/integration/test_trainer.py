@@ -83,6 +83,13 @@ def keeping_the_best(*, every):
     }
 
 
+class Worse(TrainerCallback):
+    """Makes the first evaluation the best."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        metrics["eval_loss"] = float(state.global_step)
+
+
 def lora_weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
@@ -206,12 +213,6 @@ def test_the_best_model_of_an_adapter_that_was_chosen_late_is_loaded_with_its_ow
     model = lora_llama(r=8)
     model.add_adapter("late", LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
 
-    class Worse(TrainerCallback):
-        """Makes the first evaluation the best."""
-
-        def on_evaluate(self, args, state, control, metrics, **kwargs):
-            metrics["eval_loss"] = float(state.global_step)
-
     trainer, callback = trainer_of(
         model,
         tmp_path,
@@ -230,12 +231,6 @@ def test_an_adapter_that_the_trainer_does_not_find_in_its_best_checkpoint_stays_
     tmp_path, caplog
 ):
     model = lora_llama(r=8, adapter_name="task")
-
-    class Worse(TrainerCallback):
-        """Makes the first evaluation the best."""
-
-        def on_evaluate(self, args, state, control, metrics, **kwargs):
-            metrics["eval_loss"] = float(state.global_step)
 
     trainer, callback = trainer_of(
         model,
@@ -259,12 +254,6 @@ def test_checkpoints_that_callbacks_are_not_told_of_are_refused(tmp_path):
 
 
 def test_the_best_model_is_loaded_into_a_model_that_the_trainer_made_anew(tmp_path):
-    class Worse(TrainerCallback):
-        """Makes the first evaluation the best."""
-
-        def on_evaluate(self, args, state, control, metrics, **kwargs):
-            metrics["eval_loss"] = float(state.global_step)
-
     args = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=STEPS,

@@ -2,8 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.blocks import in_blocks
 from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import write_patterns
@@ -23,6 +23,7 @@ from dynlora.adapters.layers import (
     in_this_step,
 )
 from dynlora.adapters.new_rows import new_rows
+from dynlora.adapters.observed import enough_seen, output_norm, tokens_of
 from dynlora.adapters.optimizer_state import (
     check_holds,
     check_static,
@@ -44,15 +45,10 @@ from dynlora.adapters.static import hold_static
 from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
 from dynlora.distributed import share_from_first
 from dynlora.errors import LayerError
-from dynlora.samples import SAMPLE_SIZE
 from dynlora.starts import changes_base
-from dynlora.types import BasisChange, FeatureStats, RankPlan, Tokens
+from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
-
-WORKING_BYTES = 2**27
-"""About how much memory an event takes for what it computes of many layers at once, in float64; of
-one layer alone it may be more."""
 
 
 class LoraAdapters:
@@ -236,10 +232,10 @@ class LoraAdapters:
             tolerance: Norm that may be lost, as part of the norm of the layer's output.
         """
         powers, tolerated = [], []
-        for layers in self._blocks(names):
-            stats = _enough(layers, features)
-            powers += component_powers(layers, [_tokens(found) for found in stats])
-            norms = map(_output_norm, layers, stats)
+        for layers in in_blocks(self.layers[name] for name in names):
+            stats = enough_seen(layers, features)
+            powers += component_powers(layers, [tokens_of(found) for found in stats])
+            norms = map(output_norm, layers, stats)
             tolerated += [tolerance * (norm or 1.0) for norm in norms]
         return dict(zip(names, lowest_ranks(powers, tolerated), strict=True))
 
@@ -256,31 +252,18 @@ class LoraAdapters:
         Returns:
             By module name, the norm of what was dropped, relative to the layer's output norm.
         """
-        shrinking = [n for n, rank in plan.ranks.items() if rank < self.layers[n].r]
-        growing = [n for n, rank in plan.ranks.items() if rank > self.layers[n].r]
+        planned = [(self.layers[name], rank) for name, rank in plan.ranks.items()]
+        shrinking = [layer for layer, rank in planned if rank < layer.r]
+        growing = [layer for layer, rank in planned if rank > layer.r]
         lost = dict.fromkeys(plan.ranks, 0.0)
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + plan.step)
-        for some in self._blocks(shrinking):
+        for some in in_blocks(shrinking):
             lost |= self._shrink(some, plan.ranks, features)
-        for some in self._blocks(growing):
+        for some in in_blocks(growing):
             self._grow(some, plan.ranks, features, generator)
         if shrinking or growing:
             self.write_config()
         return lost
-
-    def _blocks(self, names: Iterable[str]) -> Iterator[list[LoraView]]:
-        """Yield layers, as many at once as take about `WORKING_BYTES`, at least one."""
-        block: list[LoraView] = []
-        used = 0
-        for layer in map(self.layers.__getitem__, names):
-            needed = 8 * (SAMPLE_SIZE * layer.in_features + 2 * layer.r * layer.cost)
-            if block and used + needed > WORKING_BYTES:
-                yield block
-                block, used = [], 0
-            block.append(layer)
-            used += needed
-        if block:
-            yield block
 
     def _shrink(
         self,
@@ -289,12 +272,12 @@ class LoraAdapters:
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
         """Return by module name the part of the output's norm that was dropped."""
-        stats = _enough(layers, features)
-        strengths = measure_strengths(layers, [_tokens(found) for found in stats])
+        stats = enough_seen(layers, features)
+        strengths = measure_strengths(layers, [tokens_of(found) for found in stats])
         kept = [ranks[layer.name] for layer in layers]
         dropped = [found.lost(rank) for found, rank in zip(strengths, kept, strict=True)]
         norms = [
-            _output_norm(layer, found) or 1.0 for layer, found in zip(layers, stats, strict=True)
+            output_norm(layer, found) or 1.0 for layer, found in zip(layers, stats, strict=True)
         ]
         self._change(shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()
@@ -313,7 +296,7 @@ class LoraAdapters:
         rows = new_rows(
             layers,
             [ranks[layer.name] - layer.r for layer in layers],
-            [_tokens(features.get(layer.name)) for layer in layers],
+            [tokens_of(features.get(layer.name)) for layer in layers],
             generator=generator,
         )
         self._change([grow_change(layer, ranks[layer.name]) for layer in layers], rows)
@@ -326,8 +309,8 @@ class LoraAdapters:
         Args:
             features: Observed inputs by module name, on which strengths are measured.
         """
-        for layers in self._blocks(self.layers):
-            tokens = [_tokens(found) for found in _enough(layers, features)]
+        for layers in in_blocks(self.layers.values()):
+            tokens = [tokens_of(found) for found in enough_seen(layers, features)]
             strengths = measure_strengths(layers, tokens)
             self._change(list(map(reorder_change, layers, strengths)))
 
@@ -360,7 +343,8 @@ class LoraAdapters:
         """Make changes, each with the rows of `lora_A` that it grows."""
         maps = [matrix for change in changes for matrix in (change.to_A, change.to_B)]
         share_from_first([*maps, *rows])
-        for change, grown in zip_longest(changes, rows):
+        growth: Sequence[Tensor | None] = rows or [None] * len(changes)
+        for change, grown in zip(changes, growth, strict=True):
             apply_change(self.layers[change.name], self._optimizer, change, grown)
             self._tell(change)
 
@@ -422,31 +406,3 @@ def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:
             "it the active one with `set_adapter`."
         )
     return parameters
-
-
-def _enough(
-    layers: Sequence[LoraView], features: Mapping[str, FeatureStats]
-) -> list[FeatureStats | None]:
-    """Return what was seen of each layer's input if it can show every component's strength.
-
-    On fewer tokens than components some would seem to add nothing. Of ids, `EmbeddingKind.see`
-    knows what the sample lacks.
-    """
-    found = [features.get(layer.name) for layer in layers]
-    return [
-        stats if stats is not None and _shows(stats.tokens, layer.r) else None
-        for layer, stats in zip(layers, found, strict=True)
-    ]
-
-
-def _shows(tokens: Tokens, rank: int) -> bool:
-    return len(tokens) >= rank or not tokens.is_floating_point()
-
-
-def _tokens(stats: FeatureStats | None) -> Tokens | None:
-    return None if stats is None else stats.tokens
-
-
-def _output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
-    """Return the root mean square norm of a layer's output, on white input where none was seen."""
-    return layer.base_norm if stats is None else float(stats.output_power**0.5)

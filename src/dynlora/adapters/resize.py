@@ -34,7 +34,7 @@ def shrink_changes(
         strengths: Their components.
         ranks: How many of them each keeps.
     """
-    mixes = [rank < len(found.trained) for found, rank in zip(strengths, ranks, strict=True)]
+    mixes = [rank < found.trained for found, rank in zip(strengths, ranks, strict=True)]
     mixed = list(compress(zip(strengths, ranks, strict=True), mixes))
     split = iter(
         batched(
@@ -52,10 +52,8 @@ def shrink_changes(
 
 def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
     """Return the maps that keep every trained direction, and untrained ones up to a rank."""
-    size, trained = len(strengths.values), strengths.trained
-    fresh = [k for k in range(size) if k not in trained]
-    kept = sorted(trained + fresh[: rank - len(trained)])
-    eye = torch.eye(size, dtype=torch.float64, device=strengths.values.device)
+    kept = sorted(strengths.order[:rank])
+    eye = torch.eye(len(strengths.order), dtype=torch.float64, device=strengths.values.device)
     return eye[kept], eye[:, kept]
 
 

@@ -10,6 +10,7 @@ never formed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -34,8 +35,10 @@ class Strengths:
     trailing zeros are directions that were grown and not yet trained."""
     to_A: Float[Tensor, "r r"]
     to_B: Float[Tensor, "r r"]
-    trained: list[int]
-    """Directions whose column of `lora_B` is not all zeros."""
+    order: list[int]
+    """Directions as they are held, the trained ones first."""
+    trained: int
+    """How many have a column of `lora_B` that is not all zeros."""
 
     def lost(self, rank: int) -> Float[Tensor, ""]:
         """Return the root mean square norm of what keeping `rank` components drops."""
@@ -56,31 +59,33 @@ def measure_strengths(
         tokens: Observed inputs of each; None takes white input, for which strengths are singular
             values.
     """
-    trained = _trained_directions(layers)
+    orders, trained = _trained_first(layers)
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
-    orders = [_trained_first(found, layer) for found, layer in zip(trained, layers, strict=True)]
+    used = [order[:count] for order, count in zip(orders, trained, strict=True)]
     found = batched(
         _components,
         [layer.lora_A.double()[order] for layer, order in zip(layers, orders, strict=True)],
-        [left[:, found] for (left, _), found in zip(seen, trained, strict=True)],
-        [right[:, found] for (_, right), found in zip(seen, trained, strict=True)],
-        orders,
+        [left[:, directions] for (left, _), directions in zip(seen, used, strict=True)],
+        [right[:, directions] for (_, right), directions in zip(seen, used, strict=True)],
+        [torch.tensor(order, device=seen[0][0].device) for order in orders],
     )
     return [
-        Strengths(values=values * abs(layer.scaling), to_A=to_A, to_B=to_B, trained=directions)
-        for layer, (values, to_A, to_B), directions in zip(layers, found, trained, strict=True)
+        Strengths(
+            values=values * abs(layer.scaling), to_A=to_A, to_B=to_B, order=order, trained=count
+        )
+        for layer, (values, to_A, to_B), order, count in zip(
+            layers, found, orders, trained, strict=True
+        )
     ]
 
 
-def _trained_directions(layers: Sequence[LoraView]) -> list[list[int]]:
-    used = torch.cat([layer.lora_B.any(dim=0) for layer in layers])
-    flags = iter(used.tolist())  # asked for once: on a GPU each question waits for its answer
-    return [[k for k in range(layer.r) if next(flags)] for layer in layers]
-
-
-def _trained_first(trained: list[int], layer: LoraView) -> Int[Tensor, " r"]:
-    fresh = [k for k in range(layer.r) if k not in trained]
-    return torch.tensor(trained + fresh, device=layer.lora_A.device)
+def _trained_first(layers: Sequence[LoraView]) -> tuple[list[list[int]], list[int]]:
+    """Return each layer's directions, the trained ones first, and how many those are."""
+    flags = torch.cat([layer.lora_B.any(dim=0) for layer in layers])
+    answers = iter(flags.tolist())  # asked for once: on a GPU each question waits for its answer
+    used = [list(islice(answers, layer.r)) for layer in layers]
+    orders = [sorted(range(len(some)), key=some.__getitem__, reverse=True) for some in used]
+    return orders, [sum(some) for some in used]
 
 
 def _components(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from dynlora.adapters import factor, lora_adapters
+from dynlora.adapters import blocks, factor
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.importance import build_metric
 from dynlora.types import RankPlan
@@ -198,8 +198,8 @@ def test_layers_that_are_taken_a_few_at_once_become_what_they_do_together(monkey
         return lowest, lost, lora_weights(model)
 
     together = weights()
-    monkeypatch.setattr(lora_adapters, "WORKING_BYTES", 60_000)
-    taken = [len(block) for block in adapters_of(lora_chain(*[16] * 7, r=4))._blocks("012345")]
+    monkeypatch.setattr(blocks, "WORKING_BYTES", 60_000)
+    taken = [len(block) for block in blocks.in_blocks(layers_of(lora_chain(*[16] * 7, r=4)))]
     assert taken == [3, 3]
     torch.testing.assert_close(weights(), together)
 

@@ -15,9 +15,8 @@ from tests.resized_layers import tokens_along
 
 def test_what_a_rank_loses_is_the_root_of_the_sum_of_squares_dropped():
     eye = torch.eye(4)
-    strengths = Strengths(
-        values=torch.tensor([8.0, 4.0, 3.0, 0.0]), to_A=eye, to_B=eye, trained=[0, 1, 2]
-    )
+    values = torch.tensor([8.0, 4.0, 3.0, 0.0])
+    strengths = Strengths(values=values, to_A=eye, to_B=eye, order=[0, 1, 2, 3], trained=3)
     assert [strengths.lost(rank) for rank in range(1, 5)] == [5.0, 3.0, 0.0, 0.0]
 
 
@@ -65,7 +64,7 @@ def test_layers_measured_together_have_the_strengths_that_each_has_alone():
     powers = component_powers(layers, tokens)
     for layer, shown, found, squares in zip(layers, tokens, together, powers, strict=True):
         [alone] = measure_strengths([layer], [shown])
-        assert found.trained == alone.trained
+        assert (found.order, found.trained) == (alone.order, alone.trained)
         torch.testing.assert_close(found.values, alone.values)
         torch.testing.assert_close(found.to_A, alone.to_A)
         torch.testing.assert_close(found.to_B, alone.to_B)
@@ -73,5 +72,6 @@ def test_layers_measured_together_have_the_strengths_that_each_has_alone():
 
 
 def test_directions_whose_column_is_zero_are_not_trained():
-    trained = [found.trained for found in measure_strengths(layers_of_all_sorts(), [None] * 5)]
+    measured = measure_strengths(layers_of_all_sorts(), [None] * 5)
+    trained = [found.order[: found.trained] for found in measured]
     assert trained == [[0, 1, 2, 3], [0, 1, 3], list(range(8)), [], [1, 2, 4, 5]]
