@@ -366,6 +366,23 @@ def test_a_bug_of_ours_keeps_its_traceback(
     assert (run["status"], run["error"]) == ("failed", "ZeroDivisionError: a bug")
 
 
+def test_a_run_that_another_process_has_begun_meanwhile_is_left_alone(
+    train: Train,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def meanwhile(_: object) -> dict[str, float]:
+        output.mkdir(parents=True)
+        (output / "run.json").write_text("another's")
+        return {}
+
+    monkeypatch.setattr("dynlora.train.job._evaluate_first", meanwhile)
+    assert train() == 2
+    assert "`output` must be a folder without a run" in capsys.readouterr().err
+    assert (output / "run.json").read_text() == "another's"
+
+
 @pytest.mark.parametrize(
     "error",
     [
