@@ -67,7 +67,8 @@ def check_room(bounds: Mapping[str, LayerBounds], budget: int, *, min_rank: int)
     if budget > high:
         raise BudgetError(
             f"A budget of {budget} parameters cannot be spent on {len(bounds)} layers, which hold "
-            f"at most {high}: raise `max_rank`, or use a budget in [{low}, {high}]."
+            f"{low} to {high}: raise `max_rank`, let more layers move (`pinned`), or lower "
+            "`LoraConfig.r`, which sets the budget."
         )
 
 

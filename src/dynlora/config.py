@@ -5,8 +5,9 @@ The configuration stops at the controller, which unpacks it; the stages take pla
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from dynlora.errors import ConfigError
@@ -48,6 +49,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Values by preset; what it does not name has its default."""
+
+_REAL = (
+    "temperature", "uniform_mix", "feature_weight", "first_event", "last_event", "hysteresis",
+    "shrink_tolerance",
+)  # fmt: skip
 
 PRESET_TEXT = "Which values the keys of this section have that are not given."
 """What the key of that name means in a file; in Python see `DynamicLoraConfig.from_preset`."""
@@ -133,6 +139,8 @@ class DynamicLoraConfig:
             value, default = getattr(self, name), self.__dataclass_fields__[name].default
             if value is not None or default is not None:
                 object.__setattr__(self, name, _whole(name, value))
+        for name in _REAL:
+            object.__setattr__(self, name, _real(name, getattr(self, name)))
         _require_one_of(get_args(ImportanceName), "importance", self.importance)
         _require_one_of(get_args(FeatureName), "feature", self.feature)
         _require_one_of(get_args(ModeName), "mode", self.mode)
@@ -153,6 +161,8 @@ class DynamicLoraConfig:
             "a tuple of patterns",
             f"the text {self.pinned!r}",  # each of its letters would be a pattern
         )
+        ordered = sorted(self.pinned) if isinstance(self.pinned, Set) else self.pinned
+        object.__setattr__(self, "pinned", tuple(ordered))
         _require(
             self.total_steps is None or self.total_steps >= 1,
             "total_steps",
@@ -191,6 +201,13 @@ def _whole(name: str, given: Any) -> int:
         return operator.index(given)
     except TypeError:
         raise ConfigError(f"`{name}` must be a whole number, got {given!r}.") from None
+
+
+def _real(name: str, given: Any) -> int | float:
+    """Return a number as Python's own."""
+    if not isinstance(given, Real):
+        raise ConfigError(f"`{name}` must be a number, got {given!r}.")
+    return given if isinstance(given, int) else float(given)
 
 
 def _require(holds: bool, name: str, required: str, given: object) -> None:

@@ -19,7 +19,7 @@ from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.fused import FusedLora, close_fused
-from dynlora.adapters.input_adaptive import InputAdaptiveRanks
+from dynlora.adapters.input_adaptive import InputAdaptiveRanks, close_input_adaptive
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adjuster import bound_layers, default_max_rank
@@ -38,7 +38,7 @@ from dynlora.features import InputFeatureAnalyzer
 from dynlora.gradient_watch import GradientWatch
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.mode import choose_mode
-from dynlora.movement import stillness
+from dynlora.movement import nothing_compared, stillness
 from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.skipped import SkippedObservations
@@ -152,6 +152,11 @@ class DynamicLora:
             self._adapters.hold_static(self._max_rank)
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
+        if self.input_adaptive is None and close_input_adaptive(self._layers):
+            logger.warning(
+                "input-adaptive ranks were switched on, and are off from here on: set "
+                "`input_adaptive=True` to train with them"
+            )
         if self._fused is None:
             close_fused(model)  # of a controller that was never closed
         self._begin_step()
@@ -195,9 +200,12 @@ class DynamicLora:
             LayerError: If no parameter of the model has a gradient, or the adapter was deleted.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
+        if self._frozen or self._adapters.is_accumulating:
+            return
+        if self._step + 1 in self._events:
+            self._adapters.begin_event_step()
         interval = observation_interval(self._events, self._step)
-        left_out = self.config.on_nonfinite == "skip" and self._step % interval
-        if self._frozen or left_out or self._adapters.is_accumulating:
+        if self.config.on_nonfinite == "skip" and self._step % interval:
             return
         check_once(self._observed)
         with self._timed(), self._in_own_precision():
@@ -213,6 +221,7 @@ class DynamicLora:
             LayerError: At an event, if the adapter is merged, or was deleted.
             NonFiniteError: At an event, if a weight is not finite, or a score is not and
                 `on_nonfinite` is "stop".
+            OptimizerError: At an event, if another optimizer than the given one took the step.
         """
         if self._adapters.is_accumulating:
             return
@@ -230,7 +239,8 @@ class DynamicLora:
             if self._step >= self._events[-1]:
                 self.freeze()
                 if why := stillness(self.history):
-                    logger.info("no rank moved in %d events: %s", len(self.history), why)
+                    level = logging.WARNING if nothing_compared(self.history) else logging.INFO
+                    logger.log(level, "no rank moved in %d events: %s", len(self.history), why)
 
     def freeze(self) -> None:
         """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
@@ -438,6 +448,7 @@ class DynamicLora:
 
     def _check_layers(self) -> None:
         self._adapters.check_unmerged()
+        self._adapters.check_stepped()
         broken = self._adapters.broken_weights()
         check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 

@@ -15,6 +15,26 @@ def stillness(events: Sequence[Event]) -> str | None:
         return None
     if not events:
         return "no event came: the run was over before the first one was due"
+    if nothing_compared(events):
+        return (
+            "up to the last event no two gradients were compared: `observe()` must be called in "
+            "every step, between `backward` and the optimizer's, and a gradient that is NaN or "
+            "infinite is left out (`DynamicLora.skipped` counts them)"
+        )
+    return _undecided(events)
+
+
+def nothing_compared(events: Sequence[Event]) -> bool:
+    """Return whether no two gradients in a row were seen before any event; false without events."""
+    return bool(events) and all(event.agreement == 0 for event in events)
+
+
+def moved(event: Event) -> bool:
+    """Return whether any layer's rank changed at an event."""
+    return any(layer.rank_before != layer.rank_after for layer in event.layers.values())
+
+
+def _undecided(events: Sequence[Event]) -> str:
     scores = [{layer.score for layer in event.layers.values()} for event in events]
     waiting = {name for event in events for name, layer in event.layers.items() if layer.waits}
     if all(seen == {None} for seen in scores):
@@ -28,8 +48,3 @@ def stillness(events: Sequence[Event]) -> str | None:
         layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
         return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
     return "no layer that could grow stood out by more than dynamic.hysteresis"
-
-
-def moved(event: Event) -> bool:
-    """Return whether any layer's rank changed at an event."""
-    return any(layer.rank_before != layer.rank_after for layer in event.layers.values())

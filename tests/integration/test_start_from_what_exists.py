@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
@@ -241,6 +242,16 @@ def test_adapters_that_peft_ties_are_refused_by_both_names():
     )
     with pytest.raises(LayerError, match=message):
         attached(model, adamw(model))
+
+
+def test_adapters_whose_weights_are_parts_of_one_buffer_move_each_for_itself():
+    model = lora_llama().train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    vector_to_parameters(parameters_to_vector(weights).detach(), weights)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=30)
+    train(model, optimizer, dynamic, 30)
+    assert len(set(dynamic.ranks.values())) > 1
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")

@@ -90,6 +90,20 @@ def test_whole_numbers_of_numpy_become_pythons_and_others_are_refused(name):
         unchecked(**{name: 7.5})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("hysteresis", numpy.float32(0.5)), ("pinned", {"*.b", "*.a"})]
+)
+def test_what_no_json_can_hold_becomes_what_it_can(name, value):
+    config = unchecked(**{name: value})
+    kept = json.loads(json.dumps(asdict(config)))[name]
+    assert kept == (["*.a", "*.b"] if name == "pinned" else 0.5)
+
+
+def test_what_is_no_number_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match=r"`temperature` must be a number, got '0\.5'"):
+        unchecked(temperature="0.5")
+
+
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="rank_max"):
         DynamicLoraConfig(rank_max=3)

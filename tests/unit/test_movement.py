@@ -1,6 +1,8 @@
 """Why ranks stayed where they were."""
 
-from dynlora.movement import moved, stillness
+from dataclasses import replace
+
+from dynlora.movement import moved, nothing_compared, stillness
 from tests.unit.events import make_event
 
 STILL = {"a": 4, "b": 4}
@@ -43,3 +45,13 @@ def test_layers_that_wait_are_counted_once() -> None:
 def test_else_the_scores_were_too_close() -> None:
     reason = stillness([make_event(3, STILL, STILL, scores={"a": 1.1, "b": 1.0})])
     assert reason == "no layer that could grow stood out by more than dynamic.hysteresis"
+
+
+def test_gradients_that_nobody_read_are_told_as_such() -> None:
+    events = [replace(make_event(step, STILL, STILL), agreement=0.0) for step in (3, 6)]
+    reason = stillness(events)
+    assert reason is not None
+    assert "`observe()` must be called" in reason
+    assert nothing_compared(events)
+    assert not nothing_compared([*events, make_event(9, STILL, STILL)])
+    assert not nothing_compared([])

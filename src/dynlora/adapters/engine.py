@@ -30,8 +30,9 @@ def check_engine(model: nn.Module) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether a model, or a part of it, goes through `torch.compile`."""
-    return isinstance(model, torch._dynamo.OptimizedModule) or any(
-        module._compiled_call_impl is not None for module in model.modules()
+    return any(
+        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
     )
 
 

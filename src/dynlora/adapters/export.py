@@ -1,7 +1,8 @@
 """Live ranks and scales in PEFT's own configuration: what is saved is a stock adapter."""
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,21 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LoraView, find_root
+
+
+def own_config(model: nn.Module, adapter: str) -> Any:
+    """Return an adapter's `LoraConfig`, which from here on is no other adapter's.
+
+    TRL makes its reference adapter of the trained one's configuration, and a cell that is run again
+    gives one to the next model: PEFT keeps the object itself, and patterns would be told of all.
+
+    Args:
+        model: The PEFT model.
+        adapter: Name of the adapter.
+    """
+    _, configs = find_root(model)
+    configs[adapter] = copy.copy(configs[adapter])
+    return configs[adapter]
 
 
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
@@ -41,15 +57,16 @@ def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHand
         layers: All of the adapter's LoRA layers, whose ranks follow what is loaded.
     """
     root, configs = find_root(model)
+    own_config(model, layers[0].adapter)
     # No closure: a copy or a pickle of the model must follow its own loads.
-    hook = partial(_write_after_load, configs[layers[0].adapter], layers)
+    hook = partial(_write_after_load, configs, layers)
     handle: RemovableHandle = root.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
     return handle
 
 
-def _write_after_load(peft_config: Any, layers: Sequence[LoraView], *_: Any) -> None:
+def _write_after_load(configs: Mapping[str, Any], layers: Sequence[LoraView], *_: Any) -> None:
     if layers[0].is_there:  # the hook outlives an adapter that is deleted
-        write_patterns(peft_config, layers)
+        write_patterns(configs[layers[0].adapter], layers)
 
 
 def _key(name: str) -> str:

@@ -6,7 +6,7 @@ quarter by 0. Components are ordered by strength when ranks move. Thresholds do 
 two steps of the optimizer, so that every forward between them agrees.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -123,6 +123,7 @@ class InputAdaptiveRanks:
         """Install the hooks, unless they are."""
         if self._handles:
             return
+        close_input_adaptive(self._layers)
         model = self._reader.model
         for module in {id(module): module for module in (model, model.base_model)}.values():
             self._handles += [
@@ -206,3 +207,17 @@ class InputAdaptiveRanks:
             )
         self._replayed = True
         return self._training_mask
+
+
+def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
+    """Close what masks these layers' components, whoever has installed it; return whether any did.
+
+    A cell that is run again loads it twice, and a copy of a model brings it along with nobody who
+    could close it.
+    """
+    hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
+    owners = [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
+    found = [owner for owner in owners if isinstance(owner, InputAdaptiveRanks)]
+    for owner in found:
+        owner.close()
+    return bool(found)

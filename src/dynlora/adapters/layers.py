@@ -66,8 +66,14 @@ class LoraView:
 
     @property
     def is_there(self) -> bool:
-        """Whether the model still has this adapter; nothing else can be asked where it has not."""
-        return self.adapter in self.module.r
+        """Whether the model still has this adapter; nothing else can be asked where it has not.
+
+        One that was added anew under its name is another.
+        """
+        if self.adapter not in self.module.r:
+            return False
+        now, _ = self.kind.factors(self.module, self.adapter)
+        return now.parameter is self.factor_A.parameter
 
     @property
     def r(self) -> int:
@@ -223,7 +229,9 @@ def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:
 @torch.no_grad()
 def are_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return, for each pair of tensors, whether all their elements are finite."""
-    dtype = torch.promote_types(pairs[0][0].dtype, torch.float32)  # norms overflow float16
+    # Norms overflow float16, and float64 cannot be narrowed to float32.
+    wide = any(part.dtype == torch.float64 for pair in pairs for part in pair)
+    dtype = torch.float64 if wide else torch.float32
     norms_A, norms_B = (torch._foreach_norm(side, 2, dtype) for side in zip(*pairs, strict=True))
     return (torch.stack(norms_A) + torch.stack(norms_B)).isfinite()
 
@@ -345,7 +353,8 @@ def _check_untied(layers: list[LoraView]) -> None:
         for parameter in layer.parameters:
             if is_held(parameter):  # of parameters of its own: the engine has seen to that
                 continue
-            owner = owners.setdefault(parameter.untyped_storage().data_ptr(), layer.name)
+            # Not its storage: parts of one buffer are weights of each layer's own.
+            owner = owners.setdefault(parameter.data_ptr(), layer.name)
             if owner != layer.name:
                 raise LayerError(
                     f"Each LoRA layer must have weights of its own, got {layer.name!r} tied to "

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.blocks import in_blocks
 from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.engine import check_devices, check_engine
-from dynlora.adapters.export import write_patterns
+from dynlora.adapters.export import own_config, write_patterns
 from dynlora.adapters.layers import (
     LoraView,
     are_finite,
@@ -42,6 +42,7 @@ from dynlora.adapters.resize import (
     shrink_changes,
 )
 from dynlora.adapters.static import hold_static
+from dynlora.adapters.step_watch import StepWatch
 from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
 from dynlora.distributed import share_from_first
 from dynlora.errors import LayerError
@@ -81,9 +82,8 @@ class LoraAdapters:
         check_engine(model)
         keep_gradients(model)
         layers = find_lora_layers(model, adapter_name)
-        _, configs = find_root(model)
-        self._peft_config = configs[layers[0].adapter]
-        _check_start(self._peft_config.init_lora_weights)
+        self._adapter, self._configs = layers[0].adapter, find_root(model)[1]
+        _check_start(own_config(model, self._adapter).init_lora_weights)
         self._model = model
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
@@ -94,6 +94,7 @@ class LoraAdapters:
         self._fit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # the ranks that `follow` knows of
         self._handles: list[RemovableHandle] = []
+        self._step_watch: StepWatch | None = None
         self.peak_parameters = self.parameters
         """Most live LoRA parameters at any time so far."""
 
@@ -115,7 +116,7 @@ class LoraAdapters:
     @property
     def configured_rank(self) -> int:
         """`LoraConfig.r`."""
-        return int(self._peft_config.r)
+        return int(self._configs[self._adapter].r)
 
     @property
     def budget(self) -> int:
@@ -163,12 +164,30 @@ class LoraAdapters:
             self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
             root.register_load_state_dict_post_hook(OwnHook(fit)),
         ]
+        self._step_watch = StepWatch(self._optimizer, layers)
 
     def close(self) -> None:
         """Remove these hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._step_watch is not None:
+            self._step_watch.close()
+            self._step_watch = None
+
+    def begin_event_step(self) -> None:
+        """Look at the weights before a step after which ranks may move; see `check_stepped`."""
+        if self._step_watch is not None:
+            self._step_watch.begin()
+
+    def check_stepped(self) -> None:
+        """Check that the optimizer which was given took the step, if `begin_event_step` was called.
+
+        Raises:
+            OptimizerError: If another did.
+        """
+        if self._step_watch is not None:
+            self._step_watch.end()
 
     def gradient_norms(self) -> Tensor:
         """Return the norm of each layer's gradients; 0 for a layer without any."""
@@ -256,13 +275,17 @@ class LoraAdapters:
         shrinking = [layer for layer, rank in planned if rank < layer.r]
         growing = [layer for layer, rank in planned if rank > layer.r]
         lost = dict.fromkeys(plan.ranks, 0.0)
-        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + plan.step)
-        for some in in_blocks(shrinking):
-            lost |= self._shrink(some, plan.ranks, features)
-        for some in in_blocks(growing):
-            self._grow(some, plan.ranks, features, generator)
-        if shrinking or growing:
-            self.write_config()
+        # In the range of torch's seeds, whatever whole number was given.
+        drawn_from = (seed * 1_000_003 + plan.step) % 2**63
+        generator = torch.Generator("cpu").manual_seed(drawn_from)
+        try:
+            for some in in_blocks(shrinking):
+                lost |= self._shrink(some, plan.ranks, features)
+            for some in in_blocks(growing):
+                self._grow(some, plan.ranks, features, generator)
+        finally:  # a loop may go on after what ran out of memory here
+            if shrinking or growing:
+                self.write_config()
         return lost
 
     def _shrink(
@@ -362,7 +385,7 @@ class LoraAdapters:
 
     def write_config(self) -> None:
         """Make PEFT's configuration tell the live ranks and scales."""
-        write_patterns(self._peft_config, list(self.layers.values()))
+        write_patterns(self._configs[self._adapter], list(self.layers.values()))
 
     def shapes(self) -> dict[str, dict[str, float]]:
         """Return rank, scaling and unweighted scaling by module name, for a checkpoint."""

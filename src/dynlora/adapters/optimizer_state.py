@@ -64,7 +64,9 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
     """
     if deepspeed.is_zero(optimizer):
         return optimizer
-    inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer)
+    # Not whatever is wrapped: Lookahead and others keep tensors of the parameters' shapes.
+    wrapped = type(optimizer).__module__.startswith("accelerate.")
+    inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer) if wrapped else optimizer
     kind = type(inner)
     if deepspeed.is_zero(inner):
         return inner

@@ -30,15 +30,18 @@ class Comparison:
     """Product of both norms; NaN where there is nothing to compare, and the others mean nothing."""
 
 
+_Stacks = dict[tuple[tuple[str, ...], torch.dtype], tuple[Tensor, Tensor]]
+
+
 class ConsecutiveGradients:
     """Keeps each layer's last gradient that was finite, for the next step to be compared with."""
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}  # NaN if none was finite yet
-        self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
-        """By the layers of a group, in the step before: what is kept of them, which `_last` shows
-        layer by layer, and what it was compared with. The next step's gradients take its place:
-        the pages of memory that was just given out would cost more than to compare them."""
+        self._stacks: _Stacks = {}
+        """By the layers of a group and their dtype, in the step before: what is kept of them, which
+        `_last` shows layer by layer, and what it was compared with. The next step's gradients take
+        its place: pages of memory that was just given out would cost more than to compare them."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> Comparison:
@@ -53,23 +56,21 @@ class ConsecutiveGradients:
         names = [layer.name for group in alike.values() for layer in group]
         return Comparison(names=names, inner=inner, overlaps=overlaps, lengths=lengths)
 
-    def _compare(
-        self,
-        layers: Sequence[LoraLayer],
-        before: Mapping[tuple[str, ...], tuple[Tensor, Tensor]],
-    ) -> Float[Tensor, "3 layers"]:
+    def _compare(self, layers: Sequence[LoraLayer], before: _Stacks) -> Float[Tensor, "3 layers"]:
         """Return inner products, overlaps and lengths of layers of one height and like ranks."""
         names = tuple(layer.name for layer in layers)
         finite = torch.stack([layer.finite for layer in layers])
         gradients = [layer.grad_B for layer in layers]
-        last, unused = before.get(names, (None, None))
+        # At least float32: products of float16 gradients vanish or overflow.
+        dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+        last, unused = before.get((names, dtype), (None, None))
         if last is None:
-            last = _stacked(list(map(self._last_of, layers)))
-        now = _stacked(gradients, into=unused)
+            last = _stacked(list(map(self._last_of, layers)), dtype)
+        now = _stacked(gradients, dtype, into=unused)
         kept = now
         if not are_known_finite(finite):
             kept = torch.where(finite[:, None, None], now, last)
-        self._stacks[names] = kept, last
+        self._stacks[names, dtype] = kept, last
         self._last.update(zip(names, map(_of_rank, kept, gradients), strict=True))
         products = now.mT @ last
         norms = torch.where(finite, torch.linalg.matrix_norm(now).double(), torch.nan)
@@ -107,20 +108,18 @@ def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> T
 
 
 def _stacked(
-    gradients: list[Float[Tensor, "out _"]], into: Tensor | None = None
+    gradients: list[Float[Tensor, "out _"]], dtype: torch.dtype, into: Tensor | None = None
 ) -> Float[Tensor, "layers out rank"]:
-    """Return gradients as one tensor of the highest of their ranks, at least in float32.
-
-    Products of float16 gradients vanish or overflow.
+    """Return gradients as one tensor of the highest of their ranks.
 
     Args:
         gradients: Of like ranks.
-        into: What an earlier call for the same ranks returned, to be overwritten; None for new
-            memory.
+        dtype: Of the result.
+        into: What an earlier call for the same ranks and dtype returned, to be overwritten; None
+            for new memory.
     """
     if into is None:
         height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)
-        dtype = torch.promote_types(gradients[0].dtype, torch.float32)
         into = gradients[0].new_zeros(len(gradients), highest, height, dtype=dtype).mT
     torch._foreach_copy_(list(map(_of_rank, into, gradients)), gradients)
     return into

@@ -109,7 +109,9 @@ def _watched(module: Any, watch: _Watch, rows: Callable[[Tensor], Tensor]) -> It
     def on_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
         watch.add_output(rows(output))
         if adapter in module.lora_embedding_A:  # no submodule to watch: columns are looked up
-            watch.add_inner(rows(module.lora_embedding_A[adapter].T[inputs[0]]))
+            columns = module.lora_embedding_A[adapter].T[inputs[0]]
+            scale = module._get_embed_scale()  # of what both add, as in Gemma
+            watch.add_inner(rows(columns if scale is None else columns * scale))
 
     handles = [module.register_forward_hook(on_output)]
     if adapter in module.lora_A:

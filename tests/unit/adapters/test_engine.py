@@ -68,6 +68,14 @@ def test_a_model_of_which_a_part_is_compiled_in_place_is_told_apart():
         check_not_compiled(model)
 
 
+def test_a_model_of_which_a_part_was_replaced_by_its_compiled_self_is_told_apart():
+    model = lora_chain(6, 5)
+    layers = model.base_model.model
+    layers[0] = torch.compile(layers[0], backend="eager")
+    assert is_compiled(model)
+    assert without_compiler(model) is model
+
+
 def test_layers_on_several_devices_are_refused_by_the_devices():
     model = lora_chain(6, 5, 4)
     parameters = [p for layer in layers_of(model) for p in (layer.lora_A, layer.lora_B)]

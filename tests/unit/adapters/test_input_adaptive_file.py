@@ -1,5 +1,6 @@
 """`input_adaptive.json` beside an ordinary adapter: on again after loading, or a clear refusal."""
 
+import copy
 import json
 
 import pytest
@@ -42,6 +43,35 @@ def test_a_loaded_adapter_is_plain_until_it_is_switched_on_and_then_as_trained(s
     assert (logits(loaded) - off).abs().max() > 1e-2
     adaptive.close()
     torch.testing.assert_close(logits(loaded), off, atol=1e-6, rtol=1e-6)
+
+
+def test_what_is_switched_on_twice_is_switched_off_at_once(saved):
+    _, _, folder = saved
+    loaded = PeftModel.from_pretrained(bare_llama(), folder).eval()
+    plain = logits(loaded)
+    load_input_adaptive(loaded, folder)
+    again = load_input_adaptive(loaded, folder)
+    assert not torch.equal(logits(loaded), plain)
+    with again.disabled():
+        assert torch.equal(logits(loaded), plain)
+    again.close()
+    assert torch.equal(logits(loaded), plain)
+
+
+@pytest.mark.parametrize("way", ["loaded", "copied"])
+@pytest.mark.parametrize("input_adaptive", [False, True])
+def test_further_training_begins_with_masks_of_its_own_or_none(saved, caplog, way, input_adaptive):
+    model, _, folder = saved
+    if way == "loaded":
+        model = PeftModel.from_pretrained(bare_llama(), folder, is_trainable=True)
+        load_input_adaptive(model, folder)
+    else:
+        model = copy.deepcopy(model)
+    plain = logits(PeftModel.from_pretrained(bare_llama(), folder).eval())
+    assert not torch.equal(logits(model.eval()), plain)
+    attached(model, adamw(model), total_steps=30, input_adaptive=input_adaptive)
+    torch.testing.assert_close(logits(model), plain, atol=1e-6, rtol=1e-6)
+    assert ("are off from here on" in caplog.text) != input_adaptive
 
 
 def test_the_file_says_everything_in_plain_words(saved):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
-from dynlora.adapters.layers import find_lora_layers, find_root
+from dynlora.adapters.layers import are_finite, find_lora_layers, find_root
 from dynlora.errors import EngineError, LayerError
 from tests.lora_layers import layers_of, lora_chain, one_layer
 from tests.models import bare_llama, lora_llama
@@ -161,3 +161,11 @@ def test_the_alpha_of_any_rank_gives_back_the_scale_to_the_last_bits(r, use_rslo
         layer.set_fields(r=rank, scaling=scaling)
         divisor = rank**0.5 if use_rslora else rank
         assert abs(layer.alpha / divisor - scaling) <= 1e-15 * scaling
+
+
+def test_gradients_of_several_dtypes_are_checked_together():
+    dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+    pairs = [(torch.full((3, 2), 6e4, dtype=d), torch.ones(2, 3, dtype=d)) for d in dtypes]
+    assert are_finite(pairs).tolist() == [True] * 4
+    pairs[2][1][0, 0] = torch.nan
+    assert are_finite(pairs).tolist() == [True, True, False, True]

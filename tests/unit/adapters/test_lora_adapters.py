@@ -1,15 +1,20 @@
 """The adapters as a whole: budget, plans, layer weights, and what a checkpoint remembers."""
 
 import copy
+import itertools
 import sys
 from collections import Counter
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.optim import AdamW
 
-from dynlora.adapters import blocks, factor
+from dynlora import DynamicLoraConfig, make_static
+from dynlora.adapters import blocks, factor, lora_adapters
 from dynlora.adapters.lora_adapters import LoraAdapters
+from dynlora.errors import LayerError
 from dynlora.importance import build_metric
 from dynlora.types import RankPlan
 from tests.lora_layers import layers_of, lora_chain, set_gradients, stats_of
@@ -22,6 +27,10 @@ COSTS = {"0": 18, "1": 16, "2": 18}
 def adapters_of(model, follow=lambda change: None):
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     return LoraAdapters(model, optimizer, None, follow=follow)
+
+
+def bare_chain(*widths):
+    return nn.Sequential(*(nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)))
 
 
 def apply(adapters, ranks, features=None, *, seed=0):
@@ -402,3 +411,66 @@ def test_moments_left_from_other_ranks_are_forgotten_when_attaching():
     set_gradients(layers_of(model), seed=1)
     optimizer.step()
     assert optimizer.state[first.layers["0"].lora_A]["exp_avg"].shape == (2, 8)
+
+
+# What PEFT's configuration tells.
+
+
+def test_ranks_are_told_of_one_adapter_where_several_were_made_of_one_configuration():
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["0", "1", "2"])
+    model = get_peft_model(bare_chain(*WIDTHS), config)
+    model.add_adapter("reference", config)
+    apply(adapters_of(model), {"0": 1, "1": 2})
+    assert model.peft_config["default"].rank_pattern == {"^0": 1, "^1": 2}
+    assert model.peft_config["reference"].rank_pattern == {}
+    assert config.rank_pattern == {}  # a cell that is run again begins with equal ranks
+
+
+def test_what_loads_later_is_told_in_the_configuration_that_is_saved():
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["0", "1", "2"])
+    model = get_peft_model(bare_chain(*WIDTHS), config)
+    make_static(model, DynamicLoraConfig(max_rank=8))
+    adapters_of(model)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state["base_model.model.0.lora_A.default.weight"] = torch.zeros(2, 8)
+    state["base_model.model.0.lora_B.default.weight"] = torch.zeros(10, 2)
+    model.load_state_dict(state)
+    assert model.peft_config["default"].rank_pattern == {"^0": 2}
+    assert config.rank_pattern == {}
+
+
+def test_ranks_are_told_though_memory_ran_out_while_a_layer_grew(monkeypatch):
+    model = lora_chain(*WIDTHS, r=4)
+    adapters = adapters_of(model)
+
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(lora_adapters, "new_rows", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        apply(adapters, {"0": 1, "2": 6})
+    assert ranks_of(adapters) == {"0": 1, "1": 4, "2": 4}
+    assert model.peft_config["default"].rank_pattern == {"^0": 1}
+
+
+@pytest.mark.parametrize("seed", [2**64 - 1, 10**19, -(2**70)])
+def test_any_whole_number_is_a_seed_of_what_grows(seed):
+    models = [lora_chain(*WIDTHS, r=4) for _ in range(2)]
+    for model in models:
+        apply(adapters_of(model), {"0": 6}, seed=seed)
+    first, again = (layers_of(model)[0].lora_A for model in models)
+    assert torch.equal(first, again)
+
+
+def test_an_adapter_that_was_deleted_and_added_anew_is_not_taken_for_the_old_one():
+    model = lora_chain(*WIDTHS, r=4)
+    adapters = adapters_of(model)
+    config = model.peft_config["default"]
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.add_adapter("default", config)
+    with pytest.raises(LayerError, match="was deleted"):
+        adapters.check_unmerged()
+    with pytest.raises(LayerError, match="was deleted"):
+        adapters.with_gradients()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer
 
 from dynlora.adapters.optimizer_state import (
     check_holds,
@@ -57,6 +57,18 @@ def test_a_subclass_is_refused_because_its_state_may_differ():
 
     with pytest.raises(OptimizerError, match="Custom, whose state cannot follow"):
         unwrap_optimizer(Custom(weights_of(lora_chain(6, 5))))
+
+
+def test_a_wrapper_with_a_state_of_its_own_is_refused():
+    class Lookahead(Optimizer):
+        """As is found elsewhere: it keeps slow weights of the parameters' shapes."""
+
+        def __init__(self, optimizer):
+            super().__init__(optimizer.param_groups, {})
+            self.optimizer = optimizer
+
+    with pytest.raises(OptimizerError, match="Lookahead, whose state cannot follow"):
+        unwrap_optimizer(Lookahead(AdamW(weights_of(lora_chain(6, 5)))))
 
 
 def test_an_optimizer_that_misses_parameters_is_refused_with_their_number():

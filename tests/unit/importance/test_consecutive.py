@@ -64,3 +64,15 @@ def test_what_is_kept_of_each_layer_is_its_last_gradient():
         gradients.observe(layers)
     kept = gradients.state_dict()
     assert all(torch.equal(kept[layer.name], layer.lora_B.grad) for layer in layers)
+
+
+def test_gradients_are_compared_across_a_change_of_precision():
+    model = lora_chain(12, 12, 12, dtype=torch.float32)
+    gradients = ConsecutiveGradients()
+    for dtype in (torch.float32, torch.float64, torch.float64, torch.bfloat16):
+        model.to(dtype)
+        layers = layers_of(model)
+        set_gradients(layers, seed=0)
+        found = gradients.observe(layers)
+        gradients.load_state_dict(gradients.state_dict())  # as a run does that is resumed
+    torch.testing.assert_close(found.inner, found.lengths, rtol=1e-2, atol=0)

@@ -62,6 +62,17 @@ def test_embeddings_and_convolutions_are_seen_in_their_own_terms(tmp_path):
     torch.testing.assert_close(seen["conv2"].gram, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_what_an_embedding_adds_is_seen_at_the_scale_that_the_model_gives_it(tmp_path):
+    """As Gemma does: times the root of its width."""
+    adapted = save_adapter(tmp_path, "convolutions")
+    adapter = read_adapter(tmp_path)
+    batch = {"tokens": torch.randint(0, 11, (4, 12))}
+    plain = observe_texts(adapted, adapter, [batch])["embed"].gram
+    adapted.base_model.model.embed.get_base_layer().embed_scale = torch.tensor(3.0)
+    scaled = observe_texts(adapted, adapter, [batch])["embed"].gram
+    torch.testing.assert_close(scaled, 9 * plain)
+
+
 def test_hooks_are_gone_afterwards(tmp_path):
     adapted = save_adapter(tmp_path, "plain")
     tokens = torch.randint(0, 16, (2, 5))
