@@ -415,6 +415,7 @@ def test_a_checkpoint_away_from_its_run_is_refused(
         ("just words", ["must hold keys and values"]),
         ("", ["must hold keys and values"]),
         ("output: [", ["must be a YAML file"]),
+        ("training.epochs: 1", ["`training.epochs`", "in its section, `training: {epochs: ...}`"]),
         ("method: dynamc", ["`method`", "dynamc", "nearest valid value is dynamic"]),
         ("model: {name: a}\ndata: {name: b}", ["`output` must be given", "--output"]),
     ],

@@ -202,3 +202,13 @@ def test_a_tokenizer_beside_the_weights_goes_with_them(adapter, model, tmp_path)
     assert (made / "tokenizer_config.json").read_bytes() == (
         model / "tokenizer_config.json"
     ).read_bytes()
+
+
+def test_a_run_whose_model_lay_in_a_relative_path_is_merged_from_anywhere(
+    model, job, output, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(model.parent)
+    assert main(["train", str(job), "--model.path", model.name, "--training.max_steps", "2"]) == 0
+    monkeypatch.chdir(tmp_path)
+    export(output / "adapter", tmp_path / "merged", "--format", "merged")
+    assert (tmp_path / "merged" / "config.json").is_file()

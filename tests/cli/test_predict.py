@@ -288,6 +288,23 @@ def test_a_folder_is_refused_where_texts_are_read(refused: Refused, tmp_path: Pa
     assert "one of sequence_classification" in message
 
 
+def test_columns_of_one_name_are_no_json(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "twice.csv"
+    file.write_text("text,z,z\nrow 0,0,1\n")
+    assert "several are named 'z': rename" in refused(file)
+
+
+def test_times_that_python_has_none_for_are_written_out(
+    predict: Predict, finished: Path, tmp_path: Path
+) -> None:
+    file, ages = tmp_path / "far.parquet", 60 * 60 * 24 * 365 * 16_000
+    times = pa.array([0, ages], pa.timestamp("s"))
+    pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "until": times}), file)
+    first, last = predict(finished, file)
+    assert first["until"].startswith("1970-01-01 00:00:00")
+    assert last["until"].startswith("17959-")
+
+
 def test_help_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--help"]) == 0
     assert "--output FILE" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A run that was killed, stopped or had finished goes on where it was, to the last bit."""
 
+import errno
 import json
 import random
 import re
@@ -19,8 +20,11 @@ from dynlora.cli.main import main
 from dynlora.report.unfinished import finish_command
 from dynlora.train.progress import ProgressBar
 from dynlora.train.resume import save_progress
+from dynlora.train.run_record import RunRecord
+from tests.jobs import write_data, write_rows
 
 Train = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -39,6 +43,12 @@ def losses(run: Path) -> list[tuple[int, float]]:
     seen = [(line["step"], key, line[key]) for line in lines for key in ("loss", "eval_loss")
             if key in line]  # fmt: skip
     return [(step, value) for step, _, value in seen]
+
+
+def shapes_of_lines(run: Path) -> list[tuple[int, list[str]]]:
+    """Return the step and the keys of each line; the first evaluation of a process has one more."""
+    lines = read_lines(run / "metrics.jsonl")
+    return [(x["step"], sorted(k for k in x if "preparation_time" not in k)) for x in lines]
 
 
 def assert_same_end(one: Path, other: Path, method: str) -> None:
@@ -189,6 +199,34 @@ def test_a_finished_run_that_is_resumed_from_elsewhere_still_ends_with_its_best_
     assert train(*options, "--output", run, "--training.resume", "latest") == 0
     assert json.loads((run / "run.json").read_text())["best_checkpoint"].endswith("checkpoint-6")
     assert all(torch.equal(value, first[name]) for name, value in weights(run, "lora").items())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_goes_on_in_another_folder_still_ends_with_its_best_checkpoint(
+    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, lost: bool, capsys: Capture
+) -> None:
+    monkeypatch.chdir(output.parent)
+    options = [
+        "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
+        "--training.learning_rate", 1e-9, "--training.load_best_model_at_end", True,
+    ]  # fmt: skip
+    assert train(*options, "--output", output.name) == 0
+    elsewhere = output.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    checkpoints = output / "checkpoints"
+    if lost:
+        shutil.rmtree(checkpoints / "checkpoint-6")
+    capsys.readouterr()
+    code = train(*options, "--output", "on", "--training.resume", checkpoints / "checkpoint-18")
+    if lost:
+        assert code == 2
+        assert "got no" in capsys.readouterr().err
+        return
+    best = json.loads((elsewhere / "on" / "run.json").read_text())["best_checkpoint"]
+    assert best == str(checkpoints / "checkpoint-6")
+    first = weights(output, "lora")
+    assert all(torch.equal(v, first[k]) for k, v in weights(elsewhere / "on", "lora").items())
 
 
 # In a process of its own: a run that ends itself, at one of the places where a run can be.
@@ -405,8 +443,9 @@ def test_resuming_elsewhere_over_another_run_clears_that_run(
         (),
         ("--training.max_steps", 4, "--training.schedule", "constant"),  # inside an epoch
         ("--training.epochs", 1.5, "--training.schedule", "constant"),
+        ("--training.load_best_model_at_end", True, "--training.save", "epoch"),
     ],
-    ids=["epochs", "steps", "half an epoch"],
+    ids=["epochs", "steps", "half an epoch", "the best"],
 )
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
     train: Train, output: Path, end: tuple[Any, ...]
@@ -414,14 +453,31 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
     assert train(*end) == 0
     adapter = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     ranks = (output / "ranks.jsonl").read_bytes()
+    logged = shapes_of_lines(output)
     before = json.loads((output / "run.json").read_text())
     assert train(*end, "--training.resume", "latest") == 0
+    assert shapes_of_lines(output) == logged
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
     assert (output / "ranks.jsonl").read_bytes() == ranks
     after = json.loads((output / "run.json").read_text())
     assert after["steps"] == before["steps"]
     assert after["metrics_after"] == before["metrics_after"]
     assert after["seconds"]["training_steps"] == before["seconds"]["training_steps"]
+
+
+def test_rows_that_have_changed_are_refused_though_they_are_as_many(
+    train: Train, tmp_path: Path, capsys: Capture
+) -> None:
+    data = write_data(tmp_path / "rows")
+    options = ("--data.path", data, "--training.resume")
+    assert train(*options, "none") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-12")
+    rows = read_lines(data / "train.jsonl")
+    write_rows(data / "train.jsonl", [rows[0] | {"text": "green"}, *rows[1:]])
+    assert train(*options, "latest") == 2
+    assert "must have the model and data of its checkpoint" in capsys.readouterr().err
+    write_rows(data / "train.jsonl", rows)
+    assert train(*options, "latest") == 0
 
 
 def test_seconds_of_a_resumed_run_count_what_came_before(
@@ -438,6 +494,31 @@ def test_seconds_of_a_resumed_run_count_what_came_before(
     assert seconds["training_steps"] > saved["seconds"]["training_steps"] > 0
     assert seconds["evaluation"] > saved["seconds"]["evaluation"] > 0
     assert seconds["dynamic_part"] < seconds["training_steps"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_how_a_run_ended_is_told_though_the_disk_takes_no_more(
+    train: Train,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    error: type[BaseException],
+) -> None:
+    update = RunRecord.update
+
+    def refused(self: RunRecord, **values: object) -> None:
+        if values.get("status") in ("failed", "interrupted"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        update(self, **values)
+
+    monkeypatch.setattr(RunRecord, "update", refused)
+    stop_at(monkeypatch, 7, error)
+    if error is KeyboardInterrupt:
+        assert train() == 130
+        assert "go on from step 5: dynlora train" in capsys.readouterr().err
+    else:
+        with pytest.raises(error):
+            train()
 
 
 def test_ctrl_c_is_recorded_and_tells_how_to_go_on(

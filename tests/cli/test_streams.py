@@ -66,6 +66,23 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     assert said.count("\n") == 1
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_progress_that_nobody_can_take_costs_no_run(job: Path, output: Path) -> None:
+    with FULL.open("w") as full:
+        command = [*COMMAND, "train", str(job), "--method", "lora"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 0
+    assert "accuracy" in done.stdout
+    assert (output / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_an_error_that_nobody_can_take_is_told_by_the_exit_code() -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run([*COMMAND, "train", "no.yaml"], stderr=full, check=False)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_closed_standard_output_is_no_bug(as_json: bool, quiet: bool) -> None:

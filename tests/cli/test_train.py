@@ -270,7 +270,10 @@ def test_the_best_checkpoint_is_what_is_saved_and_reported(
         "--training.save_total_limit", "null", "--training.learning_rate", 0.1,
     ) == 0  # fmt: skip
     evaluated = [line for line in read_lines(output / "metrics.jsonl") if "eval_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 2, 4, 6, 8, 10, 12]
     best = min(evaluated[1:], key=lambda line: line["eval_loss"])
+    (told,) = [line for line in read_lines(output / "metrics.jsonl") if "best_loss" in line]
+    assert told["best_loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
     run = read_json(output / "run.json")
     assert run["metrics_after"]["loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
     assert run["best_checkpoint"].endswith(f"checkpoint-{best['step']}")

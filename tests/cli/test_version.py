@@ -23,6 +23,12 @@ def test_it_tells_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert int(told["cpus"]) >= 1
 
 
+def test_the_package_can_be_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "dynlora", "--version", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["dynlora"] == release()
+
+
 def test_the_version_itself_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["dynlora", release()]

@@ -5,6 +5,7 @@
 
 import os
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dynlora.cli.job_parser import check_keys, parse_values
 from dynlora.cli.output import Output
 from dynlora.cli.run_argument import at_least_one
 from dynlora.errors import ConfigError, StudyError
+from dynlora.signals import Stopped
 
 REPORT = "report"
 PLACES = ("data", "models")
@@ -84,10 +86,10 @@ def _run(
     )
     try:
         problems = runner.run(selection, tuner)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         command = shlex.join(["dynlora", "bench", *_words(given)])
         told = f"after {progress.done} of {total} runs; go on: {command}"
-        raise KeyboardInterrupt(told) from None
+        raise Stopped(told, getattr(stop, "signum", signal.SIGINT)) from None
     finally:
         executor.close()
     progress.show(study, problems)

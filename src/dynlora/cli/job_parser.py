@@ -290,6 +290,10 @@ def _unknown(key: str, where: str) -> ConfigError:
     """Return the error for a key that does not exist, with the names that come nearest."""
     valid = [name for name, _ in valid_keys()]
     section, _, leaf = key.rpartition(".")
+    if key in valid:  # in a file: on the command line it would have been taken
+        return ConfigError(
+            f"unknown key `{key}`{where}: write it in its section, `{section}: {{{leaf}: ...}}`."
+        )
     sections = {name.rpartition(".")[0] for name in valid}
     home = next(iter(difflib.get_close_matches(section, sections, n=1, cutoff=0.7)), "")
     inside = [name for name in valid if name.rpartition(".")[0] == home]
@@ -326,6 +330,8 @@ def _explain(error: argparse.ArgumentError, usage: str) -> ConfigError:
     choices = [str(choice) for choice in _choices(hint)]
     near = difflib.get_close_matches(value[1], choices, n=1, cutoff=0.4)
     advice = f" The nearest valid value is {near[0]}." if near else ""
+    if near and near[0] == value[1]:
+        advice = f" Write it as a list: [{near[0]}]."
     if value[1] == "False" and "no" in choices:
         advice = " YAML takes a bare no for false: write 'no' in quotes."
     given = "null" if value[1] == "None" else value[1]

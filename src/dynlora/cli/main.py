@@ -1,20 +1,22 @@
 """`dynlora`: the command line's entry, which finds the verb and turns errors into exit codes.
 
-Exit code 0: done. 2: the input must be mended; one line on the standard error says how. 130: the
-user stopped it; one line says how to go on. 141: who read the output, such as `head`, has left.
-Anything else is a bug of ours and keeps its traceback.
+Exit code 0: done. 2: the input must be mended; one line on the standard error says how. 130 and
+143: the user stopped it; one line says how to go on. 141: who read the output, such as `head`, has
+left. Anything else is a bug of ours and keeps its traceback.
 """
 
 import difflib
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from dynlora.cli.messages import fewer_remarks, only_errors
 from dynlora.cli.output import Output, ReaderLeftError
 from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError, is_out_of_memory
+from dynlora.signals import sigterm_stops
 
 USAGE = """\
 usage: dynlora VERB ... [--json] [--quiet]
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's own.
 
     Returns:
-        The exit code: 0, 2, 130 or 141.
+        The exit code: 0, 2, 130, 141 or 143.
 
     Raises:
         OSError: If the operating system refuses something that is no file of the user's.
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:
-        with only_errors() if output.quiet else fewer_remarks():
+        with sigterm_stops(), only_errors() if output.quiet else fewer_remarks():
             _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
             output.finish()
     except DynamicLoraError as error:
@@ -71,14 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(_short_of_memory(error))
     except KeyboardInterrupt as stop:
         how = str(stop) or "before anything was written"
-        print(f"interrupted: {how}", file=sys.stderr)
+        _tell(f"interrupted: {how}")
         return 128 + getattr(stop, "signum", signal.SIGINT)
     return 0
 
 
 def _refuse(reason: str) -> int:
-    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    _tell(f"error: {' '.join(reason.split())}")
     return 2
+
+
+def _tell(line: str) -> None:
+    """Print a line on the standard error; the exit code says it where that takes no more."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _refused_file(error: OSError) -> str:

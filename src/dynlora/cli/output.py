@@ -34,6 +34,17 @@ class PipeConsole(Console):
         raise ReaderLeftError
 
 
+class ProgressConsole(PipeConsole):
+    """Shows progress for as long as somebody takes it: a full disk under a log costs no run."""
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as rich does, and nothing more once that has failed."""
+        try:
+            super().print(*objects, **settings)
+        except OSError:
+            self.quiet = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """How to show what a verb says; colours appear on terminals only, or where rich is told so."""
@@ -49,7 +60,7 @@ class Output:
 
     def __post_init__(self) -> None:
         """Open the console for progress."""
-        object.__setattr__(self, "progress", PipeConsole(stderr=True, quiet=self.quiet))
+        object.__setattr__(self, "progress", ProgressConsole(stderr=True, quiet=self.quiet))
         # There is none where a process was started without.
         object.__setattr__(self, "result", sys.stdout or io.StringIO())
         # As on the standard error: a name out of a file, or of one, may hold no letter at all.

@@ -93,12 +93,29 @@ def _check_size(node: yaml.Node) -> None:
             raise ValueError(_TOO_DEEP)
         if isinstance(node, yaml.ScalarNode):
             node.value.encode("utf-8")
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
         if id(node) not in sizes:
             sizes[id(node)] = 1 + sum(size(inner, level + 1) for inner in _nodes_in(node))
         return sizes[id(node)]
 
     if size(node, 0) > MOST_NODES:
         raise ValueError(f"its aliases stand for more than {MOST_NODES} values")
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Check that no key stands twice: of two values PyYAML takes the last without a word."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if first := lines.get((key.tag, key.value)):
+            raise ValueError(
+                f"the key {key.value!r} stands twice, in lines {first} and {line}: leave one of "
+                "them out"
+            )
+        lines[key.tag, key.value] = line
 
 
 def _nodes_in(node: yaml.Node) -> Iterator[yaml.Node]:

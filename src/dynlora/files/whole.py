@@ -12,10 +12,17 @@ from uuid import uuid4
 
 from dynlora.errors import DynamicLoraError
 
+_DRAFT = ".dynlora-"
+
 
 def _draft_of(path: Path) -> Path:
     """Return a free name beside a path; not made from its own, which may be as long as can be."""
-    return path.with_name(f".dynlora-{uuid4().hex}")
+    return path.with_name(f"{_DRAFT}{uuid4().hex}")
+
+
+def drafts_in(folder: Path) -> list[Path]:
+    """Return what processes that were killed while they wrote, or that still write, left there."""
+    return list(folder.glob(f"{_DRAFT}*"))
 
 
 @contextmanager

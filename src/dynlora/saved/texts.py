@@ -86,7 +86,13 @@ def batch_texts(
         encoded = tokenizer(
             *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
         )
-        batches.append(dict(encoded))
+        if encoded["input_ids"].shape[1]:  # some tokenizers make nothing of empty texts
+            batches.append(dict(encoded))
+    if not batches:
+        raise DataError(
+            f"`--data` must have texts with at least one token, got {len(columns[0])} rows without "
+            "any: name another column with `--text`."
+        )
     return batches
 
 

@@ -1,11 +1,13 @@
 """Building a job: all that its configuration names, loaded and checked; nothing written yet."""
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -31,6 +33,8 @@ from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
+
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +168,20 @@ def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
     """Return what a run is about: `run.json` holds it, and a resumed run must agree."""
     return {
         "rows": {"train": len(data.train), "validation": len(data.validation)},
+        "rows_sha256": {"train": _digest(data.train), "validation": _digest(data.validation)},
         "num_labels": data.num_labels,
         "class_names": data.class_names,
         "budget": prepared.budget,
     }
+
+
+def _digest(rows: Any) -> str:
+    """Return the SHA-256 of a `datasets.Dataset`'s values, without what shows them otherwise."""
+    found, plain = hashlib.sha256(), rows.with_format("arrow")
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        part = plain[begin : begin + ROWS_AT_ONCE].combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, part.schema.remove_metadata()) as stream:
+            stream.write_table(part.replace_schema_metadata(None))
+        found.update(sink.getvalue())
+    return found.hexdigest()

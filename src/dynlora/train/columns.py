@@ -13,6 +13,8 @@ from dynlora.train.sources import RawSplit
 
 UNLABELLED = -100
 """What a label is set to where there is none: the loss leaves it out."""
+LARGEST = 3.4028234e38
+"""Largest number that float32, in which labels are learned, holds."""
 SHOWN = 5
 """Faulty rows that a message lists before it only counts."""
 
@@ -92,7 +94,7 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
         split,
         column,
         _is_number,
-        required=f"label column {column!r} must hold a finite number in every row",
+        required=f"label column {column!r} must hold, within float32, a finite number in every row",
         advice="Remove these rows or fill them in.",
     )
     numbers = [float(value) for value in values]
@@ -116,7 +118,8 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
         split,
         column,
         lambda value: _is_list_of(value, _is_number) and len(value) > 0,
-        required=f"label column {column!r} must hold a list of finite numbers in every row",
+        required=f"label column {column!r} must hold, within float32, a list of finite numbers in "
+        "every row",
         advice="Remove these rows or fill them in.",
     )
     vectors = [[float(number) for number in value] for value in values]
@@ -243,4 +246,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")
+    return isinstance(value, int | float) and abs(value) <= LARGEST

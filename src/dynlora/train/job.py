@@ -5,10 +5,12 @@ in the evaluation before training.
 """
 
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -23,6 +25,7 @@ from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
 from dynlora.report.unfinished import PROGRESS, finish_command
+from dynlora.signals import Stopped
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
@@ -32,7 +35,6 @@ from dynlora.train.resume import complete_checkpoints
 from dynlora.train.run_folder import not_written
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
-from dynlora.train.stop_signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import total_steps
 
@@ -76,10 +78,12 @@ def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:
             _write_model(job)
         return _finish(job, record)
     except KeyboardInterrupt as stop:
-        record.update(status="interrupted", steps=job.trainer.state.global_step)
+        with suppress(OSError):  # what is told counts more than what a full disk refuses
+            record.update(status="interrupted", steps=job.trainer.state.global_step)
         raise Stopped(_how_to_go_on(job), getattr(stop, "signum", signal.SIGINT)) from None
     except BaseException as error:
-        record.update(status="failed", error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            record.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         job.progress.stop()
@@ -184,11 +188,12 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
         metrics_before=metrics_before,
     )
     try:
-        if _begins_folder(job):
-            if not config.overwrite:
-                folder.refuse_run()  # one that was begun since this was first asked
+        begins = _begins_folder(job)
+        if begins and not config.overwrite:
+            folder.refuse_run()  # one that was begun since this was first asked
+        record.update()  # first, for it says that what is in the folder is a run's
+        if begins:
             folder.clear()
-        record.update()
         write_config(folder.config, config)
         job.metrics.start(past)
     except OSError as error:
@@ -260,9 +265,11 @@ def _explaining_files(job: Job) -> Iterator[None]:
             raise _unreadable(job, error) from error
         if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
+        shutil.rmtree(checkpoint, ignore_errors=True)  # no use, and `run.json` needs the room
+        resumes = complete_checkpoints(job.folder) and job.config.method != "adalora"
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
-            f"({error}): make room, then go on from an earlier one with "
+            f"({error}): make room, then {'go on' if resumes else 'start again'} with "
             f"`{finish_command(job.folder.root, job.config.method)}`."
         ) from error
 
@@ -347,9 +354,11 @@ def _metrics_after(job: Job) -> dict[str, float]:
     state = job.trainer.state
     evaluated = [line for line in state.log_history if "eval_loss" in line]
     newest = bool(evaluated) and evaluated[-1]["step"] == state.global_step
-    if newest and not job.config.training.load_best_model_at_end:
-        return _plain(job, evaluated[-1])
-    return _evaluate(job)
+    if job.config.training.load_best_model_at_end:
+        job.metrics.of_best = True
+        job.trainer.remove_callback(job.progress)  # it would tell it as of the last step
+        return _evaluate(job)
+    return _plain(job, evaluated[-1]) if newest else _evaluate(job)
 
 
 def _parameters(job: Job, report: RunReport) -> dict[str, int]:
@@ -377,6 +386,6 @@ def _complete(record: RunRecord, report: RunReport, job: Job) -> None:
         },
         **peak_memory(),
         skipped_observations={} if job.ranks is None else dict(job.ranks.dynamic.skipped),
-        best_checkpoint=best,
+        best_checkpoint=None if best is None else str(Path(best).absolute()),
         final_ranks=dict(report.final_ranks),
     )

@@ -1,6 +1,7 @@
 """Predictions of a finished run beside the rows that they are for, as they come or into a file."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
     table = split.table.select(
         [place for place, field in enumerate(split.table.schema) if not _holds_bytes(field.type)]
     )
+    # Columns without a name are what a row's commas at its end make.
+    twice = [name for name, count in Counter(table.column_names).items() if name and count > 1]
+    if twice:
+        raise DataError(
+            f"FILE must have each column once for JSON lines, got {split.source} with "
+            f"{len(table.column_names)} columns of which several are named {twice[0]!r}: rename "
+            "them, or write a file that ends in .csv or .parquet."
+        )
     for row, prediction in zip(_rows(table), predictions, strict=True):
         yield json.dumps(finite({**row, **prediction}), ensure_ascii=False, default=str)
 
@@ -74,7 +83,20 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
 def _rows(table: pa.Table) -> Iterator[Row]:
     """Yield the rows of a table, which may have none of its columns left."""
     for begin in range(0, table.num_rows, ROWS_AT_ONCE):
-        yield from table.slice(begin, ROWS_AT_ONCE).to_pylist()
+        part = table.slice(begin, ROWS_AT_ONCE)
+        try:
+            yield from part.to_pylist()
+        except (ValueError, OverflowError):  # a time that Python has none for, as the year 18029
+            yield from _with_times_as_texts(part).to_pylist()
+
+
+def _with_times_as_texts(table: pa.Table) -> pa.Table:
+    """Return a table whose dates and times are written out."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_temporal(field.type):
+            text = table.column(place).cast(pa.string())
+            table = table.set_column(place, field.name, text)
+    return table
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

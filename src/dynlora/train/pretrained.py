@@ -113,7 +113,7 @@ def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
             f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
             f"{folder}, which has no config.json.{_gguf_advice(folder)}"
         )
-    return str(folder)
+    return str(folder.absolute())  # an adapter tells it to whoever loads it from elsewhere
 
 
 def _gguf_advice(folder: Path) -> str:

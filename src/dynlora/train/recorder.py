@@ -16,6 +16,9 @@ from dynlora.files.json_files import append_line, read_lines, write_lines
 from dynlora.report.unfinished import checkpoints
 from dynlora.train.resume import Past, save_progress
 
+_AT_LAST = {"train_runtime", "best_loss"}
+"""Keys of the lines that a run writes when its steps are over."""
+
 
 class MetricsRecorder(TrainerCallback):
     """Writes a line of metrics.jsonl whenever the Trainer logs, and adds up evaluation time."""
@@ -25,15 +28,21 @@ class MetricsRecorder(TrainerCallback):
         self.path = path
         self.seconds = 0.0
         """Time in evaluations."""
+        self.of_best = False
+        """Whether what is evaluated is the best checkpoint, no more the model of the last step."""
         self._early: list[dict[str, Any]] | None = []
 
     def start(self, past: Past | None) -> None:
         """Begin the file with what was logged before, and with a resumed run's lines.
 
-        Lines after the resumed checkpoint are dropped.
+        Lines after the resumed checkpoint are dropped, and what a run that had ended said at last.
         """
         lines = [] if past is None else read_lines(past.source.metrics)[0]
-        kept = [] if past is None else [line for line in lines if line["step"] <= past.step]
+        kept = [
+            line
+            for line in lines
+            if past is not None and line["step"] <= past.step and not line.keys() & _AT_LAST
+        ]
         early, self._early = self._early or [], None
         write_lines(self.path, [*early, *kept])
 
@@ -48,6 +57,8 @@ class MetricsRecorder(TrainerCallback):
         """Append what was logged."""
         values = logs or {}
         self.seconds += values.get("eval_runtime", 0.0)
+        if self.of_best:
+            values = {key.replace("eval_", "best_", 1): value for key, value in values.items()}
         line = {"step": state.global_step, **values}
         if self._early is None:
             append_line(self.path, line)
@@ -140,7 +151,7 @@ class CheckpointRecorder(TrainerCallback):
         metrics: MetricsRecorder,
         *,
         limit: int | None,
-        best: str | None = None,
+        best: Path | None = None,
     ) -> None:
         """Prepare for a run.
 
@@ -149,7 +160,7 @@ class CheckpointRecorder(TrainerCallback):
             metrics: The same of evaluations.
             limit: Checkpoints to keep, and the best one if that is what the run shall end with;
                 None keeps all.
-            best: Name of the best checkpoint that a resumed run brings along, if there is one.
+            best: The best checkpoint that a resumed run brings along, if there is one.
         """
         self.stopwatch = stopwatch
         self.metrics = metrics
@@ -159,13 +170,13 @@ class CheckpointRecorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the best checkpoint of a resumed run where the run lies now.
+        """Find the best checkpoint of a resumed run where that run lies now.
 
         The Trainer knows it by the path that it had, and forgets it where that leads nowhere, as
         after the folder was moved or from another working directory.
         """
-        if self.best is not None and (here := Path(str(args.output_dir)) / self.best).is_dir():
-            state.best_model_checkpoint = str(here)
+        if self.best is not None and self.best.is_dir():
+            state.best_model_checkpoint = str(self.best)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -44,8 +44,8 @@ class Past:
     """What its `run.json` says; empty if that is lost."""
     log: Sequence[Mapping[str, Any]]
     """What the Trainer had logged."""
-    best: str | None = None
-    """Name of the best checkpoint so far, if the Trainer knew one."""
+    best: Path | None = None
+    """The best checkpoint so far, where it lies now, if the Trainer knew one."""
     skipped: Sequence[str] = ()
     """Why later checkpoints were passed over."""
 
@@ -83,6 +83,11 @@ def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
     else:
         past = _read(_latest(folder) if resume == "latest" else Path(resume))
     _check_same_config(past, config)
+    if config.training.load_best_model_at_end and past.best and not past.best.is_dir():
+        raise ResumeError(
+            "a run that ends with its best checkpoint must have it beside the one it goes on from, "
+            f"got no {past.best}: restore it, or start again."
+        )
     if past.source.root.resolve() != folder.root.resolve() and not config.overwrite:
         folder.refuse_run()
     return past
@@ -162,7 +167,7 @@ def _read(checkpoint: Path) -> Past:
         eval_seconds=progress["seconds"]["evaluation"],
         run=read_json(source.run) if source.run.is_file() else {},
         log=state.get("log_history", []),
-        best=None if best is None else Path(best).name,
+        best=None if best is None else source.checkpoints / Path(best).name,
     )
 
 

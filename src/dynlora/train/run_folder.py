@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dynlora.errors import RunFolderError
+from dynlora.files.whole import drafts_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class RunFolder:
 
     @property
     def _all(self) -> tuple[Path, ...]:
-        """Everything that a run writes; `run.json`, which marks a run, comes last."""
+        """Everything that a run writes."""
         folders = (self.adapter, self.full_model, self.checkpoints, self.tracking)
         files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
         return (*folders, *files)
@@ -158,8 +159,14 @@ class RunFolder:
                 )
 
     def clear(self) -> None:
-        """Remove what a run writes, and nothing else that may lie in the folder."""
-        for path in self._all:
+        """Remove what a run writes, and nothing else that may lie in the folder.
+
+        Its record and configuration stay until the next run's take their place. A run that is
+        killed in between can be started again then: its configuration may be the only one there is.
+        """
+        for path in (*self._all, *drafts_in(self.root)):
+            if path in (self.run, self.config):
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -14,18 +14,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_DEFAULTS: dict[signal.Signals, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
+from dynlora.signals import stop_at_once
+
+_USUAL: dict[signal.Signals, tuple[Any, ...]] = {
+    signal.SIGINT: (signal.default_int_handler,),
+    signal.SIGTERM: (signal.SIG_DFL, stop_at_once),
 }
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal has ended training before its last step."""
-
-    def __init__(self, text: str, signum: int) -> None:
-        super().__init__(text)
-        self.signum = signum
+"""Handlers whose place may be taken."""
 
 
 class StopSignals(TrainerCallback):
@@ -35,16 +30,17 @@ class StopSignals(TrainerCallback):
         """Have received none."""
         self.received: int | None = None
         """The signal that came."""
-        self._ours: list[signal.Signals] = []
+        self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals in place of Python's own handlers; handlers of somebody else's stay."""
+        """Take signals in place of the usual handlers; handlers of somebody else's stay."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._ours = [n for n, usual in _DEFAULTS.items() if signal.getsignal(n) is usual]
-        for number in self._ours:
+        now = {number: signal.getsignal(number) for number in _USUAL}
+        self._before = {number: now[number] for number in now if now[number] in _USUAL[number]}
+        for number in self._before:
             signal.signal(number, self._receive)
         try:
             yield
@@ -71,6 +67,6 @@ class StopSignals(TrainerCallback):
         print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
     def _restore(self) -> None:
-        for number in self._ours:
-            signal.signal(number, _DEFAULTS[number])
-        self._ours = []
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

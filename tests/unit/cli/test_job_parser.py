@@ -156,6 +156,11 @@ def test_an_unknown_key_in_the_file_is_named_with_the_file(file: Path) -> None:
     [
         ("training.schedule", "linera", "one of linear, cosine, constant, got linera. The nearest"),
         ("training.eval", "epochs", "one of epoch, steps, no, got epochs. The nearest valid value"),
+        (
+            "training.report_to",
+            "wandb",
+            "a list of tensorboard, wandb, trackio, got wandb. Write it as a list: [wandb].",
+        ),
         ("data.embedded", "stdlb", "stdlib or null, got stdlb. The nearest valid value is stdlib"),
         ("data.num_labels", "two", "a whole number or null, got two"),
         ("overwrite", "maybe", "true or false, got maybe"),

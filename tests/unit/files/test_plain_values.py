@@ -100,3 +100,13 @@ def test_yaml_with_aliases_and_dates_is_read_as_json_would_have_it() -> None:
     base = {"r": 8, "when": "2001-01-01"}
     assert parse_yaml(text) == {"base": base, "one": base | {"r": 4}, "both": [base, base]}
     assert parse_yaml("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("a: {b: 1}\nc: 2\na: {d: 3}\n", "lines 1 and 3"), ("a: {b: 1, b: 2}", "lines 1 and 1")],
+)
+def test_a_key_that_stands_twice_is_told_instead_of_lost(text: str, lines: str) -> None:
+    with pytest.raises(ValueError, match=f"stands twice, in {lines}: leave one of them out"):
+        parse_yaml(text)
+    assert parse_yaml("a: 1\n'1': 2\n1: 3\n") == {"a": 1, "1": 2, 1: 3}

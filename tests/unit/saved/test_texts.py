@@ -7,6 +7,7 @@ from dynlora.errors import DataError
 from dynlora.saved.base import BaseSource
 from dynlora.saved.texts import batch_texts, read_texts
 from tests.jobs import write_rows
+from tests.language import save_language_tokenizer
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
@@ -54,6 +55,15 @@ def test_batches_are_padded_and_no_longer_than_the_model_can_read(model):
     assert batches[1]["input_ids"].shape == (4, 10)
     expected = torch.tensor([min(length + 2, 10) for length in range(1, 17)])
     assert torch.equal(batches[0]["attention_mask"].sum(dim=1), expected)
+
+
+def test_texts_without_any_token_are_left_out_or_refused(tmp_path):
+    save_language_tokenizer(tmp_path)
+    source = BaseSource(str(tmp_path))
+    (batch,) = batch_texts([[""] * 16 + ["red"]], source, None)
+    assert batch["input_ids"].shape[0] == 1
+    with pytest.raises(DataError, match="at least one token, got 3 rows without any"):
+        batch_texts([["", "", ""]], source, None)
 
 
 def test_a_tokenizer_that_is_missing_is_named(tmp_path):

@@ -57,6 +57,7 @@ def test_numbers_may_be_of_any_type_and_sign() -> None:
         ([0.5, None], r"finite number in every row, but 1 of 2 .*: None in row 1\."),
         ([float("nan"), 1.0], r"but 1 of 2 .*: nan in row 0\."),
         ([float("inf"), float("-inf")], r"but 2 of 2 .*: inf in row 0, -inf in row 1\."),
+        ([1e300, 3e38], r"within float32, a finite .* but 1 of 2 .*: 1e\+300 in row 0\."),
         (["0.5", "1"], r"but 2 of 2 .*: '0\.5' in row 0, '1' in row 1\."),
         ([1.0, -100.0], r"other than -100.* but 1 of 2 .*: -100\.0 in row 1\. Shift or scale"),
     ],

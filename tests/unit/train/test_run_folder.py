@@ -7,6 +7,9 @@ import pytest
 from dynlora.errors import RunFolderError
 from dynlora.train.run_folder import RunFolder
 
+KEPT = ["config.yaml", "notes", "run.json"]
+"""Of a run that is cleared: what the next run overwrites, and what is none of a run's."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
@@ -21,13 +24,15 @@ def begin(folder: RunFolder) -> None:
         path.write_text("x")
 
 
-def test_clearing_removes_a_run_and_nothing_else(folder: RunFolder) -> None:
+def test_clearing_removes_what_a_run_made_and_nothing_else(folder: RunFolder) -> None:
     begin(folder)
     (folder.root / "notes").mkdir()
     (folder.root / "notes" / "mine.txt").write_text("mine")
+    (folder.root / ".dynlora-0123").write_text("of a process that was killed while it wrote")
     folder.clear()
-    assert [path.name for path in folder.root.iterdir()] == ["notes"]
+    assert sorted(path.name for path in folder.root.iterdir()) == KEPT
     folder.clear()
+    folder.check_usable()
 
 
 def test_a_new_or_empty_folder_and_one_with_a_run_are_usable(folder: RunFolder) -> None:
