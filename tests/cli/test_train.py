@@ -1,6 +1,7 @@
 """`dynlora train` from end to end: every method, every kind of file, and what a run leaves."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -468,3 +469,14 @@ def test_a_run_need_not_evaluate_before_it_trains(
     assert len([line for line in read_lines(output / "metrics.jsonl") if "eval_loss" in line]) == 1
     capsys.readouterr()
     assert main(["report", str(output)]) == 0
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_kernels_are_kept_as_documented_unless_the_environment_says_otherwise(
+    train: Train, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
+    assert train("--dry-run") == 0
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == (given or "20000")

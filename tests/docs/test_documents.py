@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -12,11 +13,29 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 import dynlora
+from dynlora import schedule
+from dynlora.adapters import attention_rows, fused
+from dynlora.adjuster import MOST_TIMES_R
+from dynlora.cli import compress
 from dynlora.cli.job_parser import parse_job
 from dynlora.config import DynamicLoraConfig
-from dynlora.importance import _METRICS
+from dynlora.importance import _METRICS, attention_entropy
+from dynlora.train.eva import begin_with_eva
 from tests.models import adamw, bare_llama, sequences
 
+FUSED = runpy.run_path(fused.__file__)  # the tests of forwards set its threshold to 0
+DOCUMENTED = {
+    "method": [
+        ("for up to 256 evenly spaced tokens of each example", attention_rows.QUERIES, 256),
+        ("over these steps with a decay of 0.8", attention_entropy.DECAY, 0.8),
+        ("in the forwards of every eighth observed step", schedule.FORWARDS_APART, 8),
+        ("`m` eight times the rank that an even spread of the budget gives", MOST_TIMES_R, 8),
+        ("fewer than 2^18 elements is PEFT's own", FUSED["LEAST_ELEMENTS"], 2**18),
+    ],
+    "adapters": [("up to `--rows` texts (256 unless given)", compress.ROWS, 256)],
+    "training": [],
+}
+"""By document: its words, the number in the code, and what the words say."""
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -114,3 +133,16 @@ def test_the_method_names_the_defaults_that_the_configuration_has():
     assert f"1 + hysteresis` ({config.hysteresis})" in text
     assert (config.events, config.first_event, config.last_event) == (5, 0.05, 0.3)
     assert "Five events, evenly spread between 5 % and 30 %" in text
+    assert config.feature_weight == 0
+    assert "the default weight is 0" in text
+
+
+def test_the_documents_give_the_numbers_that_the_code_has():
+    told = {name: (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in DOCUMENTED}
+    for name, pairs in DOCUMENTED.items():
+        for words, value, expected in pairs:
+            assert words in " ".join(told[name].split()), words
+            assert value == expected, words
+    eva = inspect.getsource(begin_with_eva)
+    assert "EvaConfig(rho=1.0)" in eva
+    assert "its `rho` is 1" in told["training"]

@@ -46,10 +46,11 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Read TensorBoard's files back with TensorBoard: value by step by tag."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)}
-        for tag in events.Tags()["scalars"]
-    }
+    scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for tag, values in scalars.items():
+        if tag.startswith(("ranks/", "dynamic/")) or tag == "train/loss":
+            assert len({event.step for event in values}) == len(values), tag
+    return {tag: {e.step: e.value for e in values} for tag, values in scalars.items()}
 
 
 def read_lines(path: Path) -> Lines:
@@ -385,6 +386,11 @@ def test_wandb_is_offline_unless_the_environment_configures_it(
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     assert main(["train", str(job), *options, "--overwrite", "true"]) == 0
     assert (wandb.started[1]["mode"], wandb.started[1]["project"]) == (None, "mine")
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert main(["train", str(job), *options, "--overwrite", "true"]) == 0
+    assert wandb.started[2]["mode"] is None
 
 
 def test_a_wandb_that_refuses_ends_the_run_with_its_words(

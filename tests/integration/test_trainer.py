@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
 from dynlora.errors import EngineError, OptimizerError, ResumeError
-from tests.models import WINDOW, adamw, lora_llama, sequences
+from tests.models import WINDOW, adamw, bare_llama, lora_llama, sequences
 
 STEPS = 24
 CONFIG = {"hysteresis": 0.0, "shrink_tolerance": 1.0, **WINDOW}
@@ -227,6 +227,26 @@ def test_the_best_model_of_an_adapter_that_was_chosen_late_is_loaded_with_its_ow
     assert set(callback.dynamic.ranks.values()) == {8}
 
 
+def test_the_best_model_is_loaded_with_the_layer_weights_that_it_had(tmp_path):
+    model = lora_llama(r=8)
+    trainer, callback = trainer_of(
+        model,
+        tmp_path,
+        dynamic=DynamicLoraConfig(layer_weights=True, **CONFIG),
+        callbacks=[Worse()],
+        **keeping_the_best(every=4),
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    weights = {layer.weight for layer in callback.dynamic.history[-1].layers.values()}
+    assert len(weights) > 1
+    best = PeftModel.from_pretrained(bare_llama(), tmp_path / "checkpoint-4")
+    tokens = next(iter(Sequences(8)))["input_ids"][None]
+    with torch.no_grad():
+        ours, theirs = (m.eval()(input_ids=tokens).logits for m in (model, best))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_an_adapter_that_the_trainer_does_not_find_in_its_best_checkpoint_stays_as_it_is(
     tmp_path, caplog
 ):
@@ -400,6 +420,12 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name
+    models[1].save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(bare_llama().double(), tmp_path / "adapter")
+    tokens = next(sequences(seed=5))
+    with torch.no_grad():
+        ours, theirs = (m.eval()(input_ids=tokens).logits for m in (models[1], loaded))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_deepspeed_is_refused_by_a_stage_whose_checkpoints_cannot_be_resumed(tmp_path):

@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
+from peft import PeftModel
 from torch._dynamo.utils import counters
 
 from dynlora.errors import ConfigError
 from dynlora.integrations.checkpoint import load_state, save_state
-from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
 
 STEPS = 60
 SETTINGS = {
@@ -93,6 +94,21 @@ def test_a_compiled_run_is_the_run_that_is_not_compiled_to_the_last_bit():
     assert dynamic.history == control.history
     for name, weight in models[1].state_dict().items():
         assert torch.equal(models[0].state_dict()[name], weight), name
+
+
+def test_the_adapter_of_a_compiled_run_loads_in_plain_peft(whole, tmp_path):
+    model = lora_llama().train()
+    called = torch.compile(model, backend="eager", fullgraph=True)
+    dynamic = attached(called, adamw(model), **SETTINGS)
+    dynamic.load_state_dict(whole[2][STEPS][0])
+    model.load_state_dict(whole[2][STEPS][1])
+    assert len(set(dynamic.ranks.values())) > 1
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
+    tokens = next(sequences(seed=5))
+    with torch.no_grad():
+        ours, theirs = (m.eval()(input_ids=tokens).logits for m in (called, loaded))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("killed_at", [1, 10, 25])

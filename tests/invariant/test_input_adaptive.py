@@ -273,6 +273,28 @@ def test_thresholds_and_the_order_of_components_change_in_step_at_events_only(ti
     assert len(set(seen)) == 6
 
 
+@pytest.mark.parametrize("way", ["eval mode", "no gradients"])
+def test_what_is_evaluated_between_steps_changes_no_threshold(way):
+    found = []
+    for evaluates in (False, True):
+        model = lora_llama().train()
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, total_steps=20, input_adaptive=True)
+
+        def look(_, model=model, evaluates=evaluates):
+            if not evaluates:
+                return
+            model.train(way != "eval mode")
+            with torch.set_grad_enabled(way != "no gradients"):
+                loss_of(model, next(sequences(batch=16, length=20, seed=7)))
+            model.train()
+
+        train(model, optimizer, dynamic, 20, after=look)
+        found.append((dynamic.input_adaptive.thresholds, dynamic.ranks))
+    assert found[0] == found[1]
+    assert found[0][0]
+
+
 def test_components_are_ordered_by_the_strength_that_the_input_gives_them(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, total_steps=40, hysteresis=0, input_adaptive=True)

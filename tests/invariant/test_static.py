@@ -33,6 +33,16 @@ SETTINGS = {
 }
 
 
+def test_no_layer_is_held_at_a_rank_above_its_own_width():
+    model = lora_chain(32, 6, 20, r=4)
+    make_static(model, DynamicLoraConfig(max_rank=16))
+    assert [layer.capacity for layer in layers_of(model)] == [6, 6]
+    assert [tuple(layer.factor_A.parameter.shape) for layer in layers_of(model)] == [
+        (6, 32),
+        (6, 6),
+    ]
+
+
 @dataclass
 class Run:
     """A model that was trained while its ranks moved."""

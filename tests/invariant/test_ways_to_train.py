@@ -76,6 +76,25 @@ def test_an_autocast_around_the_whole_step_leaves_what_is_observed_as_it_is(metr
     assert all(torch.equal(plain[key], autocast[key]) for key in plain)
 
 
+def test_an_autocast_around_the_whole_step_leaves_what_an_event_finds_as_it_is():
+    found = []
+    for around in (False, True):
+        model = lora_llama().train()
+        optimizer = adamw(model)
+        dynamic = attached(model, optimizer, total_steps=20, hysteresis=0)
+        batches = sequences()
+        for _ in range(20):
+            loss_of(model, next(batches)).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=around):
+                dynamic.observe()
+                optimizer.step()
+                dynamic.step()
+            optimizer.zero_grad()
+        found.append(dynamic.history)
+    assert found[0] == found[1]
+    assert any(layer.effective_rank for layer in found[0][0].layers.values())
+
+
 def test_a_step_that_overflows_in_half_precision_is_skipped_and_counted():
     model = lora_llama().train()
     optimizer = adamw(model)

@@ -668,6 +668,7 @@ def test_the_state_survives_json_with_equal_figures():
     assert other.ranks == {"0": 1, "1": 4, "2": 6}
     assert other.history == dynamic.history
     assert other.peak_parameters == dynamic.peak_parameters
+    assert other.seconds == dynamic.seconds > 0
     assert other.skipped == dynamic.skipped == Counter({"1": 1})
     assert other.state_dict().keys() == state.keys()
 

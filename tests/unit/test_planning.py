@@ -79,3 +79,10 @@ def test_ranks_move_though_a_sample_has_fewer_tokens_than_they_are():
     features = dict.fromkeys(NAMES, stats)
     ranks = ranks_of([8.0, 2.0, 1.0, 1.0], {}, held=[80] * 4, max_rank=640, features=features)
     assert ranks["most"] > 80
+
+
+def test_a_higher_max_rank_lets_layers_of_few_directions_grow_further():
+    fewer = {"most": 4.0, "second": 9.0, "third": 9.0, "fourth": 9.0}
+    scores = [8.0, 2.0, 1.0, 1.0]
+    assert ranks_of(scores, fewer, max_rank=32)["most"] == 9  # 32 (4 / 7.75)² is 8.5
+    assert ranks_of(scores, fewer, max_rank=64)["most"] == 13

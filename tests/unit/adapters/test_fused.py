@@ -517,3 +517,19 @@ def test_less_is_kept_for_the_backward_pass_than_by_peft(autocast):
     plain = kept(model)
     FusedLora(model)
     assert kept(model) <= plain
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "pays"),
+    [
+        (torch.float32, 2 * 96 * 32 // 128, False),
+        (torch.float32, 2 * 96 * 32 // 128 + 1, True),
+        (torch.float64, 10_000, True),
+        (torch.bfloat16, 10_000, False),  # it would round the adapter away
+        (torch.float16, 10_000, False),
+    ],
+)
+def test_a_whole_weight_is_formed_where_rows_are_many_and_nothing_is_rounded_away(
+    dtype, rows, pays
+):
+    assert fused_linear.pays_to_merge(torch.zeros(96, 32, dtype=dtype), rows) == pays

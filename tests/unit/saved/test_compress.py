@@ -101,6 +101,19 @@ def test_directions_that_few_texts_did_not_touch_are_kept_where_the_budget_pays(
     made = compress(few, int(0.7 * few.parameters), views)
     blind = compress(few, int(0.7 * few.parameters))
     assert [cut.rank_after for cut in made.layers] == [cut.rank_after for cut in blind.layers]
+    assert [layer.r for layer in made.adapter.layers] == [layer.r for layer in blind.adapter.layers]
+
+
+def test_what_no_text_touches_at_all_is_kept_where_the_budget_pays(few):
+    budget = int(0.65 * few.parameters)
+    views = {}
+    for layer in few.layers:
+        gram = torch.zeros(layer.r, layer.r, dtype=torch.float64)
+        gram[0, 0] = 1.0
+        views[layer.name] = Seen(gram=gram, output_power=1.0, tokens=1)
+    made, blind = compress(few, budget, views), compress(few, budget)
+    assert 2 in [layer.r for layer in blind.adapter.layers]  # neither cut to one nor left whole
+    assert [layer.r for layer in made.adapter.layers] == [layer.r for layer in blind.adapter.layers]
 
 
 def test_a_budget_that_pays_for_all_changes_nothing(few):

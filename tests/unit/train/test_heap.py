@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
+from dynlora.train import job
+from dynlora.train.config import DataConfig, JobConfig, ModelConfig
 from dynlora.train.heap import SETTINGS, keep_freed_memory
 
 PROGRAM = """
@@ -44,3 +47,17 @@ def test_pages_that_a_step_has_freed_are_not_cleared_again_for_the_next():
 def test_what_the_environment_says_is_left_alone(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert not keep_freed_memory()
+
+
+def test_a_job_on_a_cpu_keeps_freed_memory(monkeypatch):
+    kept = []
+    config = JobConfig(output="out", model=ModelConfig(name="a/b"), data=DataConfig(name="c/d"))
+    monkeypatch.setattr(job, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(job, "build_job", stop)
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(config, Console())
+    assert kept == [True]
+
+
+def stop(*_):
+    raise KeyboardInterrupt
