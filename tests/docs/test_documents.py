@@ -1,6 +1,7 @@
 """The documents are true: their code runs, their commands parse, their links and names exist."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import runpy
@@ -135,6 +136,18 @@ def test_the_method_names_the_defaults_that_the_configuration_has():
     assert "Five events, evenly spread between 5 % and 30 %" in text
     assert config.feature_weight == 0
     assert "the default weight is 0" in text
+
+
+def test_every_setting_of_moving_ranks_is_in_the_methods_table_with_its_default():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    table = text.partition("## Settings")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
+    defaults = {field.name: field.default for field in dataclasses.fields(DynamicLoraConfig)}
+    words = {"None": "null", "True": "true", "False": "false", "()": "none"}
+    assert told == {
+        name: f"`{value}`" if isinstance(value, str) else words.get(str(value), str(value))
+        for name, value in defaults.items()
+    }
 
 
 def test_the_documents_give_the_numbers_that_the_code_has():
