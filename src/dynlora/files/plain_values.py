@@ -83,8 +83,8 @@ def _check_size(node: yaml.Node) -> None:
     """Check what values a text stands for, before any is made.
 
     Raises:
-        ValueError: If they are too many, nested too deeply, one is part of itself, or a text of
-            them is no text: other parsers of YAML refuse half of a surrogate pair.
+        ValueError: If they are too many, nested too deeply, one is part of itself, a key stands
+            twice, or a text is no text: other parsers of YAML refuse half of a surrogate pair.
     """
     sizes: dict[int, int] = {}
 
@@ -93,9 +93,9 @@ def _check_size(node: yaml.Node) -> None:
             raise ValueError(_TOO_DEEP)
         if isinstance(node, yaml.ScalarNode):
             node.value.encode("utf-8")
-        if isinstance(node, yaml.MappingNode):
-            _check_keys(node)
         if id(node) not in sizes:
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
             sizes[id(node)] = 1 + sum(size(inner, level + 1) for inner in _nodes_in(node))
         return sizes[id(node)]
 
