@@ -17,9 +17,9 @@ def stillness(events: Sequence[Event]) -> str | None:
         return "no event came: the run was over before the first one was due"
     if nothing_compared(events):
         return (
-            "up to the last event no two gradients were compared: `observe()` must be called in "
-            "every step, between `backward` and the optimizer's, and a gradient that is NaN or "
-            "infinite is left out (`DynamicLora.skipped` counts them)"
+            "up to the last event no two gradients were compared: the run is of very few steps, or "
+            "`observe()` was not called in each, between `backward` and the optimizer's step, or "
+            "all gradients were NaN or infinite (`DynamicLora.skipped` counts those)"
         )
     return _undecided(events)
 

@@ -95,7 +95,7 @@ def test_a_loop_whose_gradients_nobody_can_read_is_warned(tiny_llama, caplog, br
         dynamic.step()
         optimizer.zero_grad()
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "no two gradients were compared: `observe()` must be called" in told.getMessage()
+    assert "no two gradients were compared" in told.getMessage()
 
 
 def test_ranks_move_at_the_scheduled_steps_and_only_there(tiny_llama):

@@ -51,7 +51,7 @@ def test_gradients_that_nobody_read_are_told_as_such() -> None:
     events = [replace(make_event(step, STILL, STILL), agreement=0.0) for step in (3, 6)]
     reason = stillness(events)
     assert reason is not None
-    assert "`observe()` must be called" in reason
+    assert "`observe()` was not called" in reason
     assert nothing_compared(events)
     assert not nothing_compared([*events, make_event(9, STILL, STILL)])
     assert not nothing_compared([])
