@@ -203,7 +203,7 @@ class DynamicLora:
         if self._frozen or self._adapters.is_accumulating:
             return
         if self._step + 1 in self._events:
-            self._adapters.begin_event_step()
+            self._adapters.step_watch.begin()
         interval = observation_interval(self._events, self._step)
         if self.config.on_nonfinite == "skip" and self._step % interval:
             return
@@ -448,7 +448,7 @@ class DynamicLora:
 
     def _check_layers(self) -> None:
         self._adapters.check_unmerged()
-        self._adapters.check_stepped()
+        self._adapters.step_watch.end()
         broken = self._adapters.broken_weights()
         check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 

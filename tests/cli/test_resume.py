@@ -27,6 +27,13 @@ Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
 
 
+FIRST_IS_BEST = (
+    "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
+    "--training.learning_rate", 1e-9, "--training.load_best_model_at_end", True,
+)  # fmt: skip
+"""Options of a run of three checkpoints, which ends with the first of them."""
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -184,11 +191,7 @@ def test_a_finished_run_that_is_resumed_from_elsewhere_still_ends_with_its_best_
     train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
 ) -> None:
     monkeypatch.chdir(output.parent)
-    options = [
-        "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
-        "--training.learning_rate", 1e-9, "--training.load_best_model_at_end", True,
-    ]  # fmt: skip
-    assert train(*options, "--output", output.name) == 0  # a relative path
+    assert train(*FIRST_IS_BEST, "--output", output.name) == 0  # a relative path
     before = json.loads((output / "run.json").read_text())
     first = weights(output, "lora")
     assert before["best_checkpoint"].endswith("checkpoint-6")
@@ -196,7 +199,7 @@ def test_a_finished_run_that_is_resumed_from_elsewhere_still_ends_with_its_best_
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     run = Path(shutil.move(output, elsewhere / "moved")) if moved else output
-    assert train(*options, "--output", run, "--training.resume", "latest") == 0
+    assert train(*FIRST_IS_BEST, "--output", run, "--training.resume", "latest") == 0
     assert json.loads((run / "run.json").read_text())["best_checkpoint"].endswith("checkpoint-6")
     assert all(torch.equal(value, first[name]) for name, value in weights(run, "lora").items())
 
@@ -206,11 +209,7 @@ def test_a_run_that_goes_on_in_another_folder_still_ends_with_its_best_checkpoin
     train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, lost: bool, capsys: Capture
 ) -> None:
     monkeypatch.chdir(output.parent)
-    options = [
-        "--method", "lora", "--training.save", "epoch", "--training.epochs", 3,
-        "--training.learning_rate", 1e-9, "--training.load_best_model_at_end", True,
-    ]  # fmt: skip
-    assert train(*options, "--output", output.name) == 0
+    assert train(*FIRST_IS_BEST, "--output", output.name) == 0
     elsewhere = output.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -218,7 +217,8 @@ def test_a_run_that_goes_on_in_another_folder_still_ends_with_its_best_checkpoin
     if lost:
         shutil.rmtree(checkpoints / "checkpoint-6")
     capsys.readouterr()
-    code = train(*options, "--output", "on", "--training.resume", checkpoints / "checkpoint-18")
+    resume = ("--training.resume", checkpoints / "checkpoint-18")
+    code = train(*FIRST_IS_BEST, "--output", "on", *resume)
     if lost:
         assert code == 2
         assert "got no" in capsys.readouterr().err

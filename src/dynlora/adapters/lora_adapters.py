@@ -94,7 +94,8 @@ class LoraAdapters:
         self._fit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # the ranks that `follow` knows of
         self._handles: list[RemovableHandle] = []
-        self._step_watch: StepWatch | None = None
+        self.step_watch = StepWatch(self._optimizer, layers)
+        """Tells whether another optimizer than the given one takes the steps."""
         self.peak_parameters = self.parameters
         """Most live LoRA parameters at any time so far."""
 
@@ -164,30 +165,12 @@ class LoraAdapters:
             self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
             root.register_load_state_dict_post_hook(OwnHook(fit)),
         ]
-        self._step_watch = StepWatch(self._optimizer, layers)
 
     def close(self) -> None:
         """Remove these hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._step_watch is not None:
-            self._step_watch.close()
-            self._step_watch = None
-
-    def begin_event_step(self) -> None:
-        """Look at the weights before a step after which ranks may move; see `check_stepped`."""
-        if self._step_watch is not None:
-            self._step_watch.begin()
-
-    def check_stepped(self) -> None:
-        """Check that the optimizer which was given took the step, if `begin_event_step` was called.
-
-        Raises:
-            OptimizerError: If another did.
-        """
-        if self._step_watch is not None:
-            self._step_watch.end()
 
     def gradient_norms(self) -> Tensor:
         """Return the norm of each layer's gradients; 0 for a layer without any."""

@@ -28,6 +28,16 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
     return {s: path for s, path in checkpoints(folder).items() if (path / PROGRESS).is_file()}
 
 
+def can_resume(root: Path, method: str) -> bool:
+    """Return whether a run can go on from a checkpoint.
+
+    Args:
+        root: The run's folder.
+        method: The run's; `adalora` cannot load its own checkpoints.
+    """
+    return method != "adalora" and bool(complete_checkpoints(root / "checkpoints"))
+
+
 def finish_command(root: Path, method: str) -> str:
     """Return the command that brings a run to its end: from its last checkpoint, or afresh.
 
@@ -35,9 +45,8 @@ def finish_command(root: Path, method: str) -> str:
 
     Args:
         root: The run's folder.
-        method: The run's; `adalora` cannot load its own checkpoints.
+        method: The run's.
     """
-    saved = method != "adalora" and complete_checkpoints(root / "checkpoints")
-    how = "--training.resume latest" if saved else "--overwrite true"
+    how = "--training.resume latest" if can_resume(root, method) else "--overwrite true"
     config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))
     return f"dynlora train {config} --output {output} {how}"

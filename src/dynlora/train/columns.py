@@ -7,13 +7,15 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dynlora.errors import DataError
 from dynlora.saved.tables import column_values
 from dynlora.train.sources import RawSplit
 
 UNLABELLED = -100
 """What a label is set to where there is none: the loss leaves it out."""
-LARGEST = 3.4028234e38
+LARGEST = float(np.finfo(np.float32).max)
 """Largest number that float32, in which labels are learned, holds."""
 SHOWN = 5
 """Faulty rows that a message lists before it only counts."""

@@ -24,7 +24,7 @@ from dynlora.errors import EngineError, ResumeError, RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
-from dynlora.report.unfinished import PROGRESS, finish_command
+from dynlora.report.unfinished import PROGRESS, can_resume, finish_command
 from dynlora.signals import Stopped
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
@@ -266,11 +266,11 @@ def _explaining_files(job: Job) -> Iterator[None]:
         if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)  # no use, and `run.json` needs the room
-        resumes = complete_checkpoints(job.folder) and job.config.method != "adalora"
+        root, method = job.folder.root, job.config.method
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
-            f"({error}): make room, then {'go on' if resumes else 'start again'} with "
-            f"`{finish_command(job.folder.root, job.config.method)}`."
+            f"({error}): make room, then {'go on' if can_resume(root, method) else 'start again'} "
+            f"with `{finish_command(root, method)}`."
         ) from error
 
 

@@ -37,14 +37,14 @@ class MetricsRecorder(TrainerCallback):
 
         Lines after the resumed checkpoint are dropped, and what a run that had ended said at last.
         """
-        lines = [] if past is None else read_lines(past.source.metrics)[0]
-        kept = [
-            line
-            for line in lines
-            if past is not None and line["step"] <= past.step and not line.keys() & _AT_LAST
-        ]
-        early, self._early = self._early or [], None
-        write_lines(self.path, [*early, *kept])
+        lines, self._early = self._early or [], None
+        if past is not None:
+            lines += [
+                line
+                for line in read_lines(past.source.metrics)[0]
+                if line["step"] <= past.step and not line.keys() & _AT_LAST
+            ]
+        write_lines(self.path, lines)
 
     def on_log(
         self,
