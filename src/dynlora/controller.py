@@ -307,7 +307,6 @@ class DynamicLora:
             "skipped": dict(self.skipped),
             "seconds": self.seconds,
             "peak_parameters": self.peak_parameters,
-            "fused": None if self._fused is None else self._fused.groups,
             "importance": self._assessor.state_dict(),
             "features": self._analyzer.state_dict(),
             "input_adaptive": self.input_adaptive.state_dict() if self.input_adaptive else {},
@@ -340,7 +339,6 @@ class DynamicLora:
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
-            self._fused.load_groups(state["fused"])
         device = self._adapters.device  # a checkpoint's tensors come from the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})

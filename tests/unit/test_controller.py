@@ -1049,7 +1049,6 @@ def test_a_controller_takes_over_from_one_that_ended_and_that_nobody_holds(fused
     dynamic = attached(model, optimizer, total_steps=10, last_event=0.5)
     train(model, optimizer, dynamic, 10)
     state = dynamic.state_dict()
-    assert state["fused"]
     del dynamic
     gc.collect()
     later = attached(model, optimizer, total_steps=10, last_event=0.5, fused=fused)
