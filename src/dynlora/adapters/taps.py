@@ -71,7 +71,7 @@ class ActivationTaps:
         self._keys: dict[tuple[int, int, int], Tensor] = {}
         self._uses: Counter[str] = Counter()
         self._done: set[str] = set()
-        self._last_read: tuple[weakref.ref[Tensor], Tensor, Tensor] | None = None
+        self._last_read: tuple[weakref.ref[Tensor], int, Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
@@ -140,10 +140,10 @@ class ActivationTaps:
         if rows.source is None:
             return inputs, outputs
         if self._last_read is not None:
-            source, places, copied = self._last_read
-            if source() is rows.source and places is index:
+            source, version, places, copied = self._last_read
+            if source() is rows.source and version == rows.source._version and places is index:
                 return copied, outputs
-        self._last_read = (weakref.ref(rows.source), index, inputs)
+        self._last_read = (weakref.ref(rows.source), rows.source._version, index, inputs)
         return inputs, outputs
 
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:

@@ -499,3 +499,30 @@ def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
     assert tokens["q_proj"] is tokens["k_proj"] is tokens["v_proj"]
     assert tokens["o_proj"] is not tokens["v_proj"]
     assert not torch.equal(shown["q_proj"][1], shown["v_proj"][1])
+
+
+def test_an_input_that_was_changed_in_place_is_shown_as_each_layer_read_it():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            first = self.first(x)
+            x.mul_(2)
+            return first + self.second(x)
+
+    class SharedIndex(Recorder):
+        index = torch.arange(6)
+
+        def observe(self, name, keys, read):
+            self.shown.append((name, *read(self.index), keys))
+
+    model = get_peft_model(Doubling(), LoraConfig(r=2, target_modules=["first", "second"])).train()
+    recorder = SharedIndex()
+    ActivationTaps(model, layers_of(model), recorder, timed=untimed).open()
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    model(x.clone())
+    shown = {name: inputs for name, inputs, *_ in recorder.shown}
+    assert torch.equal(shown["first"], x.flatten(0, 1))
+    assert torch.equal(shown["second"], 2 * x.flatten(0, 1))
