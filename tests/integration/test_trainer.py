@@ -1,6 +1,7 @@
 """The callback in `transformers.Trainer`: the same run as the two calls, resume, best model."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
 from dynlora.errors import EngineError, OptimizerError, ResumeError
+from dynlora.integrations.checkpoint import load_state, save_state
 from tests.models import WINDOW, adamw, bare_llama, lora_llama, sequences
 
 STEPS = 24
@@ -159,6 +161,67 @@ def test_a_state_of_another_step_than_the_trainers_is_refused(tmp_path):
     cut.train()
     resumed, _ = trainer_of(lora_llama(), tmp_path, resume_from=tmp_path / "checkpoint-2", **saving)
     with pytest.raises(ResumeError, match=r"checkpoint-2 must be of step 4.*got step 2"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def empty(folder):
+    (folder / "dynlora.json").write_text("{}")
+
+
+def flip_a_byte_of_values(folder):
+    path = folder / "dynlora.json"
+    before = path.read_text()
+    path.write_text(before.replace('"scaling": 2.0', '"scaling": 3.0', 1))
+    assert path.read_text() != before
+
+
+def flip_a_byte_of_tensors(folder):
+    content = bytearray((folder / "dynlora.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "dynlora.safetensors").write_bytes(content)
+
+
+def take_tensors_of_another_step(folder):
+    shutil.copy(folder.with_name("checkpoint-4") / "dynlora.safetensors", folder)
+
+
+def leave_out_the_layers(folder):
+    state = load_state(folder)
+    save_state(folder, {key: value for key, value in state.items() if key != "layers"})
+
+
+def let_a_rank_be_a_text(folder):
+    state = load_state(folder)
+    next(iter(state["layers"].values()))["r"] = "eight"
+    save_state(folder, state)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Return the folder of a trainer that was stopped at step 8."""
+    folder = tmp_path_factory.mktemp("stopped")
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer_of(lora_llama(), folder, callbacks=[StopAt(8)], **saving)[0].train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (empty, "`config`"),
+        (flip_a_byte_of_values, "not as they were written together"),
+        (flip_a_byte_of_tensors, "not as they were written together"),
+        (take_tensors_of_another_step, "not as they were written together"),
+        (leave_out_the_layers, "`layers`"),
+        (let_a_rank_be_a_text, r"`r` of .* must be a whole number, got 'eight'"),
+    ],
+)
+def test_a_state_that_is_not_whole_is_refused_with_its_file(harm, told, stopped, tmp_path):
+    folder = tmp_path / "trainer"
+    shutil.copytree(stopped, folder)
+    harm(folder / "checkpoint-8")
+    resumed, _ = trainer_of(lora_llama(), folder)
+    with pytest.raises(ResumeError, match=rf"(?s)dynlora\.json.*checkpoint-8.*{told}"):
         resumed.train(resume_from_checkpoint=True)
 
 

@@ -1,10 +1,12 @@
 """The controller's state on disk: `dynlora.json` and `dynlora.safetensors` in a checkpoint folder.
 
-Both are plain data: loading them can run no code.
+Both are plain data: loading them can run no code. `dynlora.json` ends with a checksum of both.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
+from dynlora.files.json_files import as_object
+from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import whole_file
+from dynlora.types import Event
 
-_VALUES = "dynlora.json"
+VALUES = "dynlora.json"
+"""Name of the file that makes a checkpoint one of dynamic ranks."""
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "input_adaptive")
+_CHECKSUM = "sha256"
+
+
+@dataclass(frozen=True)
+class _Shape:
+    r: int
+    scaling: float
+    unit: float
+
+
+_KINDS: Mapping[str, Kind] = {
+    "config": dict[str, Any],
+    "budget": int,
+    "max_rank": int,
+    "step": int,
+    "frozen": bool,
+    "events": list[int],
+    "layers": dict[str, _Shape],
+    "history": list[Event],
+    "skipped": dict[str, int],
+    "seconds": float,
+    "peak_parameters": int,
+    "fused": list[list[str]] | None,
+}
+"""The plain values of `DynamicLora.state_dict()`."""
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -29,22 +61,27 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     values = {key: value for key, value in state.items() if key not in _TENSOR_GROUPS}
     with whole_file(folder / _TENSORS) as draft:
         save_file(tensors, draft)
-    with whole_file(folder / _VALUES) as draft:
-        draft.write_text(json.dumps(values, indent=1))
+    sealed = values | {_CHECKSUM: _checksum(folder, values)}
+    with whole_file(folder / VALUES) as draft:
+        draft.write_text(json.dumps(sealed, indent=1))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
+    """Return the state that `save_state` wrote.
 
     Raises:
-        ResumeError: If a file is missing or cannot be read.
+        ResumeError: If a file is missing, cannot be read, has changed, or is of another checkpoint.
     """
     try:
-        state: dict[str, Any] = json.loads((folder / _VALUES).read_text())
+        state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
+        checksum = state.pop(_CHECKSUM, None)
+        check_kind(state, _KINDS)
+        if checksum != _checksum(folder, state):
+            raise ValueError("the files are not as they were written together")
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ResumeError(
-            f"A checkpoint must hold {_VALUES} and {_TENSORS} to resume dynamic ranks, but in "
+            f"A checkpoint must hold whole {VALUES} and {_TENSORS} to resume dynamic ranks, but in "
             f"{folder} {error}. Resume from another checkpoint."
         ) from error
     for group in _TENSOR_GROUPS:
@@ -55,3 +92,11 @@ def load_state(folder: Path) -> dict[str, Any]:
             if key.startswith(prefix)
         }
     return state
+
+
+def _checksum(folder: Path, values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the tensors' file and of the plain values."""
+    with (folder / _TENSORS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ from dynlora.adapters.shape_hooks import ShapeHooks
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
 from dynlora.errors import EngineError, ResumeError
-from dynlora.integrations.checkpoint import load_state, save_state
+from dynlora.integrations.checkpoint import VALUES, load_state, save_state
 from dynlora.mode import choose_mode, make_static
 
 logger = logging.getLogger(__name__)
@@ -245,11 +245,11 @@ class DynamicLoraCallback(TrainerCallback):
         usual = f"checkpoint-{state.global_step}"
         folders = [Path(str(path)) for path in given if path is not None]
         for folder in (*folders[:-1], folders[-1] / usual):
-            if (folder / "dynlora.json").is_file():
+            if (folder / VALUES).is_file():
                 return folder
         raise ResumeError(
             f"Resuming at step {state.global_step} needs the state of the dynamic ranks, but "
-            f"dynlora.json is not in {folders[-1] / usual}: give the checkpoint's folder as "
+            f"{VALUES} is not in {folders[-1] / usual}: give the checkpoint's folder as "
             "`DynamicLoraCallback(resume_from=...)`."
         )
 
