@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dynlora.cli.main import main
 from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import manifest_of
+from dynlora.integrations.checkpoint import load_state, save_state
 from dynlora.report.unfinished import PROGRESS
 
 Train = Callable[..., int]
@@ -57,11 +60,16 @@ def plant(path: Path, marker: Path) -> None:
     assert marker.exists()  # it works where it is let
     marker.unlink()
     path.write_bytes(content)
-    progress = path.parent / PROGRESS
-    if path.parent.name == CHECKPOINT.name and path != progress:
-        values = read_json(progress)
-        progress.unlink()
-        write_json(progress, {**values, "files": manifest_of(path.parent)})
+    if path.parent.name == CHECKPOINT.name and path.name != PROGRESS:
+        seal(path.parent)
+
+
+def seal(checkpoint: Path) -> None:
+    """Make a checkpoint's manifest that of the files which are there now."""
+    progress = checkpoint / PROGRESS
+    values = read_json(progress)
+    progress.unlink()
+    write_json(progress, {**values, "files": manifest_of(checkpoint)})
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +110,43 @@ def test_an_adapter_runs_no_code_out_of_its_files(
     plant(run / "adapter" / name, marker)
     assert main([verb, str(run if verb == "eval" else run / "adapter")]) == 2
     assert not marker.exists()
+
+
+def without(name: str) -> Callable[[Path], None]:
+    """Return a function that leaves a value out of a checkpoint's `dynlora.json`."""
+
+    def harm(checkpoint: Path) -> None:
+        state = load_state(checkpoint)
+        save_state(checkpoint, {key: value for key, value in state.items() if key != name})
+
+    return harm
+
+
+def with_tensors_of_another_run(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "dynlora.safetensors")
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()},
+              checkpoint / "dynlora.safetensors")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (without("layers"), "must hold `layers`, got none"),
+        (with_tensors_of_another_run, "not as they were written together"),
+    ],
+)
+def test_ranks_that_are_sealed_well_but_not_whole_are_refused_before_anything_is_written(
+    train: Train,
+    run: Path,
+    harm: Callable[[Path], None],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    harm(run / CHECKPOINT)
+    seal(run / CHECKPOINT)
+    record = (run / "run.json").read_bytes()
+    assert train("--training.resume", run / CHECKPOINT) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+    assert "dynlora.json" in line
+    assert told in line
+    assert (run / "run.json").read_bytes() == record

@@ -25,6 +25,18 @@ def drafts_in(folder: Path) -> list[Path]:
     return list(folder.glob(f"{_DRAFT}*"))
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder with its content, or a link without its target, if it is there.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a file to write, which becomes `path` if nothing is raised, and else is removed.

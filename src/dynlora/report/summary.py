@@ -68,8 +68,8 @@ def summary_table(report: RunReport) -> Table:
 def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     for name, after in report.after.items():
         text = f"{after:.4f}"
-        if name in report.before:
-            before = report.before[name]
+        before = report.before.get(name)
+        if before is not None:  # a number that is not finite is null in `run.json`
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
 

@@ -3,7 +3,6 @@
 On a resume the lines of the steps after the checkpoint are dropped, so that no step stands twice.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback
-from dynlora.files.json_files import append_line, read_lines, write_lines
+from dynlora.files.json_files import append_line, write_lines
+from dynlora.files.whole import remove
+from dynlora.report.line_files import read_metrics
 from dynlora.report.unfinished import checkpoints
 from dynlora.train.resume import Past, save_progress
 
@@ -41,7 +42,7 @@ class MetricsRecorder(TrainerCallback):
         if past is not None:
             lines += [
                 line
-                for line in read_lines(past.source.metrics)[0]
+                for line in read_metrics(past.source.metrics)[0]
                 if line["step"] <= past.step and not line.keys() & _AT_LAST
             ]
         write_lines(self.path, lines)
@@ -199,4 +200,4 @@ def _delete_old(saved: Mapping[int, Path], limit: int, kept: set[str]) -> None:
     """Delete the oldest of what is saved beyond a limit, but none of these names."""
     others = [saved[step] for step in sorted(saved) if saved[step].name not in kept]
     for path in others[: max(0, len(saved) - limit)]:
-        shutil.rmtree(path)
+        remove(path)

@@ -5,15 +5,20 @@ That is written last, with checksums of all others: a checkpoint without it was 
 that differs from it was damaged.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from dynlora.errors import ResumeError, RunFileError
-from dynlora.files.json_files import read_json, write_json
+from dynlora.files.json_files import as_object, read_json, write_json
+from dynlora.files.kinds import Kind, check_kind
 from dynlora.files.manifest import damage, manifest_of
 from dynlora.files.plain_values import parse_json
+from dynlora.integrations.checkpoint import VALUES, load_state
 from dynlora.report.plain_files import read_yaml
 from dynlora.report.unfinished import PROGRESS, checkpoints
 from dynlora.report.unfinished import complete_checkpoints as checkpoints_in
@@ -23,6 +28,38 @@ from dynlora.train.run_folder import RunFolder
 
 STATE = "trainer_state.json"
 _SECONDS = ("training_steps", "evaluation")
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """A file in the manifest of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+_PROGRESS_KINDS: Mapping[str, Kind] = {
+    "step": int,
+    "seconds": dict.fromkeys(_SECONDS, float),
+    "files": dict[str, _Figures],
+}
+_STATE_KINDS: Mapping[str, Kind] = {
+    "global_step": int,
+    "epoch": float,
+    "log_history": list[dict[str, float]],
+    "best_metric": float | None,
+    "best_global_step": int | None,
+    "best_model_checkpoint": str | None,
+    "num_input_tokens_seen": int,
+    "total_flos": float,
+    "stateful_callbacks": {"TrainerControl": dict[str, Any]},
+}
+"""The values of `TrainerState` that a resumed run reads."""
+_RUN_KINDS: Mapping[str, Kind] = {
+    "metrics_before": dict[str, float | None],
+    "adapter_start_seconds": float,
+}
+"""The values of `run.json` that a resumed run takes over, where they are there."""
 MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
@@ -133,7 +170,13 @@ def _latest_good(folder: RunFolder) -> Past:
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
         try:
-            return replace(_read(found[step]), skipped=tuple(skipped))
+            past = _read(found[step])
+            if past.source.root != folder.root.resolve():
+                raise ResumeError(
+                    f"a checkpoint must lie in the folder of its run, got {found[step]}, a link to "
+                    f"{found[step].resolve()}."
+                )
+            return replace(past, skipped=tuple(skipped))
         except (ResumeError, RunFileError) as error:
             skipped.append(str(error))
     raise ResumeError(
@@ -156,42 +199,79 @@ def _read(checkpoint: Path) -> Past:
             f"a checkpoint must be as it was written, got {checkpoint}, in which {wrong}: resume "
             "from an earlier one, which `training.resume: latest-good` finds, or start again."
         )
+    state = _trainer_state(checkpoint, progress["step"])
+    if (checkpoint / VALUES).exists():
+        load_state(checkpoint)
     source = RunFolder(checkpoint.resolve().parent.parent)
-    state = read_json(checkpoint / STATE)
-    best = state.get("best_model_checkpoint")
+    best = state["best_model_checkpoint"]
     return Past(
         checkpoint=checkpoint,
         source=source,
         step=progress["step"],
         train_seconds=progress["seconds"]["training_steps"],
         eval_seconds=progress["seconds"]["evaluation"],
-        run=read_json(source.run) if source.run.is_file() else {},
-        log=state.get("log_history", []),
+        run=_run_values(source.run) if source.run.is_file() else {},
+        log=state["log_history"],
         best=None if best is None else source.checkpoints / Path(best).name,
     )
 
 
 def _progress(checkpoint: Path) -> dict[str, Any]:
-    """Return what completes a checkpoint.
+    """Return the values that complete a checkpoint.
 
     Raises:
-        ResumeError: If it is missing or not what `save_progress` writes.
+        ResumeError: If they are missing or not as `save_progress` writes them.
     """
     try:
         progress = parse_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        return {
-            "step": int(progress["step"]),
-            "seconds": {key: float(progress["seconds"][key]) for key in _SECONDS},
-            "files": {
-                str(name): {"bytes": int(file["bytes"]), "sha256": str(file["sha256"])}
-                for name, file in progress["files"].items()
-            },
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        check_kind(progress, _PROGRESS_KINDS)
+        seconds = progress["seconds"].values()
+        if progress["step"] < 0 or not all(0 <= value < math.inf for value in seconds):
+            raise ValueError("`step` and `seconds` must be finite and at least 0")
+    except (OSError, ValueError) as error:
         raise ResumeError(
             f"a checkpoint must be complete, got {checkpoint} without a readable {PROGRESS}, which "
-            "is written last: resume from an earlier one."
+            f"is written last ({error}): resume from an earlier one."
         ) from error
+    return as_object(progress)
+
+
+def _trainer_state(checkpoint: Path, step: int) -> dict[str, Any]:
+    """Return the Trainer's own record.
+
+    Raises:
+        ResumeError: If a value is missing, unknown, of another kind, or of another step.
+    """
+    try:
+        state = read_json(checkpoint / STATE)
+        check_kind(state, _STATE_KINDS)
+        TrainerState(**state)  # refuses unknown keys
+        if state["global_step"] != step:
+            raise ValueError(f"`global_step` must be {step}, got {state['global_step']}")
+    except (RunFileError, ValueError, TypeError) as error:
+        raise ResumeError(
+            f"a checkpoint must hold the {STATE} of its step, got {checkpoint}, in which {error}: "
+            "resume from an earlier one, which `training.resume: latest-good` finds, or start "
+            "again."
+        ) from error
+    return state
+
+
+def _run_values(path: Path) -> dict[str, Any]:
+    """Return the values of `run.json`.
+
+    Raises:
+        RunFileError: If the file cannot be read, or a value is of another kind.
+    """
+    values = read_json(path)
+    try:
+        check_kind(values, {key: _RUN_KINDS[key] for key in _RUN_KINDS.keys() & values.keys()})
+    except ValueError as error:
+        raise RunFileError(
+            f"{path} must be as `dynlora train` writes it, but {error}: restore the file from a "
+            "copy, or train again."
+        ) from error
+    return values
 
 
 def _check_same_config(past: Past, config: JobConfig) -> None:

@@ -1,6 +1,5 @@
 """A run's folder: what lies where, and what may be replaced."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dynlora.errors import RunFolderError
-from dynlora.files.whole import drafts_in
+from dynlora.files.whole import drafts_in, remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +164,8 @@ class RunFolder:
         killed in between can be started again then: its configuration may be the only one there is.
         """
         for path in (*self._all, *drafts_in(self.root)):
-            if path in (self.run, self.config):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if path not in (self.run, self.config):
+                remove(path)
 
 
 def not_written(root: Path, error: OSError) -> RunFolderError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynlora.errors import ConfigError
-from dynlora.files.whole import check_replaceable, whole_file, whole_folder, write_text
+from dynlora.files.whole import check_replaceable, remove, whole_file, whole_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -87,3 +87,15 @@ def test_a_file_is_replaced_only_if_it_may_be(tmp_path: Path) -> None:
     told = f"must be a new file, got {path}, one that is mine."
     with pytest.raises(ConfigError, match=re.escape(told)):
         check(path, replace=False)
+
+
+def test_what_a_link_names_stays_when_the_link_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("link", "nowhere"):
+        remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").exists()
+    remove(tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []

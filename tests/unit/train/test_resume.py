@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
-from dynlora.errors import ResumeError, RunFolderError
+from dynlora.errors import ResumeError, RunFileError, RunFolderError
 from dynlora.files.json_files import write_json
 from dynlora.train.config import DataConfig, JobConfig, ModelConfig, TrainingConfig
 from dynlora.train.config_file import write_config
@@ -40,7 +44,9 @@ def begin(folder: RunFolder, *steps: int) -> None:
     write_json(folder.run, {"budget": 10, "metrics_before": {"loss": 1.0}})
     for step in steps:
         checkpoint = folder.checkpoints / f"checkpoint-{step}"
-        write_json(checkpoint / "trainer_state.json", {"global_step": step})
+        checkpoint.mkdir(parents=True)
+        state = TrainerState(global_step=step, stateful_callbacks=[TrainerControl()])
+        state.save_to_json(str(checkpoint / "trainer_state.json"))
         (checkpoint / "optimizer.pt").write_bytes(bytes(100))
         save_progress(checkpoint, step=step, train=2.5, evaluation=0.5)
 
@@ -172,11 +178,111 @@ def test_a_checkpoint_saved_again_lists_what_is_there_now(folder: RunFolder) -> 
     assert find_past(config(folder, "latest"), folder) is not None
 
 
+PROGRESS: dict[str, Any] = {
+    "step": 5, "seconds": {"training_steps": 2.5, "evaluation": 0.5}, "files": {},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"step": 5}', '{"step": 5, "seconds": {}, "files": 7}', "null"]
-)
+    "content",
+    [
+        "", "[]", "{}", '{"step": 5}', '{"step": 5, "seconds": {}, "files": 7}', "null",
+        *(
+            json.dumps(PROGRESS | changed)
+            for changed in (
+                {"step": math.inf}, {"step": 5.5}, {"step": "5"}, {"step": -5}, {"step": True},
+                {"seconds": {"training_steps": math.nan, "evaluation": 0.5}},
+                {"seconds": {"training_steps": -1.0, "evaluation": 0.5}},
+                {"files": {"optimizer.pt": {}}},
+                {"files": {"optimizer.pt": {"bytes": "100", "sha256": 7}}},
+            )
+        ),
+        json.dumps(PROGRESS).replace("5", "1e999", 1),
+    ],
+)  # fmt: skip
 def test_a_manifest_that_is_none_is_refused_by_its_name(folder: RunFolder, content: str) -> None:
     begin(folder, 5)
     (folder.checkpoints / "checkpoint-5" / "job.json").write_text(content)
     with pytest.raises(ResumeError, match=r"without a readable job\.json"):
         find_past(config(folder, "latest"), folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"global_step": 3}, "`global_step` must be 5, got 3"),
+        ({"global_step": 5.0}, r"`global_step` of its content must be a whole number, got '5\.0'"),
+        ({"global_step": None}, "`global_step`"),
+        ({"epoch": "1"}, "`epoch`"),
+        ({"log_history": {}}, "`log_history` of its content must be a list"),
+        ({"log_history": [7]}, "`log_history`"),
+        ({"log_history": [{"step": 1, "eval_loss": "low"}]}, "`eval_loss`"),
+        ({"best_metric": []}, "`best_metric`"),
+        ({"best_model_checkpoint": 7}, "`best_model_checkpoint`"),
+        ({"stateful_callbacks": {}}, "`TrainerControl`"),
+        ({"total_flos": "many"}, "`total_flos`"),
+        ({"unknown": 7}, "unknown"),
+    ],
+)
+def test_a_trainer_state_of_another_kind_is_refused_and_latest_good_passes_it_over(
+    folder: RunFolder, changed: dict[str, Any], told: str
+) -> None:
+    begin(folder, 2, 5)
+    checkpoint = folder.checkpoints / "checkpoint-5"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state | changed))
+    save_progress(checkpoint, step=5, train=2.5, evaluation=0.5)
+    with pytest.raises(ResumeError, match=rf"(?s)trainer_state\.json.*checkpoint-5.*{told}"):
+        find_past(config(folder, "latest"), folder)
+    past = find_past(config(folder, "latest-good"), folder)
+    assert past is not None
+    assert past.step == 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "{"])
+def test_a_trainer_state_that_is_no_object_or_lacks_a_value_is_refused(
+    folder: RunFolder, content: str
+) -> None:
+    begin(folder, 5)
+    checkpoint = folder.checkpoints / "checkpoint-5"
+    (checkpoint / "trainer_state.json").write_text(content)
+    save_progress(checkpoint, step=5, train=2.5, evaluation=0.5)
+    with pytest.raises(ResumeError, match=r"trainer_state\.json of its step"):
+        find_past(config(folder, "latest"), folder)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"metrics_before": 7}, {"metrics_before": {"loss": "low"}},
+                {"adapter_start_seconds": "long"}]
+)  # fmt: skip
+def test_a_record_of_another_kind_is_refused_by_its_name(
+    folder: RunFolder, changed: dict[str, Any]
+) -> None:
+    begin(folder, 5)
+    write_json(folder.run, changed)
+    with pytest.raises(RunFileError, match=rf"run\.json must be as .*{next(iter(changed))}"):
+        find_past(config(folder, "latest"), folder)
+
+
+def link(folder: RunFolder, to: Path) -> None:
+    (folder.checkpoints / "checkpoint-10").symlink_to(to)
+
+
+def test_latest_good_follows_a_link_into_its_run_and_passes_over_all_others(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    begin(folder, 5)
+    elsewhere, other = tmp_path / "elsewhere" / "checkpoint-5", RunFolder(tmp_path / "other")
+    shutil.copytree(folder.checkpoints / "checkpoint-5", elsewhere)
+    begin(other, 5)
+    own, theirs = (one.checkpoints / "checkpoint-5" for one in (folder, other))
+    newest = folder.checkpoints / "checkpoint-10"
+    for target in (elsewhere, theirs, tmp_path / "nowhere", newest, own):
+        link(folder, target)
+        past = find_past(config(folder, "latest-good"), folder)
+        assert past is not None
+        assert past.step == 5
+        assert past.source.root == folder.root.resolve()
+        assert past.checkpoint == (newest if target == own else own)
+        assert len(past.skipped) == (0 if target == own else 1)
+        newest.unlink()
