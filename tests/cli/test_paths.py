@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dynlora.cli.main import main
 
@@ -62,6 +63,28 @@ def test_so_is_a_key_of_the_configuration(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["output", "data.path", "data.train_split", "model.path", "lora.start_from", "training.resume"],
+)
+def test_a_key_with_a_character_that_no_path_has_is_refused(
+    key: str, error: Callable[..., str], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert error(f"--{key}", "a\0b").startswith(f"`{key}` must be a text without NUL, got '")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_of_such_a_key_is_refused(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    values = yaml.safe_load(job.read_text())
+    job.write_text(yaml.safe_dump(values | {"output": "a\0b"}))
+    assert "`output` must be a text without NUL, got 'a\\x00b'" in refused(
+        ["train", str(job)], capsys
+    )
+
+
 def test_an_output_beside_a_finished_run_is_checked_first(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -110,6 +133,24 @@ def test_an_empty_path_is_not_the_folder_one_is_in(
     line = refused([given if word == "GIVEN" else word for word in arguments], capsys)
     assert f"must be a path, got {given!r}" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "GIVEN"],
+        ["predict", "run", "GIVEN"],
+        ["report", "run", "--output", "GIVEN"],
+        ["inspect", "GIVEN"],
+        ["compress", "adapter", "--budget", "9", "--output", "GIVEN"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_with_a_character_that_no_path_has_is_refused(
+    arguments: list[str], capsys: Captured
+) -> None:
+    line = refused(["a\0b" if word == "GIVEN" else word for word in arguments], capsys)
+    assert "must be a path without NUL, got 'a\\x00b'" in line
 
 
 def test_an_empty_output_of_a_job_is_refused(

@@ -44,7 +44,13 @@ def new_parser(words: str, summary: str) -> VerbParser:
 
 
 def _path(text: str) -> Path:
-    """Return the path of an argument; an empty one would be the folder that one is in."""
+    """Return the path of an argument; an empty one would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is empty or contains a NUL character.
+    """
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path without NUL, got {text!r}: remove it")
     if not text.strip():
         raise argparse.ArgumentTypeError(
             f"must be a path, got {text!r}: an unset variable may stand there"

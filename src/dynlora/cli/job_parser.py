@@ -108,7 +108,7 @@ def _build_job(values: Mapping[str, Any]) -> JobConfig:
     """Return the job of all keys' values; what a preset has given is among them."""
     chosen = {key: values[key] for key in get_type_hints(JobConfig)}
     del chosen["dynamic"]["preset"]
-    _check_nulls(chosen, JobConfig, "")
+    _check_values(chosen, JobConfig, "")
     return build(JobConfig, chosen)
 
 
@@ -248,13 +248,20 @@ def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str)
             _check_level(value, hints[key], f"{dotted}.", where)
 
 
-def _check_nulls(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
-    """Check that only keys which may be unset are null: jsonargparse takes null for every key."""
+def _check_values(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
+    """Check for null, which jsonargparse accepts for every key, and for NUL, which no path has.
+
+    Raises:
+        ConfigError: If a key that must be set is null, or a text contains a NUL character.
+    """
     for key, hint in get_type_hints(kind).items():
+        value, name = values[key], f"`{prefix}{key}`"
         if is_dataclass(hint):
-            _check_nulls(values[key], hint, f"{prefix}{key}.")
-        elif values[key] is None and type(None) not in get_args(hint):
-            raise ConfigError(f"`{prefix}{key}` must be {_describe(hint)}, got null.")
+            _check_values(value, hint, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ConfigError(f"{name} must be {_describe(hint)}, got null.")
+        elif isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{name} must be a text without NUL, got {value!r}: remove it.")
 
 
 def _check_options(given: Sequence[str], verb: str) -> None:
