@@ -90,11 +90,12 @@ def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:
 
 
 def _check_one_device() -> None:
-    processes, gpus = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
-    if processes > 1:
+    processes, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
+    if processes != "1":
         raise EngineError(
-            f"`dynlora train` must run in one process, got {processes}, which would all write one "
-            "run: give `DynamicLoraCallback` to a Trainer of your own, which torchrun can start."
+            f"`dynlora train` must run in one process, got WORLD_SIZE={processes[:20]!r}, and "
+            "several would all write one run: unset it, or give `DynamicLoraCallback` to a Trainer "
+            "of your own, which torchrun can start."
         )
     if gpus > 1:
         raise EngineError(

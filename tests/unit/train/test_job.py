@@ -26,7 +26,13 @@ def refused(tmp_path):
 
 def test_one_of_several_processes_is_refused_with_their_number(monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused("must run in one process, got 4, which would all write")
+    refused("must run in one process, got WORLD_SIZE='4', and several would all write")
+
+
+@pytest.mark.parametrize("given", ["", "two", "1.5", "-1"])
+def test_a_number_of_processes_that_is_none_is_refused(given, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", given)
+    refused(f"must run in one process, got WORLD_SIZE='{given}'.* unset it")
 
 
 def test_several_gpus_are_refused_with_what_shows_one(monkeypatch, refused):
