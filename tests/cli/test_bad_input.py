@@ -117,6 +117,24 @@ def test_a_missing_column_is_told_the_columns(error: Error, key: str, column: st
     assert "train.jsonl" in message
 
 
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("x" * 10_000_000 + ",label", "its columns are xxx"),
+        (",".join(f"c{number}" for number in range(90_000)), ", ... (90000 in all)."),
+    ],
+    ids=["long", "many"],
+)
+def test_columns_of_long_names_or_many_are_shown_in_part(
+    error: Error, tmp_path: Path, header: str, told: str
+) -> None:
+    row = ",".join("1" * (header.count(",") + 1))
+    (tmp_path / "rows.csv").write_text(f"{header}\n" + f"{row}\n" * 3)
+    message = error("--data.path", tmp_path / "rows.csv")
+    assert told in message
+    assert len(message) < 2000
+
+
 def with_value(column: str, value: object, *, place: int = 5) -> list[dict[str, Any]]:
     rows = make_rows(20)
     rows[place] = rows[place] | {column: value}

@@ -1,9 +1,11 @@
 """Files of rows to tables: one reader a format, for all that reads rows from a disk."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -11,6 +13,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from dynlora.errors import DataError
+from dynlora.files.plain_values import DEEPEST
 
 Reader = Callable[[Path, Sequence[str]], pa.Table]
 """Reads a file, given its columns of texts, some of which may look like numbers."""
@@ -62,12 +65,43 @@ def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
     return values
 
 
+def shown_names(names: Sequence[str]) -> str:
+    """Return the names of columns for a message: the beginning of long ones and of many."""
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    cut = (name if len(name) <= 60 else f"{name[:57]}..." for name in names[:_SHOWN])
+    return ", ".join(cut) + more
+
+
+_SHOWN = 50
+"""Columns that a message lists before it only counts."""
+MOST_COLUMNS = 100_000
+"""Columns of a CSV file and keys of a JSON line at most."""
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
 def _block_size(path: Path) -> int:
     """Return what lets pyarrow read a file as one block, if it can: no row may be longer."""
     return min(max(path.stat().st_size, 2**20), 2**31 - 1)
+
+
+def _refuse_wide(columns: int) -> None:
+    """Refuse a table that pyarrow would read for minutes, since each column costs 50 µs.
+
+    Raises:
+        pyarrow.ArrowInvalid: If it has too many columns.
+    """
+    if columns > MOST_COLUMNS:
+        raise pa.ArrowInvalid(f"it has {columns} columns, and {MOST_COLUMNS} are the most")
+
+
+def _check_width(path: Path) -> None:
+    """Check how many columns a CSV file has by the commas in its first line.
+
+    Raises:
+        pyarrow.ArrowInvalid: If they are too many.
+    """
+    with path.open(encoding="latin-1") as file:
+        _refuse_wide(file.readline().count(",") + 1)
 
 
 def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
@@ -77,6 +111,7 @@ def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
         path: The file.
         texts: Columns that hold texts, some of which may look like numbers.
     """
+    _check_width(path)
     return pyarrow.csv.read_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path)),
@@ -99,6 +134,7 @@ def read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
         path: The file.
         texts: Columns that hold texts, whatever they look like.
     """
+    _check_width(path)
     whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
     with pyarrow.csv.open_csv(path, read_options=whole, parse_options=_CSV) as head:
         names = head.schema.names
@@ -123,22 +159,49 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
     """Read a file of JSON lines, which has texts, and no dates: pyarrow makes some of texts."""
+    _check_structure(path.read_bytes())
     whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
     table = pyarrow.json.read_json(path, read_options=whole)
-    schema = pa.schema([field.with_type(_without_times(field.type)) for field in table.schema])
+    schema = pa.schema([field.with_type(without_times(field.type)) for field in table.schema])
     if schema == table.schema:
         return table
     parsed = pyarrow.json.ParseOptions(explicit_schema=schema)
     return pyarrow.json.read_json(path, read_options=whole, parse_options=parsed)
 
 
-def _without_times(kind: pa.DataType) -> pa.DataType:
+_OUTSIDE = bytes(set(range(256)) - set(b'[]{}:"'))
+
+
+def _check_structure(content: bytes) -> None:
+    """Check how deeply JSON nests, since pyarrow crashes on deep values, and how many keys it has.
+
+    Raises:
+        pyarrow.ArrowInvalid: If a value nests too deeply, or an object has too many keys.
+    """
+    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+    bare = re.sub(rb'"[^"]*"', b"", unescaped.translate(None, _OUTSIDE))
+    marks = np.frombuffer(bare, np.uint8)
+    opens = (marks == ord("[")) | (marks == ord("{"))
+    closes = (marks == ord("]")) | (marks == ord("}"))
+    levels = np.cumsum(opens.astype(np.int64) - closes)
+    if levels.max(initial=0) > DEEPEST:
+        raise pa.ArrowInvalid(f"it nests deeper than {DEEPEST} levels")
+    rows = np.cumsum(opens & (levels == 1))
+    keys = rows[(marks == ord(":")) & (levels == 1)]
+    _refuse_wide(int(np.bincount(keys).max(initial=0)))
+
+
+def without_times(kind: pa.DataType) -> pa.DataType:
+    """Return a type in which texts take the place of dates and times."""
     if pa.types.is_temporal(kind):
         return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_without_times(kind.value_type))
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_kind(kind) for is_kind in lists):
+        return pa.list_(without_times(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(without_times(kind.key_type), without_times(kind.item_type))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+        return pa.struct([field.with_type(without_times(field.type)) for field in kind])
     return kind
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from dynlora.base_models import UNLOADABLE
 from dynlora.errors import AdapterError, DataError
 from dynlora.saved.base import BaseSource
-from dynlora.saved.tables import TABLES, column_values, read_table
+from dynlora.saved.tables import TABLES, column_values, read_table, shown_names
 
 READS_TEXTS = "input_ids"
 """What transformers calls the main input of models that read tokens."""
@@ -110,7 +110,7 @@ def _take_column(
     if table.column_names.count(column) != 1:
         raise DataError(
             f"`{option}` must be a column of {path}, there once, got {column!r}; its columns are "
-            f"{', '.join(table.column_names)}."
+            f"{shown_names(table.column_names)}."
         )
     values: list[str] = column_values(table.select([column]).take(rows), column, str(path))
     for row, value in zip(rows, values, strict=True):

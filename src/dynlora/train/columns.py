@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynlora.errors import DataError
-from dynlora.saved.tables import column_values
+from dynlora.saved.tables import column_values, shown_names
 from dynlora.train.sources import RawSplit
 
 UNLABELLED = -100
@@ -46,7 +46,7 @@ def _check_column(split: RawSplit, key: str, column: str) -> None:
         near = difflib.get_close_matches(column, found, n=1)
         raise DataError(
             f"`{key}` names the column {column!r}, which the {split.name} split ({split.source}) "
-            f"does not have: its columns are {', '.join(found)}."
+            f"does not have: its columns are {shown_names(found)}."
             + (f" The nearest is {near[0]!r}." if near else "")
         )
     if found.count(column) > 1:

@@ -1,6 +1,7 @@
 """Tables from files of any origin: whole, or refused by the file's name."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,3 +102,50 @@ def test_a_row_of_megabytes_is_a_row(
     rows = [{"text": "red", "n": 1}, {"text": "long " * 600_000, "n": 2}]
     write_rows(tmp_path / f"rows{ending}", rows)
     assert read_table(tmp_path / f"rows{ending}", ["text"], readers).to_pylist() == rows
+
+
+def deep(levels: int, opens: str = "[", closes: str = "]") -> str:
+    return f'{{"text": "red", "v": {opens * levels}1{closes * levels}}}\n'
+
+
+WIDE = 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.jsonl", deep(3000), "nests deeper than 64 levels"),
+        ("rows.jsonl", deep(100_000), "nests deeper than 64 levels"),
+        ("rows.jsonl", deep(100_000, '{"a":', "}"), "nests deeper than 64 levels"),
+        ("rows.jsonl", deep(100_000, "[\n", "]"), "nests deeper than 64 levels"),
+        (
+            "rows.jsonl",
+            "{" + ",".join(f'"{n}":1' for n in range(WIDE // 10)) + "}\n",
+            "has 300000 columns, and 100000 are the most",
+        ),
+        ("rows.csv", f"text{',' * WIDE}\nred{',' * WIDE}\n", "has 3000001 columns"),
+        ("rows.csv", "x," * WIDE, "has 3000001 columns"),
+    ],
+    ids=["lists", "deep lists", "deep objects", "over lines", "keys", "columns", "a header alone"],
+)
+@pytest.mark.parametrize("readers", [TABLES, AS_WRITTEN])
+def test_a_file_too_deep_or_wide_to_be_rows_is_refused_at_once(
+    tmp_path: Path, name: str, content: str, told: str, readers: Mapping[str, Reader]
+) -> None:
+    (tmp_path / name).write_text(content)
+    started = time.process_time()
+    with pytest.raises(DataError, match=f"{name} must be a readable .*: it {told}"):
+        read_table(tmp_path / name, ["text"], readers)
+    assert time.process_time() - started < 2
+
+
+def test_brackets_and_colons_in_texts_are_neither_depth_nor_keys(tmp_path: Path) -> None:
+    text = 'a "quoted\\\\" \\" {[:' * 10_000
+    rows = [{"text": text, "messages": [{"n": 1}] * 60_000}, {"text": "\\", "messages": []}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_table(tmp_path / "rows.jsonl", ["text"], TABLES).to_pylist() == rows
+
+
+def test_a_column_of_each_line_end_is_no_column_more(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,n\r" + "red,1\r" * 200_000)
+    assert read_table(tmp_path / "rows.csv", ["text"], TABLES).num_rows == 200_000
