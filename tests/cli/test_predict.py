@@ -294,6 +294,10 @@ def test_columns_of_one_name_are_no_json(refused: Refused, tmp_path: Path) -> No
     assert "several are named 'z': rename" in refused(file)
 
 
+FAR = 2**40
+"""Seconds after 1970 that no calendar of pyarrow or Python reaches."""
+
+
 def test_times_that_python_has_none_for_are_written_out(
     predict: Predict, finished: Path, tmp_path: Path
 ) -> None:
@@ -303,6 +307,30 @@ def test_times_that_python_has_none_for_are_written_out(
     first, last = predict(finished, file)
     assert first["until"].startswith("1970-01-01 00:00:00")
     assert last["until"].startswith("17959-")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.list_(pa.timestamp("s")), [FAR]),
+        (pa.large_list(pa.timestamp("s")), [FAR]),
+        (pa.list_(pa.timestamp("s"), 1), [FAR]),
+        (pa.list_(pa.struct([("at", pa.timestamp("s"))])), [{"at": FAR}]),
+        (pa.map_(pa.string(), pa.timestamp("s")), [("at", FAR)]),
+    ],
+    ids=str,
+)
+def test_so_are_such_times_in_lists_and_records(
+    predict: Predict, finished: Path, tmp_path: Path, kind: pa.DataType, value: Any
+) -> None:
+    file = tmp_path / "far.parquet"
+    until = pa.array([value, None], kind)
+    pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "until": until}), file)
+    first, last = predict(finished, file)
+    assert str(FAR) in str(first["until"])
+    assert last["until"] is None
+    assert main(["predict", str(finished), str(file), "--output", str(tmp_path / "made.csv")]) == 0
+    assert str(FAR) in (tmp_path / "made.csv").read_text()
 
 
 def test_help_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:

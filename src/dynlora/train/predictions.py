@@ -13,6 +13,7 @@ import torch
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.files.json_files import finite
+from dynlora.saved.tables import without_times
 from dynlora.train.finished_run import FinishedRun
 from dynlora.train.new_file import check_replaceable, new_file
 from dynlora.train.sources import RawSplit
@@ -87,16 +88,13 @@ def _rows(table: pa.Table) -> Iterator[Row]:
         try:
             yield from part.to_pylist()
         except (ValueError, OverflowError):  # a time that Python has none for, as the year 18029
-            yield from _with_times_as_texts(part).to_pylist()
+            columns = [_with_times_as_texts(column) for column in part.columns]
+            yield from pa.Table.from_arrays(columns, part.column_names).to_pylist()
 
 
-def _with_times_as_texts(table: pa.Table) -> pa.Table:
-    """Return a table whose dates and times are written out."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_temporal(field.type):
-            text = table.column(place).cast(pa.string())
-            table = table.set_column(place, field.name, text)
-    return table
+def _with_times_as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column whose dates and times, also in lists and records, are written out."""
+    return column.cast(without_times(column.type))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -123,9 +121,13 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """Return a column whose lists and records, which CSV cannot hold, are written as JSON."""
     if not pa.types.is_nested(column.type):
         return column
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):
+        values = _with_times_as_texts(column).to_pylist()
     written = [
         None if value is None else json.dumps(finite(value), ensure_ascii=False, default=str)
-        for value in column.to_pylist()
+        for value in values
     ]
     return pa.array(written, pa.string())
 
