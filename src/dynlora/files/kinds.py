@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 Kind = Any
 """A type as hints write it, such as `int`, `list[int]`, `dict[str, float]`, `X | None` or `Any`; a
-mapping from required keys to kinds; or a dataclass, whose fields are the keys."""
+mapping from required keys to kinds, beside which others may stand; or a dataclass, whose fields are
+the only keys."""
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -31,6 +32,8 @@ def check_kind(value: object, kind: Kind, name: str = "its content") -> None:
     """
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
+        if unknown := sorted(map(str, _keys(value) - hints.keys())):
+            raise ValueError(f"{name} must hold {', '.join(hints)} only, got `{unknown[0][:60]}`")
         required = {field.name for field in fields(kind) if field.default is MISSING}
         kind = {key: hints[key] for key in hints if key in required or key in _keys(value)}
     if isinstance(kind, Mapping):

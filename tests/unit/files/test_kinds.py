@@ -51,6 +51,7 @@ def test_values_of_their_kinds_pass() -> None:
         ({"points": [{"x": 1}]}, "must hold `y`, got none"),
         ({"points": [{"x": 1, "y": "2"}]}, "`y` of a value in `points` .* a number, got '2'"),
         ({"points": [{"x": 1, "y": 2, "label": 3}]}, "`label` of .* must be a text, got '3'"),
+        ({"points": [{"x": 1, "y": 2, "z": 3}]}, "must hold x, y, label only, got `z`"),
         ({"points": [[1, 2]]}, "a value in `points` of the file must be an object"),
         ({"by_name": {"a": False}}, "`a` of `by_name` of the file must be a number, got 'False'"),
         ({"rest": []}, "`rest` of the file must be an object"),
