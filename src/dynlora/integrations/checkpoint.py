@@ -46,7 +46,6 @@ _KINDS: Mapping[str, Kind] = {
     "skipped": dict[str, int],
     "seconds": float,
     "peak_parameters": int,
-    "fused": list[list[str]] | None,
 }
 """The plain values of `DynamicLora.state_dict()`."""
 
