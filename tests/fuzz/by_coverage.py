@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
     from dynlora.files.plain_values import parse_json, parse_yaml
     from dynlora.report.run_files import read_run
     from dynlora.saved.adapter import read_adapter
-    from dynlora.saved.patterns import compile_patterns
+    from dynlora.saved.patterns import match_names
 
 import yaml
 
@@ -117,9 +117,8 @@ def _text(parse: Callable[[str], object]) -> Read:
 
 
 def _match(pattern: str) -> None:
-    found = compile_patterns({pattern: 2}, "rank_pattern", "a test")
-    for name in ("model.layers.0.self_attn.q_proj", "a" * 100):
-        found.value_of(name, None)
+    names = ["model.layers.0.self_attn.q_proj", "a" * 100]
+    match_names({pattern: 2}, names, 1, field="rank_pattern", where="a test")
 
 
 def _file(path: Path, use: Callable[[Path], object]) -> Reader:

@@ -23,7 +23,7 @@ def test_issue_peft_1801_a_lower_rank_is_a_smaller_tensor_not_a_mask(tiny_llama,
     assert layer.r["default"] == 1
     tiny_llama.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert saved["rank_pattern"] == {"^" + re.escape(name): 1}
+    assert saved["rank_pattern"] == {f"^({re.escape(name)})$": 1}
 
 
 @pytest.mark.parametrize("held", [1, 8])

@@ -1,7 +1,6 @@
 """Live ranks and scales in PEFT's own configuration: what is saved is a stock adapter."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LoraView, find_root
+from dynlora.name_patterns import name_patterns
 
 
 def own_config(model: nn.Module, adapter: str) -> Any:
@@ -30,8 +30,7 @@ def own_config(model: nn.Module, adapter: str) -> Any:
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     """Make `rank_pattern` and `alpha_pattern` say exactly what the layers hold.
 
-    Every layer of the adapter that differs from `r` or `lora_alpha` gets an entry of its own, so
-    patterns given before are spent. PEFT reads keys as regular expressions, hence the escapes.
+    They replace patterns given before, and match each layer by its whole name.
 
     Args:
         peft_config: The adapter's `LoraConfig`.
@@ -39,14 +38,8 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     """
     ranks = {layer.name: layer.r for layer in layers}
     alphas = {layer.name: layer.alpha for layer in layers}
-    peft_config.rank_pattern = {
-        _key(name): rank for name, rank in ranks.items() if rank != peft_config.r
-    }
-    peft_config.alpha_pattern = {
-        _key(name): _whole(alpha)
-        for name, alpha in alphas.items()
-        if alpha != peft_config.lora_alpha
-    }
+    peft_config.rank_pattern = name_patterns(ranks, peft_config.r)
+    peft_config.alpha_pattern = name_patterns(alphas, peft_config.lora_alpha)
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:
@@ -67,11 +60,3 @@ def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHand
 def _write_after_load(configs: Mapping[str, Any], layers: Sequence[LoraView], *_: Any) -> None:
     if layers[0].is_there:  # the hook outlives an adapter that is deleted
         write_patterns(configs[layers[0].adapter], layers)
-
-
-def _key(name: str) -> str:
-    return "^" + re.escape(name)
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value

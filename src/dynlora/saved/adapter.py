@@ -18,11 +18,12 @@ from torch import Tensor
 
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
+from dynlora.name_patterns import name_patterns, whole
 from dynlora.saved.checks import check_config, check_factors, check_finite
 from dynlora.saved.folder import copy_companions, new_folder
 from dynlora.saved.layer import SavedLayer
 from dynlora.saved.names import natural_key
-from dynlora.saved.patterns import Patterns, compile_patterns
+from dynlora.saved.patterns import match_names
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -32,8 +33,8 @@ MAX_CONFIG_BYTES = 16 * 2**20
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
 """The names of a plain LoRA layer's tensors: half A, half B, or the bias of B."""
-PATTERNS = ("rank_pattern", "alpha_pattern")
-"""Fields of the configuration with values by pattern."""
+PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+"""Fields of the configuration with values by pattern, and the field for all other layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,17 +78,19 @@ def read_adapter(folder: Path) -> SavedAdapter:
     check_config(config, str(folder))
     tensors = _read_weights(folder)
     check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
-    patterns = {
-        field: compile_patterns(config.get(field) or {}, field, str(folder)) for field in PATTERNS
-    }
     halves: dict[str, dict[str, str]] = {}
     for key in tensors:
         if found := FACTORS.fullmatch(key):
             name = found[1].removeprefix(PREFIX)
             halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
+    names = sorted(halves, key=natural_key)
+    ranks, alphas = (
+        match_names(config.get(field) or {}, names, config[of_all], field=field, where=str(folder))
+        for field, of_all in PATTERNS.items()
+    )
     layers = tuple(
-        _read_layer(name, halves[name], tensors, config, patterns)
-        for name in sorted(halves, key=natural_key)
+        _read_layer(name, halves[name], tensors, {**config, "r": r, "lora_alpha": alpha}, folder)
+        for name, r, alpha in zip(names, ranks.values(), alphas.values(), strict=True)
     )
     own = {key for keys in halves.values() for key in keys.values()}
     others = {key: tensor for key, tensor in tensors.items() if key not in own}
@@ -171,19 +174,18 @@ def _read_layer(
     keys: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
-    patterns: Mapping[str, Patterns],
+    folder: Path,
 ) -> SavedLayer:
-    ranks, alphas = (patterns[field] for field in PATTERNS)
+    """Return a layer, given the configuration with its own `r` and `lora_alpha`."""
     for half in "AB":
         if half not in keys:
             raise AdapterError(
                 f"layer {name!r} must have both halves, lora_A and lora_B, got no lora_{half} in "
-                f"{ranks.where}: the adapter was saved incompletely; save it again."
+                f"{folder}: the adapter was saved incompletely; save it again."
             )
     A, B = tensors[keys["A"]], tensors[keys["B"]]
     bias = tensors[keys["bias"]] if "bias" in keys else None
-    rank = ranks.value_of(name, config["r"])
-    check_factors(name, A, B, bias, rank=rank, where=ranks.where)
+    check_factors(name, A, B, bias, rank=config["r"], where=str(folder))
     return SavedLayer(
         name=name,
         key_A=keys["A"],
@@ -191,7 +193,7 @@ def _read_layer(
         lora_A=A,
         lora_B=B,
         bias=bias,
-        lora_alpha=alphas.value_of(name, config["lora_alpha"]),
+        lora_alpha=config["lora_alpha"],
         use_rslora=bool(config.get("use_rslora")),
     )
 
@@ -205,24 +207,11 @@ def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
     alpha = min(alphas, key=lambda value: (-alphas[value], value))
     return {
         "r": r,
-        "lora_alpha": _whole(alpha),
-        "rank_pattern": {_key(layer.name): layer.r for layer in layers if layer.r != r},
-        "alpha_pattern": {
-            _key(layer.name): _whole(layer.lora_alpha)
-            for layer in layers
-            if layer.lora_alpha != alpha
-        },
+        "lora_alpha": whole(alpha),
+        "rank_pattern": name_patterns({layer.name: layer.r for layer in layers}, r),
+        "alpha_pattern": name_patterns({layer.name: layer.lora_alpha for layer in layers}, alpha),
         "use_rslora": layers[0].use_rslora,
         # Some ways to draw first weights refuse some ranks; what is loaded replaces them anyway.
         "init_lora_weights": True,
         "eva_config": None,
     }
-
-
-def _key(name: str) -> str:
-    """Return the pattern that matches this name only: PEFT reads keys as regular expressions."""
-    return "^" + re.escape(name)
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value

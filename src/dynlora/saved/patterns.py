@@ -1,83 +1,78 @@
-"""Patterns by which an adapter's configuration gives layers a rank or `lora_alpha` of their own.
+"""Patterns of names in an adapter's configuration to each layer's rank or `lora_alpha`.
 
-PEFT reads their keys as regular expressions. In an adapter from elsewhere one may be made to take
-for ever (`(a|a)*[bc]`), and Python's own `re` cannot be stopped: matching is left to `regex`, which
-reads the same and has a timeout.
+PEFT reads the keys as regular expressions. An adapter from elsewhere may have one that never ends
+(`(a|a)*[bc]`), and Python's own `re` cannot be stopped, so `regex` matches, which has a timeout.
 """
 
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import regex
 
 from dynlora.errors import AdapterError
+from dynlora.name_patterns import LONGEST
 
-LONGEST = 2000
-"""Characters of a key; names of layers have some tens."""
 SECONDS = 0.05
-"""Processor time that a key may take for a name; those that PEFT writes take a millionth."""
+"""Processor time for one key and one name; keys that PEFT writes need a millionth of a second."""
+SECONDS_OF_ALL = 10
+"""Processor time for all keys of a field: one key per layer of 2,401 layers needs 5 s."""
 BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
-"""What is raised for a text that is no regular expression, or one with absurd numbers."""
+"""Errors for a text that is no regular expression, or one with absurd numbers."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patterns:
-    """Values by patterns of names."""
+def match_names(
+    given: Mapping[str, Any], names: Sequence[str], default: Any, *, field: str, where: str
+) -> dict[str, Any]:
+    """Return each layer's value: that of the first key that matches the end of its name.
 
-    field: str
-    """`rank_pattern` or `alpha_pattern`."""
-    where: str
-    """The adapter, for messages."""
-    _compiled: Sequence[tuple[str, Any, Any]]
-    """Each key, as it is compiled, and its value."""
-
-    def value_of(self, name: str, default: Any) -> Any:
-        """Return a layer's value as PEFT finds it: of the first key that matches its name's end.
-
-        This is PEFT's `get_pattern_key`, without PEFT: to load it takes longer than all else.
-
-        Raises:
-            AdapterError: If a key takes too long.
-        """
-        for key, pattern, value in self._compiled:
-            try:
-                if pattern.match(name, timeout=SECONDS):
-                    return value
-            except TimeoutError as error:
-                raise AdapterError(
-                    f"each key of `{self.field}` must match a layer's name within {SECONDS} s, "
-                    f"got {key!r} in {self.where}, which does not: name the layers themselves."
-                ) from error
-        return default
-
-
-def compile_patterns(given: Mapping[str, Any], field: str, where: str) -> Patterns:
-    """Return patterns ready for use.
+    This is PEFT's `get_pattern_key`, without PEFT, which takes seconds to import.
 
     Args:
         given: Value by key.
+        names: The layers' names.
+        default: The value of a layer that no key matches.
         field: `rank_pattern` or `alpha_pattern`.
         where: The adapter, for messages.
 
     Raises:
-        AdapterError: If a key is no regular expression, or longer than any name.
+        AdapterError: If a key is no regular expression or too long, or matching takes too long.
     """
-    compiled = []
+    deadline = time.process_time() + SECONDS_OF_ALL
+    found: dict[str, Any] = {}
     for key, value in given.items():
-        if len(key) > LONGEST:
-            raise AdapterError(
-                f"each key of `{field}` must have at most {LONGEST} characters, got one of "
-                f"{len(key)} in {where}: name the layers themselves."
-            )
-        whole = rf"(.*\.)?({key})$"
-        try:
-            re.compile(whole)
-            compiled.append((key, regex.compile(whole), value))
-        except BAD_PATTERN as error:
-            raise AdapterError(
-                f"each key of `{field}` must be a regular expression, got {key!r} in {where}: "
-                f"{error}."
-            ) from error
-    return Patterns(field=field, where=where, _compiled=compiled)
+        pattern = _compile(key, field, where)
+        for name in names:
+            if time.process_time() > deadline:
+                raise AdapterError(
+                    f"all keys of `{field}` must match the layers' names within {SECONDS_OF_ALL} "
+                    f"s, got {len(given)} keys and {len(names)} layers in {where}: put the names "
+                    "of layers with the same value into one key, `^(name|name)$`."
+                )
+            try:
+                if name not in found and pattern.match(name, timeout=SECONDS):
+                    found[name] = value
+            except TimeoutError as error:
+                raise AdapterError(
+                    f"each key of `{field}` must match a layer's name within {SECONDS} s, "
+                    f"got {key!r} in {where}, which does not: name the layers themselves."
+                ) from error
+    return {name: found.get(name, default) for name in names}
+
+
+def _compile(key: str, field: str, where: str) -> Any:
+    """Return a key as PEFT matches it, at the end of a name."""
+    if len(key) > LONGEST:
+        raise AdapterError(
+            f"each key of `{field}` must have at most {LONGEST} characters, got one of "
+            f"{len(key)} in {where}: name the layers themselves."
+        )
+    whole = rf"(.*\.)?({key})$"
+    try:
+        re.compile(whole)
+        return regex.compile(whole)
+    except BAD_PATTERN as error:
+        raise AdapterError(
+            f"each key of `{field}` must be a regular expression, got {key!r} in {where}: {error}."
+        ) from error

@@ -22,8 +22,8 @@ def test_only_layers_that_differ_get_an_entry():
     layers[1].set_fields(r=2, scaling=layers[1].scaling)
     config = model.peft_config["default"]
     write_patterns(config, layers)
-    assert config.rank_pattern == {"^1": 2}
-    assert config.alpha_pattern == {"^1": 3}
+    assert config.rank_pattern == {"^(1)$": 2}
+    assert config.alpha_pattern == {"^(1)$": 3}
 
 
 def test_a_rank_that_came_back_leaves_no_entry():
@@ -43,7 +43,7 @@ def test_a_pattern_given_before_is_replaced_by_what_the_layers_hold():
     layers[0].set_fields(r=4, scaling=1.5)
     config = model.peft_config["default"]
     write_patterns(config, layers)
-    assert config.rank_pattern == {"^1": 3}
+    assert config.rank_pattern == {"^(1)$": 3}
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
@@ -70,4 +70,4 @@ def test_whole_alphas_are_written_as_whole_numbers():
     config = model.peft_config["default"]
     write_patterns(config, layers)
     assert [type(alpha) for alpha in config.alpha_pattern.values()] == [int, float]
-    assert config.alpha_pattern == {"^0": 3, "^1": 4.5}
+    assert config.alpha_pattern == {"^(0)$": 3, "^(1)$": 4.5}

@@ -1,10 +1,12 @@
 """Patterns of names: what they match, and which are refused."""
 
+import time
+
 import pytest
 from peft.utils.other import get_pattern_key
 
 from dynlora.errors import AdapterError
-from dynlora.saved.patterns import compile_patterns
+from dynlora.saved.patterns import match_names
 
 NAMES = [
     f"{prefix}layers.{number}.{leaf}"
@@ -12,6 +14,10 @@ NAMES = [
     for number in (0, 1, 10)
     for leaf in ("self_attn.q_proj", "mlp.q_proj", "q_proj", "xq_proj", "q_projx")
 ]
+
+
+def match(patterns, names):
+    return match_names(patterns, names, 0, field="rank_pattern", where="here")
 
 
 @pytest.mark.parametrize(
@@ -23,16 +29,16 @@ NAMES = [
         {r"^model\.layers\.0\.q_proj": 1, ".*": 2},
         {"layers": 1, r"layers\.(0|1)\..*": 2},
         {"a|q_proj": 1},
+        {r"^(layers\.0\.q_proj|model\.layers\.1\.mlp\.q_proj)$": 1, "q_proj": 2},
         {"": 1},
         {},
     ],
     ids=str,
 )
 def test_patterns_match_as_in_peft(patterns):
-    compiled = compile_patterns(patterns, "rank_pattern", "here")
-    for name in NAMES:
-        expected = patterns.get(get_pattern_key(patterns.keys(), name), 0)
-        assert compiled.value_of(name, 0) == expected, name
+    assert match(patterns, NAMES) == {
+        name: patterns.get(get_pattern_key(patterns.keys(), name), 0) for name in NAMES
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,10 +54,24 @@ def test_patterns_match_as_in_peft(patterns):
 )
 def test_what_is_no_pattern_is_refused(key, told):
     with pytest.raises(AdapterError, match=told):
-        compile_patterns({"q_proj": 1, key: 2}, "rank_pattern", "here")
+        match({"q_proj": 1, key: 2}, NAMES)
 
 
 def test_a_pattern_that_would_take_for_ever_is_stopped():
-    patterns = compile_patterns({"(a|a)*[bc]": 1}, "rank_pattern", "here")
     with pytest.raises(AdapterError, match=r"within 0\.05 s, got '\(a\|a\)\*\[bc\]' in here"):
-        patterns.value_of("a" * 60, 0)
+        match({"(a|a)*[bc]": 1}, ["a" * 60])
+
+
+def test_more_patterns_than_a_reader_waits_for_are_refused(monkeypatch):
+    monkeypatch.setattr("dynlora.saved.patterns.SECONDS_OF_ALL", 0.2)
+    many = {f"layers.{number}.q_proj": 1 for number in range(100_000)}
+    started = time.process_time()
+    with pytest.raises(AdapterError, match=r"within 0\.2 s, got 100000 keys and 45 layers in here"):
+        match(many, NAMES)
+    assert time.process_time() - started < 1
+
+
+def test_patterns_with_one_layer_each_are_read():
+    ranks = {f"model.layers.{number}.q_proj": 1 + number % 7 for number in range(600)}
+    escaped = {"^" + name.replace(".", r"\."): rank for name, rank in ranks.items()}
+    assert match(escaped, list(ranks)) == ranks

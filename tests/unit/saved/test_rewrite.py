@@ -70,13 +70,19 @@ def test_a_native_adapter_is_the_same_bit_for_bit(case, tmp_path):
     assert torch.equal(outputs(load_adapter(tmp_path / "made", case)), given)
 
 
-def test_native_patterns_name_single_layers_only(tmp_path):
+def test_native_patterns_list_the_layers_of_each_rank(tmp_path):
     save_adapter(tmp_path / "given", "patterns")
     write_adapter(native(read_adapter(tmp_path / "given")), tmp_path / "made")
+    names = {
+        7: [f"model.layers.{block}.self_attn.q_proj" for block in (0, 1)],
+        2: [f"model.layers.1.mlp.{leaf}_proj" for leaf in ("down", "gate", "up")],
+        1: ["model.layers.0.self_attn.v_proj"],
+    }
     patterns = config_of(tmp_path / "made")["rank_pattern"]
-    assert patterns["^model\\.layers\\.0\\.self_attn\\.q_proj"] == 7
-    assert patterns["^model\\.layers\\.1\\.mlp\\.up_proj"] == 2
-    assert len(patterns) == 2 + 3 + 1
+    escaped = {rank: "|".join(these).replace(".", "\\.") for rank, these in names.items()}
+    assert {rank: key for key, rank in patterns.items()} == {
+        rank: f"^({these})$" for rank, these in escaped.items()
+    }
 
 
 @pytest.mark.parametrize(("alpha", "dtype"), [(8, torch.bfloat16), (3, torch.float32)])
