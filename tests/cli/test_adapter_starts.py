@@ -164,7 +164,7 @@ def test_dora_can_be_resumed_exactly(train: Train, output: Path) -> None:
     assert all(torch.equal(t, whole[name]) for name, t in weights(output / "adapter").items())
 
 
-@pytest.mark.parametrize("start", ["gaussian", "eva"])
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "eva"])
 @pytest.mark.usefixtures("moving")
 def test_ranks_move_whatever_lora_a_begins_with(
     train: Train, output: Path, model: Path, data: Path, start: str
@@ -195,8 +195,10 @@ def test_lora_and_dynamic_begin_alike_with_eva(
     ("options", "told"),
     [
         (("--lora.use_dora", "true"), "`lora.use_dora` must be false with `method: dynamic`"),
-        (("--lora.init_lora_weights", "pissa"), "one of true, gaussian, eva with `method: dynamic"),
-        (("--lora.init_lora_weights", "orthogonal"), "got orthogonal"),
+        (
+            ("--lora.init_lora_weights", "pissa"),
+            "one of true, gaussian, orthogonal, eva with `method: dynamic`, got pissa",
+        ),
         (("--method", "adalora", "--lora.init_lora_weights", "eva"), "`method: adalora`, got eva"),
         (("--method", "full", "--lora.use_dora", "true"), "`method: full`, got true"),
         (("--lora.init_lora_weights", "false"), "got false, with which it begins with random"),

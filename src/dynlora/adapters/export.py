@@ -30,7 +30,9 @@ def own_config(model: nn.Module, adapter: str) -> Any:
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     """Make `rank_pattern` and `alpha_pattern` say exactly what the layers hold.
 
-    They replace patterns given before, and match each layer by its whole name.
+    They replace patterns given before, and match each layer by its whole name. The start becomes
+    PEFT's default, because loading draws it again for the new ranks before it loads the weights,
+    and `orthogonal` refuses odd ranks.
 
     Args:
         peft_config: The adapter's `LoraConfig`.
@@ -40,6 +42,7 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     alphas = {layer.name: layer.alpha for layer in layers}
     peft_config.rank_pattern = name_patterns(ranks, peft_config.r)
     peft_config.alpha_pattern = name_patterns(alphas, peft_config.lora_alpha)
+    peft_config.init_lora_weights, peft_config.eva_config = True, None
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:

@@ -100,7 +100,7 @@ class JobConfig:
             unset = f"false with `method: {method}`"
             require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")
         if method == "dynamic":
-            known = ("true", "gaussian", "eva")
+            known = ("true", "gaussian", "orthogonal", "eva")
             required = f"one of {', '.join(known)} with `method: dynamic`"
             require(str(start).lower() in known, "lora.init_lora_weights", required, start)
         if changes_base(start):
