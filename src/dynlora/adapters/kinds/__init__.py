@@ -35,8 +35,9 @@ def kind_of(name: str, module: Any) -> LayerKind:
         raise LayerError(
             f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
             f"of transformers, nn.Embedding or nn.Conv2d, got {full_name} on "
-            f"{type(module.get_base_layer()).__name__}: leave it out of `target_modules` "
-            "or `target_parameters`, or name it in `exclude_modules`."
+            f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
+            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear", '
+            "and set no `target_parameters`."
         )
     return _KINDS[full_name]
 
