@@ -90,8 +90,8 @@ def check_plan(
         most: Rank at which each layer's tensors are held for good; None if they can be of any.
 
     Raises:
-        BudgetError: If the plan names an unknown layer, a rank below 1 or above what static tensors
-            hold, or costs too much.
+        BudgetError: If the plan names an unknown layer, a rank that is no whole number, is below 1
+            or above what static tensors hold, or costs too much.
     """
     unknown = sorted(set(plan.ranks) - set(ranks))
     if unknown:
@@ -99,8 +99,10 @@ def check_plan(
             f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
         )
     for name, rank in plan.ranks.items():
-        if rank < 1:
-            raise BudgetError(f"The rank of {name!r} must be at least 1, got {rank}.")
+        if type(rank) is not int or rank < 1:
+            raise BudgetError(
+                f"The rank of {name!r} must be a whole number of at least 1, got {rank!r}."
+            )
         held = most[name]
         if held is not None and rank > held:
             raise BudgetError(

@@ -128,6 +128,7 @@ class DynamicLora:
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
+        self._told_unseen = False  # whether a warning said that no input was seen
         self._forwards = ForwardWatch(
             model,
             self._layers,
@@ -274,7 +275,8 @@ class DynamicLora:
             plan: Rank by module name, for some or all layers.
 
         Raises:
-            BudgetError: If the plan names an unknown layer, a rank below 1, or costs too much.
+            BudgetError: If the plan names an unknown layer, or a rank that is no whole number of at
+                least 1, or costs too much.
             LayerError: If the adapter is merged.
             NonFiniteError: If a weight is not finite.
         """
@@ -378,7 +380,8 @@ class DynamicLora:
         self._check_layers()
         features = self._analyzer.stats()
         assessed = self._gradients.assess(features, step=self._step)
-        if is_informative(assessed.scores) and not features:
+        if is_informative(assessed.scores) and not features and not self._told_unseen:
+            self._told_unseen = True
             logger.warning(
                 "no input of any of %d layers was seen up to step %d: new directions are drawn at "
                 "random; call the model that `DynamicLora` was given, in training mode",

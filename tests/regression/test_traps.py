@@ -38,7 +38,7 @@ def test_issue_peft_1539_no_plan_ever_holds_rank_zero(tiny_llama):
     assert min(plan_ranks({"a": 1.0, "b": 0.0, "c": 0.0}, layers, budget=1000).values()) == 1
     dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=100)
     name = next(iter(dynamic.ranks))
-    with pytest.raises(BudgetError, match="must be at least 1, got 0"):
+    with pytest.raises(BudgetError, match="must be a whole number of at least 1, got 0"):
         dynamic.apply(RankPlan(step=0, ranks={name: 0}))
 
 

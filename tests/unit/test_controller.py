@@ -208,7 +208,7 @@ def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature, fe
     assert len({round(figure, 3) for figure in seen.values()}) > 5
 
 
-def test_a_model_that_is_called_past_its_hooks_gets_a_warning_where_ranks_may_move(
+def test_a_model_that_is_called_past_its_hooks_gets_one_warning_where_ranks_may_move(
     tiny_llama, caplog
 ):
     optimizer = adamw(tiny_llama)
@@ -223,9 +223,9 @@ def test_a_model_that_is_called_past_its_hooks_gets_a_warning_where_ranks_may_mo
     assert moved(dynamic)
     scored = [e.step for e in dynamic.history if any(f.score for f in e.layers.values())]
     told = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
-    assert len(told) == len(scored)
-    for message, step in zip(told, scored, strict=True):
-        assert message.startswith(f"no input of any of 14 layers was seen up to step {step}: ")
+    assert len(scored) > 1
+    (message,) = told
+    assert message.startswith(f"no input of any of 14 layers was seen up to step {scored[0]}: ")
 
 
 def test_layer_weights_follow_importance(tiny_llama):
@@ -436,11 +436,15 @@ def test_a_plan_above_the_budget_is_refused_with_both_numbers_and_changes_nothin
     assert dynamic.history == []
 
 
-@pytest.mark.parametrize("rank", [0, -2])
-def test_a_plan_with_a_rank_below_one_is_refused_with_the_layer(rank):
+@pytest.mark.parametrize("rank", [0, -2, 2.5, 2.0, True, "2", None])
+def test_a_plan_with_a_rank_that_is_none_is_refused_with_the_layer(rank):
     _, _, dynamic = on_chain(8, 8, 8)
-    with pytest.raises(BudgetError, match=f"rank of '1' must be at least 1, got {rank}"):
-        dynamic.apply(RankPlan(step=0, ranks={"1": rank}))
+    plan = RankPlan(step=0, ranks={})
+    object.__setattr__(plan, "ranks", {"1": rank})  # the tests' type checker refuses some of these
+    told = f"rank of '1' must be a whole number of at least 1, got {re.escape(repr(rank))}"
+    with pytest.raises(BudgetError, match=told):
+        dynamic.apply(plan)
+    assert dynamic.ranks == {"0": 4, "1": 4}
 
 
 def test_a_plan_for_an_unknown_layer_is_refused_by_its_name():
