@@ -120,11 +120,16 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
 
 
 def _saved_plainly(model: Any) -> Any:
-    """Return the model, which saves what was trained and nothing else.
+    """Return the model, which saves what was trained and nothing else, in the same order each time.
 
     PEFT would add the base model's embedding wherever an adapter is on it, and ask the hub at each
-    checkpoint whether the vocabulary was changed; it never is here.
+    checkpoint whether the vocabulary was changed; it never is here. PEFT's configuration contains
+    sets of names, whose order differs between processes.
     """
+    config = model.peft_config["default"]
+    for key, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, key, sorted(value))
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
