@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
+LONG = "x" * 1_000_000
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 
@@ -87,6 +88,20 @@ BROKEN = {
         lambda f: weigh(f, lambda t: t.update({f"{QUERY}.lora_magnitude_vector": torch.ones(16)})),
         ["lora_magnitude_vector"],
     ),
+    "a long tensor name": (
+        set_tensor(f"{LONG}.lora_A.weight", torch.zeros(4, 16)),
+        ["tensor's name", "at most 2000 characters", "got one of 1000014"],
+    ),
+    "a long base model": (
+        lambda f: configure(f, base_model_name_or_path=LONG),
+        ["`base_model_name_or_path`", "at most 2000 characters", "got 1000000"],
+    ),
+    "a long method": (lambda f: configure(f, peft_type=LONG), ["LORA", "is not LoRA"]),
+    "a long text for patterns": (
+        lambda f: configure(f, rank_pattern=LONG),
+        ["`rank_pattern` must map names to numbers"],
+    ),
+    "a long pattern": (lambda f: configure(f, rank_pattern={LONG: 0}), ["rank_pattern"]),
     "no layer": (
         lambda f: weigh(f, lambda t: [t.pop(key) for key in list(t) if "lora_" in key]),
         ["got none of them"],

@@ -16,6 +16,7 @@ from dynlora.cli.messages import fewer_remarks, only_errors
 from dynlora.cli.output import Output, ReaderLeftError
 from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError, is_out_of_memory
+from dynlora.report.wording import shorten
 from dynlora.signals import sigterm_stops
 
 USAGE = """\
@@ -39,6 +40,8 @@ READER_LEFT = 141
 """What shells give for a program that was ended by a closed pipe: 128 + 13, its signal."""
 SHOWN = 80
 """Characters of a path that an error shows: it may be a pasted text."""
+LONGEST_ERROR = 4000
+"""Characters of an error: a value that it quotes may have millions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(reason: str) -> int:
-    _tell(f"error: {' '.join(reason.split())}")
+    _tell(f"error: {shorten(' '.join(reason.split()), LONGEST_ERROR)}")
     return 2
 
 

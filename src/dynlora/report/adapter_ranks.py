@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dynlora.errors import RunFileError
-from dynlora.saved.names import natural_key
+from dynlora.saved.names import check_names, natural_key
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
@@ -21,6 +21,7 @@ def read_adapter_ranks(folder: Path) -> dict[str, int]:
             are returned count blocks as numbers do, 2 before 10.
 
     Raises:
+        AdapterError: If a tensor's name is too long.
         RunFileError: If the adapter's file is cut short or not a safetensors file.
     """
     path = folder / WEIGHTS
@@ -28,7 +29,9 @@ def read_adapter_ranks(folder: Path) -> dict[str, int]:
         return {}
     try:
         with safe_open(path, framework="np") as file:
-            found = {m["module"]: key for key in file.keys() if (m := FACTOR.match(key))}  # noqa: SIM118
+            keys = file.keys()
+            check_names(keys, path)
+            found = {match["module"]: key for key in keys if (match := FACTOR.match(key))}
             modules = sorted(found, key=natural_key)
             return {module: file.get_slice(found[module]).get_shape()[0] for module in modules}
     except (OSError, SafetensorError) as error:

@@ -75,6 +75,7 @@ def read_run(root: Path) -> RunFiles:
     """Read a run's folder.
 
     Raises:
+        AdapterError: If a name in its adapter is too long to be shown.
         RunFileError: If it is not a run's folder, or one of its files is not what a run writes.
     """
     path = root / "run.json"

@@ -22,7 +22,7 @@ from dynlora.name_patterns import name_patterns, whole
 from dynlora.saved.checks import check_config, check_factors, check_finite
 from dynlora.saved.folder import copy_companions, new_folder
 from dynlora.saved.layer import SavedLayer
-from dynlora.saved.names import natural_key
+from dynlora.saved.names import check_names, natural_key
 from dynlora.saved.patterns import match_names
 
 CONFIG = "adapter_config.json"
@@ -77,6 +77,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
     config = _read_config(folder)
     check_config(config, str(folder))
     tensors = _read_weights(folder)
+    check_names(tensors, folder / WEIGHTS)
     check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
     halves: dict[str, dict[str, str]] = {}
     for key in tensors:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynlora.errors import AdapterError
+from dynlora.name_patterns import LONGEST
 from dynlora.starts import changes_base
 
 VARIANTS = {
@@ -44,6 +45,12 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"an adapter must be plain LoRA, got {name} (`{key}`) in {where}: its update is "
                 "not a product of two factors alone; merge it with PEFT's `merge_and_unload`."
             )
+    base = config.get("base_model_name_or_path") or ""
+    if type(base) is not str or len(base) > LONGEST:
+        raise AdapterError(
+            f"`base_model_name_or_path` must be a text of at most {LONGEST} characters, got "
+            f"{len(str(base))} in {where}: name the base model's folder."
+        )
     start = config.get("init_lora_weights")
     if changes_base(start):
         raise AdapterError(

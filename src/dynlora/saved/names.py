@@ -1,4 +1,27 @@
-"""The order of a model's layers by their names, which may be any text that a file holds."""
+"""Names in an adapter's file, which may be any text: their greatest length and their order."""
+
+from collections.abc import Iterable
+
+from dynlora.errors import AdapterError
+from dynlora.name_patterns import LONGEST
+
+
+def check_names(names: Iterable[str], path: object) -> None:
+    """Check that every tensor's name is short enough to be shown.
+
+    Args:
+        names: The names.
+        path: The file, for the message.
+
+    Raises:
+        AdapterError: If one is too long.
+    """
+    longest = max(map(len, names), default=0)
+    if longest > LONGEST:
+        raise AdapterError(
+            f"each tensor's name must have at most {LONGEST} characters, got one of {longest} in "
+            f"{path}: save the adapter again."
+        )
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dynlora.errors import RunFileError
+from dynlora.errors import AdapterError, RunFileError
 from dynlora.report.run_files import read_run
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
@@ -60,6 +60,15 @@ def test_an_adapter_cut_short_is_named_with_its_size(tmp_path: Path) -> None:
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(RunFileError, match=r"adapter_model\.safetensors of 3 bytes"):
+        read_run(root)
+
+
+def test_an_adapter_with_an_endless_name_is_refused(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", run=run_values(method="lora"))
+    (root / "adapter").mkdir()
+    tensors = {f"{'x' * 1_000_000}.lora_A.weight": np.zeros((2, 3), np.float32)}
+    save_file(tensors, root / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="at most 2000 characters, got one of 1000014"):
         read_run(root)
 
 
