@@ -1,7 +1,6 @@
 """`dynlora bench STUDY` from end to end: runs, records, stops, and what it refuses."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dynlora.bench.execute import execute
 from dynlora.cli.main import main
 from tests.cli.conftest import snapshot
 from tests.jobs import save_model, write_data
+from tests.processes import process_group, run_in_group
 from tests.studies import TUNE, StandIn, completed, write_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.yaml"))
@@ -223,15 +223,13 @@ def test_a_study_goes_on_after_a_kill(
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     words = ["bench", str(study), "--data", str(world), "--models", str(world)]
-    process = subprocess.Popen([sys.executable, "-m", "dynlora.cli.main", *words])
-    try:
+    with process_group([sys.executable, "-m", "dynlora.cli.main", *words]) as process:
         until(lambda: bool(records(tmp_path)) or process.poll() is not None)
-    finally:
         process.kill()
         process.wait()
-    done = {record["key"]: record["written"] for record in records(tmp_path)}
-    assert 0 < len(done) < 4
-    until(lambda: not list(temporary.glob("dynlora-bench-*")))
+        done = {record["key"]: record["written"] for record in records(tmp_path)}
+        assert 0 < len(done) < 4
+        until(lambda: not list(temporary.glob("dynlora-bench-*")))
     assert main(words) == 0
     after = {record["key"]: record for record in records(tmp_path)}
     assert len(after) == 4
@@ -358,7 +356,7 @@ def test_help_and_a_dry_run_do_not_wait_for_torch(tmp_path: Path, world: Path) -
         f"assert main(['bench', '{study}', {places}, '--dry-run', '--quiet']) == 0; "
         "assert not {'torch', 'optuna', 'ray'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    run_in_group([sys.executable, "-c", script], check=True)
 
 
 def test_there_are_studies() -> None:

@@ -13,6 +13,7 @@ from dynlora.cli.completion import PATH_KEYS, command_parser
 from dynlora.cli.job_parser import FLAGS, valid_keys
 from dynlora.cli.main import main
 from dynlora.cli.verbs import VERBS
+from tests.processes import run_in_group
 
 KEYS = [key for key, hint in valid_keys() if not is_dataclass(hint)]
 DRIVER = """
@@ -29,7 +30,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "dynlora.bash"
     command = [sys.executable, "-m", "dynlora.cli.main", "completion", "bash"]
     with path.open("w") as file:
-        subprocess.run(command, check=True, stdout=file)
+        run_in_group(command, check=True, stdout=file)
     return path
 
 
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 def complete(script: Path, folder: Path, *words: str) -> set[str]:
     """Return what bash offers for the last word of `dynlora WORDS`."""
     quoted = " ".join(f"'{word}'" for word in ("dynlora", *words))
-    done = subprocess.run(
+    done = run_in_group(
         ["bash", "--norc", "-c", DRIVER.format(script=script, words=quoted)],
         capture_output=True, text=True, check=True, cwd=folder,
     )  # fmt: skip
@@ -88,7 +89,7 @@ def test_other_shells_can_read_their_script(
     assert "training.learning_rate" in path.read_text()
     if shutil.which(shell) is None:
         pytest.skip(f"the script was written; reading it needs {shell}")
-    done = subprocess.run([shell, *check, str(path)], capture_output=True, text=True, check=False)
+    done = run_in_group([shell, *check, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -145,4 +146,4 @@ def test_it_does_not_wait_for_torch() -> None:
         "import sys; from dynlora.cli.main import main; main(['completion', 'bash']); "
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -13,6 +13,7 @@ import yaml
 from dynlora.cli.job_parser import parse_job, valid_keys
 from dynlora.cli.main import main
 from dynlora.train.config import LoraSettings
+from tests.processes import run_in_group
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
@@ -96,4 +97,4 @@ def test_help_does_not_wait_for_torch() -> None:
         "import sys; from dynlora.cli.main import main; main(['train', '--help']); "
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dynlora.cli.messages import fewer_remarks, only_errors, readable_messages
 from dynlora.cli.output import PIPED_WIDTH, Output
+from tests.processes import run_in_group
 
 Train = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
@@ -25,9 +26,9 @@ def run(job: Path, *options: str, **environment: str) -> subprocess.CompletedPro
     """Run `dynlora train` in a process of its own, with both streams piped."""
     unset = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
-    return subprocess.run(
+    return run_in_group(
         [sys.executable, "-m", "dynlora.cli.main", "train", str(job), *options],
-        capture_output=True, text=True, check=False, env=kept | environment,
+        capture_output=True, text=True, env=kept | environment,
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def show(console_environment: dict[str, str]) -> str:
     )
     unset = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
-    done = subprocess.run(
+    done = run_in_group(
         [sys.executable, "-c", script],
         capture_output=True, text=True, check=True, env=kept | console_environment,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.cli.conftest import snapshot
 from tests.jobs import job_values, write_job, write_rows
 from tests.language import language_job, save_language_model, write_pairs
 from tests.pictures import picture_rows, save_vit
+from tests.processes import run_in_group
 
 Plan = Callable[..., dict[str, Any]]
 METHODS = ["dynamic", "lora", "adalora", "full"]
@@ -242,6 +242,6 @@ def test_the_peak_of_a_real_run_is_predicted_within_a_tenth(
 def run_alone(verb: str, *options: str) -> str:
     """Run a verb on the quickstart's configuration in a process of its own; return its output."""
     command = [sys.executable, "-m", "dynlora.cli.main", verb, str(EXAMPLE), *options, "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_in_group(command, timeout=1200, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,7 +1,6 @@
 """`dynlora report`: a page about a run, and what it refuses."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynlora.cli.main import main
+from tests.processes import run_in_group
 from tests.unit.report.pages import parse_page
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
@@ -161,5 +161,5 @@ def test_help_comes_without_torch(verb: str) -> None:
         f"import sys; from dynlora.cli.main import main; main(['{verb}', '--help']); "
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    done = run_in_group([sys.executable, "-c", script], check=True, capture_output=True)
     assert done.stdout.startswith(f"usage: dynlora {verb}".encode())

@@ -22,6 +22,7 @@ from dynlora.train.progress import ProgressBar
 from dynlora.train.resume import save_progress
 from dynlora.train.run_record import RunRecord
 from tests.jobs import write_data, write_rows
+from tests.processes import run_in_group
 
 Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -285,7 +286,7 @@ def run_that_ends_itself(
     """Train in a process that sends itself a signal at a moment of a step."""
     arguments = [str(job), str(output), moment, str(step), name]
     command = [sys.executable, "-c", SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_in_group(command, capture_output=True, text=True)
 
 
 def kill_and_resume(train: Train, job: Path, killed: Path, whole: Path, seed: int) -> None:
@@ -385,7 +386,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_what_was_saved_before(
     whole, full = tmp_path / "whole", tmp_path / "full"
     assert train("--output", whole) == 0
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(job), str(full), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_in_group(command, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr

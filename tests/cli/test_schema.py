@@ -21,6 +21,7 @@ from dynlora.cli.main import main
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 from tests.jobs import job_values
+from tests.processes import run_in_group
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 MINIMAL = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
@@ -38,7 +39,7 @@ def schema(capsys: pytest.CaptureFixture[str]) -> Values:
 
 @cache
 def validator() -> Draft202012Validator:
-    run = subprocess.run(
+    run = run_in_group(
         [sys.executable, "-m", "dynlora.cli.main", "schema"], capture_output=True, check=True
     )
     return Draft202012Validator(json.loads(run.stdout))
@@ -258,4 +259,4 @@ def test_it_does_not_wait_for_torch() -> None:
         "import sys; from dynlora.cli.main import main; main(['schema']); "
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from dynlora.cli.main import main
 from dynlora.cli.output import Output
+from tests.processes import process_group, run_in_group
 
 COMMAND = [sys.executable, "-m", "dynlora.cli.main"]
 FULL = Path("/dev/full")
@@ -28,9 +29,9 @@ SPEAKING = [
 def run_with(stdout: int, arguments: list[str]) -> tuple[int, str]:
     """Return the exit code and the standard error of a process that writes to a file descriptor."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
+    done = run_in_group(
         [*COMMAND, *arguments],
-        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=kept,
+        stdout=stdout, stderr=subprocess.PIPE, text=True, env=kept,
     )  # fmt: skip
     return done.returncode, done.stderr
 
@@ -46,9 +47,8 @@ def test_a_reader_that_has_seen_enough_ends_the_verb_quietly(arguments: list[str
 
 
 def test_so_does_one_that_leaves_in_the_middle() -> None:
-    with subprocess.Popen(
-        [*COMMAND, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with process_group([*COMMAND, "schema"], **pipes) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(5) == b'{\n  "'
@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
 def test_progress_that_nobody_can_take_costs_no_run(job: Path, output: Path) -> None:
     with FULL.open("w") as full:
         command = [*COMMAND, "train", str(job), "--method", "lora"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+        done = run_in_group(command, stdout=subprocess.PIPE, stderr=full, text=True)
     assert done.returncode == 0
     assert "accuracy" in done.stdout
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
@@ -79,7 +79,7 @@ def test_progress_that_nobody_can_take_costs_no_run(job: Path, output: Path) -> 
 @pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
 def test_an_error_that_nobody_can_take_is_told_by_the_exit_code() -> None:
     with FULL.open("w") as full:
-        done = subprocess.run([*COMMAND, "train", "no.yaml"], stderr=full, check=False)
+        done = run_in_group([*COMMAND, "train", "no.yaml"], stderr=full)
     assert done.returncode == 2
 
 
@@ -87,9 +87,9 @@ def test_an_error_that_nobody_can_take_is_told_by_the_exit_code() -> None:
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_closed_standard_output_is_no_bug(as_json: bool, quiet: bool) -> None:
     words = ["--version", *["--json"] * as_json, *["--quiet"] * quiet]
-    done = subprocess.run(
+    done = run_in_group(
         ["bash", "-c", '"$@" >&-', "bash", *COMMAND, *words],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -11,6 +11,7 @@ import pytest
 from dynlora.cli import version as verb
 from dynlora.cli.main import main
 from dynlora.release import release
+from tests.processes import run_in_group
 
 
 def test_it_tells_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,7 +26,7 @@ def test_it_tells_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_package_can_be_run_as_a_module() -> None:
     command = [sys.executable, "-m", "dynlora", "--version", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_in_group(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["dynlora"] == release()
 
 
@@ -69,4 +70,4 @@ def test_no_library_is_imported_for_it() -> None:
         "import sys; from dynlora.cli.main import main; main(['--version']); "
         "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.processes import run_in_group
+
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     find_spec("deepspeed") is None,
     reason="needs DeepSpeed: `make deepspeed` installs it and runs these tests",
@@ -26,6 +28,4 @@ def end_in_processes(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={count}", "-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=300, env=environment
-    )
+    return run_in_group(command, capture_output=True, text=True, env=environment)

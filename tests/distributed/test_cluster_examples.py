@@ -1,7 +1,6 @@
 """The files of `examples/cluster`: Accelerate reads them, and the script runs here."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.distributed.launch import NEEDS_DEEPSPEED
 from tests.jobs import WORDS, save_tokenizer
+from tests.processes import run_in_group
 
 FOLDER = Path("examples/cluster")
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_accelerate_reads_each_configuration_and_knows_its_keys(path):
 
 def test_the_slurm_script_is_bash_and_names_files_that_exist():
     script = FOLDER / "train.slurm"
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    run_in_group(["bash", "-n", str(script)], check=True)
     named = {word.strip("'\"") for word in script.read_text().split() if "examples/cluster" in word}
     assert {FOLDER / "several-nodes.yaml", FOLDER / "train.py"} <= {Path(name) for name in named}
 
@@ -88,9 +88,7 @@ def launch_script(model, folder, launch, *, module=()):
     command += ["--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["DS_ACCELERATOR"] = "cpu"
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=200
-    )
+    done = run_in_group(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("step 20: loss") == 1
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")

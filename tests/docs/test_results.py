@@ -1,12 +1,12 @@
 """docs/results.md and its figures are what the committed records of studies give."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from dynlora.cli.main import main
+from tests.processes import run_in_group
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -16,7 +16,7 @@ def committed() -> list[Path]:
     """Return the records that are committed; a study that runs meanwhile adds others."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return []
-    listing = subprocess.run(
+    listing = run_in_group(
         ["git", "ls-files", "-z", "benchmarks/results/*/*.json"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip

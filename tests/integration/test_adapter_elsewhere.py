@@ -1,7 +1,6 @@
 """What is saved is a stock PEFT adapter: it loads, merges and serves without dynlora."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from peft import PeftModel
 
 from tests.models import adamw, attached, bare_llama, lora_llama, sequences, train
+from tests.processes import run_in_group
 
 ELSEWHERE = """
 import sys
@@ -57,7 +57,7 @@ def test_a_process_without_dynlora_gives_the_same_logits(trained, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     torch.save(tokens, tmp_path / "tokens.pt")
     paths = [str(tmp_path / name) for name in ("base", "adapter", "tokens.pt", "out.pt")]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", ELSEWHERE, *paths], check=True)
+    run_in_group([sys.executable, "-W", "ignore", "-c", ELSEWHERE, *paths], check=True)
     assert torch.equal(torch.load(tmp_path / "out.pt"), logits(model, tokens))
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import types
 from collections import defaultdict
@@ -26,6 +25,7 @@ from dynlora.train.trackers import tracking
 from tests.integration.test_trainer import assert_equal_weights, lora_weights, trainer_of
 from tests.jobs import job_values, save_model, write_data, write_job
 from tests.models import lora_llama
+from tests.processes import run_in_group
 
 Lines = list[dict[str, Any]]
 
@@ -267,9 +267,9 @@ def run_apart(job: Path, tracker: str, **environment: str) -> None:
         "AgreementTest.is_significant = lambda self: True\n"
         f"sys.exit(main(['train', {str(job)!r}, '--training.report_to', '[{tracker}]', '--json']))"
     )
-    done = subprocess.run(
+    done = run_in_group(
         [sys.executable, "-c", script],
-        capture_output=True, text=True, check=False, env=kept | environment, cwd=job.parent,
+        capture_output=True, text=True, env=kept | environment, cwd=job.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["method"] == "dynamic"

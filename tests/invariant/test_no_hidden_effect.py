@@ -1,6 +1,5 @@
 """Invariant 7: nothing changes but the ranks: not the loss, not the randomness, not the run."""
 
-import subprocess
 import sys
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+from tests.processes import run_in_group
 
 
 def lora_weights(model):
@@ -129,4 +129,4 @@ changed = [k for k, v in before[0].items() if after[0].get(k) != v]
 assert not changed, changed
 assert before[1:] == after[1:]
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+    run_in_group([sys.executable, "-W", "ignore", "-c", script], check=True)

@@ -1,15 +1,15 @@
 """The version with the commit, from checkouts made here."""
 
-import subprocess
 from importlib.metadata import version
 
 import pytest
 
 from dynlora.release import release
+from tests.processes import run_in_group
 
 
 def git(folder, *words):
-    done = subprocess.run(
+    done = run_in_group(
         ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *words],
         check=True,
         capture_output=True,

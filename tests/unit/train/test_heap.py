@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from rich.console import Console
 from dynlora.train import job
 from dynlora.train.config import DataConfig, JobConfig, ModelConfig
 from dynlora.train.heap import SETTINGS, keep_freed_memory
+from tests.processes import run_in_group
 
 PROGRAM = """
 import resource, sys
@@ -34,7 +34,7 @@ def faults(mode: str) -> int:
     """Return how many pages the system had to clear in the last of four rounds of the same."""
     clean = {key: value for key, value in os.environ.items() if key not in SETTINGS}
     command = [sys.executable, "-c", PROGRAM, mode]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
+    done = run_in_group(command, env=clean, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

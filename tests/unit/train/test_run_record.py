@@ -3,7 +3,6 @@
 import ast
 import json
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from dynlora.release import release
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
+from tests.processes import run_in_group
 
 
 def test_each_update_is_on_disk_at_once_beside_what_was_known(tmp_path: Path) -> None:
@@ -50,6 +50,6 @@ def test_the_peak_is_this_processs_own_and_not_of_the_one_that_started_it() -> N
     ballast = b"x" * 2**30  # so that this process has more than the other will
     script = "from dynlora.train.run_record import peak_memory; print(peak_memory())"
     command = [sys.executable, "-W", "ignore", "-c", script]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    told = run_in_group(command, capture_output=True, text=True, check=True).stdout
     peak = ast.literal_eval(told.splitlines()[-1])["peak_memory_bytes"]
     assert 10**7 < peak < len(ballast) < peak_memory()["peak_memory_bytes"]

@@ -1,0 +1,61 @@
+"""A command that takes too long leaves no process behind."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.processes import process_group, run_in_group
+
+PARENT = """
+import subprocess, sys
+command = [sys.executable, "-c", "import time; time.sleep(600)"]
+child = subprocess.Popen(command, start_new_session=sys.argv[2] == "own session")
+open(sys.argv[1], "w").write(f"{child.pid}\\n")
+if sys.argv[3] == "waits":
+    child.wait()
+"""
+
+
+def is_gone(pid):
+    """Wait until a process has ended; return whether it has."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("session", "parent"),
+    [("same session", "waits"), ("own session", "waits"), ("same session", "has ended")],
+)
+def test_a_grandchild_that_sleeps_is_gone_after_the_timeout(tmp_path, session, parent):
+    """With a parent that waits for it, and with one that has ended and left it the output."""
+    place = tmp_path / "pid"
+    command = [sys.executable, "-c", PARENT, str(place), session, parent]
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_in_group(command, timeout=5, capture_output=True)
+    assert is_gone(int(place.read_text()))
+
+
+def test_a_test_that_fails_meanwhile_leaves_no_process():
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(AssertionError, match="meanwhile"), process_group(command) as process:
+        raise AssertionError("meanwhile")
+    assert is_gone(process.pid)
+
+
+def test_a_command_that_ends_returns_its_exit_code_and_output():
+    command = [sys.executable, "-c", "import sys; print('out'); sys.exit(input())"]
+    done = run_in_group(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (1, "out\n")
+    assert "EOFError" in done.stderr
+    with pytest.raises(subprocess.CalledProcessError):
+        run_in_group(["false"], check=True)
