@@ -10,6 +10,7 @@ of processes that share these CPUs. Writes `benchmarks/results/processes.json`, 
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -102,7 +103,8 @@ def _work(place: Path) -> None:
             "event_bytes": median(bytes_by_event),
         }
         place.write_text(json.dumps(point))
-    distributed.barrier()  # Gloo frees its last tensors before DistributedDataParallel is freed
+    del wrapped  # freed after the process group, it may wait forever for Gloo's threads
+    gc.collect()
     distributed.destroy_process_group()
 
 

@@ -75,7 +75,8 @@ def main() -> None:
     save = _save_from_deepspeed if deepspeed else _save
     save(accelerator.unwrap_model(model), given.output, accelerator.is_main_process)
     accelerator.print(f"ranks {min(dynamic.ranks.values())} to {max(dynamic.ranks.values())}")
-    accelerator.wait_for_everyone()  # Gloo frees its last tensors before the model is freed
+    # DistributedDataParallel must go before its process group: freed later, it may wait forever.
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 
 

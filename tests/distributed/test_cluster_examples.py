@@ -17,6 +17,8 @@ from tests.jobs import WORDS, save_tokenizer
 from tests.processes import run_in_group
 
 FOLDER = Path("examples/cluster")
+SCRIPT = str(FOLDER / "train.py")
+ACCELERATE = ["accelerate.commands.launch", "--mixed_precision=no"]
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -52,13 +54,19 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_script_trains_and_saves_one_adapter(model, processes, tmp_path):
-    launch_script(
-        model,
-        tmp_path,
-        ["--cpu", "--num_processes", str(processes), "--num_machines=1", "--dynamo_backend=no"],
-    )
+def test_the_script_trains_in_one_process_and_saves_one_adapter(model, tmp_path):
+    options = ["--cpu", "--num_processes=1", "--num_machines=1", "--dynamo_backend=no"]
+    launch_script(model, tmp_path, [*ACCELERATE, *options, SCRIPT])
+
+
+def test_the_script_trains_in_two_processes_and_frees_the_model_before_it_leaves(model, tmp_path):
+    """With torchrun, because `accelerate launch --cpu` starts one process per machine.
+
+    A process that frees `DistributedDataParallel` last may wait forever at exit.
+    """
+    options = ["--standalone", "--nproc-per-node=2", "-m", "tests.distributed.freed_first"]
+    printed = launch_script(model, tmp_path, ["torch.distributed.run", *options, SCRIPT])
+    assert printed.count("process group destroyed after DistributedDataParallel") == 2
 
 
 @NEEDS_DEEPSPEED
@@ -73,22 +81,30 @@ def test_the_script_trains_under_deepspeed_and_saves_one_adapter(model, stage, t
     launch_script(
         model,
         tmp_path,
-        ["--config_file", str(place), "--num_processes=2", "--main_process_port=0"],
-        module=["--module", "tests.distributed.zero_example"],
+        [
+            *ACCELERATE,
+            "--config_file",
+            str(place),
+            "--num_processes=2",
+            "--main_process_port=0",
+            "--module",
+            "tests.distributed.zero_example",
+            SCRIPT,
+        ],
     )
 
 
-def launch_script(model, folder, launch, *, module=()):
-    """Run the script, and load what it saves; `module` is what runs it."""
+def launch_script(model, folder, launcher):
+    """Run the script by a launcher, load the adapter, and return the printed text."""
     text = folder / "text"
     text.write_text("\n".join(" ".join(WORDS[k : k + 4]) for k in range(len(WORDS) - 4)) * 4)
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *launch]
-    command += ["--mixed_precision=no", *module, str(FOLDER / "train.py"), "--model", str(model)]
+    command = [sys.executable, "-W", "ignore", "-m", *launcher, "--model", str(model)]
     command += ["--text", str(text), "--output", str(folder / "adapter")]
     command += ["--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["DS_ACCELERATOR"] = "cpu"
+    environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     done = run_in_group(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("step 20: loss") == 1
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+    return done.stdout
