@@ -138,7 +138,10 @@ def _by_shares(score: Callable[[Components, Seen], float]) -> Callable[..., dict
         bounds = _bounds(parts)
         costs = {name: bound.cost for name, bound in bounds.items()}
         scores = {name: score(part, seen[name]) for name, part in parts.items()}
-        shares = allocate_shares(scores, costs, gains={}, temperature=0.5, uniform_mix=0.5)
+        held = {name: bound.held for name, bound in bounds.items()}
+        shares = allocate_shares(
+            scores, costs, held=held, gains={}, temperature=0.5, uniform_mix=0.5
+        )
         return plan_ranks(shares, bounds, budget=budget)
 
     return plan

@@ -17,20 +17,22 @@ def allocate_shares(
     scores: Mapping[str, float],
     costs: Mapping[str, int],
     *,
+    held: Mapping[str, int],
     gains: Mapping[str, float],
     temperature: float = 1.0,
     uniform_mix: float = 0.0,
 ) -> dict[str, float]:
     """Split the budget: ``share ∝ cost * (score * gain) ** (1 / temperature)``, mixed with uniform.
 
-    Scores are per parameter, so a layer's share grows with its cost: equal scores give every
-    layer the same *rank*, which is what plain LoRA does. Scores that say nothing (missing, all
-    zero or all equal) give exactly that, whatever the gains are.
+    Scores are per parameter, so a layer's share grows with its cost. Scores that tell no layers
+    apart (missing, all zero or all equal) give ``share ∝ cost * held``, whatever the gains are:
+    every layer keeps its rank, and unspent budget goes to the layers in proportion to their ranks.
 
     Args:
         scores: Importance per parameter by module name, finite and >= 0. A layer without a score
             counts as average.
         costs: Parameters that one rank takes, by module name; the layers to split between.
+        held: Live rank by module name, at least 1.
         gains: Factor on a layer's score from its input features, >= 0; 1 where absent.
         temperature: Above 0; below 1 sharpens the differences, above 1 flattens them.
         uniform_mix: Part of the budget spread evenly over the layers' ranks, in ``[0, 1]``.
@@ -38,20 +40,19 @@ def allocate_shares(
     Returns:
         Share of the budget by module name, each >= 0, summing to 1.
     """
-    names = sorted(costs)
-    base = {name: costs[name] / sum(costs.values()) for name in names}
+    as_held = _over_sum({name: costs[name] * held[name] for name in costs})
     if not is_informative(scores):
-        return base
+        return as_held
+    names = sorted(costs)
     relative, mean = _over_highest(scores)
     values = {name: relative.get(name, mean) * gains.get(name, 1.0) for name in names}
     top = max(values.values())
     if top == 0:
-        return base
+        return as_held
+    base = _over_sum(costs)
     powered = {name: costs[name] * (values[name] / top) ** (1 / temperature) for name in names}
-    total = math.fsum(powered.values())
-    return {
-        name: uniform_mix * base[name] + (1 - uniform_mix) * powered[name] / total for name in names
-    }
+    wanted = _over_sum(powered)
+    return {name: uniform_mix * base[name] + (1 - uniform_mix) * wanted[name] for name in names}
 
 
 def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dict[str, float]:
@@ -87,6 +88,11 @@ def is_informative(scores: Mapping[str, float]) -> bool:
         return False
     low, high = min(scores.values()), max(scores.values())
     return high - low > _EQUAL_WITHIN * high
+
+
+def _over_sum(values: Mapping[str, float]) -> dict[str, float]:
+    total = math.fsum(values.values())
+    return {name: value / total for name, value in values.items()}
 
 
 def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]:

@@ -67,7 +67,7 @@ class DynamicLoraConfig:
     """
 
     importance: ImportanceName = "signal"
-    """Metric that scores the layers; `uniform` keeps equal ranks where they are."""
+    """Metric that scores the layers; `uniform` leaves all ranks as they are."""
     temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.2

@@ -151,6 +151,7 @@ class DynamicLora:
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
+        self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
         if self.input_adaptive is None and close_input_adaptive(self._layers):

@@ -52,6 +52,7 @@ def plan_event(
     shares = allocate_shares(
         assessed.scores,
         costs,
+        held={layer.name: layer.r for layer in layers},
         gains=_gains(features, config),
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,

@@ -73,6 +73,65 @@ def test_a_job_goes_on_from_an_adapter_where_it_was_left(
     ].shape == after[name].shape)  # fmt: skip
 
 
+def ranks_in(folder: Path) -> dict[str, int]:
+    return {name: len(tensor) for name, tensor in weights(folder).items() if "lora_A" in name}
+
+
+def test_a_job_whose_scores_are_missing_keeps_the_ranks_of_the_adapter_that_it_goes_on_from(
+    train: Train, output: Path, tmp_path: Path, model: Path
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--lora.start_from", folder) == 0
+    events = [json.loads(line) for line in (output / "ranks.jsonl").read_text().splitlines()]
+    assert len(events) == 3
+    assert {layer["score"] for event in events for layer in event["layers"].values()} == {None}
+    assert ranks_in(output / "adapter") == ranks_in(folder)
+
+
+def test_a_larger_r_grows_the_budget_of_the_adapter_that_a_job_goes_on_from(
+    train: Train, output: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--lora.start_from", folder, "--lora.r", 6) == 0
+    assert "lora.r=6 is above the r=2 of the adapter in lora.start_from" in capsys.readouterr().err
+    before, after = ranks_in(folder), ranks_in(output / "adapter")
+    assert all(after[name] >= before[name] for name in before)
+    run = read_json(output / "run.json")
+    costs = {
+        name: tensor.shape[1] + len(weights(folder)[name.replace("lora_A", "lora_B")])
+        for name, tensor in weights(folder).items()
+        if "lora_A" in name
+    }
+    assert run["budget"] == 6 * sum(costs.values())
+    spent = sum(costs[name] * rank for name, rank in after.items())
+    assert 0 <= run["budget"] - spent < min(costs.values())
+    torch.manual_seed(0)
+    base = BertForSequenceClassification.from_pretrained(model)
+    loaded = PeftModel.from_pretrained(base, output / "adapter")
+    assert sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n) == spent
+    whole = weights(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "checkpoint-12")
+    options = ("--lora.start_from", folder, "--lora.r", 6, "--training.resume", "latest")
+    assert train(*options) == 0
+    assert all(torch.equal(t, whole[n]) for n, t in weights(output / "adapter").items())
+
+
+@pytest.mark.parametrize(("method", "r"), [("dynamic", 1), ("lora", 1), ("lora", 6)])
+def test_an_r_without_effect_on_the_adapter_that_a_job_goes_on_from_is_told(
+    train: Train,
+    output: Path,
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    r: int,
+) -> None:
+    folder = foreign_adapter(model, tmp_path / "foreign")
+    assert train("--method", method, "--lora.start_from", folder, "--lora.r", r) == 0
+    assert f"lora.r={r} has no effect" in capsys.readouterr().err
+    assert ranks_in(output / "adapter") == ranks_in(folder)
+
+
 def test_going_on_begins_at_the_loss_that_the_first_run_ended_with(
     train: Train, output: Path, tmp_path: Path
 ) -> None:

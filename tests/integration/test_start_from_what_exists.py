@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import AdamW
@@ -102,6 +103,73 @@ def test_shrinking_an_adapter_that_was_trained_before_loses_what_it_says(trained
     event = dynamic.apply(RankPlan(step=0, ranks={layer.name: layer.r - 2}))
     expected = float(values[layer.r :].norm()) / stats.output_power**0.5
     assert event.layers[layer.name].output_lost == pytest.approx(expected, rel=1e-3)
+
+
+def labelled_at_random(seed=5):
+    """Yield tokens and labels that have nothing to do with them."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(0, 16, (2, 8, 12), generator=generator)
+
+
+@pytest.fixture
+def moved_ranks(tmp_path):
+    """Save an adapter whose ranks a run has moved; return the folder and its saved ranks."""
+    model = lora_llama(r=8)
+    optimizer = adamw(model)
+    train(model, optimizer, attached(model, optimizer, total_steps=40, **MOVING), 40)
+    model.save_pretrained(tmp_path)
+    return tmp_path, saved_ranks(tmp_path)
+
+
+def saved_ranks(folder):
+    saved = load_file(folder / "adapter_model.safetensors")
+    return {key: len(tensor) for key, tensor in saved.items() if "lora_A" in key}
+
+
+def test_an_adapter_continued_on_random_labels_keeps_its_ranks(moved_ranks, tmp_path):
+    folder, ranks = moved_ranks
+    assert max(ranks.values()) - min(ranks.values()) >= 8
+    model = continued(folder)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=40)
+    batches = labelled_at_random()
+    for _ in range(40):
+        tokens, labels = next(batches)
+        model(input_ids=tokens, labels=labels).loss.backward()
+        dynamic.observe()
+        optimizer.step()
+        dynamic.step()
+        optimizer.zero_grad()
+    assert len(dynamic.history) == 5
+    assert {layer.score for event in dynamic.history for layer in event.layers.values()} == {None}
+    model.save_pretrained(tmp_path / "second")
+    assert saved_ranks(tmp_path / "second") == ranks
+
+
+def test_a_larger_r_grows_a_continued_adapter_without_scores_and_changes_no_output(
+    moved_ranks, tmp_path
+):
+    folder, ranks = moved_ranks
+    model = continued(folder)
+    model.peft_config["default"].r = 12
+    optimizer = adamw(model, lr=0.0)
+    dynamic = attached(model, optimizer, total_steps=40, importance="uniform")
+    assert dynamic.budget == 12 * sum(layer.cost for layer in dynamic._layers)
+    before = logits(model)
+    model.save_pretrained(tmp_path / "at the start")
+    assert saved_ranks(tmp_path / "at the start") == ranks
+    assert torch.equal(logits(continued(tmp_path / "at the start")), before)
+    train(model, optimizer, dynamic, 40)
+    assert dynamic.budget - dynamic.parameters < min(layer.cost for layer in dynamic._layers)
+    for layer in dynamic._layers:
+        held = ranks[f"base_model.model.{layer.name}.lora_A.weight"]
+        assert held <= layer.r
+        # Layers at their full rank leave a part to the others.
+        assert abs(layer.r - min(1.5 * held, layer.widest)) < 2
+    assert (logits(model) - before).abs().max() <= 1e-6
+    train(model, adamw(model), None, 1)
+    assert all(layer.lora_B.any(dim=0).all() for layer in dynamic._layers)
 
 
 @pytest.mark.parametrize("kind", CASES)

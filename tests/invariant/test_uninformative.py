@@ -1,4 +1,4 @@
-"""Invariant 10: scores that say nothing give the uniform plan, which is plain LoRA's."""
+"""Invariant 10: scores that say nothing leave every rank as it is."""
 
 import pytest
 
@@ -10,15 +10,22 @@ COSTS = {"a": 64, "b": 96, "c": 640, "d": 97}
 
 
 @pytest.mark.parametrize("scores", [{}, dict.fromkeys(COSTS, 0.0), dict.fromkeys(COSTS, 3.7)])
-@pytest.mark.parametrize("held", [2, 8, 20])
-def test_missing_zero_and_equal_scores_give_the_uniform_plan_from_any_ranks(scores, held):
+@pytest.mark.parametrize("ranks", [(8, 8, 8, 8), (2, 19, 1, 7), (60, 1, 3, 2)])
+@pytest.mark.parametrize("hysteresis", [0.0, 0.25])
+def test_missing_zero_and_equal_scores_move_nothing_from_any_ranks(scores, ranks, hysteresis):
+    held = dict(zip(COSTS, ranks, strict=True))
     gains = {"a": 0.3, "d": 2.0}  # what the features say does not count either
-    shares = allocate_shares(scores, COSTS, gains=gains, temperature=0.5, uniform_mix=0.0)
+    shares = allocate_shares(
+        scores, COSTS, held=held, gains=gains, temperature=0.5, uniform_mix=0.2
+    )
     bounds = {
-        name: LayerBounds(cost=cost, floor=1, ceiling=60, held=held) for name, cost in COSTS.items()
+        name: LayerBounds(cost=cost, floor=1, ceiling=60, held=held[name])
+        for name, cost in COSTS.items()
     }
-    ranks = plan_ranks(shares, bounds, budget=8 * sum(COSTS.values()), hysteresis=0.0)
-    assert ranks == dict.fromkeys(COSTS, 8)
+    live = sum(COSTS[name] * rank for name, rank in held.items())
+    for unspent in (0, min(COSTS.values()) - 1):
+        planned = plan_ranks(shares, bounds, budget=live + unspent, hysteresis=hysteresis)
+        assert planned == held
 
 
 def test_feature_ceilings_do_not_bind_where_scores_say_nothing():

@@ -1,16 +1,17 @@
-"""Shares over their whole domain: a split, blind to order, and uniform where scores say nothing."""
+"""Shares over their whole domain: a split, blind to order, and as held where scores say nothing."""
 
 import itertools
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dynlora.allocator import (
     allocate_layer_weights,
     allocate_shares,
     feature_gains,
+    is_informative,
     spread_excess,
 )
 
@@ -28,6 +29,7 @@ def splits(draw, scores=SCORES, all_scored=False):
     return {
         "scores": {name: draw(scores) for name in scored},
         "costs": costs,
+        "held": {name: draw(st.integers(1, 1000)) for name in costs},
         "gains": {name: draw(GAINS) for name in gained},
         "temperature": draw(st.floats(0.01, 100)),
         "uniform_mix": draw(st.floats(0, 1)),
@@ -54,6 +56,7 @@ def test_shares_are_at_least_zero_and_sum_to_one(split):
 @many
 @given(splits())
 def test_no_layer_gets_less_than_its_uniform_part(split):
+    assume(is_informative(split["scores"]))
     shares = allocate_shares(**split)
     for name, base in uniform(split["costs"]).items():
         assert shares[name] >= split["uniform_mix"] * base
@@ -84,11 +87,12 @@ def test_the_order_of_layers_changes_no_bit(split):
 
 @many
 @given(splits(), SCORES, st.sampled_from(["missing", "zero", "equal"]))
-def test_scores_that_say_nothing_give_the_uniform_split_whatever_the_gains(split, score, kind):
+def test_scores_that_say_nothing_give_the_split_that_layers_hold(split, score, kind):
     value = {"missing": None, "zero": 0.0, "equal": score}[kind]
     scores = {} if value is None else dict.fromkeys(split["costs"], value)
     shares = allocate_shares(**(split | {"scores": scores}))
-    assert shares == uniform(split["costs"])
+    held = {name: cost * split["held"][name] for name, cost in split["costs"].items()}
+    assert shares == pytest.approx(uniform(held), rel=1e-12)
 
 
 @many
@@ -102,6 +106,7 @@ def test_the_unit_of_the_scores_does_not_matter(split, unit):
 @many
 @given(splits(scores=st.floats(0.01, 100), all_scored=True))
 def test_of_two_layers_with_equal_gains_the_higher_score_gets_more_per_parameter(split):
+    assume(is_informative(split["scores"]))
     shares = allocate_shares(**(split | {"gains": {}}))
     by_score = sorted(split["costs"], key=lambda name: split["scores"][name])
     worth = [shares[name] / split["costs"][name] for name in by_score]

@@ -13,10 +13,12 @@ from dynlora.allocator import (
 )
 
 COSTS = {"small": 10, "large": 30}
+HELD = {"small": 9, "large": 2}
 
 
 def shares_of(scores, costs=COSTS, **settings):
-    return allocate_shares(scores, costs, **({"gains": {}} | settings))
+    given = {"held": dict.fromkeys(costs, 4), "gains": {}} | settings
+    return allocate_shares(scores, costs, **given)
 
 
 def test_a_share_is_cost_times_score_over_the_sum():
@@ -62,9 +64,14 @@ def test_a_layer_of_score_zero_gets_nothing_beyond_the_uniform_part():
 
 
 @pytest.mark.parametrize("scores", [{}, {"small": 0.0, "large": 0.0}, {"small": 7.0, "large": 7.0}])
-def test_scores_that_say_nothing_give_the_uniform_plan_whatever_the_gains(scores):
-    shares = shares_of(scores, gains={"small": 5.0, "large": 0.2})
-    assert shares == {"small": 0.25, "large": 0.75}
+def test_scores_that_tell_no_layers_apart_give_each_the_share_that_it_holds(scores):
+    shares = shares_of(scores, held=HELD, gains={"small": 5.0, "large": 0.2}, uniform_mix=0.5)
+    assert shares == {"small": 90 / 150, "large": 60 / 150}
+
+
+def test_scores_of_layers_whose_inputs_never_vary_give_each_layer_the_share_that_it_holds():
+    shares = shares_of({"small": 2.0, "large": 1.0}, held=HELD, gains=dict.fromkeys(COSTS, 0.0))
+    assert shares == {"small": 90 / 150, "large": 60 / 150}
 
 
 def test_a_difference_of_float_rounding_is_no_information():
@@ -82,6 +89,7 @@ def test_the_default_configuration_turns_different_scores_into_different_ranks()
     shares = allocate_shares(
         {name: 1.0 + (name == "layer3") for name in names},
         dict.fromkeys(names, 64),
+        held=dict.fromkeys(names, 8),
         gains={},
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,

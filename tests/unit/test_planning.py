@@ -21,7 +21,7 @@ class Shape:
     is_trained: bool = True
 
 
-def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32, features=None):
+def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32, features=None, budget=None):
     layers = [Shape(name, r=r) for name, r in zip(NAMES, held, strict=True)]
     config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0)
     return plan_event(
@@ -29,7 +29,7 @@ def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32, features=Non
         Assessment(scores=dict(zip(NAMES, scores, strict=True)), directions=directions),
         features or {},
         config,
-        budget=sum(layer.cost * layer.r for layer in layers),
+        budget=budget or sum(layer.cost * layer.r for layer in layers),
         max_rank=max_rank,
         measure_lowest=lambda names: dict.fromkeys(names, 1),
         agree=lambda ranks: ranks,
@@ -51,7 +51,21 @@ def test_a_layer_of_one_direction_keeps_its_rank_and_what_it_asked_for_is_spread
 
 def test_directions_decide_nothing_where_scores_say_nothing():
     few = {"most": 1.0, "second": 7.0, "third": 7.0, "fourth": 7.0}
-    assert ranks_of([3.0] * 4, few, held=(1, 5, 5, 5)) == dict.fromkeys(NAMES, 4)
+    held = (1, 5, 7, 3)
+    assert list(ranks_of([3.0] * 4, few, held=held).values()) == [1, 5, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks"),
+    [
+        (169, [1, 5, 7, 3]),  # less than one rank is left
+        (320, [2, 10, 14, 6]),
+        (220, [1, 7, 10, 4]),  # 1.4, 6.9, 9.6 and 4.1
+    ],
+)
+def test_unspent_budget_goes_to_layers_as_their_ranks_where_scores_say_nothing(budget, ranks):
+    held = (1, 5, 7, 3)
+    assert list(ranks_of([3.0] * 4, {}, held=held, budget=budget).values()) == ranks
 
 
 def test_a_lower_max_rank_does_not_hold_layers_of_few_directions_lower_yet():

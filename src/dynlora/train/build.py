@@ -33,6 +33,7 @@ from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
+from dynlora.train.wrap import note_rank
 
 ROWS_AT_ONCE = 1000
 
@@ -85,6 +86,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     set_seed(config.training.seed)
     steps = total_steps(len(data.train), config.training)
     prepared = prepare(base, config, steps, None if past is None else past.checkpoint)
+    note_rank(config)
     if past is not None:
         check_same_task(past, identity(data, prepared))
     stopwatch, metrics = Stopwatch(), MetricsRecorder(folder.metrics)

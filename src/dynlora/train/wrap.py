@@ -1,6 +1,7 @@
 """A base model to PEFT's model around it: a new adapter, or one that was already trained."""
 
 import difflib
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from dynlora.train.starts import takes_from_base
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
 
+logger = logging.getLogger(__name__)
+
 
 def add_adapter(base: Any, config: JobConfig) -> Any:
     """Return the model with a new LoRA adapter, or with the one to go on from.
@@ -33,7 +36,11 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         AdapterError: If the adapter to go on from cannot be read or is of another model.
     """
     if config.lora.start_from is not None:
-        return _continue_adapter(base, Path(config.lora.start_from), TASKS[config.task])
+        model = _continue_adapter(base, Path(config.lora.start_from), TASKS[config.task])
+        if config.method == "dynamic":  # `DynamicLora` reads the budget from there
+            peft_config = model.peft_config["default"]
+            peft_config.r = max(peft_config.r, config.lora.r)
+        return model
     lora = config.lora
     # EVA's directions come from the data, once that is there.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
@@ -51,6 +58,25 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         # How it began is nobody's business who loads it: PEFT refuses some ranks for some starts.
         model.peft_config["default"].init_lora_weights = True
     return model
+
+
+def note_rank(config: JobConfig) -> None:
+    """Warn if `lora.r` differs from the rank that the adapter to go on from was configured with."""
+    if config.lora.start_from is None:
+        return
+    saved, r = LoraConfig.from_pretrained(config.lora.start_from).r, config.lora.r
+    if r > saved and config.method == "dynamic":
+        logger.warning(
+            "lora.r=%d is above the r=%d of the adapter in lora.start_from: the budget is that of "
+            "lora.r, unless the adapter holds more, and ranks grow into it at the first event.",
+            r, saved,
+        )  # fmt: skip
+    elif r != saved:
+        logger.warning(
+            "lora.r=%d has no effect: the adapter in lora.start_from, of r=%d, keeps its ranks; "
+            "`method: dynamic` with a higher lora.r lets them grow.",
+            r, saved,
+        )  # fmt: skip
 
 
 def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:

@@ -40,7 +40,8 @@ class LoraSettings:
     the adapter is saved, which doubles its rank. [init_lora_weights]"""
     start_from: str | None = None
     """Folder of a trained LoRA adapter of this base model to go on from: its ranks, scales,
-    targets and modules to save are kept, and the other keys of this section have no effect."""
+    targets and modules to save are kept. The other keys of this section have no effect, but for
+    `r` with `method: dynamic`: above the adapter's own it raises the budget."""
 
     def __post_init__(self) -> None:
         """Check each value.

@@ -124,7 +124,7 @@ def rehearse(material: Material, config: JobConfig, script: Script) -> Rehearsal
     layers = group_layers(model)
     ranks = None
     if prepared.dynamic is not None:
-        ranks = plan_ranks(model, config.dynamic, config.lora.r, material.steps)
+        ranks = plan_ranks(model, config.dynamic, model.peft_config["default"].r, material.steps)
     trainer = _make_trainer(material, config, script, prepared)
     held = [*model.parameters(), *model.buffers()]
     trace = AllocationTrace(trainer.args.device, held)
