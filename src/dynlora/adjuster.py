@@ -12,7 +12,7 @@ grants does not depend on the budget, a larger budget never spends less.
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -243,12 +243,13 @@ def bound_layer(
 
 
 def bound_layers(
-    layers: Iterable[LayerShape],
+    layers: Sequence[LayerShape],
     config: DynamicLoraConfig,
     *,
     max_rank: int,
     lowest: Mapping[str, int] | None = None,
     limits: Mapping[str, float] | None = None,
+    lowered: Set[str] = frozenset(),
 ) -> dict[str, LayerBounds]:
     """Return by module name the ranks that each layer may take.
 
@@ -258,15 +259,17 @@ def bound_layers(
         max_rank: Highest rank of any layer.
         lowest: Lowest rank by module name that loses no more of the output than tolerated.
         limits: Rank above which a layer shall not grow, by module name, where it shall bind.
+        lowered: Names of the layers that get their lowest rank.
     """
+    least = {layer.name: (lowest or {}).get(layer.name, 1) for layer in layers}
     return {
         layer.name: bound_layer(
             cost=layer.cost,
             held=layer.r,
             widest=layer.widest,
             min_rank=config.min_rank,
-            max_rank=max_rank,
-            kept_by_tolerance=(lowest or {}).get(layer.name, 1),
+            max_rank=max(config.min_rank, least[layer.name]) if layer.name in lowered else max_rank,
+            kept_by_tolerance=least[layer.name],
             limit=(limits or {}).get(layer.name),
             pinned=not layer.is_trained
             or any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),

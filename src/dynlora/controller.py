@@ -7,7 +7,7 @@ and, at an event, lets scores become shares, shares become ranks, and ranks beco
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -129,6 +129,7 @@ class DynamicLora:
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
         self._told_unseen = False  # whether a warning said that no input was seen
+        self._named: set[str] = set()  # layers without gradients that a warning has named
         self._forwards = ForwardWatch(
             model,
             self._layers,
@@ -308,6 +309,7 @@ class DynamicLora:
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
+            "unreached": sorted(self._gradients.unreached()),
             "seconds": self.seconds,
             "peak_parameters": self.peak_parameters,
             "importance": self._assessor.state_dict(),
@@ -339,6 +341,7 @@ class DynamicLora:
         self._events = tuple(state["events"])
         self.history = [Event.from_dict(event) for event in state["history"]]
         self._gradients.skipped = SkippedObservations(names, state["skipped"])
+        self._gradients.load_unreached(state["unreached"])
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
@@ -389,6 +392,8 @@ class DynamicLora:
                 len(self._layers),
                 self._step,
             )
+        if is_informative(assessed.scores):
+            self._name(assessed.unreached - self._named)
         found = plan_event(
             self._layers,
             assessed,
@@ -406,6 +411,20 @@ class DynamicLora:
             self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
         plan = RankPlan(step=self._step, ranks=found.ranks)
         self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
+
+    def _name(self, unreached: Set[str]) -> None:
+        """Warn of layers without gradients."""
+        if not unreached:
+            return
+        self._named |= unreached
+        logger.warning(
+            "%d of %d layers had no gradient in any observed step up to step %d, and get the "
+            "lowest rank unless they are pinned: %s",
+            len(unreached),
+            len(self._layers),
+            self._step,
+            ", ".join(sorted(unreached)),
+        )
 
     def _apply(
         self,

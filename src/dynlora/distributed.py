@@ -3,7 +3,7 @@
 Every function here is a collective: all processes call it, in the same order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -73,6 +73,21 @@ def agreed_figures(
         for name, total, count in zip(names, totals, counts, strict=True)
         if count == process_count()
     }
+
+
+def names_on_all(names: Set[str], possible: Sequence[str], device: torch.device) -> set[str]:
+    """Return the names that every process has.
+
+    Args:
+        names: This process's.
+        possible: All names, in the same order on every process.
+        device: Where the processes exchange tensors.
+    """
+    if process_count() == 1:
+        return set(names)
+    missing = torch.tensor([name not in names for name in possible], dtype=torch.int64)
+    anywhere = max_over_processes(missing.to(device)).tolist()
+    return {name for name, lacks in zip(possible, anywhere, strict=True) if not lacks}
 
 
 def agreed_ranks(ranks: Mapping[str, int], device: torch.device) -> dict[str, int]:

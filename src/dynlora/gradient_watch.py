@@ -1,14 +1,14 @@
 """Stage 1 in a run: what is not finite is left out and counted, and all processes agree."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.checks import check_finite, check_reduced
 from dynlora.config import NonFiniteReaction
-from dynlora.distributed import agreed_figures, process_count
+from dynlora.distributed import agreed_figures, names_on_all, process_count
 from dynlora.errors import LayerError
 from dynlora.importance import LayerImportanceAssessor
 from dynlora.skipped import SkippedObservations
@@ -36,6 +36,7 @@ class GradientWatch:
         self._assessor = assessor
         self._stops = on_nonfinite == "stop"
         self._reduced = False  # whether gradients were seen to be the same on all processes
+        self._unreached = set(adapters.layers)
         self.skipped = SkippedObservations(list(adapters.layers))
 
     def observe(self, *, step: int) -> None:
@@ -59,6 +60,7 @@ class GradientWatch:
                 "under DeepSpeed between `engine.backward` and `engine.step`."
             )
         finite = {layer.name: layer.finite for layer in layers}
+        self._unreached.difference_update(finite)
         if self._stops:
             flags = torch.stack(list(finite.values())).tolist()
             broken = [name for name, kept in zip(finite, flags, strict=True) if not kept]
@@ -84,8 +86,25 @@ class GradientWatch:
         if self._stops:
             check_finite(broken, "score", step=step, layers=len(self._adapters.layers))
         self.skipped.add(broken)
-        finite = {name: score for name, score in scores.items() if math.isfinite(score)}
-        return Assessment(scores=self._agreed(finite), directions=self.directions())
+        layers, unreached = self._adapters.layers, self.unreached()
+        counting = {
+            name: score
+            for name, score in scores.items()
+            if math.isfinite(score) and name not in unreached
+        }
+        return Assessment(
+            scores=self._agreed(counting),
+            directions=self.directions(),
+            unreached={name for name in unreached if layers[name].is_trained},
+        )
+
+    def unreached(self) -> set[str]:
+        """Return the layers that have had no gradient on any process in any observed step."""
+        return names_on_all(self._unreached, list(self._adapters.layers), self._adapters.device)
+
+    def load_unreached(self, names: Iterable[str]) -> None:
+        """Continue from `unreached`'s output."""
+        self._unreached = set(names)
 
     def directions(self) -> dict[str, float]:
         """Return in how many directions gradients point, by module name."""

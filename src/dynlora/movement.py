@@ -35,14 +35,14 @@ def moved(event: Event) -> bool:
 
 
 def _undecided(events: Sequence[Event]) -> str:
-    scores = [{layer.score for layer in event.layers.values()} for event in events]
+    scores = [{x.score for x in event.layers.values()} - {None} for event in events]
     waiting = {name for event in events for name, layer in event.layers.items() if layer.waits}
-    if all(seen == {None} for seen in scores):
+    if not any(scores):
         return (
             "up to the last event the batches' gradients did not agree beyond chance, and "
             "then no layer is scored; a longer run or a larger batch may show more"
         )
-    if all(len(seen) == 1 for seen in scores):
+    if all(len(seen) <= 1 for seen in scores):
         return "every layer had the same score"
     if waiting:
         layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"

@@ -49,15 +49,18 @@ def plan_event(
         BudgetError: If even the lowest ranks cost more than the budget.
     """
     costs = {layer.name: layer.cost for layer in layers}
+    informed = is_informative(assessed.scores)
+    lowered = assessed.unreached if informed else frozenset()
+    nothing = dict.fromkeys(lowered, 0.0)
+    splitting = {name: cost for name, cost in costs.items() if name not in lowered}
     shares = allocate_shares(
         assessed.scores,
-        costs,
+        splitting,
         held={layer.name: layer.r for layer in layers},
         gains=_gains(features, config),
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,
     )
-    informed = is_informative(assessed.scores)
     # A lower `max_rank` is one for all layers: it shall not hold those of few directions lower yet.
     at_mean = max(max_rank, MOST_TIMES_R * budget / sum(costs.values()))
     by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean) if informed else {}
@@ -71,18 +74,18 @@ def plan_event(
         for layer in layers
         if layer.name in by_gradients
     }
-    offered = spread_excess(shares, usable, costs)
+    offered = spread_excess(shares, usable, splitting)
     ranks, waits = settle_ranks(
-        offered,
+        offered | nothing,
         lambda lowest: bound_layers(
-            layers, config, max_rank=max_rank, lowest=lowest, limits=limits
+            layers, config, max_rank=max_rank, lowest=lowest, limits=limits, lowered=lowered
         ),
         budget=budget,
         hysteresis=config.hysteresis,
         measure_lowest=measure_lowest,
         agree=agree,
     )
-    return Allocation(shares=shares, ranks=ranks, waits=waits)
+    return Allocation(shares=shares | nothing, ranks=ranks, waits=waits)
 
 
 def _input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:

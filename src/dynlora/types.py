@@ -4,7 +4,7 @@ Nothing here computes. `BasisChange` is the one description of a change of rank:
 it to the weights, and the optimizer's moments and the importance metrics follow the same two maps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -98,6 +98,8 @@ class Assessment:
     """Importance per parameter, at least 0; none while nothing is known."""
     directions: Mapping[str, float]
     """In how many directions of the output gradients pointed so far, at least 1."""
+    unreached: Set[str] = frozenset()
+    """Trained layers without a gradient in every observed step so far; they have no score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """What each kind of weird layer promises beside the invariants of `test_weird_models`."""
 
+import copy
 import itertools
 
 import pytest
@@ -9,6 +10,7 @@ from torch.optim import AdamW
 from dynlora import RankPlan
 from dynlora.errors import EngineError
 from dynlora.importance.directions import GradientDirections
+from dynlora.integrations.checkpoint import load_state, save_state
 from tests.layer_kinds import train
 from tests.lora_layers import lora_chain
 from tests.models import attached
@@ -67,15 +69,90 @@ def test_a_shared_layer_that_is_held_wider_is_saved_at_its_live_rank_under_any_o
         torch.testing.assert_close(case.load(tmp_path)(**batch).logits, model(**batch).logits)
 
 
-def test_a_layer_that_no_step_has_reached_counts_as_average_and_learns_once_one_does():
+@pytest.mark.parametrize("importance", ["signal", "sensitivity", "magnitude", "random"])
+def test_a_layer_that_no_step_has_reached_gets_the_lowest_rank_and_is_named_once(
+    importance, caplog
+):
     case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = started(case, total_steps=40, importance="signal", **FREE)
+    model, optimizer, dynamic = started(case, total_steps=40, importance=importance)
     train(model, optimizer, dynamic, 40, case.batches())
-    scores = {name: layer.score for name, layer in dynamic.history[-1].layers.items()}
-    assert scores.pop("experts.3") is None
-    assert all(scores.values())
-    shares = {name: layer.share for name, layer in dynamic.history[-1].layers.items()}
-    assert min(shares.values()) < shares["experts.3"] < max(shares.values())
+    informed = [e for e in dynamic.history if any(x.score for x in e.layers.values())]
+    assert len(informed) > 1
+    for event in informed:
+        assert event.layers["experts.3"].rank_after == 1
+        assert event.layers["experts.3"].score is None
+        assert all(x.score for name, x in event.layers.items() if name != "experts.3")
+    assert min(rank for name, rank in dynamic.ranks.items() if "experts.3" not in name) > 1
+    told = [r.getMessage() for r in caplog.records if "had no gradient" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("1 of 6 layers had no gradient")
+    assert told[0].endswith(": experts.3")
+
+
+def test_without_scores_a_layer_that_no_step_has_reached_keeps_its_rank(caplog):
+    case = CASES["no gradient in some steps"]
+    model, optimizer, dynamic = started(case, total_steps=20, importance="uniform")
+    train(model, optimizer, dynamic, 20, case.batches())
+    assert set(dynamic.ranks.values()) == {4}
+    assert "had no gradient" not in caplog.text
+
+
+def test_what_a_layer_without_gradients_adds_is_kept_within_the_tolerance():
+    case = CASES["no gradient in some steps"]
+    model = case.model()
+    with torch.no_grad():
+        model.get_submodule("base_model.model.experts.3").lora_B["default"].weight.normal_()
+    dynamic = attached(model, optimizer := case.adamw(model), total_steps=40)
+    train(model, optimizer, dynamic, 40, case.batches())
+    last = dynamic.history[-1].layers["experts.3"]
+    assert last.rank_after > 1
+    assert last.waits
+
+
+def test_an_expert_that_any_observed_step_has_reached_is_scored_after_a_resume_too(tmp_path):
+    case = CASES["no gradient in some steps"]
+
+    def batches():  # of which the first three reach the last expert alone
+        for step, batch in enumerate(case.batches()):
+            yield batch | ({"route": torch.full((32,), 3)} if step < 3 else {})
+
+    model, optimizer, dynamic = started(case, total_steps=40)
+    given = batches()
+    train(model, optimizer, dynamic, 4, given)
+    save_state(tmp_path, dynamic.state_dict())
+    other, its_optimizer, resumed = started(case, total_steps=40)
+    resumed.load_state_dict(load_state(tmp_path))
+    other.load_state_dict(model.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, dynamic, 36, given)
+    train(other, its_optimizer, resumed, 36, itertools.islice(batches(), 4, None))
+    assert resumed.history == dynamic.history
+    scores = [event.layers["experts.3"].score for event in dynamic.history]
+    assert scores[-1] is not None
+
+
+def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
+    case = CASES["no gradient in some steps"]
+    model, optimizer, dynamic = started(case, total_steps=40)
+    expert = model.get_submodule("base_model.model.experts.2").lora_B["default"].weight
+
+    def overflow(weight):
+        weight.grad.fill_(torch.nan)
+
+    expert.register_post_accumulate_grad_hook(overflow)
+    optimizer.register_step_pre_hook(lambda *_: setattr(expert, "grad", None))  # as a scaler does
+    train(model, optimizer, dynamic, 40, case.batches())
+    last = dynamic.history[-1].layers
+    assert dynamic.skipped["experts.2"]
+    assert last["experts.2"].score is None
+    shares = [layer.share for layer in last.values()]
+    assert 0 == last["experts.3"].share < min(s for s in shares if s) < last["experts.2"].share
+
+
+def test_a_layer_that_no_step_has_reached_learns_once_one_does():
+    case = CASES["no gradient in some steps"]
+    model, optimizer, dynamic = started(case, total_steps=40, **FREE)
+    train(model, optimizer, dynamic, 40, case.batches())
     expert = layers_by_name(dynamic)["experts.3"]
     assert not expert.lora_B.any()
     assert all(p not in optimizer.state for p in expert.parameters)

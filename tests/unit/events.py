@@ -10,7 +10,7 @@ def make_event(
     before: Mapping[str, int],
     after: Mapping[str, int],
     *,
-    scores: Mapping[str, float] | None = None,
+    scores: Mapping[str, float | None] | None = None,
     waits: tuple[str, ...] = (),
 ) -> Event:
     """Return an event that took layers from ranks to other ranks."""

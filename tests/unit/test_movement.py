@@ -33,6 +33,11 @@ def test_equal_scores_are_told_as_such() -> None:
     assert stillness(events) == "every layer had the same score"
 
 
+def test_equal_scores_are_told_as_such_where_a_layer_without_gradients_has_none() -> None:
+    events = [make_event(step, STILL, STILL, scores={"a": 1.0, "b": None}) for step in (3, 6)]
+    assert stillness(events) == "every layer had the same score"
+
+
 def test_layers_that_wait_are_counted_once() -> None:
     scores = {"a": 2.0, "b": 1.0}
     events = [make_event(step, STILL, STILL, scores=scores, waits=("b",)) for step in (3, 6)]

@@ -21,19 +21,36 @@ class Shape:
     is_trained: bool = True
 
 
-def ranks_of(scores, directions, *, held=(4, 4, 4, 4), max_rank=32, features=None, budget=None):
-    layers = [Shape(name, r=r) for name, r in zip(NAMES, held, strict=True)]
-    config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0)
+def plan_of(
+    scores,
+    directions,
+    *,
+    held=(4, 4, 4, 4),
+    max_rank=32,
+    features=None,
+    budget=None,
+    unreached=frozenset(),
+    lowest=1,
+    pinned=(),
+    costs=(10, 10, 10, 10),
+):
+    layers = [Shape(*given) for given in zip(NAMES, held, costs, strict=True)]
+    config = DynamicLoraConfig(total_steps=100, uniform_mix=0.0, hysteresis=0.0, pinned=pinned)
+    scored = {n: s for n, s in zip(NAMES, scores, strict=True) if n not in unreached}
     return plan_event(
         layers,
-        Assessment(scores=dict(zip(NAMES, scores, strict=True)), directions=directions),
+        Assessment(scores=scored, directions=directions, unreached=unreached),
         features or {},
         config,
         budget=budget or sum(layer.cost * layer.r for layer in layers),
         max_rank=max_rank,
-        measure_lowest=lambda names: dict.fromkeys(names, 1),
+        measure_lowest=lambda names: dict.fromkeys(names, lowest),
         agree=lambda ranks: ranks,
-    ).ranks
+    )
+
+
+def ranks_of(*given, **named):
+    return plan_of(*given, **named).ranks
 
 
 def test_where_all_gradients_have_as_many_directions_scores_alone_decide():
@@ -100,3 +117,31 @@ def test_a_higher_max_rank_lets_layers_of_few_directions_grow_further():
     scores = [8.0, 2.0, 1.0, 1.0]
     assert ranks_of(scores, fewer, max_rank=32)["most"] == 9  # 32 (4 / 7.75)² is 8.5
     assert ranks_of(scores, fewer, max_rank=64)["most"] == 13
+
+
+def test_a_layer_without_gradients_gets_the_lowest_rank_and_the_others_share_the_rest():
+    plan = plan_of([2.0, 1.0, 1.0, 9.0], {}, unreached={"fourth"}, held=(5, 4, 4, 4))
+    assert plan.ranks == {"most": 10, "second": 3, "third": 3, "fourth": 1}
+    assert plan.shares["fourth"] == 0
+    assert sum(plan.shares.values()) == pytest.approx(1)
+
+
+def test_a_layer_without_gradients_gets_neither_leftovers_nor_what_others_have_no_use_for():
+    few = {"most": 1.0, "second": 4.0, "third": 4.0}
+    given = {"unreached": {"fourth"}, "costs": (30, 30, 30, 10), "budget": 410}
+    ranks = ranks_of([8.0, 1.0, 1.0, 1.0], few, **given)
+    assert ranks["fourth"] == 1
+    assert ranks["most"] == 4
+    assert ranks["second"] + ranks["third"] == 9  # another rank of 10 would fit
+
+
+def test_a_layer_without_gradients_keeps_what_it_must_and_a_pinned_one_all():
+    kept = plan_of([2.0, 1.0, 1.0, 1.0], {}, unreached={"fourth"}, lowest=3)
+    assert kept.ranks["fourth"] == 3
+    assert "fourth" in kept.waits
+    pinned = plan_of([2.0, 1.0, 1.0, 1.0], {}, unreached={"fourth"}, pinned=("fourth",))
+    assert pinned.ranks["fourth"] == 4
+
+
+def test_a_layer_without_gradients_keeps_its_rank_where_scores_say_nothing():
+    assert ranks_of([1.0] * 4, {}, unreached={"fourth"}) == dict.fromkeys(NAMES, 4)

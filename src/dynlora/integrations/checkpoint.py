@@ -44,6 +44,7 @@ _KINDS: Mapping[str, Kind] = {
     "layers": dict[str, _Shape],
     "history": list[Event],
     "skipped": dict[str, int],
+    "unreached": list[str],
     "seconds": float,
     "peak_parameters": int,
 }
