@@ -1,9 +1,9 @@
 """What the study `decoder` writes: BLEU and ROUGE-L of its runs on tables that it has not learned.
 
-Takes the run folders that `dynlora bench ... --keep-runs RUNS` left, lets each model say the same
-tables of the test rows, greedily, and holds what it says against all sentences that people wrote
-for that table: BLEU by sacrebleu over the whole, ROUGE-L by rouge-score as the best of a table's
-sentences, its mean over tables. One JSON out, rewritten as it grows, and a table.
+Takes the run folders that `python -m benchmarks ... --keep-runs RUNS` left, lets each model say the
+same tables of the test rows, greedily, and holds what it says against all sentences that people
+wrote for that table: BLEU by sacrebleu over the whole, ROUGE-L by rouge-score as the best of a
+table's sentences, its mean over tables. One JSON out, rewritten as it grows, and a table.
 
     pip install sacrebleu rouge-score
     python -m benchmarks.decoder RUNS --data DATA

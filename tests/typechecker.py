@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from beartype import BeartypeConf, beartype
-from beartype.claw import beartype_package
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
 CONF = BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
@@ -16,10 +16,10 @@ checked = beartype(conf=CONF)
 
 
 def check_types() -> None:
-    """Check the functions of the package, of which nothing may be imported yet."""
-    assert "dynlora" not in sys.modules
+    """Check the functions of the package and the harness; neither may be imported yet."""
+    assert not {"dynlora", "benchmarks.harness"} & set(sys.modules)
     install_import_hook(sorted(shaped_modules()), f"{__name__}.checked")
-    beartype_package("dynlora", conf=CONF)
+    beartype_packages(("dynlora", "benchmarks.harness"), conf=CONF)
 
 
 def shaped_modules() -> set[str]:

@@ -1,4 +1,4 @@
-"""Every `dynlora` command in the documents runs as it stands, page by page and in its order.
+"""Every command of ours in the documents runs as it stands, page by page and in its order.
 
 The examples keep their names, tasks and outputs, but have tiny models and data of their columns:
 the commands' words are tested, not the hub.
@@ -14,24 +14,30 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.harness.main import main as harness
 from dynlora.cli.main import main
+from tests.harness.report.records import invented_study, write
 from tests.jobs import make_rows, save_model, write_job, write_rows
 from tests.language import save_language_model
 from tests.pictures import picture_rows, save_vit
-from tests.unit.bench.report.records import invented_study, write
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = {"dynlora": main, "python -m benchmarks": harness}
 STARTS = ("quickstart", "mrpc")
 """Examples whose runs some pages take as given."""
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Return the words of a page's `dynlora` commands, without redirections."""
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Return a page's commands as program and arguments, without redirections."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line) for line in lines if line.startswith("dynlora ")]
-    return [line[1 : line.index(">")] if ">" in line else line[1:] for line in words]
+    return [
+        (program, shlex.split(line.removeprefix(program).partition(">")[0]))
+        for line in lines
+        for program in PROGRAMS
+        if line.startswith(f"{program} ")
+    ]
 
 
 def rows_for(data: dict[str, Any], task: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -108,7 +114,7 @@ def provide(trained: Path, world: Path) -> Callable[[Sequence[str]], list[str]]:
 
     def given(words: Sequence[str]) -> list[str]:
         fitted = list(words)
-        if words[0] == "bench" and words[1].startswith("benchmarks/studies"):
+        if words[0].startswith("benchmarks/studies"):
             fitted.append("--dry-run")  # a study takes hours, and its data
         for place, word in enumerate(words):
             found = re.match(r"runs/([\w-]+)", word)
@@ -130,12 +136,14 @@ def provide(trained: Path, world: Path) -> Callable[[Sequence[str]], list[str]]:
 def test_every_command_of_a_page_runs(
     page: Path, provide: Callable[[Sequence[str]], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in commands(page):
-        code = main(provide(words))
-        assert code == 0, f"dynlora {shlex.join(words)}: {capsys.readouterr().err}"
+    for program, words in commands(page):
+        code = PROGRAMS[program](provide(words))
+        assert code == 0, f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
 
 
 def test_there_is_a_command_of_every_verb() -> None:
     from dynlora.cli.verbs import VERBS
 
-    assert {words[0] for page in PAGES for words in commands(page)} >= set(VERBS)
+    given = [command for page in PAGES for command in commands(page)]
+    assert {words[0] for program, words in given if program == "dynlora"} >= set(VERBS)
+    assert {program for program, _ in given} == set(PROGRAMS)

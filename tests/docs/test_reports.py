@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.main import main as harness
 from dynlora.cli.main import main
-from tests.unit.bench.report.records import invented_study, write
+from tests.harness.report.records import invented_study, write
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports.md"
@@ -18,10 +19,12 @@ LINES = [
 ]
 STUDY = invented_study(budgets=(8,), seeds=2, blocks=1)
 COMMANDS = [line for line in LINES if not line.startswith("dynlora train ")]
+HARNESS = "python -m benchmarks "
 
 
-def test_there_are_commands_of_both_verbs():
-    assert {shlex.split(line)[1] for line in COMMANDS} == {"report", "compare", "bench"}
+def test_there_are_commands_of_both_verbs_and_the_harness():
+    starts = {line.removesuffix(" --check").split(" runs/")[0] for line in COMMANDS}
+    assert starts >= {"dynlora report", "dynlora compare", f"{HARNESS}report"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -33,5 +36,8 @@ def test_every_command_runs(line, tmp_path, monkeypatch):
     write_run(tmp_path / "runs" / "quickstart-lora", run=lora)
     write(tmp_path / "benchmarks" / "results" / "first", *STUDY)
     if "--check" in line:
-        assert main(["bench", "report"]) == 0
-    assert main(shlex.split(line)[1:]) == 0
+        assert harness(["report"]) == 0
+    if line.startswith(HARNESS):
+        assert harness(shlex.split(line.removeprefix(HARNESS))) == 0
+    else:
+        assert main(shlex.split(line)[1:]) == 0

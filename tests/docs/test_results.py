@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynlora.cli.main import main
+from benchmarks.harness.main import main
 from tests.processes import run_in_group
 
 ROOT = Path(__file__).parents[2]
@@ -31,5 +31,5 @@ def test_the_results_follow_from_the_records(tmp_path, capsys):
         copy = tmp_path / path.parent.name / path.name
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
-    code = main(["bench", "report", str(tmp_path), "--output", str(DOCUMENT), "--check"])
+    code = main(["report", str(tmp_path), "--output", str(DOCUMENT), "--check"])
     assert code == 0, capsys.readouterr().err

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import derive_mixture, derive_recovery, derive_shift, derive_tasks
-from dynlora.bench.runs import resolve_jobs
-from dynlora.bench.study import read_study
+from benchmarks.harness.runs import resolve_jobs
+from benchmarks.harness.study import read_study
 from dynlora.cli.job_parser import check_keys, parse_values
 
 ROOT = Path(__file__).parent.parent.parent

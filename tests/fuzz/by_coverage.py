@@ -22,7 +22,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
-    from dynlora.bench.study import read_study
+    from benchmarks.harness.study import read_study
     from dynlora.cli.job_parser import check_keys, parse_job
     from dynlora.errors import DynamicLoraError
     from dynlora.files.plain_values import parse_json, parse_yaml
@@ -33,8 +33,8 @@ with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
 import yaml
 
 from tests.adapters import save_adapter
+from tests.harness.studies import TUNE, study_values
 from tests.jobs import job_values
-from tests.studies import TUNE, study_values
 from tests.unit.report.runs import block_names, make_events, write_run
 
 Read = Callable[[bytes], object]

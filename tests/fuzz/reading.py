@@ -66,7 +66,7 @@ def read_job(path: str) -> list[str]:
 
 def read_study(path: str) -> list[str]:
     """Read the configuration of a study."""
-    from dynlora.bench import study
+    from benchmarks.harness import study
     from dynlora.cli.job_parser import check_keys
 
     return _errors(lambda: study.read_study(Path(path), check_keys))

@@ -9,8 +9,8 @@ from tests.fuzz.conftest import Limit
 from tests.fuzz.mutations import mutated_yaml
 from tests.fuzz.promise import CASES, check_cases
 from tests.fuzz.reading import read_job, read_study
+from tests.harness.studies import TUNE, study_values
 from tests.jobs import job_values
-from tests.studies import TUNE, study_values
 
 READERS = {
     "job.yaml": (read_job, job_values(Path("model"), Path("rows"), Path("run"))),

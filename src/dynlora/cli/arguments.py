@@ -23,18 +23,18 @@ class VerbParser(argparse.ArgumentParser):
 
 def verb_parser(verb: str) -> VerbParser:
     """Return a parser that knows a verb's name and purpose, and no argument yet."""
-    return new_parser(verb, VERBS[verb].summary)
+    return new_parser(f"dynlora {verb}", VERBS[verb].summary)
 
 
-def new_parser(words: str, summary: str) -> VerbParser:
-    """Return a parser for a verb, or for the words that name a part of one.
+def new_parser(program: str, summary: str) -> VerbParser:
+    """Return a parser without arguments.
 
     Args:
-        words: What follows `dynlora` on the command line.
-        summary: What it does, in a few words.
+        program: The words that start the command, such as `dynlora train`.
+        summary: The command's purpose, in a few words.
     """
     parser = VerbParser(
-        prog=f"dynlora {words}",
+        prog=program,
         description=f"{summary[0].upper()}{summary[1:]}.",
         allow_abbrev=False,
     )

@@ -8,7 +8,7 @@ left. Anything else is a bug of ours and keeps its traceback.
 import difflib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 
@@ -44,11 +44,28 @@ LONGEST_ERROR = 4000
 """Characters of an error: a value that it quotes may have millions."""
 
 
+Dispatch = Callable[[list[str], Output], None]
+"""Runs the command that the arguments, without the options of the output, describe."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run `dynlora`.
 
     Args:
-        argv: Arguments after the program's name; None takes the process's own.
+        argv: Arguments after the program's name; None uses the arguments of the process.
+
+    Returns:
+        The exit code: 0, 2, 130, 141 or 143.
+    """
+    return run_command(argv, _dispatch)
+
+
+def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
+    """Run a command line, and turn its errors into one line and an exit code.
+
+    Args:
+        argv: Arguments after the program's name; None uses the arguments of the process.
+        dispatch: Runs the command.
 
     Returns:
         The exit code: 0, 2, 130, 141 or 143.
@@ -60,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:
         with sigterm_stops(), only_errors() if output.quiet else fewer_remarks():
-            _dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
+            dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
             output.finish()
     except DynamicLoraError as error:
         return _refuse(str(error))

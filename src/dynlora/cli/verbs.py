@@ -22,7 +22,6 @@ VERBS: Mapping[str, Verb] = {
     "inspect": Verb("inspect ADAPTER", "a LoRA adapter's layers: rank, parameters, energy"),
     "export": Verb("export ADAPTER", "rewrite an adapter for a server, or merge it"),
     "compress": Verb("compress ADAPTER", "cut any LoRA adapter down to a budget, no training"),
-    "bench": Verb("bench STUDY", "run a study: methods, tasks, models, budgets and seeds"),
     "schema": Verb("schema", "JSON Schema of CONFIG, for editors"),
     "completion": Verb("completion SHELL", "completion script for bash, zsh or tcsh"),
 }

@@ -1,0 +1,7 @@
+"""`python -m benchmarks STUDY.yaml` runs a study, `python -m benchmarks report` renders results."""
+
+import sys
+
+from benchmarks.harness.main import main
+
+sys.exit(main())

@@ -1,0 +1,148 @@
+"""One run from its job to what is known about it: the two calls that every method goes through.
+
+The first trains the job, as `dynlora train` would. The second asks what was saved about the rows of
+the exam, as `dynlora eval` would; a trial has none.
+"""
+
+import ctypes
+import gc
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness.assignment import Assignment, Outcome
+from benchmarks.harness.runs import ExamRows
+from dynlora.errors import DynamicLoraError, NonFiniteError, is_out_of_memory
+from dynlora.report.run_files import RunFiles, read_run
+from dynlora.train.any_split import find_split
+from dynlora.train.config import METRICS, JobConfig
+from dynlora.train.evaluation import Evaluation, evaluate_run
+from dynlora.train.finished_run import load_run
+from dynlora.train.job import run_job
+from dynlora.train.run_folder import RunFolder
+from dynlora.train.sources import sample
+
+PEAK_RESET = Path("/proc/self/clear_refs")
+"""Where Linux is told to count the peak of memory anew."""
+
+
+def execute(given: Assignment) -> Outcome:
+    """Do a run, whatever comes of it."""
+    with _notes() as notes:
+        try:
+            values = _run_within(given)
+        except NonFiniteError as error:
+            return Outcome(status="failed", error=_text(error), diverged=True, notes=tuple(notes))
+        except DynamicLoraError as error:
+            return Outcome(status="failed", error=_text(error), notes=tuple(notes))
+        except Exception as error:  # noqa: BLE001  the study goes on; the record tells of it
+            status = "out_of_memory" if is_out_of_memory(error) else "failed"
+            return Outcome(status=status, error=_text(error), notes=tuple(notes))
+        finally:
+            gc.collect()
+    return Outcome(status="completed", values=values, notes=tuple(notes))
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _run_within(given: Assignment) -> dict[str, Any]:
+    if given.keep is not None:
+        return _run(given, given.keep)
+    with TemporaryDirectory(dir=given.workspace) as folder:
+        return _run(given, Path(folder) / "run")
+
+
+def _run(given: Assignment, folder: Path) -> dict[str, Any]:
+    began = time.perf_counter()
+    config = replace(given.config, output=str(folder), overwrite=True)
+    _count_peak_anew()
+    run_job(config, Console(quiet=True))
+    values = _values(read_run(folder), config)
+    if given.exam is not None:
+        started = time.perf_counter()
+        values |= _examine(folder, config, given.exam)
+        values["seconds"]["test"] = round(time.perf_counter() - started, 3)
+    values["seconds"]["whole"] = round(time.perf_counter() - began, 3)
+    return values
+
+
+def _examine(folder: Path, config: JobConfig, exam: ExamRows) -> dict[str, Any]:
+    """Return what a finished run's model makes of the rows of the exam."""
+    run = load_run(RunFolder(folder), config)
+    rows = sample(find_split(config.data, exam.split, run.class_names), exam.max_rows)
+    found = evaluate_run(run, rows)
+    return {"test": dict(found.metrics), "test_rows": found.rows, **_class_facts(found)}
+
+
+def _class_facts(found: Evaluation) -> dict[str, Any]:
+    if not found.classes:
+        return {"collapsed": None, "majority": None}
+    commonest = max(count.labelled for count in found.classes)
+    return {"collapsed": found.collapsed is not None, "majority": commonest / found.rows}
+
+
+def _values(run: RunFiles, config: JobConfig) -> dict[str, Any]:
+    facts = run.facts
+    return {
+        "main_metric": METRICS[config.task][0],
+        "validation": dict(run.after),
+        "test": None,
+        "collapsed": None,
+        "majority": None,
+        "parameters": dict(run.parameters),
+        "seconds": dict(run.seconds),
+        "peak_memory_bytes": run.memory["peak_memory_bytes"],
+        "peak_gpu_memory_bytes": run.memory["peak_gpu_memory_bytes"],
+        "initial_ranks": dict(run.initial_ranks),
+        "final_ranks": dict(run.final_ranks),
+        "steps": run.steps,
+        "events": len(run.events),
+        "budget_parameters": run.budget,
+        "rows": dict(run.rows),
+        "bf16": facts.get("bf16"),
+        "versions": facts.get("versions"),
+        "machine": facts.get("machine"),
+    }
+
+
+@contextmanager
+def _notes() -> Iterator[list[str]]:
+    """Give a list to which what dynlora warns of is added."""
+    notes: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    logger, handler = logging.getLogger("dynlora"), Keep(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
+
+
+def _count_peak_anew() -> None:
+    """Let the peak of memory be this run's own: a worker does many, one after another.
+
+    What earlier runs left in the allocator is given back first, as far as the system can.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        PEAK_RESET.write_text("5", encoding="ascii")
+    except (OSError, AttributeError):
+        pass  # not Linux: the peak is that of the worker so far

@@ -1,0 +1,98 @@
+"""Runs over the processes of a Ray cluster, on one machine or several.
+
+Each machine needs dynlora, this repository, the models and the data under the same paths. This
+machine writes the records.
+"""
+
+import logging
+import threading
+from typing import Any
+
+from benchmarks.harness.assignment import RUNS_PER_PROCESS, Assignment, Outcome
+from dynlora.errors import ConfigError
+
+HERE = "local"
+"""Stands for a Ray that is started for the study and ends with it."""
+
+
+class RayExecutor:
+    """Gives each run to Ray, which finds a place for it: a core, or a GPU where there are some."""
+
+    def __init__(self, address: str, *, runs: int = RUNS_PER_PROCESS) -> None:
+        """Join the cluster.
+
+        Args:
+            address: `auto`, a host and port, or `HERE`.
+            runs: After how many runs a process is replaced.
+
+        Raises:
+            ConfigError: If Ray is not installed, or there is no cluster at the address.
+        """
+        self._ray = _import_ray()
+        try:
+            self._ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"`--ray` must be {HERE}, or the address of a Ray cluster that runs, such as auto "
+                f"or HOST:6379, got {address}: {' '.join(str(error).split())}"
+            ) from error
+        found = self._ray.cluster_resources()
+        gpus = int(found.get("GPU", 0))
+        self.places = max(1, gpus or int(found.get("CPU", 1)))
+        """Runs that the cluster has room for at once."""
+        # Only now: this loads torch.
+        from benchmarks.harness.execute import execute
+
+        self._task = self._ray.remote(
+            max_retries=0, max_calls=runs, num_cpus=1, num_gpus=1 if gpus else 0
+        )(execute)
+        self._stopped = False
+        self._under_way: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def execute(self, assignment: Assignment) -> Outcome:
+        """Do a run somewhere in the cluster and return its outcome."""
+        with self._lock:
+            if self._stopped:
+                return Outcome(status="interrupted")
+            reference = self._task.remote(assignment)
+            self._under_way.add(reference)
+        errors = self._ray.exceptions
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except errors.OutOfMemoryError as error:
+            return self._lost("out_of_memory", error)
+        except errors.RayError as error:
+            return self._lost("failed", error)
+        finally:
+            with self._lock:
+                self._under_way.discard(reference)
+        return outcome
+
+    def _lost(self, status: str, error: Exception) -> Outcome:
+        if self._stopped:
+            return Outcome(status="interrupted")
+        said = " ".join(str(error).split())
+        return Outcome(status=status, error=f"{type(error).__name__}: {said}")
+
+    def stop(self) -> None:
+        """End all that is under way."""
+        with self._lock:
+            self._stopped = True
+            for reference in self._under_way:
+                self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        self._ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "`--ray` needs Ray, which is not installed: pip install ray, or leave `--ray` out."
+        ) from error
+    return ray

@@ -1,0 +1,144 @@
+"""Figure: loss and main metric of each method against parameters and against time."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from benchmarks.harness.report.comparison import Quantity, value_of
+from benchmarks.harness.report.record import Outcome
+from benchmarks.harness.report.study import Study
+from benchmarks.harness.report.style import axis_label, blank, drawing, look, svg
+
+DODGE = 0.08
+"""Part of the parameter axis over which methods of one budget are spread."""
+ALONE = 0.7
+"""The same where there is one budget only, and no line."""
+PALE = 0.5
+"""Opacity of bars, which would else hide each other."""
+LEAST_SPAN = math.log(2)
+"""Width of the parameter axis where all runs have about the same number, as a log ratio."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A method's runs in one cell."""
+
+    parameters: float
+    seconds: float
+    value: float
+    spread: float
+    """Standard deviation; 0 for a single run."""
+
+
+def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> bytes | None:
+    """Return the figure of a model and task as SVG; None where no run can be averaged."""
+    methods = study.methods(first=reference)
+    metric = study.metric(setting)
+    quantities = {Quantity.LOSS: "validation loss", Quantity.METRIC: f"validation {metric}"}
+    found = {
+        quantity: {m: _points(study, setting, m, quantity) for m in methods}
+        for quantity in quantities
+    }
+    rows = [quantity for quantity in quantities if any(found[quantity].values())]
+    if not rows:
+        return None
+    drawn = [method for method in methods if found[Quantity.LOSS][method]]
+    with drawing():
+        legend_rows = -(-len(drawn) // 4)
+        figure = blank(8.4, 2.7 * len(rows) + 0.4 + 0.2 * legend_rows)
+        grid = figure.subplots(len(rows), 2, sharey="row", sharex="col", squeeze=False)
+        looks = look(methods, reference)
+        for row, quantity in enumerate(rows):
+            points = {method: found[quantity][method] for method in drawn}
+            _by_parameters(grid[row, 0], points, looks)
+            _lines(grid[row, 1], points, looks, lambda point, _: point.seconds)
+            grid[row, 1].locator_params(axis="x", nbins=6)
+            grid[row, 0].set_ylabel(quantities[quantity])
+        axis_label(grid[-1, 0], "adapter parameters at the end", grid[-1, 0].get_ylabel())
+        grid[-1, 1].set_xlabel("seconds of training steps")
+        handles = list(grid[0, 0].containers)
+        figure.legend(handles, drawn, loc="outside lower center", ncols=min(4, len(drawn)))
+        return svg(figure)
+
+
+def _points(study: Study, setting: tuple[str, str], method: str, quantity: Quantity) -> list[Point]:
+    """Return a point a budget, where there is a run with a value."""
+    points = []
+    for cell in study.budgets(setting):
+        outcomes: Sequence[Outcome] = list(study.usable(cell, method).values())
+        values = [v for o in outcomes if (v := value_of(o, quantity)) is not None]
+        if values:
+            point = Point(
+                max(1.0, fmean(o.live for o in outcomes)),  # the axis is logarithmic
+                fmean(o.training for o in outcomes),
+                fmean(values),
+                stdev(values) if len(values) > 1 else 0.0,
+            )
+            points.append(point)
+    return points
+
+
+def _by_parameters(
+    axes: Axes,
+    points: Mapping[str, Sequence[Point]],
+    looks: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Draw against parameters; methods that have as many stand side by side."""
+    everywhere = sorted(point.parameters for line in points.values() for point in line)
+    middle = (math.log(everywhere[0]) + math.log(everywhere[-1])) / 2
+    span = max(LEAST_SPAN, math.log(everywhere[-1] / everywhere[0]))
+    ticks = _ticks(everywhere, span)
+    step = (DODGE if len(ticks) > 1 else ALONE) * span / max(1, len(points) - 1)
+
+    def place(point: Point, number: int) -> float:
+        return point.parameters * math.exp(step * (number - (len(points) - 1) / 2))
+
+    axes.set_xscale("log")
+    _lines(axes, points, looks, place)
+    axes.set_xlim(math.exp(middle - 0.6 * span), math.exp(middle + 0.6 * span))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+
+
+def _ticks(sorted_values: Sequence[float], span: float) -> list[float]:
+    """Return the middle of each group of values that lie close together."""
+    groups: list[list[float]] = []
+    for value in sorted_values:
+        if groups and math.log(value / groups[-1][0]) < 0.1 * span:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return [median(group) for group in groups]
+
+
+def _lines(
+    axes: Axes,
+    points: Mapping[str, Sequence[Point]],
+    looks: Mapping[str, Mapping[str, Any]],
+    place: Callable[[Point, int], float],
+) -> None:
+    for number, (method, line) in enumerate(points.items()):
+        axes.errorbar(
+            [place(point, number) for point in line],
+            [point.value for point in line],
+            yerr=[point.spread for point in line],
+            **looks[method],
+            markersize=4.5,
+            linewidth=1.1,
+            elinewidth=0.9,
+            ecolor=(looks[method]["color"], PALE),
+        )
+
+
+def short_count(value: float) -> str:
+    """Return a number of parameters in three digits: `73.7k`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,55 @@
+"""Output of `python -m benchmarks report`: one line per study; `--json` adds comparisons."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.harness.report.comparison import Comparison, Verdict
+from benchmarks.harness.report.document import Document
+from benchmarks.harness.report.study import Study
+
+
+def make_table(studies: Sequence[Study], made: Document, document: Path) -> Table:
+    """Return how many runs and verdicts each study has, as a table."""
+    table = Table(title="report", caption=Text(str(document)))
+    table.add_column("study", overflow="fold")
+    for head in ("runs", "completed", *Verdict):
+        table.add_column(str(head), justify="right")
+    for study in studies:
+        verdicts = [found.verdict for found in made.comparisons[study.name]]
+        completed = sum(run.outcome is not None for run in study.finals)
+        counts = [len(study.finals), completed, *map(verdicts.count, Verdict)]
+        table.add_row(Text(study.name), *map(str, counts))
+    return table
+
+
+def make_values(studies: Sequence[Study], made: Document) -> dict[str, Any]:
+    """Return the same by study, and every comparison, for `--json`."""
+    return {
+        study.name: {
+            "runs": len(study.finals),
+            "completed": sum(run.outcome is not None for run in study.finals),
+            "comparisons": [_comparison(found) for found in made.comparisons[study.name]],
+        }
+        for study in studies
+    }
+
+
+def _comparison(found: Comparison) -> Mapping[str, Any]:
+    return {
+        "model": found.cell.model,
+        "task": found.cell.task,
+        "budget": found.cell.budget,
+        "method": found.method,
+        "quantity": str(found.quantity),
+        "metric": found.metric,
+        "pairs": len(found.differences),
+        "difference": found.mean,
+        "interval": found.interval,
+        "p": found.p,
+        "corrected": found.corrected,
+        "verdict": str(found.verdict),
+    }

@@ -1,0 +1,121 @@
+"""Step 8. The document on disk: over nothing but an earlier one, or compared with what is there."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from benchmarks.harness.report import style
+from benchmarks.harness.report.document import MARK, Document
+from dynlora.errors import RunFileError
+from dynlora.files import whole
+
+HEAD_BYTES = 2000
+"""Where the mark of a file of ours stands at the latest."""
+SHOWN = re.compile(r"\]\(([^()\s]+\.svg)\)")
+"""How a report links to a figure."""
+DRAWN_BY = re.compile(rb"<dc:title>(Matplotlib v[^,<]*)")
+
+
+def link_to(figures: Path, document: Path) -> str:
+    """Return the way from a document to the folder of its figures, as a link."""
+    return quote(Path(os.path.relpath(figures, document.parent)).as_posix())
+
+
+def check_places(document: Path, figures: Path) -> None:
+    """Leave files alone that are no earlier report.
+
+    Raises:
+        RunFileError: If the document is another file, or the figures' folder is none or the same.
+    """
+    whole.check_replaceable(
+        document,
+        lambda path: _has(path, MARK),
+        required="a new file or an earlier report",
+        otherwise="which is neither: give another name.",
+        error=RunFileError,
+    )
+    if figures.resolve() == document.resolve():
+        raise RunFileError(
+            f"`--figures` must be another path than `--output`, got {figures} for both: give the "
+            "document an ending such as .md, or `--figures`."
+        )
+    if figures.exists() and not figures.is_dir():
+        raise RunFileError(
+            f"`--figures` must be a folder, got {figures}, which is a file: give another name."
+        )
+
+
+def write_document(made: Document, document: Path, figures: Path) -> None:
+    """Write a document and its figures, and remove figures of an earlier one that are no more.
+
+    Raises:
+        RunFileError: If a figure would replace a file that is none of ours, or the disk refuses.
+    """
+    for drawing in made.drawings:
+        path = figures / drawing.file
+        if path.exists() and not (path.is_file() and _has(path, style.MARK)):
+            raise RunFileError(
+                f"{path} must be a figure of an earlier report, or not be there, got something "
+                "else: move it, or give another `--figures`."
+            )
+    no_more = _left_over(made, document, figures)
+    try:
+        # First the place of the document: if the disk refuses it, no figure is written either.
+        with whole.whole_file(document) as draft:
+            draft.write_bytes(made.text.encode())
+            for drawing in made.drawings:
+                with whole.whole_file(figures / drawing.file) as drawn:
+                    drawn.write_bytes(drawing.content)
+        for path in no_more:
+            path.unlink()
+    except OSError as error:
+        raise RunFileError(
+            f"the report must be written to {document} and {figures}, which can be, got {error}: "
+            "give other places."
+        ) from error
+
+
+def differences(made: Document, document: Path, figures: Path) -> list[Path]:
+    """Return the files that are not what would be written, and those that would be removed.
+
+    A figure that another version of matplotlib drew cannot be compared, and counts as the same.
+    """
+    found = [] if _bytes(document) == made.text.encode() else [document]
+    for drawing in made.drawings:
+        path = figures / drawing.file
+        there = _bytes(path)
+        if there is None or (there != drawing.content and _drawn_alike(there, drawing.content)):
+            found.append(path)
+    return [*found, *_left_over(made, document, figures)]
+
+
+def _drawn_alike(one: bytes, other: bytes) -> bool:
+    """Return whether two figures name the same version of matplotlib, if any."""
+    versions = [re.findall(DRAWN_BY, content) for content in (one, other)]
+    return versions[0] == versions[1] or not versions[0]
+
+
+def _left_over(made: Document, document: Path, figures: Path) -> list[Path]:
+    """Return the figures that the document on the disk shows and that it will not show any more.
+
+    Those of other reports may lie beside them.
+    """
+    earlier = (_bytes(document) or b"").decode(errors="replace")
+    shown = {(document.parent / unquote(link)).resolve() for link in SHOWN.findall(earlier)}
+    wanted = {drawing.file for drawing in made.drawings}
+    there = sorted(figures.glob("*.svg"))
+    return [
+        path
+        for path in there
+        if path.name not in wanted and path.resolve() in shown and _has(path, style.MARK)
+    ]
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _has(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        return mark.encode() in file.read(HEAD_BYTES)

@@ -1,0 +1,204 @@
+"""A study from its first trial to its last final run: what is there is skipped, the rest is done.
+
+All tuning ends before the first final run begins, so nothing that was chosen has seen test rows.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from benchmarks.harness.assignment import Assignment, Executor
+from benchmarks.harness.records import Records
+from benchmarks.harness.runs import Cell, Choice, Jobs, Run
+from benchmarks.harness.study import Tuning
+from dynlora.errors import StudyError
+from dynlora.train.config import JobConfig
+
+T = TypeVar("T")
+R = TypeVar("R")
+Record = Mapping[str, Any]
+Measure = Callable[[int, Choice], float | None]
+"""Does a trial of that number and returns the metric that decides; infinite where training
+diverged, None where it could not be done."""
+Watch = Callable[[Run, Record, bool], None]
+"""Is told of each run, its record, and whether that was there before."""
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """What finds the best choice for a cell."""
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the study wants it done."""
+        ...
+
+    def metric(self, cell: Cell) -> str:
+        """Return the name of the validation metric that decides."""
+        ...
+
+    def tune(self, cell: Cell, measure: Measure) -> Choice:
+        """Return the best choice; raises StudyError where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The part of a study that is to be done now."""
+
+    cells: Sequence[Cell]
+    """In the order in which they are tuned."""
+    finals: Sequence[tuple[Cell, int]]
+    """Cells and seeds, in the order in which they are run."""
+
+
+def select(jobs: Jobs, only: Sequence[str]) -> Selection:
+    """Return the final runs whose names match one of the globs, and the cells that they need tuned.
+
+    Seeds change slowest, so that what is there at any time can be compared.
+
+    Args:
+        jobs: Of the study.
+        only: Globs; without any all runs are meant.
+
+    Raises:
+        StudyError: If a glob matches none.
+    """
+    study, cells = jobs.study, jobs.cells()
+    finals = [
+        (cell, seed)
+        for seed in study.seeds
+        for cell in cells
+        if not only or any(fnmatchcase(f"{cell.name}/s{seed}", glob) for glob in only)
+    ]
+    idle = [g for g in only if not any(fnmatchcase(f"{c.name}/s{seed}", g) for c, seed in finals)]
+    if idle:
+        first = f"{cells[0].name}/s{study.seeds[0]}"
+        raise StudyError(
+            f"`--only` must match the name of a run, such as {first}, got {idle[0]}: quote it, and "
+            "see all names with `--dry-run`."
+        )
+    wanted = {cell for cell, _ in finals}
+    return Selection(cells=[cell for cell in cells if cell in wanted], finals=finals)
+
+
+@dataclass(slots=True, kw_only=True)
+class Runner:
+    """What does the runs of a study."""
+
+    jobs: Jobs
+    records: Records
+    executor: Executor
+    threads: int
+    """Runs under way at once."""
+    places: Mapping[str, Path]
+    """Folders of this machine, by placeholder."""
+    keep: Path | None
+    """Folder in which the folders of runs stay; None keeps none."""
+    watch: Watch
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, selection: Selection, tuner: Tuner | None) -> list[str]:
+        """Do what is missing.
+
+        Returns:
+            Why cells were not tuned, a sentence for each; their final runs were not tried.
+
+        Raises:
+            KeyboardInterrupt: If the user stopped it; what was under way is recorded as that.
+        """
+        tuned: dict[Cell, Choice | None] = dict.fromkeys(selection.cells)
+        problems: list[str] = []
+        if tuner is not None:
+            found = self._all(partial(self._tune, tuner), selection.cells)
+            chosen = dict(zip(selection.cells, found, strict=True))
+            tuned = {cell: made.choice for cell, made in chosen.items() if made.choice}
+            problems = [made.problem for made in found if made.problem]
+        finals = [
+            self.jobs.final(cell, seed, tuned[cell])
+            for cell, seed in selection.finals
+            if cell in tuned
+        ]
+        for run in finals:
+            self.records.put_aside(run)
+        self._all(self.do, finals)
+        return problems
+
+    def do(self, run: Run) -> Record:
+        """Return the record of a run, which is done if it has not completed before."""
+        found = self.records.ended(run)
+        if found is not None:
+            self.watch(run, found, True)
+            return found
+        outcome = self.executor.execute(
+            Assignment(
+                config=place(run, self.places),
+                exam=run.exam,
+                keep=None if self.keep is None else self.keep / f"{run.name}-{run.key}",
+                workspace=None,
+            )
+        )
+        with self._lock:
+            record = self.records.write(run, outcome)
+            self.watch(run, record, False)
+        return record
+
+    def _tune(self, tuner: Tuner, cell: Cell) -> "Tuned":
+        try:
+            return Tuned(tuner.tune(cell, self._measure(tuner, cell)), None)
+        except StudyError as error:
+            return Tuned(None, str(error))
+
+    def _measure(self, tuner: Tuner, cell: Cell) -> Measure:
+        def measure(number: int, choice: Choice) -> float | None:
+            record = self.do(self.jobs.trial(cell, tuner.tuning.seed, number, choice))
+            if record["status"] != "completed":
+                return float("inf") if record["diverged"] else None
+            value = record["validation"][tuner.metric(cell)]
+            return float("inf") if value is None else float(value)
+
+        return measure
+
+    def _all(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Return what became of each item; as many are under way at once as may be."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting = [pool.submit(work, item) for item in items]
+            try:
+                return [future.result() for future in waiting]
+            except BaseException:
+                for future in waiting:
+                    future.cancel()
+                self.executor.stop()
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came of tuning a cell: a choice, or why there is none."""
+
+    choice: Choice | None
+    problem: str | None
+
+
+def place(run: Run, places: Mapping[str, Path]) -> JobConfig:
+    """Return a run's job with the folders of this machine in place of the placeholders."""
+    config = run.config
+
+    def filled(text: str | None) -> str | None:
+        if text is None:
+            return None
+        for name, folder in places.items():
+            text = text.replace("{" + name + "}", str(folder))
+        return text
+
+    return replace(
+        config,
+        model=replace(config.model, path=filled(config.model.path)),
+        data=replace(config.data, path=filled(config.data.path)),
+        lora=replace(config.lora, start_from=filled(config.lora.start_from)),
+    )

@@ -1,0 +1,248 @@
+"""A study's runs: every combination resolved to the job it stands for, and named by a key.
+
+The key is a hash of all that decides a run's result. Folders of this machine stand in it as the
+placeholders that the study has for them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any, get_type_hints
+
+from benchmarks.harness.fragments import Fragment, merge
+from benchmarks.harness.study import Exam, Study
+from dynlora.errors import ConfigError
+from dynlora.train.config import METRICS, JobConfig
+
+NOWHERE = "runs/of-a-study"
+"""Stands for the folder of a run, which is not known yet."""
+COSMETIC = (
+    ("overwrite",), ("training", "resume"), ("training", "report_to"),
+    ("training", "logging_steps"), ("training", "save_total_limit"), ("training", "eval_on_start"),
+)  # fmt: skip
+"""Keys that change nothing about a run's result."""
+KEY_LENGTH = 12
+
+Parse = Callable[[Fragment], JobConfig]
+"""Returns the job that plain values describe; raises ConfigError where they do not."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """What is tuned together."""
+
+    model: str
+    task: str
+    method: str
+    budget: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{self.model}/{self.task}/{self.method}/r{self.budget}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What tuning chooses."""
+
+    learning_rate: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExamRows:
+    """Rows that a run is asked about when it has ended."""
+
+    split: str
+    max_rows: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run."""
+
+    kind: str
+    """`final`, or `trial` for one that only serves to tune."""
+    cell: Cell
+    seed: int
+    config: JobConfig
+    """Without an output folder of its own, and with placeholders for folders of this machine."""
+    tuned: Choice | None
+    exam: ExamRows | None
+    trial: int | None = None
+    """Its number among the trials of its cell."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, and what `--only` selects."""
+        last = f"s{self.seed}" if self.trial is None else f"t{self.trial}"
+        return f"{self.cell.name}/{last}"
+
+    @property
+    def key(self) -> str:
+        """A hash of all that decides its result."""
+        return key_of(plain(self.config), None if self.exam is None else asdict(self.exam))
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The jobs of a study, each resolved once."""
+
+    study: Study
+    configs: Mapping[tuple[str, str, str], JobConfig]
+    """By model, task and method, as the fragments say."""
+
+    def cells(self) -> list[Cell]:
+        """Return every cell, in the order in which they are tuned."""
+        study = self.study
+        parts = product(study.models, study.tasks, study.budgets, study.methods)
+        return [Cell(model, task, method, budget) for model, task, budget, method in parts]
+
+    def defaults(self, cell: Cell) -> Choice:
+        """Return a cell's learning rate and scale before anything is tuned."""
+        rate = self.config(cell).training.learning_rate
+        return Choice(learning_rate=rate, scale=self.study.scale)
+
+    def final(self, cell: Cell, seed: int, tuned: Choice | None) -> Run:
+        """Return a run that counts."""
+        exam = self.study.exam
+        return Run(
+            kind="final",
+            cell=cell,
+            seed=seed,
+            config=self._resolve(cell, seed, tuned or self.defaults(cell)),
+            tuned=tuned,
+            exam=None if exam is None else _rows(exam, cell.task),
+        )
+
+    def trial(self, cell: Cell, seed: int, number: int, choice: Choice) -> Run:
+        """Return a run that serves to tune; it is never asked about test rows."""
+        config = self._resolve(cell, seed, choice)
+        return Run(
+            kind="trial", cell=cell, seed=seed, config=config, tuned=choice, exam=None, trial=number
+        )
+
+    def config(self, cell: Cell) -> JobConfig:
+        """Return the job of a cell before budget, scale and seed are set."""
+        return self.configs[cell.model, cell.task, cell.method]
+
+    def _resolve(self, cell: Cell, seed: int, choice: Choice) -> JobConfig:
+        config, alpha = self.config(cell), choice.scale * cell.budget
+        return replace(
+            config,
+            lora=replace(config.lora, r=cell.budget, lora_alpha=alpha),
+            # A control that draws its ranks must not draw the same ones for every seed.
+            dynamic=replace(config.dynamic, seed=seed),
+            training=replace(config.training, seed=seed, learning_rate=choice.learning_rate),
+        )
+
+
+def _check_tuning(study: Study, config: JobConfig) -> None:
+    """Check that the defaults can be a trial, and that the task has the metric that decides."""
+    tuning = study.tuning
+    if tuning is None:
+        return
+    for key, space, default in (
+        ("learning_rate", tuning.learning_rate, config.training.learning_rate),
+        ("scale", tuning.scale, study.scale),
+    ):
+        if space is not None and not space.holds(default):
+            found = f"{list(space.choices) if space.choices else [space.low, space.high]}"
+            raise ConfigError(
+                f"`tune.{key}` must hold the default, {default:g}, which is the first trial, got "
+                f"{found}: widen it, or change the default"
+            )
+    known = METRICS[config.task]
+    if tuning.metric is not None and tuning.metric not in known:
+        raise ConfigError(
+            f"`tune.metric` must be a metric of `task: {config.task}`, one of {', '.join(known)}, "
+            f"got {tuning.metric}"
+        )
+
+
+def _rows(exam: Exam, task: str) -> ExamRows:
+    return ExamRows(split=exam.of(task), max_rows=exam.max_rows)
+
+
+def resolve_jobs(study: Study, parse: Parse) -> Jobs:
+    """Resolve and check all jobs of a study.
+
+    Raises:
+        ConfigError: If one is not a job; the study's file and the entries it is made of are named.
+    """
+    configs = {}
+    for model, task, method in product(study.models, study.tasks, study.methods):
+        parts = (study.base, study.models[model], study.tasks[task], study.methods[method])
+        made_of = f"model {model}, task {task} and method {method} of {study.file}"
+        try:
+            config = parse(merge({"output": NOWHERE}, *parts))
+            _check_exam(study, task, config)
+            configs[model, task, method] = config
+            _check_tuning(study, config)
+            for budget in study.budgets:
+                Jobs(study, configs).final(Cell(model, task, method, budget), 0, None)
+        except ConfigError as error:
+            raise ConfigError(f"{str(error).removesuffix('.')} ({made_of}).") from error
+    return Jobs(study, configs)
+
+
+def _check_exam(study: Study, task: str, config: JobConfig) -> None:
+    """Check that test rows are none that a run learns from or is chosen by."""
+    if study.exam is None:
+        return
+    split, data = study.exam.of(task), config.data
+    used = [data.train_split]
+    if data.validation_rows_from_train is None:
+        used.append(data.validation_split)
+    if split in used:
+        raise ConfigError(
+            f"`evaluate.split` must be none of the splits that a run uses, {', '.join(used)}, got "
+            f"{split}: name another, or set `data.validation_rows_from_train` so that "
+            "`data.validation_split` is left for the test"
+        )
+
+
+def plain(config: JobConfig) -> dict[str, Any]:
+    """Return a job's configuration as JSON has it, without its output folder."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
+    del values["output"], values["overwrite"]
+    return values
+
+
+def key_of(config: Mapping[str, Any], test: Mapping[str, Any] | None) -> str:
+    """Return the key of a run.
+
+    Settings that are missing count as being at their defaults: a record stays valid when dynlora
+    learns a new one.
+
+    Args:
+        config: As `plain` returns it, now or long ago.
+        test: Which rows it is asked about at its end.
+    """
+    values = merge(_defaults(), config)
+    for *sections, last in COSMETIC:
+        inside = values
+        for section in sections:
+            inside = inside[section]
+        inside.pop(last, None)
+    text = json.dumps({"config": values, "test": test}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(dict(_section_defaults(JobConfig))))
+    return values
+
+
+def _section_defaults(kind: Any) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield field.name, dict(_section_defaults(hints[field.name]))
+        elif field.default is not MISSING:
+            yield field.name, field.default

@@ -1,0 +1,136 @@
+"""Output of `python -m benchmarks`: one line per run, the final table, and the dry run's list."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.harness.records import Records
+from benchmarks.harness.runner import Selection
+from benchmarks.harness.runs import Cell, Jobs, Run
+from benchmarks.harness.study import Study
+from dynlora.cli.output import Output
+
+Record = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Says what has become of each run, a line each, and adds it up."""
+
+    output: Output
+    study: str
+    total: int
+    """Runs, trials included."""
+    runs: list[tuple[Run, Record, bool]] = field(default_factory=list)
+    """With the record of each, and whether it was there before."""
+
+    def watch(self, run: Run, record: Record, was_there: bool) -> None:
+        """Take note of a run; one that was there before has no line."""
+        self.runs.append((run, record, was_there))
+        if was_there:
+            return
+        found = ": ".join(word for word in (record["status"], record["error"]) if word)
+        if record["status"] == "completed":
+            found = f"{_metrics(record)}, {record['seconds']['whole']:.0f} s"
+        line = f"{self.study} {self.done} of {self.total}: {run.name}: {found}"
+        self.output.progress.print(Text(" ".join(line.split())), soft_wrap=True)
+
+    @property
+    def done(self) -> int:
+        """Runs of which something is known."""
+        return len(self.runs)
+
+    @property
+    def unfinished(self) -> int:
+        """Final runs that were tried and did not complete."""
+        finals = [record for run, record, _ in self.runs if run.kind == "final"]
+        return sum(record["status"] != "completed" for record in finals)
+
+    def show(self, study: Study, problems: Sequence[str]) -> None:
+        """Show the result of all runs."""
+        self.output.show(_summary(study, self.runs), _values(study, self.runs, problems))
+
+
+def trials_of(study: Study, cells: Sequence[Cell]) -> int:
+    """Return how many trials the cells need in all."""
+    return 0 if study.tuning is None else study.tuning.trials * len(cells)
+
+
+def show_outlook(output: Output, jobs: Jobs, records: Records, selection: Selection) -> None:
+    """Show every final run and what is known of it; where it is tuned, what of its trials."""
+    study = jobs.study
+    table = Table(title=f"{study.name} (--dry-run)", show_header=False)
+    runs = []
+    for cell, seed in selection.finals:
+        name, state = f"{cell.name}/s{seed}", _state(jobs, records, cell, seed)
+        table.add_row(Text(name), Text(state))
+        runs.append({"name": name, "state": state})
+    values = {
+        "dry_run": True,
+        "study": study.name,
+        "results": str(study.results),
+        "trials": trials_of(study, selection.cells),
+        "runs": runs,
+    }
+    output.show(table, values)
+
+
+def _state(jobs: Jobs, records: Records, cell: Cell, seed: int) -> str:
+    tuning = jobs.study.tuning
+    if tuning is None:
+        return records.status(jobs.final(cell, seed, None)) or "to do"
+    known = records.status_at(cell, seed)
+    if known is not None:
+        return f"{known}, if its tuning stays"
+    return f"to do; {records.trials(cell)} of {tuning.trials} trials are there"
+
+
+def _metrics(record: Record) -> str:
+    """Return a completed run's main metric and loss, on validation and, if it was, on test."""
+    names = dict.fromkeys((record["main_metric"], "loss"))
+    parts = []
+    for split in ("validation", "test"):
+        found = record[split]
+        if found is not None:
+            shown = ", ".join(f"{name} {_number(found[name])}" for name in names)
+            parts.append(f"{split} {shown}")
+    return "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _summary(study: Study, runs: Sequence[tuple[Run, Record, bool]]) -> Table:
+    table = Table(title=study.name, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for kind in ("trial", "final"):
+        mine = [(record, there) for run, record, there in runs if run.kind == kind]
+        if mine:
+            counts = Counter(record["status"] for record, _ in mine)
+            text = ", ".join(f"{count} {status}" for status, count in counts.items())
+            there = sum(was_there for _, was_there in mine)
+            table.add_row(f"{kind} runs", Text(f"{text}; {there} were there before"))
+    table.add_row("records", Text(str(study.results)))
+    return table
+
+
+def _values(
+    study: Study, runs: Sequence[tuple[Run, Record, bool]], problems: Sequence[str]
+) -> dict[str, Any]:
+    told = ("status", "error", "main_metric", "validation", "test", "tuned")
+    return {
+        "study": study.name,
+        "results": str(study.results),
+        "problems": list(problems),
+        "runs": [
+            {"name": run.name, "kind": run.kind, "key": run.key, "was_there": was_there}
+            | {key: record[key] for key in told}
+            for run, record, was_there in runs
+        ],
+    }

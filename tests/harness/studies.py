@@ -1,0 +1,122 @@
+"""Tiny studies, and executors that stand in for workers, for tests of the benchmark harness."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.harness.assignment import Assignment, Outcome
+from benchmarks.harness.fragments import merge
+from benchmarks.harness.runs import Jobs, resolve_jobs
+from benchmarks.harness.study import Study, read_study
+from dynlora.cli.job_parser import check_keys, parse_values
+
+FOUND: Mapping[str, Any] = {
+    "main_metric": "accuracy",
+    "validation": {"accuracy": 0.75, "f1": 0.7, "matthews": 0.5, "loss": 0.5},
+    "test": None,
+    "collapsed": None,
+    "majority": None,
+    "parameters": {"start": 10, "peak": 12, "end": 9},
+    "seconds": {"training_steps": 1.0, "dynamic_part": 0.0, "evaluation": 0.5, "whole": 2.0},
+    "peak_memory_bytes": 1000,
+    "initial_ranks": {},
+    "final_ranks": {"query": 2},
+    "steps": 10,
+    "versions": {},
+    "machine": {},
+}
+"""What a run found, in the words of its record."""
+TUNE: Mapping[str, Any] = {
+    "trials": 3,
+    "seed": 1000,
+    "learning_rate": [1.0e-3, 1.0e-1],
+    "scale": [1, 8],
+}
+
+
+def study_values(**changes: Any) -> dict[str, Any]:
+    """Return a study of two methods, one task, one model, one budget and two seeds."""
+    training = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "bf16": False}
+    quiet = {"eval": "no", "save": "no", "eval_on_start": False}
+    values = {
+        "results": "results",
+        "models": {"tiny": {"model": {"path": "{models}/model"}}},
+        "tasks": {"rows": {"data": {"path": "{data}/rows", "validation_rows_from_train": 8}}},
+        "methods": {"lora": {"method": "lora"}, "dynamic": {"method": "dynamic"}},
+        "budgets": [2],
+        "seeds": [0, 1],
+        "base": {"data": {"max_length": 16}, "training": training | quiet},
+        "evaluate": {"split": "validation"},
+    }
+    return merge(values, changes)
+
+
+def write_study(folder: Path, **changes: Any) -> Path:
+    """Write a study's file, whose records go beside it."""
+    values = study_values(**changes)
+    path = folder / "small.yaml"
+    values["results"] = str(folder / values["results"])
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def make_study(folder: Path, **changes: Any) -> Study:
+    """Return a study as it is read from its file."""
+    return read_study(write_study(folder, **changes), check_keys)
+
+
+def make_jobs(folder: Path, **changes: Any) -> Jobs:
+    """Return the jobs of a study."""
+    return resolve_jobs(make_study(folder, **changes), parse_values)
+
+
+def completed(assignment: Assignment, **values: Any) -> Outcome:
+    """Return the outcome of a run that went well."""
+    test = None if assignment.exam is None else FOUND["validation"]
+    return Outcome(status="completed", values={**FOUND, "test": test, **values})
+
+
+class StandIn:
+    """An executor that notes what it is asked for and says what it was told to."""
+
+    def __init__(self, become: Callable[[Assignment], Outcome] = completed) -> None:
+        self.become = become
+        self.asked: list[Assignment] = []
+        self.stopped = threading.Event()
+        self.closed = False
+
+    def execute(self, assignment: Assignment) -> Outcome:
+        self.asked.append(assignment)
+        return self.become(assignment)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def interrupt_at(self, number: int) -> None:
+        """Let the user press Ctrl-C while this run, counted from 1, is under way.
+
+        Where the tests run in the background of a shell, that is ignored from the start.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        def become(given: Assignment) -> Outcome:
+            if len(self.asked) < number:
+                return completed(given)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert self.stopped.wait(20)
+            return Outcome(status="interrupted")
+
+        self.become = become
+
+
+def finals(executor: StandIn) -> list[Assignment]:
+    """Return what was asked for with rows of the exam."""
+    return [assignment for assignment in executor.asked if assignment.exam is not None]
