@@ -19,9 +19,9 @@ from benchmarks.harness.runner import Measure
 from benchmarks.harness.runs import Cell, Choice, Jobs, key_of, plain
 from benchmarks.harness.study import Space, Tuning
 from dynlora.errors import StudyError
+from dynlora.report.wording import lower_is_better
 from dynlora.train.config import METRICS
 
-LOWER_IS_BETTER = ("loss", "rmse", "perplexity")
 STORAGE = "tuning.journal"
 """The file of all trials, in the folder of records."""
 
@@ -46,7 +46,7 @@ class OptunaTuner:
             StudyError: If a trial could not be done, or training diverged in all of them.
         """
         study = self._open(cell)
-        worst = math.inf if self.metric(cell) in LOWER_IS_BETTER else -math.inf
+        worst = math.inf if lower_is_better(self.metric(cell)) else -math.inf
         for trial in self._ended(study):
             measure(trial.number, self._choice(trial, cell))  # its record may be missing
         while (done := len(self._ended(study))) < self.tuning.trials:
@@ -68,7 +68,7 @@ class OptunaTuner:
 
     def _best(self, study: optuna.Study, cell: Cell) -> FrozenTrial:
         """Return the best trial, the first of equals."""
-        lower = self.metric(cell) in LOWER_IS_BETTER
+        lower = lower_is_better(self.metric(cell))
         values = {trial.number: trial.value or 0.0 for trial in self._ended(study)}
         best = min(self._ended(study), key=lambda t: values[t.number] * (1 if lower else -1))
         if math.isinf(values[best.number]):
@@ -83,7 +83,7 @@ class OptunaTuner:
         defaults, spaces = self.jobs.defaults(cell), self._spaces()
         config = plain(self.jobs.trial(cell, self.tuning.seed, 0, defaults).config)
         setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(cell)})
-        lower = self.metric(cell) in LOWER_IS_BETTER
+        lower = lower_is_better(self.metric(cell))
         study = optuna.create_study(
             storage=self.storage,
             study_name=f"{self.jobs.study.name}/{cell.name}/{setting}",

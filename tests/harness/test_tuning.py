@@ -64,6 +64,15 @@ def test_the_best_trial_is_the_choice(tmp_path: Path) -> None:
     assert best == min(measured.tried, key=lambda choice: far_from(0.05)(0, choice) or 0.0)
 
 
+def test_a_metric_that_reports_call_better_when_lower_is_lowered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynlora.report.wording.LOWER_IS_BETTER", {"accuracy"})
+    measured = Measured(lambda _, choice: choice.learning_rate)
+    best = tuner_of(jobs_of(tmp_path, metric="accuracy", trials=6)).tune(LORA, measured)
+    assert best == min(measured.tried, key=lambda choice: choice.learning_rate)
+
+
 def test_a_metric_that_is_better_when_higher_is_raised(tmp_path: Path) -> None:
     measured = Measured(lambda _, choice: choice.learning_rate)
     best = tuner_of(jobs_of(tmp_path, metric="accuracy", trials=6)).tune(LORA, measured)
