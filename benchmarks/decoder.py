@@ -20,6 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from scipy.stats import t as student
 
+from benchmarks.harness.records import Files
 from dynlora.cli.run_argument import open_run
 from dynlora.train.continuation import continuations
 from dynlora.train.task import Predictor
@@ -33,17 +34,18 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds e2e_nlg")
     parser.add_argument("--tables", type=int, default=48)
-    parser.add_argument("--records", type=Path, default=Path("benchmarks/results/decoder"))
+    parser.add_argument("--records", type=Path, default=Path("benchmarks/results/decoder.csv"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.json"))
     options = parser.parse_args()
     tables = _tables(options.data / "e2e_nlg" / "test.parquet", options.tables)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for path in sorted(options.records.glob("final-*.json")):
-        record = json.loads(path.read_text())
+    for record in Files(options.records.parent, options.records.stem).read():
+        if record["kind"] != "final":
+            continue
         name = f"{record['method']} r={record['budget']}"
         cell = found.setdefault(name, {})
         if str(record["seed"]) not in cell:
-            cell[str(record["seed"])] = _measure(_folder(options.runs, record, path), tables)
+            cell[str(record["seed"])] = _measure(_folder(options.runs, record), tables)
             options.out.write_text(json.dumps(found, indent=1) + "\n")
             print(name, "seed", record["seed"], cell[str(record["seed"])]["bleu"], flush=True)
     print(_table(found))
@@ -56,11 +58,10 @@ def _tables(path: Path, count: int) -> dict[str, list[str]]:
     return dict(groups.iloc[:count].items())
 
 
-def _folder(runs: Path, record: dict[str, Any], path: Path) -> Path:
+def _folder(runs: Path, record: dict[str, Any]) -> Path:
     """Return where `--keep-runs` left the run of a record."""
-    key = path.stem.rpartition("-")[2]
     cell = Path(record["model"], record["task"], record["method"], f"r{record['budget']}")
-    return runs / cell / f"s{record['seed']}-{key}"
+    return runs / cell / f"s{record['seed']}-{record['key']}"
 
 
 def _measure(folder: Path, tables: dict[str, list[str]]) -> dict[str, Any]:

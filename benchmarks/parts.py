@@ -17,8 +17,8 @@ Takes the records of `dynamic` runs, and does each again with its own configurat
 
 One JSON out a task, rewritten as it grows, from which `docs/log.md` quotes.
 
-    python -m benchmarks.parts benchmarks/results/recovery --data DATA --models DATA --budget 2 \
-        --tasks reviews questions --changes "random directions" "moments kept"
+    python -m benchmarks.parts benchmarks/results/recovery.csv --data DATA --models DATA \
+        --budget 2 --tasks reviews questions --changes "random directions" "moments kept"
 """
 
 import argparse
@@ -35,6 +35,7 @@ from peft import LoraConfig
 from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
+from benchmarks.harness.records import Files
 from dynlora import controller, planning, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
@@ -100,10 +101,16 @@ def main() -> None:
                 file.write_text(json.dumps(cell, indent=1) + "\n")
 
 
-def _records(folder: Path, task: str, budget: int, method: str) -> dict[int, dict[str, Any]]:
+def _records(table: Path, task: str, budget: int, method: str) -> dict[int, dict[str, Any]]:
     """Return the final records of a method by seed."""
-    found = [json.loads(path.read_text()) for path in folder.glob("final-*.json")]
-    wanted = {"task": task, "budget": budget, "method": method, "status": "completed"}
+    found = Files(table.parent, table.stem).read()
+    wanted = {
+        "kind": "final",
+        "task": task,
+        "budget": budget,
+        "method": method,
+        "status": "completed",
+    }
     return {r["seed"]: r for r in found if wanted.items() <= r.items()}
 
 

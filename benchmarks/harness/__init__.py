@@ -1,1 +1,1 @@
-"""The benchmark harness: a study in; one JSON a run out, each run made by the same two calls."""
+"""The benchmark harness: a study in, tables of its runs out; every method makes the same calls."""

@@ -84,6 +84,7 @@ def _run(
         raise Stopped(told, getattr(stop, "signum", signal.SIGINT)) from None
     finally:
         executor.close()
+        records.merge()
     progress.show(study, problems)
     _check_complete(study, progress.unfinished, problems)
 
@@ -94,9 +95,9 @@ def _check_complete(study: Study, unfinished: int, problems: Sequence[str]) -> N
         reasons.append(f"{unfinished} final runs did not complete")
     if reasons:
         raise StudyError(
-            f"every run of {study.file} must complete, got: {'; '.join(reasons)}. `error` in the "
-            f"records in {study.results} says why; mend it and run the study again, which does "
-            "what is missing."
+            f"every run of {study.file} must complete, got: {'; '.join(reasons)}. The column "
+            f"`error` of {study.results / study.name}.csv says why; mend it and run the study "
+            "again, which does what is missing."
         )
 
 

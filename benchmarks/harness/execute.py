@@ -105,6 +105,12 @@ def _values(run: RunFiles, config: JobConfig) -> dict[str, Any]:
         "peak_gpu_memory_bytes": run.memory["peak_gpu_memory_bytes"],
         "initial_ranks": dict(run.initial_ranks),
         "final_ranks": dict(run.final_ranks),
+        "rank_changes": [
+            [event.step, name, layer.rank_after]
+            for event in run.events
+            for name, layer in event.layers.items()
+            if layer.rank_after != layer.rank_before
+        ],
         "steps": run.steps,
         "events": len(run.events),
         "budget_parameters": run.budget,

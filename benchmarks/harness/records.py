@@ -1,26 +1,31 @@
-"""The folder of records: one JSON a run, written whole, found by its key when the study goes on."""
+"""The records of a study: tables of its runs, and one file per run that ended since.
 
-import logging
-from collections.abc import Mapping
+Every run that ends is written at once into its own file, so that several processes can run one
+study and a killed one loses nothing. When a process ends, it moves these files into the tables.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from benchmarks.harness.assignment import Outcome
 from benchmarks.harness.runs import Cell, Run, key_of, plain
 from benchmarks.harness.study import Study
+from benchmarks.harness.tables import ENDINGS, SHARED, from_texts, to_texts
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import read_json, write_json
-
-logger = logging.getLogger(__name__)
+from dynlora.files.whole import whole_folder
+from dynlora.report.wording import shorten
 
 NEEDED = (
-    "study", "kind", "model", "task", "method", "budget", "seed", "status", "diverged", "config",
+    "study", "kind", "key", "model", "task", "method", "budget", "seed", "status", "diverged",
+    "config",
 )  # fmt: skip
 """Keys without which a file is no record."""
-ASIDE = ".superseded"
-"""Ending of a record that was put aside: it is kept, but read by nobody."""
 EMPTY: Mapping[str, Any] = {
     "main_metric": None,
     "validation": None,
@@ -37,6 +42,101 @@ EMPTY: Mapping[str, Any] = {
     "machine": None,
 }
 """What a run that did not complete has found."""
+LONGEST_ERROR = 4000
+"""Characters of an error in a record: a value that it quotes may have millions."""
+Identity = tuple[str, str]
+"""Kind and key, as a run's configuration is understood today."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The places of a study's records in the folder of results."""
+
+    results: Path
+    study: str
+
+    def of(self, ending: str) -> Path:
+        """Return the file or folder with an ending."""
+        return self.results / f"{self.study}{ending}"
+
+    @property
+    def parts(self) -> Path:
+        """The folder with a file for each run that is not in the tables yet."""
+        return self.of(".parts")
+
+    @property
+    def pending(self) -> Path:
+        """The folder of complete new tables, while they replace the old ones."""
+        return self.of(".pending")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all records: those of the tables, then those of the parts.
+
+        Raises:
+            RunFileError: If a file is damaged or no record.
+        """
+        if not self.parts.exists():
+            return self._read_tables()
+        with self.lock():  # another process may be moving parts into the tables
+            return self.read_locked()
+
+    def lock(self) -> FileLock:
+        """Return the lock that a process must hold to change the tables."""
+        return FileLock(self.of(".lock"))
+
+    def read_locked(self) -> list[dict[str, Any]]:
+        """Return the same as `read`, for a process that holds the lock."""
+        return [*self._read_tables(), *(record for _, record in self.read_parts())]
+
+    def _read_tables(self) -> list[dict[str, Any]]:
+        paths = {ending: self._newest(ending) for ending in ENDINGS}
+        if not paths[SHARED].exists():
+            return []
+        try:
+            return from_texts({e: path.read_text(encoding="utf-8") for e, path in paths.items()})
+        except (OSError, ValueError) as error:
+            raise RunFileError(
+                f"{', '.join(path.name for path in paths.values())} in {self.results} must be the "
+                f"tables of a study's records, got {error}: restore them from a copy."
+            ) from error
+
+    def _newest(self, ending: str) -> Path:
+        path = self.of(ending)
+        waiting = self.pending / path.name
+        return waiting if waiting.exists() else path
+
+    def read_parts(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Return the records of runs that are not in the tables yet, with their files.
+
+        Raises:
+            RunFileError: If a file is damaged or no record.
+        """
+        return [(path, _read_part(path)) for path in sorted(self.parts.glob("*.json"))]
+
+    def replace(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write new tables; a process that is killed meanwhile leaves the old or the new ones."""
+        self._finish()
+        with whole_folder(self.pending) as draft:
+            for ending, text in to_texts(records).items():
+                (draft / self.of(ending).name).write_text(text, encoding="utf-8")
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.pending.is_dir():
+            for path in list(self.pending.iterdir()):
+                path.replace(self.results / path.name)
+            self.pending.rmdir()
+
+
+def _read_part(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    missing = [key for key in NEEDED if key not in record]
+    if missing:
+        raise RunFileError(
+            f"each .json file in {path.parent} must be the record of a run, got {path.name}, which "
+            f"has no `{missing[0]}`: move it elsewhere."
+        )
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +144,19 @@ class Records:
     """The records of one study."""
 
     study: Study
-    _found: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = field(default_factory=dict)
-    """By kind and key, as a run's configuration is understood today."""
+    _found: dict[Identity, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> Files:
+        """The places of the records."""
+        return Files(self.study.results, self.study.name)
 
     def ended(self, run: Run) -> dict[str, Any] | None:
         """Return the record of a run that need not be done again; None if it is to be done.
 
         A trial in which training diverged has said all that a trial can say.
         """
-        _, record = self._found.get((run.kind, run.key), (None, None))
+        record = self._found.get((run.kind, run.key))
         if record is None:
             return None
         diverged = run.kind == "trial" and record["diverged"]
@@ -60,13 +164,13 @@ class Records:
 
     def status(self, run: Run) -> str | None:
         """Return what became of a run when it was last tried; None if it never was."""
-        _, record = self._found.get((run.kind, run.key), (None, None))
+        record = self._found.get((run.kind, run.key))
         return None if record is None else str(record["status"])
 
     def status_at(self, cell: Cell, seed: int) -> str | None:
         """Return what became of a final run, whatever was tuned for it; None if it is not there."""
         place = (cell.model, cell.task, cell.method, cell.budget, seed)
-        for _, record in self._found.values():
+        for record in self._found.values():
             if record["kind"] == "final" and _place(record) == place:
                 return str(record["status"])
         return None
@@ -78,65 +182,82 @@ class Records:
             record["kind"] == "trial"
             and _place(record)[:-1] == place
             and (record["status"] == "completed" or record["diverged"])
-            for _, record in self._found.values()
+            for record in self._found.values()
         )
 
     def write(self, run: Run, outcome: Outcome) -> dict[str, Any]:
         """Write what became of a run, in the place of what was known of it, and return that."""
         record = as_record(self.study, run, outcome)
-        cell = run.cell
-        name = f"{cell.model}-{cell.task}-{cell.method}-r{cell.budget}-s{run.seed}"
-        path = self.study.results / f"{run.kind}-{name}-{run.key}.json"
-        self.study.results.mkdir(parents=True, exist_ok=True)
-        before = self._found.get((run.kind, run.key), (path, {}))[0]
-        write_json(path, record)
-        if before != path:
-            before.unlink(missing_ok=True)
-        self._found[run.kind, run.key] = path, record
+        self.files.parts.mkdir(parents=True, exist_ok=True)
+        write_json(self.files.parts / f"{run.kind}-{run.key}.json", record)
+        self._found[run.kind, run.key] = record
         return record
 
-    def put_aside(self, run: Run) -> None:
-        """Put records of the same final run under other keys aside: it shall stand there once."""
-        cell = run.cell
-        mine = (cell.model, cell.task, cell.method, cell.budget, run.seed)
-        for (kind, key), (path, record) in list(self._found.items()):
-            if kind == run.kind == "final" and key != run.key and _place(record) == mine:
-                path.replace(path.with_name(path.name + ASIDE))
-                del self._found[kind, key]
+    def put_aside(self, runs: Sequence[Run]) -> None:
+        """Move records of the same final runs under other keys into a folder of their own."""
+        mine = {_place_of(run): run.key for run in runs if run.kind == "final"}
+        old = {
+            (kind, key): record
+            for (kind, key), record in self._found.items()
+            if kind == "final" and mine.get(_place(record), key) != key
+        }
+        for (kind, key), record in old.items():
+            write_json(self.files.of(".superseded") / f"{kind}-{key}.json", record)
+            del self._found[kind, key]
+        if old:
+            self.merge(without=old)
+
+    def merge(self, *, without: Mapping[Identity, Any] | None = None) -> None:
+        """Move the records of all runs that ended, of every process, into the tables.
+
+        Args:
+            without: Identities of records to remove.
+        """
+        files = self.files
+        if not files.parts.exists() and not without:
+            return
+        with files.lock():
+            parts = files.read_parts()
+            if not parts and not without:
+                return
+            found = dict(_identified(files.read_locked()))
+            files.replace([found[name] for name in found if name not in (without or {})])
+            for path, _ in parts:
+                path.unlink()
+
+
+def _identified(records: Sequence[dict[str, Any]]) -> Iterator[tuple[Identity, dict[str, Any]]]:
+    """Return records with the keys that their configurations have now.
+
+    Settings that are new since a record was written count as being at their defaults.
+    """
+    for record in records:
+        yield (record["kind"], key_of(record["config"], record.get("exam"))), record
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(record[key] for key in ("model", "task", "method", "budget", "seed"))
 
 
+def _place_of(run: Run) -> tuple[Any, ...]:
+    cell = run.cell
+    return (cell.model, cell.task, cell.method, cell.budget, run.seed)
+
+
 def open_records(study: Study) -> Records:
     """Read the records of a study; there may be none yet.
 
     Raises:
-        RunFileError: If a file in the folder is not a record.
+        RunFileError: If a file is damaged or no record.
     """
-    records = Records(study)
     if study.results.exists() and not study.results.is_dir():
         raise RunFileError(
             f"`results` of {study.file} must be a folder, got {study.results}, which is a file: "
             "name another."
         )
-    for path in sorted(study.results.glob("*.json")):
-        record = read_json(path)
-        missing = [key for key in NEEDED if key not in record]
-        if missing:
-            raise RunFileError(
-                f"each .json file in {study.results} must be the record of a run, got "
-                f"{path.name}, which has no `{missing[0]}`: move it elsewhere."
-            )
-        if record["study"] == study.name:
-            records._found[record["kind"], _key_today(record)] = path, record
+    records = Records(study)
+    records._found.update(_identified(records.files.read()))
     return records
-
-
-def _key_today(record: Mapping[str, Any]) -> str:
-    """Return the key that a record's configuration has now, with settings that are new since."""
-    return key_of(record["config"], record.get("exam"))
 
 
 def as_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
@@ -153,7 +274,7 @@ def as_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
         "seed": run.seed,
         "trial": run.trial,
         "status": outcome.status,
-        "error": outcome.error,
+        "error": None if outcome.error is None else shorten(outcome.error, LONGEST_ERROR),
         "diverged": outcome.diverged,
         "notes": list(outcome.notes),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -124,8 +124,7 @@ class Runner:
             for cell, seed in selection.finals
             if cell in tuned
         ]
-        for run in finals:
-            self.records.put_aside(run)
+        self.records.put_aside(finals)
         self._all(self.do, finals)
         return problems
 

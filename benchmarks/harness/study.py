@@ -79,7 +79,7 @@ class Study:
     file: Path
     description: str
     results: Path
-    """Folder of the records, seen from the folder that the command is run in."""
+    """Folder of the tables, relative to the working folder."""
     models: Mapping[str, Fragment]
     tasks: Mapping[str, Fragment]
     methods: Mapping[str, Fragment]

@@ -22,8 +22,8 @@ from dynlora.errors import StudyError
 from dynlora.report.wording import lower_is_better
 from dynlora.train.config import METRICS
 
-STORAGE = "tuning.journal"
-"""The file of all trials, in the folder of records."""
+STORAGE = ".tuning.journal"
+"""Ending of the file of all trials, beside the tables of the study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def open_tuner(jobs: Jobs, tuning: Tuning) -> OptunaTuner:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = jobs.study.results
     folder.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(str(folder / STORAGE))
+    backend = JournalFileBackend(str(folder / f"{jobs.study.name}{STORAGE}"))
     return OptunaTuner(jobs, tuning, JournalStorage(backend))
 
 

@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in (ROOT / "examples").glob("*.yaml"):
         save_example(world, source)
     shutil.copytree(ROOT / "benchmarks" / "studies", world / "benchmarks" / "studies")
-    write(world / "benchmarks" / "results" / "first", *invented_study(budgets=(2,), seeds=3))
+    write(world / "benchmarks" / "results", *invented_study(budgets=(2,), seeds=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         for name in STARTS:

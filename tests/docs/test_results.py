@@ -1,35 +1,27 @@
-"""docs/results.md and its figures are what the committed records of studies give."""
+"""The committed records are the tables that the harness would write, and a report reads them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.main import main
-from tests.processes import run_in_group
+from benchmarks.harness.records import Files
+from benchmarks.harness.tables import ENDINGS, SHARED, to_texts
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "results.md"
-
-
-def committed() -> list[Path]:
-    """Return the records that are committed; a study that runs meanwhile adds others."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        return []
-    listing = run_in_group(
-        ["git", "ls-files", "-z", "benchmarks/results/*/*.json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return [ROOT / name for name in listing.stdout.split("\0") if name]
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+STUDIES = sorted(path.name.removesuffix(SHARED) for path in RESULTS.glob(f"*{SHARED}"))
 
 
-def test_the_results_follow_from_the_records(tmp_path, capsys):
-    records = committed()
-    if not records or not DOCUMENT.exists():
-        pytest.skip(f"needs committed records and {DOCUMENT}, of which there are not both yet")
-    for path in records:
-        copy = tmp_path / path.parent.name / path.name
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
-    code = main(["report", str(tmp_path), "--output", str(DOCUMENT), "--check"])
-    assert code == 0, capsys.readouterr().err
+@pytest.mark.parametrize("study", STUDIES)
+def test_committed_tables_are_what_the_harness_would_write(study):
+    files = Files(RESULTS, study)
+    texts = {ending: files.of(ending).read_text(encoding="utf-8") for ending in ENDINGS}
+    assert to_texts(files.read()) == texts
+
+
+def test_a_committed_study_gives_a_report(tmp_path):
+    document = tmp_path / "report.md"
+    assert main(["report", str(RESULTS / "mrpc_longer.csv"), "--output", str(document)]) == 0
+    text = document.read_text(encoding="utf-8")
+    assert "## mrpc_longer" in text
+    assert "| dynamic | 10 of 10 |" in text

@@ -29,7 +29,7 @@ def test_every_study_resolves_to_jobs(path: Path) -> None:
     study = read_study(path, check_keys)
     jobs = resolve_jobs(study, parse_values)
     assert len(jobs.configs) == len(study.models) * len(study.tasks) * len(study.methods)
-    assert study.results == Path("benchmarks/results") / path.stem
+    assert study.results == Path("benchmarks/results")
 
 
 def test_derived_tasks_ask_for_what_the_meaning_says(

@@ -15,6 +15,7 @@ import benchmarks.harness.command as module
 from benchmarks.harness.assignment import Outcome
 from benchmarks.harness.execute import execute
 from benchmarks.harness.main import main
+from benchmarks.harness.records import Files
 from dynlora.cli.main import main as dynlora
 from tests.cli.conftest import snapshot
 from tests.harness.studies import TUNE, StandIn, completed, write_study
@@ -65,8 +66,8 @@ def bench(tmp_path: Path, world: Path) -> Bench:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted((folder / "results").glob("*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    found = Files(folder / "results", "small").read()
+    return sorted(found, key=lambda record: (record["method"], record["key"]))
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -330,10 +331,10 @@ def test_results_that_are_no_records_are_refused_and_kept(
     bench: Bench, executor: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "half.json").write_text('{"study": ')
+    (tmp_path / "results" / "small.config.json").write_text('{"format": ')
     before = snapshot(tmp_path / "results")
     assert bench() == 2
-    assert "half.json must be one whole JSON object" in error_of(capsys)
+    assert "small.config.json" in error_of(capsys)
     assert snapshot(tmp_path / "results") == before
     assert executor.asked == []
 
@@ -375,4 +376,4 @@ def test_every_study_of_ours_is_valid(
     places = ["--data", str(tmp_path), "--models", str(tmp_path)]
     assert main([str(study), *places, "--dry-run", "--quiet"]) == 0
     results = yaml.safe_load(study.read_text())["results"]
-    assert results == f"benchmarks/results/{study.stem}", "where the report looks"
+    assert results == "benchmarks/results", "where the report looks"

@@ -123,7 +123,7 @@ def test_trials_of_other_settings_do_not_count(tmp_path: Path) -> None:
     measured = Measured(far_from(0.02))
     tuner_of(other).tune(LORA, measured)
     assert measured.tried[0] == other.defaults(LORA)
-    assert (tmp_path / "results" / STORAGE).is_file(), "all of them in one file"
+    assert (tmp_path / "results" / f"small{STORAGE}").is_file(), "all of them in one file"
 
 
 def test_training_that_diverged_is_never_the_choice(tmp_path: Path) -> None:

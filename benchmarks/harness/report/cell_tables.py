@@ -1,7 +1,6 @@
 """Section: one model, task and budget: what each method reached, and how it differs."""
 
 from collections.abc import Sequence
-from math import isfinite, nan
 from statistics import fmean
 
 from benchmarks.harness.report.comparison import Comparison, Quantity, pairs_text, value_of
@@ -9,9 +8,9 @@ from benchmarks.harness.report.markdown import escape, seeds_text, table
 from benchmarks.harness.report.numbers import interval_text, p_text, signed_text, spread_text
 from benchmarks.harness.report.record import Cell, Outcome
 from benchmarks.harness.report.study import Study
-from dynlora.report.wording import count_text, lower_is_better, seconds_text
+from dynlora.report.wording import count_text, lower_is_better
 
-COSTS = ("parameters", "peak", "training", "moving ranks")
+COSTS = ("parameters", "peak")
 
 
 def cell_section(study: Study, cell: Cell, reference: str) -> list[str]:
@@ -53,16 +52,12 @@ def _values(outcomes: Sequence[Outcome], quantity: Quantity) -> list[float]:
 
 
 def _costs(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return mean parameters and seconds; dashes without a run."""
+    """Return mean parameters; dashes without a run."""
     if not outcomes:
         return ["–"] * len(COSTS)
-    training = fmean(outcome.training for outcome in outcomes)
-    part = fmean(outcome.dynamic for outcome in outcomes) / training if training else nan
     return [
         count_text(fmean(outcome.live for outcome in outcomes)),
         count_text(fmean(outcome.peak for outcome in outcomes)),
-        seconds_text(training) if isfinite(training) else "–",
-        f"{part:.1%}" if isfinite(part) else "–",
     ]
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from dynlora.cli.arguments import VerbParser, new_parser, parse
 from dynlora.cli.output import Output
-from dynlora.errors import ConfigError
 
 PROGRAM = "python -m benchmarks report"
 RESULTS = Path("benchmarks/results")
-DOCUMENT = Path("docs/results.md")
+DOCUMENT = Path("runs/results.md")
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
@@ -20,7 +19,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
         output: Where its words go.
 
     Raises:
-        DynamicLoraError: If the input must be mended, or `--check` finds a difference.
+        DynamicLoraError: If the input must be mended.
     """
     given = parse(make_parser(), arguments)
     if given is None:
@@ -31,17 +30,14 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from benchmarks.harness.report.folders import read_records
     from benchmarks.harness.report.study import group
     from benchmarks.harness.report.view import make_table, make_values
-    from benchmarks.harness.report.write import check_places, differences, link_to, write_document
+    from benchmarks.harness.report.write import check_places, link_to, write_document
 
     document: Path = given.output
     figures: Path = given.figures or document.parent / document.stem
     check_places(document, figures)
     studies = group(read_records(given.results or [RESULTS]))
     made = make_document(studies, given.reference, link_to(figures, document))
-    if given.check:
-        _check(differences(made, document, figures))
-    else:
-        write_document(made, document, figures)
+    write_document(made, document, figures)
     paths = [str(figures / drawing.file) for drawing in made.drawings]
     output.show(
         make_table(studies, made, document),
@@ -57,7 +53,7 @@ def make_parser() -> VerbParser:
         metavar="RESULTS",
         type=Path,
         nargs="*",
-        help=f"folder of a study's records, or of one folder a study (default: {RESULTS})",
+        help=f"folder of results, or the .csv file of a study (default: {RESULTS})",
     )
     parser.add_argument(
         "--output",
@@ -75,18 +71,4 @@ def make_parser() -> VerbParser:
     parser.add_argument(
         "--reference", metavar="METHOD", help="method that others are compared with (default: lora)"
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; fail if the files are not what the records give",
-    )
     return parser
-
-
-def _check(differing: Sequence[Path]) -> None:
-    if differing:
-        raise ConfigError(
-            f"the report must be what its records give, got {len(differing)} files that are not: "
-            f"{', '.join(map(str, differing))}: run `{PROGRAM}` with the same options but without "
-            "`--check`."
-        )

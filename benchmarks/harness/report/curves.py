@@ -1,4 +1,4 @@
-"""Figure: loss and main metric of each method against parameters and against time."""
+"""Figure: loss and main metric of each method against parameters."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ DODGE = 0.08
 """Part of the parameter axis over which methods of one budget are spread."""
 ALONE = 0.7
 """The same where there is one budget only, and no line."""
+LEGEND_COLUMNS = 3
 PALE = 0.5
 """Opacity of bars, which would else hide each other."""
 LEAST_SPAN = math.log(2)
@@ -29,7 +30,6 @@ class Point:
     """A method's runs in one cell."""
 
     parameters: float
-    seconds: float
     value: float
     spread: float
     """Standard deviation; 0 for a single run."""
@@ -49,20 +49,18 @@ def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> byt
         return None
     drawn = [method for method in methods if found[Quantity.LOSS][method]]
     with drawing():
-        legend_rows = -(-len(drawn) // 4)
-        figure = blank(8.4, 2.7 * len(rows) + 0.4 + 0.2 * legend_rows)
-        grid = figure.subplots(len(rows), 2, sharey="row", sharex="col", squeeze=False)
+        legend_rows = -(-len(drawn) // LEGEND_COLUMNS)
+        figure = blank(5.6, 2.7 * len(rows) + 0.4 + 0.2 * legend_rows)
+        grid = figure.subplots(len(rows), sharex=True, squeeze=False)
         looks = look(methods, reference)
         for row, quantity in enumerate(rows):
             points = {method: found[quantity][method] for method in drawn}
             _by_parameters(grid[row, 0], points, looks)
-            _lines(grid[row, 1], points, looks, lambda point, _: point.seconds)
-            grid[row, 1].locator_params(axis="x", nbins=6)
             grid[row, 0].set_ylabel(quantities[quantity])
         axis_label(grid[-1, 0], "adapter parameters at the end", grid[-1, 0].get_ylabel())
-        grid[-1, 1].set_xlabel("seconds of training steps")
         handles = list(grid[0, 0].containers)
-        figure.legend(handles, drawn, loc="outside lower center", ncols=min(4, len(drawn)))
+        columns = min(LEGEND_COLUMNS, len(drawn))
+        figure.legend(handles, drawn, loc="outside lower center", ncols=columns)
         return svg(figure)
 
 
@@ -75,7 +73,6 @@ def _points(study: Study, setting: tuple[str, str], method: str, quantity: Quant
         if values:
             point = Point(
                 max(1.0, fmean(o.live for o in outcomes)),  # the axis is logarithmic
-                fmean(o.training for o in outcomes),
                 fmean(values),
                 stdev(values) if len(values) > 1 else 0.0,
             )

@@ -19,10 +19,8 @@ MARK = "<!-- Written by `python -m benchmarks report` from the records of runs; 
 HOW_TO_READ = """\
 Means are given with the standard deviation over seeds. `runs` is how many of the final runs are
 in them. `parameters` are those of the adapter at the end of training, `peak` the most it ever
-held, `training` the time in training steps, whatever else the machine did meanwhile, and `moving
-ranks` the part of it that dynamic ranks took. Collapsed runs, whose guesses on the test rows are
-all one class, are counted and named, and stay in every mean; runs whose loss or metric is not
-finite are named and in none.
+held. Collapsed runs, whose guesses on the test rows are all one class, are counted and named, and
+stay in every mean; runs whose loss or metric is not finite are named and in none.
 
 Differences are paired: a method minus the reference, over the seeds that both have. A pair is
 `lost` if one of both runs has no finite result: the difference then leaves out what may be the

@@ -43,7 +43,7 @@ def draw(
     found = [
         (
             "curves",
-            f"{where}: loss and metric against parameters and time",
+            f"{where}: loss and metric against parameters",
             curves_figure(study, setting, reference),
         ),
         (

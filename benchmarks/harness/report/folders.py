@@ -1,38 +1,56 @@
-"""Step 0. Folders in, records out: one JSON file a run, in a folder of its own for each study."""
+"""Step 0. Folders of results in, records out."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.harness.records import Files
 from benchmarks.harness.report.record import Record, as_record
+from benchmarks.harness.tables import RUNS, SHARED
 from dynlora.errors import RunFileError
-from dynlora.files.json_files import read_json
 
 
-def read_records(folders: Sequence[Path]) -> list[Record]:
-    """Return the records in folders of one study, or of one folder a study.
+def read_records(places: Sequence[Path]) -> list[Record]:
+    """Return the records of all studies in folders, or of single studies.
 
-    A folder given twice is read once.
+    A study that is named twice is read once.
+
+    Args:
+        places: Folders of results, or studies' tables of runs.
 
     Raises:
-        RunFileError: If a folder is missing or holds no record, or a file is not a record.
+        RunFileError: If a place contains no records, or a file is damaged.
     """
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        paths = _files(folder)
-        if not paths:
-            raise RunFileError(
-                f"a folder of results must hold a folder a study with JSON files, or be one, got "
-                f"{folder}, where there is none: run a study first."
-            )
-        found |= {path.resolve(): path for path in paths}
-    return [as_record(path, read_json(path)) for path in found.values()]
+    found: dict[Path, Files] = {}
+    for place in places:
+        for study in _studies(place):
+            files = Files(place if place.is_dir() else place.parent, study)
+            found.setdefault(files.of(RUNS).resolve(), files)
+    return [
+        as_record(files.of(RUNS) / f"{record['kind']}-{record['key']}", record)
+        for files in found.values()
+        for record in files.read()
+    ]
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the records below a folder; beside folders of studies lie files of other kinds."""
-    if not folder.is_dir():
+def _studies(place: Path) -> list[str]:
+    """Return the names of the studies at a place; other files may lie beside theirs."""
+    if place.is_dir():
+        folder, pattern = place, "*"
+    elif place.name.endswith(RUNS):
+        folder, pattern = place.parent, place.name.removesuffix(RUNS)
+    else:
         raise RunFileError(
-            f"results must be a folder, got {folder}, which is "
-            f"{'a file' if folder.exists() else 'not there'}: give a folder of records."
+            f"results must be a folder, or the {RUNS} file of a study, got {place}, which is "
+            f"{'neither' if place.exists() else 'not there'}: run a study first."
         )
-    return sorted(folder.glob("*/*.json")) or sorted(folder.glob("*.json"))
+    names = {
+        path.name.removesuffix(ending)
+        for ending in (SHARED, ".parts", ".pending")
+        for path in folder.glob(f"{pattern}{ending}")
+    }
+    if not names:
+        raise RunFileError(
+            f"results must contain the tables of a study, got {place}, where there are none: run "
+            "a study first."
+        )
+    return sorted(names)

@@ -39,10 +39,6 @@ class Outcome:
     live: int
     """Adapter parameters at the end."""
     peak: int
-    training: float
-    """Seconds in training steps; NaN where unknown."""
-    dynamic: float
-    """Seconds of those in moving ranks; NaN where unknown."""
     final_ranks: Mapping[str, int]
 
     @property
@@ -66,6 +62,7 @@ class Record:
     """One run of a study."""
 
     path: Path
+    """The study's table, and below it the run's kind and key: for messages."""
     study: str
     description: str
     """What the study asks, in Markdown; empty where nobody wrote it."""
@@ -87,7 +84,7 @@ def as_record(path: Path, values: Mapping[str, Any]) -> Record:
     """Return the record that a file holds.
 
     Args:
-        path: Where it was read, for messages.
+        path: The place of the record, for messages.
         values: What it holds. Only a completed final run needs results.
 
     Raises:
@@ -118,7 +115,7 @@ def _tuned(fields: Fields) -> Tuned:
 
 def _outcome(fields: Fields) -> Outcome:
     metric, validation = fields.name("main_metric"), fields.inside("validation")
-    parameters, seconds = fields.inside("parameters"), fields.inside("seconds")
+    parameters = fields.inside("parameters")
     has_test = fields.values.get("test") is not None
     return Outcome(
         main_metric=metric,
@@ -129,7 +126,5 @@ def _outcome(fields: Fields) -> Outcome:
         collapsed=fields.flag("collapsed"),
         live=parameters.whole("end"),
         peak=parameters.whole("peak"),
-        training=seconds.number("training_steps"),
-        dynamic=seconds.number("dynamic_part"),
         final_ranks=fields.ranks("final_ranks"),
     )

@@ -101,9 +101,8 @@ def _check_one_folder(study: Study) -> None:
     folders = sorted({record.path.parent for record in study.records})
     if len(folders) > 1:
         raise RunFileError(
-            f"the records of study {study.name!r} must lie in one folder, got them in "
-            f"{folders[0]} and {folders[1]}: give each study a name of its own, or move the "
-            "records of one study together."
+            f"study {study.name!r} must have one table of runs, got {folders[0]} and "
+            f"{folders[1]}: rename one study, or report on one folder at a time."
         )
 
 

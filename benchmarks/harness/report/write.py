@@ -1,4 +1,4 @@
-"""Step 8. The document on disk: over nothing but an earlier one, or compared with what is there."""
+"""Step 8. The document on disk, which replaces nothing but an earlier one."""
 
 import os
 import re
@@ -14,7 +14,6 @@ HEAD_BYTES = 2000
 """Where the mark of a file of ours stands at the latest."""
 SHOWN = re.compile(r"\]\(([^()\s]+\.svg)\)")
 """How a report links to a figure."""
-DRAWN_BY = re.compile(rb"<dc:title>(Matplotlib v[^,<]*)")
 
 
 def link_to(figures: Path, document: Path) -> str:
@@ -74,26 +73,6 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
             f"the report must be written to {document} and {figures}, which can be, got {error}: "
             "give other places."
         ) from error
-
-
-def differences(made: Document, document: Path, figures: Path) -> list[Path]:
-    """Return the files that are not what would be written, and those that would be removed.
-
-    A figure that another version of matplotlib drew cannot be compared, and counts as the same.
-    """
-    found = [] if _bytes(document) == made.text.encode() else [document]
-    for drawing in made.drawings:
-        path = figures / drawing.file
-        there = _bytes(path)
-        if there is None or (there != drawing.content and _drawn_alike(there, drawing.content)):
-            found.append(path)
-    return [*found, *_left_over(made, document, figures)]
-
-
-def _drawn_alike(one: bytes, other: bytes) -> bool:
-    """Return whether two figures name the same version of matplotlib, if any."""
-    versions = [re.findall(DRAWN_BY, content) for content in (one, other)]
-    return versions[0] == versions[1] or not versions[0]
 
 
 def _left_over(made: Document, document: Path, figures: Path) -> list[Path]:

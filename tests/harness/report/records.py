@@ -1,8 +1,9 @@
 """Records of invented runs, as the runner writes them."""
 
-import json
 import random
 from pathlib import Path
+
+from benchmarks.harness.records import Files
 
 RUN = {
     "study": "first",
@@ -15,6 +16,7 @@ RUN = {
     "seed": 0,
     "status": "completed",
     "error": None,
+    "diverged": False,
     "config": {},
     "tuned": {"learning_rate": 3e-4, "scale": 2.0},
     "main_metric": "accuracy",
@@ -23,7 +25,6 @@ RUN = {
     "collapsed": False,
     "majority": 0.68,
     "parameters": {"start": 73_728, "peak": 73_728, "end": 73_728},
-    "seconds": {"training_steps": 60.0, "dynamic_part": 0.0, "evaluation": 2.0},
     "peak_memory_bytes": None,
     "initial_ranks": {},
     "final_ranks": {},
@@ -43,10 +44,10 @@ def values(loss: float | None = None, accuracy: float | None = None, **changes: 
 
 
 def write(folder: Path, *records: dict) -> Path:
-    """Write records as a study's folder; the number of each is its file's name."""
+    """Write the tables of a study into a folder of results; the number of a record is its key."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, record in enumerate(records):
-        (folder / f"{number:04}.json").write_text(json.dumps(record), encoding="utf-8")
+    keyed = [record | {"key": f"{number:04}"} for number, record in enumerate(records)]
+    Files(folder, records[0]["study"]).replace(keyed)
     return folder
 
 
@@ -69,7 +70,7 @@ def invented_study(
     for task in tasks:
         for budget in budgets:
             shared = [draws.gauss(0.0, 0.01) for _ in range(seeds)]
-            for place, method in enumerate(methods):
+            for method in methods:
                 for seed in range(seeds):
                     gain = 0.02 if method == "dynamic" else 0.0
                     noise = draws.gauss(0.0, 0.004)
@@ -93,11 +94,6 @@ def invented_study(
                             test={"loss": loss + 0.01, "accuracy": 1.18 - loss},
                             final_ranks=ranks,
                             parameters=dict.fromkeys(("start", "peak", "end"), 9_216 * budget),
-                            seconds={
-                                "training_steps": 60.0 + budget + place,
-                                "dynamic_part": 0.5 * place,
-                                "evaluation": 2.0,
-                            },
                         )
                     )
     return made

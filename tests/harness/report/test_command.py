@@ -11,7 +11,6 @@ from urllib.parse import unquote
 import pytest
 
 from benchmarks.harness.main import main
-from benchmarks.harness.report.document import MARK
 from tests.cli.conftest import snapshot
 from tests.harness.report.records import invented_study, values, write
 
@@ -22,9 +21,9 @@ Report = Callable[..., int]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of two studies; no test may change it."""
     folder = tmp_path_factory.mktemp("bench") / "results"
-    write(folder / "first", *invented_study("first", blocks=1))
+    write(folder, *invented_study("first", blocks=1))
     few = invented_study("second", methods=("lora", "rslora"), budgets=(8,), seeds=1, blocks=1)
-    write(folder / "second", *few)
+    write(folder, *few)
     return folder
 
 
@@ -67,16 +66,16 @@ def refused(report: Report, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def test_the_defaults_read_benchmarks_results_and_write_docs_results(report, results, capsys):
+def test_the_defaults_read_benchmarks_results_and_write_into_runs(report, results, capsys):
     Path("benchmarks").mkdir()
     Path("benchmarks/results").symlink_to(results)
     assert report() == 0
     assert capsys.readouterr().err == ""
-    text = Path("docs/results.md").read_text(encoding="utf-8")
+    text = Path("runs/results.md").read_text(encoding="utf-8")
     assert text.startswith("<!-- Written by `python -m benchmarks report`")
     assert "## first\n" in text
     assert "## second\n" in text
-    figures = {path.name for path in Path("docs/results").iterdir()}
+    figures = {path.name for path in Path("runs/results").iterdir()}
     drawn = {"first": ("curves", "differences", "ranks"), "second": ("curves", "ranks")}
     assert figures == {f"{s}-minilm-mrpc-{what}.svg" for s in drawn for what in drawn[s]}
     for figure in figures:
@@ -86,13 +85,11 @@ def test_the_defaults_read_benchmarks_results_and_write_docs_results(report, res
 @pytest.mark.usefixtures("here")
 def test_the_same_records_give_the_same_bytes_wherever_they_lie(report, results, tmp_path):
     first = snapshot(Path.cwd())
-    # Other file names, another order, and the folders given one by one.
-    for name in ("second", "first"):
-        for path in sorted((results / name).iterdir()):
-            copy = tmp_path / "copy" / name / f"x{9999 - int(path.stem)}.json"
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    copies = [tmp_path / "copy" / name for name in ("second", "first")]
+    copies = [tmp_path / name / f"{name}.csv" for name in ("second", "first")]
+    for table in copies:
+        table.parent.mkdir()
+        for path in results.glob(f"{table.stem}.*"):
+            shutil.copy(path, table.parent)
     shutil.rmtree("report")
     assert report(*copies, "--output", "report.md") == 0
     assert snapshot(Path.cwd()) == first
@@ -122,7 +119,7 @@ def test_another_reference_can_be_chosen(report, results):
 
 
 def test_without_the_usual_reference_there_are_tables_and_no_comparison(report, tmp_path):
-    write(tmp_path / "r" / "first", *invented_study(methods=("a", "b"), budgets=(8,), blocks=0))
+    write(tmp_path / "r", *invented_study(methods=("a", "b"), budgets=(8,), blocks=0))
     assert report(tmp_path / "r", "--output", "report.md") == 0
     text = Path("report.md").read_text(encoding="utf-8")
     assert "No run of lora to compare others with." in text
@@ -130,44 +127,13 @@ def test_without_the_usual_reference_there_are_tables_and_no_comparison(report, 
 
 
 @pytest.mark.usefixtures("here")
-def test_check_passes_over_what_was_just_written_and_writes_nothing(report, results):
-    before = snapshot(Path.cwd())
-    assert report(results, "--output", "report.md", "--check") == 0
-    assert snapshot(Path.cwd()) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda: Path("report.md").write_text(f"{MARK}\nold", encoding="utf-8"), "report.md"),
-        (lambda: Path("report.md").unlink(), "report.md"),
-        (lambda: Path("report/first-minilm-mrpc-ranks.svg").unlink(), "minilm-mrpc-ranks.svg"),
-        (lambda: _append("report/first-minilm-mrpc-curves.svg"), "first-minilm-mrpc-curves.svg"),
-    ],
-    ids=["text", "no-text", "no-figure", "figure"],
-)  # fmt: skip
-@pytest.mark.usefixtures("here")
-def test_check_names_the_file_that_is_not_what_the_records_give(refused, results, change, named):
-    change()
-    said = refused(results, "--output", "report.md", "--check")
-    assert "got 1 files that are not" in said
-    assert named in said
-
-
-def _append(path: str) -> None:
-    with Path(path).open("ab") as file:
-        file.write(b"\n")
-
-
-@pytest.mark.usefixtures("here")
-def test_a_figure_of_an_earlier_report_goes_and_others_stay(report, refused, results):
+def test_a_figure_of_an_earlier_report_goes_and_others_stay(report, results):
     drawn = Path("report/first-minilm-mrpc-ranks.svg").read_bytes()
     Path("report/mine.svg").write_text("<svg/>")
     for name in ("old", "of another report"):
         Path(f"report/{name}.svg").write_bytes(drawn)
     with Path("report.md").open("a") as document:
         document.write("![once](report/old.svg) ![mine](report/mine.svg)")
-    assert "report/old.svg" in refused(results, "--output", "report.md", "--check")
     assert report(results, "--output", "report.md") == 0
     assert Path("report/mine.svg").exists()
     assert Path("report/of another report.svg").exists()
@@ -179,7 +145,7 @@ def test_a_run_that_is_no_number_failed_or_collapsed_is_named(report, tmp_path):
     runs[1]["validation"]["loss"] = None
     runs[7]["collapsed"] = True
     runs[8] |= {"status": "failed", "error": "no [red]luck[/red]\nat all"}
-    write(tmp_path / "r" / "first", *runs)
+    write(tmp_path / "r", *runs)
     assert report(tmp_path / "r", "--output", "report.md") == 0
     text = Path("report.md").read_text(encoding="utf-8")
     assert "not finite, and left out: lora, seed 1." in text
@@ -190,7 +156,7 @@ def test_a_run_that_is_no_number_failed_or_collapsed_is_named(report, tmp_path):
 def test_names_with_signs_of_their_own_are_printed_as_they_are(report, tmp_path, capsys):
     name = "a [b] $x_1$ | <c>"
     runs = invented_study(name, ("lora", "[/x] $y", "_z"), budgets=(8,), blocks=1)
-    write(tmp_path / "r" / "s", *runs)
+    write(tmp_path / "r", *runs)
     assert report(tmp_path / "r", "--output", "report.md") == 0
     assert name in capsys.readouterr().out
     text = Path("report.md").read_text(encoding="utf-8")
@@ -215,29 +181,30 @@ def test_a_folder_that_is_not_there_is_refused(refused):
 
 def test_a_folder_without_records_is_refused(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty, where there is none" in refused(tmp_path / "empty")
+    assert "empty, where there are none" in refused(tmp_path / "empty")
 
 
 def test_a_broken_file_is_refused(refused, tmp_path):
-    (write(tmp_path / "r" / "first", values()) / "z.json").write_text('{"study":')
-    assert "first/z.json must be one whole JSON object" in refused(tmp_path / "r")
+    (write(tmp_path / "r", values()) / "first.config.json").write_text('{"format":')
+    assert "must be the tables of a study's records, got Expecting" in refused(tmp_path / "r")
 
 
 def test_a_record_without_a_key_is_refused(refused, tmp_path):
     run = values()
     del run["parameters"]
-    write(tmp_path / "r" / "first", values(seed=1), run)
-    assert "first/0001.json must hold `parameters`" in refused(tmp_path / "r")
+    write(tmp_path / "r", values(seed=1), run)
+    assert "first.csv/final-0001 must hold `parameters`" in refused(tmp_path / "r")
 
 
 def test_two_studies_of_one_name_are_refused(refused, tmp_path):
-    write(tmp_path / "r" / "first", values())
-    write(tmp_path / "r" / "copy", values(seed=1))
-    assert "study 'first' must lie in one folder" in refused(tmp_path / "r")
+    write(tmp_path / "r", values())
+    write(tmp_path / "copy", values(seed=1))
+    said = refused(tmp_path / "r", tmp_path / "copy")
+    assert "study 'first' must have one table of runs" in said
 
 
 def test_two_records_of_one_run_are_refused(refused, tmp_path):
-    write(tmp_path / "r" / "first", values(), values(key="other"))
+    write(tmp_path / "r", values(), values())
     assert "one final record of each run" in refused(tmp_path / "r")
 
 

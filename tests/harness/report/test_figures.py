@@ -88,10 +88,9 @@ def test_a_main_metric_that_is_the_loss_is_drawn_once():
     assert shown.count("validation loss") == 1
 
 
-def test_runs_without_adapter_parameters_and_without_times_are_drawn():
+def test_runs_without_adapter_parameters_are_drawn():
     nothing = dict.fromkeys(("start", "peak", "end"), 0)
-    unknown = {"training_steps": None, "dynamic_part": None}
-    runs = [values(), values(method="full", parameters=nothing, seconds=unknown)]
+    runs = [values(), values(method="full", parameters=nothing)]
     shown = texts(curves_figure(study_of(*runs), SETTING, "lora"))
     assert {"1", "73.7k", "full"} <= {*shown}
 

@@ -21,7 +21,6 @@ def test_a_completed_run_is_read_as_it_was_written():
             test={"loss": 0.5, "accuracy": 0.7},
             collapsed=True,
             parameters={"start": 10, "peak": 30, "end": 20},
-            seconds={"training_steps": 9.0, "dynamic_part": 0.5, "evaluation": 1.0},
             final_ranks={"a": 3},
         ),
     )
@@ -31,7 +30,6 @@ def test_a_completed_run_is_read_as_it_was_written():
     assert outcome
     assert (outcome.loss, outcome.metric, outcome.test, outcome.collapsed) == (0.4, 0.8, 0.7, True)
     assert (outcome.peak, outcome.live) == (30, 20)
-    assert (outcome.training, outcome.dynamic) == (9.0, 0.5)
     assert outcome.final_ranks == {"a": 3}
     assert outcome.is_finite
 
@@ -48,7 +46,7 @@ def test_a_loss_that_is_no_number_makes_a_run_that_is_not_finite(loss):
 @pytest.mark.parametrize("status", ["failed", "out_of_memory", "interrupted", "running"])
 def test_a_run_that_did_not_complete_needs_no_result(status):
     run = values(status=status, error="out of luck")
-    for key in ("validation", "parameters", "seconds", "main_metric", "final_ranks", "tuned"):
+    for key in ("validation", "parameters", "main_metric", "final_ranks", "tuned"):
         run[key] = None
     found = as_record(PATH, run)
     assert (found.status, found.error, found.outcome) == (status, "out of luck", None)
@@ -61,7 +59,7 @@ def test_a_trial_has_no_outcome():
 @pytest.mark.parametrize(
     "key",
     ["study", "kind", "model", "task", "method", "budget", "seed", "status", "main_metric",
-     "validation", "parameters", "seconds", "final_ranks"],
+     "validation", "parameters", "final_ranks"],
 )  # fmt: skip
 def test_a_missing_key_is_named_with_the_file(key):
     run = values()
@@ -80,7 +78,6 @@ def test_a_missing_key_is_named_with_the_file(key):
         ({"test": {"loss": 1.0}}, "must hold `test.accuracy`"),
         ({"parameters": {"end": 1}}, "must hold `parameters.peak`"),
         ({"parameters": {"end": 1.5, "peak": 2}}, "`parameters.end` .* got '1.5'"),
-        ({"seconds": {"training_steps": 1.0}}, "must hold `seconds.dynamic_part`"),
         ({"final_ranks": {"a": -1}}, "`final_ranks.a` .* at least 0, got '-1'"),
         ({"budget": "8"}, "`budget` .* whole number .* got '8'"),
         ({"seed": True}, "`seed` .* whole number .* got 'True'"),
