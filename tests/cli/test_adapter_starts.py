@@ -242,11 +242,6 @@ def test_what_does_not_fit_together_is_told(
     assert told in error(*options)
 
 
-def test_a_plan_is_made_for_a_start_that_not_every_rank_allows(job: Path) -> None:
-    options = ("--method", "lora", "--lora.init_lora_weights", "orthogonal")
-    assert main(["plan", str(job), *options]) == 0
-
-
 @pytest.mark.parametrize("lora", [{"init_lora_weights": s} for s in STARTS] + [{"use_dora": True}])
 def test_a_saved_adapter_of_a_language_model_is_as_good_as_what_was_trained(
     tmp_path: Path, output: Path, lora: dict[str, Any], capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from dynlora.cli.main import main
 from tests.cli.conftest import snapshot
 from tests.cli.finished import finish, read_json, stock_logits
-from tests.jobs import job_values, make_rows, write_job, write_rows
+from tests.jobs import make_rows, write_job, write_rows
 from tests.language import language_job, make_pairs, save_language_model, write_pairs
 
 ON = (
@@ -207,11 +207,3 @@ def test_what_a_language_model_writes_does_not_depend_on_the_batch(
     rows = write_rows(tmp_path / "rows.jsonl", make_pairs(12, seed=5))
     together, alone = (said("predict", writing, rows, "--batch-size", size) for size in (12, 1))
     assert together == alone
-
-
-def test_a_plan_of_it_is_made(
-    tmp_path: Path, model: Path, data: Path, said: Callable[..., Any]
-) -> None:
-    config = write_job(tmp_path / "job.yaml", job_values(model, data, tmp_path / "run"))
-    methods = said("plan", config, *ON)["methods"]
-    assert "dynamic" in json.dumps(methods)

@@ -36,7 +36,7 @@ USAGES = {
 DRY_RUN, MEASURE = "--dry-run", "--measure"
 FLAGS = {
     "train": {DRY_RUN: "load and check everything, and write nothing"},
-    "plan": {MEASURE: "train a few steps in a process of its own, and measure them"},
+    "plan": {MEASURE: "train each method for two steps and measure its peak memory"},
 }
 """By verb its options that are no key, with the help of each."""
 DESCRIPTIONS = {
@@ -45,9 +45,8 @@ DESCRIPTIONS = {
         "checked, and nothing trained or written."
     ),
     "plan": (
-        "Say what `dynlora train` would train and take, by method, after two steps of each on a "
-        "few rows; nothing is written. With --measure the configured method is also trained for a "
-        "few steps of full size in a process of its own."
+        "Print the parameters that each method would train. With --measure each method is also "
+        "trained for two steps in a child process, to measure its peak memory. Nothing is written."
     ),
 }
 KEYS = (

@@ -124,8 +124,8 @@ def _short_of_memory(error: Exception) -> str:
     return (
         f"there must be memory for what is asked, got {said}: use smaller batches "
         "(`--training.batch_size` with more `--training.gradient_accumulation`, or "
-        "`--batch-size`), a lower `--data.max_length` or a lower `--lora.r`; `dynlora plan` says "
-        "what a run takes."
+        "`--batch-size`), a lower `--data.max_length` or a lower `--lora.r`; `dynlora plan CONFIG "
+        "--measure` measures the peak memory of each method."
     )
 
 

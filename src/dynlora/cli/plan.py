@@ -1,4 +1,4 @@
-"""`dynlora plan CONFIG`: what would be trained, and the memory that it would take, per method."""
+"""`dynlora plan CONFIG`: parameters per method, and with `--measure` the peak memory."""
 
 import os
 from collections.abc import Sequence
@@ -12,28 +12,25 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `plan` on the command line.
-        output: Where its words go.
+        arguments: Words after `plan` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
-    given = [word for word in arguments if word != MEASURE]
-    config = parse_job(given, "plan")
+    config = parse_job([word for word in arguments if word != MEASURE], "plan")
     if config is None:
         return
 
-    os.environ.setdefault(*KERNELS)  # read when torch is loaded
-    # Only now: these load torch, and `--help` shall not wait for it.
-    from dynlora.cli.measured_run import measure_run
+    os.environ.setdefault(*KERNELS)  # read when torch is loaded, by the child processes too
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
-    from dynlora.report.plan_tables import plan_tables
-    from dynlora.train.plan.job_plan import plan_job
+    from dynlora.report.plan_table import plan_table
+    from dynlora.train.measure import measure_methods
+    from dynlora.train.plan import plan_job
 
     with readable_messages(output.progress):
-        plan = plan_job(config, output.progress)
-        values = plan.to_dict()
+        values = plan_job(config, output.progress)
         if MEASURE in arguments:
-            output.progress.print(f"training a few steps with {config.method}", highlight=False)
-            values["measured"] = measure_run(given, plan.steps)
-    output.show(plan_tables(values), values)
+            values |= measure_methods(config, values["methods"], output.progress)
+    output.show(plan_table(values), values)

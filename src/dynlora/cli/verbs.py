@@ -14,7 +14,7 @@ class Verb:
 
 VERBS: Mapping[str, Verb] = {
     "train": Verb("train CONFIG", "train and evaluate as CONFIG (a YAML file) says"),
-    "plan": Verb("plan CONFIG", "what would be trained, with parameters and memory per method"),
+    "plan": Verb("plan CONFIG", "parameters per method before a run; peak memory with --measure"),
     "eval": Verb("eval RUN", "metrics of a finished run, on any split or file"),
     "predict": Verb("predict RUN FILE", "what a finished run's model says to each row of FILE"),
     "report": Verb("report RUN", "one HTML file about a run: ranks, diagram, losses, events"),

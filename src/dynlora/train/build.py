@@ -18,7 +18,7 @@ from dynlora.train.epoch_end import SaveAfterEvaluation
 from dynlora.train.eva import begin_with_eva
 from dynlora.train.methods import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
-from dynlora.train.pretrained import locate
+from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import (
     CheckpointRecorder,
@@ -29,7 +29,7 @@ from dynlora.train.recorder import (
 from dynlora.train.resume import Past, check_same_task, find_past
 from dynlora.train.run_folder import RunFolder
 from dynlora.train.stop_signals import StopSignals
-from dynlora.train.task import TaskData, TrainerParts
+from dynlora.train.task import Task, TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
@@ -62,11 +62,58 @@ class Job:
     progress: ProgressBar
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobInputs:
+    """Data and base model of a job, equal for all methods."""
+
+    task: Task
+    source: Source
+    processor: Any
+    """Tokenizer or image processor."""
+    data: TaskData
+    steps: int
+    """Optimizer steps of the whole run."""
+
+
+def load_inputs(config: JobConfig) -> JobInputs:
+    """Load the data of a job and find its base model.
+
+    Raises:
+        DynamicLoraError: If model, data and configuration do not fit.
+    """
+    task, source = TASKS[config.task], locate(config.model)
+    processor = task.load_processor(source, config.data)
+    data = load_data(task, config.data, processor)
+    steps = total_steps(len(data.train), config.training)
+    return JobInputs(task=task, source=source, processor=processor, data=data, steps=steps)
+
+
+def prepare_method(
+    inputs: JobInputs, config: JobConfig, checkpoint: Path | None = None
+) -> Prepared:
+    """Load the base model and prepare it for the method of `config`.
+
+    The random state is set before each part that draws from it, so that the same seed gives
+    every method the same classifier, and `lora` and `dynamic` the same adapter.
+
+    Args:
+        inputs: Data and base model.
+        config: The job.
+        checkpoint: Folder to resume from; None for a new run.
+
+    Raises:
+        DynamicLoraError: If the method does not fit the model or the configuration.
+    """
+    set_seed(config.training.seed)
+    base = inputs.task.load_model(inputs.source, inputs.data.num_labels, inputs.processor)
+    inputs.task.check_model(base, config.data)
+    inputs.task.begin_head(base, inputs.data)
+    set_seed(config.training.seed)
+    return prepare(base, config, inputs.steps, checkpoint)
+
+
 def build_job(config: JobConfig, console: Console) -> Job:
     """Load and check all that `config` names, without writing anything.
-
-    The random state is set anew before each part that draws from it, so that the same seed gives
-    every method the same classifier, and `lora` and `dynamic` the same adapter.
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
@@ -76,16 +123,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
     past = find_past(config, folder)
     if past is None or past.source.root.resolve() != folder.root.resolve():
         folder.check_apart(inputs(config))
-    task, source = TASKS[config.task], locate(config.model)
-    processor = task.load_processor(source, config.data)
-    data = load_data(task, config.data, processor)
-    set_seed(config.training.seed)
-    base = task.load_model(source, data.num_labels, processor)
-    task.check_model(base, config.data)
-    task.begin_head(base, data)
-    set_seed(config.training.seed)
-    steps = total_steps(len(data.train), config.training)
-    prepared = prepare(base, config, steps, None if past is None else past.checkpoint)
+    loaded = load_inputs(config)
+    task, data = loaded.task, loaded.data
+    prepared = prepare_method(loaded, config, None if past is None else past.checkpoint)
     note_rank(config)
     if past is not None:
         check_same_task(past, identity(data, prepared))
@@ -119,7 +159,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
                 best_metric=best_metric,
                 checkpoints=Path(nowhere),
                 data=data,
-                processor=processor,
+                processor=loaded.processor,
                 penalty=prepared.penalty,
                 callbacks=callbacks,
                 optimizer=make_optimizer(prepared.model, config.training),
@@ -134,9 +174,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
         config=config,
         folder=folder,
         past=past,
-        processor=processor,
+        processor=loaded.processor,
         data=data,
-        steps=steps,
+        steps=loaded.steps,
         prepared=prepared,
         trainer=trainer,
         metrics=metrics,

@@ -36,7 +36,7 @@ from dynlora.train.run_folder import not_written
 from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
 from dynlora.train.trackers import tracking
-from dynlora.train.trainer import total_steps
+from dynlora.train.trainer import row_lengths, total_steps
 
 _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 """What torch's writer says of a disk that takes no more."""
@@ -58,15 +58,41 @@ def run_job(config: JobConfig, console: Console) -> RunReport:
         KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
             go on.
     """
-    _check_one_device()
-    if not torch.accelerator.is_available():
-        keep_freed_memory()
-    job = build_job(config, console)
+    job = _begin(config, console)
     _announce(job, console)
     past = {} if job.past is None else job.past.run
     before = past.get("metrics_before") or _evaluate_first(job)
     with job.folder.held():
         return _run(job, before)
+
+
+def train_briefly(config: JobConfig) -> dict[str, int | None]:
+    """Evaluate one batch of the longest rows, then train; save no model.
+
+    Args:
+        config: A job of a few steps, whose `output` is a temporary folder.
+
+    Returns:
+        The peak memory of this process, as `peak_memory` returns it.
+
+    Raises:
+        DynamicLoraError: If model, data and configuration do not fit.
+    """
+    job = _begin(config, Console(quiet=True))
+    lengths = row_lengths(job.data.validation)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    job.trainer.evaluate(job.data.validation.select(order[: config.training.eval_batch_size]))
+    open_folder(job, {})
+    _train(job)
+    return peak_memory()
+
+
+def _begin(config: JobConfig, console: Console) -> Job:
+    """Set up the process and build the job."""
+    _check_one_device()
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    return build_job(config, console)
 
 
 def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:

@@ -1,1 +1,0 @@
-"""What a job would train and take, found before any training."""
