@@ -200,7 +200,11 @@ class Sequence(RuleBasedStateMachine):
     @rule(first=st.integers(0, 5))
     def generate(self, first) -> None:
         tokens = torch.arange(first, first + 3).expand(2, 3)
-        act = lambda model: {"output": model.eval().generate(tokens).double()}  # noqa: E731
+
+        def act(model: PeftModel) -> Tensors:
+            model.get_base_model().skipped = frozenset()
+            return {"output": model.eval().generate(tokens).double()}
+
         self.reference.check(self.model, act, "generated ids are PEFT's")
         self.model.train()
 
