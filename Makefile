@@ -7,9 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
 
-# Each of the processes has one thread: together they would else want more cores than there are.
-test: .venv/dev.stamp lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# One thread per process: with more, the processes would compete for the cores.
+test: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
