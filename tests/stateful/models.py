@@ -67,6 +67,11 @@ class Settings:
         """Largest difference from PEFT, relative to the largest value."""
         return {"float64": 1e-9, "float32": 2e-5, "autocast": 0.25}[self.dtype]
 
+    @property
+    def needs_inputs_kept(self) -> bool:
+        """Whether the backward pass needs inputs unchanged, of which PEFT would keep a copy."""
+        return self.fused and self.dtype == "autocast"
+
     def base(self) -> Tiny:
         base = WIRINGS[self.wiring](self.width)
         if self.tied and {"q", "k"} <= set(base.layers):
