@@ -1,4 +1,4 @@
-"""Stage 3. Weight allocator: importance scores to shares of the budget, and to layer weights.
+"""Stage 2. Weight allocator: importance scores to shares of the budget, and to layer weights.
 
 Pure Python on purpose: no tensors and no model, so every property of the shares can be tested.
 """

@@ -1,4 +1,4 @@
-"""Stage 2. Input feature analyzer: activations entering each LoRA layer to `FeatureStats`.
+"""Stage 3. Input feature analyzer: activations entering each LoRA layer to `FeatureStats`.
 
 Each layer keeps a uniform sample of the tokens that entered it since the last event. A token's
 place in the sample is decided by a key hashed from its example, its position and the step, and

@@ -1,4 +1,4 @@
-"""Stages 3 and 4 at an event: scores to shares of the budget, and shares to ranks."""
+"""Stages 2 and 4 at an event: scores to shares of the budget, and shares to ranks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
