@@ -27,11 +27,11 @@ from tests.models import adamw, bare_llama, sequences
 FUSED = runpy.run_path(fused.__file__)  # the tests of forwards set its threshold to 0
 DOCUMENTED = {
     "method": [
-        ("for up to 256 evenly spaced tokens of each example", attention_rows.QUERIES, 256),
-        ("over these steps with a decay of 0.8", attention_entropy.DECAY, 0.8),
+        ("for up to 256 evenly spaced tokens per example", attention_rows.QUERIES, 256),
+        ("over sampled steps with a decay of 0.8", attention_entropy.DECAY, 0.8),
         ("in the forwards of every eighth observed step", schedule.FORWARDS_APART, 8),
-        ("`m` eight times the rank that an even spread of the budget gives", MOST_TIMES_R, 8),
-        ("fewer than 2^18 elements is PEFT's own", FUSED["LEAST_ELEMENTS"], 2**18),
+        ("`q = max(max_rank, 8 · budget / Σc)`", MOST_TIMES_R, 8),
+        ("fewer than 2^18 elements", FUSED["LEAST_ELEMENTS"], 2**18),
     ],
     "adapters": [("up to `--rows` texts (256 unless given)", compress.ROWS, 256)],
 }
@@ -126,13 +126,13 @@ def test_every_public_name_and_metric_is_documented():
 
 
 def test_the_method_names_the_defaults_that_the_configuration_has():
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
     config = DynamicLoraConfig()
     assert f"`T` = {config.temperature}, `m` = {config.uniform_mix}" in text
     assert f"`shrink_tolerance` = {config.shrink_tolerance}" in text
     assert f"1 + hysteresis` ({config.hysteresis})" in text
     assert (config.events, config.first_event, config.last_event) == (5, 0.05, 0.3)
-    assert "Five events, evenly spread between 5 % and 30 %" in text
+    assert "five events, evenly spread between 5 % and 30 %" in text
     assert config.feature_weight == 0
     assert "the default weight is 0" in text
 
