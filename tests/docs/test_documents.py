@@ -37,6 +37,7 @@ DOCUMENTED = {
 }
 """By document: its words, the number in the code, and what the words say."""
 ROOT = Path(__file__).parent.parent.parent
+HISTORY = sorted((ROOT / "docs" / "history").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -95,7 +96,7 @@ def test_every_make_target_in_the_documents_exists():
     assert {"quickstart", "test"} <= named <= targets
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *HISTORY], ids=lambda path: path.name)
 def test_every_local_link_leads_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
