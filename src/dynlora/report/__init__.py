@@ -1,1 +1,1 @@
-"""What a finished run shows a reader: a table on the terminal and a heat map of the ranks."""
+"""Terminal tables, HTML page and rank heat map of a run."""

@@ -1,4 +1,4 @@
-"""Ranks of a saved LoRA adapter, from the shapes in its file's header: no tensor is loaded."""
+"""Read a saved LoRA adapter's ranks from the shapes in its file header, without loading tensors."""
 
 import re
 from pathlib import Path
@@ -10,19 +10,19 @@ from dynlora.saved.names import check_names, natural_key
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
-"""Name of the factor whose first axis is the rank, as PEFT saves it."""
+"""Name under which PEFT saves `lora_A`, whose first axis is the rank."""
 
 
 def read_adapter_ranks(folder: Path) -> dict[str, int]:
-    """Return the rank of each module by its name in the base model; empty without an adapter.
+    """Return the rank per module, by its name in the base model; empty without an adapter file.
 
     Args:
-        folder: As `save_pretrained` wrote it. Its file is in the alphabet's order; the names that
-            are returned count blocks as numbers do, 2 before 10.
+        folder: Written by `save_pretrained`. Modules are returned in natural order (block 2 before
+            10), because the file sorts its names alphabetically.
 
     Raises:
         AdapterError: If a tensor's name is too long.
-        RunFileError: If the adapter's file is cut short or not a safetensors file.
+        RunFileError: If the adapter's file is truncated or not a safetensors file.
     """
     path = folder / WEIGHTS
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Scales of drawings: values to pixels, and round numbers to label them with."""
+"""Scales of drawings: map values to pixels and choose round numbers as labels."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dynlora.report.markup import Node, append, node
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A straight map from values to pixels."""
+    """A linear map from values to pixels."""
 
     low: float
     high: float
@@ -25,12 +25,12 @@ class Scale:
 
 
 def round_steps(low: float, high: float, most: int) -> list[float]:
-    """Return at most `most` + 1 multiples of 1, 2 or 5 times a power of ten from low to high.
+    """Return at most `most` + 1 multiples of 1, 2 or 5 times a power of ten within [low, high].
 
     Args:
-        low: Least value.
-        high: Largest value, above `low`.
-        most: Intervals that fit, at least 1.
+        low: Lowest value.
+        high: Highest value, above `low`.
+        most: Maximum number of intervals, at least 1.
     """
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
@@ -40,17 +40,17 @@ def round_steps(low: float, high: float, most: int) -> list[float]:
 
 
 def label(value: float) -> str:
-    """Return a round number without the noise of floating point."""
+    """Format a round number without floating-point noise."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def step_axis(steps: Scale, y: float, *, offset: float) -> Node:
-    """Return the labels of an axis of optimizer steps.
+    """Draw an axis of optimizer steps with its labels.
 
     Args:
-        steps: Steps to pixels.
-        y: Pixel of the line.
-        offset: Pixels from the line to the labels' baseline; above the line if negative.
+        steps: Maps steps to pixels.
+        y: Pixel of the axis line.
+        offset: Pixels from the line to the labels' baseline; negative above the line.
     """
     group = node("g", class_="axis")
     append(group, node("line", x1=steps.begin, x2=steps.end, y1=y, y2=y))
@@ -65,13 +65,13 @@ def step_axis(steps: Scale, y: float, *, offset: float) -> Node:
 
 
 def event_marks(at: Sequence[int], steps: Scale, top: float, bottom: float) -> Node:
-    """Return a dashed line for each event, numbered where there is room.
+    """Draw a dashed line per event, with its number where there is room.
 
     Args:
         at: Steps of the events.
-        steps: Steps to pixels.
-        top: Pixel where lines begin; the numbers stand above.
-        bottom: Pixel where lines end.
+        steps: Maps steps to pixels.
+        top: Pixel of the lines' upper end; the numbers are above.
+        bottom: Pixel of the lines' lower end.
     """
     group = node("g", class_="events")
     last = -math.inf

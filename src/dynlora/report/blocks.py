@@ -1,26 +1,26 @@
-"""A model's plan from its module names: what repeats block by block, and what stands alone."""
+"""Group module names into stacks of repeated blocks and layers outside blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_KINDS = 12
-"""Most kinds of layer that are drawn side by side; blocks with more are listed."""
+"""Maximum number of layer kinds in a grid; layers of other stacks are listed."""
 MIN_FILLED = 0.5
-"""Least part of a grid that must hold a layer; blocks that differ more are listed."""
+"""Minimum share of grid cells with a layer; layers of sparser stacks are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Blocks that follow one another and hold the same kinds of layer."""
+    """Blocks with a common name prefix, such as the layers of an encoder."""
 
     prefix: str
-    """What stands before the block's number in the names."""
+    """Part of the module names before the block number."""
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Module names by the block's number and by kind: what stands behind the number."""
+    """Module names by block number and kind, the part of the name after the number."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of layer, in the order in which they first appear."""
+        """Kinds of layer, in order of first appearance."""
         return tuple(dict.fromkeys(kind for block in self.blocks.values() for kind in block))
 
     @property
@@ -30,20 +30,20 @@ class Stack:
 
     @property
     def is_regular(self) -> bool:
-        """Whether blocks and kinds make a grid that can be read."""
+        """Whether blocks and kinds form a grid that is small and full enough to draw."""
         cells = len(self.blocks) * len(self.kinds)
         return len(self.kinds) <= MAX_KINDS and len(self.names) >= MIN_FILLED * cells
 
 
 @dataclass(frozen=True, slots=True)
 class Loose:
-    """Layers that are in no block, such as a pooler or a classifier."""
+    """Layers to list one by one, such as a pooler, a classifier or an irregular stack."""
 
     names: tuple[str, ...]
 
 
 def block_of(name: str) -> tuple[str, str, str] | None:
-    """Return a module name cut at its first number: prefix, number, kind; None without one.
+    """Split a module name at its first number into prefix, number and kind; None without a number.
 
     ``bert.encoder.layer.0.attention.self.query`` is in block ``0`` of ``bert.encoder.layer``.
     """
@@ -55,7 +55,7 @@ def block_of(name: str) -> tuple[str, str, str] | None:
 
 
 def arrange(names: Sequence[str]) -> list[Stack | Loose]:
-    """Return the parts of a model from input to output, as far as the order of names tells it."""
+    """Group module names into stacks and loose layers, in order of first appearance."""
     stacks: dict[str, Stack] = {}
     loose: dict[int, list[str]] = {}
     order: list[str | int] = []

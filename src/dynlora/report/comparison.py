@@ -1,6 +1,6 @@
-"""Runs side by side: finished runs in; what differs in ranks and settings, and what to beware of.
+"""Compare finished runs: ranks, settings, and warnings about unequal conditions.
 
-Nothing is printed here; `comparison_table` shows it.
+`comparison_table` prints the result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,43 +14,43 @@ from dynlora.report.unfinished import finish_command
 from dynlora.report.wording import count_text
 
 IGNORED = ("output", "overwrite", "training.resume")
-"""Settings that say nothing of what a run is."""
+"""Settings that do not affect a run's result."""
 ABSENT = "(not a setting)"
-"""Stands for a setting that a run's configuration does not have: another version wrote it."""
+"""Placeholder for a setting missing from a run's configuration, written by another version."""
 SAME_FOR_ALL = ("task", "model", "data")
-"""Sections of the configuration without which metrics cannot be compared."""
+"""Sections of the configuration that must be equal for metrics to be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRanks:
-    """One layer's rank in each run."""
+    """The rank of one layer in each run."""
 
     name: str
     """Module name."""
     ranks: tuple[int | None, ...]
-    """By run; None where the run has no LoRA there."""
+    """Rank per run; None where the run has no LoRA on the layer."""
 
     @property
     def difference(self) -> int:
-        """Highest less lowest rank among the runs that have the layer."""
+        """Highest minus lowest rank among the runs that have the layer."""
         found = [rank for rank in self.ranks if rank is not None]
         return max(found) - min(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What there is to say about several runs."""
+    """Differences between several runs."""
 
     runs: tuple[RunFiles, ...]
-    """In the order given; at least two."""
+    """In the order of the arguments; at least two."""
     labels: tuple[str, ...]
     """A short name for each run."""
     layers: tuple[LayerRanks, ...]
-    """Each layer of any run, largest difference first."""
+    """Layers of all runs, largest difference first."""
     settings: Mapping[str, tuple[Any, ...]]
-    """Values by run of each setting that differs, by dotted key."""
+    """Values per run of each setting that differs, by dotted key."""
     warnings: tuple[str, ...]
-    """Why the runs cannot simply be compared."""
+    """Reasons why the runs are not fully comparable."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON-ready values."""
@@ -66,10 +66,10 @@ class Comparison:
 
 
 def read_finished(root: Path) -> RunFiles:
-    """Return a run that has a result.
+    """Read a finished run.
 
     Raises:
-        RunFileError: If it is not a run, or not finished.
+        RunFileError: If the folder is not a run or the run is not finished.
     """
     run = read_run(root)
     if run.status != "finished":
@@ -82,10 +82,10 @@ def read_finished(root: Path) -> RunFiles:
 
 
 def compare_runs(runs: Sequence[RunFiles]) -> Comparison:
-    """Return what differs between runs.
+    """Compare finished runs.
 
     Args:
-        runs: At least two, all finished; the same one twice differs in nothing.
+        runs: At least two, all finished; may contain the same run twice.
     """
     names = dict.fromkeys(name for run in runs for name in run.final_ranks)
     layers = [
@@ -103,7 +103,7 @@ def compare_runs(runs: Sequence[RunFiles]) -> Comparison:
 
 
 def shown(value: object) -> str:
-    """Return a setting as YAML users write it."""
+    """Format a setting as in YAML."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -124,7 +124,7 @@ def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, .
 
 
 def _labels(runs: Sequence[RunFiles]) -> tuple[str, ...]:
-    """Return the folders' names, or their paths where two have the same name."""
+    """Return the folder names, or the paths if two names are equal."""
     names = [run.root.resolve().name for run in runs]
     return tuple(names if len(set(names)) == len(names) else [str(run.root) for run in runs])
 

@@ -1,4 +1,4 @@
-"""A comparison on the terminal: figures, ranks and settings side by side, warnings last."""
+"""Terminal output of a comparison: metrics, ranks and settings side by side, warnings last."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,11 +17,11 @@ from dynlora.report.wording import (
 )
 
 LAYERS = 10
-"""Layers whose ranks are shown; `--json` has all."""
+"""Maximum number of layers in the table of ranks; `--json` lists all."""
 
 
 def comparison_table(found: Comparison) -> RenderableType:
-    """Return the comparison, ready to print."""
+    """Return the comparison as tables to print."""
     parts: list[RenderableType] = [*_figures(found)]
     differing = [layer for layer in found.layers if layer.difference][:LAYERS]
     if differing:
@@ -44,7 +44,7 @@ def _table(
     labels: Sequence[str],
     sections: Sequence[Sequence[tuple[str, Sequence[str]]]],
 ) -> tuple[Text, Table]:
-    """Return a table under a heading that, unlike a table's own title, may be wider than it."""
+    """Return a heading and a table; unlike a table's title, the heading may be wider."""
     table = Table()
     table.add_column(style="bold", overflow="fold")
     for label in labels:

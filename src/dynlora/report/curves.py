@@ -1,4 +1,4 @@
-"""What the Trainer logged as drawings: the loss, and each validation metric, over the steps."""
+"""Draw charts of the logged loss and validation metrics over the optimizer steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from dynlora.report.wording import lower_is_better, metric_text
 WIDTH, HEIGHT = 470, 230
 LEFT, RIGHT, TOP, BOTTOM = 56, 18, 40, 34
 MOST_POINTS = 500
-"""Points of a line; more are replaced by the means of equal stretches."""
+"""Maximum number of points per line; longer series are averaged in groups."""
 LARGEST = 1e300
-"""Beyond it, a range of values is no number any more."""
+"""Largest absolute value to draw, because the range of larger values overflows."""
 Points = Sequence[tuple[int, float]]
 
 
@@ -24,18 +24,18 @@ class Line:
 
     label: str
     style: str
-    """Class in `page.css`."""
+    """CSS class in `page.css`."""
     points: Points
 
 
 def charts(
     metrics: Sequence[Mapping[str, Any]], names: Sequence[str], *, at: Sequence[int], steps: int
 ) -> list[Node]:
-    """Return a chart of the loss and one of each other metric of which a value was logged.
+    """Return a chart of the loss and one per validation metric with logged values.
 
     Args:
         metrics: Lines of `metrics.jsonl`.
-        names: Metrics of the validation split, without `eval_`.
+        names: Validation metrics, without the prefix `eval_`.
         at: Steps of the events.
         steps: Optimizer steps of the whole run.
     """
@@ -57,7 +57,7 @@ def charts(
 
 
 def series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """Return the values under a key that can be drawn, each with its step."""
+    """Return steps and values of a logged key, without values that cannot be drawn."""
     points = []
     for line in metrics:
         value = line.get(key)
@@ -67,7 +67,7 @@ def series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def thin(points: Points) -> Points:
-    """Return at most `MOST_POINTS` points: means of as many neighbours as that takes."""
+    """Average groups of neighbouring points so that at most `MOST_POINTS` remain."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return points
@@ -98,7 +98,7 @@ def _chart(name: str, lines: Sequence[Line], at: Sequence[int], steps: int, key:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of the value axis: round numbers around all values."""
+    """Return round limits of the value axis that include all values."""
     low, high = min(values), max(values)
     least = 1e-9 * max(1.0, abs(low), abs(high))
     if high - low < least:

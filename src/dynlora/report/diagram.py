@@ -1,4 +1,4 @@
-"""The model as a drawing: one row a block, one cell a layer with its rank, in SVG or as a list."""
+"""Draw the model in SVG, one row per block and one cell per layer, or list its layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,51 +11,51 @@ from dynlora.report.wording import shorten
 ROW = 24
 GAP = 6
 LEFT = 96
-"""Width of the column with the blocks' numbers."""
+"""Width of the column of block numbers."""
 CHARACTER = 6.3
-"""Width of a letter of the headings."""
+"""Width of a character of the headings."""
 LINE = 13
 """Height of a line of the headings."""
 LEAST_CELL = 62
 WIDE_CELL = 130
-"""Width of a cell where there is room for it."""
+"""Maximum width of a cell whose heading is short."""
 ROOM = 1000
 """Width of the page."""
 MOST_LOOSE = 8
-"""Layers outside blocks that are drawn; more of them are listed."""
+"""Maximum number of loose layers to draw; longer groups are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What cells show."""
+    """The ranks to draw."""
 
     now: Mapping[str, int]
     """Rank by module name."""
     start: Mapping[str, int]
-    """Rank at the start by module name; empty where ranks do not move."""
+    """Rank at the start by module name; empty for methods with fixed ranks."""
     shades: Shades
 
     @property
     def highest(self) -> int:
-        """The rank whose bar fills its cell."""
+        """The rank that fills a cell's whole width."""
         return max([1, *self.now.values()])
 
     def told(self, name: str) -> str:
-        """Return a layer's rank in words."""
+        """Describe a layer's rank in words."""
         start = self.start.get(name, self.now[name])
         moved = f", {start} at the start" if start != self.now[name] else ""
         return f"{name}: rank {self.now[name]}{moved}"
 
     def strength(self, name: str) -> float:
-        """Return how far a layer's rank is from its start, from -1 to 1."""
+        """Return the change of a layer's rank since the start, from -1 to 1."""
         return self.shades.strength(self.now[name], self.start.get(name, self.now[name]))
 
 
 def diagram(ranks: Ranks) -> Node:
-    """Draw the model's layers in the order of their names, input first.
+    """Draw the model's layers in the order of `ranks.now`.
 
     Args:
-        ranks: Of at least one layer.
+        ranks: At least one layer.
     """
     parts = arrange(list(ranks.now))
     drawing = node("div", class_="diagram")
@@ -101,7 +101,7 @@ def _stack(stack: Stack, ranks: Ranks, key: str) -> Node:
 
 
 def _heading(parts: Sequence[str], middle: float, base: float) -> Node:
-    """Return a kind's name on as many lines as it has parts; the last says most."""
+    """Draw the parts of a kind's name on one line each, the last at the bottom."""
     group = node("g", class_="heading")
     for up, part in enumerate(reversed(parts)):
         style = "part" if up else "kind"
@@ -113,7 +113,7 @@ def _heading(parts: Sequence[str], middle: float, base: float) -> Node:
 
 
 def _cell(name: str, x: float, y: float, width: float, ranks: Ranks) -> Node:
-    """Return a layer's cell: the bar is as long as the rank is high."""
+    """Draw a layer's cell with a bar of a length proportional to its rank."""
     rank = ranks.now[name]
     bar = {"x": x, "y": y, "width": width * rank / ranks.highest, "height": ROW, "rx": 3}
     return node(

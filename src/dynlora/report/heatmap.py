@@ -1,6 +1,6 @@
-"""The rank history as a picture: events in, a PNG with one row a layer and time from left to right.
+"""Plot the rank history as a PNG heat map: one row per layer, time from left to right.
 
-Drawn on a figure of its own, without pyplot, so that no global state of matplotlib changes.
+The figure does not use pyplot, so matplotlib's global state does not change.
 """
 
 import math
@@ -21,18 +21,18 @@ from dynlora.report.names import short_names
 from dynlora.types import Event
 
 ROW_INCHES = 0.17
-"""Height of a layer's row; a label of 7 points fits."""
+"""Height of a layer's row, enough for a 7-point label."""
 FRAME_INCHES = 1.6
 """Height of title and time axis."""
 MAX_INCHES = 60.0
-"""Highest figure; beyond it rows become thinner and only some are labelled."""
+"""Maximum height of the figure; with more layers, rows are thinner and only some are labelled."""
 COLOURS = "PuOr_r"
-"""Diverging with a white middle, and told apart with and without colour blindness."""
+"""Diverging colour map with a white middle, readable with colour blindness."""
 REACH = (1.5, 3.0)
-"""Least and largest ratio to the rank at the start that has a colour of its own: one layer that
-grew tenfold shall not make all others look alike."""
+"""Minimum and maximum ratio to the start rank at the ends of the colour scale. The maximum keeps
+smaller changes visible when one layer grows tenfold."""
 MAX_TICKS = 12
-"""Most ranks named beside the colour bar."""
+"""Maximum number of ranks labelled on the colour bar."""
 
 
 def write_heatmap(
@@ -43,17 +43,16 @@ def write_heatmap(
     budget: int,
     steps: int,
 ) -> None:
-    """Draw each layer's rank over the steps of a run.
+    """Plot each layer's rank over the steps of a run.
 
-    White is the rank at the start; colours are as far from it as the ratio of the ranks, so that
-    8 → 16 looks as strong as 8 → 4. A dashed line is an event; ranks at both ends stand beside
-    the rows.
+    White is the median rank at the start. Colours show the ratio to it on a log scale, so 8 → 16
+    looks as strong as 8 → 4. Dashed lines are events; first and last ranks are beside the rows.
 
     Args:
-        events: In the order in which they happened; may be empty.
+        events: In order; may be empty.
         path: PNG file to write.
-        initial: Rank of each layer before the first event, by module name; at least one.
-        budget: Parameters that all layers together may hold; named in the title.
+        initial: Rank before the first event by module name; at least one.
+        budget: Maximum number of LoRA parameters, for the title.
         steps: Optimizer steps of the whole run, at least 1.
     """
     ranks = rank_table(events, initial)
@@ -85,21 +84,21 @@ def rank_table(events: Sequence[Event], initial: Mapping[str, int]) -> np.ndarra
 
 
 def time_edges(events: Sequence[Event], steps: int) -> np.ndarray:
-    """Return the steps at which columns begin and end; the last is 2 % of the run wide or more.
+    """Return the steps at the column edges; the last column is at least 2 % of the run wide.
 
-    An event after the last step would otherwise not be seen.
+    The minimum width keeps an event after the last step visible.
     """
     begins = [0, *(event.step for event in events)]
     return np.array([*begins, max(steps, begins[-1] + max(1, round(0.02 * steps)))])
 
 
 def colour_range(ranks: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest rank with a colour of its own.
+    """Return the lowest and highest rank of the colour scale.
 
-    Their geometric middle, which is white, is the median rank at the start.
+    Their geometric mean, drawn in white, is the median rank at the start.
 
     Args:
-        ranks: Of shape ``(layers, events + 1)``.
+        ranks: Shape ``(layers, events + 1)``.
     """
     start = float(median(ranks[:, 0]))
     least, most = REACH
@@ -108,7 +107,7 @@ def colour_range(ranks: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_scale(figure: Figure, axes: Axes, mesh: QuadMesh, ranks: np.ndarray) -> None:
-    """Draw the colour bar; a pointed end says that some ranks lie beyond it."""
+    """Draw the colour bar, with pointed ends where ranks exceed the scale."""
     low, high = colour_range(ranks)
     beyond = (bool(ranks.min() < low), bool(ranks.max() > high))
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}
@@ -124,7 +123,7 @@ def _draw_scale(figure: Figure, axes: Axes, mesh: QuadMesh, ranks: np.ndarray) -
 
 
 def _label_rows(axes: Axes, initial: Mapping[str, int], ranks: np.ndarray, every: int) -> None:
-    """Name the rows on the left, and write how their ranks began and ended on the right."""
+    """Label rows with layer names on the left and first and last rank on the right."""
     middles = np.arange(len(initial))[::every] + 0.5
     axes.set_yticks(middles, list(short_names(list(initial)).values())[::every], fontsize=7)
     axes.set_ylim(len(initial), 0)

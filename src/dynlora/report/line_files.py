@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `ranks.jsonl` of a run, each line checked for what drawing relies on."""
+"""Read `metrics.jsonl` and `ranks.jsonl` of a run and check the values that drawings use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,18 +9,18 @@ from dynlora.report.plain_files import is_number
 from dynlora.types import Event
 
 COUNTS = ("rank_before", "rank_after")
-"""Whole numbers of a layer in an event."""
+"""Whole numbers per layer and event."""
 FIGURES = ("share", "weight", "output_lost")
-"""Its numbers."""
+"""Numbers per layer and event."""
 MISSING = ("score", "variance", "effective_rank", "directions")
-"""Its numbers that may be null."""
+"""Numbers per layer and event that may be null."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return what was logged, and whether the last line was cut short.
+    """Return the logged metrics, and whether the last line was cut short.
 
     Raises:
-        RunFileError: If a whole line is not a JSON object with a step.
+        RunFileError: If a complete line is not a JSON object with a step.
     """
     lines, cut = read_lines(path)
     for number, line in enumerate(lines, start=1):
@@ -33,7 +33,8 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
     """Return the events, and whether the last line was cut short.
 
     Raises:
-        RunFileError: If a whole line is not an event, or one of other layers than the first.
+        RunFileError: If a complete line is not an event, or its layers or the order of steps do not
+            match the previous line.
     """
     lines, cut = read_lines(path)
     events: list[Event] = []
@@ -50,11 +51,11 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
 
 
 def _check_figures(line: Mapping[str, Any]) -> None:
-    """Check the types of what drawing relies on.
+    """Check the types of the values that drawings use.
 
     Raises:
-        KeyError: If a figure is missing.
-        TypeError: If a figure is not of its type, or below 0 where it counts something.
+        KeyError: If a value is missing.
+        TypeError: If a value has the wrong type or a count is negative.
     """
     counts, figures = [line["step"], line["parameters"]], [line["agreement"]]
     for layer in line["layers"].values():
@@ -74,10 +75,10 @@ def _is_count(value: object) -> bool:
 
 
 def _check_order(event: Event, past: Event) -> None:
-    """Check that an event follows on the one before.
+    """Check that an event follows the previous one and has the same layers.
 
     Raises:
-        ValueError: If it is earlier, or of other layers.
+        ValueError: If its step is earlier or its layers differ.
     """
     if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
         raise ValueError("layers must be those of the line before, and steps in order")

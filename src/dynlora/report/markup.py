@@ -1,4 +1,4 @@
-"""HTML and SVG as trees, so that whatever a file holds is escaped by construction."""
+"""Build HTML and SVG as element trees, which escape all text from files."""
 
 from xml.etree import ElementTree as ET
 
@@ -11,9 +11,9 @@ def node(tag: str, *content: Content, **attributes: object) -> Node:
 
     Args:
         tag: Name of the element.
-        *content: Texts and elements in it.
-        **attributes: Its attributes: `class_` is `class`, any other `_` a hyphen; lengths are
-            written with one decimal at most.
+        *content: Child texts and elements.
+        **attributes: Attributes; `class_` becomes `class`, other `_` become hyphens, floats have at
+            most two decimals.
     """
     element = ET.Element(tag, {_key(key): _value(value) for key, value in attributes.items()})
     for item in content:
@@ -22,7 +22,7 @@ def node(tag: str, *content: Content, **attributes: object) -> Node:
 
 
 def append(element: Node, item: Content) -> None:
-    """Put a text or an element at the end of another's content."""
+    """Append a text or an element to an element's content."""
     if isinstance(item, str):
         if len(element):
             element[-1].tail = (element[-1].tail or "") + item
@@ -33,19 +33,19 @@ def append(element: Node, item: Content) -> None:
 
 
 def to_html(element: Node) -> str:
-    """Return an element as HTML; what is inside an `svg` is XML too."""
+    """Return an element as HTML; content of an `svg` is also valid XML."""
     return ET.tostring(element, encoding="unicode", method="html")
 
 
 def figure(title: str, description: str, width: float, height: float, key: str) -> Node:
-    """Return an empty drawing that says in words what it shows.
+    """Return an empty drawing with a title and a description for screen readers.
 
     Args:
-        title: What it is.
-        description: What it says, for a reader who cannot see it.
+        title: Short name of the drawing.
+        description: Content of the drawing in words.
         width: In CSS pixels.
         height: In CSS pixels.
-        key: Unique in the page; the elements that name the drawing are called after it.
+        key: Prefix of the element ids, unique in the page.
     """
     return node(
         "svg",

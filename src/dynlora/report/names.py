@@ -1,18 +1,18 @@
-"""Short names for layers: what tells them apart, without what all of them share."""
+"""Short names of layers, without their common prefix."""
 
 from collections.abc import Sequence
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return a short, unique name for each module name, in the same order.
+    """Return a short, unique name per module name, in the same order.
 
-    A name is cut before its first number, which counts the block: of
-    ``bert.encoder.layer.0.attention.self.query`` stays ``0.attention.self.query``. What has no
-    number loses the prefix that all names share. If two short names were the same, all names
-    only lose that prefix.
+    The part before the first number, which counts the block, is cut:
+    ``bert.encoder.layer.0.attention.self.query`` becomes ``0.attention.self.query``. A name without
+    a number loses the prefix common to all names. If two short names are equal, all names lose only
+    that prefix.
 
     Args:
-        names: Module names, each different.
+        names: Distinct module names.
     """
     parts = [name.split(".") for name in names]
     shared = 0

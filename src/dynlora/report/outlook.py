@@ -1,4 +1,4 @@
-"""What a job is about to do: said before training, and all that `--dry-run` prints."""
+"""Summary of a job before training, which is also the output of `--dry-run`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,29 +8,29 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
-    """What was loaded, and what comes of it."""
+    """Data, method and output folder of a job before training."""
 
     task: str
     method: str
     train_rows: int
     validation_rows: int
     num_labels: int | None
-    """Outputs of the model's head; None where the task has none."""
+    """Outputs of the model's head; None for tasks without labels."""
     start_parameters: int
     """Parameters in use at the start."""
     budget: int
-    """Parameters that the method may use."""
+    """Maximum number of parameters for the method."""
     steps: int
     """Optimizer steps of the whole run."""
     resumes_from_step: int | None
-    """Steps already taken; None where the run starts afresh."""
+    """Steps already taken; None for a new run."""
     output: Path
     """Folder of the run."""
     replaces_run: bool
-    """Whether `output` holds a run that would be replaced."""
+    """Whether the run replaces an earlier one in `output`."""
 
     def lines(self) -> Iterator[str]:
-        """Yield what was loaded and will be trained, a line each."""
+        """Yield a line about the data and one about the method."""
         labels = "" if self.num_labels is None else f", {_plural(self.num_labels, 'output')}"
         rows = f"{self.train_rows:,} training and {self.validation_rows:,} validation rows"
         yield f"data: {rows}{labels}"
@@ -39,11 +39,11 @@ class Outlook:
         yield f"method {self.method}: {self.start_parameters:,} {trained}; {steps}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON has them."""
+        """Return JSON-ready values."""
         return asdict(self) | {"output": str(self.output)}
 
     def text(self, metrics: Mapping[str, float]) -> str:
-        """Return all of it for people.
+        """Return the text that `--dry-run` prints.
 
         Args:
             metrics: Validation metrics before training.

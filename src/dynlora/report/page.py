@@ -1,4 +1,4 @@
-"""The report of a run: everything in one HTML page that loads nothing and needs no script."""
+"""Build the report of a run as one HTML page without scripts or external files."""
 
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -17,17 +17,17 @@ from dynlora.report.tables import cost_table, events_table, metrics_table, param
 from dynlora.report.wording import count_text
 
 MARK = '<meta name="generator" content="dynlora report">'
-"""Says that a file is a report of ours, which a new one may replace."""
+"""Marks a file as a report, which a new report may replace."""
 SOURCES = ("path", "name", "subset", "package", "gguf_file", "embedded")
-"""Keys of the configuration that say which model or data."""
+"""Configuration keys that identify a model or a data set."""
 SWATCHES = 7
 
 
 def report_page(run: RunFiles) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-        run: Finished or not.
+        run: Finished or unfinished.
     """
     pairs = [(run.final_ranks[name], start) for name, start in run.initial_ranks.items()]
     for event in run.events:
@@ -71,7 +71,7 @@ def _header(run: RunFiles) -> Node:
 
 
 def _source(section: Any) -> str:
-    """Return where model or data come from, in the words of the configuration."""
+    """Return the values of `SOURCES` in a section of the configuration."""
     if not isinstance(section, Mapping):
         return "unknown"
     given = [str(section[key]) for key in SOURCES if section.get(key) is not None]
@@ -122,7 +122,7 @@ def _ranks(run: RunFiles, shades: Shades) -> Iterator[Node]:
 
 
 def _told(run: RunFiles) -> str:
-    """Return in words what the map shows."""
+    """Describe the rank map in one or two sentences."""
     still = stillness(run.events)
     if still is not None:
         return f"Ranks did not move: {still}."
@@ -134,7 +134,7 @@ def _told(run: RunFiles) -> str:
 
 
 def _legend(run: RunFiles, shades: Shades) -> Node:
-    """Return the colour scale, from most lost to most grown."""
+    """Return the colour scale, from the strongest decrease to the strongest increase."""
     starts = set(run.initial_ranks.values())
     start = f"rank at the start ({starts.pop()})" if len(starts) == 1 else "rank at the start"
     legend = node("p", f"÷ {shades.reach:.3g} or lower ", class_="scale")

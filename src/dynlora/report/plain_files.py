@@ -1,4 +1,4 @@
-"""A run's files as plain values: what YAML and `run.json` hold, with errors that name the place."""
+"""Read YAML and `run.json` as plain values, with errors that name file and key."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from dynlora.files.plain_values import parse_yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the YAML mapping of a file.
+    """Return the YAML mapping in a file.
 
     Raises:
-        RunFileError: If the file is missing or holds something else.
+        RunFileError: If the file is missing or is not a YAML mapping.
     """
     text = read_text(path)
     try:
@@ -27,15 +27,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a finite number; true and false are none."""
+    """Return whether a value is a finite int or float; booleans are not numbers."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def numbers(path: Path, values: Mapping[str, Any], key: str) -> dict[str, float | None]:
-    """Return the object of numbers under a key of `run.json`; empty where it is not yet there.
+    """Return the object of numbers under a key of `run.json`; empty if the key is missing.
 
     Raises:
-        RunFileError: If something else stands there.
+        RunFileError: If the value is not an object of numbers or nulls.
     """
     found = values.get(key, {})
     if isinstance(found, dict) and all(one is None or is_number(one) for one in found.values()):
@@ -44,10 +44,10 @@ def numbers(path: Path, values: Mapping[str, Any], key: str) -> dict[str, float 
 
 
 def whole(path: Path, values: Mapping[str, Any], key: str) -> int | None:
-    """Return the whole number under a key of `run.json`; None where it is not yet there.
+    """Return the whole number under a key of `run.json`; None if the key is missing.
 
     Raises:
-        RunFileError: If something else stands there.
+        RunFileError: If the value is not a whole number or null.
     """
     found = values.get(key)
     if found is None or type(found) is int:
@@ -56,7 +56,7 @@ def whole(path: Path, values: Mapping[str, Any], key: str) -> int | None:
 
 
 def wrong_value(path: Path, key: str, required: str, given: object) -> RunFileError:
-    """Return the error for a key of `run.json` that holds something else."""
+    """Return the error for a wrong value in `run.json`."""
     return RunFileError(
         f"`{key}` of {path} must be {required}, got {str(given)[:60]!r}: restore the file from a "
         "copy, or train again."

@@ -1,4 +1,4 @@
-"""The plan of a job as one table: parameters and measured peak memory per method."""
+"""Format a job's plan as a table: parameters and measured peak memory per method."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ ON_CPU = (
 
 
 def plan_table(values: Mapping[str, Any]) -> Group:
-    """Return a plan, ready to print.
+    """Return the plan as a table with notes.
 
     Args:
-        values: The result of `plan_job`, with `measured` and `not_measured` after a measurement.
+        values: Result of `plan_job`; after a measurement also with `measured` and `not_measured`.
     """
     measured = values.get("measured")
     peaks = {"peak_memory_bytes": "peak memory"}

@@ -1,4 +1,4 @@
-"""The ranks while training as a drawing: one row a layer, time from left to right, in SVG."""
+"""Draw the rank history in SVG: one row per layer, time from left to right."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,34 +13,34 @@ from dynlora.types import Event
 ROW = 17
 """Height of a layer's row, in pixels."""
 BLOCK_GAP = 4
-"""Space between the rows of two blocks."""
+"""Space between two blocks."""
 CHARACTER = 6.65
-"""Width of a letter of the names, which are of fixed width."""
+"""Width of a character of the names, in a monospaced font."""
 DIGIT = 6.5
 """Width of a digit inside a row."""
 LONGEST_NAME = 44
-"""Letters of a name that are shown; its whole is in the row's title."""
+"""Maximum characters of a name; the row's title contains the full name."""
 PLOT = 600
 """Width of the time axis."""
 LEAST_SPELL = 0.03
-"""Part of the run that the last ranks are drawn for at least, so that they are seen even where
-the last step moved them."""
+"""Minimum width of the last ranks as a share of the run, so that a change in the last step is
+visible."""
 TOP = 56
-"""Where rows begin; the axis and the events' numbers stand above."""
+"""Pixel of the first row, below the axis and the event numbers."""
 ENDS = 76
-"""Width of the column with the ranks at both ends."""
+"""Width of the column with the first and last ranks."""
 
 
 def rank_map(
     events: Sequence[Event], initial: Mapping[str, int], *, steps: int, shades: Shades
 ) -> Node:
-    """Draw each layer's rank over the steps of a run, as numbers and as colours.
+    """Draw each layer's rank over the steps of a run, as numbers and colours.
 
     Args:
-        events: In the order in which they happened; may be empty.
-        initial: Rank of each layer before the first event, by module name; at least one.
+        events: In order; may be empty.
+        initial: Rank before the first event by module name; at least one.
         steps: Optimizer steps of the whole run.
-        shades: How strong a change looks.
+        shades: Colour scale of rank changes.
     """
     names = {n: shorten(s, LONGEST_NAME) for n, s in short_names(list(initial)).items()}
     left = CHARACTER * max(map(len, names.values())) + 12
@@ -69,7 +69,7 @@ def rank_map(
 
 
 def _row_tops(names: Sequence[str]) -> dict[str, float]:
-    """Return where each row begins; blocks stand apart."""
+    """Return the upper pixel per row, with gaps between blocks."""
     tops: dict[str, float] = {}
     y, last = float(TOP), None
     for name in names:
@@ -84,7 +84,7 @@ def _row_tops(names: Sequence[str]) -> dict[str, float]:
 def _spells(
     name: str, events: Sequence[Event], initial: Mapping[str, int]
 ) -> list[tuple[int, int]]:
-    """Return a layer's ranks, each with the step from which it held."""
+    """Return a layer's ranks, each with the step from which it applies."""
     spells = [(0, initial[name])]
     for event in events:
         rank = event.layers[name].rank_after

@@ -1,6 +1,6 @@
-"""What a run left behind: its folder in, one frozen value out that report and comparison read.
+"""Read a run's folder into one immutable value for reports and comparisons.
 
-An unfinished run is read as far as it went; `notes` say what is missing.
+An unfinished run is read as far as its files go; `notes` list the missing parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ UNFINISHED = {
     "interrupted": "was stopped by its user",
     "failed": "ended with an error",
 }
-"""What each status but `finished` means."""
+"""Description of each status except `finished`."""
 
 MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
-    """A run as its folder tells it."""
+    """The contents of a run's folder."""
 
     root: Path
-    """The folder."""
+    """Folder of the run."""
     status: str
     """`finished`, or a key of `UNFINISHED`."""
     method: str
@@ -38,25 +38,25 @@ class RunFiles:
     seed: int | None
     """Seed of initial weights, data order and dropout."""
     written: str
-    """When `run.json` was last written, in ISO 8601; `unknown` where it does not say."""
+    """Time of the last write of `run.json`, in ISO 8601, or `unknown`."""
     steps: int
-    """Optimizer steps taken, as far as is known."""
+    """Optimizer steps taken, or the last logged step if `run.json` has no number."""
     budget: int | None
-    """Parameters that the method may use."""
+    """Maximum number of parameters for the method."""
     before: Mapping[str, float | None]
     """Validation metrics before training."""
     after: Mapping[str, float | None]
-    """Validation metrics of the model that was saved; empty in an unfinished run."""
+    """Validation metrics of the saved model; empty in an unfinished run."""
     parameters: Mapping[str, float | None]
-    """Parameters in use at the `start`, at their `peak` and at the `end`."""
+    """Parameters in use at the `start`, at the `peak` and at the `end`."""
     seconds: Mapping[str, float | None]
-    """Seconds by what they were spent on."""
+    """Seconds by activity."""
     memory: Mapping[str, int | None]
     """Peak memory in bytes, by kind."""
     rows: Mapping[str, float | None]
     """Rows by split."""
     facts: Mapping[str, Any]
-    """All of `run.json`."""
+    """Full content of `run.json`."""
     config: Mapping[str, Any]
     """The resolved configuration, as nested mappings."""
     metrics: Sequence[Mapping[str, Any]]
@@ -64,19 +64,19 @@ class RunFiles:
     events: Sequence[Event]
     """Lines of `ranks.jsonl`."""
     initial_ranks: Mapping[str, int]
-    """Rank by module name before the first event; empty where ranks do not move."""
+    """Rank by module name before the first event; empty for methods with fixed ranks."""
     final_ranks: Mapping[str, int]
-    """Newest known rank by module name; empty where the run has no LoRA layers."""
+    """Latest known rank by module name; empty if the run has no LoRA layers."""
     notes: Sequence[str]
-    """Sentences on what is missing and why."""
+    """Sentences about missing parts and their reasons."""
 
 
 def read_run(root: Path) -> RunFiles:
     """Read a run's folder.
 
     Raises:
-        AdapterError: If a name in its adapter is too long to be shown.
-        RunFileError: If it is not a run's folder, or one of its files is not what a run writes.
+        AdapterError: If a name in its adapter is too long.
+        RunFileError: If the folder is not a run's, or one of its files is invalid.
     """
     path = root / "run.json"
     if not root.is_dir() or not path.exists():
@@ -123,7 +123,7 @@ def read_run(root: Path) -> RunFiles:
 def _ranks(
     root: Path, facts: Mapping[str, Any], events: Sequence[Event]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return ranks at the start and now: from events, else `run.json`, else the adapter."""
+    """Return initial and latest ranks, from the events, `run.json` or the adapter."""
     path = root / "run.json"
     final = numbers(path, facts, "final_ranks")
     if not all(isinstance(rank, int) and rank >= 0 for rank in final.values()):

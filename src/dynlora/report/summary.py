@@ -1,4 +1,4 @@
-"""The table at the end of a run: what the user came for, on one screen of 80 columns."""
+"""Table printed at the end of a run, for a terminal of 80 columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,39 +14,39 @@ from dynlora.report.names import short_names
 from dynlora.types import Event
 
 MOVERS = 3
-"""Layers named among those that gained most, and among those that lost most."""
+"""Maximum number of layers listed as gaining most and as losing most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
-    """What a finished run has to say."""
+    """Results of a finished run."""
 
     method: str
     before: Mapping[str, float]
     """Validation metrics before training."""
     after: Mapping[str, float]
-    """Validation metrics of the model that was saved."""
+    """Validation metrics of the saved model."""
     budget: int
-    """Parameters that the method may use."""
+    """Maximum number of parameters for the method."""
     parameters: int
     """Parameters in use at the end."""
     peak_parameters: int
-    """Most parameters in use at any time."""
+    """Maximum number of parameters in use."""
     initial_ranks: Mapping[str, int]
-    """Rank by module name at the start; empty where ranks do not move."""
+    """Rank by module name at the start; empty for methods with fixed ranks."""
     final_ranks: Mapping[str, int]
-    """Rank by module name at the end; empty where ranks do not move."""
+    """Rank by module name at the end; empty for methods with fixed ranks."""
     events: Sequence[Event]
-    """The times at which ranks could move; empty where they do not."""
+    """Events at which ranks could change; empty for methods with fixed ranks."""
     train_seconds: float
-    """Time in optimizer steps, in seconds."""
+    """Seconds in optimizer steps."""
     dynamic_seconds: float
-    """Part of `train_seconds` spent in moving ranks."""
+    """Seconds of the dynamic part, included in `train_seconds`."""
     places: Mapping[str, Path]
-    """What was written where."""
+    """Written files and folders, by label."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, without the events, which have their own file."""
+        """Return JSON-ready values, with counts of events in place of the events."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         events = values.pop("events")
         values["places"] = {what: str(where) for what, where in self.places.items()}
@@ -54,13 +54,13 @@ class RunReport:
 
 
 def summary_table(report: RunReport) -> Table:
-    """Return the report as a table of two columns, ready to print."""
+    """Return the report as a table of two columns."""
     table = Table(title=f"dynlora train: method {report.method}", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for rows in (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows):
         for label, text in rows(report):
-            table.add_row(label, Text(text))  # plain: a path may hold rich's square brackets
+            table.add_row(label, Text(text))  # plain: paths may contain rich's square brackets
         table.add_section()
     return table
 
@@ -69,7 +69,7 @@ def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     for name, after in report.after.items():
         text = f"{after:.4f}"
         before = report.before.get(name)
-        if before is not None:  # a number that is not finite is null in `run.json`
+        if before is not None:  # None if the metric was not finite
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
 
@@ -105,7 +105,7 @@ def _rank_rows(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _movers(names: Sequence[str], report: RunReport) -> str:
-    """Return one line a layer: its short name and its ranks at the start and at the end."""
+    """Return a line per layer with its short name, first and last rank."""
     short = short_names(list(report.final_ranks))
     width = max((len(short[name]) for name in names), default=0)
     lines = [

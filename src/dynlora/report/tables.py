@@ -1,4 +1,4 @@
-"""The tables of a report: metrics, parameters, time and memory, and events, as HTML."""
+"""HTML tables of a report: metrics, parameters, time and memory, and events."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,16 +18,16 @@ from dynlora.report.wording import (
 from dynlora.types import Event
 
 MOVERS = 3
-"""Layers named in a row of the events."""
+"""Maximum number of layers listed per event."""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Content]], *, words: Sequence[int]) -> Node:
-    """Return a table whose first column names the row.
+    """Return a table whose first column contains row headings.
 
     Args:
-        heads: Headings of the columns.
-        rows: Cells by row.
-        words: Columns of words, which start at the left; all others are numbers.
+        heads: Column headings.
+        rows: Cells per row.
+        words: Indices of text columns, aligned left; all others contain numbers.
     """
     style = {n: {} if n in words else {"class_": "number"} for n in range(len(heads))}
     head = node("tr", *(node("th", h, scope="col", **style[n]) for n, h in enumerate(heads)))
@@ -39,7 +39,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Content]], *, words: Seq
 
 
 def metrics_table(run: RunFiles) -> Node:
-    """Return each validation metric before and after training."""
+    """Return a table of the validation metrics before and after training."""
     rows: list[list[Content]] = []
     for name in dict.fromkeys([*run.before, *run.after]):
         before, after = run.before.get(name), run.after.get(name)
@@ -58,7 +58,7 @@ def metrics_table(run: RunFiles) -> Node:
 
 
 def parameters_table(run: RunFiles) -> Node:
-    """Return the parameters in use against the budget, each with a bar."""
+    """Return a table of the parameters in use and the budget, with bars."""
     widest = max([1, run.budget or 0, *(value or 0 for value in run.parameters.values())])
     budget = {} if run.budget is None else {"budget": run.budget}
     rows: list[list[Content]] = []
@@ -70,7 +70,7 @@ def parameters_table(run: RunFiles) -> Node:
 
 
 def cost_table(run: RunFiles) -> Node:
-    """Return seconds by what they were spent on, and peak memory."""
+    """Return a table of seconds per activity and peak memory."""
     whole = run.seconds.get("training_steps")
     rows: list[list[Content]] = []
     for name, value in run.seconds.items():
@@ -85,7 +85,7 @@ def cost_table(run: RunFiles) -> Node:
 
 
 def events_table(run: RunFiles) -> Node:
-    """Return a row an event: when, on what grounds, and what it moved."""
+    """Return a table with a row per event: step, agreement, parameters and changed ranks."""
     short = short_names(list(run.initial_ranks))
     heads = [
         "#",

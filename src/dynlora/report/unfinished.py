@@ -1,51 +1,51 @@
-"""Runs that did not come to their end: what they have saved, and the command that goes on."""
+"""Checkpoints of unfinished runs, and the command that finishes such a run."""
 
 import shlex
 from pathlib import Path
 
 PROGRESS = "job.json"
-"""Written last into a checkpoint: one without it was cut short."""
+"""Last file written into a checkpoint; without it the checkpoint is incomplete."""
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Return what a run has saved, whole or not, by optimizer steps.
+    """Return a run's checkpoints, complete or not, by optimizer step.
 
-    A copy that a user keeps beside it under a longer name is none of the run's.
+    Folders with longer names, such as a user's copies, are ignored.
 
     Args:
-        folder: That of a run's checkpoints.
+        folder: Folder of the run's checkpoints.
     """
     found = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
     return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints to resume from, by optimizer steps.
+    """Return the complete checkpoints by optimizer step.
 
     Args:
-        folder: That of a run's checkpoints.
+        folder: Folder of the run's checkpoints.
     """
     return {s: path for s, path in checkpoints(folder).items() if (path / PROGRESS).is_file()}
 
 
 def can_resume(root: Path, method: str) -> bool:
-    """Return whether a run can go on from a checkpoint.
+    """Return whether a run can resume from a checkpoint.
 
     Args:
-        root: The run's folder.
-        method: The run's; `adalora` cannot load its own checkpoints.
+        root: Folder of the run.
+        method: Method of the run; `adalora` cannot load its checkpoints.
     """
     return method != "adalora" and bool(complete_checkpoints(root / "checkpoints"))
 
 
 def finish_command(root: Path, method: str) -> str:
-    """Return the command that brings a run to its end: from its last checkpoint, or afresh.
+    """Return the command that resumes a run from its last checkpoint, or else restarts it.
 
-    It names the folder, for what the configuration in it calls `output` may be another by now.
+    It passes `--output`, because the folder may have moved since its configuration was written.
 
     Args:
-        root: The run's folder.
-        method: The run's.
+        root: Folder of the run.
+        method: Method of the run.
     """
     how = "--training.resume latest" if can_resume(root, method) else "--overwrite true"
     config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))

@@ -1,19 +1,19 @@
-"""Numbers as a reader wants them: metrics, changes, seconds, bytes and parameters as text."""
+"""Format metrics, changes, seconds, bytes and parameter counts as text."""
 
 import math
 from collections.abc import Sequence
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})
-"""Metrics that fall when a model gets better; all others rise."""
+"""Metrics that improve by falling; all others improve by rising."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether a metric falls when a model gets better."""
+    """Return whether lower values of a metric are better."""
     return metric in LOWER_IS_BETTER
 
 
 def metric_text(value: float | None) -> str:
-    """Return a metric with four decimals, or four digits where it is large."""
+    """Format a metric with four decimals, or fewer from 1000 on."""
     if value is None or not math.isfinite(value):
         return "not a number"
     if abs(value) < 1000:
@@ -22,7 +22,7 @@ def metric_text(value: float | None) -> str:
 
 
 def change_text(before: float | None, after: float | None) -> str:
-    """Return by how much a metric changed, with its sign; nothing where that is no number."""
+    """Return the signed change of a metric; empty if it is not a finite number."""
     if before is None or after is None or not math.isfinite(after - before):
         return ""
     sign = "+" if after > before else "−" if after < before else ""
@@ -30,14 +30,14 @@ def change_text(before: float | None, after: float | None) -> str:
 
 
 def verdict(metric: str, before: float | None, after: float | None) -> str:
-    """Return `better`, `worse`, or nothing where that cannot be said."""
+    """Return `better` or `worse`; empty if the values are equal or not comparable."""
     if before is None or after is None or before == after or not math.isfinite(after - before):
         return ""
     return "better" if (after < before) == lower_is_better(metric) else "worse"
 
 
 def seconds_text(value: float | None) -> str:
-    """Return a duration in the unit that suits it."""
+    """Format a duration in seconds, minutes or hours."""
     if value is None:
         return "unknown"
     if value < 120:
@@ -49,24 +49,24 @@ def seconds_text(value: float | None) -> str:
 
 
 def bytes_text(value: float | None) -> str:
-    """Return a size in MiB, or in GiB from one of them on."""
+    """Format a size in MiB, or in GiB from 1 GiB on."""
     if value is None:
         return "none"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
 def count_text(value: float | None) -> str:
-    """Return a whole number with its thousands apart."""
+    """Format a whole number with thousands separators."""
     return "unknown" if value is None else f"{value:,.0f}"
 
 
 def share_text(part: float | None, whole: float | None) -> str:
-    """Return a part of a whole in percent; nothing where one is missing."""
+    """Return a share in percent; empty if the part is missing or the whole is missing or 0."""
     return "" if part is None or not whole else f"{part / whole:.1%}"
 
 
 def shorten(text: str, most: int) -> str:
-    """Return a text cut in its middle to `most` characters."""
+    """Cut the middle of a text longer than `most` characters."""
     if len(text) <= most:
         return text
     left = (most - 1) // 2
@@ -74,6 +74,6 @@ def shorten(text: str, most: int) -> str:
 
 
 def listing(names: Sequence[str], most: int) -> str:
-    """Return the first names and how many more there are."""
+    """Join the first `most` names and append the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Put a page on disk: whole or not at all, and over nothing but an earlier page."""
+"""Write a report page atomically, replacing only an earlier report."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from dynlora.files import whole
 from dynlora.report.page import MARK
 
 HEAD_BYTES = 1000
-"""Where the mark of a page of ours stands at the latest."""
+"""Length of the file's beginning that contains `MARK`."""
 
 
 def check_replaceable(path: Path) -> None:
-    """Leave files alone that are not reports.
+    """Check that a path is free or contains an earlier report.
 
     Raises:
-        RunFileError: If something else than an earlier report is there.
+        RunFileError: If the path contains another file.
     """
     whole.check_replaceable(
         path,
@@ -31,7 +31,7 @@ def _is_report(path: Path) -> bool:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page so that readers see the old one or the new, never a part.
+    """Write a page atomically.
 
     Raises:
         RunFileError: If the file cannot be written.
