@@ -1,1 +1,1 @@
-"""Adapters on disk, from anywhere: read, judge, rewrite; only merging needs the base model."""
+"""Read, check and rewrite saved LoRA adapters; only merging and `--data` need the base model."""

@@ -1,7 +1,7 @@
-"""What a finished adapter's layers see: texts through the model, second moments out.
+"""Run texts through an adapted model and collect second moments per layer.
 
-Nothing is kept of an input but the r x r moment of ``A x`` and the layer's output norm, so any
-number of tokens costs the same memory. Both are accumulated in float64.
+Only the r x r moment of ``A x`` and the output norm are accumulated, in float64, so memory does
+not depend on the number of tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +20,18 @@ from dynlora.saved.adapter import SavedAdapter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What one layer saw."""
+    """Statistics of one layer's inputs and outputs."""
 
     gram: Float[Tensor, "r r"]
     """Mean over tokens of ``(A x)(A x)^T``; float64."""
     output_power: float
-    """Mean squared norm of the layer's output, base and adapter."""
+    """Mean squared norm of the layer's output, base and adapter together."""
     tokens: int
-    """How many; of a convolution, positions."""
+    """Number of tokens; for a convolution, of positions."""
 
 
 class _Watch:
-    """Sums over everything that one layer has seen."""
+    """Sums over all inputs and outputs of one layer."""
 
     def __init__(self, rank: int) -> None:
         self.gram = torch.zeros(rank, rank, dtype=torch.float64)
@@ -60,15 +60,15 @@ class _Watch:
 def observe_texts(
     model: Any, adapter: SavedAdapter, batches: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Seen]:
-    """Run batches through the adapted model and return what each LoRA layer saw.
+    """Run batches through the adapted model and return statistics per LoRA layer.
 
     Args:
-        model: The `PeftModel` that holds the adapter as its only one.
-        adapter: The same, as read.
-        batches: Arguments of the model's `forward`; padding is left out by `attention_mask`.
+        model: The `PeftModel` with the adapter as its only one.
+        adapter: The same adapter as read from disk.
+        batches: Arguments of the model's `forward`; `attention_mask` excludes padding.
 
     Raises:
-        AdapterError: If a layer saw nothing, or something that is not finite.
+        AdapterError: If a layer received no input, or non-finite input.
     """
     mask: list[Tensor] = []
     convolutions = {layer.name for layer in adapter.layers if layer.lora_A.dim() > 2}
@@ -91,7 +91,7 @@ def observe_texts(
 
 
 def _said(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what an encoder-decoder says: the text that it reads, as if it were to repeat it."""
+    """Return the decoder input of an encoder-decoder: the encoder's text, shifted as a label."""
     if not model.config.is_encoder_decoder:
         return {}
     shifted = model.get_base_model().prepare_decoder_input_ids_from_labels(batch["input_ids"])
@@ -100,7 +100,7 @@ def _said(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _watched(module: Any, watch: _Watch, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Watch one PEFT LoRA layer; `rows` gives what belongs to tokens, a row each."""
+    """Collect statistics of one PEFT LoRA layer; `rows` returns one row per token of a tensor."""
     (adapter,) = module.active_adapters
 
     def on_inner(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -108,9 +108,9 @@ def _watched(module: Any, watch: _Watch, rows: Callable[[Tensor], Tensor]) -> It
 
     def on_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
         watch.add_output(rows(output))
-        if adapter in module.lora_embedding_A:  # no submodule to watch: columns are looked up
+        if adapter in module.lora_embedding_A:  # a parameter, so there is no module to hook
             columns = module.lora_embedding_A[adapter].T[inputs[0]]
-            scale = module._get_embed_scale()  # of what both add, as in Gemma
+            scale = module._get_embed_scale()  # scales base and adapter, as in Gemma
             watch.add_inner(rows(columns if scale is None else columns * scale))
 
     handles = [module.register_forward_hook(on_output)]
@@ -124,7 +124,7 @@ def _watched(module: Any, watch: _Watch, rows: Callable[[Tensor], Tensor]) -> It
 
 
 def _rows(values: Tensor, *, masks: Sequence[Tensor], channels_second: bool) -> Tensor:
-    """Return a row for each token that is not padding; of an image, for each position."""
+    """Return a row per token without padding; for images, a row per position."""
     if channels_second:
         values = values.movedim(1, -1)
     for mask in masks:

@@ -1,7 +1,7 @@
-"""A PEFT LoRA adapter on disk: folder in, layers out, and back to a new folder.
+"""Read a PEFT LoRA adapter from its folder, and write one to a new folder.
 
-Adapters come from anywhere, so nothing in them is trusted: weights are read from safetensors only
-(a pickle runs code when it is loaded), and every tensor is checked before anyone computes with it.
+Adapters may come from untrusted sources: weights are read only from safetensors, because loading
+a pickle can run code, and every tensor is checked.
 """
 
 import json
@@ -29,30 +29,30 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 16 * 2**20
-"""No adapter's configuration is longer; a file that is would be read into memory for nothing."""
+"""Maximum size of a configuration; larger files are refused unread."""
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
-"""The names of a plain LoRA layer's tensors: half A, half B, or the bias of B."""
+"""Names of the tensors of a plain LoRA layer: `lora_A`, `lora_B` or the bias of `lora_B`."""
 PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
-"""Fields of the configuration with values by pattern, and the field for all other layers."""
+"""Configuration fields with values by pattern, and the field with the default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedAdapter:
-    """A LoRA adapter as it is saved, or as it shall be."""
+    """A LoRA adapter, as read or to be written."""
 
     folder: Path
-    """Where it was read from."""
+    """Folder of the original adapter."""
     config: Mapping[str, Any]
-    """The adapter's `LoraConfig` as JSON has it, keys of other versions of PEFT included."""
+    """The adapter's `LoraConfig` as JSON, including keys of other PEFT versions."""
     layers: tuple[SavedLayer, ...]
-    """In the order of their names, numbers by value."""
+    """Sorted by name, numbers by value."""
     others: Mapping[str, Tensor]
-    """All other tensors, such as those of `modules_to_save`: kept as they are."""
+    """All other tensors, unchanged, such as those of `modules_to_save`."""
 
     @property
     def base_model(self) -> str:
-        """Folder or hub name of the model that it was trained on; empty where none is given."""
+        """Folder or hub name of the base model; empty if the configuration has none."""
         return str(self.config.get("base_model_name_or_path") or "")
 
     @property
@@ -61,18 +61,18 @@ class SavedAdapter:
         return sum(layer.parameters for layer in self.layers)
 
     def with_layers(self, layers: list[SavedLayer]) -> "SavedAdapter":
-        """Return the adapter with other layers, and a configuration that says what they hold."""
+        """Return the adapter with other layers and a configuration that matches them."""
         return replace(
             self, layers=tuple(layers), config={**self.config, **_describe(tuple(layers))}
         )
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """Read an adapter.
+    """Read and check an adapter.
 
     Raises:
-        AdapterError: If it is no LoRA adapter, a file is broken or a pickle, a layer lacks a half,
-            its shapes do not fit, or a weight is not finite.
+        AdapterError: If the adapter is not plain LoRA, a file is broken or a pickle, a layer lacks
+            a factor or has wrong shapes, or a weight is not finite.
     """
     config = _read_config(folder)
     check_config(config, str(folder))
@@ -105,11 +105,10 @@ def read_adapter(folder: Path) -> SavedAdapter:
 
 
 def write_adapter(adapter: SavedAdapter, output: Path) -> None:
-    """Write an adapter to a new folder: whole, or not at all.
+    """Write an adapter to a new folder atomically.
 
     Raises:
-        AdapterError: If there is something at `output`, it cannot be written, or a weight is not
-            finite.
+        AdapterError: If `output` is not free or cannot be written, or a weight is not finite.
     """
     tensors = dict(adapter.others)
     for layer in adapter.layers:
@@ -177,7 +176,7 @@ def _read_layer(
     config: Mapping[str, Any],
     folder: Path,
 ) -> SavedLayer:
-    """Return a layer, given the configuration with its own `r` and `lora_alpha`."""
+    """Return a layer; `config` contains the layer's own `r` and `lora_alpha`."""
     for half in "AB":
         if half not in keys:
             raise AdapterError(
@@ -200,8 +199,8 @@ def _read_layer(
 
 
 def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
-    """Return the fields of `LoraConfig` that say what the layers hold."""
-    # The smaller of two that are as frequent: the order of layers shall not matter.
+    """Return the fields of `LoraConfig` that depend on the layers."""
+    # Ties go to the smaller value, so that the order of layers does not matter.
     ranks = Counter(layer.r for layer in layers)
     alphas = Counter(layer.lora_alpha for layer in layers)
     r = min(ranks, key=lambda rank: (-ranks[rank], rank))
@@ -212,7 +211,7 @@ def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
         "rank_pattern": name_patterns({layer.name: layer.r for layer in layers}, r),
         "alpha_pattern": name_patterns({layer.name: layer.lora_alpha for layer in layers}, alpha),
         "use_rslora": layers[0].use_rslora,
-        # Some ways to draw first weights refuse some ranks; what is loaded replaces them anyway.
+        # Some initializations refuse some ranks; loading replaces the initial weights anyway.
         "init_lora_weights": True,
         "eva_config": None,
     }

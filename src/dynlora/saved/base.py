@@ -1,4 +1,4 @@
-"""The base model of a saved adapter, with the head that it was trained with, and both together."""
+"""Load the base model of a saved adapter with the right head, and attach the adapter."""
 
 import copy
 import re
@@ -34,27 +34,27 @@ FORMS = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-"""By PEFT's task type, the class of transformers that gives a model the head of that task."""
+"""Class of transformers with the head for each PEFT task type."""
 POOLER = "pooler"
-"""Pooler of a model that has no head to make use of it."""
+"""Pooler of a model without a head that uses it."""
 HEAD = re.compile(r"(?:.*\.)?(?:\w*classifier|score|classification_head|logits_proj)\b.*\.weight")
-"""Names of the weights of a classifier that was trained beside the adapter."""
+"""Names of the weights of a classifier trained with the adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """Where a base model is."""
+    """Location of a base model."""
 
     place: str
     """Folder or hub name."""
     gguf_file: str | None = None
-    """The model's file in the folder, if it is a GGUF file."""
+    """Name of a GGUF file in the folder."""
     local_only: bool = False
-    """Whether nothing may be downloaded."""
+    """Whether downloads are forbidden."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of every `from_pretrained` of transformers; code beside a model never runs."""
+        """Arguments of every `from_pretrained`; never runs code from the model's folder."""
         file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
         return NO_CODE | file | {"local_files_only": self.local_only}
 
@@ -65,12 +65,12 @@ class BaseSource:
 
 
 def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
-    """Return where an adapter's base model is.
+    """Return the location of an adapter's base model.
 
     Args:
-        adapter: It names its base model; the name is taken only if it is a folder or a hub model
-            that was downloaded before: an adapter from elsewhere shall not decide on downloads.
-        given: A folder, a GGUF file or a hub name that the user names instead; or None.
+        adapter: Its configured model name counts only if it is a folder or a downloaded hub model,
+            because an untrusted adapter must not trigger downloads.
+        given: Folder, GGUF file or hub name from the user, which overrides the configured name.
 
     Raises:
         AdapterError: If neither names a model.
@@ -98,23 +98,23 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
 
 
 def _is_here(name: str) -> bool:
-    """Return whether a folder or hub model of that name can be loaded without a download."""
+    """Return whether a folder or hub model can be loaded without a download."""
     try:
         cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:  # no name on the hub can look like this
+    except HFValidationError:  # not a valid hub name
         cached = None
     try:
         return isinstance(cached, str) or (Path(name) / "config.json").is_file()
-    except OSError:  # nor can any path
+    except OSError:  # not a valid path
         return False
 
 
 def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
-    """Return the base model in the form that the adapter was trained in, and check that they fit.
+    """Load the base model with the adapter's kind of head, and check that both fit.
 
     Raises:
-        AdapterError: If the model cannot be loaded, lacks weights that the adapter does not bring,
-            or the adapter is of another model.
+        AdapterError: If the model cannot be loaded, lacks weights that the adapter lacks too, or
+            does not match the adapter.
     """
     try:
         config = AutoConfig.from_pretrained(source.place, **source.options)
@@ -126,7 +126,7 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
             form, source.place, config=config, dtype="auto", **source.options
         )
         base = base if source.gguf_file is None else _unpacked(base)
-        # What an adapter of another model does not find says more than what that model lacks.
+        # First, because a wrong base model gets a clearer error here than from missing weights.
         check_fits(adapter, base)
         brought = {key.removeprefix(PREFIX) for key in adapter.others}
         refuse_drawn(base, [n for n in drawn - brought if not within(n, [POOLER])])
@@ -137,10 +137,10 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
 
 
 def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
-    """Return the base model with the adapter as PEFT loads it.
+    """Return the base model with the adapter loaded by PEFT.
 
     Raises:
-        AdapterError: If PEFT cannot bring the two together.
+        AdapterError: If PEFT cannot load the adapter on this model.
     """
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -149,7 +149,7 @@ def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise _unattached(adapter, base, str(error)) from error
     for warning in said:
-        # PEFT leaves what it does not find at its first values, and only warns.
+        # PEFT only warns about missing weights and keeps their initial values.
         if "missing adapter keys" in str(warning.message):
             raise _unattached(adapter, base, str(warning.message))
     return model.eval()
@@ -164,7 +164,7 @@ def _unattached(adapter: SavedAdapter, base: nn.Module, reason: str) -> AdapterE
 
 @torch.no_grad()
 def untie(base: Any, adapter: SavedAdapter) -> None:
-    """Give the output layer weights of its own if the adapter changes it or the embedding alone."""
+    """Untie output layer and embedding if the adapter changes either of them."""
     outputs = base.get_output_embeddings()
     if outputs is None or outputs.weight is not base.get_input_embeddings().weight:
         return
@@ -178,10 +178,9 @@ def untie(base: Any, adapter: SavedAdapter) -> None:
 
 
 def _unpacked(model: Any) -> Any:
-    """Return a GGUF file's model as an ordinary one.
+    """Return a GGUF model as an ordinary one.
 
-    transformers has unpacked its weights already, but takes it for a quantised model, which it
-    would not save.
+    transformers unpacks the weights, but cannot save the model because it is marked as quantized.
     """
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
@@ -196,7 +195,7 @@ def _form(adapter: SavedAdapter, config: Any) -> Any:
         return getattr(transformers, task)
     mapping = adapter.config.get("auto_mapping") or {}
     name = mapping.get("base_model_class") or next(iter(config.architectures or []), "none")
-    # The name comes from a file: nothing is called but what is a model of transformers.
+    # The name comes from an untrusted file, so accept only models of transformers.
     form = getattr(transformers, str(name), None)
     if not (isinstance(form, type) and issubclass(form, transformers.PreTrainedModel)):
         raise AdapterError(
@@ -207,8 +206,8 @@ def _form(adapter: SavedAdapter, config: Any) -> Any:
 
 
 def _count_labels(adapter: SavedAdapter) -> int | None:
-    """Return how many outputs the classifier has that was trained with the adapter, if any."""
+    """Return the number of outputs of the classifier trained with the adapter, if any."""
     heads = [t for key, t in adapter.others.items() if HEAD.fullmatch(key) and t.dim() == 2]
     read = {head.shape[1] for head in heads}
-    last = [len(head) for head in heads if len(head) not in read]  # of a head of several layers
+    last = [len(head) for head in heads if len(head) not in read]  # last layer of a deep head
     return min(last or map(len, heads), default=None)

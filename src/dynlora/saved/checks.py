@@ -1,4 +1,4 @@
-"""What a saved adapter must be: each check returns, or raises an error that names the place."""
+"""Check a saved adapter's configuration and tensors, with errors that name the place."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,17 +21,17 @@ VARIANTS = {
     "target_parameters": "LoRA on single parameters",
     "ensure_weight_tying": "tied adapters",
 }
-"""Fields of `LoraConfig` with which a layer adds something else than ``scaling * B @ A`` to its
-own weight, by the name that people know."""
+"""Fields of `LoraConfig` that change a layer's update from ``scaling * B @ A`` on its own weight,
+with the common name of each variant."""
 
 LARGEST = torch.finfo(torch.float32).max
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Check that a configuration is plain LoRA's, with values that can be computed with.
+    """Check that a configuration is plain LoRA with valid values.
 
     Raises:
-        AdapterError: If it is of another method or variant, or a value is of the wrong type.
+        AdapterError: If the method or variant differs, or a value has the wrong type or range.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -67,18 +67,18 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 def check_factors(
     name: str, A: Tensor, B: Tensor, bias: Tensor | None, *, rank: int, where: str
 ) -> None:
-    """Check that a layer's tensors fit each other and the configured rank.
+    """Check that a layer's tensors match each other and the configured rank.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         A: Its `lora_A`.
         B: Its `lora_B`.
-        bias: That of `lora_B`; None where there is none.
-        rank: As configured.
+        bias: Bias of `lora_B`, if any.
+        rank: Configured rank.
         where: The adapter, for messages.
 
     Raises:
-        AdapterError: If they do not.
+        AdapterError: If a shape or dtype does not match.
     """
     shapes = f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}"
     if min(A.dim(), B.dim()) < 2 or 0 in (*A.shape, *B.shape):
@@ -109,15 +109,15 @@ def check_factors(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
-    """Check that every weight is a number.
+    """Check that every weight is finite.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by name.
         where: The adapter, for messages.
-        advice: Why it may be, and what to do.
+        advice: Likely reason and remedy, for messages.
 
     Raises:
-        AdapterError: If one is not.
+        AdapterError: If a weight is not finite.
     """
     for key, tensor in tensors.items():
         wrong = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0

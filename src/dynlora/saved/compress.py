@@ -1,13 +1,11 @@
-"""A finished adapter cut to a budget of parameters, without training.
+"""Cut a trained adapter to a parameter budget, without training.
 
-The spectrum of every layer is known, so ranks need no estimate: they are granted one at a time to
-the layer whose next component carries the most energy per parameter (`adjuster.grant_ranks`), the
-squared Frobenius norm. Energies fall within a layer, so no other ranks of that cost keep more, up
-to the last rank that does not fit.
+Each next rank goes to the layer whose next component has the most energy (squared Frobenius norm)
+per parameter (`adjuster.grant_ranks`). Energies decrease within a layer, so no other ranks of the
+same cost keep more energy, except for the last rank that does not fit.
 
-Data does not change the ranks but which directions a layer keeps: those that add the most to its
-output on what it saw. That order was measured (`benchmarks/compress.py`): to let outputs decide on
-ranks too, relative to their own norm or not, changes predictions more.
+Data does not change ranks, only the directions that a layer keeps: those with the largest part in
+its output. Choosing ranks by outputs too changed predictions more (`benchmarks/compress.py`).
 """
 
 import math
@@ -26,14 +24,14 @@ from dynlora.saved.layer import SavedLayer
 from dynlora.saved.spectrum import Components, find_components
 
 FAINT = 1e-9
-"""Weight of unseen inputs: what few texts did not touch goes first, but is not lost for free."""
+"""Relative weight of unseen inputs, which orders the directions that the texts do not use."""
 TINY = 1e-300
-"""Keeps a quotient of zeros finite in float64."""
+"""Keeps 0 / 0 finite in float64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCut:
-    """What a cut did to one layer."""
+    """Effect of a cut on one layer."""
 
     name: str
     rank_before: int
@@ -41,27 +39,27 @@ class LayerCut:
     parameters: int
     """After the cut."""
     energy_kept: float
-    """Part of the layer's energy, in ``[0, 1]``."""
+    """Kept share of the layer's energy, in ``[0, 1]``."""
     output_lost: float | None
-    """Norm of the part dropped, relative to the layer's output norm; None without data."""
+    """Norm of the dropped part of the output, relative to the output's norm; None without data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compressed:
-    """A cut adapter, and what the cut cost."""
+    """A cut adapter and the cost of the cut."""
 
     adapter: SavedAdapter
     layers: tuple[LayerCut, ...]
     budget: int
-    """Parameters that it may have."""
+    """Maximum number of LoRA parameters."""
     parameters_before: int
     energy_kept: float
-    """Part of all layers' energy, in ``[0, 1]``; with data, each layer's relative to its output."""
+    """Kept share of all energy, in ``[0, 1]``; with data, relative to each layer's output."""
     weighted: bool
-    """Whether energies are those of outputs on data that was seen."""
+    """Whether energies refer to outputs on data."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; not the adapter itself."""
+        """Return JSON-ready values, without the adapter."""
         return {
             "budget": self.budget,
             "parameters_before": self.parameters_before,
@@ -75,15 +73,15 @@ class Compressed:
 def compress(
     adapter: SavedAdapter, budget: int, seen: Mapping[str, Seen] | None = None
 ) -> Compressed:
-    """Cut an adapter to at most `budget` parameters, losing the least.
+    """Cut an adapter to at most `budget` LoRA parameters with the smallest loss of energy.
 
     Args:
-        adapter: As read.
-        budget: Parameters that its LoRA layers may have together.
-        seen: What each layer saw, by name; None weighs all inputs alike.
+        adapter: The adapter.
+        budget: Maximum number of LoRA parameters.
+        seen: Statistics per layer by name; None weights all inputs equally.
 
     Raises:
-        BudgetError: If one rank a layer already costs more, or `budget` is below 1.
+        BudgetError: If the budget is below one rank per layer.
     """
     check_affordable(adapter, budget)
     blind = measure(adapter, None)
@@ -93,7 +91,7 @@ def compress(
 
 
 def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str, Components]:
-    """Return every layer's components, by name."""
+    """Return the components per layer, by name."""
     if seen is None:
         return {layer.name: find_components(layer) for layer in adapter.layers}
     return {
@@ -103,13 +101,13 @@ def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str,
 
 
 def _with_unseen(layer: SavedLayer, gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
-    """Return a moment in which inputs that were not seen count, too, but faintly."""
+    """Return the second moment plus a small isotropic part for unseen inputs."""
     white = layer.A.double() @ layer.A.double().T
     return gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
 
 
 def plan_cut(parts: Mapping[str, Components], budget: int) -> dict[str, int]:
-    """Return the ranks that keep the most energy within a budget, by name."""
+    """Return the ranks per layer that keep the most energy within a budget."""
     bounds = {
         name: LayerBounds(
             cost=part.layer.cost, floor=1, ceiling=max(1, len(part.values)), held=part.layer.r
@@ -133,13 +131,13 @@ def cut_to(
     parts: Mapping[str, Components],
     seen: Mapping[str, Seen] | None,
 ) -> Compressed:
-    """Return the adapter with its layers cut to the given ranks."""
+    """Cut the layers to the given ranks."""
     layers, cuts, kept, total = [], [], 0.0, 0.0
     for layer in adapter.layers:
         part, rank = parts[layer.name], ranks[layer.name]
-        # A layer that loses nothing stays as it is, bit for bit.
+        # Keep the exact weights of a layer that loses nothing.
         made = layer if rank >= layer.r else part.cut(rank)
-        # An output that is zero everywhere loses nothing, relative to whatever.
+        # Avoid 0 / 0 for a layer whose output is zero.
         power = (seen[layer.name].output_power if seen else 1.0) or 1.0
         energy = math.fsum(part.energies[: made.r])
         kept += energy / power
@@ -167,10 +165,10 @@ def cut_to(
 
 
 def check_affordable(adapter: SavedAdapter, budget: int) -> None:
-    """Check that a budget pays one rank in every layer.
+    """Check that a budget is enough for one rank per layer.
 
     Raises:
-        BudgetError: If it does not.
+        BudgetError: If it is not.
     """
     low = sum(layer.parameters - layer.cost * (layer.r - 1) for layer in adapter.layers)
     if budget < low:

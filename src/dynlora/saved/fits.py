@@ -1,4 +1,4 @@
-"""Whether a saved adapter is of a given base model: by its layers' names and shapes."""
+"""Check by names and shapes of layers whether a saved adapter fits a base model."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from dynlora.saved.adapter import PREFIX, SavedAdapter
 
 
 def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
-    """Check that every tensor of an adapter has its place in a model.
+    """Check that every tensor of an adapter fits a model.
 
     Args:
-        adapter: As read.
-        base: The model without any adapter, with the head it is used with.
+        adapter: The adapter.
+        base: The model without adapters, with its head.
 
     Raises:
-        AdapterError: If a layer is missing, or of another shape; its name and both are given.
+        AdapterError: If a layer is missing or has another shape.
     """
     modules = dict(base.named_modules())
     for layer in adapter.layers:
@@ -35,9 +35,9 @@ def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
 
 
 def _sides(module: Any) -> tuple[int, ...]:
-    """Return a layer's two widths, smaller first; of a convolution the channels."""
+    """Return a layer's two widths, smaller first; for a convolution, its channels."""
     kernel = module.weight.shape[:2] if module.weight.dim() > 1 else (0, 0)
-    if isinstance(module, nn.Linear):  # a quantised one packs its weight into another shape
+    if isinstance(module, nn.Linear):  # quantized weights have another shape
         kernel = (module.in_features, module.out_features)
     return tuple(sorted(kernel))
 

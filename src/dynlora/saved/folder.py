@@ -1,4 +1,4 @@
-"""The new folder of a verb's `--output`, and what goes into it beside an adapter."""
+"""Create the output folder of a verb, and copy the files beside an adapter into it."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""What may lie beside an adapter's weights and go with them."""
+"""Files to copy with an adapter's weights."""
 
 
 def check_free(output: Path) -> None:
-    """Check that a new folder can come to lie at `output`.
+    """Check that `output` can become a new folder.
 
     Raises:
-        AdapterError: If a file, or a folder that holds anything, is there, or it has no name.
+        AdapterError: If `output` or a parent is a file, or `output` is not empty or has no name.
     """
-    if output.name in ("", ".."):  # a folder is written beside its place, and moved there
+    if output.name in ("", ".."):  # the draft is a sibling, renamed at the end
         raise AdapterError(f"`--output` must be the name of a folder, got {output}: give one.")
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
@@ -45,10 +45,10 @@ def check_free(output: Path) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `output` if nothing is raised.
+    """Yield a folder to write into, which becomes `output` unless an error is raised.
 
     Raises:
-        AdapterError: If there is something at `output`, or the disk refuses.
+        AdapterError: If `output` is not free or cannot be written.
     """
     check_free(output)
     try:
@@ -59,9 +59,9 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy the tokenizer and the model card, if they are files of the folder's own.
+    """Copy tokenizer and model card from an adapter's folder.
 
-    A link is left: in a folder from elsewhere it may lead to a file that is none of its business.
+    Links are skipped, because in an untrusted folder they may lead to any file.
     """
     for name in COMPANIONS:
         path = source / name

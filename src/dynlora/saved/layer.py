@@ -1,7 +1,8 @@
-"""One LoRA layer of a saved adapter: its two factors as matrices, whatever kind of layer it is on.
+"""One LoRA layer of a saved adapter, with its factors as matrices.
 
-A linear layer's `lora_A` is (r, in), a convolution's (r, in, height, width), an embedding's
-(r, vocabulary). Flattened behind the rank, all of them add ``scaling * B @ A`` to a weight.
+`lora_A` has shape (r, in) for a linear layer, (r, in, height, width) for a convolution and
+(r, vocabulary) for an embedding. After flattening all axes but the first, each adds
+``scaling * B @ A`` to a weight.
 """
 
 import math
@@ -14,24 +15,24 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedLayer:
-    """One LoRA layer as it is saved."""
+    """One LoRA layer as saved."""
 
     name: str
-    """Module name as in the base model's `named_modules()`."""
+    """Module name in the base model's `named_modules()`."""
     key_A: str
     """Name of `lora_A` in the file."""
     key_B: str
     """Name of `lora_B` in the file."""
     lora_A: Float[Tensor, "r *inputs"]
-    """As in the file."""
+    """Shape as in the file."""
     lora_B: Float[Tensor, "out r *ones"]
-    """As in the file."""
+    """Shape as in the file."""
     bias: Float[Tensor, " out"] | None = None
-    """Bias of `lora_B`, with `lora_bias`; multiplied by `scaling` like the product."""
+    """Bias of `lora_B`, multiplied by `scaling` like the product; only with `lora_bias`."""
     lora_alpha: float
-    """The layer's own, after `alpha_pattern`."""
+    """The layer's value after `alpha_pattern`."""
     use_rslora: bool
-    """Whether `scaling` divides by the root of the rank."""
+    """Whether `scaling` divides by the square root of the rank."""
 
     @property
     def r(self) -> int:
@@ -50,7 +51,7 @@ class SavedLayer:
 
     @property
     def inputs(self) -> int:
-        """Columns of the update; for a convolution, channels times the kernel's size."""
+        """Columns of the update; for a convolution, channels times kernel size."""
         return self.A.shape[1]
 
     @property
@@ -60,7 +61,7 @@ class SavedLayer:
 
     @property
     def cost(self) -> int:
-        """Parameters that one rank takes."""
+        """Parameters per rank."""
         return self.inputs + self.outputs
 
     @property
@@ -70,13 +71,13 @@ class SavedLayer:
 
     @property
     def scaling(self) -> float:
-        """Factor on the product, computed as PEFT does."""
+        """Factor on the product, as in PEFT."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def with_factors(
         self, A: Float[Tensor, "rank inputs"], B: Float[Tensor, "out rank"], *, scaling: float
     ) -> "SavedLayer":
-        """Return the layer with other factors, of any rank; they are saved in the layer's dtype."""
+        """Return the layer with other factors of any rank, converted to the layer's dtype."""
         rank = len(A)
         alpha = round(scaling * (math.sqrt(rank) if self.use_rslora else rank), 9)
         return replace(
@@ -87,10 +88,9 @@ class SavedLayer:
         )
 
     def folded(self) -> "SavedLayer":
-        """Return the same update with `scaling` in `lora_B` (and the bias) and ``alpha = r``.
+        """Return the same update with `scaling` folded into `lora_B` and bias, and ``alpha = r``.
 
-        In half precision the product may not be a number of that precision; then all of the layer
-        becomes float32, so that the update stays what it was.
+        If the folded `lora_B` is not exact in half precision, the layer becomes float32.
         """
         exact = self.lora_B.double() * self.scaling
         dtype = self.lora_B.dtype
@@ -106,7 +106,7 @@ class SavedLayer:
         )
 
     def padded(self, rank: int) -> "SavedLayer":
-        """Return a folded layer with zero rows and columns up to `rank`; the update is the same."""
+        """Return a folded layer padded with zeros to `rank`; its update stays the same."""
         missing = rank - self.r
         zero_rows = self.lora_A.new_zeros(missing, *self.lora_A.shape[1:])
         zero_columns = self.lora_B.new_zeros(self.outputs, missing, *self.lora_B.shape[2:])

@@ -1,4 +1,4 @@
-"""A saved adapter and its base model to one plain model: no adapter, no PEFT to load it."""
+"""Merge a saved adapter into its base model and save a plain model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,43 +15,43 @@ from dynlora.saved.folder import new_folder
 
 COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "tokenizer": ("tokenizer_config.json", AutoTokenizer.from_pretrained),
-    # Pillow is always there; what is saved names no package.
+    # Pillow is always installed, and the saved processor names no backend package.
     "image processor": (
         "preprocessor_config.json",
         partial(AutoImageProcessor.from_pretrained, backend="pil"),
     ),
 }
-"""What makes a model's inputs: its file, by which it is known to be there, and what loads it."""
+"""Tokenizer and image processor, each with the file that shows its presence and its loader."""
 READS_IMAGES = "pixel_values"
-"""What transformers calls the main input of models that read images."""
+"""Main input of image models in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """What makes a model's inputs, and whether it could be saved beside the model."""
+    """A tokenizer or image processor, and whether it was saved with the model."""
 
     kind: str
-    """One of `COMPANIONS`."""
+    """A key of `COMPANIONS`."""
     saved: bool
 
 
 def merge_adapter(
     adapter: SavedAdapter, source: BaseSource, output: Path, head: Mapping[str, Any]
 ) -> Companion:
-    """Write the base model with the adapter's update in its weights, and what makes its inputs.
+    """Write the base model with the merged adapter, and its tokenizer or image processor.
 
     Args:
-        adapter: As read; its folder must still be there.
-        source: Where the base model is.
+        adapter: The adapter; its folder must still exist.
+        source: Location of the base model.
         output: A new folder.
-        head: What the configuration shall say of the outputs, by key; an adapter does not tell.
+        head: Configuration values about the outputs, such as label names, which adapters lack.
 
     Returns:
-        Whether a tokenizer or image processor was found, too.
+        Whether a tokenizer or image processor was saved too.
 
     Raises:
-        AdapterError: If the model cannot be loaded, is another than the adapter's, or there is
-            something at `output`.
+        AdapterError: If the model cannot be loaded or does not match the adapter, or `output` is
+            not free.
     """
     base = load_base(adapter, source)
     base.config.update(dict(head))
@@ -64,7 +64,7 @@ def merge_adapter(
 
 
 def _save_companion(kind: str, adapter: SavedAdapter, source: BaseSource, folder: Path) -> bool:
-    """Save what lies beside the adapter, or else beside the base model, if it can be loaded."""
+    """Save the companion of the adapter, else of the base model, if it can be loaded."""
     file, load = COMPANIONS[kind]
     own = (adapter.folder / file).is_file()
     place = BaseSource(str(adapter.folder), local_only=True) if own else source

@@ -1,4 +1,4 @@
-"""Names in an adapter's file, which may be any text: their greatest length and their order."""
+"""Check and sort tensor names from an adapter's file."""
 
 from collections.abc import Iterable
 
@@ -7,14 +7,14 @@ from dynlora.name_patterns import LONGEST
 
 
 def check_names(names: Iterable[str], path: object) -> None:
-    """Check that every tensor's name is short enough to be shown.
+    """Check that tensor names are not too long.
 
     Args:
         names: The names.
         path: The file, for the message.
 
     Raises:
-        AdapterError: If one is too long.
+        AdapterError: If a name is too long.
     """
     longest = max(map(len, names), default=0)
     if longest > LONGEST:
@@ -25,13 +25,13 @@ def check_names(names: Iterable[str], path: object) -> None:
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str, str]]:
-    """Return a key that sorts a layer's name so that blocks count as numbers do: 2 before 10."""
+    """Return a sort key that orders numbers in names by value (2 before 10)."""
     return [_part_key(part) for part in name.split(".")]
 
 
 def _part_key(part: str) -> tuple[bool, int, str, str]:
     if not part.isdecimal():
         return True, 0, "", part
-    # Longer numbers are larger ones; Python makes no number of thousands of digits.
+    # Compare by length first: Python refuses to parse thousands of digits.
     digits = part.lstrip("0")
     return False, len(digits), digits, part

@@ -1,7 +1,7 @@
-"""Patterns of names in an adapter's configuration to each layer's rank or `lora_alpha`.
+"""Match the name patterns of an adapter's configuration to each layer's rank or `lora_alpha`.
 
-PEFT reads the keys as regular expressions. An adapter from elsewhere may have one that never ends
-(`(a|a)*[bc]`), and Python's own `re` cannot be stopped, so `regex` matches, which has a timeout.
+PEFT treats keys as regular expressions. An untrusted key may never finish (`(a|a)*[bc]`), so
+matching uses `regex`, which has a timeout, instead of `re`.
 """
 
 import re
@@ -15,29 +15,29 @@ from dynlora.errors import AdapterError
 from dynlora.name_patterns import LONGEST
 
 SECONDS = 0.05
-"""Processor time for one key and one name; keys that PEFT writes need a millionth of a second."""
+"""Processor time limit per key and name; keys written by PEFT need about a microsecond."""
 SECONDS_OF_ALL = 10
-"""Processor time for all keys of a field: one key per layer of 2,401 layers needs 4 to 6 s."""
+"""Processor time limit for all keys of a field; 2,401 keys for as many layers need 4 to 6 s."""
 BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
-"""Errors for a text that is no regular expression, or one with absurd numbers."""
+"""Errors for invalid regular expressions, or ones with absurd numbers."""
 
 
 def match_names(
     given: Mapping[str, Any], names: Sequence[str], default: Any, *, field: str, where: str
 ) -> dict[str, Any]:
-    """Return each layer's value: that of the first key that matches the end of its name.
+    """Return the value per layer, from the first key that matches the end of its name.
 
-    This is PEFT's `get_pattern_key`, without PEFT, which takes seconds to import.
+    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds.
 
     Args:
         given: Value by key.
-        names: The layers' names.
-        default: The value of a layer that no key matches.
+        names: Names of the layers.
+        default: Value of layers that match no key.
         field: `rank_pattern` or `alpha_pattern`.
         where: The adapter, for messages.
 
     Raises:
-        AdapterError: If a key is no regular expression or too long, or matching takes too long.
+        AdapterError: If a key is not a regular expression, is too long or takes too long.
     """
     deadline = time.process_time() + SECONDS_OF_ALL
     found: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def match_names(
 
 
 def _compile(key: str, field: str, where: str) -> Any:
-    """Return a key as PEFT matches it, at the end of a name."""
+    """Compile a key as PEFT does, to match the end of a name."""
     if len(key) > LONGEST:
         raise AdapterError(
             f"each key of `{field}` must have at most {LONGEST} characters, got one of "

@@ -1,4 +1,4 @@
-"""A saved adapter in another form: the same function, or the closest one of a given rank."""
+"""Rewrite a saved adapter with the same function, or its best approximation at a given rank."""
 
 from dynlora.errors import AdapterError
 from dynlora.saved.adapter import SavedAdapter
@@ -6,19 +6,19 @@ from dynlora.saved.spectrum import find_components
 
 
 def native(adapter: SavedAdapter) -> SavedAdapter:
-    """Return the adapter with patterns that name each layer which differs, and nothing else."""
+    """Return the adapter with pattern entries only for layers that differ from the defaults."""
     return adapter.with_layers(list(adapter.layers))
 
 
 def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
     """Return the adapter with one rank and a scaling of 1 in every layer; its function is the same.
 
-    Layers are padded with zeros and their scaling goes into `lora_B`, for engines that know one
-    rank and one `lora_alpha` only.
+    Layers are padded with zeros and their scaling is folded into `lora_B`, for engines that support
+    only one rank and one `lora_alpha`.
 
     Args:
         adapter: The adapter.
-        rank: The rank of all layers; None takes the highest that one has.
+        rank: Rank of all layers; None uses the highest rank of any layer.
 
     Raises:
         AdapterError: If a layer has a higher rank.
@@ -35,14 +35,14 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
 
 
 def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
-    """Return the adapter with every layer cut to its best update of `rank`, then as `uniform`.
+    """Cut every layer to its best update of rank `rank`, and rewrite the adapter like `uniform`.
 
     Args:
         adapter: The adapter.
-        rank: The rank of all layers, at least 1; layers that have less are padded.
+        rank: Rank of all layers, at least 1; layers with a lower rank are padded.
 
     Returns:
-        The adapter, and by layer the part of its energy that was kept, in ``[0, 1]``.
+        The adapter, and the kept share of energy by layer, in ``[0, 1]``.
     """
     layers, kept = [], {}
     for layer in adapter.layers:

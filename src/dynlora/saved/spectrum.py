@@ -1,10 +1,10 @@
-"""What a saved layer is made of: its components, strongest first, and the best cut to a rank.
+"""Decompose a saved layer into components, strongest first, and cut it to a lower rank.
 
-All of it happens in the r x r space. With ``B = Q R`` and ``G`` the second moment of ``A x``, the
-eigenvectors ``U`` of ``R G R^T`` are the layer's principal directions as seen from its output, and
-the roots of its eigenvalues their strengths. Keeping the first k, ``B' = Q U_k`` and
-``A' = U_k^T R A``, loses the least that any update of rank k can lose (Eckart and Young 1936): in
-the Frobenius norm where ``G = A A^T``, in the mean square of the output where inputs were seen.
+All computations use r x r matrices. With ``B = Q R`` and ``G`` the second moment of ``A x``, the
+eigenvectors ``U`` of ``R G R^T`` are the layer's principal output directions; the square roots of
+its eigenvalues are their strengths. Keeping the first k, ``B' = Q U_k`` and ``A' = U_k^T R A``, is
+the best update of rank k (Eckart and Young 1936): in the Frobenius norm for ``G = A A^T``, in the
+mean squared output for a ``G`` of observed inputs.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from dynlora.saved.layer import SavedLayer
 
 NOISE = 1e-14
-"""Eigenvalues up to this part of the largest are rounding in float64, and count as zero."""
+"""Eigenvalues up to this share of the largest are rounding errors in float64 and count as zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +26,8 @@ class Components:
 
     layer: SavedLayer
     values: Float[Tensor, " k"]
-    """Strengths, `scaling` included: singular values of the update, or root mean squares of what a
-    direction adds to the output; only those above 0; float64."""
+    """Strengths above 0, including `scaling`, in float64: singular values of the update, or root
+    mean squares of each direction's part in the output."""
     A: Float[Tensor, "k inputs"]
     B: Float[Tensor, "out k"]
 
@@ -43,7 +43,7 @@ class Components:
 
     @property
     def effective_rank(self) -> float:
-        """Directions that the energy is spread over: ``exp`` of its entropy; 0 of no update.
+        """Exponential of the entropy of the energy over directions; 0 for a zero update.
 
         Reference:
             Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
@@ -52,13 +52,13 @@ class Components:
         return math.exp(-math.fsum(p * math.log(p) for p in parts if p > 0)) if parts else 0.0
 
     def kept(self, rank: int) -> float:
-        """Return the part of the energy, in ``[0, 1]``, that the strongest `rank` hold."""
+        """Return the share of energy in the strongest `rank` components, in ``[0, 1]``."""
         return math.fsum(self.energies[:rank]) / self.energy if self.energies else 1.0
 
     def cut(self, rank: int) -> SavedLayer:
         """Return the layer with its strongest `rank` components, or all if it has fewer.
 
-        A layer whose update is zero keeps its first row of `lora_A`, so that it can be trained.
+        A layer with a zero update keeps the first row of `lora_A`, so that it remains trainable.
         """
         if not self.energies:
             A, B = self.layer.A[:1], torch.zeros_like(self.layer.B[:, :1])
@@ -68,11 +68,11 @@ class Components:
 
 @torch.no_grad()
 def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None) -> Components:
-    """Find a layer's components.
+    """Decompose a layer into its components.
 
     Args:
         layer: The layer, of rank r.
-        gram: Mean of ``(A x)(A x)^T`` over inputs seen; None weighs all inputs alike, for which
+        gram: Mean of ``(A x)(A x)^T`` over observed inputs; None weights all inputs equally, so
             strengths are the singular values of the update.
     """
     A, B = layer.A.double(), layer.B.double()
@@ -81,12 +81,12 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     squares, U = torch.linalg.eigh(R @ moment @ R.T)
     squares, U = squares.flip(0), U.flip(1)
     values = squares.clamp(min=0).sqrt() * abs(layer.scaling)
-    # A strength whose square is 0 in float64 has no energy that could be shared out.
+    # Drop strengths whose square underflows to 0 in float64.
     some = (squares > NOISE * squares[0].clamp(min=0)) & (values.square() > 0)
     count = int(some.sum())
     values, U = values[:count], U[:, :count]
     rows, columns = U.T @ R @ A, Q @ U
-    # Both factors carry the same norm: neither leaves the range of half precision first.
+    # Give both factors equal norms, to stay within the range of half precision.
     roots = rows.norm(dim=1).sqrt()
     return Components(
         layer=layer,

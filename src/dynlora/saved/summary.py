@@ -1,4 +1,4 @@
-"""What a saved adapter spends and where: the figures behind `dynlora inspect`."""
+"""Summarize a saved adapter's parameters and energy per layer, for `dynlora inspect`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from dynlora.saved.spectrum import find_components
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSummary:
-    """One layer."""
+    """Figures of one layer."""
 
     name: str
     rank: int
@@ -17,29 +17,28 @@ class LayerSummary:
     outputs: int
     parameters: int
     share: float
-    """Part of all LoRA parameters, in ``[0, 1]``."""
+    """Share of all LoRA parameters, in ``[0, 1]``."""
     norm: float
-    """Frobenius norm of the update, scaling included."""
+    """Frobenius norm of the update, including scaling."""
     energy_share: float
-    """Part of the sum of all layers' squared norms, in ``[0, 1]``; 0 of an untrained adapter."""
+    """Share of the sum of all layers' squared norms, in ``[0, 1]``; 0 for an untrained adapter."""
     kept_by_half: float
-    """Part of the layer's squared norm that its strongest directions hold, half of its rank
-    rounded up."""
+    """Share of the layer's squared norm in the stronger half of its directions (rounded up)."""
     effective_rank: float
-    """Directions that the squared norm is spread over, in ``[1, rank]``; 0 of a zero update."""
+    """Effective number of directions of the update, in ``[1, rank]``; 0 for a zero update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterSummary:
-    """All layers."""
+    """Figures of all layers."""
 
     base_model: str
-    """As the adapter names it; empty where it does not."""
+    """Name in the adapter's configuration; empty if missing."""
     layers: tuple[LayerSummary, ...]
     parameters: int
-    """Of the LoRA layers."""
+    """Parameters of the LoRA layers."""
     other_parameters: int
-    """Of everything else in the file, such as a classifier."""
+    """Parameters of all other tensors, such as a classifier."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -47,7 +46,7 @@ class AdapterSummary:
 
 
 def summarise(adapter: SavedAdapter) -> AdapterSummary:
-    """Return what an adapter spends, and how much each layer makes of it."""
+    """Return the parameters and energy of each layer."""
     parts = [find_components(layer) for layer in adapter.layers]
     total = sum(part.energy for part in parts)
     layers = tuple(

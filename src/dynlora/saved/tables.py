@@ -1,4 +1,4 @@
-"""Files of rows to tables: one reader a format, for all that reads rows from a disk."""
+"""Read files of rows (Parquet, CSV, JSON Lines) as tables."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +16,23 @@ from dynlora.errors import DataError
 from dynlora.files.plain_values import DEEPEST
 
 Reader = Callable[[Path, Sequence[str]], pa.Table]
-"""Reads a file, given its columns of texts, some of which may look like numbers."""
+"""Reads a file; the second argument names text columns, whose values may look like numbers."""
 
 
 def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) -> pa.Table:
-    """Read a file to its last byte.
+    """Read and validate a whole file.
 
     Args:
         path: The file.
-        texts: Columns that hold texts.
-        readers: `TABLES`, or `AS_WRITTEN` where the cells are handed on; by the file's ending.
+        texts: Columns of texts.
+        readers: Readers by file ending: `TABLES`, or `AS_WRITTEN` if cells are written again.
 
     Raises:
-        DataError: If it is unreadable, or empty.
+        DataError: If the file is unreadable or empty.
     """
     try:
         table = readers[path.suffix](path, texts)
-        # Texts are not looked at when they are read, nor are the columns' names.
+        # pyarrow reads texts and column names without validating them.
         table.validate(full=True)
         table.column_names  # noqa: B018  decodes them
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -44,15 +44,15 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
 
 
 def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
-    """Return the values of a column as Python has them.
+    """Return the values of a column as Python objects.
 
     Args:
-        table: As read.
-        column: Its name, which is there once.
-        source: Where the table is from, for messages.
+        table: The table.
+        column: Its name, which must be unique.
+        source: Origin of the table, for messages.
 
     Raises:
-        DataError: If Python has none for what stands there, such as a date of year 9,999,999.
+        DataError: If a value has no Python equivalent, such as a date in year 9,999,999.
     """
     try:
         values: list[Any] = table[column].to_pylist()
@@ -66,26 +66,26 @@ def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """Return the names of columns for a message: the beginning of long ones and of many."""
+    """Format column names for a message, shortening long names and long lists."""
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
     cut = (name if len(name) <= 60 else f"{name[:57]}..." for name in names[:_SHOWN])
     return ", ".join(cut) + more
 
 
 _SHOWN = 50
-"""Columns that a message lists before it only counts."""
+"""Maximum number of columns listed in a message."""
 MOST_COLUMNS = 100_000
-"""Columns of a CSV file and keys of a JSON line at most."""
+"""Maximum number of columns of a CSV file or keys of a JSON line."""
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
 def _block_size(path: Path) -> int:
-    """Return what lets pyarrow read a file as one block, if it can: no row may be longer."""
+    """Return a block size for the whole file if possible, because a row must fit into a block."""
     return min(max(path.stat().st_size, 2**20), 2**31 - 1)
 
 
 def _refuse_wide(columns: int) -> None:
-    """Refuse a table that pyarrow would read for minutes, since each column costs 50 µs.
+    """Refuse a table with too many columns, because pyarrow needs 50 µs per column.
 
     Raises:
         pyarrow.ArrowInvalid: If it has too many columns.
@@ -95,21 +95,21 @@ def _refuse_wide(columns: int) -> None:
 
 
 def _check_width(path: Path) -> None:
-    """Check how many columns a CSV file has by the commas in its first line.
+    """Check the number of columns of a CSV file by the commas in its first line.
 
     Raises:
-        pyarrow.ArrowInvalid: If they are too many.
+        pyarrow.ArrowInvalid: If it has too many columns.
     """
     with path.open(encoding="latin-1") as file:
         _refuse_wide(file.readline().count(",") + 1)
 
 
 def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
-    """Read a CSV file whose empty cells are missing.
+    """Read a CSV file; empty cells are missing values.
 
     Args:
         path: The file.
-        texts: Columns that hold texts, some of which may look like numbers.
+        texts: Columns of texts, whose values may look like numbers.
     """
     _check_width(path)
     return pyarrow.csv.read_csv(
@@ -126,13 +126,13 @@ def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
 
 
 def read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
-    """Read a CSV file so that its cells can be written again as they stand there.
+    """Read a CSV file such that its cells can be written again unchanged.
 
-    A column is of numbers only where each stands as its number is written: 00123 is a text.
+    A column becomes numeric only if all its cells are canonical numbers: 00123 is a text.
 
     Args:
         path: The file.
-        texts: Columns that hold texts, whatever they look like.
+        texts: Columns of texts, whose values may look like numbers.
     """
     _check_width(path)
     whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
@@ -158,7 +158,7 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
-    """Read a file of JSON lines, which has texts, and no dates: pyarrow makes some of texts."""
+    """Read a file of JSON lines; strings that look like dates remain texts."""
     _check_structure(path.read_bytes())
     whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
     table = pyarrow.json.read_json(path, read_options=whole)
@@ -173,10 +173,10 @@ _OUTSIDE = bytes(set(range(256)) - set(b'[]{}:"'))
 
 
 def _check_structure(content: bytes) -> None:
-    """Check how deeply JSON nests, since pyarrow crashes on deep values, and how many keys it has.
+    """Check nesting depth, because pyarrow crashes on deep values, and the number of keys.
 
     Raises:
-        pyarrow.ArrowInvalid: If a value nests too deeply, or an object has too many keys.
+        pyarrow.ArrowInvalid: If a value nests too deeply or an object has too many keys.
     """
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     bare = re.sub(rb'"[^"]*"', b"", unescaped.translate(None, _OUTSIDE))
@@ -192,7 +192,7 @@ def _check_structure(content: bytes) -> None:
 
 
 def without_times(kind: pa.DataType) -> pa.DataType:
-    """Return a type in which texts take the place of dates and times."""
+    """Return a type with dates and times replaced by strings."""
     if pa.types.is_temporal(kind):
         return pa.string()
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -210,6 +210,6 @@ TABLES: Mapping[str, Reader] = {
     ".csv": read_csv,
     ".jsonl": read_json_lines,
 }
-"""By a file's ending, what reads it."""
+"""Readers by file ending."""
 AS_WRITTEN: Mapping[str, Reader] = {**TABLES, ".csv": read_csv_as_written}
-"""The same, so that every cell can be handed on as it was."""
+"""Readers that keep every cell as written."""

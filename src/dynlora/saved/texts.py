@@ -1,4 +1,4 @@
-"""A file of texts to batches that a model reads: what an adapter's layers shall see."""
+"""Read a file of texts into tokenized batches for a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ from dynlora.saved.base import BaseSource
 from dynlora.saved.tables import TABLES, column_values, read_table, shown_names
 
 READS_TEXTS = "input_ids"
-"""What transformers calls the main input of models that read tokens."""
+"""Main input of text models in transformers."""
 MAX_LENGTH = 512
-"""Tokens of a text at most: longer ones show nothing new of what a layer sees."""
+"""Maximum number of tokens per text."""
 BATCH = 16
 
 
 def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[str]]:
-    """Return columns of texts, of at most `rows` rows spread evenly over the file.
+    """Read columns of texts, from at most `rows` rows spread evenly over the file.
 
     Args:
         path: A Parquet, CSV or JSON Lines file.
-        columns: One or two names of columns, by the option that names each.
+        columns: One or two column names, by command-line option.
         rows: At least 1.
 
     Returns:
-        A list of texts for each column.
+        A list of texts per column.
 
     Raises:
-        DataError: If the file cannot be read, has no row, lacks a column, or a cell is no text.
+        DataError: If the file is unreadable or has no rows, or a column is missing or not of texts.
     """
     table = _read_table(path, [*columns.values()])
     if not table.num_rows:
@@ -46,7 +46,7 @@ def check_reads_texts(base: Any, source: BaseSource) -> None:
     """Check that a base model reads texts.
 
     Raises:
-        AdapterError: If it reads images or sounds.
+        AdapterError: If it reads images or audio.
     """
     if base.main_input_name != READS_TEXTS:
         raise AdapterError(
@@ -60,15 +60,15 @@ def check_reads_texts(base: Any, source: BaseSource) -> None:
 def batch_texts(
     columns: Sequence[Sequence[str]], source: BaseSource, limit: int | None
 ) -> list[dict[str, Tensor]]:
-    """Return texts as the arguments of a model's `forward`, a batch each.
+    """Tokenize texts into batches of arguments for a model's `forward`.
 
     Args:
-        columns: Texts, and the second texts where there are pairs.
-        source: The base model, whose tokenizer is taken.
-        limit: Most tokens that the model has positions for; None where there is no such limit.
+        columns: Texts, and the second texts of pairs, if any.
+        source: The base model, whose tokenizer is used.
+        limit: Maximum number of positions of the model; None if unlimited.
 
     Raises:
-        DataError: If the tokenizer cannot be loaded or cannot pad.
+        DataError: If the tokenizer cannot be loaded or cannot pad, or the texts have no tokens.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
@@ -86,7 +86,7 @@ def batch_texts(
         encoded = tokenizer(
             *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
         )
-        if encoded["input_ids"].shape[1]:  # some tokenizers make nothing of empty texts
+        if encoded["input_ids"].shape[1]:  # empty texts may have no tokens
             batches.append(dict(encoded))
     if not batches:
         raise DataError(
