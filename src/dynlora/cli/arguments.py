@@ -1,4 +1,4 @@
-"""Arguments of verbs without a configuration: argparse, with its complaints as our errors."""
+"""Parse the arguments of verbs without a configuration, with argparse's errors as `ConfigError`."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from dynlora.errors import ConfigError
 
 
 class VerbParser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises what it has to complain about."""
+    """`argparse.ArgumentParser` that raises errors instead of printing them."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of printing it.
+        """Raise the error instead of printing it.
 
         Raises:
             ConfigError: Always.
@@ -22,7 +22,7 @@ class VerbParser(argparse.ArgumentParser):
 
 
 def verb_parser(verb: str) -> VerbParser:
-    """Return a parser that knows a verb's name and purpose, and no argument yet."""
+    """Return a parser with a verb's name and summary, but no arguments yet."""
     return new_parser(f"dynlora {verb}", VERBS[verb].summary)
 
 
@@ -30,21 +30,21 @@ def new_parser(program: str, summary: str) -> VerbParser:
     """Return a parser without arguments.
 
     Args:
-        program: The words that start the command, such as `dynlora train`.
-        summary: The command's purpose, in a few words.
+        program: First words of the command, such as `dynlora train`.
+        summary: Purpose of the command, in a few words.
     """
     parser = VerbParser(
         prog=program,
         description=f"{summary[0].upper()}{summary[1:]}.",
         allow_abbrev=False,
     )
-    # Every argument of `type=Path` is read by this.
+    # Converts every argument of `type=Path`.
     parser.register("type", Path, _path)
     return parser
 
 
 def _path(text: str) -> Path:
-    """Return the path of an argument; an empty one would be the current folder.
+    """Convert an argument to a path; refuse empty ones, which would mean the current folder.
 
     Raises:
         argparse.ArgumentTypeError: If the text is empty or contains a NUL character.
@@ -66,5 +66,5 @@ def parse(parser: VerbParser, arguments: Sequence[str]) -> Any | None:
     """
     try:
         return parser.parse_args(arguments)
-    except SystemExit:  # how argparse ends after --help
+    except SystemExit:  # raised by argparse after --help
         return None

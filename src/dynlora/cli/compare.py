@@ -1,4 +1,4 @@
-"""`dynlora compare A B ...`: read finished runs and print what differs between them."""
+"""`dynlora compare A B ...`: read finished runs and print their differences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `compare` on the command line.
-        output: Where its words go.
+        arguments: Words after `compare` on the command line.
+        output: Shows the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
         names = f"got {len(given.runs)}" + "".join(f", {path}" for path in given.runs)
         raise ConfigError(f"`dynlora compare` needs at least two runs, {names}: give another.")
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.report.comparison import compare_runs, read_finished
     from dynlora.report.comparison_table import comparison_table
 

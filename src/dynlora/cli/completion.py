@@ -1,7 +1,7 @@
-"""`dynlora completion SHELL`: every verb's arguments in, a completion script for a shell out.
+"""`dynlora completion SHELL`: print a shell's completion script for all verbs and options.
 
-Each verb's module has `make_parser()`, which is what it parses with. The verbs that take CONFIG are
-parsed by jsonargparse; their options are listed here from the configuration itself.
+Each verb's module has a `make_parser()`, which also parses its arguments. For verbs with a CONFIG,
+which jsonargparse parses, options are listed here from the configuration.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SWITCHES = {
     "--json": "print the result as one JSON object",
     "--quiet": "print nothing but errors, and the result with --json",
 }
-"""What every verb takes, with its help."""
+"""Options of every verb, with their help."""
 PATH_KEYS = {
     "output": shtab.DIRECTORY,
     "model.path": shtab.DIRECTORY,
@@ -33,20 +33,20 @@ PATH_KEYS = {
     "lora.start_from": shtab.DIRECTORY,
     "training.resume": shtab.DIRECTORY,
 }
-"""Keys whose values are looked for on the disk."""
+"""Keys whose values are completed from the file system."""
 FOLDERS = ("DIR", "RUN", "ADAPTER", "A", "B", "C")
-"""What verbs call an argument that is a folder."""
+"""Metavars of arguments that are folders."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `completion` on the command line.
-        output: Where its words go; the script is printed whatever was asked for.
+        arguments: Words after `completion` on the command line.
+        output: Prints the script, even with `--quiet`.
 
     Raises:
-        ConfigError: If the shell is none of those known.
+        ConfigError: If the shell is unknown.
     """
     given = parse(make_parser(), arguments)
     if given is None:
@@ -63,7 +63,7 @@ def make_parser() -> VerbParser:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return a parser of the whole command line, which describes it and is never run."""
+    """Return a parser of the whole command line, used only to generate the script."""
     root = argparse.ArgumentParser(prog="dynlora", description="Fine-tune with dynamic LoRA ranks.")
     root.add_argument("--version", action="store_true", help="show version and environment")
     _add_switches(root, SWITCHES)
@@ -92,14 +92,14 @@ def _add_switches(parser: argparse.ArgumentParser, switches: Mapping[str, str]) 
 
 
 def _complete_path(action: argparse.Action) -> None:
-    """Let an argument that is a path be completed from the disk."""
+    """Complete a path argument from the file system."""
     if action.type is Path:
         is_folder = action.metavar in FOLDERS
         action.complete = shtab.DIRECTORY if is_folder else shtab.FILE  # type: ignore[attr-defined]
 
 
 def _config_parser(verb: str) -> argparse.ArgumentParser:
-    """Return a parser that lists the keys of the configuration as options."""
+    """Return a parser with all configuration keys as options."""
     parser = verb_parser(verb)
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of the job")
     _add_switches(parser, FLAGS[verb])

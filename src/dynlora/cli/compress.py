@@ -1,4 +1,4 @@
-"""`dynlora compress ADAPTER --budget N --output DIR`: cut any LoRA adapter, without training."""
+"""`dynlora compress ADAPTER --budget N --output DIR`: cut a LoRA adapter without training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
 ROWS = 256
-"""Rows of the data that are read unless told otherwise."""
+"""Default number of rows to read from the data."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `compress` on the command line.
-        output: Where its words go.
+        arguments: Words after `compress` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     _check_options(given)
     budget = _read_budget(given.budget)
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.saved.adapter import read_adapter, write_adapter
     from dynlora.saved.compress import check_affordable, compress
     from dynlora.saved.folder import check_free
@@ -87,7 +87,7 @@ def _check_options(given: Any) -> None:
 
 
 def _read_budget(text: str) -> Any:
-    """Return a function from the adapter's parameters to the budget."""
+    """Return a function that maps the adapter's parameter count to the budget."""
     number = text.removesuffix("%")
     try:
         value = float(number) if text.endswith("%") else int(number)
@@ -104,7 +104,7 @@ def _read_budget(text: str) -> Any:
 
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
-    """Return what the adapter's layers see of the texts."""
+    """Return statistics of the adapter's layers on the texts."""
     from dynlora.base_models import position_limit
     from dynlora.cli.messages import readable_messages
     from dynlora.saved.activations import observe_texts

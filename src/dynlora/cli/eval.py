@@ -1,4 +1,4 @@
-"""`dynlora eval RUN`: metrics of a finished run's model on any split or file."""
+"""`dynlora eval RUN`: compute metrics of a finished run's model on any split or file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +13,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `eval` on the command line.
-        output: Where its words go.
+        arguments: Words after `eval` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
     from dynlora.files.json_files import finite, to_json
     from dynlora.train.any_split import find_rows
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
 
 def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
-    """Return what was found, JSON-ready."""
+    """Return JSON-ready results."""
     return {
         "run": str(run),
         "task": found.config.task,
@@ -65,7 +65,7 @@ def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
 
 
 def _adaptive(found: Any, asked: str | None) -> dict[str, Any]:
-    """Return whether rows used only some components, where the run was trained so."""
+    """Return whether rows used only some components; empty for runs without `input_adaptive`."""
     if found.config.method == "dynamic" and found.config.dynamic.input_adaptive:
         return {"input_adaptive": asked != "off"}
     return {}

@@ -15,25 +15,25 @@ FORMATS = {
     "merged": "the base model with the adapter in its weights, and the tokenizer",
 }
 TAKES = {"rank": ("uniform", "svd-uniform"), "model": ("merged",)}
-"""By option, the formats that know what to do with it."""
+"""Formats that accept an option, by option."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `export` on the command line.
-        output: Where its words go.
+        arguments: Words after `export` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
     _check_options(given)
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.saved.adapter import read_adapter
     from dynlora.saved.folder import check_free
 

@@ -1,4 +1,4 @@
-"""`dynlora inspect ADAPTER`: a LoRA adapter's layers, what each takes and what it makes of it."""
+"""`dynlora inspect ADAPTER`: print rank, parameters and energy of a LoRA adapter's layers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `inspect` on the command line.
-        output: Where its words go.
+        arguments: Words after `inspect` on the command line.
+        output: Shows the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.saved.adapter import read_adapter
     from dynlora.saved.summary import summarise
 

@@ -1,7 +1,7 @@
-"""`CONFIG --dotted.key value ...` to a `JobConfig`, with jsonargparse.
+"""Parse `CONFIG --dotted.key value ...` into a `JobConfig` with jsonargparse.
 
-jsonargparse reads the file, the options and their types. What stands here turns its complaints
-into one line that names the key and the nearest valid name.
+jsonargparse reads file, options and types. This module turns its errors into one line that names
+the key and the nearest valid names.
 """
 
 import argparse
@@ -32,13 +32,13 @@ USAGES = {
     "train": "dynlora train CONFIG [--output DIR] [--dotted.key value ...] [--dry-run]",
     "plan": "dynlora plan CONFIG [--dotted.key value ...] [--measure]",
 }
-"""By verb that takes a CONFIG."""
+"""Usage of the verbs with a CONFIG."""
 DRY_RUN, MEASURE = "--dry-run", "--measure"
 FLAGS = {
     "train": {DRY_RUN: "load and check everything, and write nothing"},
     "plan": {MEASURE: "train each method for two steps and measure its peak memory"},
 }
-"""By verb its options that are no key, with the help of each."""
+"""Options by verb, apart from configuration keys, with their help."""
 DESCRIPTIONS = {
     "train": (
         "Train and evaluate as the YAML file CONFIG says. With --dry-run everything is loaded and "
@@ -54,23 +54,23 @@ KEYS = (
     "null unsets a key that may be null."
 )
 SHOWN = 3
-"""Valid names that an error shows where some are near."""
+"""Maximum number of near names in an error."""
 T = TypeVar("T")
 PRESET = "dynamic.preset"
-"""The one key that is no value of its own: it says which values those not given have."""
+"""Key that selects default values and is not a field of `DynamicLoraConfig`."""
 OWN_OPTIONS = ("help", "print_config")
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None:
-    """Return the job that the command line describes; None after `--help` or `--print_config`.
+    """Return the job described on the command line; None after `--help` or `--print_config`.
 
     Args:
-        arguments: What follows the verb on the command line.
+        arguments: Words after the verb on the command line.
         verb: A key of `USAGES`.
 
     Raises:
-        ConfigError: If a key or value is unknown, missing or outside its range.
+        ConfigError: If a key or value is unknown, missing or out of range.
     """
     given = list(arguments)
     content: Mapping[str, Any] = {}
@@ -84,16 +84,16 @@ def parse_job(arguments: Sequence[str], verb: str = "train") -> JobConfig | None
         values = _parser(verb, _preset_of(content, given)).parse_args(given).as_dict()
     except argparse.ArgumentError as error:
         raise _explain(error, USAGES[verb]) from error
-    except SystemExit:  # how argparse ends after --help and --print_config
+    except SystemExit:  # raised after --help and --print_config
         return None
     return _build_job(values)
 
 
 def parse_values(values: Mapping[str, Any]) -> JobConfig:
-    """Return the job that plain nested values describe, as a YAML file would.
+    """Return the job described by plain nested values, as in a YAML file.
 
     Raises:
-        ConfigError: If a key or value is unknown, missing or outside its range.
+        ConfigError: If a key or value is unknown, missing or out of range.
     """
     check_keys(values, "")
     try:
@@ -104,7 +104,7 @@ def parse_values(values: Mapping[str, Any]) -> JobConfig:
 
 
 def _build_job(values: Mapping[str, Any]) -> JobConfig:
-    """Return the job of all keys' values; what a preset has given is among them."""
+    """Build the job from the values of all keys, preset values included."""
     chosen = {key: values[key] for key in get_type_hints(JobConfig)}
     del chosen["dynamic"]["preset"]
     _check_values(chosen, JobConfig, "")
@@ -112,7 +112,7 @@ def _build_job(values: Mapping[str, Any]) -> JobConfig:
 
 
 def _preset_of(content: Mapping[str, Any], given: Sequence[str]) -> str:
-    """Return the preset that the file or, before it, the command line names."""
+    """Return the preset named on the command line, else in the file."""
     found = _preset_in(content)
     for option, following in pairwise((*given, "")):
         key, equals, value = option.partition("=")
@@ -122,28 +122,28 @@ def _preset_of(content: Mapping[str, Any], given: Sequence[str]) -> str:
 
 
 def _preset_in(content: Mapping[str, Any]) -> str:
-    """Return what a configuration names as its preset, whatever that is: it is checked later."""
+    """Return the preset named in a configuration, unchecked."""
     return str(content.get("dynamic", {}).get("preset", "default"))
 
 
 def check_keys(content: Mapping[str, Any], where: str) -> None:
-    """Check the keys of a part of a configuration, in which others may be missing.
+    """Check the keys in a part of a configuration, which may be incomplete.
 
     Args:
-        content: Keys and values as they stand in a file.
-        where: Where they stand, for messages, such as ` in study.yaml`.
+        content: Keys and values from a file.
+        where: Their place, for messages, such as ` in study.yaml`.
 
     Raises:
-        ConfigError: If a key is unknown, or a section holds no keys.
+        ConfigError: If a key is unknown, or a section does not contain keys.
     """
     _check_level(content, JobConfig, "", where)
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` made from plain, already typed, nested values.
+    """Build a dataclass from plain, typed, nested values.
 
     Raises:
-        ConfigError: If a value is outside its range; the key is named with its section.
+        ConfigError: If a value is out of range; the message names the key with its section.
     """
     hints = get_type_hints(kind)
     made = {
@@ -161,22 +161,22 @@ def _build_section(key: str, kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _in_section(key: str, error: ConfigError) -> ConfigError:
-    """Return an error with its key in a section: `DynamicLoraConfig` does not know of its own."""
+    """Return an error with a section prefixed to its key, which lacks the section's name."""
     return ConfigError(re.sub(r"^`(\w+)`", rf"`{key}.\1`", str(error)))
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Says in our words, and not in Python's, what a key takes."""
+    """Describes the values of a key in plain words instead of Python types."""
 
     def _get_type_str(self, action: argparse.Action) -> str | None:
         hint = dict(valid_keys()).get(action.dest)
         if get_origin(hint) is Literal:
-            return None  # the choices stand beside the key
+            return None  # the help already lists the choices
         return None if hint is None else _describe(hint)
 
 
 def _parser(verb: str, preset: str) -> ArgumentParser:
-    """Return a verb's parser, in which what is not given has the preset's value."""
+    """Return a verb's parser, with the preset's values as defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"dynlora {verb}",
@@ -209,7 +209,7 @@ def _sections() -> Iterator[tuple[str, Any]]:
 
 
 def valid_keys(kind: Any = JobConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key of the configuration with its type; sections have keys too."""
+    """Yield all dotted keys of the configuration with their types, sections included."""
     if kind is DynamicLoraConfig:
         yield f"{prefix}preset", PresetName
     for key, hint in get_type_hints(kind).items():
@@ -219,7 +219,7 @@ def valid_keys(kind: Any = JobConfig, prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    """Return what the file holds, if it is there, is YAML, and has no unknown key."""
+    """Read a YAML file and check its keys."""
     if not path.is_file():
         raise ConfigError(f"CONFIG must be a YAML file, got {path}, which is not a file.")
     try:
@@ -248,10 +248,10 @@ def _check_level(content: Mapping[str, Any], kind: Any, prefix: str, where: str)
 
 
 def _check_values(values: Mapping[str, Any], kind: Any, prefix: str) -> None:
-    """Check for null, which jsonargparse accepts for every key, and for NUL, which no path has.
+    """Refuse null, which jsonargparse accepts for every key, and NUL, which no path can contain.
 
     Raises:
-        ConfigError: If a key that must be set is null, or a text contains a NUL character.
+        ConfigError: If a required key is null, or a text contains a NUL character.
     """
     for key, hint in get_type_hints(kind).items():
         value, name = values[key], f"`{prefix}{key}`"
@@ -283,29 +283,29 @@ def _check_options(given: Sequence[str], verb: str) -> None:
 
 
 def _check_untagged(key: str, value: str) -> None:
-    """Check that a value asks YAML for no type of its own, on which jsonargparse may break."""
+    """Refuse YAML type tags in a value, because jsonargparse may fail on them."""
     try:
         tags = [getattr(event, "tag", None) or "" for event in yaml.parse(value)]
     except yaml.YAMLError:
-        return  # a text, whatever is in it
+        return  # plain text
     if any(tag.startswith("tag:yaml.org,") for tag in tags):
         raise ConfigError(f"`{key}` must be a value without YAML's `!!` types, got {value!r}.")
 
 
 def _unknown(key: str, where: str) -> ConfigError:
-    """Return the error for a key that does not exist, with the names that come nearest."""
+    """Return the error for an unknown key, with the nearest valid names."""
     valid = [name for name, _ in valid_keys()]
     section, _, leaf = key.rpartition(".")
-    if key in valid:  # in a file: on the command line it would have been taken
+    if key in valid:  # a dotted key in a file; the command line accepts it
         return ConfigError(
             f"unknown key `{key}`{where}: write it in its section, `{section}: {{{leaf}: ...}}`."
         )
     sections = {name.rpartition(".")[0] for name in valid}
     home = next(iter(difflib.get_close_matches(section, sections, n=1, cutoff=0.7)), "")
     inside = [name for name in valid if name.rpartition(".")[0] == home]
-    # A key of one letter, as `lora.r`, is meant by what begins with it, in its own section only.
+    # A one-letter key, such as `lora.r`, matches any name in its section that starts with it.
     near = [name for name in inside if _alike(leaf, name) or name == f"{home}.{leaf[:1]}"]
-    # A key of a section that exists is looked for elsewhere only under its very name.
+    # In other sections, a key of an existing section must match exactly.
     near = near or [
         name
         for name in valid
@@ -317,7 +317,7 @@ def _unknown(key: str, where: str) -> ConfigError:
 
 
 def _alike(given: str, name: str) -> bool:
-    """Return whether `given` is likely a slip or a short form of a key's last part."""
+    """Return whether `given` is likely a typo or abbreviation of a key's last part."""
     leaf = name.rpartition(".")[2]
     words = leaf.split("_")
     short = "".join(word[0] for word in words)
@@ -326,7 +326,7 @@ def _alike(given: str, name: str) -> bool:
 
 
 def _explain(error: argparse.ArgumentError, usage: str) -> ConfigError:
-    """Return jsonargparse's complaint in our words; in its own where it is none about a value."""
+    """Return jsonargparse's error as a `ConfigError` in plain words."""
     text = str(error)
     key = re.search(r'Parser key "([^"]+)"', text)
     value = re.search(r"(?:Got|Given) value: (.*)", text)
@@ -345,7 +345,7 @@ def _explain(error: argparse.ArgumentError, usage: str) -> ConfigError:
 
 
 def _explain_other(text: str, usage: str) -> ConfigError:
-    """Return a complaint that is not about a value."""
+    """Return a `ConfigError` for an error without a key and value."""
     if found := re.search(r"required: (.*)", text):
         return ConfigError(f"`{found[1]}` must be given, in CONFIG or as --{found[1]}.")
     if found := re.search(r"unrecognized arguments: (.*)", text):
@@ -365,7 +365,7 @@ def _choices(hint: Any) -> list[Any]:
 
 
 def key_words(hint: Any) -> list[str]:
-    """Return the words worth offering for a key on the command line; others may do too."""
+    """Return suggested words for a key on the command line; other values may be valid too."""
     parts = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
     words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
     if bool in parts:

@@ -1,8 +1,8 @@
-"""`dynlora`: the command line's entry, which finds the verb and turns errors into exit codes.
+"""Entry of the command line `dynlora`: select the verb and turn errors into exit codes.
 
-Exit code 0: done. 2: the input must be mended; one line on the standard error says how. 130 and
-143: the user stopped it; one line says how to go on. 141: who read the output, such as `head`, has
-left. Anything else is a bug of ours and keeps its traceback.
+Exit code 0: success. 2: the user must correct the input; one line on standard error explains how.
+130 and 143: stopped by the user; one line explains how to resume. 141: the reader of the output,
+such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
 """
 
 import difflib
@@ -35,24 +35,24 @@ options:
 """
 OUTPUT_OPTIONS = ("--json", "--quiet")
 OWN_OPTIONS = ("--help", "--version")
-"""Options in the place of a verb."""
+"""Options in place of a verb."""
 READER_LEFT = 141
-"""What shells give for a program that was ended by a closed pipe: 128 + 13, its signal."""
+"""Exit code of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE."""
 SHOWN = 80
-"""Characters of a path that an error shows: it may be a pasted text."""
+"""Maximum characters of a path in an error, because it may be pasted text."""
 LONGEST_ERROR = 4000
-"""Characters of an error: a value that it quotes may have millions."""
+"""Maximum characters of an error, because quoted values may be huge."""
 
 
 Dispatch = Callable[[list[str], Output], None]
-"""Runs the command that the arguments, without the options of the output, describe."""
+"""Runs the command given by the arguments without output options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dynlora`.
 
     Args:
-        argv: Arguments after the program's name; None uses the arguments of the process.
+        argv: Arguments without the program name; None uses the process's arguments.
 
     Returns:
         The exit code: 0, 2, 130, 141 or 143.
@@ -61,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
-    """Run a command line, and turn its errors into one line and an exit code.
+    """Run a command, and turn its errors into one line and an exit code.
 
     Args:
-        argv: Arguments after the program's name; None uses the arguments of the process.
+        argv: Arguments without the program name; None uses the process's arguments.
         dispatch: Runs the command.
 
     Returns:
         The exit code: 0, 2, 130, 141 or 143.
 
     Raises:
-        OSError: If the operating system refuses something that is no file of the user's.
+        OSError: If the operating system reports an error without a file name.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
@@ -104,13 +104,13 @@ def _refuse(reason: str) -> int:
 
 
 def _tell(line: str) -> None:
-    """Print a line on the standard error; the exit code says it where that takes no more."""
+    """Print a line on standard error, ignoring failures: the exit code reports the error too."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def _refused_file(error: OSError) -> str:
-    """Return what the operating system has against a path, wherever it was met."""
+    """Describe the operating system's error for a path."""
     path = str(error.filename)
     shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}... ({len(path)} characters)"
     return (
@@ -148,7 +148,7 @@ def _dispatch(arguments: list[str], output: Output) -> None:
 
 
 def _run(module: str, arguments: list[str], output: Output) -> None:
-    # Only now: a verb's module may load much, and `--help` shall not wait for it.
+    # Only now: a verb's module may be slow to import, and `--help` need not wait for it.
     import_module(f"dynlora.cli.{module}").run(arguments, output)
 
 

@@ -1,6 +1,6 @@
-"""What libraries say while a verb runs: our own warnings as notes, transformers' remarks not.
+"""Control library output during a verb: show dynlora's warnings as notes, silence transformers.
 
-The standard output is for the verb's result alone.
+Standard output is reserved for the verb's result.
 """
 
 import io
@@ -13,12 +13,12 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from rich.console import Console
 
 HUSHED = ("bitsandbytes",)
-"""Libraries that remark, when loaded, on what does not concern who runs a verb."""
+"""Libraries that log irrelevant remarks on import."""
 
 
 @contextmanager
 def fewer_remarks() -> Iterator[None]:
-    """Silence libraries that speak up as soon as they are loaded, but for their errors."""
+    """Silence libraries that log on import, except for errors."""
     loggers = [logging.getLogger(name) for name in HUSHED]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -32,7 +32,7 @@ def fewer_remarks() -> Iterator[None]:
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Let no warning of any library through, and no log line below an error."""
+    """Suppress all warnings and all log lines below errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -45,10 +45,10 @@ def only_errors() -> Iterator[None]:
 
 @contextmanager
 def readable_messages(console: Console) -> Iterator[None]:
-    """Show our own warnings as `note:` lines on `console`, and silence transformers.
+    """Show dynlora's warnings as `note:` lines on `console`, and silence transformers.
 
-    What libraries print on the standard output goes to where progress goes: nowhere, if that
-    console is quiet.
+    Library output to standard output is redirected to standard error, or dropped if `console` is
+    quiet.
     """
     sink = io.StringIO() if console.quiet else sys.stderr
     downloads = _quiet_datasets() if console.quiet else nullcontext()
@@ -74,7 +74,7 @@ def _notes(console: Console) -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and remarks, which the verb's own output replaces."""
+    """Silence progress bars and remarks of transformers."""
     from transformers.utils import logging as hub_logging
 
     level = hub_logging.get_verbosity()
@@ -89,7 +89,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Show no progress of downloads."""
+    """Silence progress bars of datasets."""
     from datasets.utils import logging as data_logging
 
     data_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Where a verb's words go: progress to the standard error, the result to the standard output."""
+"""Output of a verb: progress on standard error, the result on standard output."""
 
 import io
 import os
@@ -15,18 +15,18 @@ from dynlora.errors import ConfigError
 from dynlora.files.json_files import to_json
 
 PIPED_WIDTH = 100
-"""Least columns of what is not printed on a terminal."""
+"""Minimum number of columns without a terminal."""
 
 
 class ReaderLeftError(Exception):
-    """Who reads what a verb says, such as `head`, has seen enough and closed the pipe."""
+    """The reader of the output, such as `head`, closed the pipe."""
 
 
 class PipeConsole(Console):
-    """`rich.console.Console` that leaves it to the caller to end when a pipe is closed."""
+    """`rich.console.Console` that raises an error when a pipe is closed."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Say that there is no reader, instead of ending the process as rich does.
+        """Raise an error instead of exiting the process as rich does.
 
         Raises:
             ReaderLeftError: Always.
@@ -35,10 +35,10 @@ class PipeConsole(Console):
 
 
 class ProgressConsole(PipeConsole):
-    """Shows progress for as long as somebody takes it: a full disk under a log costs no run."""
+    """Shows progress until printing fails, so that a full disk under a log does not stop a run."""
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        """Print as rich does, and nothing more once that has failed."""
+        """Print as rich does; become quiet after the first failure."""
         try:
             super().print(*objects, **settings)
         except OSError:
@@ -47,23 +47,23 @@ class ProgressConsole(PipeConsole):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """How to show what a verb says; colours appear on terminals only, or where rich is told so."""
+    """Prints a verb's progress and result; in colour on terminals, or if rich is configured so."""
 
     as_json: bool
-    """Print the result as one JSON object instead of a table."""
+    """Whether to print the result as one JSON object instead of a table."""
     quiet: bool
-    """Print no progress, and no table."""
+    """Whether to omit progress and table."""
     progress: Console = field(init=False)
-    """Where progress and notes are shown."""
+    """Console for progress and notes."""
     result: TextIO = field(init=False)
-    """The standard output as it is at the start: libraries may find it redirected later."""
+    """Standard output at the start, because libraries may redirect it later."""
 
     def __post_init__(self) -> None:
-        """Open the console for progress."""
+        """Open the streams for progress and result."""
         object.__setattr__(self, "progress", ProgressConsole(stderr=True, quiet=self.quiet))
-        # There is none where a process was started without.
+        # The process may have no standard output.
         object.__setattr__(self, "result", sys.stdout or io.StringIO())
-        # As on the standard error: a name out of a file, or of one, may hold no letter at all.
+        # As on standard error: names from files may contain characters that cannot be encoded.
         if isinstance(self.result, io.TextIOWrapper):
             self.result.reconfigure(errors="backslashreplace")
 
@@ -71,13 +71,13 @@ class Output:
         """Print a verb's result.
 
         Args:
-            table: For people.
-            values: The same for scripts, JSON-ready but for numbers that are not finite, which
-                become null; its keys are a promise.
+            table: The result for people.
+            values: The result for scripts, JSON-ready except that non-finite numbers become null.
+                Its keys are a stable interface.
 
         Raises:
-            ConfigError: If the standard output cannot be written.
-            ReaderLeftError: If its reader has closed it.
+            ConfigError: If standard output cannot be written.
+            ReaderLeftError: If its reader closed the pipe.
         """
         if self.as_json:
             self.line(to_json(values))
@@ -86,34 +86,34 @@ class Output:
                 self._console(table).print(table)
 
     def write(self, text: str, values: Mapping[str, Any]) -> None:
-        """Print a text that is meant for a file, `--quiet` or not.
+        """Print the content of a file, even with `--quiet`.
 
         Args:
             text: The file's content.
-            values: The same for `--json`.
+            values: The result for `--json`.
 
         Raises:
-            ConfigError: If the standard output cannot be written.
-            ReaderLeftError: If its reader has closed it.
+            ConfigError: If standard output cannot be written.
+            ReaderLeftError: If its reader closed the pipe.
         """
         self.line(to_json(values) if self.as_json else text)
 
     def line(self, text: str) -> None:
-        """Print a line, which its reader sees at once.
+        """Print a line and flush it.
 
         Raises:
-            ConfigError: If the standard output cannot be written.
-            ReaderLeftError: If its reader has closed it.
+            ConfigError: If standard output cannot be written.
+            ReaderLeftError: If its reader closed the pipe.
         """
         with self._writing():
             print(text, file=self.result)
 
     def finish(self) -> None:
-        """See to it that all is written, whoever printed it.
+        """Flush the result.
 
         Raises:
-            ConfigError: If the standard output cannot be written.
-            ReaderLeftError: If its reader has closed it.
+            ConfigError: If standard output cannot be written.
+            ReaderLeftError: If its reader closed the pipe.
         """
         with self._writing():
             pass
@@ -137,13 +137,13 @@ class Output:
             ) from error
 
     def _drop_rest(self) -> None:
-        """Let what could not be written go nowhere: Python tries again when the process ends."""
+        """Send unwritten output to the null device, because Python flushes again at exit."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.result.fileno())
         os.close(nowhere)
 
     def _console(self, table: RenderableType) -> Console:
-        """Return a console on which nothing is cut short unless a terminal's width demands it."""
+        """Return a console that truncates nothing unless a terminal's width requires it."""
         console = PipeConsole(file=self.result)
         if self.result.isatty() or "COLUMNS" in os.environ:
             return console

@@ -1,4 +1,4 @@
-"""`dynlora plan CONFIG`: parameters per method, and with `--measure` the peak memory."""
+"""`dynlora plan CONFIG`: print the parameters, and with `--measure` the peak memory, per method."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`dynlora predict RUN FILE`: what a finished run's model says to each row of a file."""
+"""`dynlora predict RUN FILE`: write a finished run's predictions for each row of a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `predict` on the command line.
-        output: Where its words go.
+        arguments: Words after `predict` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from rich.text import Text
 
     from dynlora.cli.messages import readable_messages

@@ -1,4 +1,4 @@
-"""`dynlora report RUN`: read a run's folder and write one HTML file about it."""
+"""`dynlora report RUN`: write an HTML report about a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `report` on the command line.
-        output: Where its words go.
+        arguments: Words after `report` on the command line.
+        output: Shows notes and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
 
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from rich.table import Table
     from rich.text import Text
 

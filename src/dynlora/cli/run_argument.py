@@ -1,4 +1,4 @@
-"""The argument RUN of verbs that use a finished run, and `--model`, where its base model is now."""
+"""The arguments RUN and `--model` of verbs that load a finished run."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from dynlora.errors import ConfigError
 
 GGUF = ".gguf"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-"""How models on the Hugging Face hub are called: `owner/name`, old ones `name`."""
+"""Name of a model on the Hugging Face hub: `owner/name`, or `name` for old ones."""
 
 
 def add_run(parser: VerbParser) -> None:
@@ -37,14 +37,14 @@ def add_run(parser: VerbParser) -> None:
 
 
 def at_least_one(text: str) -> int:
-    """Return the number that an option gives; `ValueError` lets argparse complain."""
+    """Convert an option to a positive number; argparse reports the `ValueError`."""
     count = int(text)
     if count < 1:
         raise ValueError
     return count
 
 
-at_least_one.__name__ = "a whole number of at least 1"  # as argparse calls it in its complaint
+at_least_one.__name__ = "a whole number of at least 1"  # name in argparse's error
 
 
 def open_run(
@@ -53,16 +53,16 @@ def open_run(
     """Load a finished run.
 
     Args:
-        run: Its folder.
-        model: Where its base model is now; None takes its configuration's word.
-        input_adaptive: "on" or "off"; None takes its configuration's word.
-        max_new_tokens: Most tokens to write for a row; None takes its configuration's word.
+        run: Folder of the run.
+        model: Current location of the base model; None uses the run's configuration.
+        input_adaptive: "on" or "off"; None uses the run's configuration.
+        max_new_tokens: Maximum tokens to generate per row; None uses the run's configuration.
 
     Returns:
         A `dynlora.train.finished_run.FinishedRun`.
 
     Raises:
-        DynamicLoraError: If it is not a finished run, or what it needs is missing or broken.
+        DynamicLoraError: If the run is not finished, or a required file is missing or broken.
     """
     from dynlora.adapters.input_adaptive_file import load_input_adaptive
     from dynlora.train.finished_run import check_finished, load_run
@@ -96,7 +96,7 @@ def open_run(
 
 
 def _moved(model: str | None) -> list[str]:
-    """Return the options that name another place of the base model."""
+    """Return the options that override the location of the base model."""
     if model is None:
         return []
     path = Path(model)

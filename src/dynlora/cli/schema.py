@@ -1,7 +1,7 @@
-"""`dynlora schema`: the configuration's dataclasses in, JSON Schema (draft 2020-12) out.
+"""`dynlora schema`: print the configuration's JSON Schema (draft 2020-12).
 
-An editor that is given it completes keys, shows what they mean, and marks what `dynlora train`
-would refuse. What spans keys is left to the command line, which says it in words.
+Editors use it to complete and describe keys and to mark invalid values. Rules that involve several
+keys are checked only by the command line.
 """
 
 import ast
@@ -23,15 +23,15 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 END = r"(?=[.,;]|$)"
-"""A range is the last thing in its sentence or clause; `below 1 sharpens` is none."""
+"""A range must end its clause, so that `below 1 sharpens` does not match."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `schema` on the command line.
-        output: Where its words go; the schema is printed whatever was asked for.
+        arguments: Words after `schema` on the command line.
+        output: Prints the schema, even with `--quiet`.
 
     Raises:
         DynamicLoraError: If an argument is unknown.
@@ -48,12 +48,12 @@ def make_parser() -> VerbParser:
 
 
 def job_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the file that `dynlora train` takes."""
+    """Return the JSON Schema of a configuration file for `dynlora train`."""
     return {"$schema": DRAFT, "title": "dynlora train"} | _object(JobConfig)
 
 
 def _object(kind: Any) -> dict[str, Any]:
-    """Return the schema of a dataclass: its keys, and no other."""
+    """Return the schema of a dataclass, which allows no other keys."""
     hints = get_type_hints(kind)
     own = {"preset": _preset()} if kind is DynamicLoraConfig else {}
     schema = {
@@ -79,7 +79,7 @@ def _key(kind: Any, field: Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _preset() -> dict[str, Any]:
-    """Return the schema of the one key that is no field."""
+    """Return the schema of `preset`, which is not a field."""
     return _type(PresetName, "") | {"description": PRESET_TEXT, "default": "default"}
 
 
@@ -88,7 +88,7 @@ def _plain(default: Any) -> Any:
 
 
 def _type(hint: Any, text: str) -> dict[str, Any]:
-    """Return the schema of a type; a number takes the range that its description states."""
+    """Return the schema of a type; numbers include the range in their description."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return {"enum": list(parts)}
@@ -100,10 +100,10 @@ def _type(hint: Any, text: str) -> dict[str, Any]:
 
 
 def stated_range(text: str) -> dict[str, float]:
-    """Return the limits that a key's description states in numbers, as JSON Schema has them.
+    """Return the numeric limits in a key's description as JSON Schema keywords.
 
     Args:
-        text: Such as `Dropout, in [0, 1).` or `Batches, at least 1.`.
+        text: Description, such as `Dropout, in [0, 1).` or `Batches, at least 1.`.
     """
     if found := re.search(rf"\bin ([\[(]){NUMBER}, {NUMBER}([\])]){END}", text, re.IGNORECASE):
         opening, low, high, closing = found.groups()
@@ -122,7 +122,7 @@ def _number(text: str) -> float:
 
 @cache
 def describe(kind: Any) -> Mapping[str, str]:
-    """Return the text under each field of a dataclass, on one line, by the field's name."""
+    """Return the docstring of each field of a dataclass on one line, by field name."""
     (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     described = {"preset": PRESET_TEXT} if kind is DynamicLoraConfig else {}

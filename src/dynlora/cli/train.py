@@ -1,6 +1,6 @@
-"""`dynlora train CONFIG`: read the configuration, run the job, print the table at the end.
+"""`dynlora train CONFIG`: train a job and print its results.
 
-With `--dry-run` all is loaded and checked as before a run, said, and left at that.
+With `--dry-run`, load and check everything and print a summary, but do not train.
 """
 
 import os
@@ -10,26 +10,26 @@ from dynlora.cli.job_parser import DRY_RUN, parse_job
 from dynlora.cli.output import Output
 
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-"""On a CPU torch generates kernels per shape and keeps 1,024 of them. Layers of different ranks
-times batches of different lengths are more, and generating them again slows every step."""
+"""On a CPU torch generates kernels per shape and keeps 1,024. Combinations of rank and batch length
+exceed this number, and generating kernels again slows every step."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: What follows `train` on the command line.
-        output: Where its words go.
+        arguments: Words after `train` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     config = parse_job([word for word in arguments if word != DRY_RUN])
     if config is None:
         return
 
     os.environ.setdefault(*KERNELS)  # read when torch is loaded
-    # Only now: these load torch, and `--help` shall not wait for it.
+    # Only now: these load torch, and `--help` need not wait for it.
     from rich.text import Text
 
     from dynlora.cli.messages import readable_messages

@@ -1,4 +1,4 @@
-"""The verbs: what each takes and is for. `dynlora.cli.<verb>` holds `run(arguments, output)`."""
+"""Verbs with usage and summary; `run(arguments, output)` in `dynlora.cli.<verb>` runs one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb as the help shows it."""
+    """A verb's entry in the help."""
 
     usage: str
     summary: str

@@ -1,6 +1,6 @@
-"""`dynlora --version`: the version, and the environment that a bug report needs.
+"""`dynlora --version`: print the version and the environment for bug reports.
 
-Nothing is imported for it, so that it appears at once: torch alone would take seconds.
+It imports no libraries, because torch alone takes seconds.
 """
 
 import os
@@ -30,11 +30,11 @@ PACKAGES = (
     "trackio",
 )
 NVIDIA = Path("/proc/driver/nvidia/version")
-"""Where Linux tells the version of NVIDIA's driver."""
+"""File with the NVIDIA driver's version on Linux."""
 
 
 def run(_arguments: Sequence[str], output: Output) -> None:
-    """Print the versions of what decides a run's result, and what it would run on."""
+    """Print the versions of all relevant packages, and the machine."""
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
