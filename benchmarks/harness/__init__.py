@@ -1,1 +1,1 @@
-"""The benchmark harness: a study in, tables of its runs out; every method makes the same calls."""
+"""The benchmark harness: read a study, run every method through the same calls, write tables."""

@@ -1,4 +1,4 @@
-"""What a worker is given, and what it gives back. Nothing heavy is imported here."""
+"""Input and output of a worker, without heavy imports."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,49 +8,49 @@ from benchmarks.harness.runs import ExamRows
 from dynlora.train.config import JobConfig
 
 RUNS_PER_PROCESS = 20
-"""After so many a new process is started: libraries keep what they made for shapes long gone."""
+"""Runs per process before it is replaced, because libraries keep caches for old shapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What a worker is given."""
+    """Input of a worker."""
 
     config: JobConfig
-    """With the folders of this machine."""
+    """Job with the folders of this machine."""
     exam: ExamRows | None
     keep: Path | None
-    """Where the run's folder stays; None lets it go when all is known."""
+    """Permanent run folder; None deletes the folder after the run."""
     workspace: Path | None
-    """Where the folder of the run is made meanwhile; None takes the system's place for it."""
+    """Parent of the temporary run folder; None uses the system's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a run."""
+    """Result of a run."""
 
     status: str
     """`completed`, `failed`, `out_of_memory` or `interrupted`."""
     error: str | None = None
     diverged: bool = False
-    """Whether it failed because of its settings: the loss was no longer finite."""
+    """Whether the loss became non-finite, which is due to the run's settings."""
     values: dict[str, Any] | None = None
-    """What a completed run found, by the names of the record."""
+    """Results of a completed run, by the record's keys."""
     notes: tuple[str, ...] = ()
-    """What dynlora warned of."""
+    """Warnings of dynlora."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """What does runs, one at a time for each thread that asks."""
+    """Executes runs, one at a time per calling thread."""
 
     def execute(self, assignment: Assignment) -> Outcome:
-        """Do a run and return its outcome, whatever comes of it."""
+        """Execute a run and return its outcome, even after an error."""
         ...
 
     def stop(self) -> None:
-        """End all that is under way; those who wait for an outcome get `interrupted`."""
+        """Stop all current runs, whose outcomes become `interrupted`."""
         ...
 
     def close(self) -> None:
-        """Give back what was taken; no thread may ask any more."""
+        """Release all resources; `execute` must not be called afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""`python -m benchmarks STUDY`: run the missing runs of a study, and record each."""
+"""`python -m benchmarks STUDY`: execute and record the missing runs of a study."""
 
 import os
 import shlex
@@ -21,19 +21,19 @@ from dynlora.signals import Stopped
 
 PROGRAM = "python -m benchmarks"
 PLACES = ("data", "models")
-"""Placeholders that a study may have for folders of this machine, each an option."""
+"""Placeholders for this machine's folders, each with an option."""
 
 
 def run(arguments: Sequence[str], output: Output) -> None:
     """Run the command.
 
     Args:
-        arguments: What follows `python -m benchmarks` on the command line.
-        output: Where its words go.
+        arguments: Words after `python -m benchmarks` on the command line.
+        output: Shows progress and the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended, or runs did not complete.
-        KeyboardInterrupt: If the user stopped it; its text says how to go on.
+        DynamicLoraError: If the user must correct the input, or runs did not complete.
+        KeyboardInterrupt: If the user stopped it; the message explains how to resume.
     """
     given = parse(make_parser(), arguments)
     if given is None:
@@ -65,7 +65,7 @@ def _run(
     total = trials_of(study, selection.cells) + len(selection.finals)
     progress = Progress(output, study.name, total)
     tuner = _tuner(jobs)
-    os.environ.setdefault(*KERNELS)  # workers read it when they load torch
+    os.environ.setdefault(*KERNELS)  # read by workers when they load torch
     executor, threads = _executor(given)
     runner = Runner(
         jobs=jobs,
@@ -102,7 +102,7 @@ def _check_complete(study: Study, unfinished: int, problems: Sequence[str]) -> N
 
 
 def _tuner(jobs: Jobs) -> Any:
-    """Return what tunes; None where nothing is to be tuned."""
+    """Return the tuner; None for a study without tuning."""
     if jobs.study.tuning is None:
         return None
     try:
@@ -115,7 +115,7 @@ def _tuner(jobs: Jobs) -> Any:
 
 
 def _executor(given: Any) -> tuple[Executor, int]:
-    """Return what does the runs, and how many it may do at once."""
+    """Return the executor and the number of concurrent runs."""
     runs = 1 if given.fresh else RUNS_PER_PROCESS
     if given.ray is not None:
         from benchmarks.harness.over_ray import RayExecutor
@@ -129,10 +129,10 @@ def _executor(given: Any) -> tuple[Executor, int]:
 
 
 def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
-    """Return the folders that were given for placeholders.
+    """Return the folders by placeholder.
 
     Raises:
-        ConfigError: If one is no folder, or the study has a placeholder for which there is none.
+        ConfigError: If one is not a folder, or a placeholder of the study has no folder.
     """
     values = {"data": given.data, "models": given.models}
     places = {name: path.absolute() for name, path in values.items() if path is not None}
@@ -151,7 +151,7 @@ def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
 
 
 def _words(given: Any) -> list[str]:
-    """Return the command's arguments, as they were understood."""
+    """Return the arguments that repeat the command."""
     options = {
         "--data": given.data,
         "--models": given.models,

@@ -1,7 +1,7 @@
-"""One run from its job to what is known about it: the two calls that every method goes through.
+"""Execute one run, with the same two calls for every method.
 
-The first trains the job, as `dynlora train` would. The second asks what was saved about the rows of
-the exam, as `dynlora eval` would; a trial has none.
+The first trains the job as `dynlora train` does. The second, skipped for trials, evaluates the
+saved model on the exam's rows as `dynlora eval` does.
 """
 
 import ctypes
@@ -31,11 +31,11 @@ from dynlora.train.run_folder import RunFolder
 from dynlora.train.sources import sample
 
 PEAK_RESET = Path("/proc/self/clear_refs")
-"""Where Linux is told to count the peak of memory anew."""
+"""File that resets the peak memory count on Linux."""
 
 
 def execute(given: Assignment) -> Outcome:
-    """Do a run, whatever comes of it."""
+    """Execute a run and return its outcome, even after an error."""
     with _notes() as notes:
         try:
             values = _run_within(given)
@@ -43,7 +43,7 @@ def execute(given: Assignment) -> Outcome:
             return Outcome(status="failed", error=_text(error), diverged=True, notes=tuple(notes))
         except DynamicLoraError as error:
             return Outcome(status="failed", error=_text(error), notes=tuple(notes))
-        except Exception as error:  # noqa: BLE001  the study goes on; the record tells of it
+        except Exception as error:  # noqa: BLE001  the record contains the error
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return Outcome(status=status, error=_text(error), notes=tuple(notes))
         finally:
@@ -77,7 +77,7 @@ def _run(given: Assignment, folder: Path) -> dict[str, Any]:
 
 
 def _examine(folder: Path, config: JobConfig, exam: ExamRows) -> dict[str, Any]:
-    """Return what a finished run's model makes of the rows of the exam."""
+    """Evaluate a finished run's model on the exam's rows."""
     run = load_run(RunFolder(folder), config)
     rows = sample(find_split(config.data, exam.split, run.class_names), exam.max_rows)
     found = evaluate_run(run, rows)
@@ -123,7 +123,7 @@ def _values(run: RunFiles, config: JobConfig) -> dict[str, Any]:
 
 @contextmanager
 def _notes() -> Iterator[list[str]]:
-    """Give a list to which what dynlora warns of is added."""
+    """Yield a list that collects the warnings of dynlora."""
     notes: list[str] = []
 
     class Keep(logging.Handler):
@@ -139,9 +139,9 @@ def _notes() -> Iterator[list[str]]:
 
 
 def _count_peak_anew() -> None:
-    """Let the peak of memory be this run's own: a worker does many, one after another.
+    """Reset the peak memory count, because a worker executes many runs.
 
-    What earlier runs left in the allocator is given back first, as far as the system can.
+    First return memory of earlier runs to the system as far as possible.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -151,4 +151,4 @@ def _count_peak_anew() -> None:
         ctypes.CDLL(None).malloc_trim(0)
         PEAK_RESET.write_text("5", encoding="ascii")
     except (OSError, AttributeError):
-        pass  # not Linux: the peak is that of the worker so far
+        pass  # not Linux: the peak includes earlier runs

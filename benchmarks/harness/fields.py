@@ -1,4 +1,4 @@
-"""Values of a study's file, each checked as it is read, so that an error can name its key."""
+"""Read and check values of a study's file, with errors that name the key."""
 
 import difflib
 import math
@@ -12,18 +12,18 @@ from dynlora.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The keys and values at one place of the file."""
+    """Keys and values at one level of the file."""
 
     values: Mapping[str, Any]
     file: Path
     place: str = ""
-    """The keys that lead here, each with a dot."""
+    """Dotted prefix of the keys."""
 
     def check_known(self, keys: Sequence[str]) -> None:
-        """Check that there is no other key.
+        """Check that all keys are known.
 
         Raises:
-            ConfigError: If there is.
+            ConfigError: If a key is unknown.
         """
         for key in self.values:
             if key in keys:
@@ -38,18 +38,18 @@ class Fields:
         return Fields(self.mapping(key), self.file, f"{self.place}{key}.")
 
     def section(self, key: str) -> "Fields | None":
-        """Return the keys and values under a key; None where it is missing or null."""
+        """Return the keys and values under a key; None if it is missing or null."""
         return None if self.values.get(key) is None else self.inside(key)
 
     def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Return keys and values, as they are."""
+        """Return the mapping under a key."""
         found = self._given(key, default)
         if isinstance(found, dict):
             return found
         raise self.wrong(key, "keys and values", found)
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Return a text that is not empty, unless that is the default."""
+        """Return a non-empty text, or the default."""
         found = self._given(key, default)
         if isinstance(found, str) and (found.strip() or found == default):
             return found
@@ -60,7 +60,7 @@ class Fields:
         return self._whole(key, self._given(key, None), low, "a whole number")
 
     def whole_numbers(self, key: str, *, low: int) -> tuple[int, ...]:
-        """Return different whole numbers of at least `low`; at least one."""
+        """Return one or more distinct whole numbers of at least `low`."""
         found = tuple(self._whole(key, value, low, "whole numbers") for value in self._list(key))
         if len(set(found)) < len(found):
             raise self.wrong(key, "different numbers", list(found))
@@ -71,11 +71,11 @@ class Fields:
         return self._number(key, self._given(key, default), "a number")
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """Return numbers above 0; at least one."""
+        """Return one or more numbers above 0."""
         return tuple(self._number(key, value, "numbers") for value in self._list(key))
 
     def wrong(self, key: str, required: str, given: object) -> ConfigError:
-        """Return the error for a value that is not what it must be."""
+        """Return the error for an invalid value."""
         shown = "null" if given is None else given
         return ConfigError(f"`{self.place}{key}` in {self.file} must be {required}, got {shown}.")
 
@@ -97,7 +97,7 @@ class Fields:
         raise self.wrong(key, f"{required} of at least {low}", value)
 
     def _number(self, key: str, value: Any, required: str) -> float:
-        # YAML takes 3e-4 for a text: it wants 3.0e-4.
+        # YAML parses 3e-4 as text (only 3.0e-4 as a number).
         try:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):

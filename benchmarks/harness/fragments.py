@@ -1,4 +1,4 @@
-"""Fragments: parts of a job's configuration, as nested keys and values, laid over one another."""
+"""Merge and check fragments of a job's configuration."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from dynlora.errors import ConfigError
 
 Fragment = Mapping[str, Any]
-"""Some keys of a job's configuration, nested as in its YAML file."""
+"""Part of a job's configuration, nested as in its YAML file."""
 
 OWN_KEYS = {
     "output": "run folders are temporary: see `--keep-runs`",
@@ -17,11 +17,11 @@ OWN_KEYS = {
     "dynamic.seed": "`seeds` sets it",
     "training.resume": "every run of a study starts afresh",
 }
-"""Keys that the study itself sets, with how."""
+"""Keys set by the study, with the reason for messages."""
 
 
 def merge(*fragments: Fragment) -> dict[str, Any]:
-    """Return fragments laid over one another: sections are merged, of all else the last counts."""
+    """Merge fragments: sections recursively, other values from the last fragment."""
     merged: dict[str, Any] = {}
     for fragment in fragments:
         for key, value in fragment.items():
@@ -32,11 +32,11 @@ def merge(*fragments: Fragment) -> dict[str, Any]:
 
 
 def check_free(fragment: Fragment, place: str) -> None:
-    """Check that a fragment leaves alone what the study sets.
+    """Check that a fragment does not set keys of the study.
 
     Args:
-        fragment: As it was read.
-        place: Where it stands, such as `methods.lora in rank.yaml`.
+        fragment: The fragment.
+        place: Its place for messages, such as `methods.lora in rank.yaml`.
 
     Raises:
         ConfigError: If it sets one of `OWN_KEYS`.

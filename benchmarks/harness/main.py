@@ -1,4 +1,4 @@
-"""The harness's entry: pick the command, and turn errors into exit codes as `dynlora` does."""
+"""Entry of the harness: select the command, and turn errors into exit codes as `dynlora` does."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m benchmarks`.
 
     Args:
-        argv: Arguments after the program's name; None uses the arguments of the process.
+        argv: Arguments without the program name; None uses the process's arguments.
 
     Returns:
-        The exit code, as `dynlora` documents it.
+        The exit code, as documented for `dynlora`.
     """
     return run_command(argv, _dispatch)
 

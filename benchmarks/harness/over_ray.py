@@ -1,4 +1,4 @@
-"""Runs over the processes of a Ray cluster, on one machine or several.
+"""Execute runs in the processes of a Ray cluster, on one or several machines.
 
 Each machine needs dynlora, this repository, the models and the data under the same paths. This
 machine writes the records.
@@ -12,18 +12,18 @@ from benchmarks.harness.assignment import RUNS_PER_PROCESS, Assignment, Outcome
 from dynlora.errors import ConfigError
 
 HERE = "local"
-"""Stands for a Ray that is started for the study and ends with it."""
+"""Address that starts a Ray cluster for the study."""
 
 
 class RayExecutor:
-    """Gives each run to Ray, which finds a place for it: a core, or a GPU where there are some."""
+    """Submits each run to Ray, which assigns it a core, or a GPU if the cluster has GPUs."""
 
     def __init__(self, address: str, *, runs: int = RUNS_PER_PROCESS) -> None:
         """Join the cluster.
 
         Args:
             address: `auto`, a host and port, or `HERE`.
-            runs: After how many runs a process is replaced.
+            runs: Runs per process before it is replaced.
 
         Raises:
             ConfigError: If Ray is not installed, or there is no cluster at the address.
@@ -51,7 +51,7 @@ class RayExecutor:
         self._lock = threading.Lock()
 
     def execute(self, assignment: Assignment) -> Outcome:
-        """Do a run somewhere in the cluster and return its outcome."""
+        """Execute a run in the cluster and return its outcome."""
         with self._lock:
             if self._stopped:
                 return Outcome(status="interrupted")
@@ -76,14 +76,14 @@ class RayExecutor:
         return Outcome(status=status, error=f"{type(error).__name__}: {said}")
 
     def stop(self) -> None:
-        """End all that is under way."""
+        """Cancel all current runs."""
         with self._lock:
             self._stopped = True
             for reference in self._under_way:
                 self._ray.cancel(reference, force=True)
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
+        """Leave the cluster, and end it if it was started here."""
         self._ray.shutdown()
 
 

@@ -1,7 +1,7 @@
-"""The records of a study: tables of its runs, and one file per run that ended since.
+"""Records of a study: tables of its runs, and one file per run that ended since.
 
-Every run that ends is written at once into its own file, so that several processes can run one
-study and a killed one loses nothing. When a process ends, it moves these files into the tables.
+Each finished run immediately gets its own file, so that several processes can run one study and a
+killed process loses nothing. A process moves these files into the tables when it ends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ NEEDED = (
     "study", "kind", "key", "model", "task", "method", "budget", "seed", "status", "diverged",
     "config",
 )  # fmt: skip
-"""Keys without which a file is no record."""
+"""Required keys of a record."""
 EMPTY: Mapping[str, Any] = {
     "main_metric": None,
     "validation": None,
@@ -41,51 +41,51 @@ EMPTY: Mapping[str, Any] = {
     "versions": None,
     "machine": None,
 }
-"""What a run that did not complete has found."""
+"""Values of a run that did not complete."""
 LONGEST_ERROR = 4000
-"""Characters of an error in a record: a value that it quotes may have millions."""
+"""Maximum characters of an error in a record, because quoted values may be huge."""
 Identity = tuple[str, str]
-"""Kind and key, as a run's configuration is understood today."""
+"""Kind and key of a run, with the key computed from its configuration by the current code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The places of a study's records in the folder of results."""
+    """Paths of a study's records in the folder of results."""
 
     results: Path
     study: str
 
     def of(self, ending: str) -> Path:
-        """Return the file or folder with an ending."""
+        """Return the path with an ending."""
         return self.results / f"{self.study}{ending}"
 
     @property
     def parts(self) -> Path:
-        """The folder with a file for each run that is not in the tables yet."""
+        """Folder with a file per run, until the run is in the tables."""
         return self.of(".parts")
 
     @property
     def pending(self) -> Path:
-        """The folder of complete new tables, while they replace the old ones."""
+        """Folder of complete new tables while they replace the old ones."""
         return self.of(".pending")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all records: those of the tables, then those of the parts.
+        """Return all records, from the tables first, then from the parts.
 
         Raises:
-            RunFileError: If a file is damaged or no record.
+            RunFileError: If a file is damaged or not a record.
         """
         if not self.parts.exists():
             return self._read_tables()
-        with self.lock():  # another process may be moving parts into the tables
+        with self.lock():  # another process may be merging
             return self.read_locked()
 
     def lock(self) -> FileLock:
-        """Return the lock that a process must hold to change the tables."""
+        """Return the lock for changes of the tables."""
         return FileLock(self.of(".lock"))
 
     def read_locked(self) -> list[dict[str, Any]]:
-        """Return the same as `read`, for a process that holds the lock."""
+        """Return all records, as `read` does, while holding the lock."""
         return [*self._read_tables(), *(record for _, record in self.read_parts())]
 
     def _read_tables(self) -> list[dict[str, Any]]:
@@ -106,15 +106,15 @@ class Files:
         return waiting if waiting.exists() else path
 
     def read_parts(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Return the records of runs that are not in the tables yet, with their files.
+        """Return the records in `parts`, with their files.
 
         Raises:
-            RunFileError: If a file is damaged or no record.
+            RunFileError: If a file is damaged or not a record.
         """
         return [(path, _read_part(path)) for path in sorted(self.parts.glob("*.json"))]
 
     def replace(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write new tables; a process that is killed meanwhile leaves the old or the new ones."""
+        """Write new tables; if killed, leave either the old or the new ones."""
         self._finish()
         with whole_folder(self.pending) as draft:
             for ending, text in to_texts(records).items():
@@ -141,20 +141,20 @@ def _read_part(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The records of one study."""
+    """Records of one study."""
 
     study: Study
     _found: dict[Identity, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def files(self) -> Files:
-        """The places of the records."""
+        """Paths of the records."""
         return Files(self.study.results, self.study.name)
 
     def ended(self, run: Run) -> dict[str, Any] | None:
-        """Return the record of a run that need not be done again; None if it is to be done.
+        """Return the record of a run that need not run again, else None.
 
-        A trial in which training diverged has said all that a trial can say.
+        A diverged trial does not run again, because its result is final.
         """
         record = self._found.get((run.kind, run.key))
         if record is None:
@@ -163,12 +163,12 @@ class Records:
         return record if record["status"] == "completed" or diverged else None
 
     def status(self, run: Run) -> str | None:
-        """Return what became of a run when it was last tried; None if it never was."""
+        """Return the status of a run's latest attempt; None without one."""
         record = self._found.get((run.kind, run.key))
         return None if record is None else str(record["status"])
 
     def status_at(self, cell: Cell, seed: int) -> str | None:
-        """Return what became of a final run, whatever was tuned for it; None if it is not there."""
+        """Return the status of a final run with any tuned settings; None without a record."""
         place = (cell.model, cell.task, cell.method, cell.budget, seed)
         for record in self._found.values():
             if record["kind"] == "final" and _place(record) == place:
@@ -176,7 +176,7 @@ class Records:
         return None
 
     def trials(self, cell: Cell) -> int:
-        """Return how many trials of a cell have ended, whatever their settings."""
+        """Return the number of ended trials of a cell, with any settings."""
         place = (cell.model, cell.task, cell.method, cell.budget)
         return sum(
             record["kind"] == "trial"
@@ -186,7 +186,7 @@ class Records:
         )
 
     def write(self, run: Run, outcome: Outcome) -> dict[str, Any]:
-        """Write what became of a run, in the place of what was known of it, and return that."""
+        """Write and return a run's record, replacing an earlier one."""
         record = as_record(self.study, run, outcome)
         self.files.parts.mkdir(parents=True, exist_ok=True)
         write_json(self.files.parts / f"{run.kind}-{run.key}.json", record)
@@ -194,7 +194,7 @@ class Records:
         return record
 
     def put_aside(self, runs: Sequence[Run]) -> None:
-        """Move records of the same final runs under other keys into a folder of their own."""
+        """Move records of the same final runs with other keys into the folder `.superseded`."""
         mine = {_place_of(run): run.key for run in runs if run.kind == "final"}
         old = {
             (kind, key): record
@@ -208,7 +208,7 @@ class Records:
             self.merge(without=old)
 
     def merge(self, *, without: Mapping[Identity, Any] | None = None) -> None:
-        """Move the records of all runs that ended, of every process, into the tables.
+        """Move the records of ended runs of all processes into the tables.
 
         Args:
             without: Identities of records to remove.
@@ -227,9 +227,9 @@ class Records:
 
 
 def _identified(records: Sequence[dict[str, Any]]) -> Iterator[tuple[Identity, dict[str, Any]]]:
-    """Return records with the keys that their configurations have now.
+    """Yield records with the current keys of their configurations.
 
-    Settings that are new since a record was written count as being at their defaults.
+    Settings added since a record was written count as defaults.
     """
     for record in records:
         yield (record["kind"], key_of(record["config"], record.get("exam"))), record
@@ -245,10 +245,10 @@ def _place_of(run: Run) -> tuple[Any, ...]:
 
 
 def open_records(study: Study) -> Records:
-    """Read the records of a study; there may be none yet.
+    """Read the records of a study, if there are any.
 
     Raises:
-        RunFileError: If a file is damaged or no record.
+        RunFileError: If a file is damaged or not a record.
     """
     if study.results.exists() and not study.results.is_dir():
         raise RunFileError(
@@ -261,7 +261,7 @@ def open_records(study: Study) -> Records:
 
 
 def as_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
-    """Return the record of a run, as it is written."""
+    """Return the record of a run."""
     return {
         "study": study.name,
         "description": study.description,

@@ -1,6 +1,6 @@
-"""A study from its first trial to its last final run: what is there is skipped, the rest is done.
+"""Execute the missing runs of a study, from the first trial to the last final run.
 
-All tuning ends before the first final run begins, so nothing that was chosen has seen test rows.
+All tuning ends before the first final run, so that no choice depends on test rows.
 """
 
 import threading
@@ -23,51 +23,51 @@ T = TypeVar("T")
 R = TypeVar("R")
 Record = Mapping[str, Any]
 Measure = Callable[[int, Choice], float | None]
-"""Does a trial of that number and returns the metric that decides; infinite where training
-diverged, None where it could not be done."""
+"""Executes the trial with a number and returns its metric; infinite if training diverged, None if
+it failed."""
 Watch = Callable[[Run, Record, bool], None]
-"""Is told of each run, its record, and whether that was there before."""
+"""Called with each run, its record, and whether the record existed before."""
 
 
 @runtime_checkable
 class Tuner(Protocol):
-    """What finds the best choice for a cell."""
+    """Finds the best choice per cell."""
 
     @property
     def tuning(self) -> Tuning:
-        """How the study wants it done."""
+        """Settings of the study."""
         ...
 
     def metric(self, cell: Cell) -> str:
-        """Return the name of the validation metric that decides."""
+        """Return the name of the validation metric to optimize."""
         ...
 
     def tune(self, cell: Cell, measure: Measure) -> Choice:
-        """Return the best choice; raises StudyError where there is none."""
+        """Return the best choice; raises StudyError if there is none."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The part of a study that is to be done now."""
+    """The part of a study to execute."""
 
     cells: Sequence[Cell]
-    """In the order in which they are tuned."""
+    """Cells to tune, in order."""
     finals: Sequence[tuple[Cell, int]]
-    """Cells and seeds, in the order in which they are run."""
+    """Cells and seeds of final runs, in order."""
 
 
 def select(jobs: Jobs, only: Sequence[str]) -> Selection:
-    """Return the final runs whose names match one of the globs, and the cells that they need tuned.
+    """Return the final runs whose names match a glob, and the cells to tune for them.
 
-    Seeds change slowest, so that what is there at any time can be compared.
+    Seeds change slowest, so that finished runs are comparable at any time.
 
     Args:
-        jobs: Of the study.
-        only: Globs; without any all runs are meant.
+        jobs: Jobs of the study.
+        only: Globs; an empty list selects all runs.
 
     Raises:
-        StudyError: If a glob matches none.
+        StudyError: If a glob matches no run.
     """
     study, cells = jobs.study, jobs.cells()
     finals = [
@@ -89,28 +89,28 @@ def select(jobs: Jobs, only: Sequence[str]) -> Selection:
 
 @dataclass(slots=True, kw_only=True)
 class Runner:
-    """What does the runs of a study."""
+    """Executes the runs of a study."""
 
     jobs: Jobs
     records: Records
     executor: Executor
     threads: int
-    """Runs under way at once."""
+    """Number of concurrent runs."""
     places: Mapping[str, Path]
-    """Folders of this machine, by placeholder."""
+    """This machine's folders, by placeholder."""
     keep: Path | None
-    """Folder in which the folders of runs stay; None keeps none."""
+    """Parent of the permanent run folders; None keeps none."""
     watch: Watch
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, selection: Selection, tuner: Tuner | None) -> list[str]:
-        """Do what is missing.
+        """Execute the missing runs.
 
         Returns:
-            Why cells were not tuned, a sentence for each; their final runs were not tried.
+            A sentence per cell whose tuning failed; its final runs are skipped.
 
         Raises:
-            KeyboardInterrupt: If the user stopped it; what was under way is recorded as that.
+            KeyboardInterrupt: If the user stopped it; current runs are recorded as interrupted.
         """
         tuned: dict[Cell, Choice | None] = dict.fromkeys(selection.cells)
         problems: list[str] = []
@@ -129,7 +129,7 @@ class Runner:
         return problems
 
     def do(self, run: Run) -> Record:
-        """Return the record of a run, which is done if it has not completed before."""
+        """Return the record of a run, executing the run unless it has ended before."""
         found = self.records.ended(run)
         if found is not None:
             self.watch(run, found, True)
@@ -164,7 +164,7 @@ class Runner:
         return measure
 
     def _all(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Return what became of each item; as many are under way at once as may be."""
+        """Process items concurrently and return their results in order."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting = [pool.submit(work, item) for item in items]
             try:
@@ -178,14 +178,14 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What came of tuning a cell: a choice, or why there is none."""
+    """Result of tuning a cell: a choice, or the reason for its absence."""
 
     choice: Choice | None
     problem: str | None
 
 
 def place(run: Run, places: Mapping[str, Path]) -> JobConfig:
-    """Return a run's job with the folders of this machine in place of the placeholders."""
+    """Return a run's job with placeholders replaced by this machine's folders."""
     config = run.config
 
     def filled(text: str | None) -> str | None:

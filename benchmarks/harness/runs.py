@@ -1,7 +1,7 @@
-"""A study's runs: every combination resolved to the job it stands for, and named by a key.
+"""Resolve every combination of a study to a run with its job and key.
 
-The key is a hash of all that decides a run's result. Folders of this machine stand in it as the
-placeholders that the study has for them.
+The key is a hash of everything that affects a run's result. It contains the study's placeholders
+instead of this machine's folders.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from dynlora.errors import ConfigError
 from dynlora.train.config import METRICS, JobConfig
 
 NOWHERE = "runs/of-a-study"
-"""Stands for the folder of a run, which is not known yet."""
+"""Placeholder for the folder of a run."""
 COSMETIC = (
     ("overwrite",), ("training", "resume"), ("training", "report_to"),
     ("training", "logging_steps"), ("training", "save_total_limit"), ("training", "eval_on_start"),
 )  # fmt: skip
-"""Keys that change nothing about a run's result."""
+"""Keys that do not affect a run's result."""
 KEY_LENGTH = 12
 
 Parse = Callable[[Fragment], JobConfig]
-"""Returns the job that plain values describe; raises ConfigError where they do not."""
+"""Builds a job from plain values; raises ConfigError if they are invalid."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """What is tuned together."""
+    """Model, task, method and budget, which are tuned together."""
 
     model: str
     task: str
@@ -41,13 +41,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Name in messages."""
         return f"{self.model}/{self.task}/{self.method}/r{self.budget}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What tuning chooses."""
+    """Settings chosen by tuning."""
 
     learning_rate: float
     scale: float
@@ -55,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExamRows:
-    """Rows that a run is asked about when it has ended."""
+    """Rows for the evaluation at the end of a run."""
 
     split: str
     max_rows: int | None
@@ -66,49 +66,49 @@ class Run:
     """One run."""
 
     kind: str
-    """`final`, or `trial` for one that only serves to tune."""
+    """`final`, or `trial` for tuning."""
     cell: Cell
     seed: int
     config: JobConfig
-    """Without an output folder of its own, and with placeholders for folders of this machine."""
+    """Job without output folder, and with placeholders for this machine's folders."""
     tuned: Choice | None
     exam: ExamRows | None
     trial: int | None = None
-    """Its number among the trials of its cell."""
+    """Number of the trial in its cell."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages, and what `--only` selects."""
+        """Name in messages and for `--only`."""
         last = f"s{self.seed}" if self.trial is None else f"t{self.trial}"
         return f"{self.cell.name}/{last}"
 
     @property
     def key(self) -> str:
-        """A hash of all that decides its result."""
+        """Hash of everything that affects the result."""
         return key_of(plain(self.config), None if self.exam is None else asdict(self.exam))
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """The jobs of a study, each resolved once."""
+    """The resolved jobs of a study."""
 
     study: Study
     configs: Mapping[tuple[str, str, str], JobConfig]
-    """By model, task and method, as the fragments say."""
+    """Jobs from the fragments, by model, task and method."""
 
     def cells(self) -> list[Cell]:
-        """Return every cell, in the order in which they are tuned."""
+        """Return all cells, in tuning order."""
         study = self.study
         parts = product(study.models, study.tasks, study.budgets, study.methods)
         return [Cell(model, task, method, budget) for model, task, budget, method in parts]
 
     def defaults(self, cell: Cell) -> Choice:
-        """Return a cell's learning rate and scale before anything is tuned."""
+        """Return a cell's learning rate and scale before tuning."""
         rate = self.config(cell).training.learning_rate
         return Choice(learning_rate=rate, scale=self.study.scale)
 
     def final(self, cell: Cell, seed: int, tuned: Choice | None) -> Run:
-        """Return a run that counts."""
+        """Return a final run."""
         exam = self.study.exam
         return Run(
             kind="final",
@@ -120,14 +120,14 @@ class Jobs:
         )
 
     def trial(self, cell: Cell, seed: int, number: int, choice: Choice) -> Run:
-        """Return a run that serves to tune; it is never asked about test rows."""
+        """Return a trial, which has no exam."""
         config = self._resolve(cell, seed, choice)
         return Run(
             kind="trial", cell=cell, seed=seed, config=config, tuned=choice, exam=None, trial=number
         )
 
     def config(self, cell: Cell) -> JobConfig:
-        """Return the job of a cell before budget, scale and seed are set."""
+        """Return the job of a cell without its budget, scale and seed."""
         return self.configs[cell.model, cell.task, cell.method]
 
     def _resolve(self, cell: Cell, seed: int, choice: Choice) -> JobConfig:
@@ -135,14 +135,14 @@ class Jobs:
         return replace(
             config,
             lora=replace(config.lora, r=cell.budget, lora_alpha=alpha),
-            # A control that draws its ranks must not draw the same ones for every seed.
+            # Controls with random ranks must draw other ranks per seed.
             dynamic=replace(config.dynamic, seed=seed),
             training=replace(config.training, seed=seed, learning_rate=choice.learning_rate),
         )
 
 
 def _check_tuning(study: Study, config: JobConfig) -> None:
-    """Check that the defaults can be a trial, and that the task has the metric that decides."""
+    """Check that the search spaces contain the defaults and the task has the metric."""
     tuning = study.tuning
     if tuning is None:
         return
@@ -172,7 +172,7 @@ def resolve_jobs(study: Study, parse: Parse) -> Jobs:
     """Resolve and check all jobs of a study.
 
     Raises:
-        ConfigError: If one is not a job; the study's file and the entries it is made of are named.
+        ConfigError: If a job is invalid; the message names the study's file and entries.
     """
     configs = {}
     for model, task, method in product(study.models, study.tasks, study.methods):
@@ -191,7 +191,7 @@ def resolve_jobs(study: Study, parse: Parse) -> Jobs:
 
 
 def _check_exam(study: Study, task: str, config: JobConfig) -> None:
-    """Check that test rows are none that a run learns from or is chosen by."""
+    """Check that test rows are not used for training or selection."""
     if study.exam is None:
         return
     split, data = study.exam.of(task), config.data
@@ -207,7 +207,7 @@ def _check_exam(study: Study, task: str, config: JobConfig) -> None:
 
 
 def plain(config: JobConfig) -> dict[str, Any]:
-    """Return a job's configuration as JSON has it, without its output folder."""
+    """Return a job's configuration as JSON values, without its output folder."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
     del values["output"], values["overwrite"]
     return values
@@ -216,12 +216,11 @@ def plain(config: JobConfig) -> dict[str, Any]:
 def key_of(config: Mapping[str, Any], test: Mapping[str, Any] | None) -> str:
     """Return the key of a run.
 
-    Settings that are missing count as being at their defaults: a record stays valid when dynlora
-    learns a new one.
+    Missing settings count as defaults, so that records stay valid when dynlora adds a setting.
 
     Args:
-        config: As `plain` returns it, now or long ago.
-        test: Which rows it is asked about at its end.
+        config: Result of `plain`, possibly of an older version.
+        test: Rows of the exam.
     """
     values = merge(_defaults(), config)
     for *sections, last in COSMETIC:

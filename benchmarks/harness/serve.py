@@ -1,6 +1,6 @@
-"""The inside of a worker: runs are taken from a pipe and done, until its other end is closed.
+"""Main loop of a worker process: receive runs from a pipe and execute them until the pipe closes.
 
-`benchmarks.harness.worker` starts it: `python -m benchmarks.harness.serve PIPE WORKSPACE THREADS
+`benchmarks.harness.worker` starts it as `python -m benchmarks.harness.serve PIPE WORKSPACE THREADS
 PARENT`.
 """
 
@@ -14,17 +14,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 WATCH_SECONDS = 1.0
-"""Time between two looks at whether the parent is still there."""
+"""Interval between checks for the parent process."""
 REMOVALS = 100
-"""Most times that a folder is removed before it is left."""
+"""Maximum attempts to remove a folder."""
 
 
 def serve(pipe: Connection, threads: int) -> None:
-    """Do runs until the other end of the pipe is closed.
+    """Execute runs until the other end of the pipe closes.
 
     Args:
-        pipe: Gives assignments and takes outcomes.
-        threads: Of torch; 0 leaves them to torch.
+        pipe: Receives assignments and sends outcomes.
+        threads: Threads of torch; 0 uses torch's default.
     """
     # Only now: these load torch.
     import torch
@@ -41,7 +41,7 @@ def serve(pipe: Connection, threads: int) -> None:
 
 
 def watch(parent: int, workspace: Path) -> None:
-    """End this process when its parent was killed: nobody would take what it finds."""
+    """Exit this process when its parent dies."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     remove(workspace)
@@ -49,7 +49,7 @@ def watch(parent: int, workspace: Path) -> None:
 
 
 def remove(workspace: Path) -> None:
-    """Remove the workspace, also while a run is writing into it."""
+    """Remove the workspace, even while a run writes into it."""
     for _ in range(REMOVALS):
         shutil.rmtree(workspace, ignore_errors=True)
         if not workspace.exists():
@@ -57,11 +57,11 @@ def remove(workspace: Path) -> None:
 
 
 def main(pipe: int, workspace: Path, threads: int, parent: int) -> None:
-    """Serve as what the command line of the process says."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
+    """Start the parent watch and serve runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=watch, args=(parent, workspace), daemon=True).start()
     serve(Connection(pipe), threads)
-    remove(workspace)  # a parent that was killed does not
+    remove(workspace)  # in case the parent was killed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A study's file in, the checked study out: what is compared, on what, and how it is tuned."""
+"""Read and check a study's file: models, tasks, methods, budgets, seeds and tuning."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from dynlora.errors import ConfigError
 from dynlora.files.plain_values import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-"""What models, tasks and methods may be called: their names become part of files' names."""
+"""Valid names of models, tasks and methods, which become part of file names."""
 KEYS = (
     "description", "results", "models", "tasks", "methods", "budgets", "seeds", "base", "scale",
     "tune", "evaluate",
@@ -21,49 +21,49 @@ TUNE_KEYS = ("trials", "seed", "learning_rate", "scale", "metric")
 EVALUATE_KEYS = ("split", "splits", "max_rows")
 
 CheckKeys = Callable[[Fragment, str], None]
-"""Raises ConfigError where a fragment holds a key that no job has; given where it stands."""
+"""Raises ConfigError if a fragment contains an unknown key; the second argument is its place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Space:
-    """Where a value is searched for: a range, or some values."""
+    """Search space of a value: a range or a list of choices."""
 
     low: float
     high: float
     choices: tuple[float, ...] = ()
-    """All that may be tried; empty for the whole range, evenly in its logarithm."""
+    """All values to try; empty to sample the range log-uniformly."""
 
     def holds(self, value: float) -> bool:
-        """Return whether a value can be found there."""
+        """Return whether the space contains a value."""
         return value in self.choices if self.choices else self.low <= value <= self.high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuning:
-    """How each method is tuned, in each model, task and budget alike."""
+    """How to tune each method, equally for every model, task and budget."""
 
     trials: int
-    """Runs that choose, the defaults' own included."""
+    """Number of trials, including one with the defaults."""
     seed: int
-    """Training seed of the trials, and seed of the sampler."""
+    """Training seed of the trials and seed of the sampler."""
     learning_rate: Space | None
-    """None leaves it at what the fragments say."""
+    """None keeps the fragments' value."""
     scale: Space | None
-    """Of `lora_alpha` over `r`; None leaves it at the study's."""
+    """`lora_alpha` divided by `r`; None keeps the study's value."""
     metric: str | None
-    """Which validation metric decides; None takes the task's main one."""
+    """Validation metric to optimize; None uses the task's main metric."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exam:
-    """Which rows are looked at once, when a final run has ended."""
+    """Rows for a single evaluation after each final run."""
 
     split: str
-    """Split of every task but those in `splits`."""
+    """Split of tasks that are not in `splits`."""
     splits: Mapping[str, str]
     """Split by task."""
     max_rows: int | None
-    """Most rows, a fixed sample; None takes all."""
+    """Maximum number of rows, a fixed sample; None uses all."""
 
     def of(self, task: str) -> str:
         """Return the split of a task."""
@@ -72,10 +72,10 @@ class Exam:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """What is compared, on what, and how."""
+    """A checked study."""
 
     name: str
-    """The file's name without its ending."""
+    """File name without ending."""
     file: Path
     description: str
     results: Path
@@ -88,22 +88,22 @@ class Study:
     seeds: tuple[int, ...]
     """Training seeds of the final runs."""
     base: Fragment
-    """What all jobs share."""
+    """Configuration shared by all jobs."""
     scale: float
-    """`lora_alpha` over `lora.r`, where it is not tuned."""
+    """`lora_alpha` divided by `lora.r`, unless tuned."""
     tuning: Tuning | None
     exam: Exam | None
 
 
 def read_study(path: Path, check_keys: CheckKeys) -> Study:
-    """Read a study.
+    """Read and check a study.
 
     Args:
-        path: Its YAML file.
-        check_keys: Knows the keys of a job's configuration.
+        path: YAML file of the study.
+        check_keys: Checks the keys of a job's configuration.
 
     Raises:
-        ConfigError: If it is not a study's file: the key and what it must be are named.
+        ConfigError: If the file is invalid; the message names the key and its valid values.
     """
     fields = Fields(_load(path), path)
     fields.check_known(KEYS)
@@ -176,7 +176,7 @@ def _tuning(fields: Fields, seeds: tuple[int, ...]) -> Tuning:
         raise fields.wrong(
             "learning_rate", "given, or `tune.scale`: there is nothing to tune", None
         )
-    main = fields.values.get("metric", "loss") is None  # given as null
+    main = fields.values.get("metric", "loss") is None  # null, not missing
     return Tuning(
         trials=fields.whole("trials", low=1),
         seed=seed,
@@ -187,7 +187,7 @@ def _tuning(fields: Fields, seeds: tuple[int, ...]) -> Tuning:
 
 
 def _space(fields: Fields, key: str) -> Space | None:
-    """Return `[low, high]` as a range and `{choices: [...]}` as values."""
+    """Parse `[low, high]` as a range and `{choices: [...]}` as values."""
     match fields.values.get(key):
         case None:
             return None

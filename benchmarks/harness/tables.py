@@ -1,8 +1,8 @@
-"""Records of a study in, three texts out, and back: runs, shared values and changed ranks.
+"""Convert a study's records to three texts and back: runs, shared values and changed ranks.
 
 The table of runs has one row per run and one column per value that differs between runs. Nested
-keys are joined by dots. A cell contains JSON, or a plain string that is no JSON; an empty cell
-stands for a missing key.
+keys are joined by dots. A cell contains JSON, or a plain string that is not valid JSON; an empty
+cell is a missing key.
 """
 
 import csv
@@ -22,19 +22,19 @@ FIRST = (
     "kind", "model", "task", "method", "budget", "seed", "trial", "key", "status",
     "versions.dynlora", "moved",
 )  # fmt: skip
-"""Columns that are always there. `versions.dynlora` names the commit; `moved` tells whether a rank
-changed during the run."""
+"""Columns of every table. `versions.dynlora` names the commit; `moved` is whether a rank changed
+during the run."""
 NOT_KEPT = ("seconds", "initial_ranks", "final_ranks", "rank_changes")
-"""Keys that are no columns. Ranks have their own table; wall times compare machines, because the
-runs of a study share theirs with other runs and may resume on another."""
+"""Keys without a column. Ranks have their own table. Wall times are not comparable, because runs
+share machines with other runs and may resume on another."""
 RANK_HEAD = ("key", "step", "layer", "rank")
 Record = Mapping[str, Any]
 Change = tuple[int, str, int | None]
-"""Step, layer and the layer's rank from then on; step 0 is the start."""
+"""Step, layer and its rank from this step on; step 0 is the start."""
 
 
 def to_texts(records: Iterable[Record]) -> dict[str, str]:
-    """Return the texts of a study's files by ending; the order of records does not matter."""
+    """Return a study's files as texts, by ending; the order of records does not matter."""
     layouts: list[list[str]] = []
     rows, ranks = [], []
     for record in sorted(records, key=_order):
@@ -59,10 +59,10 @@ def to_texts(records: Iterable[Record]) -> dict[str, str]:
 
 
 def from_texts(texts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the records that the texts of a study's files contain.
+    """Return the records in the texts of a study's files.
 
     Raises:
-        ValueError: If a text is damaged, or has a newer format.
+        ValueError: If a text is damaged or has a newer format.
     """
     facts = json.loads(texts[SHARED])
     try:
@@ -91,11 +91,11 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def _split_ranks(record: Record) -> tuple[int | None, list[str], list[Change]]:
-    """Return the commonest initial rank, all layers, and every change from that rank."""
+    """Return the most common initial rank, all layers, and every deviation from that rank."""
     final = record.get("final_ranks") or {}
     initial = record.get("initial_ranks") or {}
     if not initial and set(final.values()) == {record["budget"]}:
-        initial = final  # a method that moves no rank need not record where it starts
+        initial = final  # methods with fixed ranks may omit their initial ranks
     layers = [*final, *(name for name in initial if name not in final)]
     base = Counter(initial.values()).most_common(1)[0][0] if initial else None
     live: dict[str, int | None] = dict.fromkeys(layers, base)
@@ -113,7 +113,7 @@ def _split_ranks(record: Record) -> tuple[int | None, list[str], list[Change]]:
 def _join_ranks(
     base: int | None, layers: Sequence[str], changes: Sequence[Change]
 ) -> dict[str, Any]:
-    """Return the ranks of a run, from what `_split_ranks` returned."""
+    """Return the ranks of a run from the result of `_split_ranks`."""
     live = dict.fromkeys(layers, base)
     live |= {name: rank for step, name, rank in changes if step == 0}
     later = [change for change in changes if change[0] > 0]
@@ -153,7 +153,7 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _rows(text: str, needed: Sequence[str]) -> Iterator[Any]:
-    """Return the rows of a table: tuples for the table of ranks, else values by column."""
+    """Yield the rows of a table: lists for the table of ranks, else values by column."""
     reader = csv.reader(io.StringIO(text))
     head = next(reader, [])
     if head[: len(needed)] != list(needed):
@@ -168,7 +168,7 @@ def _rows(text: str, needed: Sequence[str]) -> Iterator[Any]:
 
 
 def _cell(text: str) -> str:
-    """Return a cell for JSON, without quotes where the string alone is no JSON."""
+    """Return a cell for JSON, without quotes if the plain string is not valid JSON."""
     if text.startswith('"'):
         plain: str = json.loads(text)
         return plain if plain and _value(plain) is plain else text

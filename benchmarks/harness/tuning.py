@@ -1,8 +1,8 @@
-"""Tuning one cell: the same number of Optuna trials for each, on validation rows alone.
+"""Tune a cell with Optuna: the same number of trials per cell, on validation rows only.
 
-The first trial is the method's own defaults. The next nine depend on the study's seed and their
-number alone, and are the same for every cell; later ones on the trials before them too (TPE). So a
-tuning that was interrupted ends where it would have.
+The first trial uses the method's defaults. The next nine depend only on the study's seed and their
+number, so they are equal for all cells; later ones (TPE) also depend on earlier trials. An
+interrupted tuning therefore resumes with the same trials.
 """
 
 import math
@@ -23,32 +23,32 @@ from dynlora.report.wording import lower_is_better
 from dynlora.train.config import METRICS
 
 STORAGE = ".tuning.journal"
-"""Ending of the file of all trials, beside the tables of the study."""
+"""Ending of the file with all trials, beside the study's tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptunaTuner:
-    """What tunes the cells of a study."""
+    """Tunes the cells of a study."""
 
     jobs: Jobs
     tuning: Tuning
     storage: JournalStorage
 
     def metric(self, cell: Cell) -> str:
-        """Return the name of the validation metric that decides."""
+        """Return the name of the validation metric to optimize."""
         task = self.jobs.config(cell).task
         return self.tuning.metric or METRICS[task][0]
 
     def tune(self, cell: Cell, measure: Measure) -> Choice:
-        """Return the best choice for a cell, after as many trials as are still missing.
+        """Execute a cell's missing trials and return the best choice.
 
         Raises:
-            StudyError: If a trial could not be done, or training diverged in all of them.
+            StudyError: If a trial failed, or training diverged in all trials.
         """
         study = self._open(cell)
         worst = math.inf if lower_is_better(self.metric(cell)) else -math.inf
         for trial in self._ended(study):
-            measure(trial.number, self._choice(trial, cell))  # its record may be missing
+            measure(trial.number, self._choice(trial, cell))  # restores a missing record
         while (done := len(self._ended(study))) < self.tuning.trials:
             trial = self._next(study, done)
             value = measure(trial.number, self._choice(trial, cell))
@@ -57,17 +57,17 @@ class OptunaTuner:
                     f"{cell.name} is not tuned: {done} of {self.tuning.trials} trials have ended"
                 )
             found = value if math.isfinite(value) else worst
-            # Another process may have done it too: it found the same.
+            # Another process may have reported the same result.
             study.tell(trial.number, found, skip_if_finished=True)
         return self._choice(self._best(study, cell), cell)
 
     def _ended(self, study: optuna.Study) -> list[FrozenTrial]:
-        """Return the trials that count; a study that asks for fewer than are there has no more."""
+        """Return the first `tuning.trials` completed trials; more may exist."""
         found = study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
         return sorted(found, key=lambda trial: trial.number)[: self.tuning.trials]
 
     def _best(self, study: optuna.Study, cell: Cell) -> FrozenTrial:
-        """Return the best trial, the first of equals."""
+        """Return the best trial, the first if several are equal."""
         lower = lower_is_better(self.metric(cell))
         values = {trial.number: trial.value or 0.0 for trial in self._ended(study)}
         best = min(self._ended(study), key=lambda t: values[t.number] * (1 if lower else -1))
@@ -79,7 +79,7 @@ class OptunaTuner:
         return best
 
     def _open(self, cell: Cell) -> optuna.Study:
-        """Return the Optuna study of a cell with these very settings."""
+        """Return the Optuna study of a cell with the current settings."""
         defaults, spaces = self.jobs.defaults(cell), self._spaces()
         config = plain(self.jobs.trial(cell, self.tuning.seed, 0, defaults).config)
         setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(cell)})
@@ -99,12 +99,12 @@ class OptunaTuner:
         return {name: _distribution(space) for name, space in named.items() if space is not None}
 
     def _next(self, study: optuna.Study, done: int) -> FrozenTrial:
-        """Return the trial that was begun and not ended, or a new one."""
+        """Return an unfinished trial, or a new one."""
         spaces = self._spaces()
         for begun in study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
             if begun.params.keys() == spaces.keys():
                 return begun
-            # It ended while it was proposed.
+            # Its process ended while it was proposed.
             study.tell(begun.number, state=TrialState.FAIL, skip_if_finished=True)
         study.sampler = TPESampler(seed=self.tuning.seed + done)
         number = study.ask(spaces).number
@@ -119,7 +119,7 @@ class OptunaTuner:
 
 
 def open_tuner(jobs: Jobs, tuning: Tuning) -> OptunaTuner:
-    """Return what tunes the cells of a study; its trials are kept beside the records."""
+    """Return a study's tuner, which stores its trials beside the records."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = jobs.study.results
     folder.mkdir(parents=True, exist_ok=True)

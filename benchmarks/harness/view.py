@@ -1,4 +1,4 @@
-"""Output of `python -m benchmarks`: one line per run, the final table, and the dry run's list."""
+"""Output of `python -m benchmarks`: a line per run, the final table, and the dry run's list."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ Record = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Progress:
-    """Says what has become of each run, a line each, and adds it up."""
+    """Prints a line per run and collects the results."""
 
     output: Output
     study: str
     total: int
-    """Runs, trials included."""
+    """Number of runs, trials included."""
     runs: list[tuple[Run, Record, bool]] = field(default_factory=list)
-    """With the record of each, and whether it was there before."""
+    """Runs, with their records and whether these existed before."""
 
     def watch(self, run: Run, record: Record, was_there: bool) -> None:
-        """Take note of a run; one that was there before has no line."""
+        """Add a run, and print a line if it is new."""
         self.runs.append((run, record, was_there))
         if was_there:
             return
@@ -41,27 +41,27 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Runs of which something is known."""
+        """Number of runs with a record."""
         return len(self.runs)
 
     @property
     def unfinished(self) -> int:
-        """Final runs that were tried and did not complete."""
+        """Number of final runs that did not complete."""
         finals = [record for run, record, _ in self.runs if run.kind == "final"]
         return sum(record["status"] != "completed" for record in finals)
 
     def show(self, study: Study, problems: Sequence[str]) -> None:
-        """Show the result of all runs."""
+        """Print the result of all runs."""
         self.output.show(_summary(study, self.runs), _values(study, self.runs, problems))
 
 
 def trials_of(study: Study, cells: Sequence[Cell]) -> int:
-    """Return how many trials the cells need in all."""
+    """Return the total number of trials for the cells."""
     return 0 if study.tuning is None else study.tuning.trials * len(cells)
 
 
 def show_outlook(output: Output, jobs: Jobs, records: Records, selection: Selection) -> None:
-    """Show every final run and what is known of it; where it is tuned, what of its trials."""
+    """Print the state of every final run, or of its trials if they are missing."""
     study = jobs.study
     table = Table(title=f"{study.name} (--dry-run)", show_header=False)
     runs = []
@@ -90,7 +90,7 @@ def _state(jobs: Jobs, records: Records, cell: Cell, seed: int) -> str:
 
 
 def _metrics(record: Record) -> str:
-    """Return a completed run's main metric and loss, on validation and, if it was, on test."""
+    """Format a completed run's main metric and loss on validation rows and, if any, test rows."""
     names = dict.fromkeys((record["main_metric"], "loss"))
     parts = []
     for split in ("validation", "test"):

@@ -1,7 +1,7 @@
-"""A process that does runs one after another, and the end of the pipe from which they are given.
+"""Start and control worker processes, each of which executes runs one after another.
 
-Python and its libraries take seconds to start, a small run not many more: so one process does many.
-When the system ends it, for it took too much memory, the study goes on with another.
+One process executes many runs, because importing the libraries takes seconds. If the system kills
+it for lack of memory, the study continues with a new process.
 """
 
 import os
@@ -19,14 +19,14 @@ from pathlib import Path
 from benchmarks.harness.assignment import RUNS_PER_PROCESS, Assignment, Outcome
 
 PATIENCE_SECONDS = 10.0
-"""Time that a process without work is given to end by itself."""
+"""Time for an idle process to exit before it is killed."""
 LOG = "log"
-"""File of the workspace with what libraries say."""
+"""File in the workspace with the output of libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A process, the pipe to it, and the folder that it writes into."""
+    """A process, its pipe and its folder."""
 
     process: subprocess.Popen[bytes]
     pipe: Connection
@@ -34,14 +34,14 @@ class Served:
 
 
 class Worker:
-    """One process, started when it is first needed."""
+    """One process, started when needed."""
 
     def __init__(self, *, threads: int, runs: int = RUNS_PER_PROCESS) -> None:
-        """Prepare.
+        """Store the settings.
 
         Args:
-            threads: Of torch in the process; 0 leaves them to torch.
-            runs: After how many runs a new process is started.
+            threads: Threads of torch in the process; 0 uses torch's default.
+            runs: Runs per process before it is replaced.
         """
         self.threads = threads
         self.runs = runs
@@ -50,7 +50,7 @@ class Worker:
         self._done = 0
 
     def execute(self, assignment: Assignment) -> Outcome:
-        """Do a run in the process and return its outcome, also if the process is ended."""
+        """Execute a run in the process and return its outcome, even if the process dies."""
         served = self._served = self._served or _start(self.threads)
         if self.stopped:
             return Outcome(status="interrupted")
@@ -65,13 +65,13 @@ class Worker:
         return outcome
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self.stopped = True
         if self._served is not None:
             self._served.process.kill()
 
     def close(self) -> None:
-        """Let the process end, which it does when it has nothing to do, and remove what it left."""
+        """Wait for the process to exit, and remove its workspace."""
         served, self._served, self._done = self._served, None, 0
         if served is None:
             return
@@ -84,7 +84,7 @@ class Worker:
         shutil.rmtree(served.workspace, ignore_errors=True)
 
     def _ended(self, served: Served) -> Outcome:
-        """Return the outcome of a run whose process is no more."""
+        """Return the outcome of a run whose process died."""
         code = served.process.wait()
         said = (served.workspace / LOG).read_text(errors="replace").strip().splitlines()
         self.close()
@@ -105,7 +105,7 @@ def _start(threads: int) -> Served:
     with (workspace / LOG).open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.serve", *words],
-            # The working folder need not be the repository.
+            # The working folder may be outside the repository.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -117,14 +117,14 @@ def _start(threads: int) -> Served:
 
 
 class LocalExecutor:
-    """A worker for each thread that asks."""
+    """A worker per calling thread."""
 
     def __init__(self, count: int, *, runs: int = RUNS_PER_PROCESS) -> None:
-        """Prepare for `count` threads, which share the machine's cores.
+        """Share the machine's cores among `count` threads.
 
         Args:
-            count: Threads that will ask.
-            runs: After how many runs a process is replaced.
+            count: Number of calling threads.
+            runs: Runs per process before it is replaced.
         """
         told = count == 1 or "OMP_NUM_THREADS" in os.environ
         self._threads = 0 if told else max(1, (os.cpu_count() or 1) // count)
@@ -134,7 +134,7 @@ class LocalExecutor:
         self._lock = threading.Lock()
 
     def execute(self, assignment: Assignment) -> Outcome:
-        """Do a run in the worker of the thread that asks."""
+        """Execute a run in the worker of the calling thread."""
         with self._lock:
             if self._stopped:
                 return Outcome(status="interrupted")
@@ -143,13 +143,13 @@ class LocalExecutor:
         return worker.execute(assignment)
 
     def stop(self) -> None:
-        """End all workers, whatever they are doing."""
+        """Kill all workers."""
         with self._lock:
             self._stopped = True
             for worker in self._workers.values():
                 worker.stop()
 
     def close(self) -> None:
-        """End all workers; no thread may ask any more."""
+        """Close all workers; `execute` must not be called afterwards."""
         for worker in self._workers.values():
             worker.close()

@@ -1,5 +1,5 @@
-"""The report on studies: records in, one Markdown document with tables and figures out.
+"""Report on studies: records in, one Markdown document with tables and figures out.
 
-Everything is computed from the records alone, in one order, with fixed seeds, so that the same
-records give the same bytes.
+The report depends only on the records, with fixed order and seeds, so that the same records give
+the same bytes.
 """

@@ -1,4 +1,4 @@
-"""Step 5. Rank patterns across seeds: does a method give the same layers more rank every time?"""
+"""Step 5. Measure whether a method ranks the layers alike for all seeds."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,27 @@ from scipy.stats import rankdata
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How alike the rank patterns of several seeds are."""
+    """Similarity of the rank patterns of several seeds."""
 
     seeds: int
     constant: int
-    """Seeds that gave every layer the same rank: their order of layers says nothing."""
+    """Seeds with equal ranks on all layers, which have no order of layers."""
     spearman: float | None
-    """Mean correlation over pairs of the other seeds; None with fewer than two of them."""
+    """Mean correlation over pairs of the other seeds; None with fewer than two."""
     kendall: float | None
-    """Kendall's W of the other seeds, corrected for ties; None with fewer than two of them."""
+    """Kendall's W of the other seeds, corrected for ties; None with fewer than two."""
 
     @property
     def all_equal(self) -> bool:
-        """Whether no seed moved any rank away from the others."""
+        """Whether all seeds have equal ranks on all layers."""
         return self.constant == self.seeds
 
 
 def agreement(patterns: Sequence[Mapping[str, int]]) -> Agreement | None:
-    """Return how alike the final ranks of several runs are; None if their layers differ.
+    """Return the agreement of several runs' final ranks; None if their layers differ.
 
     Args:
-        patterns: Rank by module name, one mapping a seed; at least one, none empty.
+        patterns: Rank by module name per seed; at least one, none empty.
     """
     names = sorted(patterns[0])
     if any(sorted(pattern) != names for pattern in patterns):
@@ -52,7 +52,7 @@ def mean_spearman(orders: np.ndarray) -> float:
     """Return the mean Spearman correlation over all pairs of seeds.
 
     Args:
-        orders: Places of the layers, ties shared, of shape ``(seeds, layers)``.
+        orders: Ranks of the layers' values, averaged over ties, of shape ``(seeds, layers)``.
     """
     away = orders - orders.mean(axis=1, keepdims=True)
     unit = away / np.linalg.norm(away, axis=1, keepdims=True)
@@ -63,7 +63,7 @@ def kendall_w(orders: np.ndarray) -> float:
     """Return Kendall's coefficient of concordance: 0 for no agreement, 1 for the same order.
 
     Args:
-        orders: Places of the layers, ties shared, of shape ``(seeds, layers)``.
+        orders: Ranks of the layers' values, averaged over ties, of shape ``(seeds, layers)``.
     """
     seeds, layers = orders.shape
     sums = orders.sum(axis=0)

@@ -1,4 +1,4 @@
-"""Section: one model, task and budget: what each method reached, and how it differs."""
+"""Section: results of each method for one model, task and budget, and differences between them."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -14,7 +14,7 @@ COSTS = ("parameters", "peak")
 
 
 def cell_section(study: Study, cell: Cell, reference: str) -> list[str]:
-    """Return the table of methods, and the runs that need a word."""
+    """Return the table of methods, and remarks on collapsed and non-finite runs."""
     metric = study.metric((cell.model, cell.task))
     methods = [m for m in study.methods(first=reference) if study.runs(cell, m)]
     found = {method: list(study.usable(cell, method).values()) for method in methods}
@@ -35,7 +35,7 @@ def cell_section(study: Study, cell: Cell, reference: str) -> list[str]:
 
 
 def name_of(quantity: Quantity, metric: str) -> str:
-    """Return what a quantity is called for a task's main metric."""
+    """Return the name of a quantity for a task's main metric."""
     match quantity:
         case Quantity.LOSS:
             return "validation loss"
@@ -52,7 +52,7 @@ def _values(outcomes: Sequence[Outcome], quantity: Quantity) -> list[float]:
 
 
 def _costs(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return mean parameters; dashes without a run."""
+    """Return mean parameters; dashes without runs."""
     if not outcomes:
         return ["–"] * len(COSTS)
     return [
@@ -67,14 +67,14 @@ def _collapsed(study: Study, cell: Cell, method: str) -> list[int]:
 
 
 def _collapsed_text(study: Study, cell: Cell, method: str) -> str:
-    """Return how many runs collapsed; a dash where none was looked at."""
+    """Return the number of collapsed runs; a dash if unknown."""
     runs = study.runs(cell, method)
     known = [run for run in runs if run.outcome and run.outcome.collapsed is not None]
     return str(len(_collapsed(study, cell, method))) if known else "–"
 
 
 def _remarks(study: Study, cell: Cell, methods: Sequence[str]) -> list[str]:
-    """Name the runs that collapsed, and those that are in no mean."""
+    """List collapsed runs and runs excluded from means."""
     lines = []
     for method in methods:
         if seeds := _collapsed(study, cell, method):
@@ -88,7 +88,7 @@ def _remarks(study: Study, cell: Cell, methods: Sequence[str]) -> list[str]:
 
 
 def comparison_section(comparisons: Sequence[Comparison], reference: str) -> list[str]:
-    """Return the table of differences from the reference in one cell; nothing without any."""
+    """Return the table of differences from the reference in one cell; empty without comparisons."""
     if not comparisons:
         return []
     head = [

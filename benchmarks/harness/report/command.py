@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: records of studies in, tables and figures out."""
+"""`python -m benchmarks report`: write tables and figures from the records of studies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +15,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     """Run the command.
 
     Args:
-        arguments: What follows `python -m benchmarks report` on the command line.
-        output: Where its words go.
+        arguments: Words after `python -m benchmarks report` on the command line.
+        output: Shows the result.
 
     Raises:
-        DynamicLoraError: If the input must be mended.
+        DynamicLoraError: If the user must correct the input.
     """
     given = parse(make_parser(), arguments)
     if given is None:
         return
 
-    # Only now: these load matplotlib and scipy, and `--help` shall not wait for them.
+    # Only now: these load matplotlib and scipy, and `--help` need not wait for them.
     from benchmarks.harness.report.document import make_document
     from benchmarks.harness.report.folders import read_records
     from benchmarks.harness.report.study import group

@@ -1,4 +1,4 @@
-"""Step 4. Methods compared with a reference, cell by cell, over the seeds that both have."""
+"""Step 4. Compare methods with a reference per cell, over their common seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from benchmarks.harness.report.study import Study
 from dynlora.report.wording import lower_is_better
 
 LEVEL = 0.05
-"""Corrected p-value up to which a difference counts as shown."""
+"""Maximum corrected p-value of a significant difference."""
 LEAST_PAIRS = 2
-"""Fewest pairs of which a p-value is given."""
+"""Minimum number of pairs for a p-value."""
 INTERVAL_PAIRS = 6
-"""Fewest pairs of which an interval is given. Of normal differences it would hold the mean in about
-73 % of studies with three pairs and 84 % with five; and no p-value of so few is below 0.06."""
+"""Minimum number of pairs for an interval. For normal differences its coverage would be about 73 %
+with three pairs and 84 % with five, and no p-value is below 0.06 with so few."""
 
 
 class Quantity(StrEnum):
-    """What is compared; the correction for many comparisons is made for each of them."""
+    """Quantity to compare; the correction for multiple comparisons applies to each separately."""
 
     LOSS = "validation loss"
     METRIC = "validation metric"
@@ -30,7 +30,7 @@ class Quantity(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a comparison shows."""
+    """Result of a comparison."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -39,60 +39,60 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A method against the reference, in one cell and quantity."""
+    """A method compared with the reference, in one cell and quantity."""
 
     cell: Cell
     method: str
     quantity: Quantity
     metric: str
-    """The name of what was measured, such as `loss` or `accuracy`."""
+    """Name of the measured value, such as `loss` or `accuracy`."""
     differences: Mapping[int, float]
-    """Method minus reference, by seed and in its order."""
+    """Method minus reference, by seed, sorted by seed."""
     lost: int
-    """Seeds that both have, but of which one has no finite result: it failed, say, or diverged."""
+    """Common seeds where at least one run has no finite result, for example because it failed."""
     interval: tuple[float, float] | None
-    """None where there are fewer than six pairs."""
+    """None with fewer than six pairs."""
     p: float | None
-    """None where there are fewer than two pairs."""
+    """None with fewer than two pairs."""
     corrected: float | None = None
-    """The p-value after Holm's correction over the study's comparisons of this quantity."""
+    """p-value after Holm's correction over the study's comparisons of this quantity."""
 
     @property
     def mean(self) -> float:
-        """The mean difference; NaN without a pair."""
+        """Mean difference; NaN without pairs."""
         return fmean(self.differences.values()) if self.differences else math.nan
 
     @property
     def gain(self) -> float:
-        """The mean difference with the sign turned so that more is better."""
+        """Mean difference, with its sign such that more is better."""
         return self.mean * self.sign
 
     @property
     def sign(self) -> int:
-        """What a difference is multiplied with so that more is better."""
+        """Factor on differences such that more is better."""
         return -1 if lower_is_better(self.metric) else 1
 
     @property
     def verdict(self) -> Verdict:
-        """Return what is shown after the correction."""
+        """Verdict after the correction."""
         return judge(self.gain, self.corrected, self.lost)
 
     @property
     def interval_says(self) -> Verdict:
-        """Return what the interval alone would show, without a correction."""
+        """Verdict by the interval only, without correction."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return Verdict.OPEN
         return Verdict.BETTER if self.gain > 0 else Verdict.WORSE
 
 
 def judge(gain: float, corrected: float | None, lost: int) -> Verdict:
-    """Return what a gain shows.
+    """Return the verdict on a gain.
 
     Args:
-        gain: The mean difference, turned so that more is better.
-        corrected: Its p-value after the correction; None stands for no test.
-        lost: Pairs that are left out because a run has no result: that may be the worst of all, so
-            that the rest show nothing.
+        gain: Mean difference, with its sign such that more is better.
+        corrected: Corrected p-value; None without a test.
+        lost: Pairs without a result. Any lost pair makes the verdict open, because the missing run
+            may be the worst.
     """
     if corrected is None or corrected > LEVEL or lost:
         return Verdict.OPEN
@@ -100,9 +100,9 @@ def judge(gain: float, corrected: float | None, lost: int) -> Verdict:
 
 
 def value_of(outcome: Outcome, quantity: Quantity) -> float | None:
-    """Return an outcome's value; None without test data.
+    """Return an outcome's value of a quantity; None without test data.
 
-    Where the main metric is the loss itself, the loss is counted once.
+    If the main metric is the loss, it counts only once.
     """
     match quantity:
         case Quantity.LOSS:
@@ -116,11 +116,10 @@ def value_of(outcome: Outcome, quantity: Quantity) -> float | None:
 
 
 def compare(study: Study, reference: str) -> list[Comparison]:
-    """Return every comparison of a study: by cell, then method, then quantity.
+    """Return all comparisons of a study, by cell, method and quantity.
 
-    A method without a run in a cell, or a cell without one of the reference, gives none. Every
-    other has its loss compared, even if no seed is left for it; other quantities where there are
-    some.
+    Cells need runs of both method and reference. The validation loss is always compared, other
+    quantities only if a seed has both values.
     """
     found = [
         _compare_one(study, cell, method, reference, quantity)
@@ -136,7 +135,7 @@ def compare(study: Study, reference: str) -> list[Comparison]:
 def differences_by_seed(
     ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome], quantity: Quantity
 ) -> dict[int, float]:
-    """Return ours minus theirs by seed, in its order, where both have the quantity."""
+    """Return ours minus theirs for common seeds, sorted by seed."""
     pairs = {
         seed: (value_of(ours[seed], quantity), value_of(theirs[seed], quantity))
         for seed in sorted(ours.keys() & theirs.keys())
@@ -145,7 +144,7 @@ def differences_by_seed(
 
 
 def metric_of(study: Study, setting: tuple[str, str], quantity: Quantity) -> str:
-    """Return the name of what a quantity measures: `loss`, or the task's main metric."""
+    """Return the name of a quantity's measure: `loss`, or the task's main metric."""
     return "loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else study.metric(setting)
 
 
@@ -170,12 +169,12 @@ def _compare_one(
 
 
 def lost_pairs(study: Study, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -> int:
-    """Return how many seeds both have, but with a result for one of them at most.
+    """Return the number of common seeds where at least one run has no finite result.
 
     Args:
-        study: Holds the runs.
+        study: The study.
         ours: Cell and method.
-        theirs: The same of what it is compared with.
+        theirs: Cell and method to compare with.
     """
     tried = [{run.seed for run in study.runs(*side)} for side in (ours, theirs)]
     finite = study.usable(*ours).keys() & study.usable(*theirs).keys()
@@ -183,7 +182,7 @@ def lost_pairs(study: Study, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -
 
 
 def pairs_text(pairs: int, lost: int) -> str:
-    """Return how many pairs there are, and how many were lost."""
+    """Format the numbers of pairs and of lost pairs."""
     return f"{pairs} ({lost} lost)" if lost else str(pairs)
 
 

@@ -1,4 +1,4 @@
-"""Figure: loss and main metric of each method against parameters."""
+"""Figure: loss and main metric of each method against parameter count."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +15,19 @@ from benchmarks.harness.report.study import Study
 from benchmarks.harness.report.style import axis_label, blank, drawing, look, svg
 
 DODGE = 0.08
-"""Part of the parameter axis over which methods of one budget are spread."""
+"""Share of the parameter axis over which methods of one budget are spread."""
 ALONE = 0.7
-"""The same where there is one budget only, and no line."""
+"""The same share for a single budget, without a line."""
 LEGEND_COLUMNS = 3
 PALE = 0.5
-"""Opacity of bars, which would else hide each other."""
+"""Opacity of error bars, because they overlap."""
 LEAST_SPAN = math.log(2)
-"""Width of the parameter axis where all runs have about the same number, as a log ratio."""
+"""Minimum width of the parameter axis, as a log ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A method's runs in one cell."""
+    """Means of a method's runs in one cell."""
 
     parameters: float
     value: float
@@ -36,7 +36,7 @@ class Point:
 
 
 def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> bytes | None:
-    """Return the figure of a model and task as SVG; None where no run can be averaged."""
+    """Draw a model and task as SVG; None without usable runs."""
     methods = study.methods(first=reference)
     metric = study.metric(setting)
     quantities = {Quantity.LOSS: "validation loss", Quantity.METRIC: f"validation {metric}"}
@@ -65,14 +65,14 @@ def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> byt
 
 
 def _points(study: Study, setting: tuple[str, str], method: str, quantity: Quantity) -> list[Point]:
-    """Return a point a budget, where there is a run with a value."""
+    """Return a point per budget with usable runs."""
     points = []
     for cell in study.budgets(setting):
         outcomes: Sequence[Outcome] = list(study.usable(cell, method).values())
         values = [v for o in outcomes if (v := value_of(o, quantity)) is not None]
         if values:
             point = Point(
-                max(1.0, fmean(o.live for o in outcomes)),  # the axis is logarithmic
+                max(1.0, fmean(o.live for o in outcomes)),  # for the log axis
                 fmean(values),
                 stdev(values) if len(values) > 1 else 0.0,
             )
@@ -85,7 +85,7 @@ def _by_parameters(
     points: Mapping[str, Sequence[Point]],
     looks: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Draw against parameters; methods that have as many stand side by side."""
+    """Draw values against parameters, with methods of equal size side by side."""
     everywhere = sorted(point.parameters for line in points.values() for point in line)
     middle = (math.log(everywhere[0]) + math.log(everywhere[-1])) / 2
     span = max(LEAST_SPAN, math.log(everywhere[-1] / everywhere[0]))
@@ -104,7 +104,7 @@ def _by_parameters(
 
 
 def _ticks(sorted_values: Sequence[float], span: float) -> list[float]:
-    """Return the middle of each group of values that lie close together."""
+    """Return the median of each group of close values."""
     groups: list[list[float]] = []
     for value in sorted_values:
         if groups and math.log(value / groups[-1][0]) < 0.1 * span:
@@ -134,7 +134,7 @@ def _lines(
 
 
 def short_count(value: float) -> str:
-    """Return a number of parameters in three digits: `73.7k`."""
+    """Format a parameter count with three digits: `73.7k`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

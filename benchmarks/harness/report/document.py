@@ -1,4 +1,4 @@
-"""Step 7. The document: studies in, one Markdown text and its figures out."""
+"""Step 7. Build the document: Markdown text and figures from studies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ little."""
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """All that is to be written."""
+    """Text, figures and comparisons to write."""
 
     text: str
     drawings: tuple[Drawing, ...]
@@ -65,15 +65,15 @@ class Document:
 
 
 def make_document(studies: Sequence[Study], reference: str | None, link: str) -> Document:
-    """Return the document on all studies.
+    """Build the document on all studies.
 
     Args:
         studies: At least one.
-        reference: Method that others are compared with; None takes `lora`.
-        link: Folder of the figures as seen from the document, with forward slashes.
+        reference: Method to compare others with; None uses `lora`.
+        link: Path of the figures' folder relative to the document, with forward slashes.
 
     Raises:
-        ConfigError: If no study has a run of a reference that was asked for.
+        ConfigError: If `reference` has no final run in any study.
     """
     chosen = reference or DEFAULT_REFERENCE
     if reference:
@@ -114,7 +114,7 @@ def _setting(
     drawings: Sequence[Drawing],
     link: str,
 ) -> list[str]:
-    """Return the part on one model and task."""
+    """Return the section on one model and task."""
     model, task = map(escape, setting)
     lines = [f"### {task} with {model}", ""]
     lines += tuning_section(study, setting, reference)

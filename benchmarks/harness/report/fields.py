@@ -1,4 +1,4 @@
-"""The values of a record, each checked as it is read, so that an error can name key and file."""
+"""Read and check the values of a record, with errors that name key and file."""
 
 import math
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from dynlora.errors import RunFileError
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The values of an object in a record, each checked as it is read.
+    """The values of an object in a record, each checked when read.
 
-    Every method raises `RunFileError` where the key is missing or holds something else, unless
-    it says that the value may be missing.
+    Every method raises `RunFileError` if the value is missing or invalid, unless its docstring says
+    that it may be missing.
     """
 
     path: Path
     values: Mapping[str, Any]
     place: str = ""
-    """The keys that lead to the object."""
+    """Dotted prefix of the keys."""
 
     def inside(self, key: str) -> "Fields":
         """Return the object under a key."""
@@ -30,14 +30,14 @@ class Fields:
         raise self._wrong(key, "an object", found)
 
     def name(self, key: str) -> str:
-        """Return a text that can stand in a table: not empty, on one line."""
+        """Return a non-empty, printable text on one line."""
         found = self._needed(key)
         if isinstance(found, str) and found.strip() and found.isprintable():
             return found
         raise self._wrong(key, "a name of printable characters", found)
 
     def text(self, key: str) -> str:
-        """Return a text that may be missing, without what cannot be printed."""
+        """Return a text without unprintable characters, empty if missing or null."""
         found = self.values.get(key)
         if found is None:
             return ""
@@ -46,7 +46,7 @@ class Fields:
         raise self._wrong(key, "a text or null", found)
 
     def one_of(self, key: str, known: tuple[str, ...]) -> str:
-        """Return one of the words that are known."""
+        """Return one of the known words."""
         found = self._needed(key)
         if found in known:
             return str(found)
@@ -60,7 +60,7 @@ class Fields:
         raise self._wrong(key, "a whole number of at least 0", found)
 
     def number(self, key: str) -> float:
-        """Return a number; NaN for null, which is how JSON holds what is not finite."""
+        """Return a number; NaN for null, which represents non-finite numbers in JSON."""
         found = self._needed(key)
         if found is None:
             return math.nan
@@ -69,7 +69,7 @@ class Fields:
         raise self._wrong(key, "a number or null", found)
 
     def flag(self, key: str) -> bool | None:
-        """Return yes or no, or None where it is null or missing."""
+        """Return a boolean; None if null or missing."""
         found = self.values.get(key)
         if found is None or isinstance(found, bool):
             return found

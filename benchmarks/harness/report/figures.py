@@ -1,4 +1,4 @@
-"""Step 6. The figures of a study, each with the name of its file and what a reader is told."""
+"""Step 6. Draw the figures of a study, with file names and captions."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Drawing:
 
     file: str
     caption: str
-    """Plain text for those who do not see it."""
+    """Alternative text."""
     content: bytes
 
 
@@ -28,14 +28,14 @@ def draw(
     reference: str,
     stem: str,
 ) -> list[Drawing]:
-    """Return the figures of a model and task that there is something to draw for.
+    """Return the figures of a model and task that have data.
 
     Args:
         study: The study.
         setting: Model and task.
-        comparisons: Those of the model and task.
-        reference: The method that others are compared with.
-        stem: What the names of the files begin with.
+        comparisons: Comparisons of the model and task.
+        reference: Reference method.
+        stem: Prefix of the file names.
     """
     methods = study.methods(first=reference)
     patterns = moved_patterns(study, setting, reference)
@@ -65,7 +65,7 @@ def draw(
 
 
 def stems(studies: Sequence[Study]) -> dict[tuple[str, tuple[str, str]], str]:
-    """Return what file names begin with, by study and setting: short, plain, and each different."""
+    """Return a short, unique prefix of file names per study and setting."""
     given: dict[tuple[str, tuple[str, str]], str] = {}
     for study in studies:
         for model, task in study.settings:

@@ -1,4 +1,4 @@
-"""Step 0. Folders of results in, records out."""
+"""Step 0. Read records from folders of results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,10 @@ from dynlora.errors import RunFileError
 
 
 def read_records(places: Sequence[Path]) -> list[Record]:
-    """Return the records of all studies in folders, or of single studies.
-
-    A study that is named twice is read once.
+    """Return the records of single studies or of all studies in folders, each study once.
 
     Args:
-        places: Folders of results, or studies' tables of runs.
+        places: Folders of results, or tables of runs.
 
     Raises:
         RunFileError: If a place contains no records, or a file is damaged.
@@ -33,7 +31,7 @@ def read_records(places: Sequence[Path]) -> list[Record]:
 
 
 def _studies(place: Path) -> list[str]:
-    """Return the names of the studies at a place; other files may lie beside theirs."""
+    """Return the names of the studies at a place, ignoring other files."""
     if place.is_dir():
         folder, pattern = place, "*"
     elif place.name.endswith(RUNS):

@@ -1,4 +1,4 @@
-"""Figure: the difference of each method from the reference with its interval, budget by budget."""
+"""Figure: each method's difference from the reference, with intervals, by budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from benchmarks.harness.report.style import GREY, blank, drawing, look, svg
 from dynlora.report.wording import lower_is_better
 
 ROW = 0.19
-"""Inches of a comparison's row."""
+"""Inches per row."""
 Row = tuple[int, str]
 """Budget and method."""
 
@@ -18,13 +18,13 @@ Row = tuple[int, str]
 def forest_figure(
     comparisons: Sequence[Comparison], reference: str, methods: Sequence[str]
 ) -> bytes | None:
-    """Draw comparisons of one model and task as SVG; None where none has two pairs.
+    """Draw comparisons of one model and task as SVG; None if none has two pairs.
 
-    A full marker stands for a difference that is shown after the correction.
+    A filled marker is a difference that is significant after the correction.
 
     Args:
-        comparisons: Of one model and task.
-        reference: What methods are compared with.
+        comparisons: Comparisons of one model and task.
+        reference: Reference method.
         methods: All methods of the study, so that each keeps its colour.
     """
     drawn = [c for c in comparisons if c.p is not None]
@@ -52,7 +52,7 @@ def _budgets(rows: Sequence[Row]) -> list[int]:
 
 
 def _place(rows: Sequence[Row], row: Row) -> float:
-    """Return a row's height; there is a gap before each budget but the first."""
+    """Return a row's vertical position, with gaps between budgets."""
     return rows.index(row) + 0.7 * _budgets(rows).index(row[0])
 
 

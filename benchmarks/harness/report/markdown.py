@@ -1,30 +1,29 @@
-"""Markdown that reads well raw and rendered: aligned tables, and names that stay plain text."""
+"""Aligned Markdown tables, and names escaped to plain text."""
 
 import re
 from collections.abc import Iterable, Sequence
 from unicodedata import east_asian_width
 
 MOST_OF_ERROR = 200
-"""Characters of a run's error that are shown."""
+"""Maximum characters of a run's error."""
 
 
 def escape(text: str) -> str:
-    """Return a text on one line that Markdown shows as it is.
+    """Escape a text on one line, so that Markdown shows it unchanged.
 
-    An underscore within a word means nothing to Markdown, and is left alone.
+    Underscores within words need no escape.
     """
     marked = re.sub(r"([\\`*\[\]<>|~$&#!])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", marked)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> list[str]:
-    """Return the lines of a table, and an empty one; columns are padded to one width.
+    """Return the lines of a table with padded columns, and an empty line.
 
     Args:
-        head: Names of the columns.
-        rows: Cells as text, already escaped; as many a row as there are columns.
-        words: Columns from the left that hold words and are aligned there; the others hold
-            numbers and are aligned on the right.
+        head: Column names.
+        rows: Escaped cells per row.
+        words: Number of leading text columns, aligned left; the others are aligned right.
     """
     cells = [list(head), *(list(row) for row in rows)]
     widths = [max(3, *(_width(row[n]) for row in cells)) for n in range(len(head))]
@@ -42,16 +41,16 @@ def _line(row: Sequence[str], widths: Sequence[int], words: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Return how many columns a text takes in a monospaced font."""
+    """Return the number of columns of a text in a monospaced font."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def error_text(error: str) -> str:
-    """Return a run's error on one line, cut where it is long."""
+    """Return a run's error on one line, truncated if long."""
     line = " ".join(error.split())
     return escape(line if len(line) <= MOST_OF_ERROR else line[: MOST_OF_ERROR - 1] + "…")
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """Return seeds as words: `seed 3` or `seeds 3, 7`."""
+    """Format seeds as `seed 3` or `seeds 3, 7`."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"

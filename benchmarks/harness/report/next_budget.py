@@ -1,4 +1,4 @@
-"""Section: what rank a method is worth: it against the reference at the next higher budget."""
+"""Section: each method compared with the reference at the next higher budget."""
 
 from statistics import fmean
 
@@ -20,9 +20,9 @@ from dynlora.report.wording import lower_is_better
 
 
 def next_budget_section(study: Study, setting: tuple[str, str], reference: str) -> list[str]:
-    """Return each method against the reference at the next budget at which that was run.
+    """Return each method compared with the reference at its next higher budget.
 
-    Nothing where no seed is in both.
+    Empty if no seed has both runs.
     """
     cells = study.budgets(setting)
     rows = [

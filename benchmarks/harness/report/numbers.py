@@ -1,4 +1,4 @@
-"""Numbers as the document writes them: means with their spread, signed differences, p-values."""
+"""Format numbers of the document: means with spread, signed differences, p-values."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ MINUS = "−"
 
 
 def spread_text(values: Sequence[float]) -> str:
-    """Return a mean and the standard deviation of what was drawn; nothing without a value."""
+    """Format a mean and standard deviation; a dash without values."""
     if not values:
         return "–"
     mean = signed_zero(metric_text(fmean(values)))
@@ -18,7 +18,7 @@ def spread_text(values: Sequence[float]) -> str:
 
 
 def signed_text(value: float) -> str:
-    """Return a difference with its sign and four decimals; a dash where there is none."""
+    """Format a difference with its sign and four decimals; a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     size = metric_text(abs(value))
@@ -28,24 +28,24 @@ def signed_text(value: float) -> str:
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
-    """Return both ends of an interval; a dash where there is none."""
+    """Format an interval; a dash if there is none."""
     if interval is None:
         return "–"
     return f"{signed_text(interval[0])} to {signed_text(interval[1])}"
 
 
 def p_text(p: float | None) -> str:
-    """Return a p-value; a dash where there is none."""
+    """Format a p-value; a dash if there is none."""
     if p is None:
         return "–"
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def setting_text(value: float) -> str:
-    """Return a setting such as a learning rate with three digits."""
+    """Format a setting, such as a learning rate, with three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not a number"
 
 
 def signed_zero(text: str) -> str:
-    """Return a number without the sign of a zero, and with a real minus."""
+    """Remove the sign of a zero, and replace hyphens by minus signs."""
     return text.replace("-0.0000", "0.0000").replace("-", MINUS)

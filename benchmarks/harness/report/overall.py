@@ -1,8 +1,7 @@
 """Step 4b. Each method over all cells of a study: counts of verdicts, and one test of the mean.
 
-The test over all cells asks one question a method and not one a cell, so that fewer seeds can
-answer it: six, with one method. Runs of one seed share the order of their data, so a seed counts
-once, with its mean over cells.
+One test per method, not per cell, needs fewer seeds: six with a single method. Runs of one seed
+share the order of their data, so each seed contributes one value, its mean over cells.
 """
 
 from collections.abc import Sequence
@@ -22,20 +21,20 @@ from benchmarks.harness.report.statistics import bootstrap_interval, holm, sign_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A method in one quantity over all cells of a study; in gains, more is better."""
+    """A method's results in one quantity over all cells of a study; larger gains are better."""
 
     method: str
     quantity: Quantity
     verdicts: tuple[Verdict, ...]
-    """One a cell, after the correction."""
+    """One per cell, after the correction."""
     intervals: tuple[Verdict, ...]
-    """One a cell, by the interval alone."""
+    """One per cell, by the interval only."""
     gain: float | None
-    """Mean over the seeds of `means`; without one, over what each cell has. None without a pair."""
+    """Mean of `means`; if empty, the mean gain over cells with pairs. None without pairs."""
     means: tuple[float, ...]
-    """Mean gain over cells of each seed that has a pair in every cell; the rest is about them."""
+    """Mean gain over cells per seed with a pair in every cell; basis of interval and p-value."""
     lost: int
-    """Pairs without a result, in all cells together."""
+    """Pairs without a result, in all cells."""
     interval: tuple[float, float] | None
     """None with fewer than six seeds."""
     p: float | None
@@ -45,12 +44,12 @@ class Standing:
 
     @property
     def verdict(self) -> Verdict:
-        """Return what is shown over all cells together."""
+        """Verdict over all cells."""
         return judge(sum(self.means), self.corrected, self.lost)
 
 
 def standings(comparisons: Sequence[Comparison]) -> list[Standing]:
-    """Return where each method stands, in the order of methods and quantities."""
+    """Return each method's standing per quantity, sorted by method and quantity."""
     methods = list(dict.fromkeys(found.method for found in comparisons))
     found: list[Standing] = []
     for quantity in Quantity:

@@ -1,4 +1,4 @@
-"""Figure: mean final rank of each layer, by block and kind, one panel a method and budget."""
+"""Figure: mean final rank per layer, by block and kind, one panel per method and budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from dynlora.report.blocks import block_of
 from dynlora.report.heatmap import COLOURS
 
 CELL_WIDTH, CELL_HEIGHT = 0.42, 0.21
-"""Inches of a layer's field."""
+"""Inches per layer."""
 LETTER = 0.08
-"""Inches of a letter of a name."""
+"""Inches per character of a name."""
 REACH = 3.0
-"""Ratio to the mean rank that has the full colour."""
+"""Ratio to the mean rank at full colour."""
 TINY = 1e-9
-"""Stands for a rank of 0 in a ratio."""
+"""Replaces a rank of 0 in ratios."""
 STRONG = 0.6
-"""Part of the way to the full colour from which white digits are read better."""
+"""Share of the colour scale from which digits are white."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Pattern:
 
     @property
     def title(self) -> str:
-        """What stands above the panel."""
+        """Title of the panel."""
         return f"{self.method}, budget {self.cell.budget:,}"
 
     @property
     def decimals(self) -> int:
-        """How many are written: none where all ranks are whole."""
+        """Number of decimals: 0 if all ranks are whole, else 1."""
         return 0 if all(rank == round(rank) for rank in self.ranks.values()) else 1
 
     @property
@@ -55,15 +55,15 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each layer stands in every panel."""
+    """Position of each layer in every panel."""
 
     rows: Mapping[tuple[str, int], int]
-    """Place from the top by prefix and number of the block; -1 stands for no block."""
+    """Row by prefix and block number; -1 for layers outside blocks."""
     columns: Mapping[str, int]
-    """Place from the left by kind."""
+    """Column by kind."""
 
     def labels(self) -> list[str]:
-        """Return a name for each row: the block's number, and whose where there are several."""
+        """Return a label per row: the block number, with its prefix if there are several."""
         prefixes = {prefix for prefix, number in self.rows if number >= 0}
         own = [prefix.rpartition(".")[2] if len(prefixes) > 1 else "" for prefix, _ in self.rows]
         return [
@@ -73,7 +73,7 @@ class Layout:
 
 
 def moved_patterns(study: Study, setting: tuple[str, str], reference: str) -> list[Pattern]:
-    """Return the patterns of methods whose ranks differ between layers in some run."""
+    """Return the patterns of methods whose ranks differ between layers in any run."""
     patterns = []
     for method in study.methods(first=reference):
         runs = {
@@ -95,10 +95,10 @@ def _pattern(cell: Cell, method: str, outcomes: Sequence[Outcome]) -> Pattern:
 
 
 def rank_figure(patterns: Sequence[Pattern]) -> bytes:
-    """Draw a panel for each pattern as SVG: methods from top to bottom, budgets from the left.
+    """Draw a panel per pattern as SVG, with methods as rows and budgets as columns.
 
     Args:
-        patterns: Of one model and task; at least one.
+        patterns: Patterns of one model and task; at least one.
     """
     places = arrange([*dict.fromkeys(name for pattern in patterns for name in pattern.ranks)])
     methods = list(dict.fromkeys(pattern.method for pattern in patterns))
@@ -121,7 +121,7 @@ def rank_figure(patterns: Sequence[Pattern]) -> bytes:
 
 
 def arrange(names: Sequence[str]) -> Layout:
-    """Return the rows and columns of layers: blocks by number, kinds as they come in a block."""
+    """Return the layout: blocks by number as rows, kinds in order of appearance as columns."""
     found = [(block_of(name), name) for name in names]
     blocks = {(cut[0], int(cut[1])) for cut, _ in found if cut}
     loose = [name for cut, name in found if not cut]
@@ -141,7 +141,7 @@ def _panel(axes: Axes, pattern: Pattern, places: Layout) -> None:
         values[places.rows[row], places.columns[column]] = rank
     level = pattern.level
     norm = LogNorm(vmin=level / REACH, vmax=level * REACH)
-    # A rank of 0, for which the scale has no place, gets the colour of its end.
+    # A rank of 0, which a log scale cannot show, gets the lowest colour.
     shown = np.ma.masked_invalid(values.clip(min=level / REACH))
     axes.pcolormesh(shown, cmap=COLOURS, norm=norm, edgecolors="white")
     for (row, column), rank in np.ndenumerate(values):
@@ -157,7 +157,7 @@ def _panel(axes: Axes, pattern: Pattern, places: Layout) -> None:
                 fontsize=6.5,
                 color=colour,
             )
-            text.set_in_layout(False)  # it is within its field, and there are many
+            text.set_in_layout(False)  # speeds up the layout of many cells
     axes.set_title(pattern.title, color=GREY)
     _name_fields(axes, places)
 

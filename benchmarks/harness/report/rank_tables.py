@@ -1,4 +1,4 @@
-"""Section: how far the seeds of a method agree on which layers get more rank."""
+"""Section: agreement of a method's seeds on the layers with more rank."""
 
 from benchmarks.harness.report.agreement import Agreement, agreement
 from benchmarks.harness.report.markdown import escape, table
@@ -7,7 +7,7 @@ from benchmarks.harness.report.study import Study
 
 
 def agreement_section(study: Study, setting: tuple[str, str], reference: str) -> list[str]:
-    """Return a table of methods by budgets; nothing where no run has ranks."""
+    """Return a table of methods by budgets; empty if no run has ranks."""
     cells = study.budgets(setting)
     rows = []
     for method in study.methods(first=reference):
@@ -25,13 +25,13 @@ def agreement_section(study: Study, setting: tuple[str, str], reference: str) ->
 
 
 def _text(study: Study, cell: Cell, method: str) -> str:
-    """Return a field of the table; empty where no run has ranks."""
+    """Return a cell of the table; empty if no run has ranks."""
     patterns = [run.final_ranks for run in study.usable(cell, method).values() if run.final_ranks]
     return agreement_text(agreement(patterns)) if patterns else ""
 
 
 def agreement_text(found: Agreement | None) -> str:
-    """Return an agreement in words and numbers."""
+    """Format an agreement."""
     if found is None:
         return "layers differ"
     if found.all_equal:

@@ -1,4 +1,4 @@
-"""Step 1. One record: the JSON of a run in, checked values out."""
+"""Step 1. Check a run's record."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ KINDS = ("final", "trial")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """What runs must share to be compared."""
+    """Model, task and budget, which comparable runs share."""
 
     model: str
     task: str
@@ -23,19 +23,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a completed run measured; NaN stands for a number that was not finite."""
+    """Results of a completed run; NaN for a non-finite number."""
 
     main_metric: str
     loss: float
-    """On validation data."""
+    """Validation loss."""
     metric: float
-    """The main metric on validation data."""
+    """Main metric on validation data."""
     test: float | None
-    """The main metric on test data; None where there is none."""
+    """Main metric on test data; None without test data."""
     test_loss: float | None
-    """None where there is no test data."""
+    """None without test data."""
     collapsed: bool | None
-    """Whether every guess was the same class; None where nobody looked."""
+    """Whether all predictions were the same class; None if not checked."""
     live: int
     """Adapter parameters at the end."""
     peak: int
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the run ended with a model that has a loss and a metric."""
+        """Whether all losses and metrics are finite."""
         return all(
             map(math.isfinite, (self.loss, self.metric, self.test or 0.0, self.test_loss or 0.0))
         )
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What tuning chose for a method."""
+    """Settings that tuning chose for a method."""
 
     learning_rate: float
     scale: float
@@ -62,33 +62,33 @@ class Record:
     """One run of a study."""
 
     path: Path
-    """The study's table, and below it the run's kind and key: for messages."""
+    """Study's table with the run's kind and key appended, for messages."""
     study: str
     description: str
-    """What the study asks, in Markdown; empty where nobody wrote it."""
+    """Question of the study, in Markdown; may be empty."""
     kind: str
-    """`final`, or `trial` for a run that only served to tune."""
+    """`final`, or `trial` for tuning."""
     cell: Cell
     method: str
     seed: int
     status: str
     error: str
     diverged: bool
-    """Whether it failed because a loss or gradient was not finite."""
+    """Whether it failed because of a non-finite loss or gradient."""
     tuned: Tuned | None
     outcome: Outcome | None
-    """None unless a final run completed."""
+    """None unless the run is final and completed."""
 
 
 def as_record(path: Path, values: Mapping[str, Any]) -> Record:
-    """Return the record that a file holds.
+    """Check the values of a record.
 
     Args:
-        path: The place of the record, for messages.
-        values: What it holds. Only a completed final run needs results.
+        path: Place of the record, for messages.
+        values: Its values; only a completed final run needs results.
 
     Raises:
-        RunFileError: If a key is missing or holds something else.
+        RunFileError: If a key is missing or has an invalid value.
     """
     fields = Fields(path, values)
     kind, status = fields.one_of("kind", KINDS), fields.one_of("status", STATUSES)

@@ -1,4 +1,4 @@
-"""Section: what was run, what became of it, and what tuning chose."""
+"""Section: status of the runs, and settings chosen by tuning."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from benchmarks.harness.report.study import Study
 
 
 def runs_section(study: Study, reference: str) -> list[str]:
-    """Return counts by status, then each run that did not complete, with its error."""
+    """Return counts by status, then a list of incomplete runs with their errors."""
     methods = sorted({r.method for r in study.records}, key=lambda name: (name != reference, name))
     statuses = [s for s in STATUSES if any(record.status == s for record in study.records)]
     trials = [record for record in study.records if record.kind == "trial"]
@@ -24,7 +24,7 @@ def runs_section(study: Study, reference: str) -> list[str]:
 
 
 def _not_completed(study: Study) -> list[str]:
-    """Return a line for each reason; runs that differ by their seed alone share one."""
+    """Return a line per reason, shared by runs that differ only in their seed."""
     reasons: dict[tuple[str, str, Cell, str, str], list[int]] = {}
     for run in study.records:
         if run.status != "completed":
@@ -42,12 +42,12 @@ def _not_completed(study: Study) -> list[str]:
 
 
 def cell_text(cell: Cell) -> str:
-    """Return model, task and budget as words."""
+    """Format model, task and budget."""
     return f"{escape(cell.model)}, {escape(cell.task)}, budget {cell.budget:,}"
 
 
 def tuning_section(study: Study, setting: tuple[str, str], reference: str) -> list[str]:
-    """Return what tuning chose for each method and budget of a model and task, if anything."""
+    """Return the tuned settings per method and budget of a model and task, if any."""
     cells, rows = study.budgets(setting), []
     for method in study.methods(first=reference):
         texts = [_tuning(study, cell, method) for cell in cells]
@@ -64,7 +64,7 @@ def tuning_section(study: Study, setting: tuple[str, str], reference: str) -> li
 
 
 def _tuning(study: Study, cell: Cell, method: str) -> str:
-    """Return a field of the table; empty where nothing was tuned."""
+    """Return a cell of the table; empty without tuning."""
     chosen = list(dict.fromkeys(run.tuned for run in study.runs(cell, method) if run.tuned))
     tried = [r.tuned for r in _trials_of(study, cell, method) if r.tuned]
     rates, scales = [c.learning_rate for c in tried], [c.scale for c in tried]
@@ -78,7 +78,7 @@ def _tuning(study: Study, cell: Cell, method: str) -> str:
 
 
 def _trials(study: Study, cell: Cell, method: str) -> str:
-    """Return how many trials were run, and how many of them completed if not all."""
+    """Return the number of trials, and how many of them completed if not all."""
     found = _trials_of(study, cell, method)
     completed = sum(trial.status == "completed" for trial in found)
     return str(completed) if completed == len(found) else f"{completed} of {len(found)}"
@@ -89,7 +89,7 @@ def _trials_of(study: Study, cell: Cell, method: str) -> Sequence[Record]:
 
 
 def _edge(value: float, tried: Sequence[float]) -> str:
-    """Return an arrow where a value is the highest or lowest of several."""
+    """Return an arrow if a value is the highest or lowest of several."""
     if len(set(tried)) < 2:
         return ""
     return {max(tried): "↑", min(tried): "↓"}.get(value, "")

@@ -1,7 +1,6 @@
-"""Step 3. Paired differences judged: an interval, a p-value, and a correction for many of them.
+"""Step 3. Test paired differences: interval, p-value, and correction for multiple comparisons.
 
-Every function starts from a fixed seed, so that a number never depends on what was computed
-before it.
+Every function uses a fixed seed, so that its result does not depend on earlier calls.
 """
 
 from collections.abc import Sequence
@@ -10,31 +9,29 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 RESAMPLES = 10_000
-"""Resamples of a bootstrap."""
+"""Bootstrap resamples."""
 CONFIDENCE = 0.95
 MOST_EXACT = 16
-"""Most pairs of which every pattern of signs is tried: 65,536 patterns."""
+"""Maximum number of pairs with all sign patterns enumerated (65,536)."""
 SAMPLED_FLIPS = 100_000
-"""Patterns of signs that are drawn where there are too many to try all."""
+"""Number of random sign patterns for more pairs."""
 SEED = 20_260_101
 FLIPS_AT_ONCE = 10_000
 SAME = 1e-9
-"""Part of the largest sum up to which two sums count as equal: the same numbers added in another
-order differ in their last digits."""
+"""Tolerance for equal sums, relative to the largest sum, because the order of addition changes the
+last digits."""
 
 
 def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
     """Return the BCa bootstrap interval of a mean: bias-corrected, and accelerated by a jackknife.
 
-    Differences that are all equal give that value twice: nothing in them says how far it is from
-    the truth.
+    If all differences are equal, both ends are that value, because the data has no spread.
 
     Args:
         differences: At least two finite numbers.
 
     Returns:
-        The lower and upper end, which hold the mean in 95 % of studies if there are many pairs;
-        with ten or fewer the interval is somewhat too narrow.
+        The lower and upper end. Coverage is 95 % with many pairs, and lower with ten or fewer.
     """
     values = np.asarray(differences, dtype=np.float64)
     if np.ptp(values) <= SAME * np.abs(values).max():
@@ -43,7 +40,7 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
     means, mean = values[drawn].mean(axis=1), values.mean()
     same = SAME * np.abs(values).max()
     bias = ndtri(((means < mean - same).mean() + (means <= mean + same).mean()) / 2)
-    away = (values - mean) / (len(values) - 1)  # from the mean of the jackknife's means
+    away = (values - mean) / (len(values) - 1)  # deviations of the jackknife means
     acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
     quantiles = bias + ndtri([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = np.quantile(means, ndtr(bias + quantiles / (1 - acceleration * quantiles)))
@@ -51,11 +48,11 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of a mean of 0 by a permutation test of signs.
+    """Return the two-sided p-value of a zero mean by a permutation test of signs.
 
-    If two methods do not differ, each pair's difference could as well have the other sign. The
-    p-value is the part of all patterns of signs whose mean is as far from 0 as the one seen. Up
-    to 16 pairs every pattern is tried; beyond, 100,000 are drawn and the one seen is added.
+    If two methods do not differ, each difference is equally likely with either sign. The p-value is
+    the share of sign patterns with a mean at least as far from 0 as the observed one. Up to 16
+    pairs all patterns are enumerated; beyond, 100,000 are sampled and the observed one is added.
 
     Args:
         differences: At least one finite number.
@@ -74,15 +71,15 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def least_p(pairs: int) -> float:
-    """Return the smallest p-value that `sign_flip_p` can give for a number of pairs."""
+    """Return the smallest possible result of `sign_flip_p` for a number of pairs."""
     return 2.0 / 2**pairs if pairs <= MOST_EXACT else 1 / (SAMPLED_FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's step-down rule, in the same order.
+    """Return p-values corrected by Holm's step-down rule, in the same order.
 
-    Rejecting what is at most 0.05 keeps the chance of a single false claim among all of them
-    below 5 %, however they depend on each other.
+    Rejecting corrected values up to 0.05 bounds the probability of any false claim by 5 %, for any
+    dependence between the tests.
     """
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     corrected, highest = [0.0] * len(p_values), 0.0

@@ -1,4 +1,4 @@
-"""Step 2. A study: its records in order, found by cell, method and seed."""
+"""Step 2. Group records by study, cell, method and seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from dynlora.errors import RunFileError
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All records of one name."""
+    """All records of a study."""
 
     name: str
     records: tuple[Record, ...]
-    """In the order of cell, method, kind, seed and file."""
+    """Sorted by cell, method, kind, seed and file."""
     _runs: Mapping[tuple[Cell, str], Sequence[Record]] = field(init=False, repr=False)
-    """Final runs by cell and method: they are asked for often."""
+    """Final runs by cell and method, cached."""
 
     def __post_init__(self) -> None:
-        """Find the final runs of each cell and method."""
+        """Group the final runs by cell and method."""
         found: dict[tuple[Cell, str], list[Record]] = {}
         for record in self.finals:
             found.setdefault((record.cell, record.method), []).append(record)
@@ -27,60 +27,61 @@ class Study:
 
     @property
     def descriptions(self) -> list[str]:
-        """What the study asks; more than one text where it was changed between runs."""
+        """Distinct descriptions in the records, sorted."""
         return sorted({record.description for record in self.records if record.description})
 
     @property
     def finals(self) -> tuple[Record, ...]:
-        """The runs that count, whatever became of them."""
+        """The final runs, with any status."""
         return tuple(record for record in self.records if record.kind == "final")
 
     @property
     def cells(self) -> list[Cell]:
-        """What final runs were made of, in order."""
+        """Cells of the final runs, sorted."""
         return sorted({record.cell for record in self.finals})
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        """Model and task of all cells, in order."""
+        """Model and task of all cells, sorted."""
         return sorted({(cell.model, cell.task) for cell in self.cells})
 
     def budgets(self, setting: tuple[str, str]) -> list[Cell]:
-        """Return the cells of a model and task, in the order of the budget."""
+        """Return the cells of a model and task, by budget."""
         return [cell for cell in self.cells if (cell.model, cell.task) == setting]
 
     def methods(self, *, first: str) -> list[str]:
-        """Return the methods of all final runs in alphabetical order, but for the one named."""
+        """Return the methods of all final runs: `first`, then the others alphabetically."""
         found = sorted({record.method for record in self.finals})
         return sorted(found, key=lambda method: method != first)
 
     def runs(self, cell: Cell, method: str) -> Sequence[Record]:
-        """Return the final runs of a method in a cell, in the order of the seed."""
+        """Return the final runs of a method in a cell, by seed."""
         return self._runs.get((cell, method), ())
 
     def usable(self, cell: Cell, method: str) -> Mapping[int, Outcome]:
-        """Return the outcomes that can be averaged, by seed: completed, and finite."""
+        """Return the completed, finite outcomes, by seed."""
         found = ((run.seed, run.outcome) for run in self.runs(cell, method))
         return {seed: outcome for seed, outcome in found if outcome and outcome.is_finite}
 
     def not_finite(self, cell: Cell, method: str) -> list[int]:
-        """Return the seeds of runs that completed with a loss or metric that is no number."""
+        """Return the seeds of completed runs with a non-finite loss or metric."""
         return [
             run.seed for run in self.runs(cell, method) if run.outcome and not run.outcome.is_finite
         ]
 
     def metric(self, setting: tuple[str, str]) -> str:
-        """Return the main metric of a model and task; `metric` where no run has completed."""
+        """Return the main metric of a model and task; `metric` if no run has completed."""
         cells = self.budgets(setting)
         found = [r.outcome.main_metric for r in self.finals if r.outcome and r.cell in cells]
         return found[0] if found else "metric"
 
 
 def group(records: Sequence[Record]) -> list[Study]:
-    """Return the studies of all records, in the order of their names.
+    """Group records into studies, sorted by name.
 
     Raises:
-        RunFileError: If two studies have one name, or two records are of one run.
+        RunFileError: If two studies have the same name, two records are of the same run, or the
+            main metrics of a task differ.
     """
     by_name: dict[str, list[Record]] = {}
     for record in sorted(records, key=_order):

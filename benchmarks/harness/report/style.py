@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes the same bytes of SVG each time."""
+"""Common style of all figures, and their conversion to reproducible SVG."""
 
 import io
 import warnings
@@ -12,15 +12,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 MARK = "python -m benchmarks report"
-"""Stands in each figure's metadata, so that no other file is ever replaced."""
+"""Metadata of each figure, which marks it as replaceable."""
 COLOURS = (
     "#332288", "#CC6677", "#117733", "#88CCEE", "#DDAA33",
     "#882255", "#44AA99", "#AA4499", "#999933",
 )  # fmt: skip
-"""Paul Tol's muted scheme, told apart with and without colour blindness; its sand is darkened."""
+"""Paul Tol's muted scheme, readable with colour blindness, with a darker sand."""
 REFERENCE_COLOUR = "#333333"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""As many as let 63 methods differ in colour or marker."""
+"""With 9 colours, enough for 63 distinct methods."""
 GREY = "0.35"
 SETTINGS = {
     "axes.edgecolor": GREY,
@@ -47,9 +47,9 @@ SETTINGS = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw with our settings alone, whatever matplotlib is set to; its own come back after."""
+    """Use only these settings of matplotlib, and restore the previous ones at the end."""
     with mpl.rc_context(), warnings.catch_warnings():
-        # Text stays text in the file, so a reader's font may have what ours lacks.
+        # Text stays text in the SVG, so a reader's font may contain glyphs missing here.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
@@ -57,21 +57,21 @@ def drawing() -> Iterator[None]:
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, which is part of no global state."""
+    """Return an empty figure, outside pyplot's global state, of a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
 def svg(figure: Figure) -> bytes:
-    """Return a figure as SVG without a date."""
+    """Convert a figure to SVG without a date."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Source": MARK})
     return file.getvalue()
 
 
 def look(methods: Sequence[str], reference: str) -> dict[str, dict[str, Any]]:
-    """Return colour and marker of each method; the reference is dark grey."""
+    """Return colour and marker per method; the reference is dark grey."""
     others = [method for method in methods if method != reference]
     looks = {
         method: {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[(n + 1) % len(MARKERS)]}
@@ -81,6 +81,6 @@ def look(methods: Sequence[str], reference: str) -> dict[str, dict[str, Any]]:
 
 
 def axis_label(axes: Axes, x: str, y: str) -> None:
-    """Name both axes."""
+    """Label both axes."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)

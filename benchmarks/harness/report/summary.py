@@ -1,4 +1,4 @@
-"""Section: each study in one table: how often a method is better, worse, or not told apart."""
+"""Section: per study, a table of how often each method is better, worse or open."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def _row(found: Standing) -> list[str]:
 
 
 def _out_of_reach(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say how many comparisons the correction leaves no p-value that could count."""
+    """Report the number of comparisons that cannot become significant after the correction."""
     alike: dict[tuple[int, int], list[str]] = {}
     for quantity in Quantity:
         tested = [c for c in comparisons if c.quantity is quantity and c.p is not None]

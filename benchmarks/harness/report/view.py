@@ -13,7 +13,7 @@ from benchmarks.harness.report.study import Study
 
 
 def make_table(studies: Sequence[Study], made: Document, document: Path) -> Table:
-    """Return how many runs and verdicts each study has, as a table."""
+    """Return the number of runs and verdicts per study, as a table."""
     table = Table(title="report", caption=Text(str(document)))
     table.add_column("study", overflow="fold")
     for head in ("runs", "completed", *Verdict):
@@ -27,7 +27,7 @@ def make_table(studies: Sequence[Study], made: Document, document: Path) -> Tabl
 
 
 def make_values(studies: Sequence[Study], made: Document) -> dict[str, Any]:
-    """Return the same by study, and every comparison, for `--json`."""
+    """Return the values for `--json`: counts of runs and all comparisons, by study."""
     return {
         study.name: {
             "runs": len(study.finals),

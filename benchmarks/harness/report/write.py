@@ -1,4 +1,4 @@
-"""Step 8. The document on disk, which replaces nothing but an earlier one."""
+"""Step 8. Write the document and figures, replacing only an earlier report."""
 
 import os
 import re
@@ -11,21 +11,22 @@ from dynlora.errors import RunFileError
 from dynlora.files import whole
 
 HEAD_BYTES = 2000
-"""Where the mark of a file of ours stands at the latest."""
+"""Length of the file's beginning that contains the mark."""
 SHOWN = re.compile(r"\]\(([^()\s]+\.svg)\)")
-"""How a report links to a figure."""
+"""Link to a figure in a report."""
 
 
 def link_to(figures: Path, document: Path) -> str:
-    """Return the way from a document to the folder of its figures, as a link."""
+    """Return the relative path from a document to its figures' folder, as a link."""
     return quote(Path(os.path.relpath(figures, document.parent)).as_posix())
 
 
 def check_places(document: Path, figures: Path) -> None:
-    """Leave files alone that are no earlier report.
+    """Check that the paths are free or contain an earlier report.
 
     Raises:
-        RunFileError: If the document is another file, or the figures' folder is none or the same.
+        RunFileError: If the document is another file, or the figures' folder is a file or equals
+            the document.
     """
     whole.check_replaceable(
         document,
@@ -46,10 +47,10 @@ def check_places(document: Path, figures: Path) -> None:
 
 
 def write_document(made: Document, document: Path, figures: Path) -> None:
-    """Write a document and its figures, and remove figures of an earlier one that are no more.
+    """Write a document and its figures, and remove obsolete figures of the earlier document.
 
     Raises:
-        RunFileError: If a figure would replace a file that is none of ours, or the disk refuses.
+        RunFileError: If a figure would replace a foreign file, or writing fails.
     """
     for drawing in made.drawings:
         path = figures / drawing.file
@@ -60,7 +61,7 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
             )
     no_more = _left_over(made, document, figures)
     try:
-        # First the place of the document: if the disk refuses it, no figure is written either.
+        # Open the document first: if this fails, no figure is written.
         with whole.whole_file(document) as draft:
             draft.write_bytes(made.text.encode())
             for drawing in made.drawings:
@@ -76,9 +77,9 @@ def write_document(made: Document, document: Path, figures: Path) -> None:
 
 
 def _left_over(made: Document, document: Path, figures: Path) -> list[Path]:
-    """Return the figures that the document on the disk shows and that it will not show any more.
+    """Return the figures linked in the existing document but not in the new one.
 
-    Those of other reports may lie beside them.
+    Figures of other reports in the same folder are not included.
     """
     earlier = (_bytes(document) or b"").decode(errors="replace")
     shown = {(document.parent / unquote(link)).resolve() for link in SHOWN.findall(earlier)}
