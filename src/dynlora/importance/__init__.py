@@ -30,7 +30,7 @@ _METRICS: dict[ImportanceName, Callable[[], ImportanceMetric]] = {
 
 
 def build_metric(name: ImportanceName, *, seed: int) -> ImportanceMetric:
-    """Return a new metric of that name; `seed` matters to `random` alone."""
+    """Return a new metric; only `random` uses `seed`."""
     return RandomMetric(seed) if name == "random" else _METRICS[name]()
 
 

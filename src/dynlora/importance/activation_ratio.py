@@ -1,4 +1,4 @@
-"""`activation_ratio`: how much the adapter changes the layer's output on observed tokens."""
+"""`activation_ratio`: sampled tokens in, the adapter's part of each layer's output norm out."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,14 +8,13 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
 class ActivationRatioMetric:
-    """Norm of the adapter's output over the norm of the layer's whole output.
+    """Ratio of the adapter's output norm to the layer's output norm.
 
-    The ratio is that of root mean squares over the tokens that the feature analyzer sampled.
-    It needs no gradient and keeps no state.
+    Norms are root mean squares over the feature analyzer's sample. Uses no gradient and no state.
     """
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read nothing: the features hold all that is needed."""
+        """Do nothing: scores depend only on weights and features."""
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
@@ -31,11 +30,11 @@ class ActivationRatioMetric:
         return scores
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow nothing: no state."""
+        """Do nothing: no state."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing: no state."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from nothing: no state."""
+        """Do nothing: no state."""

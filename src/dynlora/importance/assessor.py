@@ -1,7 +1,6 @@
-"""Stage 1. Layer importance assessor: a metric's scores, once batches agree on anything.
+"""Stage 1. Layer importance assessor: gradients in, a metric's scores out once gradients agree.
 
-Agreement is asked for whenever scores are, and once shown it stays shown: near convergence steps
-overshoot and gradients alternate, which says nothing against what the layers needed before.
+The agreement test ends when it is passed, because gradients alternate near convergence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ _Part = ImportanceMetric | ConsecutiveGradients | AgreementTest | GradientDirect
 
 
 class LayerImportanceAssessor:
-    """Scores the layers by one metric; says nothing while agreement could be chance."""
+    """Scores layers by one metric, once gradients agree beyond chance."""
 
     def __init__(self, metric: ImportanceMetric) -> None:
         self._metric = metric
@@ -29,7 +28,7 @@ class LayerImportanceAssessor:
         self._proven = False
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read gradients. Called after `backward`, before the optimizer's step."""
+        """Read the gradients, between `backward` and the optimizer's step."""
         self._metric.observe(layers)
         compared = self._gradients.observe(layers)
         self._directions.observe(compared)
@@ -39,31 +38,31 @@ class LayerImportanceAssessor:
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
-        """Return importance by module name, or nothing while agreement could be chance."""
+        """Return scores by module name; empty before gradients agree."""
         if not self._proven and self._agreement.is_significant():
             self._proven = True
         return self._metric.scores(layers, features) if self._proven else {}
 
     @property
     def agreement(self) -> float:
-        """Agreement of batches in standard errors (see `AgreementTest`), up to its proof."""
+        """Agreement of gradients in standard errors (`AgreementTest`), fixed once significant."""
         return self._agreement.z
 
     def directions(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
-        """Return in how many directions gradients point by module name (`GradientDirections`)."""
+        """Return the number of gradient directions by module name (`GradientDirections`)."""
         return self._directions.counts(layers)
 
     def finish(self) -> None:
-        """Free the last gradients: there will be no further comparison."""
+        """Free the last gradients after the last comparison."""
         self._gradients = ConsecutiveGradients()
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow a change of one layer's rank."""
+        """Adapt the state to a change of one layer's rank."""
         self._metric.rebase(change)
         self._gradients.rebase(change)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything that later scores depend on, as copies."""
+        """Return a copy of the state that later scores depend on."""
         tensors = {
             f"{part}/{key}": value.clone()
             for part, kept in self._parts().items()
@@ -72,7 +71,7 @@ class LayerImportanceAssessor:
         return {"proven": torch.tensor(self._proven)} | tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._proven = bool(state["proven"])
         for part, kept in self._parts().items():
             kept.load_state_dict(_under(f"{part}/", state))

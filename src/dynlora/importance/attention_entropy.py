@@ -1,10 +1,8 @@
-"""`attention_entropy`: how far the block's attention is from looking at everything alike.
+"""`attention_entropy`: attention logits in, one minus their normalized entropy per layer out.
 
-Entropy is 0 where a token looks at one other alone, and the logarithm of the number of tokens that
-it may see where it looks at all of them alike. There it averages its values whatever it asked for:
-queries and keys decide nothing, and what training changes in them changes little. Where it is
-focused, each block passes on what it has chosen, so low entropy counts as important. This looks at
-what a block does with the inputs, not at what the task still needs: no claim to find needs.
+Entropy is 0 if a token attends to one key, and the logarithm of the number of visible keys if its
+attention is uniform. Queries and keys then have little effect, so low entropy counts as important.
+The score describes a block's attention, not the needs of the task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +20,15 @@ DECAY = 0.8
 
 
 class AttentionEntropyMetric:
-    """One minus the mean normalised entropy of a block's attention, for every layer of the block.
+    """One minus the mean normalized entropy of a block's attention, for every layer of the block.
 
-    What attention looks at is shown by `attend` in the forwards of sampled steps. Layers outside of
-    blocks with attention are left out.
+    `attend` receives the logits in the forwards of sampled steps. Layers outside attention blocks
+    have no score.
     """
 
     def __init__(self) -> None:
         self._shown: dict[str, Tensor] = {}
-        """Sum of focus and number of rows in the forwards since the last `observe`, by module."""
+        """Sum of focus and number of rows since the last `observe`, by module name."""
         self._focus = StepMean(DECAY)
 
     @torch.no_grad()
@@ -40,12 +38,12 @@ class AttentionEntropyMetric:
         logits: Float[Tensor, "heads queries keys"],
         visible: Bool[Tensor, "#heads queries keys"],
     ) -> None:
-        """Take some tokens' attention.
+        """Add the attention of some tokens.
 
         Args:
             names: Module names of the layers in the block.
-            logits: What the softmax is taken of; those of keys that are not visible do not matter.
-            visible: Which keys each token may look at.
+            logits: Attention logits before the softmax; ignored for keys that are not visible.
+            visible: Whether each query may attend to each key.
         """
         total, rows = focus(logits, visible)
         added = torch.stack([total, rows])
@@ -53,7 +51,7 @@ class AttentionEntropyMetric:
             self._shown[name] = self._shown[name] + added if name in self._shown else added
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Average what the step's forwards have shown, on all processes; no gradient is read."""
+        """Average the attention of the step's forwards over all processes; read no gradient."""
         if not self._shown:
             return
         names = sorted(self._shown)  # in the same order on all processes
@@ -67,18 +65,18 @@ class AttentionEntropyMetric:
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
-        """Return the block's focus, in ``[0, 1]``."""
+        """Return the running mean of the block's focus, in ``[0, 1]``."""
         return self._focus.means(layer.name for layer in layers)
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow nothing: attention has no rank."""
+        """Do nothing: attention does not depend on the basis."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return running mean and weight per layer; between steps there is nothing else."""
+        """Return weighted sum and weight per layer; complete only between steps."""
         return self._focus.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._shown = {}
         self._focus.load_state_dict(state)
 
@@ -88,7 +86,7 @@ def focus(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the sum over rows of ``1 - entropy / log(visible keys)``, and the number of rows.
 
-    Rows that may look at fewer than two keys have no choice, and do not count.
+    Rows with fewer than two visible keys do not count.
     """
     keys = visible.sum(dim=-1).expand(logits.shape[:-1]).to(logits.dtype)
     rows = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)

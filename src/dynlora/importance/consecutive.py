@@ -1,8 +1,7 @@
-"""Gradients of `lora_B` in one observed step compared with those of the step before.
+"""Comparison of consecutive observed steps: gradients of `lora_B` in, inner products out.
 
-What tells two steps apart needs no more than ``Gᵀ G'``, which has the size of ranks. Layers of one
-height and like ranks are compared in one product, lower ranks filled up with zeros, which change
-nothing: calls, not numbers, are what small layers cost. Of what is stacked less than half is zeros.
+All comparisons derive from ``Gᵀ G'``, whose size is the rank. One product compares all layers of
+equal height and similar rank, to save calls. Lower ranks are padded with zeros (less than half).
 """
 
 from collections import defaultdict
@@ -19,33 +18,34 @@ from dynlora.types import BasisChange, LoraLayer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """One step's gradients ``G`` beside the last finite ones ``G'``, layer by layer, in float64."""
+    """One step's gradients ``G`` against the last finite ones ``G'``, per layer, in float64."""
 
     names: list[str]
     inner: Float[Tensor, " layers"]
-    """Inner product of both."""
+    """Inner product of ``G`` and ``G'``."""
     overlaps: Float[Tensor, " layers"]
-    """Norm of ``Gᵀ G'``: of what they have in common on the output's side."""
+    """Norm of ``Gᵀ G'``, the overlap of their output directions."""
     lengths: Float[Tensor, " layers"]
-    """Product of both norms; NaN where there is nothing to compare, and the others mean nothing."""
+    """Product of the norms; NaN if a gradient is missing or not finite, which also makes the other
+    values meaningless."""
 
 
 _Stacks = dict[tuple[tuple[str, ...], torch.dtype], tuple[Tensor, Tensor]]
 
 
 class ConsecutiveGradients:
-    """Keeps each layer's last gradient that was finite, for the next step to be compared with."""
+    """Keeps each layer's last finite gradient, and compares the next one with it."""
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}  # NaN if none was finite yet
         self._stacks: _Stacks = {}
-        """By the layers of a group and their dtype, in the step before: what is kept of them, which
-        `_last` shows layer by layer, and what it was compared with. The next step's gradients take
-        its place: pages of memory that was just given out would cost more than to compare them."""
+        """Kept gradients of the last step, of which `_last` has views, and the gradients that they
+        were compared with, by layers and dtype of a group. The next step overwrites the latter,
+        because allocating memory costs more than the comparison."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> Comparison:
-        """Compare this step's gradients with the last ones, and keep those that are finite."""
+        """Compare this step's gradients with the last finite ones, and keep the finite ones."""
         alike: defaultdict[tuple[int, int, torch.dtype], list[LoraLayer]] = defaultdict(list)
         for layer in layers:
             height, rank = layer.grad_B.shape
@@ -57,7 +57,7 @@ class ConsecutiveGradients:
         return Comparison(names=names, inner=inner, overlaps=overlaps, lengths=lengths)
 
     def _compare(self, layers: Sequence[LoraLayer], before: _Stacks) -> Float[Tensor, "3 layers"]:
-        """Return inner products, overlaps and lengths of layers of one height and like ranks."""
+        """Return inner products, overlaps and lengths for layers of equal height, similar rank."""
         names = tuple(layer.name for layer in layers)
         finite = torch.stack([layer.finite for layer in layers])
         gradients = [layer.grad_B for layer in layers]
@@ -87,22 +87,22 @@ class ConsecutiveGradients:
         return torch.full_like(layer.grad_B, torch.nan) if last is None else last
 
     def rebase(self, change: BasisChange) -> None:
-        """Leave a layer whose basis changed out of the next comparison."""
+        """Leave the resized layer out of the next comparison."""
         self._last.pop(change.name, None)
         self._stacks.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return by module name the last gradients that were finite, in memory that is reused."""
+        """Return the last finite gradient by module name; later steps overwrite the memory."""
         return {name: last for name, last in self._last.items() if not last.isnan().any()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._last = {name: value.clone() for name, value in state.items()}
         self._stacks = {}
 
 
 def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> Tensor:
-    """Return a row of what is stacked without what fills it up."""
+    """Return a layer's slice of a stack without its padding."""
     rank = gradient.shape[1]
     return row if row.shape[1] == rank else row[:, :rank]
 
@@ -110,13 +110,13 @@ def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> T
 def _stacked(
     gradients: list[Float[Tensor, "out _"]], dtype: torch.dtype, into: Tensor | None = None
 ) -> Float[Tensor, "layers out rank"]:
-    """Return gradients as one tensor of the highest of their ranks.
+    """Return gradients as one tensor, padded to their highest rank.
 
     Args:
-        gradients: Of like ranks.
-        dtype: Of the result.
-        into: What an earlier call for the same ranks and dtype returned, to be overwritten; None
-            for new memory.
+        gradients: Gradients of equal height.
+        dtype: Dtype of the result.
+        into: Result of an earlier call for the same shapes and dtype, to be overwritten; None to
+            allocate.
     """
     if into is None:
         height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)

@@ -1,8 +1,7 @@
-"""In how many directions of its output do a layer's gradients point?
+"""Gradient directions: compared gradients in, the number of output directions per layer out.
 
-The layer below a head of two classes is asked for little more than one direction, however much it
-matters, and further ranks there find next to nothing to learn. The count is a hint of that: what
-matters is how it compares between layers that see the same batches.
+Below a head of two classes, gradients have little more than one direction, and more ranks there
+learn almost nothing. Compare counts only between layers of the same batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,11 @@ from dynlora.types import LoraLayer
 
 
 class GradientDirections:
-    """Participation ratio of the directions of dL/dB on the output's side, by module name.
+    """Participation ratio of the output directions of dL/dB, by module name.
 
     With ``G`` a step's gradient of norm 1 and ``C`` the mean of ``G Gᵀ``, of trace 1, it is
-    ``1 / tr(C²)``: n for n directions of equal power. For gradients of two batches the mean of
-    ``‖Gᵀ G'‖²`` is ``tr(C²)``, so that consecutive ones are enough, and what is needed has the size
-    of ranks.
+    ``1 / tr(C²)``: n for n directions of equal power. The mean of ``‖Gᵀ G'‖²`` over consecutive
+    gradients estimates ``tr(C²)`` from matrices of size rank.
     """
 
     def __init__(self) -> None:
@@ -29,25 +27,25 @@ class GradientDirections:
 
     @torch.no_grad()
     def observe(self, compared: Comparison) -> None:
-        """Add what one step's gradients have in common with the last ones."""
+        """Add the overlap of one step's gradients with the last ones."""
         known = compared.lengths > 0
         overlaps = torch.where(known, compared.overlaps / compared.lengths, 0.0).square()
         self._overlaps.add(compared.names, overlaps, counts=known)
 
     def counts(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
-        """Return the number of directions of each layer of which two gradients were compared.
+        """Return the number of directions of each layer with compared gradients.
 
-        At least 1 and at most the output's dimensions: gradients of batches that take turns, with
-        nothing in common, would seem to have more.
+        It is clamped to ``[1, out_features]``, because alternating orthogonal gradients would give
+        more.
         """
         means = self._overlaps.means(layer.name for layer in layers)
         widths = {layer.name: layer.out_features for layer in layers}
         return {name: 1 / min(max(mean, 1 / widths[name]), 1.0) for name, mean in means.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums by module name."""
+        """Return sum and number of comparisons per layer."""
         return self._overlaps.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._overlaps.load_state_dict(state)

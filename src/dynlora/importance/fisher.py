@@ -1,12 +1,8 @@
-"""`fisher`: mean squared gradient of the adapter's parameters, over all steps so far.
+"""`fisher`: gradients in, their mean square per parameter over all observed steps out.
 
-The diagonal of the empirical Fisher information, averaged over a layer: to second order, how much
-the loss rises when one of its parameters is moved by a given step. What it has over
-`gradient_norm`: every step counts alike, where that one forgets; it is a mean over the parameters
-that the layer has, where that one is over those of one rank, so that a layer does not score higher
-for being large already; and it is a square, so that shares follow it twice as sharply. Gradients
-are those of batches, after clipping: the noise of a batch is in it, and that of the first steps
-stays in it, so it makes no claim to find needs.
+This is the diagonal of the empirical Fisher information, averaged over a layer. Unlike
+`gradient_norm`, it weights all steps equally, averages over all parameters of the layer instead of
+one rank's, and is a square. It includes the noise of batches, so it does not measure need.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,12 +42,12 @@ class FisherMetric:
         return self._squares.means(layer.name for layer in layers)
 
     def rebase(self, change: BasisChange) -> None:
-        """Keep the layer's mean: it is one over all parameters, whatever their number."""
+        """Do nothing: a mean over all parameters does not depend on the rank."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return sum and number of steps per layer."""
         return self._squares.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._squares.load_state_dict(state)

@@ -1,6 +1,6 @@
-"""`gradient_norm`: root mean square of the gradients, averaged over steps.
+"""`gradient_norm`: gradients in, their root mean square over steps out.
 
-Kept as the field's usual score. It cannot tell an unmet need from noise: prefer `signal`.
+This is the usual score in the literature. It cannot tell need from noise; prefer `signal`.
 """
 
 import math
@@ -17,14 +17,14 @@ DECAY = 0.95
 
 
 class GradientNormMetric:
-    """Running mean of the gradient power of `lora_A` and `lora_B`, per parameter of one rank."""
+    """Running mean of the squared gradient norm of both factors, per parameter of one rank."""
 
     def __init__(self) -> None:
         self._power = StepMean(DECAY)
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Average the squared norms."""
+        """Add this step's squared norms."""
         norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
         norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         self._power.add(
@@ -38,18 +38,18 @@ class GradientNormMetric:
         layers: Sequence[LoraLayer],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
-        """Return the root of the mean power per parameter of one rank."""
+        """Return the root of the mean squared norm per parameter of one rank."""
         costs = {layer.name: layer.cost for layer in layers}
         means = self._power.means(costs)
         return {name: math.sqrt(power / costs[name]) for name, power in means.items()}
 
     def rebase(self, change: BasisChange) -> None:
-        """Keep the layer's mean: a norm over all ranks has no basis."""
+        """Do nothing: a norm over all ranks does not depend on the basis."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return power and weight per layer."""
+        """Return weighted sum and weight per layer."""
         return self._power.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._power.load_state_dict(state)

@@ -1,7 +1,7 @@
-"""Are all gradients finite? Asked only where nobody has to wait for the answer.
+"""Check for finite gradients that never synchronizes with a GPU.
 
-To leave out those that are not takes copies, and on a CPU the memory that they are given costs more
-than all else that is done with gradients.
+Filtering out non-finite gradients would copy them, which on a CPU costs more than all other work on
+gradients.
 """
 
 from jaxtyping import Bool
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def are_known_finite(finite: Bool[Tensor, " layers"]) -> bool:
-    """Return whether all layers' gradients are finite; on a GPU False, which is not asked.
+    """Return whether all layers' gradients are finite on a CPU; False on other devices.
 
     Args:
-        finite: Whether each layer's are.
+        finite: Whether each layer's gradients are finite.
     """
     return finite.is_cpu and bool(finite.all())

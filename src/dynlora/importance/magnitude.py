@@ -1,4 +1,4 @@
-"""`magnitude`: how far the adapter has moved the layer's weight."""
+"""`magnitude`: LoRA factors in, the norm of each layer's weight update out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,17 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 class MagnitudeMetric:
     """Frobenius norm of ``scaling * B @ A``, per square root of the layer's cost.
 
-    Large where training has gone far, not where it still wants to go. It needs no gradient and
-    keeps no state.
+    It measures past training, not remaining need. Uses no gradient and no state.
     """
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read nothing: the weights hold all that is needed."""
+        """Do nothing: scores depend only on weights."""
 
     @torch.no_grad()
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
-        """Return ``|scaling * B A| / sqrt(cost)``, from two r x r matrices."""
+        """Return ``|scaling * B A| / sqrt(cost)``, computed from two r x r matrices."""
         scores: dict[str, float] = {}
         for layer in layers:
             A, B = layer.lora_A.double(), layer.lora_B.double()
@@ -32,11 +31,11 @@ class MagnitudeMetric:
         return scores
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow nothing: no state."""
+        """Do nothing: no state."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing: no state."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from nothing: no state."""
+        """Do nothing: no state."""

@@ -1,7 +1,7 @@
 """Stage 1. Layer importance assessor: LoRA layers with gradients in, one score per layer out.
 
-A score is importance *per parameter*: it says how much one more parameter is worth in this layer,
-so that shares of the budget need no correction for a layer's size. Metrics never know budgets.
+A score is importance *per parameter*, the worth of one more parameter in the layer, so that shares
+need no correction for a layer's size. Metrics do not depend on the budget.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,33 +14,36 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 @runtime_checkable
 class ImportanceMetric(Protocol):
-    """Anything that turns what it sees in training into a score per layer."""
+    """Protocol of a metric that computes a score per layer from observed steps."""
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read gradients. Called after `backward`, before the optimizer's step.
+        """Read the gradients, between `backward` and the optimizer's step.
 
-        `layers` are those that have gradients in this step. What is not `finite` must be left out,
-        and no tensor read back: that would wait for the device in every step.
+        Implementations must skip non-finite layers (`LoraLayer.finite`), without synchronizing with
+        the device.
+
+        Args:
+            layers: Layers with gradients in this step.
         """
         ...
 
     def scores(
         self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
-        """Return importance by module name: finite, >= 0, larger means more important.
+        """Return scores by module name: finite, >= 0, larger means more important.
 
-        A layer that was never observed is left out.
+        Layers without an observation are left out.
         """
         ...
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow a change of one layer's rank."""
+        """Adapt the state to a change of one layer's rank."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything that later scores depend on."""
+        """Return the state that later scores depend on."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         ...

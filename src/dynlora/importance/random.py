@@ -1,4 +1,4 @@
-"""`random`: the control that moves ranks without looking."""
+"""`random`: control with random scores."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
 class RandomMetric:
-    """Scores drawn from (0, 1], anew at each event, from the seed and the layer's name alone."""
+    """Uniform scores in (0, 1] from the hash of the seed, the event and the layer's name."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._events = 0
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read nothing."""
+        """Do nothing."""
 
     def scores(
         self,
         layers: Sequence[LoraLayer],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
-        """Return fresh scores; the global random state is neither read nor moved."""
+        """Return new scores; do not use the global random state."""
         self._events += 1
         return {layer.name: self._draw(layer.name) for layer in layers}
 
@@ -33,12 +33,12 @@ class RandomMetric:
         return (int.from_bytes(digest[:6], "big") + 1) / 2**48
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow nothing: scores do not depend on ranks."""
+        """Do nothing: scores do not depend on ranks."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return how many events were drawn."""
+        """Return the number of events so far."""
         return {"events": torch.tensor(self._events)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._events = int(state["events"])

@@ -1,6 +1,6 @@
-"""Running mean of each layer's gradient of `lora_B`.
+"""Running mean of the gradient of `lora_B` per layer.
 
-Shared by the metrics that take the norm *after* averaging, so that noise averages out first.
+Metrics that compute the norm *after* averaging use it, because noise then cancels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ DECAY = 0.97
 
 
 class RunningMeanGradient:
-    """Exponentially weighted mean of dL/dB by module name, in float32, free of start-up bias."""
+    """Bias-corrected exponential moving average of dL/dB by module name, in float32."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,7 +24,7 @@ class RunningMeanGradient:
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Add one step's gradients, of the layers whose are finite."""
+        """Add one step's finite gradients."""
         finite = torch.stack([layer.finite for layer in layers])
         gradients = [layer.grad_B.float() for layer in layers]
         names = [layer.name for layer in layers]
@@ -34,7 +34,7 @@ class RunningMeanGradient:
                 self._weights[name] = gradient.new_zeros((), dtype=torch.float64)
         sums = [self._sums[name] for name in names]
         if not are_known_finite(finite):
-            # A step towards itself leaves a sum as it is.
+            # Interpolating a sum with itself does not change it.
             gradients = list(map(torch.where, finite, gradients, sums))
         torch._foreach_lerp_(sums, gradients, 1 - DECAY)
         old = torch.stack([self._weights[name] for name in names])
@@ -42,7 +42,7 @@ class RunningMeanGradient:
         self._weights.update(zip(names, weights.unbind(), strict=True))
 
     def mean(self, name: str) -> Tensor | None:
-        """Return the mean gradient of one layer, of shape ``(out, r)``; None if never observed."""
+        """Return one layer's mean gradient, of shape ``(out, r)``; None if never observed."""
         weight = self._weights.get(name)
         return self._sums[name] / weight if weight is not None and weight > 0 else None
 
@@ -60,8 +60,8 @@ class RunningMeanGradient:
 
     @torch.no_grad()
     def rebase(self, change: BasisChange) -> None:
-        """Follow a change of rank by the exact map of the gradient of `lora_B`."""
-        if not change.to_A.any():  # nothing is left of the basis: a mean of new steps alone
+        """Map the mean to a layer's new basis, exactly as the gradient of `lora_B`."""
+        if not change.to_A.any():  # no old direction is left: restart the mean
             self._sums.pop(change.name, None)
             self._weights.pop(change.name, None)
         old = self._sums.get(change.name)
@@ -76,7 +76,7 @@ class RunningMeanGradient:
         return sums | weights
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         names = [key.removeprefix("sum/") for key in state if key.startswith("sum/")]
         self._sums = {name: state[f"sum/{name}"].clone() for name in names}
         self._weights = {name: state[f"weight/{name}"].clone() for name in names}

@@ -12,11 +12,10 @@ BETA = 0.85
 
 
 class SensitivityMetric:
-    """Mean over a layer's parameters of ``I * U``, each element smoothed over steps.
+    """Mean of ``I * U`` over a layer's parameters, with ``I`` and ``U`` averaged over steps.
 
-    ``I`` averages ``|w * dL/dw|`` and ``U`` averages ``||w * dL/dw| - I|``, as in AdaLoRA. After a
-    change of rank a layer starts again from its own means, because elements have no meaning
-    in a new basis.
+    ``I`` averages ``|w * dL/dw|`` and ``U`` averages ``||w * dL/dw| - I|``, as in AdaLoRA. A change
+    of rank sets each element to its mean over the layer, because the basis changes.
 
     Reference:
         Zhang et al. 2023, "AdaLoRA", as implemented in `peft.tuners.adalora.RankAllocator`.
@@ -26,7 +25,7 @@ class SensitivityMetric:
         self._elements: dict[str, Tensor] = {}
         """Both averages, stacked, by layer and factor."""
         self._seen: dict[str, Tensor] = {}
-        """Whether a layer ever showed gradients that were finite, by module name."""
+        """Whether a layer ever had finite gradients, by module name."""
 
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
@@ -39,7 +38,7 @@ class SensitivityMetric:
                 zeros = weight.new_zeros(2, *weight.shape, dtype=torch.float32)
                 state = self._elements.setdefault(key, zeros)
                 importance, uncertainty = state[0], state[1]
-                # A step towards itself leaves an average as it is.
+                # Interpolating an average with itself does not change it.
                 importance.lerp_(torch.where(finite, sensitivity, importance), 1 - BETA)
                 distance = (sensitivity - importance).abs()
                 uncertainty.lerp_(torch.where(finite, distance, uncertainty), 1 - BETA)
@@ -49,7 +48,7 @@ class SensitivityMetric:
         layers: Sequence[LoraLayer],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
-        """Return the mean of ``I * U`` over a layer's parameters."""
+        """Return the mean of ``I * U`` over each layer's parameters."""
         scores: dict[str, float] = {}
         for layer in layers:
             if bool(self._seen.get(layer.name)):
@@ -59,7 +58,7 @@ class SensitivityMetric:
         return scores
 
     def rebase(self, change: BasisChange) -> None:
-        """Give every element of the resized layer the mean of its old elements."""
+        """Set every element of the resized layer to the mean over its factor's old elements."""
         new = change.to_A.shape[0]
         for key, axis in zip(_keys(change.name), (1, 2), strict=True):
             state = self._elements.get(key)
@@ -70,11 +69,11 @@ class SensitivityMetric:
                 self._elements[key] = means.expand(shape).clone()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return both averages, by ``<module>/A`` and ``/B``, and ``/seen``."""
+        """Return tensors keyed ``<module>/A``, ``<module>/B`` and ``<module>/seen``."""
         return self._elements | {f"{name}/seen": seen for name, seen in self._seen.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         copies = {key: value.clone() for key, value in state.items()}
         marks = [key for key in copies if key.endswith("/seen")]
         self._seen = {key.removesuffix("/seen"): copies.pop(key) for key in marks}

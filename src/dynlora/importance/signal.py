@@ -1,4 +1,4 @@
-"""`signal`: norm of the running mean gradient, what is left after noise averages out."""
+"""`signal`: gradients in, the norm of their running mean out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 class SignalMetric:
     """Frobenius norm of the mean of dL/dB, per square root of the layer's cost.
 
-    Averaging norms mixes an unmet need with noise; the norm of the average does less so.
+    Averaging before taking the norm reduces the effect of noise.
     """
 
     def __init__(self) -> None:
         self._gradients = RunningMeanGradient()
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Average the gradients of `lora_B`."""
+        """Add this step's gradients of `lora_B`."""
         self._gradients.observe(layers)
 
     def scores(
@@ -34,13 +34,13 @@ class SignalMetric:
         }
 
     def rebase(self, change: BasisChange) -> None:
-        """Carry the mean gradient to the new basis."""
+        """Map the mean gradient to the new basis."""
         self._gradients.rebase(change)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the running sums."""
+        """Return the running mean's sums and weights."""
         return self._gradients.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._gradients.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""`spectral`: how strong the mean gradient is in each direction, not only in its strongest."""
+"""`spectral`: gradients in, the mean singular value of their running mean out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,15 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 class SpectralMetric:
     """Mean singular value of the mean of dL/dB, per square root of the layer's cost.
 
-    Where B is near 0, ``dL/dB = scaling * G @ A.T`` is a random sketch of the full gradient G. A
-    layer whose need is one direction has one large singular value; one that needs many has many.
-    The norm cannot tell them apart, the mean singular value can.
+    Near ``B = 0``, ``dL/dB = scaling * G @ A.T`` is a random sketch of the full gradient G. Unlike
+    the norm, the mean singular value tells one needed direction from many.
     """
 
     def __init__(self) -> None:
         self._gradients = RunningMeanGradient()
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Average the gradients of `lora_B`."""
+        """Add this step's gradients of `lora_B`."""
         self._gradients.observe(layers)
 
     @torch.no_grad()
@@ -38,13 +37,13 @@ class SpectralMetric:
         }
 
     def rebase(self, change: BasisChange) -> None:
-        """Carry the mean gradient to the new basis."""
+        """Map the mean gradient to the new basis."""
         self._gradients.rebase(change)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the running sums."""
+        """Return the running mean's sums and weights."""
         return self._gradients.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._gradients.load_state_dict(state)

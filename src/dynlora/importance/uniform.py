@@ -1,4 +1,4 @@
-"""`uniform`: the control that finds every layer equally important, which is plain LoRA."""
+"""`uniform`: control with equal scores, which is plain LoRA."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ class UniformMetric:
     """Score 1 for every layer."""
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read nothing."""
+        """Do nothing."""
 
     def scores(
         self,
@@ -22,11 +22,11 @@ class UniformMetric:
         return {layer.name: 1.0 for layer in layers}
 
     def rebase(self, change: BasisChange) -> None:
-        """Follow nothing: no state."""
+        """Do nothing: no state."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing: no state."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from nothing: no state."""
+        """Do nothing: no state."""
