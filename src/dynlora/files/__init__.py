@@ -1,1 +1,1 @@
-"""Files, whoever they are for: written whole or not at all, and JSON that every reader takes."""
+"""Atomic files and folders, standard JSON, and checked plain values."""

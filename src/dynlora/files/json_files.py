@@ -1,6 +1,6 @@
-"""JSON in files: one object a file, or one a line, as every reader of JSON takes it.
+"""JSON files with one object per file or per line.
 
-A number that is not finite, for which JSON has no word, becomes null.
+NaN and infinity become null, because JSON does not have them.
 """
 
 import json
@@ -14,7 +14,7 @@ from dynlora.files.whole import naming, write_text
 
 
 def finite(value: Any) -> Any:
-    """Return a value in which NaN and infinity, which JSON does not have, are null."""
+    """Return a copy with NaN and infinity replaced by None."""
     match value:
         case float():
             return value if abs(value) < float("inf") else None
@@ -26,7 +26,7 @@ def finite(value: Any) -> Any:
 
 
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """Return an object as JSON, on one line unless it is to be indented."""
+    """Return an object as JSON, on one line unless `indent` is set."""
     return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
@@ -36,7 +36,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write one object a line, atomically."""
+    """Write one object per line, atomically."""
     write_text(path, "".join(to_json(line) + "\n" for line in lines))
 
 
@@ -44,17 +44,17 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Append one object as a line.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If writing fails.
     """
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(to_json(line) + "\n")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file of a run.
+    """Return the text of a run's file.
 
     Raises:
-        RunFileError: If it is missing, cannot be read, or is not UTF-8.
+        RunFileError: If the file is missing, unreadable, or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -66,10 +66,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a file of a run.
+    """Return the JSON object in a run's file.
 
     Raises:
-        RunFileError: If the file is missing, cut short, or holds something else.
+        RunFileError: If the file is missing, truncated, or contains anything else.
     """
     text = read_text(path)
     try:
@@ -82,13 +82,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the objects of a run's file of lines, and whether its last line was cut short.
+    """Return the objects in a run's file of lines, and whether the last line is incomplete.
 
-    A last line without its end was being written when its process was killed, and is left out. A
-    missing file holds no line.
+    An incomplete last line, left by a killed process, is skipped. A missing file counts as empty.
 
     Raises:
-        RunFileError: If a whole line is not a JSON object, or the file cannot be read.
+        RunFileError: If a complete line is not a JSON object, or the file is unreadable.
     """
     if not path.exists():
         return [], False
@@ -103,7 +102,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def broken_line(path: Path, number: int, given: str) -> RunFileError:
-    """Return the error for a line that is not what a run writes."""
+    """Return the error for a malformed line of a run's file."""
     return RunFileError(
         f"each line of {path} must be a JSON object as `dynlora train` writes it, got {given} in "
         f"line {number}: remove that line, or restore the file from a copy."
@@ -111,10 +110,10 @@ def broken_line(path: Path, number: int, given: str) -> RunFileError:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return a value that was read, if it is an object.
+    """Return a parsed value if it is an object.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is not.
     """
     if not isinstance(value, dict):
         raise ValueError(f"not an object but {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Kinds of plain values: a file's content in, an error by the name of the first wrong value out."""
+"""Type checks of plain values: a file's content in, an error naming the first wrong value out."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -6,9 +6,8 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 Kind = Any
-"""A type as hints write it, such as `int`, `list[int]`, `dict[str, float]`, `X | None` or `Any`; a
-mapping from required keys to kinds, beside which others may stand; or a dataclass, whose fields are
-the only keys."""
+"""A type hint such as `int`, `list[int]`, `dict[str, float]`, `X | None` or `Any`; a mapping from
+required keys to kinds, which allows other keys; or a dataclass, whose fields are the only keys."""
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -24,11 +23,11 @@ def check_kind(value: object, kind: Kind, name: str = "its content") -> None:
 
     Args:
         value: The value.
-        kind: Its kind.
-        name: The value's name for the message.
+        kind: The required kind.
+        name: The value's name in the message.
 
     Raises:
-        ValueError: If the value, or a value in it, is of another kind or missing.
+        ValueError: If the value or a nested value is of another kind, missing, or unknown.
     """
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
@@ -63,10 +62,10 @@ def _keys(value: object) -> set[object]:
 
 
 def _check_type(value: Any, kind: type, name: str) -> Any:
-    """Return a value of a type; true and false are no numbers, and whole numbers are numbers.
+    """Return the value if it has the type; an `int` counts as a `float`, a `bool` as no number.
 
     Raises:
-        ValueError: If it is of another type.
+        ValueError: If it has another type.
     """
     if type(value) is kind or (kind is float and type(value) is int):
         return value

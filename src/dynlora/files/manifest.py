@@ -1,4 +1,4 @@
-"""What files a folder holds, to the last bit: written when all are there, checked before use."""
+"""Manifest of a folder: size and SHA-256 of its files, checked before use."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return length in bytes and SHA-256 of each file in a folder and below, by relative path."""
+    """Return size in bytes and SHA-256 of each file in a folder tree, by relative path."""
     return {
         path.relative_to(folder).as_posix(): _figures(path)
         for path in sorted(folder.rglob("*"))
@@ -16,9 +16,9 @@ def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def damage(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what is wrong with the first file that is not as the manifest says; None if all are.
+    """Return the fault of the first file that differs from the manifest; None without a fault.
 
-    Files that it does not name are not looked at.
+    Files outside the manifest are ignored.
     """
     for name, expected in manifest.items():
         path = folder / name

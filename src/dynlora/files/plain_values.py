@@ -1,8 +1,8 @@
-"""JSON and YAML that somebody else may have written, as plain values within bounds.
+"""Untrusted JSON and YAML: text in, plain values within bounds out.
 
-Both parsers take what programs cannot handle: numbers of thousands of digits, nesting beyond the
-stack, and YAML's aliases, with which a line of text stands for gigabytes. Whatever they raise, and
-whatever is out of bounds, is a `ValueError` here, to which a caller adds the name of the file.
+Parsers accept numbers of thousands of digits, nesting beyond the stack, and YAML aliases that
+expand to gigabytes. Here, bad syntax and values out of bounds raise `ValueError`; the caller adds
+the file's name.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 DEEPEST = 64
-"""Levels of nesting: more than any configuration or record has."""
+"""Most levels of nesting, more than any configuration or record has."""
 LARGEST = 2**63 - 1
-"""Largest whole number, and less its sign the lowest: what 64 bits hold."""
+"""Largest magnitude of an integer (64 bits)."""
 MOST_NODES = 100_000
-"""Values of a YAML text when every alias is replaced by what it stands for."""
+"""Most values of a YAML text with all aliases expanded."""
 _TOO_DEEP = f"it nests deeper than {DEEPEST} levels"
 
 
@@ -24,7 +24,7 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: If it is no JSON, or out of bounds.
+        ValueError: If the text is not JSON, or a value is out of bounds.
     """
     try:
         value = json.loads(text)
@@ -35,10 +35,10 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text: of the types that JSON has, and dates as texts.
+    """Return the value of a YAML text, with JSON's types only; dates stay strings.
 
     Raises:
-        ValueError: If it is no YAML, out of bounds, or asks for other types.
+        ValueError: If the text is not YAML, has other types, or a value is out of bounds.
     """
     try:
         node = yaml.compose(text, _PlainLoader)
@@ -46,14 +46,14 @@ def parse_yaml(text: str) -> Any:
             return None
         _check_size(node)
         value = _PlainLoader("").construct_document(node)
-    except (yaml.YAMLError, LookupError) as error:  # with a KeyError it refuses `!!bool maybe`
+    except (yaml.YAMLError, LookupError) as error:  # `!!bool maybe` raises KeyError
         raise ValueError(str(error)) from error
     _check_bounds(value)
     return value
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` of JSON's types alone, which stops where a text nests too deeply."""
+    """`yaml.SafeLoader` with JSON's types only and a limit on nesting."""
 
     level = 0
 
@@ -71,7 +71,7 @@ _TYPES = {_TAG + name for name in ("null", "bool", "int", "float", "str", "seq",
 _PlainLoader.yaml_constructors = {
     tag: make
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
-    if tag in _TYPES or tag is None  # which refuses all others
+    if tag in _TYPES or tag is None  # the constructor for None refuses all other tags
 }
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
@@ -80,11 +80,11 @@ _PlainLoader.yaml_implicit_resolvers = {
 
 
 def _check_size(node: yaml.Node) -> None:
-    """Check what values a text stands for, before any is made.
+    """Check the nodes of a text before constructing values.
 
     Raises:
-        ValueError: If they are too many, nested too deeply, one is part of itself, a key stands
-            twice, or a text is no text: other parsers of YAML refuse half of a surrogate pair.
+        ValueError: If values are too many or nested too deeply, a value contains itself, a key is
+            repeated, or a string has a lone surrogate, which other YAML parsers refuse.
     """
     sizes: dict[int, int] = {}
 
@@ -104,7 +104,11 @@ def _check_size(node: yaml.Node) -> None:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Check that no key stands twice: of two values PyYAML takes the last without a word."""
+    """Check that no key is repeated, because PyYAML silently uses the last value.
+
+    Raises:
+        ValueError: If a key is repeated.
+    """
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
@@ -129,10 +133,10 @@ def _nodes_in(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _check_bounds(value: Any) -> None:
-    """Check how deeply a value nests, and how large its whole numbers are.
+    """Check the nesting of a value and the magnitude of its integers.
 
     Raises:
-        ValueError: If it goes too far.
+        ValueError: If either is out of bounds.
     """
     level = [value]
     for _ in range(DEEPEST + 1):

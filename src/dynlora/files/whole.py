@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic writes of files and folders.
 
-Each is written under a name of its own beside its place, and moved there at the end: who reads it
-meanwhile sees the old content or the new, and processes that write to one place do not meet.
+Content is written to a draft with a unique name beside the target, then renamed. Readers see the
+old or the new content, and concurrent writers do not collide.
 """
 
 import shutil
@@ -16,20 +16,20 @@ _DRAFT = ".dynlora-"
 
 
 def _draft_of(path: Path) -> Path:
-    """Return a free name beside a path; not made from its own, which may be as long as can be."""
+    """Return a unique path beside `path`; a name derived from its own could be too long."""
     return path.with_name(f"{_DRAFT}{uuid4().hex}")
 
 
 def drafts_in(folder: Path) -> list[Path]:
-    """Return what processes that were killed while they wrote, or that still write, left there."""
+    """Return the drafts in a folder, of running or killed processes."""
     return list(folder.glob(f"{_DRAFT}*"))
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with its content, or a link without its target, if it is there.
+    """Remove a file, a folder with its content, or a link but not its target, if it exists.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If removal fails.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -39,13 +39,12 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a file to write, which becomes `path` if nothing is raised, and else is removed.
+    """Yield the path of a draft, which replaces `path` on success and is removed on an exception.
 
-    It is made at once, so that a disk that refuses is found before what is to be written is
-    computed.
+    The draft is created first, so that disk errors appear before the content is computed.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If creating, writing or renaming fails.
     """
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +59,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what a disk refuses name the file: of a full one, Python tells the reason alone.
+    """Add `path` to errors without a file name, such as the error for a full disk.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If the block raises it.
     """
     try:
         yield
@@ -75,12 +74,12 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `path` if nothing is raised, and else is removed.
+    """Yield a draft folder, which becomes `path` on success and is removed on an exception.
 
-    Its files can be read by those who can read any new file: some libraries let the owner alone.
+    Its files get the permissions of new files, because some libraries restrict them to the owner.
 
     Raises:
-        OSError: If the disk refuses, or `path` is anything but missing or an empty folder.
+        OSError: If writing fails, or `path` exists and is not an empty folder.
     """
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8, atomically.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If writing fails.
     """
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
@@ -114,17 +113,17 @@ def check_replaceable(
     otherwise: str,
     error: type[DynamicLoraError],
 ) -> None:
-    """Check that a file can come to lie at the path that `--output` names.
+    """Check that `--output` can be written as a file.
 
     Args:
-        path: The place.
-        may_replace: Whether the file that lies there may go.
-        required: What must be there instead, for the message.
-        otherwise: What that file is and what to do next, for the message.
-        error: What to raise.
+        path: Value of `--output`.
+        may_replace: Whether an existing file may be replaced.
+        required: Valid values, for the message.
+        otherwise: Description of the existing file and the next step, for the message.
+        error: Class of the error.
 
     Raises:
-        DynamicLoraError: `error`, if a folder or a device is there, or a file that must stay.
+        DynamicLoraError: As `error`, if `path` is a folder, device, pipe or irreplaceable file.
     """
     if path.is_dir():
         raise error(f"`--output` must be a file, got {path}, which is a folder: give a file in it.")

@@ -1,1 +1,1 @@
-"""Bridges from training frameworks to the controller's two calls."""
+"""Integrations of the controller into training frameworks."""

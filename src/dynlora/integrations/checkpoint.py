@@ -1,6 +1,6 @@
-"""The controller's state on disk: `dynlora.json` and `dynlora.safetensors` in a checkpoint folder.
+"""Checkpoints of the controller's state: `dynlora.json` and `dynlora.safetensors` in a folder.
 
-Both are plain data: loading them can run no code. `dynlora.json` ends with a checksum of both.
+Loading them runs no code. `dynlora.json` ends with a checksum of both files.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from dynlora.files.whole import whole_file
 from dynlora.types import Event
 
 VALUES = "dynlora.json"
-"""Name of the file that makes a checkpoint one of dynamic ranks."""
+"""File that marks a checkpoint of dynamic ranks."""
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "input_adaptive")
 _CHECKSUM = "sha256"
@@ -70,7 +70,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Return the state that `save_state` wrote.
 
     Raises:
-        ResumeError: If a file is missing, cannot be read, has changed, or is of another checkpoint.
+        ResumeError: If a file is missing, unreadable, changed, or from another checkpoint.
     """
     try:
         state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
@@ -95,7 +95,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def _checksum(folder: Path, values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the tensors' file and of the plain values."""
+    """Return the SHA-256 of the tensors' file followed by the plain values."""
     with (folder / _TENSORS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(values, sort_keys=True).encode())

@@ -1,8 +1,7 @@
-"""Ranks for the trackers of a `Trainer`: events in, named figures in TensorBoard and others out.
+"""Ranks in a `Trainer`'s trackers: events in; figures in TensorBoard, wandb or trackio out.
 
-The Trainer sends losses and metrics to the trackers in `TrainingArguments(report_to=...)` itself.
-This sends what happens to ranks to the same places, and to nothing else: neither the run nor
-`state.log_history` knows of it.
+The trackers are the ones in `TrainingArguments(report_to=...)`. The run and `state.log_history` do
+not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ Figures = dict[str, float]
 
 
 def rank_figures(ranks: Mapping[str, int], parameters: int) -> Figures:
-    """Return how ranks stand, by names that stay the same from version to version.
+    """Return the figures of the current ranks; their names are stable between versions.
 
     Args:
         ranks: Rank by module name.
@@ -45,7 +44,7 @@ def rank_figures(ranks: Mapping[str, int], parameters: int) -> Figures:
 
 
 def event_figures(event: Event) -> Figures:
-    """Return how ranks stand after an event, and what it went by."""
+    """Return the figures of the ranks after an event, its agreement and number of moved layers."""
     layers = event.layers.values()
     ranks = {name: layer.rank_after for name, layer in event.layers.items()}
     return rank_figures(ranks, event.parameters) | {
@@ -55,17 +54,17 @@ def event_figures(event: Event) -> Figures:
 
 
 def track_ranks(trainer: Trainer) -> None:
-    """Send ranks to the trackers that a trainer reports to; call it before `trainer.train()`.
+    """Send ranks to a trainer's trackers; call before `trainer.train()`.
 
     Example:
         >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback()])
         >>> track_ranks(trainer)
 
     Args:
-        trainer: With a `DynamicLoraCallback` and, from `report_to`, a tracker that is known here.
+        trainer: Trainer with a `DynamicLoraCallback` and a tracker of `SENDERS` in `report_to`.
 
     Raises:
-        ConfigError: If it has none of either.
+        ConfigError: If the callback or the tracker is missing.
     """
     found: list[TrainerCallback] = trainer.callback_handler.callbacks
     sources = [callback for callback in found if isinstance(callback, DynamicLoraCallback)]
@@ -80,10 +79,10 @@ def track_ranks(trainer: Trainer) -> None:
 
 
 class RankTracker(TrainerCallback):
-    """Sends ranks when training begins and after each event; must come after its trackers."""
+    """Sends ranks when training begins and after each event; add it after its trackers."""
 
     def __init__(self, source: DynamicLoraCallback, trackers: list[TrainerCallback]) -> None:
-        """Take the callback that moves ranks, and those that know where to send them."""
+        """Store the source of the ranks and the trackers that receive them."""
         self.source = source
         self.trackers = trackers
         self._sent = 0
@@ -91,7 +90,7 @@ class RankTracker(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Send the ranks that training begins with; events of a resumed run were sent by it."""
+        """Send the initial ranks; skip the events from before a resume, which were sent then."""
         assert self.source.dynamic is not None
         dynamic = self.source.dynamic
         self._sent = len(dynamic.history)

@@ -1,8 +1,8 @@
 """`DynamicLoraCallback`: the controller's two calls inside `transformers.Trainer`.
 
-`Trainer` clips gradients, calls `on_pre_optimizer_step`, steps the optimizer and the scheduler,
-clears the gradients, and calls `on_step_end`: the first is `observe()`, the second `step()`. Under
-DeepSpeed the backward pass steps the optimizer, and `observe()` belongs to the beginning of that.
+`Trainer` clips gradients, calls `on_pre_optimizer_step` (`observe()`), steps the optimizer, and
+calls `on_step_end` (`step()`). Under DeepSpeed the backward pass includes the optimizer's step, so
+`observe()` runs at the start of that step.
 """
 
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class DynamicLoraCallback(TrainerCallback):
-    """Moves LoRA ranks while a `Trainer` trains; resumes with its checkpoints.
+    """Changes LoRA ranks during a `Trainer`'s training, and resumes from its checkpoints.
 
     Example:
         >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback(DynamicLoraConfig())])
@@ -46,19 +46,19 @@ class DynamicLoraCallback(TrainerCallback):
         """Prepare a callback for one trainer.
 
         Args:
-            config: How ranks move; None for the defaults. `total_steps`, if None, is taken from
-                the trainer.
-            adapter_name: The adapter whose ranks move; None for the active one.
-            resume_from: The checkpoint folder given to `Trainer.train(resume_from_checkpoint=...)`,
-                needed only if it is not one of the trainer's own `output_dir`.
+            config: Settings; None for the defaults. If `total_steps` is None, the trainer's number
+                of steps is used.
+            adapter_name: The adapter to resize; None for the active one.
+            resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
+                required only if it is outside the trainer's `output_dir`.
         """
         self.config = config or DynamicLoraConfig()
         self.dynamic: DynamicLora | None = None
-        """The controller; there from the beginning of training on."""
+        """The controller; None before training begins."""
         self._adapter_name = adapter_name
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
-        self._watched: list[tuple[nn.Module, str]] = []  # what holds the factors with hooks
+        self._watched: list[tuple[nn.Module, str]] = []  # modules and keys of the hooked factors
         self._observing = ExitStack()
 
     def on_init_end(
@@ -68,12 +68,12 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Let checkpoints of other ranks load into this model, and hold it as `mode` asks.
+        """Make the tensors static if required, and allow loading checkpoints with other ranks.
 
         Raises:
-            ConfigError: If a setting is for one process only.
-            EngineError: If the arguments ask for an engine that is not supported.
-            LayerError: If the model holds no LoRA layer, or one that cannot be resized.
+            ConfigError: If a setting supports one process only.
+            EngineError: If the arguments require an unsupported engine.
+            LayerError: If the model has no LoRA layer, or one that cannot be resized.
         """
         _check_arguments(args)
         model: nn.Module = kwargs["model"]
@@ -83,7 +83,7 @@ class DynamicLoraCallback(TrainerCallback):
             self.config, processes=args.world_size, compiled=compiled, held_static=deepspeed
         )
         if mode == "static":
-            # The optimizer has no state yet, and no engine has wrapped the model.
+            # Possible here: the optimizer has no state yet, and no engine has wrapped the model.
             make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
 
@@ -94,16 +94,16 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Attach to model and optimizer, and continue where a checkpoint left off.
+        """Attach to model and optimizer, and restore the checkpoint's state if training resumes.
 
         Raises:
-            ResumeError: If training resumes and the checkpoint holds no state of ours, or one of
-                another model or configuration.
+            ResumeError: If the checkpoint's state is missing, or belongs to another model or
+                configuration.
         """
         config = self.config
         if config.total_steps is None:
             config = replace(config, total_steps=state.max_steps)
-        if args.torch_compile:  # of which the bare model here does not show a thing
+        if args.torch_compile:  # the model here is not the compiled one
             config = replace(config, mode="static")
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
@@ -115,7 +115,7 @@ class DynamicLoraCallback(TrainerCallback):
             model, kwargs["optimizer"], config, adapter_name=self._adapter_name
         )
         if args.deepspeed_plugin is not None:
-            # Accelerate's backward steps the engine, before any event of the trainer.
+            # Accelerate's backward steps the engine before any callback of the trainer.
             optimizer = unwrap_optimizer(kwargs["optimizer"])
             self._observing.callback(call_before_step(optimizer, self.dynamic.observe))
         if state.global_step > 0:
@@ -128,7 +128,7 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Read the gradients; under DeepSpeed they were read as its step began, and are gone."""
+        """Read the gradients, except under DeepSpeed, which has already stepped."""
         assert self.dynamic is not None
         if args.deepspeed_plugin is None:
             self.dynamic.observe()
@@ -140,7 +140,7 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Count the step; ranks may move."""
+        """Count the step, and change ranks at an event."""
         assert self.dynamic is not None
         self.dynamic.step()
 
@@ -151,9 +151,9 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write the controller's state beside the checkpoint's other files."""
+        """Write the controller's state into the checkpoint folder."""
         assert self.dynamic is not None
-        dynamic_state = self.dynamic.state_dict()  # on every process: they join their samples
+        dynamic_state = self.dynamic.state_dict()  # a collective: joins the processes' samples
         if not args.should_save:
             return
         folder = _written_checkpoint(args, state)
@@ -168,10 +168,10 @@ class DynamicLoraCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Remove every hook; with `load_best_model_at_end`, take over that checkpoint's scales.
+        """Remove the hooks; with `load_best_model_at_end`, load the best checkpoint's scales.
 
-        The trainer has loaded that checkpoint's tensors, and with them its ranks. Input-adaptive
-        ranks stay on, as in the evaluations so far, until `close()`.
+        The trainer has already loaded its tensors and thus its ranks. Input-adaptive ranks stay on
+        until `close()`, as in earlier evaluations.
         """
         assert self.dynamic is not None
         self._observing.close()
@@ -184,9 +184,9 @@ class DynamicLoraCallback(TrainerCallback):
             self._take_best(Path(state.best_model_checkpoint), layers[0].adapter)
 
     def _take_best(self, checkpoint: Path, adapter: str) -> None:
-        """Take over a checkpoint's scales, if the trainer has loaded its tensors, or say so."""
+        """Load a checkpoint's scales if the trainer has loaded its tensors, else log a warning."""
         assert self.dynamic is not None
-        if (checkpoint / adapter).is_dir():  # as PEFT saves all but the one called "default"
+        if (checkpoint / adapter).is_dir():  # PEFT's folder for adapters not named "default"
             logger.warning(
                 "the Trainer does not find adapter %r in its best checkpoint: load it from %s",
                 adapter,
@@ -195,7 +195,7 @@ class DynamicLoraCallback(TrainerCallback):
             return
         try:
             best = load_state(checkpoint)
-        except ResumeError as error:  # on another machine than the one that wrote it
+        except ResumeError as error:  # for example on another machine than the writer's
             logger.warning("the best checkpoint was not loaded, the last weights stay: %s", error)
             return
         self.dynamic.take_shapes(best)
@@ -214,13 +214,13 @@ class DynamicLoraCallback(TrainerCallback):
         holders = [(layer.factor_A.holder, layer.factor_A.key) for layer in layers]
         if holders == self._watched:
             return
-        # Of another adapter, or of a model that `Trainer(model_init=...)` has replaced.
+        # Existing hooks are on another adapter, or a model replaced by `Trainer(model_init=...)`.
         if self._shape_hooks is not None:
             self._shape_hooks.close()
         self._shape_hooks, self._watched = ShapeHooks(model, layers), holders
 
     def _resume(self, folder: Path, step: int) -> None:
-        """Continue from a checkpoint's state, if it is of the weights that the trainer loaded."""
+        """Restore a checkpoint's state after checking that it fits the loaded weights."""
         assert self.dynamic is not None
         dynamic_state = load_state(folder)
         if dynamic_state["step"] != step:
@@ -255,11 +255,11 @@ class DynamicLoraCallback(TrainerCallback):
 
 
 def _written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return the checkpoint that the trainer has just written."""
+    """Return the folder of the checkpoint that the trainer has just written."""
     root, name = Path(str(args.output_dir)), f"checkpoint-{state.global_step}"
     if not state.is_hyper_param_search:
         return root / name
-    # Each trial has a folder of its own, which is named after it, or after its number.
+    # Each trial has its own folder, named after the trial or its number.
     return max(root.glob(f"*/{name}"), key=lambda folder: folder.stat().st_mtime)
 
 
@@ -279,7 +279,7 @@ def _check_arguments(args: TrainingArguments) -> None:
     stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
     engines = {
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
-        # Of stage 3 the Trainer saves tensors as they are held, and loads them without their rank.
+        # In stage 3 the Trainer saves static tensors uncut, and loads them without their rank.
         f"DeepSpeed with zero_stage={stage}": stage not in (None, 1, 2),
         "several devices in one process": args.n_gpu > 1,
     }
