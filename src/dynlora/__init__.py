@@ -1,6 +1,6 @@
-"""Dynamic-rank LoRA: one budget of adapter parameters that moves while the model trains.
+"""Dynamic-rank LoRA: one parameter budget, moved between layers during training.
 
-Public names are loaded when first used, so that `dynlora --help` does not wait for torch.
+Public names are imported on first use, so that `dynlora --help` does not load torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`dynlora` and `python -m dynlora`: the command line, where the packages of `dynlora[cli]` are."""
+"""Entry point of `dynlora` and `python -m dynlora`: checks for the packages of `dynlora[cli]`."""
 
 import sys
 from importlib.util import find_spec
@@ -7,14 +7,14 @@ PACKAGES = (
     "PIL", "datasets", "filelock", "gguf", "jinja2", "jsonargparse", "matplotlib", "pyarrow",
     "regex", "rich", "scipy", "shtab", "sklearn", "tokenizers", "trl",
 )  # fmt: skip
-"""Packages of the extra `cli`, by the names that Python imports."""
+"""Import names of the packages of the extra `cli`."""
 
 
 def main() -> int:
     """Run the command line, or print how to install it.
 
     Returns:
-        The exit code: 2 if a package is missing, else that of `dynlora.cli.main`.
+        Exit code: 2 if a package is missing, else the exit code of `dynlora.cli.main`.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:

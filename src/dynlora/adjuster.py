@@ -1,13 +1,12 @@
 """Stage 4. Rank adjuster: shares of the budget to whole ranks, within each layer's bounds.
 
-Pure Python on purpose: no tensors and no model, so every property of a plan can be tested.
+Pure Python without tensors or models, so that tests can cover every property of a plan.
 
-Ranks are granted one at a time to the layer where the next one is worth most. A layer's k-th rank
-is worth ``w / (k - 1/2)``, with ``w = share / cost``: the first direction of a layer is worth more
-than its tenth, and ranks come out proportional to ``w`` (the Webster/Sainte-Lague divisor rule, in
-parameters instead of seats). A rank that a layer already holds is worth ``1 + hysteresis`` times
-as much, so it moves only for a gain that exceeds the loss by that margin. Because the order of the
-grants does not depend on the budget, a larger budget never spends less.
+Ranks are granted one at a time to the layer whose next rank is worth most (the Webster/Sainte-Lague
+divisor rule, with parameters instead of seats). A layer's k-th rank is worth ``w / (k - 1/2)``,
+with ``w = share / cost``, so ranks become proportional to ``w``. An existing rank is worth
+``1 + hysteresis`` times as much, so it moves only for a gain above that margin. The order of grants
+does not depend on the budget, so a larger budget never spends less.
 """
 
 import heapq
@@ -21,15 +20,15 @@ from dynlora.errors import BudgetError
 from dynlora.layer_shape import LayerShape
 
 MOST_TIMES_R = 8
-"""How much of the budget one layer may take: what concentrated needs ask for, and not all of it."""
+"""Default `max_rank` as a multiple of `LoraConfig.r`; bounds one layer's part of the budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerBounds:
-    """What the adjuster knows of one layer."""
+    """Cost, allowed ranks and live rank of one layer."""
 
     cost: int
-    """Parameters that one rank takes, at least 1."""
+    """Parameters per rank, at least 1."""
     floor: int
     """Lowest rank allowed, at least 1."""
     ceiling: int
@@ -47,19 +46,19 @@ def plan_ranks(
 ) -> dict[str, int]:
     """Turn shares into whole ranks whose cost is at most `budget`.
 
-    What is left unspent is less than one rank of the cheapest layer below its ceiling.
+    Unspent budget is less than one rank of the cheapest layer below its ceiling.
 
     Args:
         shares: Share of the budget by module name, >= 0.
         layers: Cost, bounds and live rank by module name.
         budget: Parameters to spend.
-        hysteresis: Relative worth added to a rank that is already held, >= 0.
+        hysteresis: Relative worth added to existing ranks, >= 0.
 
     Returns:
         Rank by module name, each within its layer's bounds.
 
     Raises:
-        BudgetError: If even the floors cost more than `budget`.
+        BudgetError: If the floors cost more than `budget`.
     """
 
     def worth(name: str, rank: int) -> float:
@@ -73,19 +72,19 @@ def plan_ranks(
 def grant_ranks(
     layers: Mapping[str, LayerBounds], *, budget: int, worth: Callable[[str, int], float]
 ) -> dict[str, int]:
-    """Grant ranks one at a time to the layer where the next is worth most, up to `budget`.
+    """Grant ranks one at a time to the layer whose next rank is worth most, up to `budget`.
 
     Args:
         layers: Cost and bounds by module name.
         budget: Parameters to spend.
-        worth: What a layer's k-th rank is worth per parameter, for a name and k >= 1; it must not
-            rise with k, or a layer's later ranks would never be reached in time.
+        worth: Worth per parameter of a layer's k-th rank, from its name and k >= 1; must not
+            increase with k, because ranks are granted in order.
 
     Returns:
         Rank by module name, each within its layer's bounds.
 
     Raises:
-        BudgetError: If even the floors cost more than `budget`.
+        BudgetError: If the floors cost more than `budget`.
     """
     check_budget(layers, budget)
     ranks = {name: layer.floor for name, layer in layers.items()}
@@ -100,7 +99,7 @@ def grant_ranks(
     while queue:
         _, rank, name = heapq.heappop(queue)
         if layers[name].cost > left:
-            continue  # what does not fit now never will: `left` only falls
+            continue  # `left` never grows, so later ranks of this layer do not fit either
         ranks[name] = rank
         left -= layers[name].cost
         if rank < layers[name].ceiling:
@@ -117,21 +116,21 @@ def settle_ranks(
     measure_lowest: Callable[[Sequence[str]], Mapping[str, int]],
     agree: Callable[[dict[str, int]], dict[str, int]],
 ) -> tuple[dict[str, int], set[str]]:
-    """Return the plan that all lowest ranks give, from those of layers that would shrink alone.
+    """Measure lowest ranks only for layers that would shrink, and plan again until none is new.
 
-    The others bind nothing, since a lowest rank is at most the one held; and to measure them is the
-    dearest part of planning.
+    The plan is the same as with all lowest ranks, because a lowest rank never exceeds the live one.
+    Measuring is the slowest part of planning.
 
     Args:
         shares: Share of the budget by module name, >= 0.
-        bounds: From the lowest ranks known, by module name, to what is known of each layer.
+        bounds: Returns the bounds of all layers, given the lowest ranks measured so far.
         budget: Parameters to spend.
-        hysteresis: Relative worth added to a rank that is already held, >= 0.
-        measure_lowest: Measures the lowest rank, at most the live one, of the layers named.
-        agree: Makes a plan that of all processes: which layers are measured follows from it.
+        hysteresis: Relative worth added to existing ranks, >= 0.
+        measure_lowest: Returns the lowest rank, at most the live one, of each named layer.
+        agree: Replaces a plan by the first process's, so that all measure the same layers.
 
     Returns:
-        The ranks by module name, and the layers that nothing but a lowest rank keeps so high.
+        Rank by module name, and the layers that only their lowest rank keeps from shrinking.
     """
     free = bounds({})
     lowest: dict[str, int] = {}
@@ -152,14 +151,14 @@ def waiting(
     bounds: Mapping[str, LayerBounds],
     free: Mapping[str, LayerBounds],
 ) -> set[str]:
-    """Return the layers that hold a rank only because dropping it would cost too much.
+    """Return the layers that only `shrink_tolerance` keeps from shrinking.
 
     Args:
-        ranks: As planned, by module name.
+        ranks: Planned rank by module name.
         shares: Share of the budget by module name.
         budget: Parameters to spend.
-        bounds: Those that the plan was made within.
-        free: Those without any tolerance.
+        bounds: Bounds of the plan.
+        free: Bounds without `shrink_tolerance`.
     """
     return {
         name
@@ -170,10 +169,10 @@ def waiting(
 
 
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
-    """Check that `budget` can pay at least every layer's floor.
+    """Check that `budget` covers every layer's floor.
 
     Raises:
-        BudgetError: If it cannot; the message gives the range that can be spent.
+        BudgetError: If it does not; the message states the valid range.
     """
     low = sum(layer.cost * layer.floor for layer in layers.values())
     high = sum(layer.cost * layer.ceiling for layer in layers.values())
@@ -185,23 +184,21 @@ def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
 
 
 def default_max_rank(configured: int, held: Iterable[int]) -> int:
-    """Return the highest rank of any layer where none is configured.
+    """Return the default `max_rank`: `MOST_TIMES_R` times `LoraConfig.r`, or a higher live rank.
 
     Args:
-        configured: `LoraConfig.r`, of which it is `MOST_TIMES_R` times.
-        held: Live ranks; the highest may stay.
+        configured: `LoraConfig.r`.
+        held: Live ranks.
     """
     return max(MOST_TIMES_R * configured, *held)
 
 
 def limit_by_directions(directions: Mapping[str, float], *, at_mean: float) -> dict[str, float]:
-    """Return by module name the rank above which a layer shall not grow.
-
-    It follows the square of the ratio of the layer's number of directions to the mean one.
+    """Return growth limits by module name: ``at_mean * (directions / mean directions) ** 2``.
 
     Args:
-        directions: In how many directions each layer's gradients point, at least 1.
-        at_mean: Limit of a layer whose gradients point in as many as the mean.
+        directions: Number of gradient directions by module name, at least 1.
+        at_mean: Limit of a layer with the mean number of directions.
     """
     if not directions:
         return {}
@@ -220,18 +217,17 @@ def bound_layer(
     limit: float | None = None,
     pinned: bool = False,
 ) -> LayerBounds:
-    """Return the ranks that one layer may take at an event.
+    """Return the bounds of one layer's rank at an event.
 
     Args:
-        cost: Parameters that one rank takes.
+        cost: Parameters per rank.
         held: Live rank.
-        widest: Rank of a full update of the layer, or what its tensors have room for.
-        min_rank: Lowest rank configured, at least 1; a layer that holds less may keep that.
+        widest: Rank of a full update, or of the layer's static tensors.
+        min_rank: Lowest rank configured, at least 1; a layer with a lower live rank may keep it.
         max_rank: Highest rank configured.
-        kept_by_tolerance: Lowest rank that does not lose more of the output than tolerated.
-        limit: Rank above which the layer shall not grow. It never forces a shrink. None where it
-            shall not bind.
-        pinned: Whether the rank must not move.
+        kept_by_tolerance: Lowest rank that `shrink_tolerance` permits.
+        limit: Growth limit, which never forces a shrink; None for no limit.
+        pinned: Whether the rank is fixed.
     """
     if pinned:
         return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
@@ -251,15 +247,15 @@ def bound_layers(
     limits: Mapping[str, float] | None = None,
     lowered: Set[str] = frozenset(),
 ) -> dict[str, LayerBounds]:
-    """Return by module name the ranks that each layer may take.
+    """Return the bounds of each layer's rank, by module name.
 
     Args:
         layers: All layers of the adapter.
-        config: Its `min_rank` and `pinned` are read.
+        config: Source of `min_rank` and `pinned`.
         max_rank: Highest rank of any layer.
-        lowest: Lowest rank by module name that loses no more of the output than tolerated.
-        limits: Rank above which a layer shall not grow, by module name, where it shall bind.
-        lowered: Names of the layers that get their lowest rank.
+        lowest: Lowest rank that `shrink_tolerance` permits, by module name; 1 if absent.
+        limits: Growth limit by module name; none if absent.
+        lowered: Layers that get their lowest rank.
     """
     least = {layer.name: (lowest or {}).get(layer.name, 1) for layer in layers}
     return {

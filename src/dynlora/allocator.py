@@ -1,16 +1,16 @@
 """Stage 2. Weight allocator: importance scores to shares of the budget, and to layer weights.
 
-Pure Python on purpose: no tensors and no model, so every property of the shares can be tested.
+Pure Python without tensors or models, so that tests can cover every property of the shares.
 """
 
 import math
 from collections.abc import Mapping
 
 LAYER_WEIGHT_RANGE = (0.5, 2.0)
-"""Layer weights are clamped to this range: no layer learns at a rate far from the others'."""
+"""Range of layer weights, which bounds how far learning rates differ between layers."""
 
 _EQUAL_WITHIN = 1e-9
-"""Scores whose relative spread is at most this are taken as equal (float rounding)."""
+"""Largest relative spread of scores that count as equal (float rounding)."""
 
 
 def allocate_shares(
@@ -24,18 +24,17 @@ def allocate_shares(
 ) -> dict[str, float]:
     """Split the budget: ``share ∝ cost * (score * gain) ** (1 / temperature)``, mixed with uniform.
 
-    Scores are per parameter, so a layer's share grows with its cost. Scores that tell no layers
-    apart (missing, all zero or all equal) give ``share ∝ cost * held``, whatever the gains are:
-    every layer keeps its rank, and unspent budget goes to the layers in proportion to their ranks.
+    If scores are missing, all zero or all equal, ``share ∝ cost * held`` for any gains: every layer
+    keeps its rank, and unspent budget is split in proportion to the ranks.
 
     Args:
         scores: Importance per parameter by module name, finite and >= 0. A layer without a score
             counts as average.
-        costs: Parameters that one rank takes, by module name; the layers to split between.
+        costs: Parameters per rank by module name, of the layers that share the budget.
         held: Live rank by module name, at least 1.
-        gains: Factor on a layer's score from its input features, >= 0; 1 where absent.
-        temperature: Above 0; below 1 sharpens the differences, above 1 flattens them.
-        uniform_mix: Part of the budget spread evenly over the layers' ranks, in ``[0, 1]``.
+        gains: Factor on a layer's score from its input features, >= 0; 1 if absent.
+        temperature: Above 0; below 1 sharpens differences, above 1 flattens them.
+        uniform_mix: Part of the budget that gives all layers equal ranks, in ``[0, 1]``.
 
     Returns:
         Share of the budget by module name, each >= 0, summing to 1.
@@ -60,7 +59,7 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
 
     Args:
         scores: Importance per parameter by module name, finite and >= 0.
-        names: The layers to weigh; one without a score gets weight 1.
+        names: Layers that get a weight; 1 for a layer without a score.
     """
     if not is_informative(scores):
         return dict.fromkeys(names, 1.0)
@@ -70,11 +69,11 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
 
 
 def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[str, float]:
-    """Return each layer's gain: a figure of its input over the mean one, to a power.
+    """Return gains by module name: ``(figure / mean figure) ** feature_weight``.
 
     Args:
         figures: Effective rank or variance of the layer's input by module name, >= 0.
-        feature_weight: The power, in ``[0, 1]``; 0 gives 1 everywhere.
+        feature_weight: Exponent, in ``[0, 1]``.
     """
     if not any(figures.values()):
         return {}
@@ -83,7 +82,7 @@ def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[s
 
 
 def is_informative(scores: Mapping[str, float]) -> bool:
-    """Return whether scores tell any two layers apart."""
+    """Return whether scores differ between layers."""
     if not scores:
         return False
     low, high = min(scores.values()), max(scores.values())
@@ -96,9 +95,9 @@ def _over_sum(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """Return informative scores over the highest one, and their mean.
+    """Return scores relative to the highest one, and their mean.
 
-    Sums of the scores themselves could overflow, or depend on the order of the layers.
+    Sums of unscaled scores could overflow.
     """
     high = max(scores.values())
     relative = {name: score / high for name, score in scores.items()}
@@ -108,20 +107,19 @@ def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]
 def spread_excess(
     shares: Mapping[str, float], usable: Mapping[str, float], costs: Mapping[str, int]
 ) -> dict[str, float]:
-    """Spread evenly over the other layers what layers are offered beyond what they have use for.
+    """Cap shares at the usable ones, and spread the excess over the uncapped layers by cost.
 
-    That one layer matters more than it can use says nothing of the others. In one pass, whatever
-    else bounds them.
+    One pass: a layer can end above its usable share.
 
     Args:
         shares: Share of the budget by module name; they sum to 1.
-        usable: Highest share that a layer has use for, by module name; no limit if not named.
-        costs: Parameters that one rank takes, by module name.
+        usable: Highest usable share by module name; no cap if absent.
+        costs: Parameters per rank by module name.
     """
     kept = {name: min(share, usable.get(name, share)) for name, share in shares.items()}
     excess = math.fsum(share - kept[name] for name, share in shares.items())
     others = {name: costs[name] for name, share in shares.items() if kept[name] == share}
     if not others:
-        return dict(shares)  # the ranks' bounds alone decide
+        return dict(shares)  # bounds on ranks still apply
     part = excess / sum(others.values())
     return {name: share + part * others.get(name, 0) for name, share in kept.items()}

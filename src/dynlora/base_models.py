@@ -1,7 +1,7 @@
-"""Weights of a base model: a folder or hub name in; out the model, and what had to be made up.
+"""Base models: a folder or hub name in; the model and its randomly initialized weights out.
 
-Code that lies beside a model never runs, and nothing is left at random values unnoticed:
-transformers draws anew what a file lacks or holds in another shape, and tells its log alone.
+Code beside a model never runs. Transformers initializes missing or mismatched weights randomly and
+only logs it; `refuse_drawn` makes that an error.
 """
 
 import struct
@@ -22,28 +22,28 @@ UNLOADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What transformers raises for files that are missing, broken, of an unknown architecture, or need
-a package that is not installed."""
+"""Errors of transformers for missing or broken files, an unknown architecture, or a missing
+package."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions")
-"""Where models' configurations say how many positions there are."""
+"""Keys of the number of positions in models' configurations."""
 NO_CODE = {"trust_remote_code": False}
-"""Arguments of every `from_pretrained`: without them transformers asks whether to run the code."""
+"""Arguments of every `from_pretrained`; by default transformers asks whether to run the code."""
 
 
 class UnfitWeightsError(ValueError):
-    """A model's files lack weights that its configuration asks for.
+    """A model's files lack weights of its configuration.
 
-    One of `UNLOADABLE`: whoever loads a model says which one it was.
+    Covered by `UNLOADABLE`, so that callers add the model's name to the message.
     """
 
 
 def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[str]]:
-    """Return a model and the names of its weights that are newly drawn.
+    """Return a model and the names of its randomly initialized weights.
 
-    Weights that are tied to others, and buffers that are computed, are not among them.
+    Tied weights and computed buffers do not count.
 
     Args:
-        form: One of transformers' classes.
+        form: Model class of transformers.
         place: Folder or hub name.
         options: Further arguments of `from_pretrained`.
 
@@ -58,10 +58,10 @@ def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[
 
 
 def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
-    """Refuse a model of which these weights are newly drawn.
+    """Refuse a model with randomly initialized weights.
 
     Raises:
-        UnfitWeightsError: If there are any.
+        UnfitWeightsError: If `drawn` is not empty.
     """
     if not drawn:
         return
@@ -78,9 +78,9 @@ def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
 
 
 def position_limit(model: Any) -> int | None:
-    """Return how many tokens a model has positions for; None where any number goes.
+    """Return the largest number of tokens of a model; None if unlimited.
 
-    RoBERTa and its kin count them from behind the padding token's place.
+    In RoBERTa and related models, positions start after the padding token's index.
     """
     config = model.config.to_dict()
     limits = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
@@ -92,5 +92,5 @@ def position_limit(model: Any) -> int | None:
 
 
 def within(name: str, modules: Collection[str]) -> bool:
-    """Return whether a module or weight of that name is one of the modules or inside one."""
+    """Return whether `name` is one of the modules, or a module or weight inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

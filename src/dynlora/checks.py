@@ -1,4 +1,4 @@
-"""What a run requires: each check returns, or raises an error that says what to do next."""
+"""Checks of a run: each returns None, or raises an error with advice."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ ADVICE: Mapping[str, str] = {
         "the run has diverged; go back to an earlier checkpoint and lower the learning rate."
     ),
 }
-"""What to do where something is not finite."""
+"""Advice for non-finite values, by kind."""
 
 
 def check_pinned(patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Check that every pattern of `pinned` names at least one LoRA layer.
+    """Check that every pattern of `pinned` matches a LoRA layer.
 
     Raises:
-        ConfigError: If one does not.
+        ConfigError: If a pattern matches none.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -41,15 +41,15 @@ def check_pinned(patterns: Sequence[str], names: Sequence[str]) -> None:
 
 
 def check_room(bounds: Mapping[str, LayerBounds], budget: int, *, min_rank: int) -> None:
-    """Check that the layers can hold the budget, and their live ranks.
+    """Check that the budget and the live ranks fit the layers' bounds.
 
     Args:
-        bounds: By module name, as they are before anything was observed.
+        bounds: Bounds by module name, before any observation.
         budget: Parameters to spend.
         min_rank: Lowest rank configured.
 
     Raises:
-        BudgetError: If they cannot; the message gives the range that they can.
+        BudgetError: If they do not fit.
     """
     lowest = {
         name: replace(bound, floor=max(bound.floor, min(min_rank, bound.ceiling)))
@@ -80,18 +80,18 @@ def check_plan(
     *,
     most: Mapping[str, int | None],
 ) -> None:
-    """Check a plan of the user's own.
+    """Check the user's plan.
 
     Args:
         plan: Rank by module name, for some or all layers.
-        ranks: Live ranks.
-        costs: Parameters that one rank takes, by module name.
+        ranks: Live rank by module name.
+        costs: Parameters per rank by module name.
         budget: Parameters to spend.
-        most: Rank at which each layer's tensors are held for good; None if they can be of any.
+        most: Fixed rank of each layer's static tensors by module name; None if not static.
 
     Raises:
-        BudgetError: If the plan names an unknown layer, a rank that is no whole number, is below 1
-            or above what static tensors hold, or costs too much.
+        BudgetError: If the plan names an unknown layer, contains a rank that is not an integer of
+            at least 1 or exceeds the static tensors' rank, or exceeds the budget.
     """
     unknown = sorted(set(plan.ranks) - set(ranks))
     if unknown:
@@ -121,12 +121,10 @@ def check_plan(
 def check_same_run(
     state: Mapping[str, Any], *, budget: int, config: DynamicLoraConfig, names: Sequence[str]
 ) -> None:
-    """Check that a saved state is of this model and configuration.
-
-    Only its length, and how tensors are held, may differ.
+    """Check that a saved state belongs to this model and configuration.
 
     Raises:
-        ResumeError: If layers, budget or a setting differ.
+        ResumeError: If layers, budget or a setting other than `total_steps` and `mode` differ.
     """
     given = {"budget": budget, **asdict(config)}
     saved = {"budget": state["budget"], **state["config"]}
@@ -147,13 +145,13 @@ def check_same_run(
 
 
 def check_reduced(norms: Tensor) -> None:
-    """Check that gradients are the same on all processes, to the last bit.
+    """Check that gradients are equal on all processes, by comparing their norms bitwise.
 
     Args:
-        norms: Of each layer's gradients, in the same order on every process.
+        norms: Gradient norm of each layer, in the same order on every process.
 
     Raises:
-        EngineError: If they are not: every process would train a model of its own.
+        EngineError: If they differ, because each process would then train a different model.
     """
     if not torch.equal(max_over_processes(norms), -max_over_processes(-norms)):
         raise EngineError(
@@ -165,10 +163,10 @@ def check_reduced(norms: Tensor) -> None:
 
 
 def check_once(observed: bool) -> None:
-    """Check that gradients were not read before in this step.
+    """Check that gradients are read only once per step.
 
     Raises:
-        EngineError: If they were: those of accumulated batches add up, and would seem to agree.
+        EngineError: If they were read before: sums of accumulated gradients would seem to agree.
     """
     if observed:
         raise EngineError(
@@ -180,16 +178,16 @@ def check_once(observed: bool) -> None:
 
 
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
-    """Check that no layer has a gradient, score or weight that is not finite.
+    """Check that all gradients, scores or weights are finite.
 
     Args:
-        broken: Names of the layers that have one.
-        kind: What it is, by its name in `ADVICE`.
-        step: Optimizer step of the message.
-        layers: How many layers there are.
+        broken: Names of the layers with NaN or infinity.
+        kind: Key of `ADVICE`.
+        step: Optimizer step for the message.
+        layers: Number of all layers.
 
     Raises:
-        NonFiniteError: If one has.
+        NonFiniteError: If `broken` is not empty.
     """
     if broken:
         raise NonFiniteError(

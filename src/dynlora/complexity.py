@@ -1,9 +1,8 @@
-"""How varied an example is: features to an exact variance, its distribution, a share of the rank.
+"""Complexity of examples: features in; variances, thresholds and numbers of components out.
 
-An example's complexity is the variance of its features over its tokens. It is computed in whole
-numbers and, where a fraction is needed, element by element: nothing depends on the order of a sum.
-The same tokens give the same bits in any batch, under any padding, with a cache or without, so that
-rounding near a threshold can never give an example another rank than it has alone.
+An example's complexity is the variance of its features over its tokens. Sums are of integers and
+fractions are elementwise, so the result is bitwise equal in any batch, with any padding and with or
+without a cache. Otherwise rounding near a threshold could change an example's rank.
 """
 
 import math
@@ -17,52 +16,52 @@ from torch import Tensor
 from dynlora.types import UNUSED_KEY
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-"""Part of a layer's components that an example uses, by the quarter that its complexity is in."""
+"""Fraction of a layer's components that an example uses, per quarter of the complexities."""
 
 SAMPLE_SIZE = 1024
-"""Complexities kept, from which the thresholds are taken."""
+"""Complexities kept to compute the thresholds."""
 
 FEATURE_BITS = 15
-"""A feature is a whole number of at most 2 ** 15: then sums over 2 ** 18 tokens of 2 ** 14 features
-stay below 2 ** 63."""
+"""Features are integers of at most 2 ** 15, so that sums of squares over 2 ** 18 tokens of 2 ** 14
+features stay below 2 ** 63."""
 
 _MEAN_BITS = 16
-"""Binary digits after the point with which the mean's square is rounded before it is summed."""
+"""Fractional bits of the squared mean, which is rounded before summation."""
 
 _AT_ONCE = 1 << 20
-"""Numbers that are summed up at a time, so that memory does not grow with the features."""
+"""Feature values per chunk, which bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
-    """What the tokens of a batch are, as whole numbers of a unit; not read before it is needed."""
+    """Features of a batch's tokens as integer multiples of a unit, read lazily by column."""
 
     width: int
-    """Features of a token."""
+    """Features per token."""
     unit: float
-    """What 1 stands for, in activation units; a power of two."""
+    """Unit in activation units; a power of two."""
     read: Callable[[slice], Int[Tensor, "batch tokens columns"]]
-    """From columns to their values, each of at most ``2 ** FEATURE_BITS``."""
+    """Returns the values of some columns, of magnitude at most ``2 ** FEATURE_BITS``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefix:
-    """What is known of each sequence's unmasked tokens so far: all that the next ones need."""
+    """Running sums over each sequence's unmasked tokens so far."""
 
     count: Int[Tensor, " batch"]
     sums: Int[Tensor, "batch width"]
-    """Sum of the features."""
+    """Sum per feature."""
     squares: Int[Tensor, " batch"]
-    """Sum of the squares of all features."""
+    """Sum of squares over all features."""
 
 
 def unit_for(largest: float) -> float:
-    """Return the smallest unit, a power of two, in which `largest` is within `FEATURE_BITS`."""
+    """Return the smallest power of two in which `largest` fits into `FEATURE_BITS`."""
     return math.ldexp(1.0, math.frexp(largest)[1] - FEATURE_BITS)
 
 
 def in_units(values: Tensor, unit: float) -> Tensor:
-    """Return values as whole numbers of a unit; what is out of range goes to its end."""
+    """Return values as integer multiples of a unit, clamped to ``2 ** FEATURE_BITS``."""
     limit = 1 << FEATURE_BITS
     return (values.double() / unit).round().clamp(-limit, limit).long()
 
@@ -70,19 +69,19 @@ def in_units(values: Tensor, unit: float) -> Tensor:
 def running_variance(
     features: Features, mask: Bool[Tensor, "batch tokens"], before: Prefix | None = None
 ) -> tuple[Float[Tensor, "batch tokens"], Prefix]:
-    """Return, at each token, the variance of the features up to and with it.
+    """Return the complexity of each token's prefix, the token included.
 
-    That is the mean over the features of their unbiased variance over the unmasked tokens, in
-    float64 and squared activation units; NaN until there are two. Divided by ``n - 1`` it does not
-    grow with the length of the prefix.
+    It is the variance over unmasked tokens, averaged over features, in squared activation units.
+    The unbiased estimate (divisor ``n - 1``) does not grow with the length of the prefix.
 
     Args:
-        features: Of the tokens.
-        mask: True where a token counts.
-        before: What came before these tokens; None at the beginning.
+        features: Features of the tokens.
+        mask: True for tokens that count.
+        before: Running sums before these tokens; None at the start of the sequences.
 
     Returns:
-        The variances, and the sequences' prefixes after these tokens.
+        Variances in float64, NaN before the second unmasked token, and the running sums after these
+        tokens.
     """
     kept = mask.long()
     known = before or _empty(len(mask), features.width, mask.device)
@@ -115,10 +114,10 @@ def _empty(batch: int, width: int, device: torch.device) -> Prefix:
 def quarter_of(
     complexity: Float[Tensor, "*rows"], thresholds: tuple[float, ...]
 ) -> Int[Tensor, "*rows"]:
-    """Return which quarter each complexity is in: how many thresholds it reaches.
+    """Return the quarter of each complexity, as the number of thresholds that it reaches.
 
-    One that is not known (NaN) counts as highest, as do all before there are thresholds. Where all
-    examples are equally complex, so are the thresholds, and all are in the highest quarter.
+    NaN, and any complexity without thresholds, is in the highest quarter. If all examples are
+    equally complex, all thresholds are equal, and all examples are in the highest quarter.
     """
     if not thresholds:
         return torch.full_like(complexity, len(FRACTIONS) - 1, dtype=torch.int64)
@@ -128,23 +127,23 @@ def quarter_of(
 
 
 def components_used(r: int) -> tuple[int, ...]:
-    """Return how many of `r` components are used in each quarter, at least 1 and at last all."""
+    """Return the number of components used per quarter: at least 1, and all `r` in the last."""
     return tuple(math.ceil(r * fraction) for fraction in FRACTIONS)
 
 
 class ComplexitySample:
-    """A uniform sample of the complexities seen in training; the smallest keys stay (bottom-k)."""
+    """Uniform sample of the complexities in training: the ones with the smallest keys."""
 
     def __init__(self) -> None:
         self._keys = torch.empty(0, dtype=torch.int64, device="cpu")
         self._values = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def observe(self, keys: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> None:
-        """Offer complexities to the sample.
+        """Merge complexities into the sample.
 
         Args:
-            keys: Sampling key of each, `UNUSED_KEY` for padding.
-            values: Complexities; NaN where one is not known.
+            keys: Sampling key per complexity, `UNUSED_KEY` for padding.
+            values: Complexities; NaN if unknown.
         """
         known = (keys != UNUSED_KEY) & ~values.isnan()
         keys = torch.cat([self._keys, keys[known].cpu()])
@@ -153,7 +152,7 @@ class ComplexitySample:
         self._values = values[index]
 
     def thresholds(self) -> tuple[float, ...]:
-        """Return the three quartiles of what was seen; empty if nothing was."""
+        """Return the three quartiles of the sample; empty without a sample."""
         if len(self._values) == 0:
             return ()
         places = torch.tensor(FRACTIONS[:-1], dtype=torch.float64, device="cpu")
@@ -164,5 +163,5 @@ class ComplexitySample:
         return {"keys": self._keys, "values": self._values}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self._keys, self._values = state["keys"].cpu(), state["values"].cpu()

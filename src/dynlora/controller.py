@@ -1,7 +1,7 @@
-"""The controller: runs the stages in the order of the data flow, and decides nothing itself.
+"""Controller: calls the stages in order; gradients and inputs in, resized adapters out.
 
-``observe()`` between backward and the optimizer's step reads gradients; ``step()`` after it counts
-and, at an event, lets scores become shares, shares become ranks, and ranks become resized adapters.
+``observe()`` reads gradients between backward and the optimizer's step. ``step()``, after it,
+counts steps and at an event turns scores into shares, shares into ranks, and resizes the adapters.
 """
 
 import logging
@@ -54,9 +54,9 @@ class DynamicLora:
         >>> dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=1000))
         >>> for batch in loader:
         ...     model(**batch).loss.backward()
-        ...     dynamic.observe()  # gradients are there, unscaled and clipped
+        ...     dynamic.observe()  # gradients must be unscaled and clipped
         ...     optimizer.step()
-        ...     dynamic.step()  # ranks may change here, and only here
+        ...     dynamic.step()  # ranks change only here
         ...     optimizer.zero_grad()
     """
 
@@ -68,34 +68,34 @@ class DynamicLora:
         *,
         adapter_name: str | None = None,
     ) -> None:
-        """Attach to a model that holds PEFT LoRA layers.
+        """Attach to the LoRA layers of a PEFT model.
 
         Args:
-            model: The PEFT model, compiled or not. A `DynamicLora` that is attached to the same
-                adapter is closed. Where several processes train together, wrap the model in
-                `DistributedDataParallel` after this; for FSDP2 and DeepSpeed see `make_static`.
-            optimizer: Holds the LoRA parameters; `adapters.optimizer_state` says which kinds work.
-                Under DeepSpeed the one that it returns.
-            config: How ranks move.
-            adapter_name: The adapter whose ranks move; None for the active one.
+            model: The PEFT model, compiled or not. A `DynamicLora` already attached to the same
+                adapter is closed. With several processes, wrap the model in
+                `DistributedDataParallel` afterwards; for FSDP2 and DeepSpeed see `make_static`.
+            optimizer: Optimizer of the LoRA parameters, of a kind that `adapters.optimizer_state`
+                supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
+            config: Settings.
+            adapter_name: The adapter to resize; None for the active one.
 
         Raises:
-            BudgetError: If `min_rank` or `max_rank` leave no room for the budget.
-            ConfigError: If a pattern in `pinned` matches no layer, the metric reads attention that
-                cannot be reached, or a setting is for one process only.
-            EngineError: If the model runs under an engine that is not supported.
-            LayerError: If there is no LoRA layer, or one that cannot be resized, the adapter began
-                as a part of the base weights (PiSSA and others), or the model cannot have the
-                input-adaptive ranks that are configured.
+            BudgetError: If the budget does not fit between `min_rank` and `max_rank`.
+            ConfigError: If a pattern in `pinned` matches no layer, the metric needs attention that
+                cannot be read, or a setting supports one process only.
+            EngineError: If the model runs under an unsupported engine.
+            LayerError: If the model has no LoRA layer, a layer cannot be resized, the adapter was
+                initialized from the base weights (PiSSA and others), or the model does not support
+                the configured input-adaptive ranks.
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
         compiled = is_compiled(model)
         model = without_compiler(model)
         self.config = config
         self.history: list[Event] = []
-        """The events so far."""
+        """All events so far."""
         self.seconds = 0.0
-        """Wall time spent in observing and reallocating."""
+        """Wall time spent on observing and reallocating."""
         metric = build_metric(config.importance, seed=config.seed)
         self._assessor = LayerImportanceAssessor(metric)
         self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
@@ -104,7 +104,7 @@ class DynamicLora:
             self._adapters, self._assessor, on_nonfinite=config.on_nonfinite
         )
         self.budget = self._adapters.budget
-        """Parameters that all layers together may hold."""
+        """Parameter budget of all layers together."""
         self._max_rank = config.max_rank or default_max_rank(
             self._adapters.configured_rank, self.ranks.values()
         )
@@ -117,7 +117,7 @@ class DynamicLora:
             compiled=compiled,
             held_static=any(layer.capacity is not None for layer in self._layers),
         )
-        """How tensors are held: `physical` or `static`."""
+        """Tensor shapes: `physical` (the live rank) or `static` (a fixed rank)."""
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._events = event_steps(
             total_steps=config.total_steps,
@@ -128,8 +128,8 @@ class DynamicLora:
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
-        self._told_unseen = False  # whether a warning said that no input was seen
-        self._named: set[str] = set()  # layers without gradients that a warning has named
+        self._told_unseen = False  # whether the warning about missing inputs was logged
+        self._named: set[str] = set()  # layers without gradients already named in a warning
         self._forwards = ForwardWatch(
             model,
             self._layers,
@@ -139,7 +139,7 @@ class DynamicLora:
             timed=self._timed,
         )
         self.input_adaptive: InputAdaptiveRanks | None = None
-        """Lets examples use fewer components, and switches that off; None unless configured."""
+        """Masks that select components per example; None unless configured."""
         if config.input_adaptive:
             self.input_adaptive = InputAdaptiveRanks(
                 model, adapter_name=adapter_name, timed=self._timed
@@ -147,7 +147,7 @@ class DynamicLora:
             self.input_adaptive.observing = True
         if self.mode == "static":
             self._adapters.check_static()
-        # Everything is checked: from here on the model and the optimizer change.
+        # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
         if self.mode == "static":
@@ -161,7 +161,7 @@ class DynamicLora:
                 "`input_adaptive=True` to train with them"
             )
         if self._fused is None:
-            close_fused(model)  # of a controller that was never closed
+            close_fused(model)  # left by an unclosed controller
         self._begin_step()
 
     @property
@@ -176,30 +176,27 @@ class DynamicLora:
 
     @property
     def peak_parameters(self) -> int:
-        """Most live LoRA parameters at any time so far."""
+        """Highest number of live LoRA parameters so far."""
         return self._adapters.peak_parameters
 
     @property
     def skipped(self) -> Counter[str]:
-        """Observations left out because a gradient or score was not finite, by module name.
+        """Number of gradients and scores skipped as NaN or infinite, by module name.
 
-        To read it waits until the device has done what was asked of it.
+        Reading this property synchronizes with the device.
         """
         return self._gradients.skipped.counts()
 
     def observe(self) -> None:
-        """Read gradients: call after `backward` (unscaled, clipped), before the optimizer's step.
+        """Read the gradients, unscaled and clipped, between `backward` and the optimizer's step.
 
-        DeepSpeed clips inside `engine.step`: there they are read as they are before. Under
-        Accelerate's `accumulate`, with its own optimizer, only the batch that ends a step is looked
-        at, and counted.
-
-        Where events are far apart most steps are left out (`schedule.observation_interval`), unless
-        `on_nonfinite` is "stop".
+        DeepSpeed clips inside `engine.step`, so its gradients are read unclipped. Under
+        Accelerate's `accumulate`, with Accelerate's optimizer, only the last batch of each step
+        counts. If events are far apart, most steps are skipped (`schedule.observation_interval`),
+        unless `on_nonfinite` is "stop".
 
         Raises:
-            EngineError: If it is called twice before a `step()`; or if several processes train, and
-                gradients are not the same on all.
+            EngineError: If called twice before `step()`, or if gradients differ between processes.
             LayerError: If no parameter of the model has a gradient, or the adapter was deleted.
             NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
@@ -216,15 +213,15 @@ class DynamicLora:
             self._observed = True
 
     def step(self) -> None:
-        """Count a step, and move ranks if this one is an event: call after the optimizer's step.
+        """Count the optimizer's step, and change ranks if it is an event.
 
         Raises:
-            BudgetError: If the budget cannot pay the lowest ranks; only a plan of your own, or a
-                `rank_pattern` below `min_rank`, can bring that about.
-            LayerError: At an event, if the adapter is merged, or was deleted.
-            NonFiniteError: At an event, if a weight is not finite, or a score is not and
+            BudgetError: If the lowest ranks exceed the budget, which only a plan passed to `apply`
+                or a `rank_pattern` below `min_rank` can cause.
+            LayerError: At an event, if the adapter is merged or was deleted.
+            NonFiniteError: At an event, if a weight is not finite, or if a score is not finite and
                 `on_nonfinite` is "stop".
-            OptimizerError: At an event, if another optimizer than the given one took the step.
+            OptimizerError: At an event, if a different optimizer took the step.
         """
         if self._adapters.is_accumulating:
             return
@@ -246,7 +243,7 @@ class DynamicLora:
                     logger.log(level, "no rank moved in %d events: %s", len(self.history), why)
 
     def freeze(self) -> None:
-        """Hold the ranks, and the thresholds of input-adaptive ones, and stop observing."""
+        """Fix the ranks and the input-adaptive thresholds, and stop observing."""
         self._frozen = True
         self._assessor.finish()
         self._forwards.close()
@@ -256,8 +253,8 @@ class DynamicLora:
     def close(self) -> None:
         """Remove every hook and fused forward; the model keeps training as plain LoRA.
 
-        With `input_adaptive` its function changes: every example uses every component from here on.
-        In static mode the tensors stay as wide as they are, and what is saved is still cut.
+        With `input_adaptive` the outputs change, because every example then uses every component.
+        In static mode the tensors keep their shapes; saving still cuts them to the live rank.
         """
         self.freeze()
         let_go(self._layers, self)
@@ -268,17 +265,18 @@ class DynamicLora:
             self._fused.close()
 
     def apply(self, plan: RankPlan) -> Event:
-        """Give layers the ranks of a plan of your own, within the budget.
+        """Resize layers to the ranks of the caller's plan.
 
-        Nothing else limits it: not `pinned`, `min_rank`, `max_rank` or `shrink_tolerance`; in
-        static mode the tensors' own rank does. Of several processes all must call it.
+        The plan is limited by the budget and, in static mode, by the tensors' fixed rank. It
+        overrides `pinned`, `min_rank`, `max_rank` and `shrink_tolerance`. All processes must call
+        this method.
 
         Args:
             plan: Rank by module name, for some or all layers.
 
         Raises:
-            BudgetError: If the plan names an unknown layer, or a rank that is no whole number of at
-                least 1, or costs too much.
+            BudgetError: If the plan names an unknown layer, contains a rank that is not an integer
+                of at least 1 or exceeds the tensors' fixed rank, or exceeds the budget.
             LayerError: If the adapter is merged.
             NonFiniteError: If a weight is not finite.
         """
@@ -293,11 +291,11 @@ class DynamicLora:
             return self._apply(plan, features, assessed, shares=shares, waits=set())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the rest of the run depends on, beside weights and moments.
+        """Return the state that the rest of the run needs besides weights and moments.
 
-        Where several processes train together, all must ask, since it is of all their inputs, and
-        get the same. Tensors are under "importance", "features" and "input_adaptive"; all else is
-        plain values, ready for JSON.
+        All processes must call this method, because it joins their input samples; all get the same
+        result. "importance", "features" and "input_adaptive" contain tensors; all other values are
+        JSON-ready.
         """
         return {
             "config": asdict(self.config),
@@ -318,19 +316,19 @@ class DynamicLora:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a run: call before the model's and the optimizer's, since it sets the shapes.
+        """Restore a saved run: call before loading model and optimizer, because it sets shapes.
 
-        A run that has ended, or was closed, observes again if the state's run did.
+        A frozen or closed controller observes again, unless the saved run was frozen.
 
         Args:
-            state: `state_dict`'s output, of a run with the same model and configuration.
+            state: Output of `state_dict` in a run with the same model and configuration.
 
         Raises:
             ResumeError: If layers, budget or configuration differ.
         """
         names = list(self._adapters.layers)
         saved_ranks = {name: shape["r"] for name, shape in state["layers"].items()}
-        # The run's own adapter, saved, tells its ranks, and not what it might hold.
+        # An adapter saved by this run has its live ranks, from which the budget cannot be derived.
         budget = state["budget"] if self.ranks == saved_ranks else self.budget
         check_same_run(state, budget=budget, config=self.config, names=names)
         take_over(self._layers, self)
@@ -345,7 +343,7 @@ class DynamicLora:
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
-        device = self._adapters.device  # a checkpoint's tensors come from the CPU
+        device = self._adapters.device  # the state's tensors may be on the CPU
         self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         if self.input_adaptive is not None:
@@ -360,21 +358,21 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Take over only ranks, scales and thresholds of a state, after its weights were loaded.
+        """Load only ranks, scales and thresholds, after loading the weights of the same step.
 
         Args:
-            state: `state_dict`'s output at an earlier step of this run.
+            state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
         if self.input_adaptive is not None:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
 
     def _in_own_precision(self) -> AbstractContextManager[None]:
-        """Keep an autocast around the caller's step out of what is computed from gradients."""
+        """Disable the caller's autocast, which would lower the precision of the computations."""
         return torch.autocast(self._adapters.device.type, enabled=False)
 
     def _begin_step(self) -> None:
-        """Show the forwards of the step to come, or keep hooks out of their way."""
+        """Install the forward hooks if the next step is sampled; remove them otherwise."""
         if is_sampled(self._events, self._step):
             self._forwards.open(self._step)
         else:
@@ -413,7 +411,7 @@ class DynamicLora:
         self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
 
     def _name(self, unreached: Set[str]) -> None:
-        """Warn of layers without gradients."""
+        """Log a warning that names the layers without gradients."""
         if not unreached:
             return
         self._named |= unreached

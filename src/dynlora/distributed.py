@@ -1,6 +1,6 @@
-"""What processes that train together must agree on; one alone agrees with itself.
+"""Collectives over the training processes: local values in, equal values on every process out.
 
-Every function here is a collective: all processes call it, in the same order.
+All processes must call them in the same order. With one process they return the local values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -11,17 +11,17 @@ from torch import distributed as dist
 
 
 def process_count() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """Return the place of this process among them, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if process_count() > 1 else 0
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the elementwise sum; what every process gets is the same to the last bit."""
+    """Return the elementwise sum, bitwise equal on all processes."""
     return _reduced(values, dist.ReduceOp.SUM)
 
 
@@ -31,7 +31,7 @@ def max_over_processes(values: Tensor) -> Tensor:
 
 
 def gather_from_processes(values: Tensor) -> Tensor:
-    """Return the values of all processes, stacked along a new first axis in their order."""
+    """Return the values of all processes, stacked along a new first axis in rank order."""
     if process_count() == 1:
         return values[None]
     parts = [torch.empty_like(values) for _ in range(process_count())]
@@ -40,7 +40,7 @@ def gather_from_processes(values: Tensor) -> Tensor:
 
 
 def share_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors, which all processes hold in the same shapes, with those of the first."""
+    """Overwrite tensors, of the same shapes on all processes, with the first process's values."""
     if process_count() == 1:
         return
     for tensor in tensors:
@@ -53,16 +53,16 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
 def agreed_figures(
     figures: Mapping[str, float], names: Sequence[str], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean of each figure; one that any process lacks is left out everywhere.
+    """Return the mean over processes of each figure that all processes have.
 
     Args:
-        figures: This process's, by module name.
+        figures: This process's figures by module name.
         names: All layers, in the same order on every process.
-        device: Where the processes exchange tensors.
+        device: Device of the exchanged tensors.
     """
     if process_count() == 1:
         return dict(figures)
-    # Two rows: the figure, and whether there is one.
+    # Two rows: the figure, and 1 if this process has it.
     own = torch.zeros(2, len(names), dtype=torch.float64)
     for place, name in enumerate(names):
         if name in figures:
@@ -76,12 +76,12 @@ def agreed_figures(
 
 
 def names_on_all(names: Set[str], possible: Sequence[str], device: torch.device) -> set[str]:
-    """Return the names that every process has.
+    """Return the names that all processes have.
 
     Args:
-        names: This process's.
-        possible: All names, in the same order on every process.
-        device: Where the processes exchange tensors.
+        names: This process's names.
+        possible: All possible names, in the same order on every process.
+        device: Device of the exchanged tensors.
     """
     if process_count() == 1:
         return set(names)
@@ -91,11 +91,11 @@ def names_on_all(names: Set[str], possible: Sequence[str], device: torch.device)
 
 
 def agreed_ranks(ranks: Mapping[str, int], device: torch.device) -> dict[str, int]:
-    """Return the ranks that the first process planned.
+    """Return the ranks planned by the first process.
 
     Args:
-        ranks: This process's plan, by module name, for the same layers in the same order.
-        device: Where the processes exchange tensors.
+        ranks: This process's plan, by module name, with layers in the same order on all processes.
+        device: Device of the exchanged tensors.
     """
     if process_count() == 1:
         return dict(ranks)

@@ -1,12 +1,12 @@
-"""Errors a user can mend: each message says what was required, what was given, what to do next.
+"""Errors that a user can fix: each message states the requirement, the value and the next step.
 
-Everything that derives from `DynamicLoraError` is shown by the command line as one `error:` line
-with exit code 2; any other exception is a bug of ours and keeps its traceback.
+The command line prints a `DynamicLoraError` as one `error:` line with exit code 2. Any other
+exception is a bug in dynlora and keeps its traceback.
 """
 
 
 class DynamicLoraError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of errors that a user can fix."""
 
 
 class ConfigError(DynamicLoraError):
@@ -18,7 +18,7 @@ class BudgetError(DynamicLoraError):
 
 
 class LayerError(DynamicLoraError):
-    """The model holds no LoRA layer, or one that cannot be resized."""
+    """The model has no LoRA layer, or one that cannot be resized."""
 
 
 class OptimizerError(DynamicLoraError):
@@ -26,11 +26,11 @@ class OptimizerError(DynamicLoraError):
 
 
 class EngineError(DynamicLoraError):
-    """The model runs under an engine that ranks cannot follow, or was attached too late."""
+    """The engine does not support changes of rank, or was attached at the wrong time."""
 
 
 class NonFiniteError(DynamicLoraError):
-    """A loss, gradient or score is NaN or infinite."""
+    """A loss, gradient, score or weight is NaN or infinite."""
 
 
 class ResumeError(DynamicLoraError):
@@ -38,15 +38,15 @@ class ResumeError(DynamicLoraError):
 
 
 class DataError(DynamicLoraError):
-    """A data set lacks a column or a split, or holds a label out of range."""
+    """A data set lacks a column or a split, or contains a label out of range."""
 
 
 class RunFolderError(DynamicLoraError):
-    """The output folder already holds a run."""
+    """The output folder already contains a run."""
 
 
 class RunFileError(DynamicLoraError):
-    """A file of a finished run is missing, cut short or not what a run writes."""
+    """A file of a finished run is missing, truncated or malformed."""
 
 
 class AdapterError(DynamicLoraError):
@@ -58,13 +58,13 @@ class StudyError(DynamicLoraError):
 
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory")
-"""What torch says on a CPU, in errors that have no class of their own."""
+"""Parts of torch's messages on a CPU, where such errors have no class."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether there was not enough memory, on a GPU or for a CPU.
+    """Return whether an error means too little memory, on a GPU or a CPU.
 
-    By the name of torch's class: torch need not be loaded to ask.
+    It compares the name of torch's class, so that torch need not be imported.
     """
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or any(sign in str(error) for sign in _NO_MEMORY)

@@ -1,10 +1,8 @@
-"""Stage 3. Input feature analyzer: activations entering each LoRA layer to `FeatureStats`.
+"""Stage 3. Input feature analyzer: inputs of each LoRA layer in, `FeatureStats` out.
 
-Each layer keeps a uniform sample of the tokens that entered it since the last event. A token's
-place in the sample is decided by a key hashed from its example, its position and the step, and
-the tokens with the smallest keys stay (a bottom-k sample): the sample is the same however examples
-are batched, ordered or padded. Variance, effective rank, uncovered directions and the norm of what
-a shrink would drop are all computed from this one sample, at events only.
+Each layer keeps a uniform sample of its input tokens since the last event: the tokens with the
+smallest keys (a bottom-k sample), each key hashed from example, position and step. So the sample
+does not depend on batching, order or padding. All statistics are computed from it, at events only.
 """
 
 import operator
@@ -22,7 +20,7 @@ from dynlora.types import UNUSED_KEY, FeatureStats, Tokens
 
 
 class _Latest:
-    """A function of tensors that is worked out once for all layers which ask for the same."""
+    """Cache of a function's last result, reused while the argument tensors are the same objects."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -37,7 +35,7 @@ class _Latest:
 
 
 def _smallest(*keys: Int[Tensor, " _"]) -> tuple[Tensor, Tensor]:
-    """Return the smallest of all keys, and their places one after another."""
+    """Return the `SAMPLE_SIZE` smallest keys, ascending, and their indices in the concatenation."""
     joined = torch.cat(keys)
     kept, index = torch.topk(joined, min(SAMPLE_SIZE, len(joined)), largest=False)
     return kept, index
@@ -48,19 +46,19 @@ def _merged(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
 
 
 class InputFeatureAnalyzer:
-    """Samples of what entered each layer since the last event."""
+    """Samples of each layer's inputs since the last event."""
 
     def __init__(self, names: Sequence[str] = (), device: torch.device | None = None) -> None:
-        """Begin without any sample.
+        """Start without samples.
 
         Args:
-            names: All layers, in the same order on every process; several processes need them.
-            device: Where the samples are; several processes need it.
+            names: All layers, in the same order on every process; required for several processes.
+            device: Device of the samples; required for several processes.
         """
         self._names, self._device = names, device
         self._samples: dict[str, Sample] = {}
         self._stale: set[str] = set()
-        # Layers that read one tensor, as query, key and value do, keep one copy of its tokens.
+        # Layers with the same input, such as query, key and value, keep one copy of its tokens.
         self._in_forward, self._in_merge = _Latest(_smallest), _Latest(_smallest)
         self._merge = _Latest(_merged)
 
@@ -71,13 +69,13 @@ class InputFeatureAnalyzer:
         keys: Int[Tensor, " tokens"],
         read: Callable[[Int[Tensor, " n"]], tuple[Tensor, Tensor]],
     ) -> None:
-        """Offer one forward's tokens to a layer's sample.
+        """Merge one forward's tokens into a layer's sample.
 
         Args:
             name: Module name.
             keys: Sampling key per token, `UNUSED_KEY` for padding.
-            read: From places among the keys to what entered the layer there (vectors or ids), and
-                to what left it (base plus adapter); called for the tokens that are kept.
+            read: Returns the layer's inputs (vectors or ids) and outputs (base plus adapter) at
+                given indices of `keys`; called only for the smallest keys.
         """
         kept, index = self._in_forward(keys)
         tokens, outputs = read(index)
@@ -93,13 +91,13 @@ class InputFeatureAnalyzer:
         self._samples[name] = Sample(keys=kept, tokens=tokens, output_power=power)
 
     def stats(self) -> dict[str, FeatureStats]:
-        """Return what is known of each layer's input, on all processes together.
+        """Return input statistics by module name, over the samples of all processes.
 
-        A layer never observed, or seen with NaN or infinity in its input or output, is left out.
+        Layers without a sample, or with NaN or infinity in a sampled input or output, are left out.
         """
         samples, _ = self._joined()
         seen = _seen(samples)
-        # Layers share what they read, as query, key and value do: worked out once for all of them.
+        # Compute statistics once per distinct input, which query, key and value share.
         inputs = list({id(tokens): tokens for tokens, _ in seen.values()}.values())
         vectors = [as_vectors(tokens) for tokens in inputs]
         spectra = covariance_spectra(vectors)
@@ -118,15 +116,15 @@ class InputFeatureAnalyzer:
         }
 
     def restart(self) -> None:
-        """Let each sample be replaced by the next tokens: weights have changed."""
+        """Mark the samples as stale, to be replaced by the next tokens."""
         self._stale = set(self._samples)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the samples of all processes together, as tensors keyed ``<module>/<field>``."""
+        """Return the joined samples of all processes, as tensors keyed ``<module>/<field>``."""
         state: dict[str, Tensor] = {}
         samples, stale = self._joined()
         for name, sample in samples.items():
-            state[f"{name}/keys"] = sample.keys.clone()  # layers share these, files cannot
+            state[f"{name}/keys"] = sample.keys.clone()  # safetensors refuses shared memory
             state[f"{name}/tokens"] = sample.tokens.clone()
             state[f"{name}/output_power"] = sample.output_power
             state[f"{name}/stale"] = torch.tensor(name in stale)
@@ -136,7 +134,7 @@ class InputFeatureAnalyzer:
         return joined(self._names, self._samples, self._stale, device=self._device)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output; the first process holds what all had."""
+        """Restore the output of `state_dict`; the first process gets all joined samples."""
         if process_rank() > 0:
             self._stale, self._samples = set(), {}
             return
@@ -154,13 +152,13 @@ class InputFeatureAnalyzer:
 
 
 def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
-    """Return each layer's tokens and mean output power, where it has any and all are finite.
+    """Return tokens and mean output power of each layer whose sample is not empty and finite.
 
     Layers that share their tokens get the same tensor.
     """
     if not samples:
         return {}
-    # Padding has the largest keys and samples are sorted: it is what comes last.
+    # Samples are sorted by key, so padding comes last.
     used = torch.stack([(sample.keys != UNUSED_KEY).sum() for sample in samples.values()]).tolist()
     tokens: dict[int, Tensor] = {}
     totals, powers = [], []
@@ -170,7 +168,7 @@ def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
             shown = sample.tokens[:count]
             tokens[place] = shown.float() if shown.is_floating_point() else shown
         power = sample.output_power[:count]
-        totals.append(tokens[place].sum() + power.sum())  # NaN and infinity stay in a sum
+        totals.append(tokens[place].sum() + power.sum())  # a sum keeps NaN and infinity
         powers.append(power.mean())
     finite = torch.stack(totals).isfinite().tolist()
     return {
@@ -183,7 +181,7 @@ def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
 
 
 def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
-    """Return ids as one-hot vectors over those that occur: all others would be dimensions of 0."""
+    """Return vectors unchanged, and ids as one-hot vectors over the sampled ids."""
     if tokens.is_floating_point():
         return tokens
     _, places = torch.unique(tokens, return_inverse=True)
@@ -193,15 +191,15 @@ def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
 def covariance_spectra(
     inputs: Sequence[Float[Tensor, "_ _"]],
 ) -> list[Float[Tensor, " _"]]:
-    """Return the eigenvalues of each input's covariance that can differ from 0, ascending.
+    """Return the eigenvalues of each input's covariance that can be nonzero, ascending.
 
-    In float32: from them only their sum and their entropy are taken.
+    Float32 is precise enough for their sum and entropy.
 
     Args:
-        inputs: Observed tokens of each layer, ``(n, in_features)``, in activation units.
+        inputs: Sampled tokens of each layer, ``(n, in_features)``, in activation units.
 
     Returns:
-        For each ``min(n, in_features)`` variances along the principal directions, in squared
+        Per layer ``min(n, in_features)`` variances along the principal directions, in squared
         activation units, >= 0, which sum to the total variance; on the CPU.
     """
     grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
@@ -215,13 +213,12 @@ def _variances(covariances: Float[Tensor, "inputs k k"]) -> tuple[Float[Tensor, 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:
     """Return the entropy-based effective rank of a layer's centred input.
 
-    With the covariance's eigenvalues ``w`` and ``p = w / sum(w)`` this is ``exp(-sum(p log p))``:
-    1 when all inputs lie on a line, ``d`` when they fill d dimensions evenly. Scaling or shifting
-    the input changes nothing.
+    With eigenvalues ``w`` and ``p = w / sum(w)`` it is ``exp(-sum(p log p))``: 1 if all inputs lie
+    on a line, d if they fill d dimensions evenly. It is invariant to scaling and shifting.
 
     Args:
         spectrum: Eigenvalues of the covariance, >= 0, in squared activation units.
-        floor: Sum at or below which the input counts as constant, in the same units.
+        floor: Largest sum at which the input counts as constant, in the same units.
 
     Returns:
         Effective rank in dimensions, within ``[1, n]``; 1 for constant input.

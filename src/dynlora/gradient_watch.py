@@ -1,4 +1,4 @@
-"""Stage 1 in a run: what is not finite is left out and counted, and all processes agree."""
+"""Stage 1 in a run: gradients in; finite scores out, equal on all processes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from dynlora.types import Assessment, FeatureStats
 
 
 class GradientWatch:
-    """Shows gradients to the assessor, and tells what they say of the layers."""
+    """Passes each step's gradients to the assessor, and returns its assessment at events."""
 
     def __init__(
         self,
@@ -25,30 +25,30 @@ class GradientWatch:
         *,
         on_nonfinite: NonFiniteReaction,
     ) -> None:
-        """Begin without any gradient.
+        """Start without gradients.
 
         Args:
-            adapters: Whose gradients are read.
-            assessor: What reads them.
-            on_nonfinite: Whether one that is not finite is left out, or stops the run.
+            adapters: Source of the gradients.
+            assessor: Importance assessor.
+            on_nonfinite: Whether a non-finite gradient is skipped or stops the run.
         """
         self._adapters = adapters
         self._assessor = assessor
         self._stops = on_nonfinite == "stop"
-        self._reduced = False  # whether gradients were seen to be the same on all processes
+        self._reduced = False  # whether gradients were checked to be equal on all processes
         self._unreached = set(adapters.layers)
         self.skipped = SkippedObservations(list(adapters.layers))
 
     def observe(self, *, step: int) -> None:
-        """Read the gradients of one step; one that only reached other parameters is left out.
+        """Read one step's gradients; skip the step if only non-LoRA parameters have gradients.
 
         Args:
-            step: The optimizer step that they are for, counted from 1.
+            step: Number of the coming optimizer step, from 1.
 
         Raises:
-            EngineError: If several processes train, and gradients are not the same on all.
+            EngineError: If gradients differ between processes.
             LayerError: If no parameter of the model has a gradient, or the adapter was deleted.
-            NonFiniteError: If a gradient is not finite and that stops the run.
+            NonFiniteError: If a gradient is not finite and `on_nonfinite` is "stop".
         """
         layers = self._adapters.with_gradients()
         if not layers and self._adapters.model_has_gradients:
@@ -72,14 +72,14 @@ class GradientWatch:
         self._assessor.observe(layers)
 
     def assess(self, features: Mapping[str, FeatureStats], *, step: int) -> Assessment:
-        """Return what gradients say of the layers; no scores while agreement could be chance.
+        """Return scores, gradient directions and unreached layers; no scores before agreement.
 
         Args:
-            features: What is known of each layer's input, by module name.
+            features: Input statistics by module name.
             step: Optimizer steps taken.
 
         Raises:
-            NonFiniteError: If a score is not finite and that stops the run.
+            NonFiniteError: If a score is not finite and `on_nonfinite` is "stop".
         """
         scores = self._assessor.scores(list(self._adapters.layers.values()), features)
         broken = [name for name, score in scores.items() if not math.isfinite(score)]
@@ -99,15 +99,15 @@ class GradientWatch:
         )
 
     def unreached(self) -> set[str]:
-        """Return the layers that have had no gradient on any process in any observed step."""
+        """Return the layers without a gradient so far on every process."""
         return names_on_all(self._unreached, list(self._adapters.layers), self._adapters.device)
 
     def load_unreached(self, names: Iterable[str]) -> None:
-        """Continue from `unreached`'s output."""
+        """Restore the output of `unreached`."""
         self._unreached = set(names)
 
     def directions(self) -> dict[str, float]:
-        """Return in how many directions gradients point, by module name."""
+        """Return the number of output directions of the gradients, by module name."""
         return self._agreed(self._assessor.directions(list(self._adapters.layers.values())))
 
     def _agreed(self, figures: Mapping[str, float]) -> dict[str, float]:

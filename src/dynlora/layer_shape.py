@@ -1,11 +1,11 @@
-"""What is known of a LoRA layer without looking at its tensors."""
+"""Protocol of a LoRA layer without its tensors."""
 
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
 class LayerShape(Protocol):
-    """One LoRA layer's name, rank and size; all that the adjuster reads."""
+    """Name, rank and size of one LoRA layer, as the adjuster needs them."""
 
     @property
     def name(self) -> str:
@@ -19,15 +19,15 @@ class LayerShape(Protocol):
 
     @property
     def widest(self) -> int:
-        """Rank of a full update of the layer, or what its tensors have room for if that is less."""
+        """Rank of a full update of the layer, or of its static tensors."""
         ...
 
     @property
     def cost(self) -> int:
-        """Parameters that one rank takes: ``in_features + out_features``."""
+        """Parameters per rank: ``in_features + out_features``."""
         ...
 
     @property
     def is_trained(self) -> bool:
-        """Whether its weights change in training; those of a frozen layer stay, rank included."""
+        """Whether the layer is trained; a frozen layer keeps its weights and rank."""
         ...

@@ -1,4 +1,4 @@
-"""How tensors are held: at the live rank (`physical`), or at one rank for good (`static`)."""
+"""Tensor shapes: `physical` (the live rank) or `static` (a fixed rank)."""
 
 import logging
 from typing import Literal
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 def choose_mode(
     config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
 ) -> Literal["physical", "static"]:
-    """Return how tensors are to be held, and say so in the log where a choice was made.
+    """Return the mode of the tensors, and log the reason if "auto" selects static mode.
 
     Args:
-        config: Its `mode`, and what does not go with it.
-        processes: How many train together.
-        compiled: Whether the model goes through `torch.compile`.
-        held_static: Whether its tensors are static already, by `make_static`.
+        config: Source of `mode` and `input_adaptive`.
+        processes: Number of training processes.
+        compiled: Whether `torch.compile` compiles the model.
+        held_static: Whether `make_static` has already made the tensors static.
 
     Raises:
-        ConfigError: If a setting is for one process, or for physical mode, only.
+        ConfigError: If a setting requires one process or physical mode.
     """
     if config.mode == "physical" and (compiled or held_static):
         raise ConfigError(
@@ -55,20 +55,19 @@ def choose_mode(
 def make_static(
     model: nn.Module, config: DynamicLoraConfig, *, adapter_name: str | None = None
 ) -> None:
-    """Hold a model's LoRA tensors at the highest rank that each layer may come to, for good.
+    """Pad a model's LoRA tensors to the highest rank that each layer may reach.
 
-    `DynamicLora` does so by itself in static mode. Only where an engine wraps the model, or the
-    optimizer is made, before there is a controller, this must come first. What the model computes,
-    and what of it is saved, stays the same.
+    `DynamicLora` does this automatically in static mode. Call it first if an engine wraps the model
+    or the optimizer is built before the controller. Outputs and saved tensors do not change.
 
     Args:
-        model: The bare PEFT model.
-        config: Its `max_rank` is read.
+        model: The PEFT model, not wrapped.
+        config: Source of `max_rank`.
         adapter_name: The adapter; None for the active one.
 
     Raises:
-        EngineError: If an engine has wrapped the model already.
-        LayerError: If there is no LoRA layer, or one that cannot be resized.
+        EngineError: If an engine has already wrapped the model.
+        LayerError: If the model has no LoRA layer, or one that cannot be resized.
     """
     check_engine(model)
     layers = find_lora_layers(model, adapter_name)

@@ -1,4 +1,4 @@
-"""Why ranks stayed where they were: events in, one sentence out."""
+"""Reason for unchanged ranks: events in, one sentence out."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from dynlora.types import Event
 
 
 def stillness(events: Sequence[Event]) -> str | None:
-    """Return why no rank moved; None if one did.
+    """Return the reason why no rank changed; None if one did.
 
     Args:
-        events: In the order in which they happened; may be empty.
+        events: Events in order; may be empty.
     """
     if any(moved(event) for event in events):
         return None
@@ -25,7 +25,7 @@ def stillness(events: Sequence[Event]) -> str | None:
 
 
 def nothing_compared(events: Sequence[Event]) -> bool:
-    """Return whether no two gradients in a row were seen before any event; false without events."""
+    """Return whether no event had compared gradients; False without events."""
     return bool(events) and all(event.agreement == 0 for event in events)
 
 

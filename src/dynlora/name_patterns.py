@@ -1,25 +1,25 @@
-"""Values of layers that differ from a default, as PEFT's `rank_pattern` and `alpha_pattern`."""
+"""PEFT's `rank_pattern` and `alpha_pattern`: values per layer in, regular expressions out."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 LONGEST = 2000
-"""Characters of a key at most: a longer one from elsewhere is refused when it is read."""
+"""Most characters of a key; readers refuse longer keys in foreign files."""
 
 
 def name_patterns(values: Mapping[str, float], default: float) -> dict[str, int | float]:
-    """Return the values of layers that differ from `default`, by regular expression.
+    """Return the values that differ from `default`, by regular expression.
 
-    One key names many layers, because Python compiles each key again for every layer once there are
-    more than 512: see `docs/adapters.md`.
+    One key matches many layers, because Python's cache of compiled expressions has 512 entries: see
+    `docs/adapters.md`.
 
     Args:
         values: Rank or `lora_alpha` by module name.
-        default: The value of all other layers.
+        default: Value of all other layers.
 
     Returns:
         Value by `^(name|name|...)$`, each key at most `LONGEST` characters unless a single name is
-        longer. Whole values are whole numbers.
+        longer. Integral values are of type `int`.
     """
     names: dict[float, list[str]] = {}
     for name, value in values.items():
@@ -29,12 +29,12 @@ def name_patterns(values: Mapping[str, float], default: float) -> dict[str, int 
 
 
 def whole(value: float) -> int | float:
-    """Return a whole value as an `int`, any other unchanged."""
+    """Return an integral value as an `int`, and any other value unchanged."""
     return int(value) if value == int(value) else value
 
 
 def _alternations(escaped: Sequence[str]) -> Iterator[str]:
-    """Return patterns that together match these names and nothing else."""
+    """Return patterns that together match exactly these names."""
     first, length = 0, 0
     for index, name in enumerate(escaped):
         if index > first and length + len(name) > LONGEST - len("^()$"):

@@ -1,4 +1,4 @@
-"""Stages 2 and 4 at an event: scores to shares of the budget, and shares to ranks."""
+"""Stages 2 and 4 at an event: scores and input statistics in, budget shares and ranks out."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from dynlora.types import Assessment, FeatureStats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Allocation:
-    """What an event decides, by module name."""
+    """Shares and ranks by module name."""
 
     shares: Mapping[str, float]
-    """Part of the budget that each layer is worth; they sum to 1."""
+    """Share of the budget; all shares sum to 1."""
     ranks: Mapping[str, int]
     waits: set[str]
-    """Layers that nothing but the tolerance of shrinks keeps at their rank."""
+    """Layers that only `shrink_tolerance` keeps from shrinking."""
 
 
 def plan_event(
@@ -33,20 +33,20 @@ def plan_event(
     measure_lowest: Callable[[Sequence[str]], Mapping[str, int]],
     agree: Callable[[dict[str, int]], dict[str, int]],
 ) -> Allocation:
-    """Return what each layer shall have.
+    """Return the shares and ranks of all layers.
 
     Args:
         layers: All layers, with their live ranks.
-        assessed: What gradients say of them.
-        features: What is known of each layer's input, by module name.
-        config: How ranks move.
+        assessed: Statistics of the gradients.
+        features: Input statistics by module name.
+        config: Settings.
         budget: Parameters to spend.
         max_rank: Highest rank of any layer.
-        measure_lowest: Measures the lowest rank that loses no more of the output than tolerated.
-        agree: Makes a plan that of all processes.
+        measure_lowest: Returns the lowest rank that `shrink_tolerance` permits, per named layer.
+        agree: Replaces a plan by the first process's.
 
     Raises:
-        BudgetError: If even the lowest ranks cost more than the budget.
+        BudgetError: If the lowest ranks cost more than the budget.
     """
     costs = {layer.name: layer.cost for layer in layers}
     informed = is_informative(assessed.scores)
@@ -61,7 +61,7 @@ def plan_event(
         temperature=config.temperature,
         uniform_mix=config.uniform_mix,
     )
-    # A lower `max_rank` is one for all layers: it shall not hold those of few directions lower yet.
+    # A low `max_rank` bounds all layers alike; it must not tighten the limits by directions too.
     at_mean = max(max_rank, MOST_TIMES_R * budget / sum(costs.values()))
     by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean) if informed else {}
     by_inputs = _input_limits(features) if informed else {}
@@ -89,9 +89,9 @@ def plan_event(
 
 
 def _input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
-    """Return the dimensions of each layer's input, where the sample has room for many more.
+    """Return the effective rank of each layer's input, if below half the sampled tokens.
 
-    A sample of n tokens cannot show n of them, however many there are.
+    Near the sample size, the sample limits the effective rank.
     """
     found = {name: stats.effective_rank for name, stats in features.items()}
     return {name: rank for name, rank in found.items() if 2 * rank < len(features[name].tokens)}

@@ -1,4 +1,4 @@
-"""Which dynlora this is: its version and, in a checkout of its own, the commit."""
+"""Release of dynlora: its version and, in its own git checkout, the commit."""
 
 import subprocess
 from importlib.metadata import version
@@ -6,14 +6,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 PLACE = "src/dynlora/"
-"""Where the package is in a checkout of its own; in one of somebody else's it is elsewhere."""
+"""Path of the package in its own checkout, which tells it from other projects' checkouts."""
 
 
 def release(package: Path = PACKAGE) -> str:
-    """Return the version; in a checkout as `0.1.0+g0123456789ab`, and `.dirty` if it was changed.
+    """Return the version; in a checkout with commit and `.dirty`, as `0.1.0+g0123456789ab.dirty`.
 
     Args:
-        package: Folder of the package; only changes in it count.
+        package: Folder of the package; only changes in it count as dirty.
     """
     number = version("dynlora")
     if _git(package, "rev-parse", "--show-prefix") != PLACE:
@@ -24,7 +24,7 @@ def release(package: Path = PACKAGE) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """Return what git prints; nothing where there is no git, or no checkout."""
+    """Return git's output; empty without git or a checkout."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *words],

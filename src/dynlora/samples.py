@@ -1,4 +1,4 @@
-"""Samples of what enters each layer, and their union over processes that train together."""
+"""Input samples: one sample per layer and process in, one joined sample per layer out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ SAMPLE_SIZE = 128
 """Tokens kept per layer."""
 
 _DTYPES = (torch.int64, torch.bfloat16, torch.float16, torch.float32)
-"""Of tokens; the later ones hold what the earlier ones do."""
+"""Token dtypes by precision: processes that differ use the latest one."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Sample:
-    """The tokens with the smallest keys that one layer has seen."""
+    """One layer's input tokens with the smallest keys."""
 
     keys: Int[Tensor, " n"]
     tokens: Tokens
-    """In the dtype that they entered the layer in, at most float32."""
+    """Inputs in their own dtype, at most float32."""
     output_power: Float[Tensor, " n"]
-    """Squared norm of what left the layer, by token."""
+    """Squared norm of the layer's output per token."""
 
 
 def share_tokens(samples: dict[str, Sample]) -> dict[str, Sample]:
-    """Let layers whose tokens are the same as those of the layer before hold them once."""
+    """Share keys and tokens between consecutive layers if they are equal; return the samples."""
     last: Sample | None = None
     for sample in samples.values():
         if last is not None and torch.equal(sample.keys, last.keys):
@@ -55,17 +55,16 @@ def joined(
     *,
     device: torch.device | None,
 ) -> tuple[dict[str, Sample], set[str]]:
-    """Return samples of the tokens that all processes have seen, and which of them are stale.
+    """Return the joined samples of all processes, and the names of the stale ones.
 
-    The tokens with the smallest keys of all are those that one process would have kept, had it
-    seen all batches. Each process sends keys, and then only those of its tokens that stay; what
-    layers have in common, as all of a transformer's do their keys, is sent once.
+    The result equals the sample of one process that sees all batches. Processes exchange keys
+    first, then only the kept tokens; keys or tokens shared with the layer before are sent once.
 
     Args:
         names: All layers, in the same order on every process.
-        samples: What this process holds, by module name.
-        stale: Names of samples from before the last event: they count where no process has others.
-        device: Where the samples are.
+        samples: This process's samples by module name.
+        stale: Layers whose sample is older than the last event; used if no process has a newer one.
+        device: Device of the samples.
     """
     if process_count() == 1:
         return samples, stale
@@ -88,7 +87,7 @@ def joined(
 def _join_keys(
     own: Sequence[Sample | None], new_keys: Sequence[int], device: torch.device | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return for each layer the smallest keys of all, which are this process's, and where in it.
+    """Return per layer the smallest keys, a mask of this process's keys, and their local indices.
 
     Layers with the same keys get the same tensors.
     """
@@ -113,7 +112,7 @@ def _join_keys(
 def _join_power(
     own: Sequence[Sample | None], mine: Sequence[Tensor], slot: Sequence[Tensor]
 ) -> Tensor:
-    """Return by layer the output power of the tokens that stay, each from its process."""
+    """Return the output power of the kept tokens per layer, summed from their processes."""
     power = torch.zeros(len(own), SAMPLE_SIZE, device=mine[0].device)
     for place, sample in enumerate(own):
         if sample is not None:
@@ -124,7 +123,7 @@ def _join_power(
 def _join_tokens(
     own: Sequence[Sample | None], agreed: "_Agreed", mine: Sequence[Tensor], slot: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return by layer the tokens that stay, each from its process; none where nobody has any."""
+    """Return the kept tokens per layer; meaningless for layers that no process has sampled."""
     found: list[Tensor] = []
     for place, sample in enumerate(own):
         if agreed.dtypes[place] < 0 or not agreed.new_tokens[place]:
@@ -141,18 +140,18 @@ def _join_tokens(
 
 @dataclass(frozen=True, slots=True)
 class _Agreed:
-    """What all processes know of each layer's samples."""
+    """Properties of each layer's samples, equal on all processes."""
 
     fresh: list[int]
-    """Whether any process has one since the last event."""
+    """Whether any process has a sample since the last event."""
     dtypes: list[int]
-    """Place in `_DTYPES`; -1 where nobody has a sample."""
+    """Index in `_DTYPES`; -1 if no process has a sample."""
     widths: list[int]
-    """Of a token; 0 for ids."""
+    """Width of a token; 0 for ids."""
     new_keys: list[int]
-    """Whether its keys are not those of the layer before, on any process."""
+    """Whether the keys differ from the layer before on any process."""
     new_tokens: list[int]
-    """The same of its tokens."""
+    """Whether the tokens differ from the layer before on any process."""
 
 
 def _agree(
@@ -171,7 +170,7 @@ def _agree(
 
 
 def _format_of(sample: Sample | None) -> tuple[int, int]:
-    """Return the place of its tokens' dtype in `_DTYPES`, and their width; 0 for ids."""
+    """Return the index of the tokens' dtype in `_DTYPES`, and their width; 0 for ids."""
     if sample is None:
         return -1, 0
     width = sample.tokens.shape[1] if sample.tokens.dim() == 2 else 0

@@ -1,36 +1,36 @@
-"""When ranks may move, and which steps are looked at before: both in optimizer steps.
+"""Schedule: run length and settings in; event steps and observed steps out, in optimizer steps.
 
-With a known length, events are spread evenly over a window early in training (literature puts it at
-about 15 % to 50 %), then ranks hold. With an unknown length the intervals double, so that a run of
-300 steps and one of 300,000 both see a handful of early events and then hold.
+With a known length, events are evenly spaced in a window early in training (the literature uses
+about 15 % to 50 %). With an unknown length the intervals double, so that runs of 300 and of 300,000
+steps both get a few early events.
 """
 
 from collections.abc import Sequence
 
 FIRST_STEP_OF_UNKNOWN_LENGTH = 20
-"""Optimizer steps before the first event when the run's length is unknown."""
+"""First event of a run of unknown length."""
 
 OBSERVATIONS = 64
-"""Observed steps from which an event is planned, where there are as many: twice the memory of a
-running mean of gradients."""
+"""Fewest observed steps per event, if there are as many steps: twice the memory of the running mean
+of gradients."""
 
 FORWARDS_APART = 8
-"""Observed steps from one whose forwards are sampled to the next."""
+"""Observed steps per step with sampled forwards."""
 
 MOST_APART = 8
-"""Most steps from one observed step to the next, however far events are apart."""
+"""Largest interval between observed steps."""
 
 
 def event_steps(
     *, total_steps: int | None, first_event: float, last_event: float, events: int
 ) -> tuple[int, ...]:
-    """Return the steps (counted from 1, after the optimizer's step) at which ranks may move.
+    """Return the steps after which ranks may change, counted from 1.
 
     Args:
         total_steps: Optimizer steps of the whole run; None if unknown.
         first_event: Fraction of `total_steps` at the first event, in ``(0, 1]``.
         last_event: Fraction of `total_steps` at the last event, in ``[first_event, 1]``.
-        events: Number of events, at least 1; a run too short for them sees fewer.
+        events: Number of events, at least 1; short runs get fewer.
     """
     if total_steps is None:
         return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
@@ -40,13 +40,10 @@ def event_steps(
 
 
 def observation_interval(events: Sequence[int], step: int) -> int:
-    """Return the number of steps from one observed step to the next, after `step` steps.
-
-    Between events that are far apart not every gradient is needed, and what is not looked at costs
-    nothing.
+    """Return the interval between observed steps, after `step` steps.
 
     Args:
-        events: As `event_steps` returns them.
+        events: Output of `event_steps`.
         step: Optimizer steps taken.
     """
     last = max((event for event in events if event <= step), default=0)
@@ -55,10 +52,10 @@ def observation_interval(events: Sequence[int], step: int) -> int:
 
 
 def is_sampled(events: Sequence[int], step: int) -> bool:
-    """Return whether the forwards of the step after `step` steps are sampled.
+    """Return whether the forwards of the next step are sampled.
 
     Args:
-        events: As `event_steps` returns them.
+        events: Output of `event_steps`.
         step: Optimizer steps taken.
     """
     return step % (FORWARDS_APART * observation_interval(events, step)) == 0

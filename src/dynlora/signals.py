@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGTERM does so as Ctrl-C does, so that nothing is left half done."""
+"""Signals: SIGTERM ends a command as Ctrl-C does, so that it can clean up."""
 
 import signal
 import threading
@@ -9,21 +9,21 @@ from typing import NoReturn
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended what was under way."""
+    """A signal has stopped the command."""
 
     def __init__(self, text: str, signum: int) -> None:
-        """Take what to say of it.
+        """Store the message and the signal.
 
         Args:
-            text: How to go on; empty where there is nothing to go on with.
-            signum: The signal.
+            text: How to continue; empty if there is nothing to continue.
+            signum: Signal number.
         """
         super().__init__(text)
         self.signum = signum
 
 
 def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
-    """End what is under way.
+    """Handle a signal by stopping the command.
 
     Raises:
         Stopped: Always.
@@ -33,7 +33,7 @@ def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
 
 @contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """Let SIGTERM raise `Stopped`; a handler of somebody else's stays."""
+    """Raise `Stopped` on SIGTERM in the main thread; keep an existing handler."""
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,7 +1,7 @@
-"""Small matrices that stand for large ones, and one call for all of one shape.
+"""Batched decompositions: small matrices of all layers in, one call per shape.
 
-To start a small decomposition takes a GPU longer than to do it, and it does many at once: what an
-event asks for must not grow with the number of layers.
+Launching a small decomposition on a GPU takes longer than computing it, so the number of calls per
+event must not grow with the number of layers.
 """
 
 from collections import defaultdict
@@ -15,11 +15,11 @@ from torch import Tensor
 def batched(
     function: Callable[..., tuple[Tensor, ...]], *tensors: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
-    """Return what a function finds for each layer, from one call for all of equal shapes.
+    """Return a function's results per layer, with one call for all layers of equal shapes.
 
     Args:
-        function: From stacks of what layers have to stacks of what it finds.
-        tensors: What each layer has, one sequence for each stack; of any shapes.
+        function: Maps stacked arguments to stacked results.
+        tensors: One sequence per argument, with one tensor per layer, of any shapes.
     """
     alike: defaultdict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
     rows = list(zip(*tensors, strict=True))
@@ -33,10 +33,10 @@ def batched(
 
 
 def smaller_gram(vectors: Float[Tensor, "n width"]) -> Float[Tensor, "k k"]:
-    """Return the smaller of a matrix's two Gram matrices, whose eigenvalues other than 0 are equal.
+    """Return the smaller of a matrix's two Gram matrices, which have equal nonzero eigenvalues.
 
     Args:
-        vectors: If they are fewer than wide, the result is of their inner products.
+        vectors: If ``n < width``, the result contains their inner products.
     """
     gram: Tensor = vectors @ vectors.T if len(vectors) < vectors.shape[1] else vectors.T @ vectors
     return gram

@@ -1,12 +1,12 @@
-"""Values of PEFT's `init_lora_weights` with which an adapter begins as a part of the base model."""
+"""Values of PEFT's `init_lora_weights` that initialize an adapter from the base weights."""
 
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def changes_base(start: object) -> bool:
-    """Return whether an adapter with this start changes its base model, by what its rank holds.
+    """Return whether an initialization moves part of the base weights into the adapter.
 
-    PEFT does that again when it loads the adapter, at the rank that it was saved with.
+    PEFT repeats it when it loads the adapter, at the saved rank.
 
     Args:
         start: `init_lora_weights` of a `LoraConfig`.

@@ -1,7 +1,7 @@
-"""The frozen values that stages hand to one another, and the view of a LoRA layer that they read.
+"""Frozen values passed between stages, and the protocol of a LoRA layer; no computation.
 
-Nothing here computes. `BasisChange` is the one description of a change of rank: the adapters apply
-it to the weights, and the optimizer's moments and the importance metrics follow the same two maps.
+`BasisChange` describes a change of rank: weights, optimizer moments and importance metrics all
+apply its two maps.
 """
 
 from collections.abc import Mapping, Set
@@ -15,18 +15,18 @@ from torch import Tensor
 from dynlora.layer_shape import LayerShape
 
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
-"""Sampling key of padding: never kept while a real token is to be had."""
+"""Sampling key of padding: kept only if there are too few real tokens."""
 
 Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
-"""What enters a layer: vectors, ``(n, in_features)``, or n ids that an embedding looks up."""
+"""Inputs of a layer: vectors of shape ``(n, in_features)``, or n ids for an embedding."""
 
 
 @runtime_checkable
 class LoraLayer(LayerShape, Protocol):
-    """What a stage may read of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``.
+    """Read-only view of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``.
 
-    Of any kind: factors and gradients are matrices whatever PEFT holds, and `lora_B` is the factor
-    that starts at zero.
+    Factors and gradients are matrices for every kind of layer. `lora_B` is the factor that starts
+    at zero.
     """
 
     @property
@@ -36,7 +36,7 @@ class LoraLayer(LayerShape, Protocol):
 
     @property
     def scaling(self) -> float:
-        """Factor on the layer's output; does not change with the rank."""
+        """Factor on the adapter's output; independent of the rank."""
         ...
 
     @property
@@ -51,66 +51,66 @@ class LoraLayer(LayerShape, Protocol):
 
     @property
     def grad_A(self) -> Tensor:
-        """Gradient of `lora_A`, of its shape; zeros where no backward pass left one."""
+        """Gradient of `lora_A`, in its shape; zeros if the layer has no gradient."""
         ...
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B` over `weight`, of its shape; zeros where no backward pass left one.
+        """Gradient of `lora_B` over `weight`, in its shape; zeros if the layer has no gradient.
 
-        A layer weight multiplies it: scored by it, the weight would feed back on itself.
+        The division prevents a feedback: the layer weight scales the gradient, and follows from it.
         """
         ...
 
     @property
     def weight(self) -> float:
-        """Layer weight, which multiplies the output and divides `lora_B`."""
+        """Layer weight: multiplies `scaling` and divides `lora_B`."""
         ...
 
     @property
     def finite(self) -> Tensor:
-        """Whether both gradients are finite in all elements: a boolean of shape ``()``.
+        """Whether all elements of both gradients are finite, as a boolean tensor of shape ``()``.
 
-        On the layer's device, because who reads it waits until all that was asked of it is done.
+        It stays on the layer's device; reading its value synchronizes with the device.
         """
         ...
 
     def added_power(self, tokens: Tokens) -> float:
-        """Return the mean squared norm of what the adapter adds on these tokens."""
+        """Return the mean squared norm of the adapter's output on these tokens."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankPlan:
-    """The ranks that all layers shall have after an event."""
+    """Ranks of the layers after an event."""
 
     step: int
-    """Optimizer steps taken when the plan was made."""
+    """Optimizer steps taken before the plan."""
     ranks: Mapping[str, int]
     """Rank by module name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assessment:
-    """What gradients say of the layers, by module name."""
+    """Statistics of the gradients, by module name."""
 
     scores: Mapping[str, float]
-    """Importance per parameter, at least 0; none while nothing is known."""
+    """Importance per parameter, at least 0; empty until gradients agree."""
     directions: Mapping[str, float]
-    """In how many directions of the output gradients pointed so far, at least 1."""
+    """Number of output directions of the gradients so far, at least 1."""
     unreached: Set[str] = frozenset()
-    """Trained layers without a gradient in every observed step so far; they have no score."""
+    """Trained layers without a gradient in any observed step so far; they have no score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureStats:
-    """What is known of one layer's input since the last event."""
+    """Statistics of one layer's input since the last event."""
 
     tokens: Tokens
-    """Sampled inputs, a uniform sample of the unmasked tokens seen; float32, or ids."""
+    """Uniform sample of the unmasked input tokens; float32, or ids."""
     variance: float
-    """Mean over the input dimensions of their variance, in squared activation units; an id counts
-    as a one-hot vector over the ids sampled."""
+    """Variance averaged over the input dimensions, in squared activation units; ids count as
+    one-hot vectors over the sampled ids."""
     effective_rank: float
     """Entropy-based effective rank of the centred inputs, in ``[1, in_features]``."""
     output_power: float
@@ -121,44 +121,43 @@ class FeatureStats:
 class BasisChange:
     """A change of one layer's rank or scale, as linear maps on its rank dimension.
 
-    The weights follow ``A' = to_A @ A`` (plus new rows where a rank was grown) and
-    ``B' = B @ to_B``. Gradients follow the contragredient maps:
+    The weights become ``A' = to_A @ A`` (plus new rows if the rank grows) and ``B' = B @ to_B``.
+    Gradients follow the contragredient maps:
     ``dB' = scale_ratio * dB @ to_A.T`` and ``dA' = scale_ratio * to_B.T @ dA``.
     """
 
     name: str
     """Module name."""
     to_A: Float[Tensor, "new old"]
-    """Map from the old rows of `lora_A` to the new ones; a grown row is zero here."""
+    """Map from the old rows of `lora_A` to the new ones; zero for added rows."""
     to_B: Float[Tensor, "old new"]
-    """Map from the old columns of `lora_B` to the new ones; a grown column is zero here."""
+    """Map from the old columns of `lora_B` to the new ones; zero for added columns."""
     scale_ratio: float = 1.0
     """New `scaling` divided by the old."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerEvent:
-    """What one event did to one layer, and from which figures."""
+    """Result of one event for one layer, with the statistics behind it."""
 
     rank_before: int
     rank_after: int
     score: float | None
-    """Importance per parameter; None where none was available."""
+    """Importance per parameter; None if the layer has no score."""
     share: float
-    """Share of the budget that scores ask for, in ``[0, 1]``; all layers' shares sum to 1."""
+    """Share of the budget before rounding to ranks, in ``[0, 1]``; all shares sum to 1."""
     weight: float
     """Layer weight, in ``[0.5, 2]``; 1 unless `layer_weights` is on."""
     variance: float | None
-    """Input variance (see `FeatureStats`); None where no input was seen."""
+    """Input variance (see `FeatureStats`); None if no input was sampled."""
     effective_rank: float | None
-    """Effective rank of the input; None where no input was seen."""
+    """Effective rank of the input; None if no input was sampled."""
     output_lost: float
-    """Norm of the part dropped, relative to the layer's output norm on the observed tokens."""
+    """Norm of the dropped output, relative to the layer's output norm on the sampled tokens."""
     waits: bool
-    """True where the layer would have shrunk further but for `shrink_tolerance`."""
+    """Whether only `shrink_tolerance` kept the layer from shrinking further."""
     directions: float | None = None
-    """In how many directions of the output gradients pointed so far, at least 1; None where not
-    known."""
+    """Number of output directions of the gradients so far, at least 1; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,12 +169,12 @@ class Event:
     parameters: int
     """Live LoRA parameters after the event."""
     agreement: float
-    """How far consecutive gradients agree, in standard errors, measured until an event finds 2.5 or
-    more: from there on scores count."""
+    """Agreement of consecutive gradients in standard errors; fixed once an event measures at least
+    2.5, from which on layers have scores."""
     layers: Mapping[str, LayerEvent]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the event as JSON-ready values."""
+        """Return the event as a JSON-ready dictionary."""
         return {
             "step": self.step,
             "parameters": self.parameters,
@@ -185,7 +184,7 @@ class Event:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Event":
-        """Rebuild an event from `to_dict`'s output."""
+        """Return the event that `to_dict` converted."""
         layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
         return cls(
             step=values["step"],
