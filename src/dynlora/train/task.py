@@ -1,6 +1,6 @@
-"""What differs between tasks: a record of functions. Everything else in a job is the same.
+"""The functions that differ between tasks; the rest of a job is shared.
 
-Each file of `tasks` holds one task, or some that share their inputs.
+Each file of `tasks` contains one task, or several with the same inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from dynlora.train.sources import RawSplit
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """One split, checked and ready for the model."""
+    """One split, validated and encoded."""
 
     inputs: Any
-    """`datasets.Dataset` of the model's inputs, with `labels`."""
+    """`datasets.Dataset` of model inputs, with `labels`."""
     cut: int
-    """Rows longer than `data.max_length`, which were cut."""
+    """Rows truncated to `data.max_length`."""
     num_labels: int | None
-    """Outputs that the model needs for these labels; None where the task has no head."""
+    """Outputs that the model needs for these labels; None if the task has no head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,18 +35,18 @@ class TaskData:
     """Both splits of a job."""
 
     train: Any
-    """`datasets.Dataset`, as `Split.inputs`."""
+    """`datasets.Dataset`, as in `Split.inputs`."""
     validation: Any
     """As `train`."""
     num_labels: int | None
     cut: Mapping[str, int]
-    """Rows that were cut, by split."""
+    """Truncated rows per split."""
     class_names: Sequence[str] | None = None
-    """What each class is called, in the order of their numbers, where the data says so."""
+    """Class names in class order; None if the data has none."""
 
 
 def leave_head(_model: Any, _data: TaskData) -> None:
-    """Leave a model's head as it is."""
+    """Keep the head's initial weights."""
 
 
 def accept_model(_model: Any, _config: DataConfig) -> None:
@@ -55,26 +55,26 @@ def accept_model(_model: Any, _config: DataConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerParts:
-    """What a task's Trainer is made of."""
+    """Arguments of `Task.make_trainer`."""
 
     model: Any
     training: TrainingConfig
     best_metric: str
-    """Which validation metric `load_best_model_at_end` compares."""
+    """Validation metric for `load_best_model_at_end`."""
     checkpoints: Path
     data: TaskData
     processor: Any
     penalty: Penalty | None
     """Added to the loss in training."""
     callbacks: Sequence[TrainerCallback]
-    """In the order in which they must run."""
+    """In execution order."""
     optimizer: Optimizer | None
     """None leaves the choice to the Trainer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
-    """What predictions are made with."""
+    """Model, processor and batch size for predictions."""
 
     model: Any
     processor: Any
@@ -86,23 +86,22 @@ class Task:
     """One task."""
 
     peft_type: str | None
-    """PEFT's `task_type`; None where PEFT has none for the task."""
+    """PEFT's `task_type`; None if PEFT has none for the task."""
     head: Callable[[Any], list[str]] = no_head
-    """Names of the model's modules that are for this task: trained whole beside the adapter."""
+    """Returns the names of the task's modules, trained in full beside the adapter."""
     unread: Callable[[Any], list[str]] = no_head
-    """Names of the model's modules that do not reach the loss: no adapter is put inside."""
+    """Returns the names of modules that do not reach the loss and get no adapter."""
     load_processor: Callable[[Source, DataConfig], Any]
-    """The tokenizer or image processor."""
+    """Returns the tokenizer or image processor."""
     read_split: Callable[[RawSplit, DataConfig, Any, int | None], Split]
-    """Checks a split's columns and makes model inputs of them, given the processor and the number
-    of labels if that is known."""
+    """Validates and encodes a split with the processor; the number of labels may be None."""
     load_model: Callable[[Source, int | None, Any], Any]
-    """The pretrained model with a head for that many labels, given the processor."""
+    """Returns the pretrained model with a head for the number of labels, given the processor."""
     begin_head: Callable[[Any, TaskData], None] = leave_head
-    """Lets a new head begin where the training rows' labels are."""
+    """Initializes a new head from the training labels."""
     check_model: Callable[[Any, DataConfig], None] = accept_model
-    """Refuses a model that could be trained, but not asked what the configuration says."""
+    """Refuses a model whose context is too short for the configured inputs and outputs."""
     make_trainer: Callable[[TrainerParts], Trainer]
-    """A Trainer whose evaluations return the metrics in `config.METRICS`."""
+    """Returns a Trainer whose evaluations return the metrics in `config.METRICS`."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
-    """What the model says to each row of a split, whose labels are not needed; JSON-ready."""
+    """Yields one JSON-ready prediction per row; labels are not needed."""

@@ -1,6 +1,6 @@
-"""Going on with a text: plain texts, prompts with completions, conversations.
+"""Causal language modelling on texts, prompts with completions, or conversations.
 
-Trained through TRL's `SFTTrainer`; see `examples` and `chat` for what is learned of a row.
+Trains with TRL's `SFTTrainer`. The modules `examples` and `chat` select the tokens in the loss.
 """
 
 import logging
@@ -51,7 +51,7 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
 
 
 def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example]:
-    """Return a split's rows as tokens, in the format that the configuration names."""
+    """Tokenize a split's rows in the configured format."""
     only = config.completion_only
     if config.messages is not None:
         check_columns(split, {"data.messages": config.messages})
@@ -85,10 +85,10 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example
 
 
 def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
-    """Check that of all answers at least one says something.
+    """Check that at least one answer is not empty.
 
     Raises:
-        DataError: If all are empty: only to stop at once could be learned of them.
+        DataError: If all are empty, because the model would only learn to stop.
     """
     if answers and not any(answer.strip() for answer in answers):
         raise DataError(
@@ -123,10 +123,10 @@ def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any
 
 
 def _check_model(model: Any, config: DataConfig) -> None:
-    """Check that the model has room for the longest row, and for a prompt and an answer.
+    """Check that the longest row, and a prompt with its answer, fit the model's context.
 
     Raises:
-        ConfigError: If it has not.
+        ConfigError: If they do not fit.
     """
     check_length(model, config)
     _longest_prompt(model, config)
@@ -146,14 +146,14 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
         [(row, "") for row, ids in enumerate(prompts) if not ids],
         "Remove these rows or fill them in.",
     )
-    # The end of what is too long says best what comes next.
+    # Truncate long prompts on the left: the continuation depends most on the last tokens.
     kept = [ids[-longest:] for ids in prompts]
     for text in continuations(predictor, kept, config.max_new_tokens):
         yield {"prediction": text}
 
 
 def _longest_prompt(model: Any, config: DataConfig) -> int:
-    """Return how many tokens a prompt may have, so that there is room for an answer."""
+    """Return the maximum prompt length in tokens that leaves room for `data.max_new_tokens`."""
     limit, new = position_limit(model), config.max_new_tokens
     longest = config.max_length if limit is None else min(config.max_length, limit - new)
     if longest < 1:
@@ -166,7 +166,7 @@ def _longest_prompt(model: Any, config: DataConfig) -> int:
 
 
 def _prompts(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[list[int]]:
-    """Return the tokens to go on from, in each row of a split without completions."""
+    """Return the prompt tokens per row; completions are not needed."""
     if config.messages is not None:
         check_columns(split, {"data.messages": config.messages})
         conversations = read_conversations(split, config.messages)

@@ -1,6 +1,6 @@
-"""The task of saying a given vector of each text: the mean of the model's last hidden states.
+"""Embedding regression: fit the mean of the last hidden states to one vector per text.
 
-So a small embedder learns a large one's vectors, and a pruned or quantized one recovers its own.
+For example, to distill a large embedding model, or to repair a pruned or quantized one.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from dynlora.train.tasks.sequence import load_processor, make_trainer, predict, 
 
 @dataclass
 class EmbeddingOutput(ModelOutput):
-    """What a model of this task returns."""
+    """Output of the model's forward pass."""
 
     logits: Tensor | None = None
     """Float32, of shape ``(batch, hidden_size)``."""
@@ -36,10 +36,10 @@ class EmbeddingOutput(ModelOutput):
 def read_vector_labels(
     split: RawSplit, column: str, num_labels: int | None
 ) -> tuple[list[list[float]], int]:
-    """Return a vector a row, and its length.
+    """Return one vector per row, and their length.
 
     Raises:
-        DataError: If a row has none, or lengths differ.
+        DataError: If a row has no vector, or lengths differ.
     """
     vectors = read_vectors(split, column)
     length = len(vectors[0])
@@ -64,7 +64,7 @@ def _load_model(source: Source, num_labels: int | None, _tokenizer: Any) -> Any:
 
 
 def pooled(forward: Callable[..., Any]) -> Callable[..., EmbeddingOutput]:
-    """Return a forward pass that makes one vector of a text's hidden states."""
+    """Wrap a forward pass to return the mean hidden state per text."""
 
     @wraps(forward)
     def with_mean(*args: Any, **kwargs: Any) -> EmbeddingOutput:
@@ -84,7 +84,7 @@ def mean_of_tokens(
 
 
 def describe_vector(vector: Tensor) -> dict[str, Any]:
-    """Return a vector of shape ``(hidden_size,)`` as numbers."""
+    """Return a prediction from a vector of shape ``(hidden_size,)``."""
     return {"prediction": np.round(vector.double().numpy(), 6).tolist()}
 
 

@@ -1,4 +1,4 @@
-"""The task with one class an image. Images are made into pixels batch by batch, always alike."""
+"""Image classification: one class per image, decoded per batch without augmentation."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +26,12 @@ from dynlora.train.tasks.sequence import describe_class
 from dynlora.train.trainer import make_job_trainer
 
 PROBES = ((64, 48), (48, 64))
-"""Sizes of two pictures, of which an image processor must make pixels of one shape."""
+"""Sizes of two test images that an image processor must convert to the same shape."""
 
 
 def _load_processor(source: Source, _config: DataConfig) -> Any:
     try:
-        # Pillow is always there, and torchvision's pixels would differ a little from its.
+        # Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source.place, backend="pil", **source.options
         )
@@ -57,7 +57,7 @@ def _read_split(
     labels = read_classes(split, config.label, num_labels)
     check_images(split, config.image)
     inputs = _pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
-    seen = max(max(labels) + 1, 2)  # a class that a folder names may not be among these rows
+    seen = max(max(labels) + 1, 2)  # a class folder may have no rows in this split
     named = len(split.class_names or ())
     return Split(inputs=inputs, cut=0, num_labels=num_labels or max(seen, named))
 
@@ -65,9 +65,9 @@ def _read_split(
 def _pixel_inputs(
     split: RawSplit, config: DataConfig, processor: Any, more: dict[str, pa.Array]
 ) -> Any:
-    """Return a `datasets.Dataset` whose column of pixels holds images until it is asked for them.
+    """Return a `datasets.Dataset` that converts images to pixels on access.
 
-    A fresh table drops what the file says about its columns: images would be decoded twice.
+    A new table drops the file's column metadata, with which images would be decoded twice.
     """
     inputs = datasets.Dataset(pa.table({"pixel_values": split.table[config.image], **more}))
     inputs.set_transform(_to_pixels(processor, split.folder))
@@ -99,12 +99,12 @@ def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
 
 @torch.no_grad()
 def _check_pixels(model: Any, processor: Any, source: Source) -> None:
-    """Check that the model can read what the processor makes of an image.
+    """Check that the model accepts the processor's pixels.
 
-    Configurations name a size, but whether another will do depends on the kind of model.
+    Runs a forward pass, because some models accept other sizes than the configured one.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If the forward pass fails.
     """
     pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
     try:

@@ -1,4 +1,4 @@
-"""A model's logits on rows without labels, batch by batch, for predictions."""
+"""Compute logits per batch for predictions."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +12,12 @@ from dynlora.train.task import Predictor
 def batch_logits(
     predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
 ) -> Iterator[torch.Tensor]:
-    """Yield the float32 logits of each batch, on the CPU, in the order of the rows.
+    """Yield the float32 logits per batch, on the CPU, in row order.
 
     Args:
         predictor: Model and batch size.
         inputs: `datasets.Dataset` of model inputs.
-        collator: Makes a batch of rows.
+        collator: Combines rows into a batch.
     """
     model = predictor.model.eval()
     device = next(model.parameters()).device

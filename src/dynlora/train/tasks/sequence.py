@@ -1,4 +1,4 @@
-"""Tasks with one label a text, or pair of texts: a class, a number, or any number of classes."""
+"""Tasks with one label per text or text pair: a class, a number, or a set of classes."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -46,24 +46,24 @@ PROBLEMS = {
     "regression": "regression",
     "multi_label": "multi_label_classification",
 }
-"""By task, what transformers calls it, and turns outputs into probabilities by."""
+"""transformers' `problem_type` per task, which decides how outputs become probabilities."""
 Labels = tuple[list[Any], int]
-"""Labels of the rows as the model takes them, and how many outputs they need."""
+"""Labels per row in the model's format, and the number of outputs."""
 
 
 def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
-    """Return one class a row, and the number of classes, at least 2."""
+    """Return one class per row, and the number of classes, at least 2."""
     labels = read_classes(split, column, num_labels)
     return labels, num_labels or max(max(labels) + 1, 2)
 
 
 def read_number_labels(split: RawSplit, column: str, _num_labels: int | None) -> Labels:
-    """Return one number a row, for which the model needs one output."""
+    """Return one number per row, and 1 as the number of outputs."""
     return list(read_numbers(split, column)), 1
 
 
 def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
-    """Return a 0 or 1 for each class and row, and the number of classes, at least 2."""
+    """Return 0 or 1 per row and class, and the number of classes, at least 2."""
     lists = read_class_lists(split, column, num_labels)
     if not any(lists):
         _say_no_class(split, column, num_labels)
@@ -72,10 +72,10 @@ def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> La
 
 
 def _say_no_class(split: RawSplit, column: str, num_labels: int | None) -> None:
-    """Refuse rows without any class where they decide on the classes; else only say so.
+    """Warn that no row has a class.
 
     Raises:
-        DataError: If there is nothing that could be learned.
+        DataError: If `num_labels` is None, because these rows then determine the classes.
     """
     found = f"label column {column!r} holds no class in any of {split.table.num_rows} rows"
     where = f"of the {split.name} split ({split.source})"
@@ -93,7 +93,7 @@ def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBas
 
 
 def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
-    """Return the model's inputs by name, and how many rows were cut."""
+    """Return the model's inputs by name, and the number of truncated rows."""
     check_columns(split, {"data.text": config.text, "data.text_pair": config.text_pair})
     pairs = None if config.text_pair is None else read_texts(split, config.text_pair)
     texts = read_texts(split, config.text)
@@ -115,7 +115,7 @@ def read_split(
     *,
     read_labels: Callable[[RawSplit, str, int | None], Labels],
 ) -> Split:
-    """Return a split's texts as tokens, and its labels as `read_labels` finds them."""
+    """Tokenize a split's texts and read its labels with `read_labels`."""
     check_columns(split, {"data.label": config.label})
     columns, cut = encode(split, config, tokenizer)
     labels, count = read_labels(split, config.label, num_labels)
@@ -134,9 +134,9 @@ def _load_model(source: Source, num_labels: int | None, tokenizer: Any, *, probl
 
 @torch.no_grad()
 def begin_at_mean(model: Any, data: TaskData) -> None:
-    """Let a new head, whose bias is 0, first say the mean of the training rows' numbers.
+    """Set the bias of a new head, which is 0, to the mean training label.
 
-    Numbers far from 0 would else be reached by bending what the model knows, before it learns.
+    Otherwise labels far from 0 would first distort the pretrained features.
     """
     bias = model.get_submodule(linear_layers(model, head_modules(model))[-1]).bias
     if bias is not None and not bias.any():
@@ -144,7 +144,7 @@ def begin_at_mean(model: Any, data: TaskData) -> None:
 
 
 def make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
-    """Return the Trainer of a task with one label a text."""
+    """Return the Trainer of a task with one label per text."""
     collator = DataCollatorWithPadding(parts.processor)
     return make_job_trainer(parts, loss=loss, metrics=metrics, collator=collator)
 
@@ -156,7 +156,7 @@ def predict(
     *,
     describe: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield what `describe` makes of the model's output for each row."""
+    """Yield `describe(logits)` per row."""
     columns, _ = encode(split, config, predictor.processor)
     inputs = datasets.Dataset.from_dict(columns)
     collator = DataCollatorWithPadding(predictor.processor)
@@ -165,7 +165,7 @@ def predict(
 
 
 def describe_class(logits: torch.Tensor) -> dict[str, Any]:
-    """Return the likeliest class and the probability of each, of logits ``(classes,)``."""
+    """Return the likeliest class and all probabilities from logits of shape ``(classes,)``."""
     probabilities = logits.softmax(dim=-1)
     return {
         "prediction": int(probabilities.argmax()),
@@ -174,12 +174,12 @@ def describe_class(logits: torch.Tensor) -> dict[str, Any]:
 
 
 def describe_number(logits: torch.Tensor) -> dict[str, Any]:
-    """Return the number that an output of shape ``(1,)`` stands for."""
+    """Return the predicted number from an output of shape ``(1,)``."""
     return {"prediction": float(logits[0])}
 
 
 def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
-    """Return the classes above one half and the probability of each, of logits ``(classes,)``."""
+    """Return the classes above probability 0.5 and all probabilities from logits ``(classes,)``."""
     return {
         "prediction": (logits > 0).nonzero().flatten().tolist(),
         "probabilities": np.round(logits.sigmoid().double().numpy(), 6).tolist(),

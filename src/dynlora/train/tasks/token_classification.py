@@ -1,4 +1,4 @@
-"""The task with one class a word: the first token of each word answers for it."""
+"""Token classification: one class per word, predicted at the word's first token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +39,7 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
             f"stands for, got {type(tokenizer).__name__} from {source.place}: save the tokenizer "
             "with a tokenizer.json beside the model."
         )
-    tokenizer.padding_side = "right"  # so that places of tokens are the same in every batch
+    tokenizer.padding_side = "right"  # token indices must not depend on the batch
     return tokenizer
 
 
@@ -74,7 +74,7 @@ def _read_split(
 
 
 def _at_tokens(length: int, places: list[int | None], classes: list[int]) -> list[int]:
-    """Return a row's classes where its words begin, and `UNLABELLED` at all other tokens."""
+    """Return one label per token: a word's class at its first token, else `UNLABELLED`."""
     labels = [UNLABELLED] * length
     for place, label in zip(places, classes, strict=True):
         if place is not None:
@@ -99,7 +99,7 @@ def _make_trainer(parts: TrainerParts) -> Trainer:
 
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield one class a word; null where the word was cut off or has no token."""
+    """Yield one class per word, null if the word was truncated or has no token."""
     check_columns(split, {"data.text": config.text})
     words = read_words(split, config.text)
     columns, starts, _ = tokenize_words(words, predictor.processor, config.max_length)
