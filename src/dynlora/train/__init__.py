@@ -1,1 +1,1 @@
-"""The job behind `dynlora train`: model, data, Trainer and the run's folder."""
+"""Run the jobs of `dynlora train`: model, data, Trainer and the run's folder."""

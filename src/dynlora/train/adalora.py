@@ -1,4 +1,4 @@
-"""PEFT's AdaLoRA in a job: its configuration, its call after each step, its explicit penalty."""
+"""Run PEFT's AdaLoRA: its configuration, its call per step, and its penalty."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from dynlora.train.wrap import common, wrap
 
 
 def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, list[AdaLoraLayer]]:
-    """Return the model with AdaLoRA on it, and its layers.
+    """Return the model with AdaLoRA, and the AdaLoRA layers.
 
     Raises:
         ConfigError: If no module of the model matches `lora.target_modules`, or there are too few
@@ -44,18 +44,18 @@ def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, li
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Calls AdaLoRA's `update_and_allocate` after each optimizer step, with gradients present."""
+    """Calls AdaLoRA's `update_and_allocate` per optimizer step, before gradients are cleared."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give AdaLoRA the Trainer's own number of steps, which knows of several processes."""
+        """Set AdaLoRA's total steps to the Trainer's, which accounts for several processes."""
         kwargs["model"].peft_config["default"].total_step = state.max_steps
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Mask the ranks that AdaLoRA's own importance finds least useful."""
+        """Mask the ranks of lowest importance according to AdaLoRA."""
         kwargs["model"].base_model.update_and_allocate(state.global_step)
 
 
@@ -63,11 +63,11 @@ def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Te
     """Return `weight` times the mean distance of the factors' Gram matrices from identity.
 
     Args:
-        layers: AdaLoRA's layers.
+        layers: AdaLoRA layers.
         weight: At least 0.
 
     Reference:
-        `AdaLoraModel.forward` in peft 0.21, which adds this to `outputs.loss`.
+        `AdaLoraModel.forward` in peft 0.21, which adds this term to `outputs.loss`.
     """
     grams = [
         gram
@@ -80,9 +80,9 @@ def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Te
 
 
 def unmasked_parameters(layers: list[AdaLoraLayer]) -> int:
-    """Return what AdaLoRA's layers hold without the ranks that it has masked with a zero.
+    """Return the parameter count of AdaLoRA layers without masked ranks.
 
-    One rank takes a row of `lora_A`, a column of `lora_B` and a value of `lora_E`.
+    One rank uses a row of `lora_A`, a column of `lora_B` and a value of `lora_E`, 0 if masked.
     """
     return sum(
         int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)

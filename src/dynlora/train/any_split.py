@@ -1,7 +1,7 @@
-"""Rows that a finished run is asked about: any split of its data, another folder, or one file.
+"""Find the rows to evaluate or predict with a finished run: a split, another folder, or a file.
 
-Only what is asked for must be there. Folders of images are read with the names that the run's
-classes have, so that a folder with other classes, or fewer, changes no class's number.
+Other splits may be missing. Image folders are numbered by the run's class names, so that missing
+folders do not renumber classes.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ from dynlora.train.sources import (
 )
 
 Names = Sequence[str] | None
-"""What a run's classes are called; None where they have numbers alone."""
+"""Class names of a run; None if classes have only numbers."""
 
 
 def find_rows(config: DataConfig, split: str | None, place: Path | None, names: Names) -> RawSplit:
-    """Return the rows that are meant.
+    """Return the rows selected by `--split` and `--data`.
 
     Args:
-        config: The run's own data.
-        split: Name of a split; None takes the rows that the run was validated on.
-        place: A file, all of whose rows are meant, or a folder to look for the split in; None
-            stays with the run's own data.
-        names: Of the run's classes.
+        config: The run's data section.
+        split: Name of a split; None selects the run's validation rows.
+        place: A file to read in full, or a folder that contains the split; None selects the run's
+            own data.
+        names: Class names of the run.
 
     Raises:
-        DataError: If there is no such split or file, it cannot be read, or a file is given with a
-            split.
+        DataError: If the split or file does not exist or cannot be read, or `place` is a file and
+            `split` is not None.
     """
     if place is None and split is None and config.validation_rows_from_train is not None:
         return load_splits(config)[1]
@@ -64,12 +64,12 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
     """Return all rows of a file, or all images in a folder; labels are not needed.
 
     Args:
-        config: Says which columns hold what.
-        task: Whether there may be a folder.
+        config: Column names.
+        task: The run's task; only `image_classification` accepts a folder.
         place: The file or folder.
 
     Raises:
-        DataError: If it is missing or cannot be read.
+        DataError: If `place` does not exist, cannot be read, or is a folder for another task.
     """
     if not place.exists():
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
@@ -84,11 +84,11 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
 def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
     """Return one split of a run's data by its name.
 
-    The run's own two are sampled as it sampled them; others are taken whole. A run that held rows
-    of its training split out has no other validation split of its own.
+    The run's own splits are sampled as in training; other splits are returned in full. With
+    `data.validation_rows_from_train`, only the training split counts as the run's own.
 
     Raises:
-        DataError: If there is no such split, or it cannot be read.
+        DataError: If the split does not exist or cannot be read.
     """
     held_out = config.validation_rows_from_train is not None
     if held_out and name == config.train_split:

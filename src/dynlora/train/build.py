@@ -1,4 +1,4 @@
-"""Building a job: all that its configuration names, loaded and checked; nothing written yet."""
+"""Build a job: load and check everything in its configuration, without writing files."""
 
 import hashlib
 import time
@@ -40,12 +40,12 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything that is ready before the first step."""
+    """A job, ready to train."""
 
     config: JobConfig
     folder: RunFolder
     past: Past | None
-    """Where to go on from; None starts afresh."""
+    """Checkpoint to resume from; None for a new run."""
     processor: Any
     """Tokenizer or image processor."""
     data: TaskData
@@ -64,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobInputs:
-    """Data and base model of a job, equal for all methods."""
+    """Data and base model of a job, the same for all methods."""
 
     task: Task
     source: Source
@@ -76,7 +76,7 @@ class JobInputs:
 
 
 def load_inputs(config: JobConfig) -> JobInputs:
-    """Load the data of a job and find its base model.
+    """Load the data of a job, and locate its base model.
 
     Raises:
         DynamicLoraError: If model, data and configuration do not fit.
@@ -93,8 +93,8 @@ def prepare_method(
 ) -> Prepared:
     """Load the base model and prepare it for the method of `config`.
 
-    The random state is set before each part that draws from it, so that the same seed gives
-    every method the same classifier, and `lora` and `dynamic` the same adapter.
+    Resets the random state before the head and before the adapter. With the same seed, all methods
+    start with the same head, and `lora` and `dynamic` with the same adapter.
 
     Args:
         inputs: Data and base model.
@@ -113,7 +113,7 @@ def prepare_method(
 
 
 def build_job(config: JobConfig, console: Console) -> Job:
-    """Load and check all that `config` names, without writing anything.
+    """Load and check everything in `config`, without writing files.
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
@@ -133,7 +133,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     progress = ProgressBar(console, METRICS[config.task])
     dynamic = prepared.dynamic
     ranks = None if dynamic is None else RankRecorder(folder.ranks, dynamic)
-    # The order matters: what the method does in a step is timed, and written down after it.
+    # The stopwatch and the recorders must run after the method's callbacks.
     callbacks: list[TrainerCallback] = [*prepared.callbacks, stopwatch, metrics, progress]
     if ranks is not None:
         callbacks.append(ranks)
@@ -150,7 +150,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         best=None if past is None else past.best,
     )
     callbacks += [signals, SaveAfterEvaluation(), recorder]
-    # The Trainer makes its folder at once, but nothing is written before all was found right.
+    # Use a temporary folder, because the Trainer creates its folder at once.
     with TemporaryDirectory() as nowhere:
         trainer = task.make_trainer(
             TrainerParts(
@@ -189,7 +189,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
 
 
 def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Prepared:
-    """Return what is prepared, with an adapter that begins as the data says, if it shall."""
+    """Initialize the adapter with EVA if configured, and record the time."""
     if config.lora.init_lora_weights != "eva" or config.lora.start_from is not None:
         return prepared
     began = time.perf_counter()
@@ -198,7 +198,7 @@ def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Pre
 
 
 def inputs(config: JobConfig) -> dict[str, str | None]:
-    """Return the places that a job reads from, by key."""
+    """Return the input paths of a job, by configuration key."""
     return {
         "model.path": config.model.path,
         "data.path": config.data.path,
@@ -207,7 +207,7 @@ def inputs(config: JobConfig) -> dict[str, str | None]:
 
 
 def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
-    """Return what a run is about: `run.json` holds it, and a resumed run must agree."""
+    """Return the values of `run.json` that must be equal when a run resumes."""
     return {
         "rows": {"train": len(data.train), "validation": len(data.validation)},
         "rows_sha256": {"train": _digest(data.train), "validation": _digest(data.validation)},
@@ -218,7 +218,7 @@ def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
 
 
 def _digest(rows: Any) -> str:
-    """Return the SHA-256 of a `datasets.Dataset`'s values, without what shows them otherwise."""
+    """Return the SHA-256 of a `datasets.Dataset`'s values, ignoring transforms and metadata."""
     found, plain = hashlib.sha256(), rows.with_format("arrow")
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         part = plain[begin : begin + ROWS_AT_ONCE].combine_chunks()

@@ -1,4 +1,4 @@
-"""Conversations: checked, and put into the model's chat template."""
+"""Validate conversations, and render them with the model's chat template."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,10 +17,10 @@ Encoded = TypeVar("Encoded")
 
 
 def check_template(tokenizer: Any, key: str) -> None:
-    """Check that there is a chat template for what `key` asks for.
+    """Check that the tokenizer has a chat template, which configuration key `key` needs.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If it has none.
     """
     if tokenizer.chat_template is None:
         raise ConfigError(
@@ -34,7 +34,7 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
     """Return a column of conversations.
 
     Raises:
-        DataError: If a row has none, or a message without a role or a content that is a text.
+        DataError: If a row has no messages, or a message lacks a text `role` or `content`.
     """
     rows: list[Conversation] = column_values(split.table, column, split.source)
     refuse_rows(
@@ -48,7 +48,7 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
 
 
 def _without_missing(value: Any) -> Any:
-    """Return a record without the keys that it lacks: a table gives each row those of all rows."""
+    """Return nested records without null keys: a table gives each record the keys of all rows."""
     if isinstance(value, dict):
         return {key: _without_missing(each) for key, each in value.items() if each is not None}
     return [_without_missing(each) for each in value] if isinstance(value, list) else value
@@ -65,7 +65,7 @@ def _is_message(value: object) -> bool:
 
 
 def as_conversations(prompts: Sequence[str], completions: Sequence[str]) -> list[Conversation]:
-    """Return each prompt as a user's turn and its completion as the assistant's."""
+    """Return one conversation per prompt: a user turn and an assistant turn."""
     return [
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -75,17 +75,17 @@ def as_conversations(prompts: Sequence[str], completions: Sequence[str]) -> list
 def encode_conversations(
     split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any, *, completion_only: bool
 ) -> list[Example]:
-    """Return conversations as tokens.
+    """Tokenize conversations.
 
     Args:
-        split: Where they are from, for messages.
-        conversations: One a row of `split`.
-        tokenizer: One with a chat template.
-        completion_only: Whether only the assistant's turns are to be learned.
+        split: Source of the conversations, for error messages.
+        conversations: One per row of `split`.
+        tokenizer: Tokenizer with a chat template.
+        completion_only: Whether only assistant turns are learned.
 
     Raises:
-        ConfigError: If the template does not show where these turns are.
-        DataError: If a conversation has no such turn, or the template refuses it.
+        ConfigError: If the template does not reveal the assistant turns.
+        DataError: If a conversation has no assistant turn to learn, or the template rejects it.
     """
     if not completion_only:
         return _each(split, conversations, partial(_encode_whole, tokenizer))
@@ -103,10 +103,10 @@ def encode_conversations(
 def encode_requests(
     split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any
 ) -> list[list[int]]:
-    """Return conversations without a last assistant's turn, as requests for one.
+    """Tokenize conversations as requests for an answer, without a final assistant turn.
 
     Raises:
-        DataError: If nothing is left of a conversation, or the template refuses it.
+        DataError: If no message remains of a conversation, or the template rejects it.
     """
     asked = [row[:-1] if row[-1]["role"] == "assistant" else row for row in conversations]
     refuse_rows(
@@ -144,7 +144,7 @@ def _each(
     """Encode each conversation.
 
     Raises:
-        DataError: If the chat template refuses one.
+        DataError: If the chat template rejects one.
     """
     encoded, refused = [], []
     for row, conversation in enumerate(conversations):

@@ -1,6 +1,6 @@
-"""Columns of a split, checked: what a user can get wrong about them is found before training.
+"""Read and validate the columns of a split before training.
 
-Each reader returns one value a row, or names the rows that do not hold one.
+Each reader returns one value per row, or raises an error that lists the invalid rows.
 """
 
 import difflib
@@ -14,19 +14,19 @@ from dynlora.saved.tables import column_values, shown_names
 from dynlora.train.sources import RawSplit
 
 UNLABELLED = -100
-"""What a label is set to where there is none: the loss leaves it out."""
+"""Label that the loss ignores."""
 LARGEST = float(np.finfo(np.float32).max)
-"""Largest number that float32, in which labels are learned, holds."""
+"""Largest valid number: labels are trained in float32."""
 SHOWN = 5
-"""Faulty rows that a message lists before it only counts."""
+"""Maximum number of invalid rows listed in a message."""
 
 
 def check_columns(split: RawSplit, named: Mapping[str, str | None]) -> None:
-    """Check that a split has rows, and each named column once.
+    """Check that a split has rows, and each named column exactly once.
 
     Args:
-        split: As found.
-        named: Column by the key of the configuration that names it; None where none is named.
+        split: The split.
+        named: Column per configuration key; None if the key is unset.
 
     Raises:
         DataError: If it does not.
@@ -60,7 +60,7 @@ def read_texts(split: RawSplit, column: str) -> list[str]:
     """Return a column of texts.
 
     Raises:
-        DataError: If a row has none.
+        DataError: If a row has no text.
     """
     return _read(
         split,
@@ -72,10 +72,10 @@ def read_texts(split: RawSplit, column: str) -> list[str]:
 
 
 def read_words(split: RawSplit, column: str) -> list[list[str]]:
-    """Return a column of lists of words, each of at least one.
+    """Return a column of non-empty lists of words.
 
     Raises:
-        DataError: If a row has none.
+        DataError: If a row has no words.
     """
     return _read(
         split,
@@ -90,7 +90,7 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
     """Return a column of finite numbers.
 
     Raises:
-        DataError: If a row has none, or the one that stands for none.
+        DataError: If a row has no finite float32 number, or has -100.
     """
     values = _read(
         split,
@@ -111,10 +111,10 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
 
 
 def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
-    """Return a column of lists of finite numbers, all as long as the first.
+    """Return a column of lists of finite numbers, all of the same length.
 
     Raises:
-        DataError: If a row has none, or one of another length.
+        DataError: If a row has no such list, or lengths differ.
     """
     values = _read(
         split,
@@ -140,12 +140,12 @@ def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[i
     """Return a column of classes.
 
     Args:
-        split: As found.
-        column: Its name.
-        num_labels: Number of classes; None where these labels decide it.
+        split: The split.
+        column: Name of the column.
+        num_labels: Number of classes; None if these labels determine it.
 
     Raises:
-        DataError: If a row has no class, or one out of range.
+        DataError: If a row has no class, or a class out of range.
     """
     values = _read(
         split,
@@ -155,7 +155,7 @@ def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[i
         advice="Number the classes 0, 1, 2, ... and remove rows without a label.",
     )
     labels = [int(value) for value in values]
-    # Without a number given, more classes than labels are no classes: identifiers, years, prices.
+    # Without `num_labels`, values above the row count are probably identifiers, years or prices.
     high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
     refuse_rows(
         split,
@@ -170,12 +170,12 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
     """Return a column of lists of classes.
 
     Args:
-        split: As found.
-        column: Its name.
-        num_labels: Number of classes; None where these labels decide it.
+        split: The split.
+        column: Name of the column.
+        num_labels: Number of classes; None if these labels determine it.
 
     Raises:
-        DataError: If a row has no list, or one with something else in it than a class in range.
+        DataError: If a row has no list, or a list with an invalid class.
     """
     values = _read(
         split,
@@ -196,7 +196,7 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
 
 
 def short(value: object) -> str:
-    """Return a value as Python writes it, or the beginning of that."""
+    """Return the `repr` of a value, truncated to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -208,14 +208,14 @@ def refuse_rows(
     advice: str,
     show: Callable[[Any], str] = short,
 ) -> None:
-    """Raise a `DataError` that counts and shows the faulty rows, if there are any.
+    """Raise a `DataError` that counts and lists the invalid rows, if there are any.
 
     Args:
-        split: As found.
-        required: What every row must hold.
-        faults: Row, counted from 0 in the split, and what it holds instead.
-        advice: What to do.
-        show: Puts what a row holds into words.
+        split: The split.
+        required: The requirement, as the beginning of the message.
+        faults: Row in the split, counted from 0, and its invalid value.
+        advice: Sentence that explains the remedy.
+        show: Formats an invalid value.
 
     Raises:
         DataError: If there are faults.

@@ -1,4 +1,4 @@
-"""`config.yaml`: the resolved configuration in a run's folder; `dynlora train` takes it back."""
+"""Write `config.yaml`: the resolved configuration in a run's folder, valid for `dynlora train`."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig
 
 PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
-"""Keys that hold a place on this machine: written in full, for a run is used from anywhere."""
+"""Keys of paths, written as absolute because runs are used from other directories."""
 
 
 def plain_values(config: JobConfig) -> dict[str, Any]:
-    """Return the configuration as YAML and JSON have it, with places in full."""
+    """Return the configuration as plain YAML and JSON values, with absolute paths."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
     for *sections, key in PLACES:
         inside = values
@@ -37,9 +37,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_config(path: Path, config: JobConfig) -> None:
-    """Write the configuration, without what was said for one start of the run alone.
+    """Write the configuration, with `overwrite` and `training.resume` reset.
 
-    With `overwrite` in it the file, given to `dynlora train` again, would delete the run.
+    With `overwrite: true`, `dynlora train` on this file would delete the run.
     """
     values = plain_values(config)
     values["overwrite"], values["training"]["resume"] = False, "none"

@@ -1,4 +1,4 @@
-"""What a causal language model writes after a prompt: greedily, so that it is always the same."""
+"""Greedy generation with a causal language model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from dynlora.train.task import Predictor
 def continuations(
     predictor: Predictor, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Iterator[str]:
-    """Yield the text that the model writes after each prompt, without special tokens.
+    """Yield the generated text per prompt, without special tokens.
 
     Args:
         predictor: Model, tokenizer and batch size.
-        prompts: Tokens of each prompt.
-        max_new_tokens: Where an answer ends at the latest.
+        prompts: Token ids per prompt.
+        max_new_tokens: Maximum generated tokens per prompt.
     """
     model, tokenizer = predictor.model.eval(), predictor.processor
     settings = greedy(model, tokenizer, max_new_tokens)
@@ -33,13 +33,13 @@ def continuations(
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Return settings that take the likeliest token, and stop where the model has learned to."""
+    """Return settings for greedy decoding that stop at the tokenizer's or model's stop tokens."""
     stops = model.generation_config.eos_token_id
     known = stops if isinstance(stops, list) else [stops]
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
-        # What is not set here is taken from the model.
+        # `generate` reads unset values from the model's own generation config.
         num_return_sequences=1,
         temperature=1.0,
         top_p=1.0,
@@ -52,7 +52,7 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
 
 
 def pad_left(rows: Sequence[list[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows of one length with padding before them, and a mask of what is none."""
+    """Return left-padded token ids and the attention mask, both ``(rows, longest)``."""
     length = max(map(len, rows))
     ids = [[padding] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The rows of a job: both splits found, checked by the task and made into model inputs."""
+"""Load, validate and encode both splits of a job."""
 
 import logging
 from typing import Any
@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
-    """Load, check and encode both splits; say once how many rows were cut.
+    """Load, validate and encode both splits, and warn about truncated rows.
 
-    The training rows decide the number of labels, unless the configuration does.
+    The number of labels comes from the configuration, or else from the training rows.
 
     Raises:
-        DataError: If a column or split is missing, a split is empty, or a row does not hold what
-            the task needs.
+        DataError: If a column or split is missing, a split is empty, or a row is invalid for the
+            task.
     """
     train_split, validation_split = load_splits(config)
     train = task.read_split(train_split, config, processor, config.num_labels)

@@ -1,4 +1,4 @@
-"""Data files to raw tables, by their endings: tables of any kind, and arrays of images."""
+"""Read data files into raw tables by extension: tables, and arrays of images."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,19 +24,19 @@ READERS: Mapping[str, Reader] = {
     **dict.fromkeys(TABLES, partial(_read_table, TABLES)),
     ".npz": read_npz,
 }
-"""By a file's ending, what reads its rows."""
+"""Reader per file extension."""
 UNLABELLED_READERS: Mapping[str, Reader] = {
     **dict.fromkeys(AS_WRITTEN, partial(_read_table, AS_WRITTEN)),
     ".npz": read_npz_images,
 }
-"""By a file's ending, what reads its rows to hand them on; their labels may be missing."""
+"""Reader per file extension for rows to predict; labels may be missing."""
 
 
 def read_file(path: Path, config: DataConfig, readers: Mapping[str, Reader]) -> pa.Table:
     """Return all rows and columns of a file, unchecked.
 
     Raises:
-        DataError: If it is unreadable, empty, or of unknown type.
+        DataError: If the file is unreadable, empty or of unknown type.
     """
     if path.suffix not in readers:
         raise DataError(

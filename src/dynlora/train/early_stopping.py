@@ -1,7 +1,7 @@
-"""Early stopping, decided from the log alone: a resumed run stops where it would have stopped.
+"""Early stopping computed from the log, so that resumed runs stop at the same step.
 
-transformers' `EarlyStoppingCallback` counts in itself, and what it has decided is forgotten when a
-run resumes from the very checkpoint on which it stopped.
+transformers' `EarlyStoppingCallback` keeps its own counter, and trains on after a resume from the
+checkpoint at which it stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from dynlora.report.wording import lower_is_better
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends training after too many evaluations in a row that bring nothing better."""
+    """Stops training after a number of consecutive evaluations without improvement."""
 
     def __init__(self, metric: str, patience: int) -> None:
-        """Take the validation metric, and how many evaluations may bring nothing better."""
+        """Store the validation metric, and the number of evaluations without improvement."""
         self.metric = metric
         self.patience = patience
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop if it is time."""
+        """Stop training if `is_over`."""
         control.should_training_stop |= self.is_over(state.log_history)
 
     def is_over(self, log: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether the last `patience` evaluations of a log brought nothing better.
+        """Return whether the last `patience` evaluations of a log brought no improvement.
 
         Args:
-            log: What the Trainer has logged since training began.
+            log: The Trainer's log since training began.
         """
         key = f"eval_{self.metric}"
         sign = -1.0 if lower_is_better(self.metric) else 1.0

@@ -1,10 +1,9 @@
-"""The embedded data set: does this sentence describe this Python function?
+"""Build the embedded data set: does this sentence describe this Python function?
 
-Made from the source of Python's standard library on this machine, which is parsed and never
-imported: real text, no download. A positive pairs a function's signature with the first sentence
-of its docstring; its negative pairs the same signature with the sentence of another function of
-the same module, so that the module's vocabulary gives nothing away. Splits never share a module
-or a sentence. The result depends only on the Python version.
+The text comes from the source of the installed standard library, parsed but never imported. A
+positive pairs a function's signature with the first sentence of its docstring. Its negative uses
+the sentence of another function of the same module, so vocabulary alone does not reveal the label.
+Splits share no module and no sentence. The result depends only on the Python version.
 """
 
 import ast
@@ -20,13 +19,13 @@ from dynlora.errors import DataError
 
 SEED = 0
 VALIDATION_SHARE = 0.25
-"""Part of the functions whose modules are held out."""
+"""Share of functions in held-out modules."""
 SENTENCE_LENGTH = (20, 200)
-"""Shortest and longest sentence in characters: below it says too little, above it is a list."""
+"""Minimum and maximum sentence length in characters."""
 SIGNATURE_LENGTH = 200
-"""Longest signature in characters."""
+"""Maximum signature length in characters."""
 MIN_FUNCTIONS = 1000
-"""Below this many functions the standard library's source is not all there."""
+"""Minimum number of functions in a complete standard library."""
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 Pair = dict[str, str | int]
@@ -37,10 +36,10 @@ def stdlib_pairs(folder: Path | None = None) -> tuple[list[Pair], list[Pair]]:
     """Return the training and the validation rows, each in a fixed shuffled order.
 
     Args:
-        folder: Where the library's source lies; None takes this Python's own.
+        folder: Source of the library; None for the running Python's.
 
     Raises:
-        DataError: If fewer than `MIN_FUNCTIONS` described functions are found.
+        DataError: If fewer than `MIN_FUNCTIONS` functions with a sentence are found.
     """
     root = folder or Path(sysconfig.get_paths()["stdlib"])
     modules = _unique_sentences(read_modules(root))
@@ -65,7 +64,7 @@ def stdlib_pairs(folder: Path | None = None) -> tuple[list[Pair], list[Pair]]:
 
 
 def read_modules(root: Path) -> dict[str, dict[str, str]]:
-    """Return, for each module under `root`, its signatures and the sentence that describes each."""
+    """Return the first docstring sentence per signature, per module under `root`."""
     modules = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -76,10 +75,10 @@ def read_modules(root: Path) -> dict[str, dict[str, str]]:
 
 def _functions(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
+        with warnings.catch_warnings(action="ignore"):  # invalid escape sequences
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # templates and files for other versions of Python are not modules
+        return  # a template, or a file for another version of Python
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -97,7 +96,7 @@ def first_sentence(docstring: str) -> str:
 
 
 def _unique_sentences(modules: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Drop sentences used more than once, and modules left with fewer than two functions."""
+    """Drop repeated sentences, and then modules with fewer than two functions."""
     uses = Counter(sentence for functions in modules.values() for sentence in functions.values())
     kept = {
         name: {sig: sentence for sig, sentence in functions.items() if uses[sentence] == 1}
@@ -107,10 +106,10 @@ def _unique_sentences(modules: dict[str, dict[str, str]]) -> dict[str, dict[str,
 
 
 def _pairs(module: str, functions: dict[str, str], rng: random.Random) -> Iterator[Pair]:
-    """Yield each function's own sentence and one of another function of the module.
+    """Yield a positive and a negative row per function of a module.
 
-    The negatives are the sentences moved on along a shuffled cycle: each sentence is used once
-    as a positive and once as a negative, so that neither text alone tells the label.
+    Negatives shift the sentences along a shuffled cycle. Each sentence occurs once as positive and
+    once as negative, so neither text alone reveals the label.
     """
     signatures = sorted(functions)
     rng.shuffle(signatures)

@@ -1,4 +1,4 @@
-"""A checkpoint on an epoch's last step comes after that epoch's evaluation, and knows it."""
+"""Save an epoch's last checkpoint after its evaluation, so that it contains the metrics."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SaveAfterEvaluation(TrainerCallback):
-    """Puts a checkpoint off until the epoch that ends with its step was evaluated.
+    """Delays a checkpoint on an epoch's last step until after the epoch's evaluation.
 
-    The Trainer saves first: a run resumed from there would never have that evaluation, and might
-    stop early at another step. Must come after whatever asks for checkpoints.
+    The Trainer saves first, so a resumed run would miss that evaluation and could stop early at
+    another step. Add this callback after all callbacks that request checkpoints.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class SaveAfterEvaluation(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the checkpoint off, if the epoch ends here and is evaluated then."""
+        """Delay the checkpoint if the epoch ends here and is evaluated."""
         ends = control.should_training_stop or float(state.epoch or 0).is_integer()
         self._is_due = control.should_save and ends and args.eval_strategy == "epoch"
         if self._is_due:
@@ -27,6 +27,6 @@ class SaveAfterEvaluation(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for it again; the Trainer evaluates before it saves."""
+        """Request the checkpoint again; the Trainer now evaluates first."""
         control.should_save |= self._is_due
         self._is_due = False

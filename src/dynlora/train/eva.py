@@ -1,8 +1,7 @@
-"""EVA: a new adapter's `lora_A` from the directions in which the training data's inputs vary.
+"""EVA initialization: `lora_A` from the principal directions of each layer's inputs.
 
-PEFT computes them; here it gets the very batches that the run begins with, without labels. Every
-layer keeps its rank (`rho` 1): EVA can also hand ranks out anew before training, but then layers of
-different sizes hold another number of parameters than LoRA's.
+PEFT computes them from the run's own first batches, without labels. Every layer keeps its rank
+(`rho` 1), because EVA's rank redistribution would change the parameter count.
 """
 
 import io
@@ -20,21 +19,21 @@ from dynlora.errors import ConfigError
 from dynlora.train.trainer import without_trace
 
 PATIENCE = 3
-"""Passes over the training data, or hundreds of batches if that is more, to settle in."""
+"""Maximum passes over the training data for EVA to converge, of at least 100 batches each."""
 
 
 def begin_with_eva(trainer: Any, model: Any) -> None:
-    """Give every layer's `lora_A` the first principal directions of its inputs.
+    """Set `lora_A` of every layer to the first principal directions of its inputs.
 
-    Layers that EVA does not know (embeddings, convolutions) keep what they have. Nothing is drawn
-    from torch's random state.
+    Embeddings and convolutions, which EVA does not support, keep their weights. Torch's random
+    state does not change.
 
     Args:
-        trainer: Ready to train; its order of rows, batch size and collator are used.
-        model: PEFT's, with a new adapter; `lora_A` is changed in place.
+        trainer: Supplies row order, batch size and collator.
+        model: PEFT model with a new adapter; `lora_A` is changed in place.
 
     Raises:
-        ConfigError: If some layer's directions do not settle.
+        ConfigError: If the directions of a layer do not converge.
 
     Reference:
         Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
@@ -65,7 +64,7 @@ def begin_with_eva(trainer: Any, model: Any) -> None:
 
 
 class _Forward:
-    """The model on a batch without its labels; counts, because PEFT goes on until all settles."""
+    """Forward pass without labels; limits the batches, because PEFT repeats until convergence."""
 
     def __init__(self, most: int, rank: int) -> None:
         self.most = most
@@ -88,7 +87,7 @@ def _mask(inputs: Mapping[str, Any], _config: Any) -> Tensor | None:
 
 
 def _tokens(layer_inputs: Any, mask: Tensor | None, _name: str) -> Tensor:
-    """Return the rows that a layer sees, without padding where the mask tells of it."""
+    """Return a layer's inputs as rows, without padding if the mask matches their shape."""
     inputs: Tensor = layer_inputs if torch.is_tensor(layer_inputs) else layer_inputs[0]
     if mask is not None and inputs.shape[:-1] == mask.shape:
         return inputs[mask.bool()]

@@ -1,4 +1,4 @@
-"""A finished run's metrics on any rows, by the same Trainer that evaluated it while it trained."""
+"""Evaluation of a finished run on any labelled rows, with the Trainer used in training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from dynlora.train.sources import RawSplit
 from dynlora.train.task import Split, TaskData, TrainerParts
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
-"""Tasks whose rows can be counted by class."""
+"""Tasks with a single class per row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,29 +24,29 @@ class ClassCount:
     """One class in an evaluation."""
 
     labelled: int
-    """Rows of which it is the label."""
+    """Rows with this label."""
     predicted: int
-    """Rows of which it is the prediction."""
+    """Rows with this prediction."""
     name: str | None = None
-    """What it is called, where that is known."""
+    """Class name, if known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     rows: int
     """Rows evaluated."""
     cut: int
-    """Rows longer than `data.max_length`, which were cut."""
+    """Rows truncated to `data.max_length`."""
     metrics: Mapping[str, float]
-    """By the names in `config.METRICS`, in their order."""
+    """By name, in the order of `config.METRICS`."""
     classes: Sequence[ClassCount]
-    """By class; empty where rows have no single class."""
+    """One entry per class; empty if the task has no single class per row."""
 
     @property
     def collapsed(self) -> int | None:
-        """The class that every row was given although labels differ; None if there is none."""
+        """Class predicted for every row although labels differ; None if there is no such class."""
         given = [place for place, count in enumerate(self.classes) if count.predicted]
         true = sum(count.labelled > 0 for count in self.classes)
         return given[0] if len(given) == 1 and true > 1 else None
@@ -56,12 +56,12 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
     """Evaluate a finished run's model.
 
     Args:
-        run: As loaded.
+        run: The loaded run.
         split: Rows with labels.
-        batch_size: Rows in a forward pass; None takes the run's own, which gives its own numbers.
+        batch_size: Rows per forward pass; None uses the run's own and reproduces its metrics.
 
     Raises:
-        DataError: If the rows do not hold what the task needs.
+        DataError: If a column is missing or a row is invalid for the task.
         NonFiniteError: If the loss is not finite.
     """
     rows = run.task.read_split(split, run.config.data, run.processor, run.num_labels)
@@ -84,7 +84,7 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
 
 
 def _names(run: FinishedRun) -> Sequence[str | None]:
-    """Return a name for each class; None where it has none."""
+    """Return one name per class; None for unnamed classes."""
     count = run.num_labels or 0
     return [*(run.class_names or ()), *[None] * count][:count]
 
@@ -93,7 +93,7 @@ def _make_trainer(run: FinishedRun, rows: Split, batch_size: int | None) -> Trai
     training = run.config.training
     if batch_size is not None:
         training = replace(training, eval_batch_size=batch_size)
-    # The Trainer makes its folder at once; nothing is written into it.
+    # The Trainer creates its folder, but writes nothing there.
     with TemporaryDirectory() as nowhere:
         trainer = run.task.make_trainer(
             TrainerParts(
@@ -118,7 +118,7 @@ def _make_trainer(run: FinishedRun, rows: Split, batch_size: int | None) -> Trai
 
 
 def _count_classes(trainer: Trainer) -> dict[str, Counter[int]]:
-    """Let a Trainer's metrics count classes too; return where the counts will be."""
+    """Make `compute_metrics` count classes too, and return the counters it fills."""
     measure, seen = trainer.compute_metrics, {"labelled": Counter[int](), "predicted": Counter()}
     assert measure is not None
 

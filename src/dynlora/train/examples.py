@@ -1,7 +1,7 @@
-"""Texts to the tokens of a causal language model, and which of them it is to learn.
+"""Tokenize texts for a causal language model, and mark the tokens in the loss.
 
-The rules are those of TRL's `SFTTrainer`, which would apply them row by row, hide how many rows it
-cuts or drops, and only once the model is there; a test compares the two.
+Follows the rules of TRL's `SFTTrainer`, and also counts truncated and dropped rows before the
+model is loaded. A test compares the two.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ class Example:
     """One row."""
 
     ids: list[int]
-    """Its tokens."""
+    """Token ids."""
     learned: list[bool]
-    """For each token, whether the loss counts it."""
+    """Per token, whether it is in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
-    """Rows within the longest length."""
+    """Rows truncated to the maximum length."""
 
     inputs: Any
     """`datasets.Dataset` of `input_ids` and `labels`."""
     cut: int
-    """Rows that lost their end."""
+    """Truncated rows."""
     dropped: int
-    """Rows left out because nothing to learn was left of them."""
+    """Rows dropped because no learned token remained."""
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Any) -> list[Example]:
-    """Return texts with an end-of-text token, all of them to be learned."""
+    """Tokenize texts with an end-of-text token; all tokens are learned."""
     return [
         Example(ids=ids, learned=[True] * len(ids))
         for ids in tokenizer([_ended(text, tokenizer) for text in texts])["input_ids"]
@@ -47,13 +47,13 @@ def encode_texts(texts: Sequence[str], tokenizer: Any) -> list[Example]:
 def encode_pairs(
     prompts: Sequence[str], completions: Sequence[str], tokenizer: Any
 ) -> tuple[list[Example], int]:
-    """Return prompts with their ended completions, of which only the latter are to be learned.
+    """Tokenize prompts with completions and an end-of-text token; only completions are learned.
 
-    A completion begins where its tokens and those of the prompt alone part: where the two meet,
-    letters of both may make one token.
+    The completion begins at the first token that differs from the tokens of the prompt alone,
+    because one token can span the end of the prompt and the start of the completion.
 
     Returns:
-        The examples, and in how many the prompt's end has become part of the completion.
+        The examples, and the number of examples with such a token.
     """
     whole = [_ended(prompt + answer, tokenizer) for prompt, answer in _zip(prompts, completions)]
     examples, merged = [], 0
@@ -66,7 +66,7 @@ def encode_pairs(
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return the tokens of texts to go on from, without the end that some tokenizers add."""
+    """Tokenize prompts without the end-of-text token that some tokenizers append."""
     end = tokenizer.eos_token_id
     encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]
     return [
@@ -76,14 +76,14 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with in common."""
+    """Return the length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def fit(examples: Sequence[Example], max_length: int) -> Fitted:
-    """Cut examples at the end to `max_length` tokens, and drop those with nothing left to learn.
+    """Truncate examples to `max_length` tokens, and drop examples without a learned token.
 
-    Nothing comes before a row's first token, so that one is never learned.
+    The first token of a row is never learned, because no token precedes it.
     """
     rows, cut = [], 0
     for example in examples:

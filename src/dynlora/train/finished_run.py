@@ -1,4 +1,4 @@
-"""A finished run's folder and configuration in; its model, processor and data out, ready to use."""
+"""Load the model and processor of a finished run from its folder and configuration."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from dynlora.train.tasks.sequence import PROBLEMS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedRun:
-    """What a run left, loaded."""
+    """A finished run, loaded."""
 
     folder: RunFolder
     config: JobConfig
@@ -37,21 +37,21 @@ class FinishedRun:
     processor: Any
     """Tokenizer or image processor."""
     model: Any
-    """As it was saved: the base model with the adapter on it, or the whole model."""
+    """The base model with the saved adapter, or the saved full model."""
     num_labels: int | None
-    """Outputs of the model's head; None where the task has none."""
+    """Outputs of the model's head; None if the task has no head."""
     class_names: Sequence[str] | None
-    """What each class is called, in the order of their numbers; None where that is not known."""
+    """Class names in class order; None if unknown."""
 
 
 def outputs_of(adapter: Path) -> dict[str, Any]:
-    """Return what a model's configuration shall say of its outputs, if an adapter is a run's.
+    """Return the problem type and label names for a model's configuration.
 
     Args:
-        adapter: Folder of an adapter.
+        adapter: Folder of an adapter; the result is empty if it is not in a run's folder.
 
     Raises:
-        RunFileError: If the run's `run.json` holds something else than class names.
+        RunFileError: If `class_names` in the run's `run.json` is not a list of texts.
     """
     folder = RunFolder(adapter.absolute().parent)
     if folder.adapter != adapter.absolute() or not folder.run.is_file():
@@ -68,10 +68,11 @@ def outputs_of(adapter: Path) -> dict[str, Any]:
 
 
 def check_finished(folder: RunFolder) -> Mapping[str, Any]:
-    """Return what a run's `run.json` says, if the run has ended well.
+    """Return the values of `run.json` of a finished run.
 
     Raises:
-        RunFileError: If the folder is not a run's, or the run is not finished.
+        RunFileError: If the folder is not a run's, the run is not finished, or its configuration
+            or model is missing.
     """
     if not folder.run.is_file():
         inside = folder.root.parent
@@ -98,7 +99,7 @@ def check_finished(folder: RunFolder) -> Mapping[str, Any]:
 
 
 def _saved(folder: RunFolder, method: str) -> tuple[Path, ...]:
-    """Return the files without which there is no model, and something might look on the hub."""
+    """Return the model files that must exist, because loading might otherwise query the hub."""
     if method == "full":
         return (folder.full_model / "config.json",)
     return (folder.adapter / CONFIG, folder.adapter / WEIGHTS)
@@ -108,13 +109,13 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
     """Load a finished run.
 
     Args:
-        folder: Where it is.
-        config: Its configuration, which may name another place for its base model.
+        folder: The run's folder.
+        config: Its configuration, possibly with another path of the base model.
 
     Raises:
-        RunFileError: If the run is not finished, or a file or value of it is missing or wrong.
-        ConfigError: If its base model or processor cannot be loaded.
-        AdapterError: If its adapter is broken, or not of this base model.
+        RunFileError: If the run is not finished, or one of its files or values is missing or wrong.
+        ConfigError: If the base model or processor cannot be loaded.
+        AdapterError: If the adapter is broken, or does not fit the base model.
     """
     facts, task = check_finished(folder), TASKS[config.task]
     num_labels = _num_labels(folder.run, facts, task)
@@ -163,11 +164,11 @@ def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:
 
 
 def _as_peft_does(base: Any, folder: Path) -> Any:
-    """Return the model with an adapter that is not plain LoRA."""
+    """Load a DoRA or AdaLoRA adapter with PEFT."""
     try:
         with warnings.catch_warnings():
-            # peft 0.21 takes AdaLoRA's masks for rank patterns of LoRA, and layers that were left
-            # without rank for sharded ones.
+            # peft 0.21 mistakes AdaLoRA's masks for rank patterns, and layers of rank 0 for
+            # sharded ones.
             warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
             model = PeftModel.from_pretrained(base, folder)

@@ -1,7 +1,7 @@
-"""Modules that are trained whole, held in float32 in a model of half precision.
+"""Keep fully trained modules in float32 inside a half-precision model.
 
-In bfloat16 a weight changes by 0.4 % or not at all, so most of an optimizer's steps would be lost.
-PEFT holds what it adds to layers in float32, but not what it trains whole.
+A bfloat16 weight changes by at least 0.4 % or not at all, so most optimizer updates would be lost.
+PEFT keeps adapter weights in float32, but not `modules_to_save`.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 def hold_in_float32(model: Any) -> bool:
-    """Hold in float32 what is trained whole, whatever the rest of the model is held in.
+    """Convert fully trained modules to float32.
 
     Args:
-        model: PEFT's; changed in place. Modules inside the pretrained part hand on the dtype of the
-            model, those beside it (the head) float32.
+        model: PEFT model, changed in place. Modules inside the pretrained part still output the
+            model's dtype; the head beside it outputs float32.
 
     Returns:
-        Whether there was any in another dtype.
+        Whether any module had another dtype.
     """
     beside = list(model.get_base_model().children())
     changed = False
@@ -33,10 +33,10 @@ def hold_in_float32(model: Any) -> bool:
 
 
 def reload_in_float32(model: Any, folder: Path) -> None:
-    """Hold in float32 what was trained whole, and read it again from where it is so.
+    """Convert fully trained modules to float32, and reload their saved float32 weights.
 
     Args:
-        model: PEFT's, with the adapter of the folder on it; changed in place.
+        model: PEFT model with the saved adapter, changed in place.
         folder: The saved adapter.
     """
     if hold_in_float32(model):
@@ -63,7 +63,7 @@ def _take_float32(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """Return nested values with all floating tensors in one dtype."""
+    """Return nested values with all floating-point tensors cast to one dtype."""
     return recursively_apply(lambda tensor: tensor.to(dtype), values, test_type=_is_floating)
 
 

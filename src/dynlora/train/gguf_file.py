@@ -1,4 +1,4 @@
-"""GGUF files: whether one is there, and what is said of those that cannot be read."""
+"""Check GGUF files, and load them through transformers."""
 
 import io
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MAGIC = b"GGUF"
 
 
 def check_gguf(path: Path) -> None:
-    """Check that a file exists and begins as GGUF files do.
+    """Check that a file exists and begins with the GGUF magic bytes.
 
     Raises:
         ConfigError: If it does not.
@@ -36,17 +36,17 @@ def check_gguf(path: Path) -> None:
 
 
 def restored() -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that restore a file's weights.
+    """Return the arguments of `from_pretrained` that dequantize a GGUF file.
 
-    transformers would else leave them in the file's own blocks where it has a kernel for these:
-    such a model can be neither trained nor saved.
+    Otherwise transformers keeps quantized blocks if it has a kernel for them; such a model can be
+    neither trained nor saved.
     """
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 @contextmanager
 def no_bar() -> Iterator[None]:
-    """Keep transformers' progress bar for these files off the terminal; it knows no way to."""
+    """Hide transformers' progress bar for GGUF files, which has no option."""
     with redirect_stderr(io.StringIO()):
         yield
 
@@ -55,8 +55,8 @@ def not_read(label: str, error: Exception) -> ConfigError:
     """Return the error for a GGUF file that transformers cannot read.
 
     Args:
-        label: Where it is.
-        error: What transformers raised.
+        label: Path of the file.
+        error: Error raised by transformers.
     """
     reason = " ".join(str(error).split()).rstrip(".")
     return ConfigError(

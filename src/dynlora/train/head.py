@@ -1,7 +1,7 @@
-"""A model's head: the modules for the task beside its pretrained part.
+"""Find a model's head: the task's modules beside the pretrained part.
 
-PEFT must be told their names, to train and save them whole and to put no adapter inside. It guesses
-some by its `task_type`, but has none for images, and knows neither every name nor layers in a head.
+PEFT needs their names to train and save them in full and to put no adapter inside. Its guess by
+`task_type` has no type for images, and misses some names and the layers inside a head.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from dynlora.base_models import within
 from dynlora.errors import ConfigError
 
 USUAL = ("classifier", "score")
-"""What transformers' models call their head."""
+"""Names of the head in transformers' models."""
 
 
 POOLER = "pooler"
-"""What transformers' models call the part that makes one vector of a text for their head."""
+"""Name of the module in transformers' models that pools a text into one vector for the head."""
 NEW = "dynlora_new_modules"
-"""Attribute of a model: names of modules of its pretrained part that were newly made."""
+"""Model attribute with the names of randomly initialized modules in the pretrained part."""
 
 
 def no_head(_model: Any) -> list[str]:
-    """Return no names: the task uses the model as it was pretrained."""
+    """Return no names, for a task without head."""
     return []
 
 
 def head_modules(model: Any) -> list[str]:
-    """Return the names of the modules that are trained whole for the task.
+    """Return the names of the modules to train in full for the task.
 
-    They stand beside the pretrained part, or were newly made in it (see `note_new`).
+    These are the modules beside the pretrained part, and those recorded by `note_new`.
 
     Args:
-        model: One of transformers', with a head.
+        model: A transformers model with a head.
 
     Raises:
-        ConfigError: If none can be told from the pretrained part.
+        ConfigError: If the model has no recognizable head.
     """
     names = outer_modules(model)
     if not names:
@@ -49,7 +49,7 @@ def head_modules(model: Any) -> list[str]:
 
 
 def outer_modules(model: Any) -> list[str]:
-    """Return the names of the modules with weights that stand beside the pretrained part."""
+    """Return the names of the modules with weights beside the pretrained part."""
     weighted = _weighted(model)
     if model.base_model_prefix in weighted:
         return [name for name in weighted if name != model.base_model_prefix]
@@ -69,21 +69,20 @@ def poolers(model: Any) -> list[str]:
 
 
 def unread_poolers(model: Any) -> list[str]:
-    """Return the names of the poolers of a model without a head: nobody reads what they make."""
+    """Return the names of the poolers of a model without head, whose outputs are unused."""
     return [name for name in _weighted(model) if name == POOLER]
 
 
 def note_new(model: Any, modules: Sequence[str]) -> None:
-    """Note in a model which modules of its pretrained part were newly made.
+    """Record the randomly initialized modules of a model's pretrained part.
 
-    Nothing else tells them from pretrained ones, and frozen they would be lost: an adapter's
-    files hold what was trained alone.
+    They must be trained, because an adapter's files contain only trained weights.
     """
     vars(model)[NEW] = tuple(modules)
 
 
 def linear_layers(model: Any, modules: list[str]) -> list[str]:
-    """Return the names of the linear layers that some of the model's modules are or hold."""
+    """Return the names of the linear layers in, or equal to, the given modules."""
     return [
         name
         for name, module in model.named_modules()

@@ -1,33 +1,33 @@
-"""Memory that one step has freed is kept for the next; glibc would give it back to the system.
+"""Make glibc keep freed memory for the next step.
 
-Activations of megabytes are freed in every backward pass. What is free at the top of the heap, and
-any block above 32 MiB, glibc returns at once; the next step asks for the same pages, and the system
-clears each before it hands it out. `docs/performance.md` times steps with and without.
+By default glibc returns blocks above 32 MiB and free memory at the top of the heap to the system,
+which clears every page before the next step can use it. See `docs/performance.md` for timings.
 """
 
 import ctypes
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of `mallopt`, see `man 3 mallopt`. Setting one alone would fix the other at 128 KiB."""
+"""Parameters of `man 3 mallopt`. Setting only one would fix the other at 128 KiB."""
 _ALWAYS = 2**31 - 1
 LARGEST_BLOCK = 2**30
-"""Bytes from which on a block is still the system's own."""
+"""Size in bytes above which freed blocks still return to the system."""
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-"""Environment variables by which a user may have chosen otherwise."""
+"""Environment variables that take precedence."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what this process frees; it costs a few percent of peak memory.
+    """Make glibc keep freed memory, which raises peak memory by a few percent.
 
     Returns:
-        Whether it was told: not if the environment says otherwise, and not with another C library.
+        Whether the setting was changed: False with another C library, or if the environment
+        configures glibc.
     """
     if any(name in os.environ for name in SETTINGS):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not glibc; on Windows there is no such handle
+    except (OSError, AttributeError, TypeError):  # not glibc; `CDLL(None)` fails on Windows
         return False
     told = mallopt(_M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _ALWAYS)
     return bool(told)

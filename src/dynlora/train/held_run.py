@@ -1,7 +1,7 @@
-"""A resumed run whose training is over: it loads its checkpoint and takes no step.
+"""Resume a run whose training is complete, without another step.
 
-Left to itself the Trainer takes one more wherever the checkpoint is inside an epoch: it asks only
-after a step whether it is time to stop.
+The Trainer checks only after a step whether to stop, so from a checkpoint inside an epoch it would
+train one step more.
 """
 
 from typing import Any
@@ -12,20 +12,20 @@ from dynlora.train.trainer import EpochSampler
 
 
 class HeldRun(TrainerCallback):
-    """Makes the epoch that training goes on in the last one, and an empty one."""
+    """Makes the resumed epoch empty, and the last one."""
 
     def __init__(self, sampler: EpochSampler) -> None:
-        """Let no more examples come."""
+        """Close the sampler."""
         sampler.closed = True
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the epoch the last one, if none was to come."""
+        """Stop training after this epoch."""
         control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave out what was done when the checkpoint was written."""
+        """Skip logging, evaluation and saving, which were done before the checkpoint."""
         control.should_log = control.should_evaluate = control.should_save = False

@@ -1,4 +1,4 @@
-"""Images as folders and as arrays: what holds them in, a table with images and classes out."""
+"""Read image folders and NumPy archives into tables of images and classes."""
 
 import io
 import logging
@@ -20,30 +20,30 @@ from dynlora.train.config import DataConfig
 ENDINGS = frozenset({
     ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 })  # fmt: skip
-"""Of files in a class's folder, those that are images."""
+"""File extensions of images in folders."""
 IMAGE_NAMES = ("images", "image", "x", "X", "data", "arr_0")
-"""What arrays of images are called in .npz files, after the name that the configuration gives."""
+"""Names to try for the image array in .npz files, after `data.image`."""
 LABEL_NAMES = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
-"""What arrays of classes are called there."""
+"""Names to try for the class array in .npz files, after `data.label`."""
 UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, TokenError,
     zipfile.BadZipFile, zlib.error, LZMAError, pa.ArrowException,
 )  # fmt: skip
-"""What NumPy and `zipfile` raise for files that are broken, or say that they hold more than fits
-into memory, and pyarrow for numbers that it has no type for."""
+"""Errors of NumPy and `zipfile` for broken files or arrays too large for memory, and of pyarrow
+for unsupported number types."""
 CHANNELS = (1, 3, 4)
-"""Of a pixel: grey, RGB, or RGB with transparency."""
+"""Channels per pixel: grey, RGB or RGBA."""
 
 logger = logging.getLogger(__name__)
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of the folders in a split's folder, each of which is a class.
+    """Return the names of the class folders in a split's folder.
 
-    They stand in the order of their numbers where all are numbers, else of their letters.
+    Names are sorted as numbers if all are numbers, else alphabetically.
 
     Raises:
-        DataError: If there are less than two.
+        DataError: If there are fewer than two.
     """
     names = _folders(folder)
     if len(names) < 2:
@@ -55,15 +55,15 @@ def class_names(folder: Path) -> list[str]:
 
 
 def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
-    """Return the images in a split's folder as paths from there, with their classes.
+    """Return the images in a split's class folders as relative paths, with their classes.
 
     Args:
-        folder: Of one split, with one folder a class.
-        classes: Names of the training split's class folders, in the order of their classes.
-        config: Names the columns.
+        folder: The split's folder, with one folder per class.
+        classes: Names of the training split's class folders, in class order.
+        config: Column names.
 
     Raises:
-        DataError: If a folder is not one of the classes, or there is no image.
+        DataError: If a folder is not one of the classes.
     """
     unknown = [name for name in _folders(folder) if name not in classes]
     if unknown:
@@ -79,9 +79,9 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
 
 
 def read_images(folder: Path, config: DataConfig) -> pa.Table:
-    """Return all images in a folder and the folders in it, as paths from there in their order.
+    """Return all images in a folder and its subfolders, as sorted relative paths.
 
-    What is hidden, by a dot before its name, is left out with all that it holds.
+    Files and folders whose names start with a dot are skipped.
     """
     inside = _images(folder, sorted(folder.rglob("*")))
     shown = [str(path) for path in inside if all(not part.startswith(".") for part in path.parts)]
@@ -89,7 +89,7 @@ def read_images(folder: Path, config: DataConfig) -> pa.Table:
 
 
 def _images(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Return which of the files in a folder are images, from there; say how many are none."""
+    """Return the relative paths of the images among files, and warn about other files."""
     found = [path for path in files if _visible(path) and path.is_file()]
     images = [path for path in found if path.suffix.lower() in ENDINGS]
     if len(images) < len(found):
@@ -110,20 +110,20 @@ def _visible(path: Path) -> bool:
 
 
 def read_npz(path: Path, config: DataConfig) -> pa.Table:
-    """Return the images in a file of NumPy arrays, as PNG, with their classes.
+    """Return the images in a .npz file as PNG, with their classes.
 
     Raises:
-        DataError: If it does not hold an array of images and one of as many classes.
+        DataError: If an array is missing or invalid, or images and classes differ in number.
     """
     with _arrays(path) as arrays:
         return _with_classes(path, arrays, config)
 
 
 def read_npz_images(path: Path, config: DataConfig) -> pa.Table:
-    """Return the images in a file of NumPy arrays, as PNG, with their classes if it has any.
+    """Return the images in a .npz file as PNG, with their classes if it contains any.
 
     Raises:
-        DataError: If it does not hold an array of images, or classes of another number.
+        DataError: If the images are missing or invalid, or images and classes differ in number.
     """
     with _arrays(path) as arrays:
         if not {config.label, *LABEL_NAMES}.isdisjoint(arrays.files):
@@ -156,7 +156,7 @@ def _with_classes(path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig
 def _encoded(
     path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig
 ) -> tuple[tuple[int, ...], pa.Array]:
-    """Return the shape of the array of images, and the images as PNG."""
+    """Return the shape of the image array, and the images as PNG."""
     images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
     pictures = _channels_last(path, images)
     return images.shape, pa.array([_png(picture) for picture in pictures], pa.large_binary())
@@ -193,6 +193,6 @@ def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
 
 def _png(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
-    # What is read again at once need not be small.
+    # Compress fast: the images are decoded again soon.
     Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG", compress_level=1)
     return file.getvalue()

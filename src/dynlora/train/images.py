@@ -1,7 +1,7 @@
-"""Images of a split: found, decoded once to know that they are whole, and made RGB when needed.
+"""Check that a split's images decode, and convert them to RGB on demand.
 
-A column holds encoded bytes, paths, or both in the form of Hugging Face's image columns. Pixels
-are not kept: 10,000 images as the model takes them may fill memory that their files do not.
+A column contains encoded bytes, paths, or Hugging Face image records with both. Pixels are not
+cached, because they need more memory than the encoded files.
 """
 
 import io
@@ -21,16 +21,16 @@ UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises for files that are missing, broken, of an unknown format or far too large."""
+"""Errors of Pillow for missing, broken or far too large files and unknown formats."""
 WHITE = (255, 255, 255, 255)
-"""Behind what is transparent."""
+"""Background for transparent pixels."""
 
 
 def check_images(split: RawSplit, column: str) -> None:
-    """Check that there is an image in every row, and decode each once.
+    """Check that every row contains an image that decodes.
 
     Raises:
-        DataError: If a row has none, or it does not decode; the first reason is given.
+        DataError: If a row has no image, or an image does not decode.
     """
     values = split.table[column]
     missing = [(row, value) for row, value in enumerate(map(_python, values)) if not _given(value)]
@@ -73,11 +73,11 @@ def read_rgb(value: Any, folder: Path) -> Image.Image:
 
     Args:
         value: Encoded bytes, a path, or a mapping with `bytes` or `path`.
-        folder: Where paths begin.
+        folder: Base folder of relative paths.
 
     Raises:
-        OSError: If it is missing or does not decode; Pillow raises some others of `UNDECODABLE`.
-        ValueError: If its pixels are no colours.
+        OSError: If the image is missing or does not decode; Pillow raises others of `UNDECODABLE`.
+        ValueError: If pixels have 32 bits per channel.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value["path"]
@@ -86,10 +86,10 @@ def read_rgb(value: Any, folder: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB: 16 bits become 8, and what is transparent becomes white.
+    """Convert an image to 8-bit RGB on a white background.
 
     Raises:
-        ValueError: If its pixels have 32 bits, of which nobody knows the range that is used.
+        ValueError: If pixels have 32 bits per channel, because their value range is unknown.
     """
     if image.mode in ("F", "I"):
         raise ValueError("its pixels have 32 bits each: save it with 8 or 16")

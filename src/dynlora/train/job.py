@@ -1,7 +1,7 @@
-"""The job: configuration in; trained adapter, history and a report out.
+"""Run a job: train from a configuration, write the run's folder, and return a report.
 
-What can be wrong with the input is found before the folder is touched: while the job is built, and
-in the evaluation before training.
+Input errors are raised before the folder is changed: while the job is built, or in the evaluation
+before training.
 """
 
 import os
@@ -39,24 +39,24 @@ from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths, total_steps
 
 _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
-"""What torch's writer says of a disk that takes no more."""
+"""Words in torch's error messages for a full disk."""
 
 
 def run_job(config: JobConfig, console: Console) -> RunReport:
     """Train, evaluate and write the run's folder.
 
     Args:
-        config: What to do.
-        console: Where progress is shown.
+        config: The job.
+        console: Shows progress.
 
     Returns:
-        What the table at the end shows.
+        The values of the final table.
 
     Raises:
         DynamicLoraError: If model, data, configuration or output folder do not fit.
-        EngineError: If it is one of several processes, or sees several GPUs.
-        KeyboardInterrupt: If the user stopped it; once training has begun its text says how to
-            go on.
+        EngineError: If there are several processes or several visible GPUs.
+        KeyboardInterrupt: If the user stops the run; after training has begun, the text contains
+            the command to resume.
     """
     job = _begin(config, console)
     _announce(job, console)
@@ -96,7 +96,7 @@ def _begin(config: JobConfig, console: Console) -> Job:
 
 
 def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:
-    """Do all that writes to the run's folder."""
+    """Train, save and evaluate; all writes to the run's folder happen here."""
     record = open_folder(job, metrics_before)
     try:
         with _quiet_about_saving(job.config):
@@ -104,7 +104,7 @@ def _run(job: Job, metrics_before: dict[str, float]) -> RunReport:
             _write_model(job)
         return _finish(job, record)
     except KeyboardInterrupt as stop:
-        with suppress(OSError):  # what is told counts more than what a full disk refuses
+        with suppress(OSError):  # a full disk must not hide the message
             record.update(status="interrupted", steps=job.trainer.state.global_step)
         raise Stopped(_how_to_go_on(job), getattr(stop, "signum", signal.SIGINT)) from None
     except BaseException as error:
@@ -132,28 +132,28 @@ def _check_one_device() -> None:
 
 @contextmanager
 def _quiet_about_saving(config: JobConfig) -> Iterator[None]:
-    """Silence what PEFT remarks when it saves and all is as it should be."""
+    """Silence PEFT's wrong warnings when it saves."""
     with warnings.catch_warnings():
-        # It looks for a configuration beside the model to see whether its vocabulary was changed.
+        # PEFT looks for a config.json to detect a changed vocabulary.
         warnings.filterwarnings("ignore", r"Could not find a config file in .*\.gguf", UserWarning)
-        # It takes a layer that AdaLoRA left without rank for a sharded one.
+        # PEFT mistakes AdaLoRA layers of rank 0 for sharded ones.
         if config.method == "adalora":
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape", PeftWarning)
         yield
 
 
 def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
-    """Do all that comes before a run's folder is touched, and stop there.
+    """Build the job and evaluate it once, without writing to the run's folder.
 
     Args:
-        config: What to do.
-        console: Where notes are shown.
+        config: The job.
+        console: Shows notes.
 
     Returns:
-        What a run would do, and its validation metrics before training.
+        A summary of the planned run, and the validation metrics before training.
 
     Raises:
-        DynamicLoraError: If a run would end with it before it has written anything.
+        DynamicLoraError: If model, data, configuration or output folder do not fit.
     """
     _check_one_device()
     job = build_job(config, console)
@@ -162,7 +162,7 @@ def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, f
 
 
 def outlook(job: Job) -> Outlook:
-    """Return what the job is about to do."""
+    """Return a summary of the planned run."""
     past = job.past
     return Outlook(
         task=job.config.task,
@@ -180,12 +180,12 @@ def outlook(job: Job) -> Outlook:
 
 
 def _begins_folder(job: Job) -> bool:
-    """Return whether the folder starts empty: not where a run goes on in its own."""
+    """Return whether the run starts in an empty folder, not in the folder it resumes from."""
     return job.past is None or job.past.source.root.resolve() != job.folder.root.resolve()
 
 
 def _announce(job: Job, console: Console) -> None:
-    """Say what was loaded, so that a wrong split or model is seen before minutes have passed."""
+    """Print the skipped checkpoints and a summary of the run before training starts."""
     for reason in () if job.past is None else job.past.skipped:
         console.print(f"skipped: {reason}", highlight=False, soft_wrap=True)
     for line in outlook(job).lines():
@@ -193,10 +193,12 @@ def _announce(job: Job, console: Console) -> None:
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
-    """Begin the run's folder and return its record; a resumed run brings its history along.
+    """Write the first files of the run's folder, and return the record.
+
+    A resumed run continues its metrics; a new run first clears the folder.
 
     Raises:
-        RunFolderError: If the folder cannot be written.
+        RunFolderError: If the folder cannot be written, or contains another run.
     """
     folder, config, past = job.folder, job.config, job.past
     record = RunRecord(folder.run)
@@ -217,8 +219,8 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     try:
         begins = _begins_folder(job)
         if begins and not config.overwrite:
-            folder.refuse_run()  # one that was begun since this was first asked
-        record.update()  # first, for it says that what is in the folder is a run's
+            folder.refuse_run()  # another run may have begun since the first check
+        record.update()  # first, because `run.json` marks the folder as a run's
         if begins:
             folder.clear()
         write_config(folder.config, config)
@@ -229,18 +231,18 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
 
 
 def _start_seconds(job: Job) -> float:
-    """Return how long the adapter's start took, in the run that it was computed in."""
+    """Return the seconds to initialize the adapter, for a resumed run from the original run."""
     now = round(job.prepared.start_seconds, 3)
     return now if job.past is None else float(job.past.run.get("adapter_start_seconds", now))
 
 
 def _evaluate(job: Job) -> dict[str, float]:
-    """Return the metrics of the model as it is now, under their own names."""
+    """Evaluate the current model, and return metrics without the prefix `eval_`."""
     return _plain(job, job.trainer.evaluate())
 
 
 def _evaluate_first(job: Job) -> dict[str, float]:
-    """Return the metrics before training; none where the job does not ask for them."""
+    """Return the metrics before training; empty without `training.eval_on_start`."""
     return _evaluate(job) if job.config.training.eval_on_start else {}
 
 
@@ -272,12 +274,10 @@ def _train(job: Job) -> None:
 
 @contextmanager
 def _explaining_files(job: Job) -> Iterator[None]:
-    """Say of an error in reading or writing a checkpoint what it means.
-
-    torch and safetensors report a full disk, and files that are not theirs, in words of their own.
+    """Translate errors of torch and safetensors about checkpoints.
 
     Raises:
-        ResumeError: If a file of the checkpoint to go on from is not what it must be.
+        ResumeError: If a file of the checkpoint to resume from cannot be read.
         RunFolderError: If a checkpoint could not be written.
     """
     try:
@@ -292,7 +292,7 @@ def _explaining_files(job: Job) -> Iterator[None]:
             raise _unreadable(job, error) from error
         if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
-        shutil.rmtree(checkpoint, ignore_errors=True)  # no use, and `run.json` needs the room
+        shutil.rmtree(checkpoint, ignore_errors=True)  # frees disk space for `run.json`
         root, method = job.folder.root, job.config.method
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
@@ -302,7 +302,7 @@ def _explaining_files(job: Job) -> Iterator[None]:
 
 
 def _unreadable(job: Job, error: Exception) -> ResumeError:
-    """Return what to say where a file is sealed well and is yet none of torch's or safetensors'."""
+    """Return the error for a file with a correct checksum that torch or safetensors cannot read."""
     place = None if job.past is None else job.past.checkpoint
     reason = str(error).splitlines()[0]
     return ResumeError(
@@ -320,7 +320,7 @@ def _write_model(job: Job) -> None:
     if job.prepared.first is not None:
         write_difference(model, job.prepared.first, job.folder.adapter)
         return
-    # "auto" would ask the hub whether the base model's vocabulary was changed; it never is here.
+    # "auto" would query the hub for a changed vocabulary; jobs never change it.
     model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
     adaptive = None if job.ranks is None else job.ranks.dynamic.input_adaptive
     if adaptive is not None:
@@ -328,7 +328,7 @@ def _write_model(job: Job) -> None:
 
 
 def _how_to_go_on(job: Job) -> str:
-    """Return what an interrupted run has saved and the command that continues it."""
+    """Return the progress of an interrupted run, and the command to continue it."""
     folder, state, method = job.folder, job.trainer.state, job.config.method
     command = finish_command(folder.root, method)
     done = f"after {state.global_step} of {state.max_steps} steps"
@@ -341,7 +341,7 @@ def _how_to_go_on(job: Job) -> str:
 
 
 def _finish(job: Job, record: RunRecord) -> RunReport:
-    """Evaluate what was saved, draw the heat map, complete `run.json`, and report."""
+    """Evaluate the saved model, draw the heat map, complete `run.json`, and return the report."""
     after, prepared, ranks = _metrics_after(job), job.prepared, job.ranks
     dynamic = None if ranks is None else ranks.dynamic
     places = {"adapter": job.folder.adapter}
@@ -377,19 +377,19 @@ def _finish(job: Job, record: RunRecord) -> RunReport:
 
 
 def _metrics_after(job: Job) -> dict[str, float]:
-    """Return the metrics of the model that is saved, from the last evaluation if it was of it."""
+    """Return the saved model's metrics, without a new evaluation if the last one was of it."""
     state = job.trainer.state
     evaluated = [line for line in state.log_history if "eval_loss" in line]
     newest = bool(evaluated) and evaluated[-1]["step"] == state.global_step
     if job.config.training.load_best_model_at_end:
         job.metrics.of_best = True
-        job.trainer.remove_callback(job.progress)  # it would tell it as of the last step
+        job.trainer.remove_callback(job.progress)  # it would print the wrong step
         return _evaluate(job)
     return _plain(job, evaluated[-1]) if newest else _evaluate(job)
 
 
 def _parameters(job: Job, report: RunReport) -> dict[str, int]:
-    """Return what was trained; what is saved as a difference holds its first factors too."""
+    """Return parameter counts; an adapter saved as a difference includes its initial factors."""
     found = {
         "start": job.prepared.start_parameters,
         "peak": report.peak_parameters,

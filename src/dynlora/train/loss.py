@@ -1,7 +1,7 @@
-"""The task's loss, computed from logits in the same way for every method.
+"""Compute the task's loss from logits, in the same way for every method.
 
-The model's own `outputs.loss` is not used: PEFT's AdaLoRA adds its penalty to it, in evaluation
-too. A regulariser is an explicit term that the Trainer adds, in training only.
+The model's `outputs.loss` is not used, because PEFT's AdaLoRA adds its penalty to it even in
+evaluation. The Trainer adds regularisers explicitly, in training only.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dynlora.errors import NonFiniteError
 
 Penalty = Callable[[], Float[Tensor, ""]]
-"""A regulariser of the weights as they are now."""
+"""Returns a regulariser of the current weights."""
 SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
-"""From float32 logits and labels, the sum of the loss over all labels that are not -100."""
+"""Returns the loss from float32 logits and labels, summed over all labels other than -100."""
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-    """Return the cross-entropy of logits of shape ``(..., classes)`` and labels ``(...)``."""
+    """Return the cross-entropy of logits ``(..., classes)`` and labels ``(...)``."""
     flat: Tensor = logits.reshape(-1, logits.shape[-1])
     return cross_entropy(flat, labels.reshape(-1), reduction="sum", ignore_index=-100)
 
@@ -41,17 +41,17 @@ def summed_binary(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
 
 
 class TaskLoss(TrainerCallback):
-    """Loss of a batch; a callback too, so that a NaN can be reported with its step."""
+    """Loss of a batch; a callback too, to report the step of a NaN."""
 
     def __init__(self, summed: SummedLoss) -> None:
-        """Take the task's loss."""
+        """Store the task's loss."""
         self.summed = summed
         self.step = 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note how many optimizer steps were taken."""
+        """Store the number of completed optimizer steps."""
         self.step = state.global_step
 
     def __call__(
@@ -64,9 +64,9 @@ class TaskLoss(TrainerCallback):
 
         Args:
             outputs: The model's output, with `logits`.
-            labels: Whole numbers or float32, of the shape that the task's loss takes.
-            num_items_in_batch: Labels other than -100 in all batches of the step; None means in
-                this batch.
+            labels: Integers or float32, in the shape required by the task's loss.
+            num_items_in_batch: Number of labels other than -100 in all batches of the step; None
+                counts those in this batch.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite.
@@ -79,7 +79,7 @@ class TaskLoss(TrainerCallback):
 
 
 def check_finite(loss: Float[Tensor, ""], step: int) -> None:
-    """Check a loss.
+    """Check that a loss is finite.
 
     Raises:
         NonFiniteError: If it is NaN or infinite.

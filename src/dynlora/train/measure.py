@@ -1,6 +1,6 @@
-"""Two real steps of a job in a child process: configuration in, peak memory out.
+"""Measure the peak memory of two training steps of a job in a child process.
 
-`python -m dynlora.train.measure` is the child: pickled `JobConfig` in, one line of JSON out.
+The child `python -m dynlora.train.measure` reads a pickled `JobConfig` and prints a line of JSON.
 """
 
 import json
@@ -21,16 +21,16 @@ from dynlora.train.config import JobConfig, Method
 from dynlora.train.job import train_briefly
 
 STEPS = 2
-"""Measured optimizer steps: the state of the optimizer exists from the second step on."""
+"""Measured optimizer steps: the optimizer's state exists from the second step on."""
 SECONDS = 3600
-"""Longest life of a child: the system ends it then, even if the parent was killed."""
+"""Time limit of a child, enforced by the system even if the parent was killed."""
 COMMAND = (sys.executable, "-m", "dynlora.train.measure")
 
 
 def measure_methods(
     config: JobConfig, methods: Iterable[Method], console: Console
 ) -> dict[str, dict[Method, Any]]:
-    """Measure methods one after another; a failed method does not stop the others.
+    """Measure methods one by one; a failed method does not stop the others.
 
     Args:
         config: The job; nothing is written to its `output`.
@@ -83,7 +83,7 @@ def measure_peak(config: JobConfig) -> dict[str, int | None]:
 
 
 def _reason(code: int, log: str) -> str:
-    """Return why a child has ended, from its exit code and its standard error."""
+    """Return the reason for a child's end, from its exit code and standard error."""
     if code == -signal.SIGALRM:
         return f"the process was stopped after {SECONDS} seconds."
     if code == -signal.SIGKILL:
@@ -93,7 +93,7 @@ def _reason(code: int, log: str) -> str:
 
 
 def main() -> None:
-    """Measure the job that the standard input describes."""
+    """Measure the job on standard input."""
     signal.alarm(SECONDS)
     config = pickle.load(sys.stdin.buffer)
     print(json.dumps(train_briefly(config)))

@@ -1,7 +1,4 @@
-"""The four methods, each from the base model and the settings to what the Trainer gets.
-
-All take the same path through the job; only what stands here differs between them.
-"""
+"""Prepare a base model for one of the four methods; the rest of a job is shared."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -28,28 +25,28 @@ from dynlora.train.wrap import add_adapter, lora_parameters
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a method hands to the Trainer."""
+    """Model, parameter counts and callbacks of a method."""
 
     model: Any
-    """The model to train: PEFT's wrapper, or the base model itself."""
+    """The model to train: PEFT's wrapper, or the base model."""
     budget: int
-    """Parameters that the method may use for what it adds; all of the model's for `full`."""
+    """Maximum parameters that the method may add; all parameters of the model for `full`."""
     start_parameters: int
     """Parameters in use at the start."""
     live_parameters: Callable[[], int]
-    """Counts the parameters in use now: AdaLoRA's without its masked ranks."""
+    """Returns the parameters in use now, without ranks masked by AdaLoRA."""
     peak_parameters: Callable[[], int]
-    """Counts the most parameters in use at any time so far."""
+    """Returns the peak of the parameters in use so far."""
     callbacks: tuple[TrainerCallback, ...] = ()
-    """In the order in which they must run."""
+    """In execution order."""
     first: Factors | None = None
-    """Factors that the adapter took from the base model and gives back when it is saved."""
+    """Initial factors taken from the base model, subtracted when the adapter is saved."""
     start_seconds: float = 0.0
-    """Time to compute how the adapter begins, where that takes more than drawing numbers."""
+    """Time to compute initial adapter weights from the base model or the data."""
     penalty: Penalty | None = None
     """Regulariser added to the training loss."""
     dynamic: DynamicLoraCallback | None = None
-    """The callback that moves ranks, if the method does."""
+    """The callback that changes ranks, with `method: dynamic`."""
 
 
 def prepare(
@@ -58,15 +55,15 @@ def prepare(
     """Return `base` prepared for `config.method`.
 
     Args:
-        base: The pretrained model with the task's head; it is changed in place.
+        base: The pretrained model with the task's head; changed in place.
         config: The job.
         total_steps: Optimizer steps of the whole run.
         checkpoint: Folder to resume from; None for a new run.
 
     Raises:
-        ConfigError: If no module of the model matches `lora.target_modules`, or there are too few
-            steps for AdaLoRA, or a layer cannot begin as `lora.init_lora_weights` says.
-        DynamicLoraError: If the model's LoRA layers cannot follow `config.dynamic`.
+        ConfigError: If no module of the model matches `lora.target_modules`, there are too few
+            steps for AdaLoRA, or a layer does not support `lora.init_lora_weights`.
+        DynamicLoraError: If the model's LoRA layers do not support `config.dynamic`.
     """
     return METHODS[config.method](base, config, total_steps, checkpoint)
 
@@ -86,7 +83,7 @@ def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -
 
 
 def _constant(model: Any, count: int) -> Prepared:
-    """Return a method whose number of parameters never changes."""
+    """Return a method with a constant parameter count."""
     return Prepared(
         model=model,
         budget=count,
@@ -115,7 +112,7 @@ def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None)
 
 
 def _attachable_budget(model: Any, config: JobConfig) -> int:
-    """Attach and detach once, so that what does not fit is said before a run begins."""
+    """Return the budget, from attaching and detaching once to find errors before the run begins."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     dynamic = DynamicLora(model, torch.optim.AdamW(trained), config.dynamic)
     dynamic.close()

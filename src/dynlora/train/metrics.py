@@ -1,7 +1,7 @@
-"""Validation metrics of each task, from logits and labels as numpy arrays.
+"""Compute validation metrics per task from logits and labels, named as in `config.METRICS`.
 
-Their names are those in `config.METRICS`. The loss comes from the Trainer, which averages over
-rows; where rows hold different numbers of labels it is computed here, over all labels alike.
+The Trainer computes the loss as a mean over rows. For token labels, whose number differs per row,
+the loss is computed here as a mean over labels.
 """
 
 import warnings
@@ -17,13 +17,13 @@ def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return accuracy, F1 (macro for three or more classes) and Matthews' correlation.
 
     Args:
-        prediction: Logits of shape ``(examples, classes)`` and their labels.
+        prediction: Logits of shape ``(examples, classes)`` and labels of shape ``(examples,)``.
     """
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=-1)
     average = "binary" if logits.shape[-1] == 2 else "macro"
     with warnings.catch_warnings():
-        # A validation split of one class is the user's choice; its correlation is 0.
+        # A validation split may have a single class; the correlation is then 0.
         warnings.filterwarnings("ignore", "A single label was found", UserWarning)
         matthews = float(matthews_corrcoef(labels, guesses))
     return {
@@ -36,7 +36,7 @@ def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return Pearson's and Spearman's correlation, and the root mean squared error.
 
-    Where either side is constant there is no correlation; 0 is returned.
+    Correlations are 0 if predictions or labels are constant.
 
     Args:
         prediction: Outputs of shape ``(examples, 1)`` and numbers of shape ``(examples,)``.
@@ -52,11 +52,11 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return micro and macro F1, and the part of the rows with every class right.
+    """Return micro and macro F1, and the share of rows with every class correct.
 
     Args:
-        prediction: Logits and 0/1 labels, both of shape ``(examples, classes)``; a class is
-            guessed where its logit is above 0.
+        prediction: Logits and 0/1 labels, both of shape ``(examples, classes)``. A logit above 0
+            predicts its class.
     """
     guesses = np.asarray(prediction.predictions) > 0
     labels = np.asarray(prediction.label_ids) > 0.5
@@ -68,9 +68,9 @@ def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the explained part of the vectors' variance, and the mean cosine of guess and vector.
+    """Return R², and the mean cosine similarity of predicted and true vectors.
 
-    Where all vectors are the same there is no variance; an `r2` of 0 is returned.
+    R² is 0 if all true vectors are equal.
 
     Args:
         prediction: Outputs and vectors, both of shape ``(examples, hidden_size)``.
@@ -88,11 +88,11 @@ def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return accuracy, F1 as the mean over classes, and the mean loss, over labelled tokens.
+    """Return accuracy, macro F1 and mean loss over labelled tokens.
 
     Args:
         prediction: Logits of shape ``(examples, tokens, classes)`` and labels of shape
-            ``(examples, tokens)``, which are -100 where there is none.
+            ``(examples, tokens)``, -100 for unlabelled tokens.
     """
     label_ids = np.asarray(prediction.label_ids)
     labelled = label_ids != -100

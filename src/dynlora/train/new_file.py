@@ -1,4 +1,4 @@
-"""The new file of a verb's `--output`, never in the place of one that must not be lost."""
+"""Write the file of a command's `--output`, without replacing files unasked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from dynlora.files import whole
 
 
 def check_replaceable(output: Path, *, overwrite: bool) -> None:
-    """Check that a file can come to lie at `output`.
+    """Check that `output` can be written.
 
     Raises:
-        ConfigError: If no file is there but a folder, or a file that may not be replaced.
+        ConfigError: If it is a folder, or an existing file without `overwrite`.
     """
     whole.check_replaceable(
         output,
@@ -25,10 +25,10 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_file(output: Path) -> Iterator[Path]:
-    """Give a file to write, which becomes `output` if nothing is raised.
+    """Yield a draft file that becomes `output` if the block raises nothing.
 
     Raises:
-        ConfigError: If the disk refuses.
+        ConfigError: If the disk fails.
     """
     try:
         with whole.whole_file(output) as draft:

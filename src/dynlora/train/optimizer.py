@@ -1,4 +1,4 @@
-"""The optimizer, where it is not the Trainer's own."""
+"""Create the optimizer, if it is not the Trainer's default."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dynlora.train.config import TrainingConfig
 
 
 def make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
-    """Return AdamW with LoRA+'s parameter groups; None leaves the choice to the Trainer.
+    """Return AdamW with LoRA+'s parameter groups, or None for the Trainer's default.
 
     Reference:
         Hayou, Ghosh and Yu 2024, "LoRA+", arXiv 2402.12354.
@@ -23,6 +23,6 @@ def make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
         lr=config.learning_rate,
         loraplus_lr_ratio=config.loraplus_lr_ratio,
         weight_decay=config.weight_decay,
-        fused=True,  # as in the Trainer's own: by default torch steps one tensor after another
+        fused=True,  # as in the Trainer; torch's default updates tensors one by one
     )
     return optimizer

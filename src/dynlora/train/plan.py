@@ -1,4 +1,4 @@
-"""The plan of a job: configuration in, parameters per method out; nothing is trained or written."""
+"""Compute the parameters per method from a configuration, without training or writing files."""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,10 +11,10 @@ from dynlora.train.config import JobConfig, Method
 
 
 def plan_job(config: JobConfig, console: Console) -> dict[str, Any]:
-    """Load the data once and prepare the model for each method, as `dynlora train` does.
+    """Load the data once, and prepare the model for each method as in `dynlora train`.
 
     Args:
-        config: The job; the folder `output` is not read.
+        config: The job; `output` is not read.
         console: Shows progress.
 
     Returns:

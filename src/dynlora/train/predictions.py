@@ -1,4 +1,4 @@
-"""Predictions of a finished run beside the rows that they are for, as they come or into a file."""
+"""Predict rows with a finished run, and write rows with predictions as lines or to a file."""
 
 import json
 from collections import Counter
@@ -20,23 +20,23 @@ from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor
 
 ROWS_AT_ONCE = 256
-"""Rows of a table that are made into Python's values at a time."""
+"""Table rows converted to Python values at a time."""
 Row = dict[str, Any]
 
 
 def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> Iterator[Row]:
-    """Yield what the model says to each row, in their order; JSON-ready.
+    """Yield one JSON-ready prediction per row, in row order.
 
-    Predictions are computed in float32 whatever `training.bf16` was.
+    Predictions ignore `training.bf16`: there is no autocast.
 
     Args:
-        run: As loaded.
-        split: Rows, whose labels are not needed.
-        batch_size: Rows in a forward pass; None takes the run's `training.eval_batch_size`.
+        run: The loaded run.
+        split: Rows; labels are not needed.
+        batch_size: Rows per forward pass; None uses the run's `training.eval_batch_size`.
 
     Raises:
-        DataError: If a column is missing, a row does not hold what the task needs, or the rows have
-            a column that a prediction would have too.
+        DataError: If a column is missing, a row is invalid for the task, or a column has the name
+            of a prediction field.
     """
     model = run.model
     if torch.accelerator.is_available() and run.config.model.quantization is None:
@@ -55,21 +55,24 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
 
 
 def _named(prediction: Row, names: Sequence[str]) -> Row:
-    """Return a prediction of a class with its name, null where the run's data had no such one."""
+    """Add the class name to a prediction; null if the training data had no such class."""
     label = prediction["prediction"]
     name = names[label] if label < len(names) else None
     return {"prediction": label, "class_name": name, **prediction}
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
-    """Yield one JSON object a row: its columns, then its prediction.
+    """Yield one JSON object per row: its columns, then its prediction.
 
-    Columns that hold bytes, such as images, are left out: JSON has none.
+    Columns of bytes, such as images, are omitted, because JSON cannot contain them.
+
+    Raises:
+        DataError: If two columns have the same name.
     """
     table = split.table.select(
         [place for place, field in enumerate(split.table.schema) if not _holds_bytes(field.type)]
     )
-    # Columns without a name are what a row's commas at its end make.
+    # Trailing commas in a CSV file make columns without a name.
     twice = [name for name, count in Counter(table.column_names).items() if name and count > 1]
     if twice:
         raise DataError(
@@ -82,18 +85,18 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
 
 
 def _rows(table: pa.Table) -> Iterator[Row]:
-    """Yield the rows of a table, which may have none of its columns left."""
+    """Yield the rows of a table, also of a table without columns."""
     for begin in range(0, table.num_rows, ROWS_AT_ONCE):
         part = table.slice(begin, ROWS_AT_ONCE)
         try:
             yield from part.to_pylist()
-        except (ValueError, OverflowError):  # a time that Python has none for, as the year 18029
+        except (ValueError, OverflowError):  # a time out of Python's range, such as year 18029
             columns = [_with_times_as_texts(column) for column in part.columns]
             yield from pa.Table.from_arrays(columns, part.column_names).to_pylist()
 
 
 def _with_times_as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column whose dates and times, also in lists and records, are written out."""
+    """Return a column with dates and times as text, also in lists and records."""
     return column.cast(without_times(column.type))
 
 
@@ -110,7 +113,7 @@ def _write_lines(path: Path, split: RawSplit, predictions: Iterator[Row]) -> Non
 
 def _write_csv(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
     table = _beside(split, [finite(row) for row in predictions])
-    # By place: of two columns with one name, such as none at all, each is written.
+    # By index, because columns may share a name, such as the empty one.
     kept = [place for place, field in enumerate(table.schema) if not _holds_bytes(field.type)]
     flat = [_flat(table.column(place)) for place in kept]
     names = [table.column_names[place] for place in kept]
@@ -118,7 +121,7 @@ def _write_csv(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    """Return a column whose lists and records, which CSV cannot hold, are written as JSON."""
+    """Return a column with lists and records as JSON, because CSV cannot contain them."""
     if not pa.types.is_nested(column.type):
         return column
     try:
@@ -133,7 +136,7 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 
 
 def _write_parquet(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
-    pyarrow.parquet.write_table(split.table.slice(0, 0), path)  # what it cannot hold is told early
+    pyarrow.parquet.write_table(split.table.slice(0, 0), path)  # fail early on unsupported types
     pyarrow.parquet.write_table(_beside(split, list(predictions)), path)
 
 
@@ -149,19 +152,19 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
-"""By a file's ending, what writes it."""
+"""Writer per file extension."""
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
     """Check that predictions can be written to a file.
 
     Args:
-        output: The file.
-        source: The file that the rows are read from, if any: never overwritten.
-        overwrite: Whether another file may be.
+        output: File to write.
+        source: File with the input rows, if any; never overwritten.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        ConfigError: If its ending is not known, or something is there that must not be lost.
+        ConfigError: If the extension is unknown, or the file exists and must not be replaced.
     """
     if output.suffix not in WRITERS:
         raise ConfigError(
@@ -175,11 +178,11 @@ def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
 
 
 def write_predictions(output: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
-    """Write rows and predictions to a file: whole, or not at all.
+    """Write rows and predictions to a file atomically.
 
     Raises:
-        ConfigError: If the disk refuses, or the format cannot hold the rows.
-        DataError: As `predict_rows`, which is asked here.
+        ConfigError: If the disk fails, or the format does not support the rows.
+        DataError: If `predict_rows`, which is consumed here, raises it.
     """
     with new_file(output) as draft:
         try:

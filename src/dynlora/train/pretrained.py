@@ -1,4 +1,4 @@
-"""The pretrained model and its tokenizer: section `model` in, both loaded and checked out."""
+"""Load and check the pretrained model and its tokenizer from section `model`."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -36,39 +36,39 @@ ELSEWHERE = "Without the hub, name a model that is here as `model.path` or `mode
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a pretrained model is, and how to load it."""
+    """Location and loading options of a pretrained model."""
 
     place: str
     """Folder or hub name."""
     gguf_file: str | None = None
-    """The model's file in the folder, if it is a GGUF file."""
+    """Name of the GGUF file in the folder, if any."""
     weight_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model's `from_pretrained`."""
     quantization: str | None = None
-    """`nf4` or `int8` for linear layers in 4 or 8 bits; None leaves them as they are."""
+    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of every `from_pretrained` of transformers."""
+        """Arguments of `from_pretrained` for model, configuration and processor."""
         return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether `place` is no folder."""
+        """Whether `place` is a hub name."""
         return not Path(self.place).is_dir()
 
     @property
     def label(self) -> str:
-        """Folder or hub name, with the GGUF file if the model is in one."""
+        """Folder or hub name, with the GGUF file if there is one."""
         return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
 
 
 def locate(config: ModelConfig) -> Source:
-    """Return what to load the model, its configuration and its tokenizer from.
+    """Return the source of the model, its configuration and its tokenizer.
 
     Raises:
-        ConfigError: If the folder or package does not exist or holds no model, the file is none in
-            the GGUF format, or what quantizes is not installed.
+        ConfigError: If the folder or package does not exist or contains no model, the file is not
+            a GGUF file, or bitsandbytes is needed but not installed.
     """
     if config.quantization is not None:
         check_quantizer(config.quantization)
@@ -88,7 +88,7 @@ def _place(config: ModelConfig) -> str:
     """Return the folder or hub name to load from.
 
     Raises:
-        ConfigError: If the folder or package does not exist or holds no model.
+        ConfigError: If the folder or package does not exist or contains no model.
     """
     if config.path is not None:
         return _checked(Path(config.path), "model.path", config.gguf_file)
@@ -113,7 +113,7 @@ def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
             f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
             f"{folder}, which has no config.json.{_gguf_advice(folder)}"
         )
-    return str(folder.absolute())  # an adapter tells it to whoever loads it from elsewhere
+    return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
 
 
 def _gguf_advice(folder: Path) -> str:
@@ -122,10 +122,11 @@ def _gguf_advice(folder: Path) -> str:
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the model at `source`, able to pad.
+    """Return the tokenizer of the model at `source`, with a padding token.
 
     Raises:
-        ConfigError: If it cannot be loaded or the model cannot read `max_length` tokens.
+        ConfigError: If the tokenizer cannot be loaded or used with the model, or `max_length`
+            exceeds the model's limit.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -135,7 +136,7 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
     except UNLOADABLE as error:
         raise not_loaded("tokenizer", source, error) from error
     _check_vocabulary(tokenizer, model.get("vocab_size"), source.label)
-    # Models without absolute positions have no such field, and tokenizers without a limit say 1e30.
+    # Models without absolute positions lack these keys; tokenizers without a limit report 1e30.
     limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
     limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
@@ -152,10 +153,10 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def check_length(model: Any, config: DataConfig) -> None:
-    """Check that the model has a position for each of `data.max_length` tokens.
+    """Check that the model has at least `data.max_length` positions.
 
     Raises:
-        ConfigError: If it has not; its configuration may promise some more.
+        ConfigError: If it has fewer; the configuration can overstate the limit.
     """
     limit = position_limit(model)
     if limit is not None and config.max_length > limit:
@@ -171,9 +172,9 @@ def _too_long(limit: int, of: str, given: int) -> ConfigError:
 def _check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, source: str
 ) -> None:
-    """Check that there is a vocabulary and that the model can read it.
+    """Check that the vocabulary is not empty and fits the model's embeddings.
 
-    Where its files are missing, transformers makes a tokenizer that knows no word.
+    transformers returns a tokenizer without words if the vocabulary files are missing.
     """
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if not words:
@@ -189,19 +190,19 @@ def _check_vocabulary(
 
 
 def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
-    """Return the model at `source`, with the head that `auto_class` gives it.
+    """Load the model at `source` with the head of `auto_class`.
 
-    A head is newly drawn from torch's random state unless the model brings one that fits.
+    The head is initialized from torch's random state unless the files contain one that fits.
 
     Args:
-        auto_class: `AutoModelForSequenceClassification` or another of transformers' classes.
-        source: Where the model is, and how its weights are held: in float32 if it does not say.
-        head: Arguments for the head, such as `num_labels`; without any the model must bring all
-            of its weights but those of a pooler that nobody reads.
+        auto_class: An auto class of transformers, such as `AutoModelForSequenceClassification`.
+        source: Location and loading options; the default dtype is float32.
+        head: Arguments of the head, such as `num_labels`. Without any, the files must contain all
+            weights except those of an unused pooler.
 
     Raises:
-        ConfigError: If the model cannot be loaded, has no such form, or its files lack weights
-            other than the head's.
+        ConfigError: If the model cannot be loaded, does not support `auto_class`, or its files
+            lack weights other than the head's or a pooler's.
     """
     options = {"dtype": "float32"} | source.weight_options | head
     try:
@@ -223,7 +224,7 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
             "values, and are trained and saved whole, as the head is.",
             source.label, ", ".join(new),
         )  # fmt: skip
-    # PEFT writes it into what it saves as the name of the base model.
+    # PEFT saves it as `base_model_name_or_path`.
     model.name_or_path = source.label
     return model
 
@@ -231,13 +232,13 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
 def _load(
     auto_class: Any, source: Source, options: dict[str, Any], whole: Sequence[str]
 ) -> tuple[Any, frozenset[str]]:
-    """Return the model and the names of its weights that are newly drawn.
+    """Return the model and the names of its randomly initialized weights.
 
     Args:
-        auto_class: One of transformers' classes.
-        source: Where the model is.
-        options: Arguments for its weights.
-        whole: Names of modules that are not quantized, whatever the rest is.
+        auto_class: An auto class of transformers.
+        source: Location and loading options.
+        options: Arguments for the weights.
+        whole: Names of modules to leave unquantized.
     """
     if source.quantization is None:
         return load_weights(auto_class, source.place, **source.options, **options)
@@ -247,10 +248,7 @@ def _load(
 
 
 def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
-    """Return the names of poolers of which the files hold nothing.
-
-    Encoders are often shared without one.
-    """
+    """Return the names of poolers without weights in the files, as in many published encoders."""
     return [
         name
         for name in poolers(model)
@@ -263,7 +261,7 @@ def _beside(drawn: Collection[str], modules: Collection[str]) -> list[str]:
 
 
 def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
-    """Return the error for what cannot be loaded from a model's source."""
+    """Return the error for a model, tokenizer or processor that cannot be loaded."""
     if source.gguf_file is not None:
         return not_read(source.label, error)
     reason = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Progress while a job trains: a bar on a terminal, plain lines in a pipe."""
+"""Show training progress: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 PLAIN_LINES = 10
-"""Lines with the loss that a run prints where there is no terminal for a bar."""
+"""Loss lines per run without a terminal."""
 
 
 class ProgressBar(TrainerCallback):
-    """A bar of optimizer steps with the newest loss; evaluations are printed above it."""
+    """A bar of optimizer steps with the latest loss, and one line per evaluation above it."""
 
     def __init__(self, console: Console, metrics: Sequence[str]) -> None:
         """Prepare the bar.
 
         Args:
-            console: Where it is drawn, if that is a terminal.
-            metrics: Names of the validation metrics to show, in their order.
+            console: Draws the bar if it is a terminal.
+            metrics: Names of the validation metrics to show, in order.
         """
         self.console = console
         self.metrics = metrics
@@ -44,7 +44,7 @@ class ProgressBar(TrainerCallback):
         self._tenth = 0
 
     def stop(self) -> None:
-        """Take the bar off the terminal, whatever has happened."""
+        """Stop the live display."""
         self.progress.stop()
 
     def on_train_begin(
@@ -57,7 +57,7 @@ class ProgressBar(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
@@ -68,7 +68,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the loss beside the bar, and an evaluation as a line."""
+        """Show the loss, and print validation metrics as a line."""
         values = logs or {}
         if "loss" in values:
             self._show_loss(values["loss"], state)
@@ -81,7 +81,7 @@ class ProgressBar(TrainerCallback):
             self._print(state, f"validation {metrics}")
 
     def _show_loss(self, loss: float, state: TrainerState) -> None:
-        """Show the loss beside the bar; without a bar, as a line about every tenth of the run."""
+        """Show the loss beside the bar, or print it ten times per run without a terminal."""
         self.progress.update(self.task, note=f"loss {loss:.3f}")
         tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
         if not self.console.is_terminal and tenth > self._tenth:
@@ -95,5 +95,5 @@ class ProgressBar(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the full bar on the terminal."""
+        """Stop the bar, which stays visible."""
         self.stop()

@@ -1,4 +1,4 @@
-"""Loading a model whose linear layers bitsandbytes holds in 4 or 8 bits."""
+"""Load models with linear layers in 4 or 8 bits, quantized by bitsandbytes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -36,20 +36,18 @@ def load_quantized(
     options: dict[str, Any],
     whole: Sequence[str] = (),
 ) -> tuple[Any, frozenset[str]]:
-    """Return a quantized model, and the names of its weights that are newly drawn.
+    """Return a quantized model, and the names of its randomly initialized weights.
 
-    Before an adapter is added it must be made ready: see `make_trainable`.
-
-    A GGUF file is held in a quantization of its own: its weights are first restored and written
-    to a temporary folder.
+    Call `make_trainable` before adding an adapter. A GGUF file is first dequantized to a temporary
+    folder, because it has its own quantization.
 
     Args:
-        auto_class: One of transformers' classes.
+        auto_class: An auto class of transformers.
         place: Folder or hub name.
         quantization: `nf4` or `int8`.
-        source_options: Of every `from_pretrained`; with `gguf_file` for a model in such a file.
-        options: Further arguments of the model's `from_pretrained`, `dtype` among them.
-        whole: Names of modules that are not quantized beside the head.
+        source_options: Arguments of every `from_pretrained`, with `gguf_file` for a GGUF file.
+        options: Further arguments of the model's `from_pretrained`, including `dtype`.
+        whole: Names of modules to leave unquantized besides the head.
 
     Raises:
         OSError: If files are missing or the temporary folder cannot be written.
@@ -63,7 +61,7 @@ def load_quantized(
             how = {"quantization_config": bits(unquantized_modules(restored, whole))}
             model, _ = load_weights(auto_class, folder, **options | how)
     else:
-        with torch.device("meta"):  # of this model only the names of its modules are needed
+        with torch.device("meta"):  # only the module names are needed
             config = AutoConfig.from_pretrained(place, **source_options)
             shape = auto_class.from_config(config, **NO_CODE)
         how = {"quantization_config": bits(unquantized_modules(shape, whole))}
@@ -72,21 +70,20 @@ def load_quantized(
 
 
 def make_trainable(model: Any) -> Any:
-    """Return a quantized model ready for an adapter, all its weights having been loaded."""
+    """Prepare a loaded quantized model for an adapter."""
     prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    # An evaluation comes before training, and must not repack weights for inference alone.
+    # Otherwise the evaluation before training would repack weights for inference only.
     keep_gradients(prepared)
     return prepared
 
 
 def unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
-    """Return the names of the modules beside the pretrained part, and more, to leave as they are.
+    """Return the names of the modules to leave unquantized: the head, and `more`.
 
-    They are the language model's head, or one that is trained whole. transformers takes for the
-    head what holds the last weight of a model, and no head that ends with a bias.
+    transformers would choose the module with the model's last weight, and misses heads with bias.
 
     Returns:
-        The names; None leaves the choice to transformers where no part is named as pretrained.
+        The names; None leaves the choice to transformers, if there is no pretrained part.
     """
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
@@ -95,12 +92,12 @@ def unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
 
 
 def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> BitsAndBytesConfig:
-    """Return bitsandbytes' settings: NF4 as in QLoRA, or 8 bits with its usual threshold.
+    """Return bitsandbytes' settings: NF4 as in QLoRA, or 8 bits with the default threshold.
 
     Args:
         quantization: `nf4` or `int8`.
-        dtype: What is computed in.
-        whole: Modules that are not quantized; None for those that transformers finds.
+        dtype: Compute dtype of `nf4`.
+        whole: Modules to leave unquantized; None leaves the choice to transformers.
 
     Reference:
         Dettmers and others 2023, "QLoRA", arXiv 2305.14314.

@@ -1,6 +1,6 @@
-"""Callbacks that write what happens while it happens: metrics, rank events, seconds.
+"""Callbacks that record metrics, rank events, seconds and checkpoints during training.
 
-On a resume the lines of the steps after the checkpoint are dropped, so that no step stands twice.
+On a resume, lines of steps after the checkpoint are dropped, so that no step occurs twice.
 """
 
 import time
@@ -18,25 +18,25 @@ from dynlora.report.unfinished import checkpoints
 from dynlora.train.resume import Past, save_progress
 
 _AT_LAST = {"train_runtime", "best_loss"}
-"""Keys of the lines that a run writes when its steps are over."""
+"""Keys of lines written after a run's last step."""
 
 
 class MetricsRecorder(TrainerCallback):
-    """Writes a line of metrics.jsonl whenever the Trainer logs, and adds up evaluation time."""
+    """Writes one line of metrics.jsonl per log entry, and sums the evaluation time."""
 
     def __init__(self, path: Path) -> None:
-        """Take the file to write."""
+        """Store the path; `start` creates the file."""
         self.path = path
         self.seconds = 0.0
         """Time in evaluations."""
         self.of_best = False
-        """Whether what is evaluated is the best checkpoint, no more the model of the last step."""
+        """Whether evaluations are of the best checkpoint instead of the last step."""
         self._early: list[dict[str, Any]] | None = []
 
     def start(self, past: Past | None) -> None:
-        """Begin the file with what was logged before, and with a resumed run's lines.
+        """Create the file with earlier log entries and a resumed run's lines.
 
-        Lines after the resumed checkpoint are dropped, and what a run that had ended said at last.
+        Lines after the resumed checkpoint and final lines of a finished run are dropped.
         """
         lines, self._early = self._early or [], None
         if past is not None:
@@ -55,7 +55,7 @@ class MetricsRecorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append what was logged."""
+        """Append the log entry to the file, or keep it until `start`."""
         values = logs or {}
         self.seconds += values.get("eval_runtime", 0.0)
         if self.of_best:
@@ -68,7 +68,7 @@ class MetricsRecorder(TrainerCallback):
 
 
 def started(callback: DynamicLoraCallback) -> DynamicLora:
-    """Return the callback's controller, which is there once training has begun.
+    """Return the callback's controller, which exists once training has begun.
 
     Raises:
         RuntimeError: If training has not begun.
@@ -79,10 +79,10 @@ def started(callback: DynamicLoraCallback) -> DynamicLora:
 
 
 class RankRecorder(TrainerCallback):
-    """Writes a line of ranks.jsonl for each event; must come after the dynamic callback."""
+    """Writes one line of ranks.jsonl per event; must run after the dynamic callback."""
 
     def __init__(self, path: Path, source: DynamicLoraCallback) -> None:
-        """Take the file to write and the callback that moves ranks."""
+        """Store the path and the callback that changes ranks."""
         self.path = path
         self.source = source
         self.initial: dict[str, int] = {}
@@ -91,13 +91,13 @@ class RankRecorder(TrainerCallback):
 
     @property
     def dynamic(self) -> DynamicLora:
-        """The controller; there once training has begun."""
+        """The controller; exists once training has begun."""
         return started(self.source)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin the file with the events that a resumed run brings along."""
+        """Create the file with the events of a resumed run, if any."""
         history = self.dynamic.history
         write_lines(self.path, [event.to_dict() for event in history])
         self._written = len(history)
@@ -116,9 +116,9 @@ class RankRecorder(TrainerCallback):
 
 
 class Stopwatch(TrainerCallback):
-    """Adds up the seconds in optimizer steps; must come after the dynamic callback.
+    """Sums the seconds in optimizer steps; must run after the dynamic callback.
 
-    The batch's loading, evaluation and checkpoints are not part of them.
+    Data loading, evaluation and checkpoints are excluded.
     """
 
     def __init__(self) -> None:
@@ -129,21 +129,20 @@ class Stopwatch(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start."""
+        """Start the clock."""
         self._began = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop."""
+        """Stop the clock."""
         self.seconds += time.perf_counter() - self._began
 
 
 class CheckpointRecorder(TrainerCallback):
-    """Completes each checkpoint; must come last, since what it writes says that all is there.
+    """Completes each checkpoint, then deletes old ones; must run last.
 
-    Older ones are deleted only then: the Trainer would do so before, and a run that keeps one
-    checkpoint, killed in between, would have none.
+    The Trainer would delete earlier, and a run killed in between could lose its only checkpoint.
     """
 
     def __init__(
@@ -157,11 +156,10 @@ class CheckpointRecorder(TrainerCallback):
         """Prepare for a run.
 
         Args:
-            stopwatch: Whose seconds a resumed run shall go on from.
-            metrics: The same of evaluations.
-            limit: Checkpoints to keep, and the best one if that is what the run shall end with;
-                None keeps all.
-            best: The best checkpoint that a resumed run brings along, if there is one.
+            stopwatch: Supplies the training seconds to save.
+            metrics: Supplies the evaluation seconds to save.
+            limit: Maximum number of checkpoints; the newest and best always stay. None keeps all.
+            best: Best checkpoint of a resumed run, if any.
         """
         self.stopwatch = stopwatch
         self.metrics = metrics
@@ -171,10 +169,10 @@ class CheckpointRecorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the best checkpoint of a resumed run where that run lies now.
+        """Set the current path of a resumed run's best checkpoint.
 
-        The Trainer knows it by the path that it had, and forgets it where that leads nowhere, as
-        after the folder was moved or from another working directory.
+        The Trainer stores the original path, and drops it if the folder was moved or the working
+        directory changed.
         """
         if self.best is not None and self.best.is_dir():
             state.best_model_checkpoint = str(self.best)
@@ -182,7 +180,7 @@ class CheckpointRecorder(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the seconds so far into the checkpoint, and delete what is one too many."""
+        """Complete the checkpoint, and delete old checkpoints beyond the limit."""
         save_progress(
             Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
             step=state.global_step,
@@ -197,7 +195,7 @@ class CheckpointRecorder(TrainerCallback):
 
 
 def _delete_old(saved: Mapping[int, Path], limit: int, kept: set[str]) -> None:
-    """Delete the oldest of what is saved beyond a limit, but none of these names."""
+    """Delete the oldest checkpoints beyond a limit, except the names in `kept`."""
     others = [saved[step] for step in sorted(saved) if saved[step].name not in kept]
     for path in others[: max(0, len(saved) - limit)]:
         remove(path)

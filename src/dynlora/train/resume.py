@@ -1,8 +1,7 @@
-"""Resuming: which checkpoint, whether it is complete, and whether it is of this very run.
+"""Find the checkpoint to resume from, and check that it is complete, intact and of the same run.
 
-A checkpoint of a job lies in its run's folder and holds, beside the Trainer's files, `job.json`.
-That is written last, with checksums of all others: a checkpoint without it was cut short, and one
-that differs from it was damaged.
+A checkpoint contains the Trainer's files and `job.json`, written last with checksums of all other
+files. Without `job.json` a checkpoint is incomplete; if the checksums differ, it is damaged.
 """
 
 import math
@@ -32,7 +31,7 @@ _SECONDS = ("training_steps", "evaluation")
 
 @dataclass(frozen=True)
 class _Figures:
-    """A file in the manifest of a checkpoint."""
+    """Size and checksum of a file in a checkpoint's manifest."""
 
     bytes: int
     sha256: str
@@ -54,60 +53,60 @@ _STATE_KINDS: Mapping[str, Kind] = {
     "total_flos": float,
     "stateful_callbacks": {"TrainerControl": dict[str, Any]},
 }
-"""The values of `TrainerState` that a resumed run reads."""
+"""Values of `TrainerState` read on a resume."""
 _RUN_KINDS: Mapping[str, Kind] = {
     "metrics_before": dict[str, float | None],
     "adapter_start_seconds": float,
 }
-"""The values of `run.json` that a resumed run takes over, where they are there."""
+"""Optional values of `run.json` read on a resume."""
 MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Past:
-    """What a resumed run brings along."""
+    """Checkpoint and history of a resumed run."""
 
     checkpoint: Path
     source: RunFolder
-    """The folder of the run that the checkpoint belongs to."""
+    """Folder of the checkpoint's run."""
     step: int
-    """Optimizer steps taken."""
+    """Completed optimizer steps."""
     train_seconds: float
-    """Time in these steps."""
+    """Seconds in these steps."""
     eval_seconds: float
-    """Time in evaluations so far."""
+    """Seconds in evaluations so far."""
     run: Mapping[str, Any]
-    """What its `run.json` says; empty if that is lost."""
+    """Values of `run.json`; empty if the file is missing."""
     log: Sequence[Mapping[str, Any]]
-    """What the Trainer had logged."""
+    """The Trainer's log up to the checkpoint."""
     best: Path | None = None
-    """The best checkpoint so far, where it lies now, if the Trainer knew one."""
+    """Current path of the best checkpoint so far, if any."""
     skipped: Sequence[str] = ()
-    """Why later checkpoints were passed over."""
+    """Reasons for skipping later checkpoints."""
 
 
 def save_progress(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
-    """Complete a checkpoint with what the Trainer does not keep, and with what all files are.
+    """Complete a checkpoint: write step, seconds and checksums of all files to `job.json`.
 
     Args:
-        checkpoint: Its folder.
-        step: Optimizer steps taken.
+        checkpoint: The checkpoint's folder.
+        step: Completed optimizer steps.
         train: Seconds in these steps.
         evaluation: Seconds in evaluations.
     """
     seconds = dict(zip(_SECONDS, (train, evaluation), strict=True))
-    (checkpoint / PROGRESS).unlink(missing_ok=True)  # of an earlier save: not among what it lists
+    (checkpoint / PROGRESS).unlink(missing_ok=True)  # a manifest must not list an older one
     files = manifest_of(checkpoint)
     write_json(checkpoint / PROGRESS, {"step": step, "seconds": seconds, "files": files})
 
 
 def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
-    """Return where the job goes on from; None where it starts afresh.
+    """Return the checkpoint to resume from, or None for a new run.
 
     Raises:
-        ResumeError: If there is no such checkpoint, or it is not complete or of another run.
-        RunFolderError: If `folder` holds another run that is not to be replaced, or cannot be used.
+        ResumeError: If the checkpoint is missing, incomplete, damaged or of another run.
+        RunFolderError: If `folder` cannot be used, or contains another run without `overwrite`.
     """
     folder.check_usable()
     resume = config.training.resume
@@ -131,14 +130,14 @@ def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
 
 
 def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with another model or other data behind the same configuration.
+    """Check that model and data are the same as when the run began.
 
     Args:
-        past: The run to go on with.
-        now: Values that its `run.json` must hold too.
+        past: The run to resume.
+        now: Values that must equal those in its `run.json`.
 
     Raises:
-        ResumeError: If one differs.
+        ResumeError: If a value differs.
     """
     for key, value in now.items():
         if past.run.get(key, value) != value:
@@ -150,7 +149,7 @@ def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
 
 
 def complete_checkpoints(folder: RunFolder) -> dict[int, Path]:
-    """Return the checkpoints to resume from, by their optimizer steps."""
+    """Return the complete checkpoints by optimizer step."""
     return checkpoints_in(folder.checkpoints)
 
 
@@ -165,7 +164,7 @@ def _latest(folder: RunFolder) -> Path:
 
 
 def _latest_good(folder: RunFolder) -> Past:
-    """Return the newest checkpoint that is complete and whole, and why later ones are not."""
+    """Return the newest intact checkpoint, with the reasons for skipping later ones."""
     found = checkpoints(folder.checkpoints)
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
@@ -217,10 +216,10 @@ def _read(checkpoint: Path) -> Past:
 
 
 def _progress(checkpoint: Path) -> dict[str, Any]:
-    """Return the values that complete a checkpoint.
+    """Return the values written by `save_progress`.
 
     Raises:
-        ResumeError: If they are missing or not as `save_progress` writes them.
+        ResumeError: If they are missing or invalid.
     """
     try:
         progress = parse_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
@@ -237,10 +236,10 @@ def _progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def _trainer_state(checkpoint: Path, step: int) -> dict[str, Any]:
-    """Return the Trainer's own record.
+    """Return the values of `trainer_state.json`.
 
     Raises:
-        ResumeError: If a value is missing, unknown, of another kind, or of another step.
+        ResumeError: If a value is missing, unknown or of the wrong type, or the step differs.
     """
     try:
         state = read_json(checkpoint / STATE)
@@ -261,7 +260,7 @@ def _run_values(path: Path) -> dict[str, Any]:
     """Return the values of `run.json`.
 
     Raises:
-        RunFileError: If the file cannot be read, or a value is of another kind.
+        RunFileError: If the file cannot be read, or a value has the wrong type.
     """
     values = read_json(path)
     try:

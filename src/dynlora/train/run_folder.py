@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, and what may be replaced."""
+"""Paths in a run's folder, and the checks before files are replaced."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration; `dynlora train` takes it as it is."""
+        """The resolved configuration, accepted by `dynlora train`."""
         return self.root / "config.yaml"
 
     @property
@@ -39,22 +39,22 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One line for each time the Trainer logged."""
+        """One line per Trainer log entry."""
         return self.root / "metrics.jsonl"
 
     @property
     def ranks(self) -> Path:
-        """One line for each event, with `method: dynamic`."""
+        """One line per event, with `method: dynamic`."""
         return self.root / "ranks.jsonl"
 
     @property
     def heatmap(self) -> Path:
-        """Ranks by layer and time, with `method: dynamic`."""
+        """Ranks by layer and step, with `method: dynamic`."""
         return self.root / "ranks.png"
 
     @property
     def report(self) -> Path:
-        """The page that `dynlora report` writes; an old one shall not outlive its run."""
+        """The page of `dynlora report`; a new run removes it."""
         return self.root / "report.html"
 
     @property
@@ -64,22 +64,22 @@ class RunFolder:
 
     @property
     def tracking(self) -> Path:
-        """What trackers write, a folder each, with `training.report_to`."""
+        """One folder per tracker, with `training.report_to`."""
         return self.root / "tracking"
 
     @property
     def _all(self) -> tuple[Path, ...]:
-        """Everything that a run writes."""
+        """All files and folders of a run, except the lock file."""
         folders = (self.adapter, self.full_model, self.checkpoints, self.tracking)
         files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
         return (*folders, *files)
 
     def check_usable(self) -> None:
-        """Check that the folder is one, or can become one, and holds nothing of the user's own.
+        """Check that a run can write here without replacing the user's own files.
 
         Raises:
-            RunFolderError: If a file stands in its place, a file or folder that is not a run's has
-                a name that a run would write, or another process is writing here.
+            RunFolderError: If the path or a parent is a file, a run's file or folder exists
+                without `run.json`, or another process is writing here.
         """
         for path in (self.root, *self.root.parents):
             if path.exists() and not path.is_dir():
@@ -100,14 +100,14 @@ class RunFolder:
 
     @property
     def _lock(self) -> Path:
-        """Held by the process that writes here; of a run that was killed it stays, held by none."""
+        """Lock file of the writing process; a killed run leaves the file, but no lock."""
         return self.root / "run.lock"
 
     def refuse_run(self) -> None:
-        """Leave a run that is already here alone.
+        """Refuse to replace an existing run.
 
         Raises:
-            RunFolderError: If the folder holds a run.
+            RunFolderError: If the folder contains a run.
         """
         if self.run.exists():
             raise RunFolderError(
@@ -118,10 +118,10 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing here.
+        """Create the folder, and lock it against other processes.
 
         Raises:
-            RunFolderError: If one does already, or the folder cannot be written.
+            RunFolderError: If another process has the lock, or the folder cannot be written.
         """
         lock = FileLock(self._lock, blocking=False)
         try:
@@ -137,17 +137,17 @@ class RunFolder:
         try:
             yield
         finally:
-            self._lock.unlink(missing_ok=True)  # while it is held: nobody else can have it
+            self._lock.unlink(missing_ok=True)  # before the release, so no other process has it
             lock.release()
 
     def check_apart(self, inputs: Mapping[str, str | None]) -> None:
-        """Check that nothing which a job reads would be removed by `clear`.
+        """Check that `clear` would not remove an input of the job.
 
         Args:
-            inputs: Place by the key of the configuration that names it; None where none is named.
+            inputs: Path per configuration key; None if the key is unset.
 
         Raises:
-            RunFolderError: If something would.
+            RunFolderError: If it would.
         """
         owned = [path.resolve() for path in self._all]
         for key, place in inputs.items():
@@ -158,10 +158,10 @@ class RunFolder:
                 )
 
     def clear(self) -> None:
-        """Remove what a run writes, and nothing else that may lie in the folder.
+        """Remove a run's files and drafts, except `run.json` and `config.yaml`.
 
-        Its record and configuration stay until the next run's take their place. A run that is
-        killed in between can be started again then: its configuration may be the only one there is.
+        The new run overwrites these two. If it is killed before that, the old configuration, which
+        may be the only copy, still exists.
         """
         for path in (*self._all, *drafts_in(self.root)):
             if path not in (self.run, self.config):
@@ -169,5 +169,5 @@ class RunFolder:
 
 
 def not_written(root: Path, error: OSError) -> RunFolderError:
-    """Return what to say of a folder that the operating system keeps from being written."""
+    """Return the error for a folder that cannot be written."""
     return RunFolderError(f"`output` must be a folder that can be written, got {root}: {error}")

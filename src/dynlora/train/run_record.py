@@ -1,4 +1,4 @@
-"""`run.json`: what a run was and how it ended, rewritten whenever something is known."""
+"""Write `run.json`: the settings, environment, metrics and status of a run."""
 
 import os
 import platform
@@ -16,25 +16,25 @@ from dynlora.files.json_files import write_json
 from dynlora.release import release
 
 STATUS = Path("/proc/self/status")
-"""Where Linux tells about this process."""
+"""Status of this process on Linux."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The file and the values in it."""
+    """The values of `run.json`, and its path."""
 
     path: Path
     values: dict[str, Any] = field(default_factory=dict)
 
     def update(self, **values: Any) -> None:
-        """Set some values and write the file anew, with the time."""
+        """Set values, and rewrite the file with the current time."""
         self.values.update(values, written=datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(self.path, self.values)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's result."""
+    """Return the versions of Python and of the packages that affect a run's result."""
     found = {"python": platform.python_version(), "dynlora": release()}
     for package in PACKAGES:
         try:
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what a reader must know of the machine to compare seconds."""
+    """Return the properties of the machine that affect timings."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "platform": platform.platform(),
@@ -56,7 +56,7 @@ def machine() -> dict[str, str | int]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Return the most memory used so far, in bytes: resident in this process, and on its GPU."""
+    """Return the peak memory so far in bytes: resident in this process, and on its GPU."""
     return {
         "peak_memory_bytes": peak_resident(),
         "peak_gpu_memory_bytes": (
@@ -66,10 +66,9 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def peak_resident() -> int:
-    """Return the most bytes that this process had in memory so far.
+    """Return the peak resident memory of this process in bytes.
 
-    Linux counts what the parent process had when it started this one to `ru_maxrss`, but not to
-    the status that it shows.
+    Prefers `VmHWM`, because Linux includes the parent's memory at the fork in `ru_maxrss`.
     """
     if STATUS.is_file():
         lines = STATUS.read_text(encoding="utf-8").splitlines()
@@ -77,4 +76,4 @@ def peak_resident() -> int:
         if kibibytes:
             return int(kibibytes[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # else kibibytes
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB

@@ -1,7 +1,7 @@
-"""TRL's `SFTTrainer` as a job sets it up: an order that resumes, honest sums, no side effects.
+"""Set up TRL's `SFTTrainer`: a resumable order, metrics over all tokens, no side effects.
 
-What TRL adds is the loss: its language model head computes a token's probability without keeping
-the logits of all tokens in memory. Rows reach it as tokens; it writes no card and sends nothing.
+TRL contributes the loss: its fused language model head computes token probabilities without the
+logits of all tokens in memory. Rows are already tokenized; model card and telemetry are disabled.
 """
 
 import math
@@ -28,18 +28,18 @@ from dynlora.train.trainer import (
 
 @dataclass(slots=True)
 class TokenSums:
-    """Sums over the tokens of an evaluation, so that batches and padding do not matter."""
+    """Sums over the tokens of an evaluation, independent of batches and padding."""
 
     loss: float = 0.0
     right: int = 0
-    """Tokens that were the likeliest."""
+    """Labels equal to the likeliest token."""
     count: int = 0
 
     def add(self, outputs: Any) -> Tensor:
         """Add a batch and return its mean loss.
 
         Args:
-            outputs: Of TRL's head, whose values are 0 where there is no label.
+            outputs: Outputs of TRL's head, 0 for tokens without label.
         """
         losses = -outputs.log_probs.double()
         count = int(outputs.label_mask.sum())
@@ -54,24 +54,24 @@ class TokenSums:
         mean = self.loss / max(self.count, 1)
         return {
             "loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),  # e^710 is more than a float can hold
+            "perplexity": math.exp(min(mean, 700.0)),  # e^710 overflows
             "token_accuracy": self.right / max(self.count, 1),
         }
 
 
 class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer` with a given order of examples, and evaluation without side effect."""
+    """`trl.SFTTrainer` with an explicit sampler, and evaluation without side effects."""
 
     _tag_names: ClassVar[list[str]] = []
 
     def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
-        """Take the order and the regulariser; everything else goes to the SFTTrainer."""
+        """Store sampler and regulariser, and pass other arguments to the SFTTrainer."""
         self.sampler = sampler
         self.penalty = penalty
         self.sums = TokenSums()
         trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
-        # On a quantized model TRL rounds what is trained to bfloat16.
+        # TRL rounds trained parameters of a quantized model to bfloat16.
         for parameter, before in trained:
             if parameter.dtype != before.dtype:
                 parameter.data = before.to(parameter.device)
@@ -83,13 +83,13 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Return TRL's loss of a batch in training, and the regulariser as a term of its own.
+        """Return TRL's training loss of a batch plus the regulariser.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite.
         """
         loss: Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        # TRL begins to count at 0 when a run resumes.
+        # TRL's token count restarts at 0 when a run resumes.
         self._metrics["train"].pop("num_tokens", None)
         if self.penalty is not None:
             loss = loss + self.penalty() / self.current_gradient_accumulation_steps
@@ -103,7 +103,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """Return the mean loss of a batch in evaluation, and add its tokens to the sums.
+        """Return the mean evaluation loss of a batch, and add its tokens to the sums.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite.
@@ -116,7 +116,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, with metrics over all tokens where the Trainer's are means over batches."""
+        """Evaluate, and replace the Trainer's means over batches by metrics over all tokens."""
         self.sums = TokenSums()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         for name, value in self.sums.metrics().items():
@@ -124,19 +124,19 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a trace in torch's random state (see `without_trace`)."""
+        """Evaluate without changing torch's random state (see `without_trace`)."""
         with without_trace():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none."""
+        """Write no model card."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.sampler
 
     def _send_telemetry(self) -> None:
-        """Send nothing."""
+        """Send no telemetry."""
 
 
 def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
@@ -160,23 +160,23 @@ def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
 
 
 def _arguments(parts: TrainerParts) -> SFTConfig:
-    """Return TRL's arguments: rows come as tokens, already cut, and activations are kept."""
+    """Return TRL's arguments for tokenized and truncated rows, without gradient checkpointing."""
     own = {
         "max_length": None,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "gradient_checkpointing": False,
     }
     with warnings.catch_warnings():
-        # TRL switches it on by this name, which transformers 5.24 calls an old one.
+        # TRL enables checkpointing by default, under a name deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         return SFTConfig(**own | argument_values(parts))
 
 
 def _check_head(model: Any) -> None:
-    """Check that no adapter is on the head, whose weight TRL's loss reads directly.
+    """Check that the head has no adapter, because TRL's loss reads the head's weight directly.
 
     Raises:
-        ConfigError: If one is.
+        ConfigError: If it has one.
     """
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):

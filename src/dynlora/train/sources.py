@@ -1,7 +1,7 @@
-"""Where a job's rows come from: configuration in, one table of raw columns a split out.
+"""Read a job's splits from files, folders or the hub, as one table of raw columns per split.
 
-Local files are read with pyarrow into memory: nothing is cached on disk, and a row keeps the type
-that its file gave it, so that a bad label can be named as it stands there.
+pyarrow reads local files into memory, without a cache on disk. Values keep the file's types, so
+that errors can show bad labels exactly as written.
 """
 
 from collections.abc import Sequence
@@ -18,54 +18,54 @@ from dynlora.train.embedded import stdlib_pairs
 from dynlora.train.image_sources import class_names, read_class_folders, read_images
 
 HOLD_OUT_SEED = 0
-"""Which rows are held out or sampled must not change with the training seed."""
+"""Seed for held-out and sampled rows, which must not depend on the training seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawSplit:
-    """One split as it was found."""
+    """One split before validation."""
 
     name: str
-    """What the split is for: `training` or `validation`."""
+    """`training`, `validation`, `given` for a single file, or the split's own name."""
     source: str
     """File, hub name or description, for messages."""
     table: pa.Table
     """All columns, unchecked."""
     rows: Sequence[int]
-    """Where each row stands in the source, counted from 0."""
+    """Index of each row in the source, counted from 0."""
     folder: Path = Path()
-    """Where paths in the table begin."""
+    """Base folder of relative paths in the table."""
     class_names: Sequence[str] | None = None
-    """What each class is called, in the order of their numbers, where the source says so."""
+    """Class names in class order; None if the source has none."""
 
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
-        """Return some of the rows, in ascending order."""
+        """Return a subset of the rows, in ascending order."""
         chosen = sorted(rows)
         rows = [self.rows[row] for row in chosen]
-        places = pa.array(chosen, pa.int64())  # which knows its type even where there is no row
+        places = pa.array(chosen, pa.int64())  # an empty array needs an explicit type
         return replace(self, name=name or self.name, table=self.table.take(places), rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """A split to look for, and how messages speak of it."""
+    """A split to find, and its texts for error messages."""
 
     name: str
-    """What the split is for: `training` or `validation`, or its own name."""
+    """`training`, `validation` or the split's own name."""
     split: str
-    """What it is called where the data is."""
+    """Name of the split in the data."""
     place: str
-    """What names the data, such as `data.path`, in backticks."""
+    """Option that names the data, such as `data.path`, in backticks."""
     advice: str
-    """How to name another split: a whole sentence."""
+    """Sentence that explains how to name another split."""
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits.
 
     Raises:
-        DataError: If a file, split or data set is missing, unreadable or of unknown type, or holds
-            too few rows to hold some out.
+        DataError: If a file, split or data set is missing, unreadable or of unknown type, or has
+            too few rows for `data.validation_rows_from_train`.
     """
     if config.validation_rows_from_train is None:
         train, validation = _find_splits(config)
@@ -77,16 +77,16 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
 def load_split(
     config: DataConfig, wanted: Wanted, classes: Sequence[str] | None, limit: int | None
 ) -> RawSplit:
-    """Return one split of a folder or hub data set; no other needs to be there.
+    """Return one split of a folder or hub data set; other splits may be missing.
 
     Args:
-        config: Says where the data is: in `path`, a folder, or else on the hub.
-        wanted: Which split.
-        classes: What the classes are called that a model has learned; None if they have no names.
-        limit: Most rows, sampled as a job samples them; None takes all.
+        config: Data section: the folder `path`, or else the hub data set.
+        wanted: The split.
+        classes: Class names of the model; None if classes have only numbers.
+        limit: Maximum number of rows, sampled as in training; None for all.
 
     Raises:
-        DataError: If it is missing, unreadable or of unknown type, or holds other classes.
+        DataError: If the split is missing, unreadable or of unknown type, or has unknown classes.
     """
     if config.path is None:
         return sample(_read_hub(config, wanted), limit)
@@ -100,16 +100,16 @@ def load_file(path: Path, config: DataConfig) -> RawSplit:
     """Return all rows of a file, unchecked.
 
     Raises:
-        DataError: If it is unreadable or of unknown type.
+        DataError: If the file is unreadable or of unknown type.
     """
     return _from_file("given", path, config)
 
 
 def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
-    """Return all rows of a file, whose labels may be missing, or all images in a folder.
+    """Return all rows of a file, or all images in a folder; labels may be missing.
 
     Raises:
-        DataError: If it is unreadable or of unknown type.
+        DataError: If the file is unreadable or of unknown type.
     """
     if path.is_dir():
         return _whole("given", str(path), read_images(path, config), path)
@@ -118,7 +118,7 @@ def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
 
 
 def _hold_out(train: RawSplit, count: int) -> tuple[RawSplit, RawSplit]:
-    """Return a split without some of its rows, and these as the validation split."""
+    """Split off `count` random rows as the validation split."""
     rows = train.table.num_rows
     if count >= rows:
         raise DataError(
@@ -131,7 +131,7 @@ def _hold_out(train: RawSplit, count: int) -> tuple[RawSplit, RawSplit]:
 
 
 def _find_train(config: DataConfig) -> RawSplit:
-    """Return the training split; no other needs to be there, and a single file is all of it."""
+    """Return the training split, or all rows of a single file; other splits may be missing."""
     path = None if config.path is None else Path(config.path)
     if path is not None and path.is_file():
         return _from_file("training", path, config)
@@ -171,7 +171,7 @@ def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSp
     wanted = _both_wanted(folder, config)
     if folder is None:
         return _read_hub(config, wanted[0]), _read_hub(config, wanted[1])
-    # Both are found before one is read.
+    # Locate both splits before reading either.
     places = [_locate(folder, split) for split in wanted]
     classes = class_names(places[0]) if places[0].is_dir() else None
     train, validation = (
@@ -184,7 +184,7 @@ def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSp
 
 
 def _both_wanted(folder: Path | None, config: DataConfig) -> tuple[Wanted, Wanted]:
-    """Return the splits to look for in a folder, or on the hub."""
+    """Return the configured splits of a folder, or of a hub data set."""
     advice = "Set `data.{}` to the one to use, without its ending."
     if folder is None:
         advice = (
@@ -242,7 +242,7 @@ def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
 def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
     both = _from_file("training", path, config)
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(both.table.num_rows).tolist()
-    # Of few rows too at least one is held out, and one is left.
+    # Hold out at least one row, and keep at least one.
     held_out = min(max(1, round(len(order) * config.validation_fraction)), len(order) - 1)
     return both.take(order[held_out:]), both.take(order[:held_out], "validation")
 
@@ -263,7 +263,7 @@ def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
 
 
 def sample(split: RawSplit, limit: int | None) -> RawSplit:
-    """Return a fixed sample of a split's rows; all of them where the limit does not bind."""
+    """Return at most `limit` rows of a split, sampled with a fixed seed; None keeps all."""
     if limit is None or split.table.num_rows <= limit:
         return split
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows)

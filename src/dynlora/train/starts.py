@@ -1,11 +1,10 @@
-"""Starts that move a part of the base model into the adapter (PiSSA, OLoRA), and the way back.
+"""Initializations that move part of the base weights into the adapter (PiSSA, OLoRA).
 
-PEFT then trains on a base model that is not the original one. What a run saves must fit the
-original, so the first factors are kept, and what is saved is the difference: with first factors
-``A0, B0`` the change is ``B @ A - B0 @ A0``, which is one product of twice the rank.
+PEFT then trains on a modified base model, but the saved adapter must fit the original one. With
+initial factors ``A0, B0`` the saved change is ``B @ A - B0 @ A0``: one product of twice the rank.
 
-PEFT has that conversion too (`path_initial_model_for_weight_conversion`), but its 0.21 leaves out
-what was trained in full beside the adapter, such as a task's head.
+PEFT 0.21 has this conversion (`path_initial_model_for_weight_conversion`), but leaves out modules
+trained in full, such as a task's head.
 """
 
 import json
@@ -27,23 +26,24 @@ from dynlora.starts import changes_base
 from dynlora.train.config.adapter import LoraSettings
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""First `lora_A` and `lora_B` by module name in the base model."""
+"""Initial `lora_A` and `lora_B` by module name in the base model."""
 
 
 def takes_from_base(lora: LoraSettings) -> bool:
-    """Return whether a new adapter begins with a part of the base model's weights."""
+    """Return whether a new adapter is initialized with part of the base model's weights."""
     return lora.start_from is None and changes_base(lora.init_lora_weights)
 
 
 def first_factors(model: Any, start: str) -> Factors:
-    """Return copies of the factors that a new adapter begins with.
+    """Return copies of a new adapter's initial factors.
 
     Args:
-        model: PEFT's, with an adapter that took its share of the base model's weights.
+        model: PEFT model whose adapter was initialized from the base weights.
         start: Its `init_lora_weights`.
 
     Raises:
-        ConfigError: If a layer could not give its share away as it should have.
+        ConfigError: If a layer is too small, of an unsupported type, or shares its weight with
+            another module.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found = {}
@@ -72,24 +72,24 @@ def first_factors(model: Any, start: str) -> Factors:
 
 
 def _gave_its_part(layer: LoraLayer, start: str) -> bool:
-    """Return whether PEFT has done with a layer what the start says."""
+    """Return whether PEFT applied the initialization to a layer."""
     if "default" not in layer.lora_A:
-        return False  # an embedding: it begins as ever
+        return False  # embeddings keep the default initialization
     if start == "olora" and layer.fan_in_fan_out:
-        return False  # peft 0.21 takes the transposed weight for the weight
+        return False  # peft 0.21 ignores that the weight is transposed
     return bool(layer.lora_A["default"].weight.shape == (layer.r["default"], layer.in_features))
 
 
 def write_difference(model: Any, first: Factors, output: Path) -> None:
-    """Save the adapter as a plain one of the original base model, of twice the rank.
+    """Save a plain LoRA adapter for the original base model, with twice the rank.
 
     Args:
-        model: PEFT's, trained.
-        first: The factors that it began with.
-        output: Where; what is there is replaced.
+        model: Trained PEFT model.
+        first: Initial factors.
+        output: Folder to write; replaced if it exists.
 
     Raises:
-        AdapterError: If it cannot be written, or a weight is not finite.
+        AdapterError: If the folder cannot be written, or a weight is not finite.
     """
     with TemporaryDirectory() as nowhere:
         draft = Path(nowhere) / "adapter"
@@ -101,7 +101,7 @@ def write_difference(model: Any, first: Factors, output: Path) -> None:
         doubled = []
         for layer in trained.layers:
             A, B = (factor.to(layer.lora_A) for factor in first[layer.name])
-            # The scaling stays: it divides by the rank, or with rsLoRA by its square root.
+            # Keep the scaling, which divides by the rank, or with rsLoRA by its square root.
             stretch = 2**0.5 if layer.use_rslora else 2
             doubled.append(
                 replace(

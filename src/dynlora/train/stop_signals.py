@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C end training with a checkpoint, after the step that they came in.
+"""End training with a checkpoint after the current step on SIGTERM or Ctrl-C.
 
-Cluster schedulers send SIGTERM before they kill; what was trained since the last checkpoint would
-be lost. A second one, or one outside of training, stops at once.
+Cluster schedulers send SIGTERM before they kill a job. A second signal, or a signal outside
+training, stops at once.
 """
 
 import signal
@@ -20,21 +20,21 @@ _USUAL: dict[signal.Signals, tuple[Any, ...]] = {
     signal.SIGINT: (signal.default_int_handler,),
     signal.SIGTERM: (signal.SIG_DFL, stop_at_once),
 }
-"""Handlers whose place may be taken."""
+"""Default handlers that may be replaced, per signal."""
 
 
 class StopSignals(TrainerCallback):
-    """Listens for signals, and ends training when one has come."""
+    """Ends training after a signal."""
 
     def __init__(self) -> None:
-        """Have received none."""
+        """Start without a received signal."""
         self.received: int | None = None
-        """The signal that came."""
+        """Number of the received signal."""
         self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals in place of the usual handlers; handlers of somebody else's stay."""
+        """Replace the default signal handlers inside the block; custom handlers stay."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -50,14 +50,14 @@ class StopSignals(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End training with a checkpoint, if a signal has come."""
+        """End training with a checkpoint if a signal was received."""
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave out the evaluation of an epoch that was cut short."""
+        """Skip the evaluation of an incomplete epoch."""
         if self.received is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = False
 

@@ -1,4 +1,4 @@
-"""Texts or words to model inputs: tokens, cut at a length, and how many had to be cut."""
+"""Tokenize texts or words, truncate them, and count the truncated rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> tuple[dict[str, list[Any]], int]:
-    """Return the tokenizer's columns, cut at `max_length` tokens, and how many texts were cut.
+    """Return the tokenizer's columns and the number of truncated rows.
 
-    Inputs are first cut one token too late: what is then too long is what had to be cut.
+    The first pass truncates at `max_length + 1` tokens, so longer rows can be counted.
 
     Args:
-        texts: One a row.
-        pairs: Second texts; None where there is one text.
-        tokenizer: The model's.
-        max_length: Most tokens of a row, special tokens included.
+        texts: One text per row.
+        pairs: Second text per row; None for single texts.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum tokens per row, special tokens included.
     """
 
     def encode(first: Sequence[str], second: Sequence[str] | None, limit: int) -> dict[str, Any]:
@@ -42,19 +42,18 @@ def tokenize(
 def tokenize_words(
     words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[dict[str, list[Any]], list[list[int | None]], int]:
-    """Return the tokenizer's columns, where each word begins, and how many rows were cut.
+    """Return the tokenizer's columns, the first token per word, and the number of truncated rows.
 
-    A row is read as the text that its words make with spaces between them: many vocabularies know a
-    word by the space before it.
+    Words are joined with spaces, because many vocabularies include the space before a word.
 
     Args:
-        words: Those of each row.
-        tokenizer: The model's; a fast one, which knows what characters a token stands for.
-        max_length: Most tokens of a row, special tokens included.
+        words: Words per row.
+        tokenizer: The model's fast tokenizer, which maps characters to tokens.
+        max_length: Maximum tokens per row, special tokens included.
 
     Returns:
-        The columns; for each row and word the place of its first token, None where the word was
-        cut off or has no token of its own; and how many rows were cut.
+        The columns; per row and word the index of its first token, None if the word was truncated
+        or has no token of its own; the number of truncated rows.
     """
     texts = [" ".join(row) for row in words]
     encoded = tokenizer(texts, truncation=True, max_length=max_length)

@@ -1,7 +1,6 @@
-"""Trackers of a job: `training.report_to` in; the Trainer's own integrations, in the run's folder.
+"""Start the trackers in `training.report_to`, with their files in the run's folder.
 
-They start when the run's folder is there and before the seed is set, so that a run is the same with
-and without them.
+They start before the seed is set, so that trackers do not change a run.
 """
 
 import io
@@ -26,21 +25,21 @@ from dynlora.integrations.trackers import track_ranks
 from dynlora.train.config.training import TrackerName
 
 PROJECT = "dynlora"
-"""Name under which W&B and Trackio show runs, unless the environment names another."""
+"""Project name in W&B and Trackio; `WANDB_PROJECT` overrides it for W&B."""
 OWN_MODE = ("WANDB_MODE", "WANDB_API_KEY")
-"""Environment variables with which a user says that W&B may be reached, or not."""
+"""Environment variables that override W&B's offline mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run is tracked."""
+    """Folder, name and first step of a tracked run."""
 
     folder: Path
-    """The tracker's folder, which is there."""
+    """The tracker's existing folder."""
     name: str
     """Name of the run."""
     first_step: int
-    """First optimizer step to come."""
+    """Next optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Tracker:
 
     start: Callable[[Trainer, Place], TrainerCallback]
     finish: Callable[[Any], None]
-    """Closes what `start` opened, unless the Trainer has."""
+    """Closes the tracker, if the Trainer has not."""
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
@@ -70,14 +69,14 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def tracking(
     trainer: Trainer, names: Sequence[TrackerName], folder: Path, *, steps_done: int, ranks: bool
 ) -> Iterator[None]:
-    """Let a trainer report to trackers while it trains.
+    """Report a Trainer's logs to trackers inside the block.
 
     Args:
-        trainer: Not training yet.
-        names: Trackers, each at most once.
-        folder: Where they may write; each gets a folder of its own in it. Its parent names the run.
-        steps_done: Optimizer steps already taken, of a resumed run.
-        ranks: Whether ranks move and are to be tracked.
+        trainer: Trainer before training.
+        names: Trackers; duplicates are ignored.
+        folder: Parent of one folder per tracker, in the run's folder, which names the run.
+        steps_done: Completed optimizer steps of a resumed run.
+        ranks: Whether to track ranks.
 
     Raises:
         ConfigError: If a tracker cannot be started.
@@ -104,7 +103,7 @@ def tracking(
 def _start_tensorboard(_trainer: Trainer, place: Place) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
 
-    # Steps that a resumed run takes again are hidden, so that no step stands twice.
+    # Hide logged steps that will be repeated.
     writer = SummaryWriter(str(place.folder), purge_step=place.first_step)
     callback: TrainerCallback = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
     return callback
@@ -123,7 +122,7 @@ def _start_wandb(trainer: Trainer, place: Place) -> TrainerCallback:
             name=place.name,
             dir=str(place.folder),
             mode=None if any(key in os.environ for key in OWN_MODE) else "offline",
-            # Its own words and its copy of ours stay out of both streams.
+            # Print nothing, and do not capture stdout and stderr.
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.errors.Error as error:
@@ -139,9 +138,9 @@ def _finish_wandb(_callback: Any) -> None:
 
 
 def _start_trackio(trainer: Trainer, place: Place) -> TrainerCallback:
-    os.environ.setdefault("TRACKIO_DIR", str(place.folder))  # read when trackio is loaded
+    os.environ.setdefault("TRACKIO_DIR", str(place.folder))  # trackio reads it at import
     trainer.args.project, trainer.args.run_name = PROJECT, place.name
-    with redirect_stdout(io.StringIO()):  # coloured advice, on terminals and elsewhere
+    with redirect_stdout(io.StringIO()):  # trackio prints advice
         return _set_up(TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
 
 

@@ -1,7 +1,7 @@
-"""The Trainer as this job sets it up: its arguments, and an order of examples that can resume.
+"""Create the Trainer of a job: its arguments, and an example order that survives a resume.
 
-The order depends only on the seed and the epoch. The Trainer's own sampler by length draws from
-torch's global random state instead, so that after a resume the examples come in another order.
+The order depends only on seed and epoch. The Trainer's own length-grouped sampler draws from
+torch's global random state, so its order changes after a resume.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,25 +24,25 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 
 
 class EpochSampler(Sampler[int]):
-    """All examples in an order drawn from the seed and the epoch."""
+    """Samples all examples in an order that depends only on seed and epoch."""
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int | None, seed: int) -> None:
-        """Prepare the first epoch.
+        """Start at epoch 0.
 
         Args:
-            lengths: Length of each example in tokens.
-            batch_size: Examples of like length that shall come together; None shuffles freely.
-            seed: Any whole number.
+            lengths: Length per example in tokens.
+            batch_size: Size of groups of similar length; None shuffles without groups.
+            seed: Any integer.
         """
         self.lengths = list(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
         self.closed = False
-        """Whether no example is to come any more."""
+        """Whether the sampler yields no more examples."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; called by the Trainer."""
+        """Set the epoch of the next order; called by the Trainer."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices of the epoch's examples."""
+        """Yield the example indices of the epoch."""
         if self.closed:
             return iter(())
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -63,23 +63,23 @@ class EpochSampler(Sampler[int]):
 
 
 class JobTrainer(Trainer):
-    """`transformers.Trainer` with a given order of examples, and evaluation without side effect."""
+    """`transformers.Trainer` with an explicit sampler, and evaluation without side effects."""
 
     def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
-        """Take the order and the regulariser; everything else goes to the Trainer."""
+        """Store sampler and regulariser, and pass other arguments to the Trainer."""
         self.sampler = sampler
         self.penalty = penalty
         super().__init__(**kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the task's loss of a batch; in training with the regulariser, once a step."""
+        """Return the task's loss of a batch, in training with the regulariser once per step."""
         found: Any = super().compute_loss(*args, **kwargs)
         if self.penalty is None or not torch.is_grad_enabled():
             return found
         return found + self.penalty() / self.current_gradient_accumulation_steps
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a trace in torch's random state (see `without_trace`)."""
+        """Evaluate without changing torch's random state (see `without_trace`)."""
         with without_trace():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
@@ -89,10 +89,10 @@ class JobTrainer(Trainer):
 
 
 def without_trace() -> AbstractContextManager[None]:
-    """Return a context that leaves torch's random state as it was.
+    """Return a context that restores torch's random state.
 
-    A loader draws from it when it begins: when a run evaluates would else change what it learns,
-    and a run resumed from between a checkpoint and an evaluation would differ.
+    Data loaders draw from it, so otherwise the evaluation schedule would change training, also
+    after a resume.
     """
     return torch.random.fork_rng()
 
@@ -100,13 +100,13 @@ def without_trace() -> AbstractContextManager[None]:
 def make_job_trainer(
     parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics, collator: Any
 ) -> JobTrainer:
-    """Return the Trainer of a task whose loss and metrics are computed from logits.
+    """Return the Trainer of a task with loss and metrics computed from logits.
 
     Args:
-        parts: What every Trainer is made of.
+        parts: Arguments shared by all tasks.
         loss: The task's loss, summed over labels.
-        metrics: From all logits and labels of an evaluation, its metrics by name.
-        collator: Makes a batch of rows.
+        metrics: Returns metrics by name from all logits and labels of an evaluation.
+        collator: Combines rows into a batch.
     """
     task_loss = TaskLoss(loss)
     return JobTrainer(
@@ -126,25 +126,25 @@ def make_job_trainer(
 
 
 def _logits_alone(outputs: Any, _: Any) -> Any:
-    """Return the logits: first of what a model says, which may be more than they."""
+    """Return the logits, the first of the model's outputs."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def row_lengths(inputs: Any) -> list[int]:
-    """Return the length of each row in tokens; rows without tokens are all of length 1."""
+    """Return the length per row in tokens, or 1 for inputs without tokens."""
     if "input_ids" not in inputs.column_names:
         return [1] * len(inputs)
     return [len(ids) for ids in inputs["input_ids"]]
 
 
 def make_sampler(lengths: Sequence[int], config: TrainingConfig) -> EpochSampler:
-    """Return the order of examples of these lengths that `config` asks for."""
+    """Return the sampler for examples of these lengths, as configured."""
     batch = config.batch_size * config.gradient_accumulation if config.group_by_length else None
     return EpochSampler(lengths, batch_size=batch, seed=config.seed)
 
 
 def total_steps(rows: int, config: TrainingConfig) -> int:
-    """Return the optimizer steps of the whole run on one process, as the Trainer counts them."""
+    """Return the optimizer steps of the whole run on one process, as the Trainer counts."""
     if config.max_steps is not None:
         return config.max_steps
     batches = -(-rows // config.batch_size)
@@ -153,7 +153,7 @@ def total_steps(rows: int, config: TrainingConfig) -> int:
 
 
 def use_bf16(choice: bool | str) -> bool:
-    """Return whether to compute in bfloat16; `auto` asks the device that will train."""
+    """Return whether to compute in bfloat16; `auto` depends on the training device."""
     if isinstance(choice, bool):
         return choice
     if torch.cuda.is_available():
@@ -165,13 +165,13 @@ def use_bf16(choice: bool | str) -> bool:
 
 
 def _trains_on_cpu() -> bool:
-    """Return whether there is no GPU that can train: Apple's has no float64, which ranks need."""
+    """Return whether no supported GPU exists; Apple's lacks float64, which rank changes need."""
     device = torch.accelerator.current_accelerator(check_available=True)
     return device is None or device.type == "mps"
 
 
 def training_arguments(parts: TrainerParts) -> TrainingArguments:
-    """Return the Trainer's arguments: nothing is reported anywhere but into the run's folder."""
+    """Return the Trainer's arguments, with its own reporting disabled."""
     return TrainingArguments(**argument_values(parts))
 
 
@@ -196,7 +196,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "eval_steps": config.eval_steps,
         "save_strategy": config.save,
         "save_steps": config.save_steps,
-        "save_total_limit": None,  # `CheckpointRecorder` deletes, once the newest is complete
+        "save_total_limit": None,  # `CheckpointRecorder` deletes old checkpoints
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
         "greater_is_better": not lower_is_better(parts.best_metric),

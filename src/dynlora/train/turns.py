@@ -1,8 +1,8 @@
-"""Which tokens of a conversation the assistant said.
+"""Find the tokens of the assistant's turns in a conversation.
 
-The template itself says it with `{% generation %}` markers, or a variant of it does that TRL knows.
-Of other templates it is found turn by turn: an assistant's turn is what comes after the
-conversation before it, put as a request to answer.
+Uses the `{% generation %}` markers of the template, or of TRL's variant of it. For other templates
+it compares the tokens of growing parts of the conversation: an assistant turn follows the tokens of
+all earlier messages plus the generation prompt.
 """
 
 import logging
@@ -19,17 +19,17 @@ from trl.chat_template_utils import (
 from dynlora.train.examples import Example, common_prefix
 
 Conversation = Sequence[Mapping[str, str]]
-"""Messages, each with a role and a content."""
+"""Messages with `role` and `content`."""
 
 logger = logging.getLogger(__name__)
 
 
 class UnmaskableError(Exception):
-    """A template that does not show where the assistant's turns are."""
+    """Raised if a template does not reveal the assistant's turns."""
 
 
 def choose_masking(tokenizer: Any) -> Callable[[Conversation], Example]:
-    """Return what encodes a conversation and finds the assistant's turns in this template."""
+    """Return the encoder that suits the tokenizer's chat template."""
     template = tokenizer.chat_template
     if not has_generation_markers(template):
         try:
@@ -46,10 +46,10 @@ def choose_masking(tokenizer: Any) -> Callable[[Conversation], Example]:
 
 
 def encode_by_markers(tokenizer: Any, template: str, conversation: Conversation) -> Example:
-    """Encode with a template whose markers enclose the assistant's turns.
+    """Encode a conversation with a template that marks the assistant's turns.
 
     Raises:
-        UnmaskableError: If it marks nothing.
+        UnmaskableError: If the template marks no token.
     """
     encoded = tokenizer.apply_chat_template(
         list(conversation),
@@ -65,15 +65,15 @@ def encode_by_markers(tokenizer: Any, template: str, conversation: Conversation)
 
 
 def encode_by_turns(tokenizer: Any, conversation: Conversation) -> Example:
-    """Encode with a template that writes a turn in the same way whatever comes after it.
+    """Encode a conversation with a template that renders turns independently of later turns.
 
     Raises:
-        UnmaskableError: If it does not, or the conversation begins with the assistant.
+        UnmaskableError: If later turns matter, or the conversation begins with the assistant.
     """
     ids, text = render(tokenizer, conversation), _write(tokenizer, conversation)
 
     def reach(part: Conversation, **options: Any) -> int:
-        """Return how many of the tokens are those of the conversation's beginning."""
+        """Return the number of leading tokens that belong to the first turns."""
         if not text.startswith(_write(tokenizer, part, **options)):
             raise UnmaskableError("has no markers and writes a turn according to what follows")
         return common_prefix(render(tokenizer, part, **options), ids)
@@ -94,9 +94,9 @@ def render(tokenizer: Any, conversation: Conversation, **options: Any) -> list[i
     """Return the tokens of a conversation in the chat template.
 
     Args:
-        tokenizer: One with a template.
-        conversation: Of at least one message.
-        options: Of `apply_chat_template`, such as `add_generation_prompt`.
+        tokenizer: Tokenizer with a chat template.
+        conversation: At least one message.
+        options: Options of `apply_chat_template`, such as `add_generation_prompt`.
     """
     ids: list[int] = tokenizer.apply_chat_template(
         list(conversation), tokenize=True, return_dict=True, **options

@@ -1,4 +1,4 @@
-"""A base model to PEFT's model around it: a new adapter, or one that was already trained."""
+"""Wrap a base model in a PEFT model, with a new or an already trained adapter."""
 
 import difflib
 import logging
@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 def add_adapter(base: Any, config: JobConfig) -> Any:
-    """Return the model with a new LoRA adapter, or with the one to go on from.
+    """Return the model with a new LoRA adapter, or with the one in `lora.start_from`.
 
     Raises:
         ConfigError: If no module of the model matches `lora.target_modules`.
-        AdapterError: If the adapter to go on from cannot be read or is of another model.
+        AdapterError: If `lora.start_from` cannot be read or is for another model or task.
     """
     if config.lora.start_from is not None:
         model = _continue_adapter(base, Path(config.lora.start_from), TASKS[config.task])
-        if config.method == "dynamic":  # `DynamicLora` reads the budget from there
+        if config.method == "dynamic":  # `DynamicLora` reads the budget from `r`
             peft_config = model.peft_config["default"]
             peft_config.r = max(peft_config.r, config.lora.r)
         return model
     lora = config.lora
-    # EVA's directions come from the data, once that is there.
+    # `begin_with_eva` initializes EVA later, because it needs the data.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
     model = wrap(
         base,
@@ -55,13 +55,13 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         ),
     )
     if not takes_from_base(lora):
-        # How it began is nobody's business who loads it: PEFT refuses some ranks for some starts.
+        # PEFT refuses some ranks for some initializations when the saved adapter is loaded.
         model.peft_config["default"].init_lora_weights = True
     return model
 
 
 def note_rank(config: JobConfig) -> None:
-    """Warn if `lora.r` differs from the rank that the adapter to go on from was configured with."""
+    """Warn if `lora.r` differs from the configured rank of the adapter in `lora.start_from`."""
     if config.lora.start_from is None:
         return
     saved, r = LoraConfig.from_pretrained(config.lora.start_from).r, config.lora.r
@@ -84,7 +84,7 @@ def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:
     check_fits(adapter, base)
     brought = [key.removeprefix(PREFIX) for key in adapter.others]
     for module in task.head(base):
-        # PEFT would train and save what the adapter brings, and leave a new head as it was drawn.
+        # PEFT trains and saves only modules in the adapter; a missing head would stay random.
         if not any(within(key, [module]) for key in brought):
             raise AdapterError(
                 f"`lora.start_from` must name an adapter of the same task, whose file holds the "
@@ -105,10 +105,10 @@ def _peft_task(task: Task) -> TaskType | None:
 
 
 def common(base: Any, config: JobConfig) -> dict[str, Any]:
-    """Return what the configurations of LoRA and AdaLoRA share.
+    """Return the arguments shared by `LoraConfig` and `AdaLoraConfig`.
 
     Raises:
-        ConfigError: If the task's head cannot be told from the rest of the model.
+        ConfigError: If the model has no recognizable head for the task.
     """
     task, target = TASKS[config.task], config.lora.target_modules
     head = task.head(base)
@@ -126,7 +126,7 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
     """Return the model with a new adapter.
 
     Raises:
-        ConfigError: If no module of the model matches `target_modules`.
+        ConfigError: If no module of the model matches `target_modules` or `modules_to_save`.
     """
     wanted = peft_config.target_modules
     if not isinstance(wanted, str):
@@ -146,11 +146,10 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
 
 
 def _saved_plainly(model: Any) -> Any:
-    """Return the model, which saves what was trained and nothing else, in the same order each time.
+    """Make the model save only trained weights, and its configuration in a stable order.
 
-    PEFT would add the base model's embedding wherever an adapter is on it, and ask the hub at each
-    checkpoint whether the vocabulary was changed; it never is here. PEFT's configuration contains
-    sets of names, whose order differs between processes.
+    PEFT would also save an adapted embedding's base weights, and query the hub at each checkpoint
+    for a changed vocabulary. Its configuration contains sets, whose order differs per process.
     """
     config = model.peft_config["default"]
     for key, value in vars(config).items():
@@ -161,13 +160,13 @@ def _saved_plainly(model: Any) -> Any:
 
 
 def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) -> None:
-    """Check that each ending names some module, as PEFT itself does for all together at most.
+    """Check that each ending matches a module; PEFT checks only that any of them does.
 
     Args:
         base: The model.
-        wanted: Endings of modules' names.
-        key: Where they are from.
-        separator: What PEFT asks for before an ending that is not a whole name.
+        wanted: Endings of module names.
+        key: Their key in section `lora`.
+        separator: Text that must precede an ending shorter than the full name.
     """
     names = [name for name, _ in base.named_modules()]
     for ending in wanted:
@@ -200,19 +199,19 @@ def _seen(base: Any) -> str:
 
 
 def lora_parameters(model: Any) -> int:
-    """Return the parameters in the model's LoRA layers, as allocated; DoRA's lengths are some."""
+    """Return the allocated parameters in the model's LoRA layers, DoRA magnitudes included."""
     return sum(
         parameter.numel()
         for module in model.modules()
         if isinstance(module, LoraLayer)
-        for kind in set(module.adapter_layer_names)  # DoRA's lengths stand there twice
+        for kind in set(module.adapter_layer_names)  # lists DoRA's magnitudes twice
         for parameter in module.get_submodule(kind).parameters()
     )
 
 
 @contextmanager
 def _quiet_about_names() -> Iterator[None]:
-    """Silence a remark: peft 0.21 asks transformers 5.24 for an attribute by its old name."""
+    """Silence a warning: peft 0.21 reads a deprecated attribute of transformers 5.24."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
