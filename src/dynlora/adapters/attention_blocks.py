@@ -1,7 +1,7 @@
-"""Where attention is: the modules of transformers that compute it, and the layers in their blocks.
+"""Attention modules of transformers' models, and the LoRA layers in their blocks.
 
-A module counts as attention if the code of its forward asks transformers' `AttentionInterface` for
-a function. That is what their models have in common, whatever their modules are called.
+A module counts as attention if its forward uses transformers' `AttentionInterface`, because all
+their models share this interface but not the names of modules.
 """
 
 import inspect
@@ -15,32 +15,33 @@ from dynlora.adapters.layers import LoraView, find_root
 from dynlora.errors import ConfigError
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-"""Name of the interface in every file of transformers that uses it."""
+"""Name of the interface in transformers' modeling files."""
 EAGER = "eager_attention_forward"
-"""End of the name that the plain implementation has there."""
+"""Suffix of the name of the eager implementation in these files."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """An attention module and the LoRA layers of the block that it is in."""
+    """An attention module and the LoRA layers in its block."""
 
     module: Any
     config: Any
-    """The module's own."""
+    """The module's configuration."""
     interface: Any
-    """Functions by name, where the module looks them up."""
+    """Table of functions by name that the module uses."""
     implementation: str
-    """Name of the function that the module uses."""
+    """Name of the module's attention function."""
     original: Callable[..., Any]
-    """This function."""
+    """The module's attention function."""
     layers: Sequence[LoraView]
 
 
 def find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list[AttentionBlock]:
-    """Return the attention modules of a model in whose blocks LoRA layers are.
+    """Return the model's attention modules with LoRA layers in their blocks.
 
     Raises:
-        ConfigError: If there is none, or what it computes cannot be computed again.
+        ConfigError: If there is none, attention cannot be recomputed, or the model is an
+            encoder-decoder.
     """
     root, _ = find_root(model)
     found = []
@@ -80,11 +81,11 @@ def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> Attention
 
 
 def block_of(name: str) -> str:
-    """Return the start of the names of all layers in a module's block.
+    """Return the name prefix of a module's block.
 
     Args:
-        name: Module name, such as `encoder.layer.3.attention.self`: its block is the numbered
-            module that it is in, `encoder.layer.3.`; without numbers, what holds it.
+        name: Module name, such as `encoder.layer.3.attention.self`. Its block is the innermost
+            numbered module, `encoder.layer.3.`, or its parent without numbers.
     """
     parts = name.split(".")
     numbered = [place for place, part in enumerate(parts) if part.isdecimal()]

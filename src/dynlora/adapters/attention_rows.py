@@ -1,7 +1,7 @@
-"""Queries and keys in, attention logits and visible keys out: a few tokens of each example.
+"""Queries and keys to attention logits and visible keys, for a few tokens per example.
 
-PyTorch's fused attention never holds the full table of queries and keys. To look at it, it is
-worked out again, for one example at a time and at most `QUERIES` of its tokens.
+PyTorch's fused attention never forms the full table of queries and keys. It is recomputed for one
+example at a time and at most `QUERIES` of its tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 QUERIES = 256
-"""Tokens of one example whose attention is looked at; of more, evenly spaced ones."""
+"""Most tokens per example whose attention is recomputed; they are evenly spaced."""
 
 
 def attention_rows(
@@ -23,18 +23,18 @@ def attention_rows(
     causal: bool,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[Float[Tensor, "heads n keys"], Bool[Tensor, "any_heads n keys"]]]:
-    """Yield each example's logits, and which keys are visible, of tokens that are no padding.
+    """Yield logits and visible keys per example, for unpadded tokens only.
 
-    A batch without examples yields no tokens once: other processes wait for what it shows.
+    A batch without examples yields one empty result, because other processes wait for it.
 
     Args:
-        query: As an attention function of transformers gets them.
-        key: The same; nothing is yielded where they are not of the same tokens as the queries.
+        query: Queries, as transformers' attention functions receive them.
+        key: Keys, likewise; nothing is yielded if there are more or fewer keys than queries.
         mask: True or 0 where a key is visible, or a bias; broadcastable to batch, heads, length,
             keys; None hides nothing.
-        causal: Whether keys that come later are hidden where there is no mask.
+        causal: Whether later keys are hidden without a mask.
         options: The function's other arguments, of which `scaling`, `softcap` and `position_bias`
-            count.
+            are used.
     """
     length = query.shape[2]
     if key.shape[2] != length:
@@ -48,7 +48,7 @@ def attention_rows(
         keys = key[place].repeat_interleave(query.shape[1] // key.shape[1], dim=0).float()
         visible, added = _split(_of(mask, place), length, causal=causal and mask is None)
         visible, added = visible.to(query.device), added.to(query.device)
-        # A token that may not look at itself is padding.
+        # A token that does not see itself is padding.
         real = visible.diagonal(dim1=-2, dim2=-1).all(dim=0).nonzero().flatten()
         chosen = real[:: -(-len(real) // QUERIES) or 1]
         logits = query[place][:, chosen].float() @ keys.transpose(1, 2)
@@ -61,14 +61,14 @@ def attention_rows(
 
 
 def _of(tensor: Tensor | None, place: int) -> Any:
-    """Return one example's part of a tensor that may be the same for all."""
+    """Return one example's part of a tensor whose batch dimension may be 1."""
     return None if tensor is None else tensor[place if len(tensor) > 1 else 0]
 
 
 def _split(
     mask: Tensor | None, length: int, *, causal: bool
 ) -> tuple[Bool[Tensor, "any_heads length keys"], Float[Tensor, "any_heads length keys"]]:
-    """Return which keys are visible and what is added to their logits."""
+    """Return the visible keys, and the bias on their logits."""
     if mask is None:
         shape = torch.ones(1, length, length, dtype=torch.bool)
         visible = shape.tril() if causal else shape

@@ -1,9 +1,9 @@
-"""Taps that show what attention looks at, through transformers' own `AttentionInterface`.
+"""Hooks that observe attention through transformers' `AttentionInterface`.
 
-Every attention module of transformers asks its configuration for the name of an implementation and
-the interface for the function behind it. In forwards that train a module finds a name of ours
-there: behind it, the function that it would have found is called first, on the same tensors;
-then what it looked at is worked out again and shown. In all other forwards nothing is different.
+An attention module reads an implementation's name from its configuration, and finds the function by
+this name in the interface. In training forwards the hooks substitute a name of ours. Our function
+calls the original one on the same tensors, then recomputes the logits for the sink. All other
+forwards are unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,15 +22,15 @@ from dynlora.adapters.own_hook import OwnHook
 
 @runtime_checkable
 class AttentionSink(Protocol):
-    """What the taps show attention to."""
+    """Receiver of attention logits."""
 
     def attend(self, names: Sequence[str], logits: Tensor, visible: Tensor) -> None:
-        """Take the attention logits of some tokens of one block, and which keys they may see."""
+        """Receive the attention logits of some tokens of one block, and their visible keys."""
         ...
 
 
 class AttentionTaps:
-    """Hooks on the model and on the attention module of every block that holds LoRA layers."""
+    """Hooks on the model and on the attention module of every block with LoRA layers."""
 
     def __init__(
         self,
@@ -40,16 +40,16 @@ class AttentionTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Find the attention of each block; nothing is installed yet.
+        """Find the attention of each block; `open` installs the hooks.
 
         Args:
-            model: What is called with a batch.
+            model: Model called with each batch.
             layers: The LoRA layers.
-            sink: Takes the attention.
-            timed: Context manager that books the time spent in it.
+            sink: Receiver of the logits.
+            timed: Context manager that measures the time spent in it.
 
         Raises:
-            ConfigError: If the attention of no block with LoRA layers can be reached.
+            ConfigError: If no block with LoRA layers has attention that can be recomputed.
         """
         self._model = model
         self._sink = sink
@@ -61,7 +61,7 @@ class AttentionTaps:
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
-        """Install the hooks, unless they are."""
+        """Install the hooks, unless installed."""
         if self._handles:
             return
         self._handles = [self._model.register_forward_pre_hook(OwnHook(self._on_model))]
@@ -83,8 +83,7 @@ class AttentionTaps:
 
     def _before(self, block: AttentionBlock) -> Callable[[nn.Module, Any], None]:
         def arm(module: Any, _args: Any) -> None:
-            # Gradient checkpointing runs a forward twice: the first is shown. In a reference pass
-            # the adapter is off.
+            # Skip repeats by gradient checkpointing, and reference passes without the adapter.
             if self._armed and id(module) not in self._seen and block.layers[0].is_active:
                 self._seen.add(id(module))
                 block.interface[self._name] = self._attend
@@ -108,10 +107,10 @@ class AttentionTaps:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> Any:
-        """Do what the module's own implementation does, and show what it looked at."""
+        """Call the module's own attention function, and pass its logits to the sink."""
         block = next(block for block in self._blocks if block.module is module)
         result = block.original(module, query, key, value, attention_mask, **options)
-        # Autocast would round again what is worked out in float32.
+        # Autocast would round the float32 logits.
         exactly = torch.autocast(query.device.type, enabled=False)
         with torch.no_grad(), exactly, self._timed():
             causal = block.implementation == "sdpa" and _is_causal(module, options)
@@ -124,7 +123,7 @@ class AttentionTaps:
 
 
 class _Renamed:
-    """A configuration with another name for the implementation of attention."""
+    """A configuration with another name of the attention implementation."""
 
     def __init__(self, config: Any, name: str) -> None:
         self._config = config
@@ -135,6 +134,6 @@ class _Renamed:
 
 
 def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
-    """Return whether PyTorch's attention hides later keys where it gets no mask."""
+    """Return whether PyTorch's attention hides later keys without a mask."""
     given = options.get("is_causal")
     return bool(vars(module).get("is_causal", True) if given is None else given)

@@ -1,4 +1,4 @@
-"""Layers in blocks: many at once, so that a GPU is asked little, but not all: that takes memory."""
+"""Blocks of layers: several per call to launch fewer kernels, in chunks to bound memory."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,12 +6,12 @@ from dynlora.adapters.layers import LoraView
 from dynlora.samples import SAMPLE_SIZE
 
 WORKING_BYTES = 2**27
-"""About how much memory an event takes for what it computes of many layers at once, in float64; of
-one layer alone it may be more."""
+"""Approximate memory that an event uses per block of layers, in float64; a single layer may need
+more."""
 
 
 def in_blocks(layers: Iterable[LoraView]) -> Iterator[list[LoraView]]:
-    """Yield layers in their order, as many at once as take about `WORKING_BYTES`, at least one."""
+    """Yield layers in order, in blocks of about `WORKING_BYTES` and at least one layer."""
     block: list[LoraView] = []
     used = 0
     for layer in layers:

@@ -1,7 +1,7 @@
-"""One call of a model in; the complexity of its examples, or of each token's prefix, out.
+"""One model call to the complexity of its examples, or of each token's prefix.
 
-While a decoder writes, a call brings only the newest token. What came before it is carried from
-call to call with the cache of keys and values that the model itself goes on from.
+During generation, a call contains only the newest token. The prefix before it is stored with the
+key-value cache that the call continues.
 """
 
 from dataclasses import dataclass
@@ -31,43 +31,42 @@ from dynlora.types import UNUSED_KEY
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What was read in one call."""
+    """Inputs and complexity of one call."""
 
     inputs: Tensor
     """The model's main input."""
     mask: Bool[Tensor, "batch tokens"]
-    """True where a token counts."""
+    """True for unmasked tokens."""
     complexity: Float[Tensor, "batch"] | Float[Tensor, "batch tokens"]
-    """Of each example where tokens may look ahead, otherwise of each token's prefix; NaN where it
-    is not known."""
+    """Per example if tokens may attend to later ones, otherwise per prefix; NaN if unknown."""
     prefix: Prefix
-    """Of each sequence, with this call's tokens."""
+    """Prefix of each sequence, this call's tokens included."""
     cache: Cache | None
-    """What the call goes on from."""
+    """Cache that the call continues."""
 
 
 class ComplexityReader:
-    """Reads calls, and remembers the prefix that belongs to each cache as long as it lives."""
+    """Reads calls, and stores the prefix of each cache for the cache's lifetime."""
 
     def __init__(self, root: nn.Module) -> None:
-        """Take the model below PEFT's wrapper.
+        """Check that the input of `root`, the model inside PEFT's wrapper, can be read.
 
         Raises:
-            LayerError: If its input cannot be read.
+            LayerError: If it cannot.
         """
         self.model: PreTrainedModel = check_model(root)
         self.whole = looks_ahead(self.model)
-        """Whether complexity is that of the whole example; otherwise of each token's prefix."""
+        """Whether complexity is per whole example; otherwise per prefix."""
         self._features = FeatureReader(self.model)
         self._prefixes: WeakKeyDictionary[Cache, tuple[Prefix, list[ref[Tensor]]]]
         self._prefixes = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the prefixes: a copy has none of these caches, and no pickle can hold them."""
+        """Exclude the prefixes: a copy has other caches, and weak references cannot be pickled."""
         return {key: value for key, value in vars(self).items() if key != "_prefixes"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin without a prefix."""
+        """Start without prefixes."""
         vars(self).update(state, _prefixes=WeakKeyDictionary())
 
     @torch.no_grad()
@@ -75,7 +74,7 @@ class ComplexityReader:
         """Read the arguments of a call.
 
         Raises:
-            EngineError: If the call goes on from a cache that is not known, or was changed.
+            EngineError: If the call continues an unknown or changed cache.
             LayerError: If the input cannot be read.
         """
         given = named_arguments(module, args, kwargs)
@@ -93,7 +92,7 @@ class ComplexityReader:
         )
 
     def remember(self, reading: Reading, output: Any) -> None:
-        """Keep the prefix for the calls that go on from the cache that this call has filled."""
+        """Store the prefix for calls that continue this call's cache."""
         cache = reading.cache if reading.cache is not None else cache_in(output)
         if cache is not None:
             self._prefixes[cache] = reading.prefix, [ref(tensor) for tensor in _tensors(cache)]
@@ -119,17 +118,17 @@ class ComplexityReader:
 
 
 def _tensors(cache: Cache) -> list[Tensor]:
-    """Return what a cache holds of its first layer: new ones where sequences change places."""
+    """Return the tensors of a cache's first layer; reordering sequences replaces them."""
     return [value for value in vars(cache.layers[0]).values() if isinstance(value, Tensor)]
 
 
 def sampling_keys(reading: Reading, step: int) -> Int[Tensor, " n"]:
-    """Return a sampling key for each of the complexities, `UNUSED_KEY` for padding.
+    """Return a sampling key per complexity, `UNUSED_KEY` for padding.
 
-    An example gets the same ones in any batch and under any padding (see `taps.example_keys`).
+    Keys do not depend on the batch or its padding (see `taps.example_keys`).
     """
     inputs, mask = reading.inputs, reading.mask
-    if inputs.dim() > 2:  # an image, which has no padding
+    if inputs.dim() > 2:  # images have no padding
         mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     positions = torch.where(mask, mask.cumsum(dim=1) - 1, -1)
     keys = example_keys(inputs, positions, step)

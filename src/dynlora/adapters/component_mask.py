@@ -1,4 +1,4 @@
-"""The components that each example, or token, uses: from quarters to zeros behind `lora_A`."""
+"""Components that each example or token uses: from quarters to a mask behind `lora_A`."""
 
 from dataclasses import dataclass, field
 
@@ -12,10 +12,10 @@ from dynlora.errors import LayerError
 
 
 def check_kind(layer: LoraView) -> None:
-    """Check that the components of a layer can be seen by a hook.
+    """Check that a hook can mask the components of a layer.
 
     Raises:
-        LayerError: If they cannot: PEFT looks embeddings up without a module.
+        LayerError: If not, as in embeddings, which PEFT looks up without a module.
     """
     if not isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d):
         raise LayerError(
@@ -27,23 +27,23 @@ def check_kind(layer: LoraView) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class ComponentMask:
-    """What one call of the model lets its layers use; everything if nothing is given."""
+    """Components that layers use in one call of the model; all if `quarter` is None."""
 
     quarter: Int[Tensor, "batch"] | Int[Tensor, "batch tokens"] | None = None
-    """Of each example, or of each token."""
+    """Quarter per example, or per token."""
     rows: tuple[int, ...] = ()
-    """Examples, and tokens of each."""
+    """Number of examples, and of tokens per example."""
     _by_rank: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, layer: LoraView, output: Tensor) -> Tensor:
-        """Return what the output of `lora_A` is to be multiplied by: 1, or 0 where not used.
+        """Return the factor on the output of `lora_A`: 1 for used components, otherwise 0.
 
         Args:
             layer: The layer.
-            output: What its `lora_A` gave.
+            output: Output of its `lora_A`.
 
         Raises:
-            LayerError: If its rows are not the examples and tokens of the call.
+            LayerError: If the output's rows are not the call's examples and tokens.
         """
         assert self.quarter is not None
         batch, shape = self.rows[0], tuple(output.shape)
@@ -67,7 +67,7 @@ class ComponentMask:
         return mask.to(output)
 
     def _used(self, r: int) -> Tensor:
-        """Return which of `r` components are used, on an axis after those of `quarter`."""
+        """Return which of `r` components are used, on a last axis behind the axes of `quarter`."""
         assert self.quarter is not None
         if r not in self._by_rank:
             used = torch.tensor(components_used(r), device=self.quarter.device)[self.quarter]

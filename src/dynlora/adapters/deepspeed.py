@@ -1,8 +1,8 @@
-"""Parameters that DeepSpeed's ZeRO optimizers hold: read whole, write back.
+"""Parameters of DeepSpeed's ZeRO optimizers: read whole, write back.
 
-ZeRO trains float32 copies of the parameters, of which each process holds a part, as of the moments;
-stage 3 keeps only a part of the parameters too. DeepSpeed's own functions reach all of it, and to
-call one is a collective. DeepSpeed is imported only where it has put its mark on a parameter.
+ZeRO trains float32 copies of the parameters. Each process has a part of the copies and moments, and
+at stage 3 of the parameters. DeepSpeed's functions, all of them collectives, access them. DeepSpeed
+is imported only if it has marked a parameter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +21,10 @@ _ZERO = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
 
 @runtime_checkable
 class ZeroOptimizer(Protocol):
-    """What DeepSpeed returns for the optimizer that it was given; not one of torch's."""
+    """DeepSpeed's wrapper of an optimizer, which is not a `torch.optim.Optimizer`."""
 
     optimizer: Optimizer
-    """The one that it was given."""
+    """The wrapped optimizer."""
     param_groups: list[dict[str, Any]]
     state: dict[Any, Any]
 
@@ -33,12 +33,12 @@ AnyOptimizer = Optimizer | ZeroOptimizer
 
 
 def is_partitioned(tensor: Tensor) -> bool:
-    """Return whether stage 3 keeps only a part of a parameter here, trained or not."""
+    """Return whether stage 3 partitions a parameter, trained or frozen."""
     return hasattr(tensor, "ds_id")
 
 
 def is_copied(tensor: Tensor) -> bool:
-    """Return whether ZeRO trains a copy of a parameter instead of the parameter."""
+    """Return whether ZeRO trains a float32 copy of a parameter."""
     return hasattr(tensor, "_hp_mapping") or (is_partitioned(tensor) and tensor.requires_grad)
 
 
@@ -48,14 +48,14 @@ def is_zero(optimizer: object) -> bool:
 
 
 def shape_of(parameter: Parameter) -> torch.Size:
-    """Return the shape that a parameter has as a whole."""
+    """Return the shape of the whole parameter."""
     held: Any = parameter
     shape: torch.Size = held.ds_shape if is_partitioned(parameter) else parameter.shape
     return shape
 
 
 def whole_copy(parameter: Tensor) -> Tensor:
-    """Return the copy that is trained; of a frozen parameter of stage 3 its own values."""
+    """Return the trained copy, or the whole values of a frozen stage 3 parameter."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -68,7 +68,7 @@ def whole_copy(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write(parameter: Parameter, values: Tensor) -> None:
-    """Put values, which every process has whole, into the copy and into the parameter."""
+    """Write whole values, present on every process, to the copy and to the parameter."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param
 
@@ -78,7 +78,7 @@ def write(parameter: Parameter, values: Tensor) -> None:
 
 
 def gradient(parameter: Parameter) -> Tensor | None:
-    """Return the gradient as reduced over processes; None where no backward pass left one."""
+    """Return the gradient reduced over processes; None if missing."""
     from deepspeed.utils import safe_get_full_grad
 
     if not has_gradient(parameter):
@@ -88,22 +88,22 @@ def gradient(parameter: Parameter) -> Tensor | None:
 
 
 def has_gradient(parameter: Parameter) -> bool:
-    """Return whether there is a gradient: from `engine.backward` until `engine.step`."""
+    """Return whether there is a gradient, from `engine.backward` until `engine.step`."""
     held: Any = parameter
     if is_partitioned(parameter):
         optimizer = held._z3_optimizer
         place = optimizer.grad_position[optimizer.get_param_id(parameter)][0]
         return optimizer.averaged_gradients.get(place) is not None
     mapping = held._hp_mapping
-    if mapping is None:  # no part of this parameter is here: the processes that have one can tell
+    if mapping is None:  # this process has no part, so that others decide
         return True
     return mapping.gradient_dict.get(mapping.param_group_index) is not None
 
 
 def call_before_step(optimizer: Any, call: Callable[[], None]) -> Callable[[], None]:
-    """Call something at the beginning of each step, with the gradients there; return its removal.
+    """Call a function before each step, while gradients exist; return a function to undo this.
 
-    For loops that leave no room between the engine's backward and its step.
+    For loops without code between the engine's backward and its step.
     """
     step = optimizer.step
 
@@ -119,7 +119,7 @@ def check_zero(optimizer: Any, parameters: Sequence[Parameter]) -> None:
     """Check that the moments of these parameters can follow a change of rank.
 
     Raises:
-        OptimizerError: If they cannot.
+        OptimizerError: If the optimizer, its dtype, offloading or parameter groups prevent it.
     """
     kind = type(optimizer).__name__
     if kind not in _ZERO or optimizer.dtype == torch.float16:
@@ -165,9 +165,9 @@ def group_of(optimizer: Any, parameter: Parameter) -> dict[str, Any]:
 
 @contextmanager
 def state_of(optimizer: Any, parameter: Parameter) -> Iterator[dict[str, Any]]:
-    """Lend a parameter's state with its moments whole; they are written back afterwards.
+    """Yield a parameter's state with whole moments, and write them back afterwards.
 
-    The number of steps is the optimizer's own tensor, and changed in place.
+    The number of steps is the optimizer's own tensor, which the caller changes in place.
     """
     from deepspeed.utils import (
         lazy_init_hp_params_optimizer_state,
@@ -179,7 +179,7 @@ def state_of(optimizer: Any, parameter: Parameter) -> Iterator[dict[str, Any]]:
     state = optimizer.optimizer.state.get(part, {})
     moments = [key for key in state if key != "step"]
     if not is_partitioned(parameter) and moments:
-        # DeepSpeed links the moments of the first group alone, and none that were loaded.
+        # DeepSpeed links only the moments of the first group, and no loaded ones.
         lazy_init_hp_params_optimizer_state([parameter], part, optimizer.optimizer.state)
     lent = {**state, **{key: safe_get_full_optimizer_state(parameter, key) for key in moments}}
     yield lent
@@ -193,14 +193,14 @@ def _place(optimizer: Any, parameter: Parameter) -> int:
 
 
 def _groups(optimizer: Any) -> list[list[Parameter]]:
-    """Return the parameters of each part that the optimizer steps by itself."""
+    """Return the parameters of each part that the optimizer steps separately."""
     stage3 = _is_stage3(optimizer)
     groups: list[list[Parameter]] = optimizer.fp16_groups if stage3 else optimizer.bit16_groups
     return groups
 
 
 def _parts(optimizer: Any) -> list[Tensor]:
-    """Return this process's part of the copy of each of `_groups`."""
+    """Return this process's part of each group's copy."""
     if _is_stage3(optimizer):
         parts: list[Tensor] = optimizer.fp32_partitioned_groups_flat
     else:

@@ -1,8 +1,8 @@
-"""Steps whose forwards run as written, though the model was compiled.
+"""Eager forwards for single steps of a compiled model.
 
-Hooks that look at activations would be compiled into the model, or break its graph at every layer,
-and each change of what they do would compile it anew. The few steps that have hooks are left to
-Python; all others find the model without any, as it was compiled.
+`torch.compile` would compile hooks into the model or break its graph at every layer, and recompile
+whenever hooks change. The few steps with hooks run eagerly. All others run the compiled model
+without hooks.
 """
 
 import weakref
@@ -12,24 +12,24 @@ import torch
 
 
 class EagerSteps:
-    """Turns compiled code off, and on again once nobody needs it off."""
+    """Disables compiled code until its last user closes."""
 
     _stance: ClassVar[Any] = None
-    """What brings back the setting of the whole process that was there before."""
+    """Context that restores the previous setting of the process."""
     _users: ClassVar[set[int]] = set()
 
     def __init__(self) -> None:
-        # A run that ends in an error must not leave the process without its compiler.
+        # A failed run must not leave the process without compiled code.
         weakref.finalize(self, EagerSteps._leave, id(self))
 
     def open(self) -> None:
-        """Leave forwards to Python from here on."""
+        """Run forwards eagerly from now on."""
         if EagerSteps._stance is None:
             EagerSteps._stance = torch.compiler.set_stance("force_eager")
         EagerSteps._users.add(id(self))
 
     def close(self) -> None:
-        """Let compiled code run again, unless another still needs it off."""
+        """Run compiled code again, unless another user needs eager forwards."""
         EagerSteps._leave(id(self))
 
     @staticmethod

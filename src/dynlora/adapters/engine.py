@@ -1,4 +1,4 @@
-"""Engines around a model: which ones ranks can follow, and which are refused by name."""
+"""Engines around a model: detect them, and refuse those in which ranks cannot change."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def check_engine(model: nn.Module) -> None:
     """Check that ranks can change under the engine that runs this model.
 
     Raises:
-        EngineError: If they cannot.
+        EngineError: If an engine has wrapped the model.
     """
     kind = type(model)
     wrappers = isinstance(model, DataParallel | DistributedDataParallel)
@@ -29,7 +29,7 @@ def check_engine(model: nn.Module) -> None:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Return whether a model, or a part of it, goes through `torch.compile`."""
+    """Return whether `torch.compile` compiles a model or a part of it."""
     return any(
         isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
         for module in model.modules()
@@ -37,7 +37,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def without_compiler(model: nn.Module) -> nn.Module:
-    """Return the model that `torch.compile` was given, or the model itself."""
+    """Return the model inside `torch.compile`'s wrapper, or the model itself."""
     if not isinstance(model, torch._dynamo.OptimizedModule):
         return model
     inner: nn.Module = model._orig_mod
@@ -45,7 +45,7 @@ def without_compiler(model: nn.Module) -> nn.Module:
 
 
 def check_not_compiled(model: nn.Module) -> None:
-    """Check that a model is run as it is written.
+    """Check that a model is not compiled.
 
     Raises:
         EngineError: If it is compiled.
@@ -58,10 +58,10 @@ def check_not_compiled(model: nn.Module) -> None:
 
 
 def check_devices(parameters: Sequence[Parameter]) -> None:
-    """Check that all LoRA parameters are on one device, which has float64.
+    """Check that all LoRA parameters are on one device with float64.
 
     Raises:
-        EngineError: If a device map has spread them over several, or they are on Apple's GPU.
+        EngineError: If they are on several devices, or on Apple's GPU.
     """
     devices = sorted({str(parameter.device) for parameter in parameters})
     if len(devices) > 1:

@@ -1,4 +1,4 @@
-"""Live ranks and scales in PEFT's own configuration: what is saved is a stock adapter."""
+"""Live ranks and scalings in PEFT's configuration, so that saved adapters are stock adapters."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from dynlora.name_patterns import name_patterns
 
 
 def own_config(model: nn.Module, adapter: str) -> Any:
-    """Return an adapter's `LoraConfig`, which from here on is no other adapter's.
+    """Replace an adapter's `LoraConfig` by a copy of its own, and return the copy.
 
-    TRL makes its reference adapter of the trained one's configuration, and a cell that is run again
-    gives one to the next model: PEFT keeps the object itself, and patterns would be told of all.
+    PEFT stores the object itself. Other adapters may share it: TRL's reference adapter, or a model
+    in a notebook cell that runs twice. Patterns would then reach all of them.
 
     Args:
         model: The PEFT model.
@@ -28,10 +28,10 @@ def own_config(model: nn.Module, adapter: str) -> Any:
 
 
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
-    """Make `rank_pattern` and `alpha_pattern` say exactly what the layers hold.
+    """Set `rank_pattern` and `alpha_pattern` to the layers' ranks and alphas.
 
-    They replace patterns given before, and match each layer by its whole name. The start becomes
-    PEFT's default, because loading draws it again for the new ranks before it loads the weights,
+    They replace earlier patterns, and match each layer by its whole name. The initialization
+    becomes PEFT's default, because loading draws it for the new ranks before it loads the weights,
     and `orthogonal` refuses odd ranks.
 
     Args:
@@ -46,20 +46,20 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:
-    """Write the patterns anew whenever weights were loaded, for they may be of other ranks.
+    """Rewrite the patterns whenever weights are loaded, because ranks may differ.
 
     Args:
         model: The PEFT model.
-        layers: All of the adapter's LoRA layers, whose ranks follow what is loaded.
+        layers: All of the adapter's LoRA layers, whose ranks follow loaded weights.
     """
     root, configs = find_root(model)
     own_config(model, layers[0].adapter)
-    # No closure: a copy or a pickle of the model must follow its own loads.
+    # Not a closure, because copies and pickles of the model need their own hook.
     hook = partial(_write_after_load, configs, layers)
     handle: RemovableHandle = root.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
     return handle
 
 
 def _write_after_load(configs: Mapping[str, Any], layers: Sequence[LoraView], *_: Any) -> None:
-    if layers[0].is_there:  # the hook outlives an adapter that is deleted
+    if layers[0].is_there:  # the hook outlives a deleted adapter
         write_patterns(configs[layers[0].adapter], layers)

@@ -1,4 +1,4 @@
-"""All hooks that look at forwards: there in the steps that are sampled, gone in all others."""
+"""All hooks that observe forwards, installed only in sampled steps."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from dynlora.adapters.taps import ActivationSink, ActivationTaps
 
 
 class ForwardWatch:
-    """Shows activations to the analyzer, and attention to a metric that asks for it."""
+    """Passes activations to the analyzer, and attention to metrics that need it."""
 
     def __init__(
         self,
@@ -24,18 +24,18 @@ class ForwardWatch:
         may_be_compiled: bool,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Find what to hook; nothing is installed yet.
+        """Prepare the hooks; `open` installs them.
 
         Args:
-            model: What is called with a batch.
-            layers: The LoRA layers to show.
-            sink: Takes the activations.
-            metric: Takes attention, if it is an `AttentionSink`.
-            may_be_compiled: Whether the steps that are shown must be kept from compiled code.
-            timed: Context manager that books the time spent in it.
+            model: Model called with each batch.
+            layers: The LoRA layers to observe.
+            sink: Receiver of the activations.
+            metric: Receives attention if it is an `AttentionSink`.
+            may_be_compiled: Whether sampled steps must bypass compiled code.
+            timed: Context manager that measures the time spent in it.
 
         Raises:
-            ConfigError: If the metric asks for attention and none can be reached.
+            ConfigError: If the metric needs attention that cannot be recomputed.
         """
         self._taps = ActivationTaps(model, layers, sink, timed=timed)
         self._others: list[AttentionTaps | EagerSteps] = []
@@ -45,10 +45,10 @@ class ForwardWatch:
             self._others.append(EagerSteps())
 
     def open(self, step: int) -> None:
-        """Show the forwards from here on.
+        """Observe forwards from now on.
 
         Args:
-            step: Optimizer steps taken.
+            step: Number of optimizer steps taken.
         """
         self._taps.step = step
         for part in (self._taps, *self._others):

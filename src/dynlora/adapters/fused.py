@@ -1,9 +1,8 @@
 """Fused forward and backward of LoRA layers: one autograd function per layer.
 
-PEFT runs a layer as a chain of small operations, each of which reads and writes tensors as large
-as the layer's output. Here everything is added in place, and between forward and backward no more
-is kept than the input and a rank's worth. Each call computes its own output from the layer's
-present state: no output is kept for a later call.
+PEFT runs a chain of operations per layer, each of which reads and writes tensors as large as the
+layer's output. The fused function adds in place, and saves only the input and a tensor of the
+rank's width for the backward pass. No output is cached between calls.
 """
 
 from contextlib import nullcontext
@@ -17,12 +16,12 @@ from dynlora.adapters.fused_linear import FusedLinear
 from dynlora.adapters.sharding import is_sharded
 
 LEAST_ELEMENTS = 2**18
-"""Elements of a layer's input and output together from which on a fused call is the faster one, on
-a CPU; measured with widths of 64 to 768 and ranks of 8 and 32."""
+"""Elements of a layer's input and output together from which fusing is faster on a CPU; measured
+with widths of 64 to 768 and ranks of 8 and 32."""
 
 
 class _FusedLayer:
-    """The forward of one layer, in the place of PEFT's."""
+    """Forward of one layer that replaces PEFT's."""
 
     def __init__(self, module: PeftLinear, owner: "FusedLora") -> None:
         self._module = module
@@ -32,23 +31,23 @@ class _FusedLayer:
         self._weight_of: tuple[Any, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the copy of the weight out of copies of the model."""
+        """Exclude the weight copy from copies of the model."""
         return vars(self) | {"_weight": None, "_weight_of": ()}
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = args or kwargs or torch.compiler.is_compiling()
         if given or not self._pays(x) or not self._fits(x):
-            # Not a bound method: a pickle would look it up on the module, and find this object.
+            # Called on the class, because a pickled bound method would resolve to this object.
             return cast(Tensor, PeftLinear.forward(self._module, x, *args, **kwargs))
         return self._fused(x)
 
     def _pays(self, x: Tensor) -> bool:
-        """Return whether fusing saves more than the call of a function written in Python costs."""
+        """Return whether fusing saves more time than its Python call costs."""
         rows = x.numel() // max(x.shape[-1], 1)
         return x.device.type != "cpu" or rows * sum(self._base.weight.shape) >= LEAST_ELEMENTS
 
     def _fits(self, x: Tensor) -> bool:
-        """Return whether this call can be fused: PEFT's own forward does all others."""
+        """Return whether this call can be fused; PEFT's forward computes all others."""
         module, adapters = self._module, self._module.active_adapters
         if (
             len(adapters) != 1
@@ -67,10 +66,10 @@ class _FusedLayer:
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
         if factors[1].bias is not None or is_sharded(factors[1].weight):
-            return False  # sharded outside a forward alone, as of a layer that is not due yet
+            return False  # FSDP2 gathers weights only during the layer's forward
         weights = (weight, factors[0].weight, factors[1].weight)
         if torch.is_autocast_enabled(x.device.type):
-            # Autocast leaves float64 alone.
+            # Autocast does not cast float64.
             return all(part.is_floating_point() and part.dtype.itemsize < 8 for part in (x, weight))
         return all(bool(x.dtype == part.dtype) for part in weights)
 
@@ -80,7 +79,7 @@ class _FusedLayer:
         drops = not isinstance(dropout, nn.Identity) and dropout.training
         lora_A, lora_B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         rank = module.r[adapter]
-        if len(lora_A) != rank:  # held wider, see `static`
+        if len(lora_A) != rank:  # padded in static mode
             lora_A, lora_B = lora_A[:rank], lora_B[:, :rank]
         device, bias = x.device.type, self._base.bias
         casts = torch.is_autocast_enabled(device)
@@ -96,13 +95,13 @@ class _FusedLayer:
                 lora_A,
                 lora_B,
             )
-        # Not in there: what a function returns as a view must not be changed in place.
+        # Outside the function, because views that it returns must not be changed in place.
         return cast(Tensor, output.view(*x.shape[:-1], output.shape[-1]))
 
     def _weight_in(self, dtype: torch.dtype) -> Tensor:
-        """Return the base layer's weight in a dtype; a copy is kept until the weight changes.
+        """Return the base weight in a dtype, as a copy that serves until the weight changes.
 
-        Autocast would make a copy in each forward, and keep it until the backward pass is over.
+        Autocast would copy the weight in each forward and keep it until the backward pass ends.
         """
         weight = self._base.weight
         if weight.dtype == dtype:
@@ -115,27 +114,27 @@ class _FusedLayer:
         return self._weight
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """Let PEFT add the adapter to the base weight, whose version does not show it."""
+        """Drop the weight copy and call PEFT's `merge`, which does not change the version."""
         self.forget()
         PeftLinear.merge(self._module, *args, **kwargs)
 
     def close(self) -> None:
-        """Give this layer, and all others of its owner, PEFT's forward back."""
+        """Restore PEFT's forward in all layers of the owner."""
         self._owner.close()
 
     def forget(self) -> None:
-        """Free the copy of the weight."""
+        """Free the weight copy."""
         self._weight, self._weight_of = None, ()
 
 
 class FusedLora:
-    """Fused forwards in the place of those of a model's LoRA layers, until `close`.
+    """Fused forwards of a model's LoRA layers, until `close`.
 
-    A `FusedLora` that is there already is closed. PEFT's own forward still computes every call that
+    An earlier `FusedLora` of the model is closed. PEFT's forward still computes every call that
     cannot be fused: quantized bases, DoRA, several active adapters, inference, `torch.compile`.
 
-    Under autocast each layer keeps a copy of its frozen weight in the lower precision. Edits of
-    that weight through `weight.data` are not seen then, except those of PEFT's `merge`.
+    Under autocast each layer keeps a copy of its frozen weight in the lower precision. The copy
+    misses edits through `weight.data`, except by PEFT's `merge`.
 
     Example:
         >>> fused = FusedLora(model)
@@ -144,31 +143,31 @@ class FusedLora:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Put the fused forwards in.
+        """Install the fused forwards.
 
         Args:
-            model: What is called with a batch; it holds PEFT LoRA layers.
+            model: Model with PEFT LoRA layers.
         """
         close_fused(model)
-        # Under FSDP2 a kept copy would be of the whole weight, of which a process holds a part.
+        # Under FSDP2 a copy would contain the whole weight instead of a shard.
         self.keeps_copies = not any(hasattr(module, "unshard") for module in model.modules())
-        """Whether layers keep their weight in the dtype of autocast from step to step."""
+        """Whether layers keep a copy of their weight in autocast's dtype between steps."""
         self._modules = {n: module for n, module in model.named_modules() if _is_plain(module)}
         self._layers = [_FusedLayer(module, self) for module in self._modules.values()]
         self.open()
 
     @property
     def layers(self) -> list[str]:
-        """Names of the modules that are fused."""
+        """Names of the fused modules."""
         return list(self._modules)
 
     def open(self) -> None:
-        """Put the fused forwards in, unless they are."""
+        """Install the fused forwards, unless installed."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
             vars(module).update(forward=layer, merge=layer.merge)
 
     def close(self) -> None:
-        """Give every layer PEFT's forward back."""
+        """Restore PEFT's forward in every layer."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
             if vars(module).get("forward") is layer:
                 del module.forward, module.merge
@@ -176,7 +175,7 @@ class FusedLora:
 
 
 def close_fused(model: nn.Module) -> None:
-    """Close the `FusedLora` of a model, if there is one: who held it may be gone without that."""
+    """Close the model's `FusedLora`, if any, whose owner may no longer exist."""
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, _FusedLayer):
@@ -184,7 +183,7 @@ def close_fused(model: nn.Module) -> None:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Return whether somebody has put hooks, or a forward of its own, on a module."""
+    """Return whether a module has hooks or a replaced forward."""
     hooks = (
         module._forward_hooks, module._forward_pre_hooks,
         module._backward_hooks, module._backward_pre_hooks,
@@ -193,7 +192,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether a module is PEFT's LoRA on a plain linear layer, whose forward is its own."""
+    """Return whether a module is PEFT's LoRA on a plain linear layer, with PEFT's forward."""
     return (
         type(module) is PeftLinear
         and type(module.base_layer) is nn.Linear

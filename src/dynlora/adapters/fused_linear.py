@@ -1,4 +1,4 @@
-"""The autograd function of a fused LoRA layer: its output and its gradients."""
+"""Autograd function of a fused LoRA layer: output and gradients."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 class FusedLinear(torch.autograd.Function):
     """Output of one LoRA layer: ``x W^T + b + (x (s A)^T) B^T``.
 
-    In products with a side as short as the rank the long side comes last. Libraries behind torch
-    compute these faster than their transposes on a CPU.
+    In products with one side as short as the rank, the long side comes last, because CPU libraries
+    compute these faster than their transposes.
     """
 
     @staticmethod
@@ -77,10 +77,10 @@ class FusedLinear(torch.autograd.Function):
 
 
 def pays_to_merge(weight: Tensor, rows: int) -> bool:
-    """Return whether one product with ``W + s B A``, formed for it, beats one with each.
+    """Return whether one product with ``W + s B A`` is faster than separate products.
 
-    Forming it costs two passes over a weight, in forward and backward, and saves one over input
-    and output. In less than float32 it would round the adapter away. Measured on CPUs alone.
+    Computing the sum costs two passes over a weight, in forward and backward, and saves one over
+    input and output. Below float32 it would round the adapter away. Measured on CPUs only.
     """
     able = weight.device.type == "cpu" and weight.dtype.itemsize >= 4
     return able and rows * sum(weight.shape) > 2 * weight.numel()

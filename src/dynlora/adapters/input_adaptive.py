@@ -1,9 +1,9 @@
-"""Input-adaptive ranks: how varied an example is decides how many of a layer's components it uses.
+"""Input-adaptive ranks: each example's complexity determines how many components it uses.
 
-A hook on the model finds the quarter of the running distribution that the complexity of a call's
-examples is in; a hook behind each `lora_A` multiplies all components but the first k of that
-quarter by 0. Components are ordered by strength when ranks move. Thresholds do not change between
-two steps of the optimizer, so that every forward between them agrees.
+A hook on the model finds each example's quarter of the running distribution of complexities. A hook
+behind each `lora_A` multiplies all components but the quarter's first k by 0. Events order
+components by strength. Thresholds are constant between two optimizer steps, so that all forwards
+between them agree.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from dynlora.errors import EngineError
 
 
 class InputAdaptiveRanks:
-    """The hooks, the thresholds and, while it trains, the sample that thresholds are taken from.
+    """Hooks, thresholds and, in training, the sample from which thresholds are computed.
 
     Example:
         >>> adaptive = load_input_adaptive(model, "adapter")
@@ -46,12 +46,12 @@ class InputAdaptiveRanks:
         Args:
             model: The PEFT model.
             adapter_name: The adapter; None for the active one.
-            thresholds: Quartiles of the complexity; without them every component is used.
-            timed: Context manager that books the time spent in it.
+            thresholds: Quartiles of the complexity; if empty, every component is used.
+            timed: Context manager that measures the time spent in it.
 
         Raises:
-            EngineError: If the model runs under an engine that hooks do not reach.
-            LayerError: If the model or one of its LoRA layers cannot have input-adaptive ranks.
+            EngineError: If the model runs under an engine that bypasses hooks.
+            LayerError: If input-adaptive ranks do not support the model or one of its LoRA layers.
         """
         check_engine(model)
         check_not_compiled(model)
@@ -60,11 +60,11 @@ class InputAdaptiveRanks:
         for layer in self._layers:
             check_kind(layer)
         self.thresholds = thresholds
-        """Complexities that part the quarters; the controller changes them at events only."""
+        """Complexities that separate the quarters; the controller changes them only at events."""
         self.sample = ComplexitySample()
-        """Complexities seen in training."""
+        """Complexities sampled in training."""
         self.observing = False
-        """Whether forwards that train are sampled."""
+        """Whether training forwards are sampled."""
         self._timed = timed
         self._step = 0
         self._enabled = True
@@ -78,17 +78,17 @@ class InputAdaptiveRanks:
         self.open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let a copy or a pickle of the model keep its function, and nothing of who trains it."""
+        """Keep the masking in copies of the model, without the trainer's timer and sampling."""
         return vars(self) | {"_timed": nullcontext, "_reading": None, "observing": False}
 
     @property
     def whole(self) -> bool:
-        """Whether complexity is that of the whole example; otherwise of each token's prefix."""
+        """Whether complexity is per whole example; otherwise per prefix."""
         return self._reader.whole
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Let every example use every component, as the saved adapter does without dynlora."""
+        """Use every component for all examples, as the saved adapter does without dynlora."""
         before, self._enabled = self._enabled, False
         try:
             yield
@@ -96,14 +96,14 @@ class InputAdaptiveRanks:
             self._enabled = before
 
     def fractions(self, *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
-        """Return the part of a layer's components that each example, or token, of a call uses.
+        """Return the fraction of a layer's components that each example, or token, uses.
 
         Args:
-            *args: Of a call of the model, as the base model takes them.
-            **kwargs: The same.
+            *args: Positional arguments of a call of the base model.
+            **kwargs: Its keyword arguments.
 
         Raises:
-            EngineError: If the call goes on from a cache that is not known, or was changed.
+            EngineError: If the call continues an unknown or changed cache.
             LayerError: If the input cannot be read.
         """
         reading = self._reader.read(self._reader.model, args, kwargs)
@@ -111,16 +111,16 @@ class InputAdaptiveRanks:
         return torch.tensor(FRACTIONS, device=quarter.device)[quarter]
 
     def begin_step(self, step: int) -> None:
-        """Draw keys for the optimizer step after `step`."""
+        """Set the step for sampling keys, and restart the count of training forwards."""
         self._step = step
         self._forwards = 0
 
     def update(self) -> None:
-        """Take the thresholds from what was sampled so far."""
+        """Compute the thresholds from the sample."""
         self.thresholds = self.sample.thresholds()
 
     def open(self) -> None:
-        """Install the hooks, unless they are."""
+        """Install the hooks, unless installed."""
         if self._handles:
             return
         close_input_adaptive(self._layers)
@@ -135,7 +135,7 @@ class InputAdaptiveRanks:
             self._handles.append(layer.factor_A.holder.register_forward_hook(hook))
 
     def close(self) -> None:
-        """Remove the hooks: from here on every example uses every component."""
+        """Remove the hooks, so that every example uses every component."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -146,17 +146,17 @@ class InputAdaptiveRanks:
         return {**self.sample.state_dict(), "thresholds": thresholds}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`'s output."""
+        """Restore the output of `state_dict`."""
         self.sample.load_state_dict(state)
         self.load_thresholds(state)
 
     def load_thresholds(self, state: Mapping[str, Tensor]) -> None:
-        """Take over only the thresholds of `state_dict`'s output."""
+        """Restore only the thresholds in the output of `state_dict`."""
         self.thresholds = tuple(state["thresholds"].tolist())
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._reader.model and self._outermost is not None:
-            return  # the model hands its backbone what it was called with
+            return  # the model passes its arguments to its backbone
         self._outermost, self._reading, self._mask = module, None, ComponentMask()
         trains = module.training and torch.is_grad_enabled()
         if self._enabled and (self.thresholds or (self.observing and trains)):
@@ -178,7 +178,7 @@ class InputAdaptiveRanks:
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is not self._outermost:
             return
-        failed = output is None  # the cache may hold some of the call's tokens, in some layers
+        failed = output is None  # some layers' caches may be incomplete
         if self._reading is not None and not self.whole and not failed:
             self._reader.remember(self._reading, output)
         self._outermost = self._reading = self._mask = None
@@ -190,10 +190,10 @@ class InputAdaptiveRanks:
         return output if mask.quarter is None else output * mask.of(layer, output)
 
     def _replay(self, layer: LoraView) -> ComponentMask:
-        """Return the mask of the forward that gradient checkpointing runs again in backward.
+        """Return the mask for a forward that gradient checkpointing repeats in the backward pass.
 
         Raises:
-            EngineError: If it could be any of several, or none.
+            EngineError: If not exactly one training forward can be the repeated one.
         """
         if not self.thresholds:
             return ComponentMask()
@@ -210,10 +210,10 @@ class InputAdaptiveRanks:
 
 
 def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
-    """Close what masks these layers' components, whoever has installed it; return whether any did.
+    """Close any input-adaptive ranks on these layers; return whether there were any.
 
-    A cell that is run again loads it twice, and a copy of a model brings it along with nobody who
-    could close it.
+    A notebook cell that runs twice loads them twice, and a copied model contains them without an
+    owner to close them.
     """
     hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
     owners = [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]

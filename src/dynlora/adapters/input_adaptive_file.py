@@ -1,6 +1,6 @@
-"""`input_adaptive.json` beside a saved adapter: all that switches input-adaptive ranks on again.
+"""`input_adaptive.json` beside a saved adapter: settings that restore input-adaptive ranks.
 
-The adapter itself is an ordinary one, which without this file uses every component.
+Without this file the adapter is an ordinary one and uses every component.
 """
 
 import math
@@ -16,17 +16,17 @@ from dynlora.files.json_files import write_json
 from dynlora.files.plain_values import parse_json
 
 INPUT_ADAPTIVE = "input_adaptive.json"
-"""Name of the file."""
+"""File name."""
 
 _COMPLEXITY = {True: "example", False: "prefix"}
 
 
 def save_input_adaptive(adaptive: InputAdaptiveRanks, folder: str | Path) -> None:
-    """Write what `load_input_adaptive` reads into an adapter's folder.
+    """Save the settings of input-adaptive ranks to an adapter's folder.
 
     Args:
-        adaptive: Of the controller (`DynamicLora.input_adaptive`), or loaded.
-        folder: Where `save_pretrained` put the adapter.
+        adaptive: From `DynamicLora.input_adaptive` or `load_input_adaptive`.
+        folder: The adapter's folder, as passed to `save_pretrained`.
     """
     values = {
         "complexity": _COMPLEXITY[adaptive.whole],
@@ -39,7 +39,7 @@ def save_input_adaptive(adaptive: InputAdaptiveRanks, folder: str | Path) -> Non
 def load_input_adaptive(
     model: nn.Module, folder: str | Path, *, adapter_name: str | None = None
 ) -> InputAdaptiveRanks:
-    """Switch on the input-adaptive ranks that an adapter was trained with.
+    """Enable the input-adaptive ranks that an adapter was trained with.
 
     Example:
         >>> model = PeftModel.from_pretrained(base, "adapter")
@@ -51,13 +51,12 @@ def load_input_adaptive(
         adapter_name: The adapter; None for the active one.
 
     Returns:
-        What switches them off again: `disabled()` for a while, `close()` for good.
+        The active ranks: `disabled()` suspends them, `close()` removes them.
 
     Raises:
-        AdapterError: If the folder's file is missing, not what `save_input_adaptive` writes, or of
-            a model of another kind.
-        EngineError: If the model runs under an engine that hooks do not reach.
-        LayerError: If the model or one of its LoRA layers cannot have input-adaptive ranks.
+        AdapterError: If the file is missing, invalid, or of another kind of model.
+        EngineError: If the model runs under an engine that bypasses hooks.
+        LayerError: If the model or one of its LoRA layers does not support input-adaptive ranks.
     """
     path = Path(folder) / INPUT_ADAPTIVE
     values = _read(path)

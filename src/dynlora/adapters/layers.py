@@ -1,7 +1,7 @@
-"""View of PEFT's LoRA layers: find them, read them, keep their fields consistent.
+"""View of PEFT's LoRA layers: find and read them, and keep their fields consistent.
 
-`layer.r`, `lora_alpha`, `scaling` and the tensors' shapes always tell the same rank, in PEFT's own
-terms, because its `set_scale` and `unscale_layer` recompute one from the others.
+`layer.r`, `lora_alpha`, `scaling` and the tensors' shapes always agree, because PEFT's `set_scale`
+and `unscale_layer` recompute one from the others.
 """
 
 import math
@@ -29,7 +29,7 @@ _UNIT_SCALING = "lora_unit_scaling"
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """Those of one layer in one step."""
+    """Gradients of one layer in one step."""
 
     A: Tensor
     B: Tensor
@@ -52,23 +52,23 @@ class LoraView:
     out_features: int
     """Rows of `lora_B`."""
     gradients: Gradients | None = None
-    """As they were once read; None reads them anew."""
+    """Gradients read once for this step; None reads them on each access."""
 
     @property
     def cost(self) -> int:
-        """Parameters that one rank takes."""
+        """Parameters per rank."""
         return self.in_features + self.out_features
 
     @property
     def widest(self) -> int:
-        """Rank of a full update, or what static tensors have room for."""
+        """Highest possible rank: `capacity`, or the smaller dimension of a full update."""
         return self.capacity or min(self.in_features, self.out_features)
 
     @property
     def is_there(self) -> bool:
-        """Whether the model still has this adapter; nothing else can be asked where it has not.
+        """Whether the model still has this adapter; otherwise all other properties are invalid.
 
-        One that was added anew under its name is another.
+        An adapter deleted and added again under the same name counts as a new adapter.
         """
         if self.adapter not in self.module.r:
             return False
@@ -82,10 +82,10 @@ class LoraView:
 
     @property
     def capacity(self) -> int | None:
-        """Rank at which the tensors are held in static mode; None if they have the live one."""
+        """Rank to which tensors are padded in static mode; None if they have the live rank."""
         held: dict[str, int] = vars(self.module).get(_CAPACITY, {})
         rank = held.get(self.adapter)
-        # An adapter that was deleted and added again has plain tensors.
+        # An adapter deleted and added again is not padded.
         return rank if rank == self.factor_A.size else None
 
     @property
@@ -95,22 +95,22 @@ class LoraView:
 
     @property
     def unit_scaling(self) -> float:
-        """Scaling without the layer weight in it, which an earlier run may have left there.
+        """Scaling without the layer weight, which may come from an earlier run.
 
-        After somebody else has set the scaling, that one counts.
+        A scaling set by other code counts as unweighted.
         """
         unit, weighted = vars(self.module).get(_UNIT_SCALING, {}).get(self.adapter, (0.0, None))
         return float(unit) if weighted == self.scaling else self.scaling
 
     @property
     def weight(self) -> float:
-        """Layer weight: the scaling over that without it."""
+        """Layer weight: `scaling` over `unit_scaling`."""
         unit = self.unit_scaling
         return 1.0 if self.scaling == unit else self.scaling / unit
 
     @property
     def alpha(self) -> float:
-        """The `lora_alpha` from which PEFT computes this scaling, exactly where one number does."""
+        """`lora_alpha` from which PEFT computes this scaling, exactly if such a number exists."""
         divisor = math.sqrt(self.r) if self._use_rslora else self.r
         product = self.scaling * divisor
         neighbours = (math.nextafter(product, 0), math.nextafter(product, math.inf))
@@ -119,12 +119,12 @@ class LoraView:
 
     @property
     def is_trained(self) -> bool:
-        """Whether both weights take gradients, at this moment."""
+        """Whether both weights currently require gradients."""
         return all(parameter.requires_grad for parameter in self.parameters)
 
     @property
     def parameters(self) -> list[Parameter]:
-        """What PEFT and the optimizer hold of `lora_A` and `lora_B`."""
+        """PEFT's parameters for `lora_A` and `lora_B`."""
         return [self.factor_A.parameter, self.factor_B.parameter]
 
     @property
@@ -139,17 +139,17 @@ class LoraView:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether a backward pass has reached both weights."""
+        """Whether both weights have gradients."""
         return all(has_gradient(parameter) for parameter in self.parameters)
 
     @property
     def grad_A(self) -> Tensor:
-        """Gradient of `lora_A`; zeros where no backward pass left one."""
+        """Gradient of `lora_A`; zeros if missing."""
         return self.factor_A.gradient(self.r) if self.gradients is None else self.gradients.A
 
     @property
     def grad_B(self) -> Tensor:
-        """Gradient of `lora_B` without the layer weight; zeros where no backward pass left one."""
+        """Gradient of `lora_B` without the layer weight; zeros if missing."""
         if self.gradients is not None:
             return self.gradients.B
         gradient, weight = self.factor_B.gradient(self.r), self.weight
@@ -157,19 +157,19 @@ class LoraView:
 
     @property
     def finite(self) -> Tensor:
-        """Whether both gradients are finite in all elements: a boolean of shape ``()``."""
+        """Whether all elements of both gradients are finite: a boolean of shape ``()``."""
         if self.gradients is not None:
             return self.gradients.finite
         return are_finite([(self.grad_A, self.grad_B)])[0]
 
     @property
     def base_norm(self) -> float:
-        """Root mean square norm of the base layer's output on white input."""
+        """Root mean square norm of the base layer's output on unit-covariance input."""
         return self.kind.base_norm(self.module)
 
     @property
     def is_active(self) -> bool:
-        """Whether a forward would add what this adapter computes."""
+        """Whether a forward adds this adapter's output."""
         active = self.adapter in self.module.active_adapters
         return active and not self.module.disable_adapters
 
@@ -178,17 +178,17 @@ class LoraView:
         return bool(self.module.use_rslora[self.adapter])
 
     def see(self, tokens: Tokens | None) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-        """Return both factors on observed tokens, in float64 (see `LayerKind.see`)."""
+        """Return both factors applied to observed tokens, in float64 (see `LayerKind.see`)."""
         return self.kind.see(self.module, self.lora_A.double(), self.lora_B.double(), tokens)
 
     @torch.no_grad()
     def added_power(self, tokens: Tokens) -> float:
-        """Return the mean squared norm of what the adapter adds on these tokens."""
+        """Return the mean squared norm of the adapter's output on these tokens."""
         left, right = self.see(tokens)
         return self.scaling**2 * float(((left.T @ left) * (right.T @ right)).sum())
 
     def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return what new rows of `lora_A` shall see; None where tokens do not show it."""
+        """Return input vectors for new rows of `lora_A`; None if tokens contain none."""
         return self.kind.directions(tokens)
 
     def rows(self, inputs: Tensor, output: Tensor) -> Rows:
@@ -196,29 +196,23 @@ class LoraView:
         return self.kind.rows(self.module, self.adapter, inputs, output)
 
     def set_fields(self, *, r: int, scaling: float) -> None:
-        """Make every field of the PEFT layer tell this rank and scaling."""
+        """Write this rank and scaling to every field of the PEFT layer."""
         self.module.r[self.adapter] = r
         self.module.scaling[self.adapter] = scaling
         self.module.lora_alpha[self.adapter] = self.alpha
         self.kind.set_shape(self.module, self.adapter, self.capacity or r)
 
     def set_unit_scaling(self, unit: float) -> None:
-        """Note what the scaling, as it is now, would be without a layer weight.
-
-        On PEFT's module, so that it is known when a further run attaches.
-        """
+        """Store the present scaling without layer weight on PEFT's module, for later runs."""
         vars(self.module).setdefault(_UNIT_SCALING, {})[self.adapter] = (unit, self.scaling)
 
     def set_capacity(self, rank: int) -> None:
-        """Note that the tensors are held at a rank of their own, whatever the live one is.
-
-        On PEFT's module, so that a copy of the model knows it too.
-        """
+        """Store the rank of padded tensors on PEFT's module, so that model copies have it."""
         vars(self.module).setdefault(_CAPACITY, {})[self.adapter] = rank
 
 
 def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:
-    """Return views with their gradients read, once: to read sharded ones is a collective."""
+    """Return views with their gradients read once, because reading sharded ones is a collective."""
     pairs = [(layer.grad_A, layer.grad_B) for layer in layers]
     return [
         replace(layer, gradients=Gradients(A, B, finite))
@@ -228,8 +222,8 @@ def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:
 
 @torch.no_grad()
 def are_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return, for each pair of tensors, whether all their elements are finite."""
-    # Norms overflow float16, and float64 cannot be narrowed to float32.
+    """Return whether all elements are finite, per pair of tensors."""
+    # Norms overflow in float16, and torch refuses to narrow float64 to float32.
     wide = any(part.dtype == torch.float64 for pair in pairs for part in pair)
     dtype = torch.float64 if wide else torch.float32
     norms_A, norms_B = (torch._foreach_norm(side, 2, dtype) for side in zip(*pairs, strict=True))
@@ -240,13 +234,13 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
     """Return the LoRA layers of one adapter, in the model's order.
 
     Args:
-        model: A PEFT model, or any module that holds injected LoRA layers.
+        model: A PEFT model, or any module with injected LoRA layers.
         adapter_name: The adapter; None for the active one.
 
     Raises:
-        LayerError: If there is no LoRA layer, several adapters are active and none is named, or a
-            layer cannot be resized, or there are several PEFT models.
-        EngineError: If an engine has sharded or wrapped the parameters.
+        LayerError: If there is no LoRA layer, a layer cannot be resized, several adapters are
+            active and none is named, or there are several PEFT models.
+        EngineError: If an engine manages parameters without static mode, or has replaced them.
     """
     root, _ = find_root(model)
     found = {
@@ -266,13 +260,13 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
 
 
 def find_root(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module that adapter names are relative to, and its PEFT configurations.
+    """Return the module that layer names are relative to, and its PEFT configurations.
 
     Raises:
-        LayerError: If no adapter was ever attached, or there are several PEFT models.
+        LayerError: If there is no adapter, or there are several PEFT models.
     """
     tuners = {n: m for n, m in model.named_modules() if isinstance(m, BaseTuner)}
-    if len(tuners) > 1:  # the others would stay as they are
+    if len(tuners) > 1:
         places = [name.removesuffix("base_model").removesuffix(".") for name in tuners]
         raise LayerError(
             f"The model must be one PEFT model, got {len(tuners)} in a {type(model).__name__}: "
@@ -347,13 +341,13 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
 
 
 def _check_untied(layers: list[LoraView]) -> None:
-    """Check that no two layers share memory, which a change of one layer's rank would part."""
+    """Check that no two layers share memory, because a resize would untie them."""
     owners: dict[int, str] = {}
     for layer in layers:
         for parameter in layer.parameters:
-            if is_held(parameter):  # of parameters of its own: the engine has seen to that
+            if is_held(parameter):  # engines keep parameters separate
                 continue
-            # Not its storage: parts of one buffer are weights of each layer's own.
+            # Not the storage, because separate weights may be slices of one buffer.
             owner = owners.setdefault(parameter.data_ptr(), layer.name)
             if owner != layer.name:
                 raise LayerError(

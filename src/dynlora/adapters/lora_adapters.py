@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoraAdapters:
-    """The LoRA layers of one adapter, together with the optimizer that trains them."""
+    """LoRA layers of one adapter, and the optimizer that trains them."""
 
     def __init__(
         self,
@@ -63,21 +63,21 @@ class LoraAdapters:
         *,
         follow: Callable[[BasisChange], None],
     ) -> None:
-        """Find the layers and check that all of it can be resized.
+        """Find the layers, and check that they and the optimizer state can be resized.
 
         Args:
             model: The PEFT model.
-            optimizer: Holds the LoRA parameters.
+            optimizer: Optimizer of the LoRA parameters.
             adapter_name: The adapter; None for the active one.
-            follow: Called with every change of a layer's basis, after it was made; the maps of one
-                that a load has given another rank are zero, for nothing of the old basis is left.
+            follow: Called with every basis change after it is applied. After a load of another
+                rank, the maps are zero.
 
         Raises:
-            EngineError: If the model runs under an engine that is not supported, on several
-                devices, or through layers that an evaluation has closed to gradients.
-            LayerError: If there is no LoRA layer that is trained, one that cannot be resized, or
-                the adapter began as a part of the base weights (PiSSA and others).
-            OptimizerError: If the optimizer's state cannot follow, or misses a parameter.
+            EngineError: If the engine is not supported, the layers are on several devices, or an
+                evaluation has blocked gradients (see `keep_gradients`).
+            LayerError: If no LoRA layer is trained, a layer cannot be resized, or the adapter
+                starts as part of the base weights (such as PiSSA).
+            OptimizerError: If the optimizer's state cannot follow, or it lacks a parameter.
         """
         check_engine(model)
         keep_gradients(model)
@@ -92,26 +92,26 @@ class LoraAdapters:
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
-        self._told = {layer.name: layer.r for layer in layers}  # the ranks that `follow` knows of
+        self._told = {layer.name: layer.r for layer in layers}  # ranks last reported to `follow`
         self._handles: list[RemovableHandle] = []
         self.step_watch = StepWatch(self._optimizer, layers)
-        """Tells whether another optimizer than the given one takes the steps."""
+        """Checks that the given optimizer takes the steps."""
         self.peak_parameters = self.parameters
-        """Most live LoRA parameters at any time so far."""
+        """Largest number of live LoRA parameters so far."""
 
     @property
     def parameters(self) -> int:
-        """Live LoRA parameters."""
+        """Number of live LoRA parameters."""
         return sum(layer.r * layer.cost for layer in self.layers.values())
 
     @property
     def device(self) -> torch.device:
-        """Where all of them are."""
+        """Device of all LoRA parameters."""
         return next(iter(self.layers.values())).parameters[0].device
 
     @property
     def is_accumulating(self) -> bool:
-        """Whether Accelerate's optimizer takes no step with this batch, for more are to come."""
+        """Whether Accelerate skips this batch's optimizer step to accumulate gradients."""
         return self._gradient_state is not None and not self._gradient_state.sync_gradients
 
     @property
@@ -121,38 +121,38 @@ class LoraAdapters:
 
     @property
     def budget(self) -> int:
-        """Parameters that `LoraConfig.r` takes on every layer, or the live ones if those are more.
+        """Parameters at rank `LoraConfig.r` on every layer, or the live ones if more.
 
-        They are more only where the adapter came with a `rank_pattern` of its own.
+        Only an adapter with a `rank_pattern` can have more.
         """
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
 
     def check_static(self) -> None:
-        """Check that the optimizer's steps do not depend on how wide a tensor is held.
+        """Check that optimizer steps do not depend on the padding of tensors.
 
         Raises:
-            OptimizerError: If they do.
+            OptimizerError: If they do, as with Muon.
         """
         check_static(self._optimizer)
 
     def hold_static(self, rank: int) -> None:
-        """Hold the tensors at one rank for good (see `static`), unless they are; with the moments.
+        """Pad tensors and moments to a fixed rank (see `static`), unless padded already.
 
         Args:
-            rank: Highest rank that a layer may come to.
+            rank: Highest possible rank.
         """
         layers = list(self.layers.values())
         hold_static(self._model, layers, rank)
         self._fit_state(layers)
 
     def open(self) -> None:
-        """Fit moments, and what follows the ranks, when weights of other ranks are loaded."""
-        # DeepSpeed loads moments itself, and none of other shapes.
+        """Install hooks that fit moments and report ranks when weights are loaded."""
+        # DeepSpeed loads moments itself, and only if shapes match.
         if self._handles or not isinstance(self._optimizer, Optimizer):
             return
         layers = list(self.layers.values())
-        alive = weakref.ref(self)  # the model must not keep an optimizer
+        alive = weakref.ref(self)  # the model must not keep the optimizer alive
 
         def fit(*_: Any) -> None:
             adapters = alive()
@@ -167,25 +167,23 @@ class LoraAdapters:
         ]
 
     def close(self) -> None:
-        """Remove these hooks."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def gradient_norms(self) -> Tensor:
-        """Return the norm of each layer's gradients; 0 for a layer without any."""
+        """Return the norm of `grad_A` plus the norm of `grad_B` per layer; 0 without gradients."""
         norms = [layer.grad_A.norm() + layer.grad_B.norm() for layer in self.layers.values()]
         return torch.stack(norms)
 
     @property
     def model_has_gradients(self) -> bool:
-        """Whether a backward pass has left a gradient at any parameter of the model."""
+        """Whether any parameter of the model has a gradient."""
         return any(parameter.grad is not None for parameter in self._model.parameters())
 
     def with_gradients(self) -> list[LoraView]:
-        """Return the layers that a backward pass has reached, with the gradients of this step.
-
-        Layers without a gradient (not part of this step's graph) are left out.
+        """Return the layers with gradients in this step, read once.
 
         Raises:
             LayerError: If the adapter was deleted.
@@ -195,11 +193,11 @@ class LoraAdapters:
         return in_this_step(layers) if layers else []
 
     def check_unmerged(self) -> None:
-        """Check that the base weights are their own.
+        """Check that no layer is merged.
 
         Raises:
-            LayerError: If one has its adapter added, which could not be taken out once it changed,
-                or the adapter was deleted.
+            LayerError: If a layer is merged, because a resized adapter cannot be unmerged, or the
+                adapter was deleted.
         """
         self._check_there()
         for name, layer in self.layers.items():
@@ -218,7 +216,7 @@ class LoraAdapters:
             )
 
     def broken_weights(self) -> list[str]:
-        """Return the names of the layers that hold a weight which is NaN or infinite."""
+        """Return the names of layers with a NaN or infinite weight."""
         layers = list(self.layers.values())
         finite = are_finite([(layer.lora_A, layer.lora_B) for layer in layers]).tolist()
         return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
@@ -226,12 +224,12 @@ class LoraAdapters:
     def lowest_ranks(
         self, names: Sequence[str], features: Mapping[str, FeatureStats], *, tolerance: float
     ) -> dict[str, int]:
-        """Return by module name the lowest rank that loses no more of the output than tolerated.
+        """Return the lowest rank per layer whose output error is within the tolerance.
 
         Args:
-            names: The layers asked for, at least one.
+            names: Module names, at least one.
             features: Observed inputs by module name, on which outputs are measured.
-            tolerance: Norm that may be lost, as part of the norm of the layer's output.
+            tolerance: Norm of the dropped output, relative to the norm of the layer's output.
         """
         powers, tolerated = [], []
         for layers in in_blocks(self.layers[name] for name in names):
@@ -244,21 +242,21 @@ class LoraAdapters:
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
     ) -> dict[str, float]:
-        """Resize every layer to its planned rank: shrinks first, so that the budget always holds.
+        """Resize layers to their planned ranks, shrinking first to never exceed the budget.
 
         Args:
             plan: Rank by module name, for some or all layers.
-            features: Observed inputs by module name; they steer what is dropped and what is grown.
-            seed: For directions that no input has shown; the global random state is not touched.
+            features: Observed inputs by module name, which determine dropped and new directions.
+            seed: Seed of random new directions; the global random state is unchanged.
 
         Returns:
-            By module name, the norm of what was dropped, relative to the layer's output norm.
+            Norm of the dropped output by module name, relative to the norm of the layer's output.
         """
         planned = [(self.layers[name], rank) for name, rank in plan.ranks.items()]
         shrinking = [layer for layer, rank in planned if rank < layer.r]
         growing = [layer for layer, rank in planned if rank > layer.r]
         lost = dict.fromkeys(plan.ranks, 0.0)
-        # In the range of torch's seeds, whatever whole number was given.
+        # Reduce any integer to the range of torch's seeds.
         drawn_from = (seed * 1_000_003 + plan.step) % 2**63
         generator = torch.Generator("cpu").manual_seed(drawn_from)
         try:
@@ -266,7 +264,7 @@ class LoraAdapters:
                 lost |= self._shrink(some, plan.ranks, features)
             for some in in_blocks(growing):
                 self._grow(some, plan.ranks, features, generator)
-        finally:  # a loop may go on after what ran out of memory here
+        finally:  # the caller may continue after an out-of-memory error
             if shrinking or growing:
                 self.write_config()
         return lost
@@ -277,7 +275,7 @@ class LoraAdapters:
         ranks: Mapping[str, int],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
-        """Return by module name the part of the output's norm that was dropped."""
+        """Shrink layers; return the dropped part of each output norm by module name."""
         stats = enough_seen(layers, features)
         strengths = measure_strengths(layers, [tokens_of(found) for found in stats])
         kept = [ranks[layer.name] for layer in layers]
@@ -306,11 +304,11 @@ class LoraAdapters:
             generator=generator,
         )
         self._change([grow_change(layer, ranks[layer.name]) for layer in layers], rows)
-        # What shrinks is done before, and only here layers get more.
+        # Layers shrink first, so that only growth can raise the peak.
         self.peak_parameters = max(self.peak_parameters, self.parameters)
 
     def order(self, features: Mapping[str, FeatureStats]) -> None:
-        """Order every layer's components by strength, strongest first; its function stays.
+        """Order every layer's components by strength, strongest first; outputs are unchanged.
 
         Args:
             features: Observed inputs by module name, on which strengths are measured.
@@ -321,9 +319,9 @@ class LoraAdapters:
             self._change(list(map(reorder_change, layers, strengths)))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
-        """Let each layer learn at its weight: scale its output by it and `lora_B` by its inverse.
+        """Set scalings to `unit_scaling` times the weight, and rescale `lora_B` to keep outputs.
 
-        Scalings are rounded to float32, so that ``lora_alpha / r`` gives them back exactly.
+        Scalings are rounded to float32, so that ``lora_alpha / r`` reproduces them exactly.
         """
         for name, weight in weights.items():
             layer = self.layers[name]
@@ -331,7 +329,7 @@ class LoraAdapters:
             rounded = float(torch.tensor(unit * weight, dtype=torch.float32))
             target = unit if weight == 1 else rounded
             if target != layer.scaling:
-                # Nobody is told: without their weight layers are what they were.
+                # `follow` is not called, because metrics read gradients without the weight.
                 apply_change(layer, self._optimizer, scale_change(layer, target / layer.scaling))
                 layer.set_fields(r=layer.r, scaling=target)
                 layer.set_unit_scaling(unit)
@@ -346,7 +344,7 @@ class LoraAdapters:
             )
 
     def _change(self, changes: Sequence[BasisChange], rows: Sequence[Tensor] = ()) -> None:
-        """Make changes, each with the rows of `lora_A` that it grows."""
+        """Apply changes, each with its new rows of `lora_A`."""
         maps = [matrix for change in changes for matrix in (change.to_A, change.to_B)]
         share_from_first([*maps, *rows])
         growth: Sequence[Tensor | None] = rows or [None] * len(changes)
@@ -367,7 +365,7 @@ class LoraAdapters:
                 self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
 
     def write_config(self) -> None:
-        """Make PEFT's configuration tell the live ranks and scales."""
+        """Write live ranks and scalings to PEFT's configuration."""
         write_patterns(self._configs[self._adapter], list(self.layers.values()))
 
     def shapes(self) -> dict[str, dict[str, float]]:
@@ -378,9 +376,9 @@ class LoraAdapters:
         }
 
     def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
-        """Take over ranks and scales of a checkpoint, before its tensors are loaded.
+        """Set ranks and scalings from a checkpoint before its tensors are loaded.
 
-        Layers whose rank differs get zero tensors of the right shape, and lose their moments.
+        Layers whose rank differs get zero tensors of the new shape and lose their moments.
         """
         for name, shape in shapes.items():
             layer = self.layers[name]

@@ -1,6 +1,6 @@
-"""One call of a model: its arguments to the features, mask and cache that complexity is taken of.
+"""Arguments of one model call to the features, mask and cache for its complexity.
 
-What would make an example's complexity depend on anything but its own tokens is refused by name.
+Inputs that would make an example's complexity depend on other tokens are refused.
 """
 
 import inspect
@@ -19,26 +19,26 @@ from dynlora.complexity import Features, in_units, unit_for
 from dynlora.errors import EngineError, LayerError
 
 PIXEL_UNIT = 2.0**-12
-"""Pixels are normalised to a few units around 0: whole numbers of this reach from -8 to 8."""
+"""Unit of pixels. Normalised pixels are a few units around 0; these integers cover -8 to 8."""
 
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "packed_seq_lens")
-"""Arguments by which several texts are laid into one row."""
+"""Arguments that pack several texts into one row."""
 
 
 def named_arguments(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments of a call by the names that `forward` gives them."""
+    """Return the arguments of a call by their names in `forward`."""
     names = list(inspect.signature(module.forward).parameters)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def check_model(root: nn.Module) -> PreTrainedModel:
-    """Check that input-adaptive ranks know how to read a model's input.
+    """Check that input-adaptive ranks can read a model's input.
 
     Raises:
-        LayerError: If it is not a transformers model, reads neither texts nor images, has an
-            encoder and a decoder, or layers that see only some of the tokens (experts).
+        LayerError: If it is not a transformers model of texts or images, is an encoder-decoder, or
+            has layers that see only some tokens (experts).
     """
     if not isinstance(root, PreTrainedModel):
         raise _not_adaptive("a model of transformers", f"a {type(root).__name__}")
@@ -65,16 +65,16 @@ def _not_adaptive(required: str, given: str) -> LayerError:
 
 
 def looks_ahead(model: PreTrainedModel) -> bool:
-    """Return whether a token may see those after it: no attention is causal, and it writes none."""
+    """Return whether tokens see later ones: the model is neither causal nor able to generate."""
     causal = any(vars(module).get("is_causal") is True for module in model.modules())
     return not causal and not model.can_generate()
 
 
 class FeatureReader:
-    """Reads tokens as rows of the base model's frozen embedding, images as their pixels.
+    """Reads tokens as rows of the base model's frozen embedding, images as pixels.
 
-    Both are exactly the same numbers whatever else is in the batch; the inputs of later layers are
-    not, by a rounding error that could take an example over a threshold.
+    Both are bit for bit independent of the batch. Inputs of later layers are not: a rounding error
+    could move an example across a threshold.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -101,7 +101,7 @@ class FeatureReader:
         """Return a call's main input, and its features.
 
         Raises:
-            LayerError: If the input is not there.
+            LayerError: If the input is missing.
         """
         inputs = given.get(self._name)
         if not isinstance(inputs, Tensor) or inputs.dim() < 2:
@@ -126,7 +126,7 @@ class FeatureReader:
 
 
 def _base_of(embedding: Any) -> Any:
-    """Return an embedding as it was before PEFT wrapped it."""
+    """Return an embedding without PEFT's wrappers."""
     while True:
         if isinstance(embedding, AuxiliaryTrainingWrapper):
             embedding = embedding.original_module
@@ -137,12 +137,12 @@ def _base_of(embedding: Any) -> Any:
 
 
 def read_mask(given: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor, "batch tokens"]:
-    """Return where the tokens of a call count.
+    """Return the mask of a call's tokens.
 
     Args:
         given: Arguments by name.
         batch: Sequences in the call.
-        length: Tokens of each in this call, those in a cache not counted.
+        length: Tokens per sequence in this call, without cached ones.
 
     Raises:
         LayerError: If the mask has another layout, or several texts share a row.
@@ -186,10 +186,10 @@ def _check_unpacked(given: Mapping[str, Any], mask: Bool[Tensor, "batch tokens"]
 
 
 def find_cache(given: Mapping[str, Any]) -> Cache | None:
-    """Return the cache that a call goes on from; None where it begins.
+    """Return the cache that a call continues; None without one.
 
     Raises:
-        EngineError: If it is not one of transformers' caches.
+        EngineError: If it is not a `transformers.Cache`.
     """
     found = [given.get(name) for name in ("cache", "past_key_values", "cache_params")]
     caches = [value for value in found if value is not None]
@@ -202,7 +202,7 @@ def find_cache(given: Mapping[str, Any]) -> Cache | None:
 
 
 def cache_in(output: Any) -> Cache | None:
-    """Return the cache that a call gives back, if there is one."""
+    """Return the cache in a call's output; None without one."""
     values = output.values() if isinstance(output, Mapping) else output
     if not isinstance(output, Mapping | tuple):
         return None

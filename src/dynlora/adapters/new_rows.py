@@ -1,4 +1,4 @@
-"""Directions for the rows of `lora_A` that a layer grows: what its input shows and it misses."""
+"""New rows of `lora_A`: directions of the input that existing rows do not cover."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from dynlora.small_matrices import batched, smaller_gram
 from dynlora.types import Tokens
 
 MAX_NEW_NORM = 10.0
-"""Longest a new row of `lora_A` may be, in norms of the rows held."""
+"""Largest norm of a new row of `lora_A`, relative to existing rows."""
 
 FLOOR = 1e-6
-"""Part of the input's norm at which a direction counts as seen."""
+"""Smallest spread of an observed direction, relative to the norm of the centred input."""
 
 
 @torch.no_grad()
@@ -25,19 +25,18 @@ def new_rows(
     *,
     generator: Generator,
 ) -> list[Float[Tensor, "_ _"]]:
-    """Return directions for new rows of `lora_A`, which see as much input as those held.
+    """Return new rows of `lora_A`, scaled to receive as much input as existing rows.
 
-    They are the input's directions of largest variance that the rows held do not cover, as EVA
-    takes them before training; where the tokens show too few, random ones. Each is scaled so that
-    the mean square of the input along it is the mean over the rows held: its column of `lora_B`
-    then gets gradients of the usual size and learns at the usual pace. Where the input hardly
-    varies that would take rows of any length; they end at `MAX_NEW_NORM` times the usual norm.
+    Directions are the input's principal ones outside the span of existing rows, as in EVA, and
+    random where the tokens show too few. A new row's mean squared input equals the mean over
+    existing rows, so that its column of `lora_B` gets gradients of the usual size. Its norm is at
+    most `MAX_NEW_NORM` times theirs, because directions of little variance would need longer rows.
 
     Args:
-        layers: The layers that grow.
-        counts: How many rows each gets.
-        tokens: Observed inputs of each; None where none was seen.
-        generator: Draws what no input shows.
+        layers: The layers to grow.
+        counts: Number of new rows per layer.
+        tokens: Observed inputs per layer; None if there are none.
+        generator: Generator of random directions.
     """
     held = [layer.lora_A.double() for layer in layers]
     seen = [layer.directions(shown) for layer, shown in zip(layers, tokens, strict=True)]
@@ -51,7 +50,7 @@ def new_rows(
 def _uncovered_directions(
     held: Sequence[Tensor], seen: Sequence[Tensor | None], counts: Sequence[int]
 ) -> list[Tensor]:
-    """Return for each layer at most `count` unit directions that its rows do not cover."""
+    """Return at most `count` unit directions per layer that its rows do not cover."""
     covered = batched(torch.linalg.qr, [A.T for A in held])
     places, residuals, floors = [], [], []
     for place, (A, (Q, _), inputs) in enumerate(zip(held, covered, seen, strict=True)):
@@ -73,14 +72,13 @@ def principal_directions(
 ) -> list[Float[Tensor, "_ _"]]:
     """Return the unit directions of each input's largest spread, at most `count` above `floor`.
 
-    From the smaller of the two Gram matrices, which costs a third of an SVD: in float64 it still
-    tells a spread of 1e-7 of the largest one. Of either sign, the one whose largest element is
-    positive.
+    The smaller Gram matrix costs a third of an SVD, and in float64 resolves spreads down to 1e-7 of
+    the largest. Signs make the largest element positive.
 
     Args:
-        inputs: Vectors, already without what shall not count.
-        counts: Most directions wanted of each.
-        floors: Least root of a direction's sum of squares.
+        inputs: Vectors, with excluded directions already removed.
+        counts: Maximum number of directions per input.
+        floors: Smallest root of a direction's sum of squares, per input.
     """
     if not inputs:
         return []
@@ -101,7 +99,7 @@ def principal_directions(
 
 
 def _filled_up(rows: Tensor, count: int, generator: Generator) -> Tensor:
-    """Return `count` unit directions: those given, and random ones."""
+    """Return `count` unit directions: the given rows, then random ones."""
     missing = count - len(rows)
     noise = torch.randn(
         missing, rows.shape[1], generator=generator, dtype=torch.float64, device="cpu"
@@ -117,7 +115,7 @@ def _scaled(A: Tensor, rows: Tensor, inputs: Tensor | None) -> Tensor:
 
 
 def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:
-    """Return the mean squared input along each row; of white input where none was seen."""
+    """Return the mean squared input along each row; on unit-covariance input without tokens."""
     if tokens is None:
         return rows.square().sum(dim=1)
     return (tokens.to(rows) @ rows.T).square().mean(dim=0)

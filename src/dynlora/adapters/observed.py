@@ -1,4 +1,4 @@
-"""What was seen of layers' inputs since the last event, as far as it can tell of their outputs."""
+"""Layer inputs since the last event, where they suffice to measure outputs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ from dynlora.types import FeatureStats, Tokens
 def enough_seen(
     layers: Sequence[LoraView], features: Mapping[str, FeatureStats]
 ) -> list[FeatureStats | None]:
-    """Return what was seen of each layer's input if it can show every component's strength.
+    """Return each layer's input statistics, or None with fewer tokens than components.
 
-    On fewer tokens than components some would seem to add nothing. Of ids, `EmbeddingKind.see`
-    knows what the sample lacks.
+    With fewer tokens, some components would seem to add nothing. Ids are exempt, because
+    `EmbeddingKind.see` accounts for ids outside the sample.
     """
     found = [features.get(layer.name) for layer in layers]
     return [
@@ -26,10 +26,10 @@ def _shows(tokens: Tokens, rank: int) -> bool:
 
 
 def tokens_of(stats: FeatureStats | None) -> Tokens | None:
-    """Return the tokens; None, which stands for white input, where none were seen."""
+    """Return the sampled tokens; None without a sample, which stands for unit-covariance input."""
     return None if stats is None else stats.tokens
 
 
 def output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
-    """Return the root mean square norm of a layer's output, on white input where none was seen."""
+    """Return the root mean square norm of a layer's output, or `base_norm` without a sample."""
     return layer.base_norm if stats is None else float(stats.output_power**0.5)

@@ -1,14 +1,14 @@
-"""Optimizer state that follows a change of rank, and the optimizers for which that is exact.
+"""Optimizer state after a change of rank, and the optimizers that support it.
 
-First moments are averages of gradients and follow them exactly (`BasisChange`). Second moments are
-averages of squared gradients and follow by the squared entries of the same map, which is exact for
-growing, dropping and scaling, and for a rotation ignores the correlation between directions. Then
-those are raised that would let the next step exceed one learning rate.
+First moments average gradients and follow a `BasisChange` exactly. Second moments average squared
+gradients and follow by the squared entries of the maps. This is exact for growing, dropping and
+scaling; a rotation ignores correlations between directions. Second moments are then raised where
+the next step would exceed one learning rate.
 
-What Adam divides by each other, its moments over their bias corrections, is what is carried. The
-number of steps that they stand for is cut to `MEMORY`: a grown direction must not inherit the sizes
-that other gradients had at the start of training, or it hardly moves for as long as Adam remembers
-them (a thousand steps), and what was learned of the old basis counts for less in the new one.
+Adam's step count is cut to `MEMORY` at equal bias-corrected moments. Moments of grown directions
+start at zero, because large second moments from early training would slow them for a thousand
+steps. With a high count, their first steps would exceed one learning rate. The cut also makes
+moments of the old basis decay faster.
 """
 
 import logging
@@ -28,7 +28,7 @@ from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
 SUPPORTED = ("Adam", "AdamW", "SGD", "Muon")
-"""Optimizers of torch whose state follows, by name: older ones lack some."""
+"""Names of torch's optimizers whose state follows; older versions of torch lack some."""
 
 RESTARTED = {
     "torch.optim": "Adafactor",
@@ -36,8 +36,8 @@ RESTARTED = {
     "bitsandbytes.optim.adam": "Adam",
     "bitsandbytes.optim.adamw": "AdamW",
 }
-"""By module, beginnings of the names of optimizers whose state does not follow, because it is
-factored or quantised: that of a layer which changes starts anew, as on its first step."""
+"""Prefixes of optimizer class names by module. Their state is factored or quantised and cannot
+follow, so that the state of a resized layer restarts."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +45,26 @@ _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
 
 MEMORY = 10
-"""Steps of Adam that the moments stand for after an event, at most: those that its first moment
-remembers by default. A grown direction starts with moments of zero; its first step is then half a
-learning rate, and would be at most one for any value up to 100."""
+"""Most steps that Adam's moments represent after an event: the memory of its first moment by
+default. A grown direction starts with zero moments; its first step is then half a learning rate,
+and at most one for any value up to 100."""
 
 _MOMENTUM_SHARE = 0.7
-"""Most of one learning rate that momentum alone may take in the first step after an event; the rest
-is for that step's gradient, up to three times its usual size with torch's default betas."""
+"""Largest part of a learning rate that momentum alone may use in the first step after an event. The
+rest is for that step's gradient, up to three times its usual size with torch's default betas."""
 
 
 def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
-    """Return the optimizer inside Accelerate's wrapper, checked to be one we can follow.
+    """Return the optimizer inside Accelerate's wrapper, and check that it is supported.
 
-    DeepSpeed's is one with all that it wraps: see `check_holds`.
+    DeepSpeed's optimizer is returned with its wrapper (see `check_holds`).
 
     Raises:
-        OptimizerError: If its state can neither be resized nor start anew.
+        OptimizerError: If its state can neither be resized nor restarted.
     """
     if deepspeed.is_zero(optimizer):
         return optimizer
-    # Not whatever is wrapped: Lookahead and others keep tensors of the parameters' shapes.
+    # Other wrappers, such as Lookahead, keep tensors of the parameters' shapes.
     wrapped = type(optimizer).__module__.startswith("accelerate.")
     inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer) if wrapped else optimizer
     kind = type(inner)
@@ -87,10 +87,10 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
 
 
 def check_static(optimizer: AnyOptimizer) -> None:
-    """Check that the optimizer's steps do not depend on how wide a tensor is held.
+    """Check that optimizer steps do not depend on the padding of tensors.
 
     Raises:
-        OptimizerError: If they do.
+        OptimizerError: If they do, as with Muon.
     """
     if type(optimizer).__name__ == "Muon":
         raise OptimizerError(
@@ -106,11 +106,11 @@ def _starts_anew(optimizer: AnyOptimizer) -> bool:
 
 
 def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
-    """Check that the optimizer updates every LoRA parameter that is trained.
+    """Check that the optimizer updates every trained LoRA parameter.
 
     Raises:
-        OptimizerError: If one is missing, which happens when it was built for another model, or
-            DeepSpeed holds it in a way that a change of rank cannot follow.
+        OptimizerError: If a parameter is missing, as in an optimizer of another model, or
+            DeepSpeed's settings do not allow changes of rank.
     """
     if deepspeed.is_zero(optimizer):
         deepspeed.check_zero(optimizer, parameters)
@@ -133,19 +133,19 @@ def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
 def rebase_state(
     optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
 ) -> None:
-    """Carry the moments of one layer's two parameters to the new basis.
+    """Map the moments of one layer's two parameters to the new basis.
 
-    A grown direction starts with moments of zero.
+    Moments of grown directions are zero.
 
     Args:
-        optimizer: Holds both parameters.
+        optimizer: Optimizer of both parameters.
         change: The change of basis.
         lora_A: Factor before the change, a matrix of shape ``(old, in_features)``.
         lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
-        size: Rank that the tensors have room for after the change.
+        size: Rank of the tensors after the change, padding included.
     """
     if _starts_anew(optimizer):
-        if change.scale_ratio == 1:  # a new scale alone leaves every direction what it was
+        if change.scale_ratio == 1:  # a change of scale keeps directions
             restart_state(optimizer, (lora_A.parameter, lora_B.parameter))
         return
     old = change.to_A.shape[1]
@@ -163,7 +163,7 @@ def rebase_state(
                         moment.copy_(sharded_as(moment, values))
                     else:
                         state[key] = values
-            # A new scale alone leaves every direction what it was, and both moments in proportion.
+            # A change of scale keeps directions, and the proportion of both moments.
             if "exp_avg_sq" in state and change.scale_ratio == 1:
                 betas = _betas(optimizer, factor.parameter)
                 _cut_memory(state, betas)
@@ -171,9 +171,9 @@ def rebase_state(
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
-    """Forget the state of parameters whose rank has changed, if the optimizer's cannot follow.
+    """Drop the state of resized parameters, if the optimizer's state cannot follow.
 
-    That of the others is fitted by `fit_state`, which sees by the shapes what to do.
+    Otherwise `fit_state` fits it by the tensors' shapes.
     """
     if _starts_anew(optimizer):
         for parameter in parameters:
@@ -182,15 +182,15 @@ def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> N
 
 @torch.no_grad()
 def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) -> int:
-    """Give moments the shape of their parameter, or forget them; return how many were forgotten.
+    """Fit moments to their parameter's shape, or drop them; return the number of dropped states.
 
-    Beyond the live rank they must be zero: Adam would move weights there that nobody counts. They
-    fit where they are of the live rank, or have only zeros beyond it: as those of a run whose
-    tensors were held otherwise, in one process or in several.
+    Moments must be zero beyond the live rank, because Adam would move the weights there. Moments of
+    the live rank, or with only zeros beyond it, are kept: they may come from a run with other
+    padding or sharding.
 
     Args:
-        optimizer: Holds the parameters.
-        factors: Each with its live rank.
+        optimizer: Optimizer of the parameters.
+        factors: Factors with their live ranks.
     """
     forgotten = 0
     for factor, rank in factors:
@@ -211,7 +211,7 @@ def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) ->
 
 
 def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
-    """Return a moment with as many components as the parameter; None if it is of another rank."""
+    """Return a moment padded to the parameter's rank; None if its own rank differs."""
     moment = whole(moment)
     held = moment.shape[factor.rank_axis]
     if held < rank or moment.narrow(factor.rank_axis, rank, held - rank).any():
@@ -226,7 +226,7 @@ def _left(matrix: Tensor, moment: Tensor) -> Tensor:
 
 @contextmanager
 def _state_of(optimizer: AnyOptimizer, parameter: Parameter) -> Iterator[dict[str, Any]]:
-    """Lend a parameter's state, to be changed."""
+    """Yield a parameter's state, for the caller to change."""
     if deepspeed.is_zero(optimizer):
         with deepspeed.state_of(optimizer, parameter) as state:
             yield state
@@ -239,7 +239,7 @@ def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]
         groups = [deepspeed.group_of(optimizer, parameter)]
     else:
         groups = optimizer.param_groups
-    # A search for each of many parameters would take time with the square of their number.
+    # Search only if betas differ, because a search per parameter takes quadratic time.
     if any(group["betas"] != groups[0]["betas"] for group in groups):
         groups = [_group_of(groups, parameter)]
     beta1, beta2 = groups[0]["betas"]
@@ -254,11 +254,11 @@ def _group_of(groups: Iterable[dict[str, Any]], parameter: Parameter) -> dict[st
 
 
 def _cut_memory(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
-    """Let the moments stand for `MEMORY` steps at most, at the same bias-corrected values."""
-    taken = state["step"].double()  # never read: on a GPU each layer's would be waited for
+    """Cut the step count to `MEMORY`, at equal bias-corrected moments."""
+    taken = state["step"].double()  # not read, because that synchronizes with the device
     left = taken.clamp(max=MEMORY)
     for keys, beta in ((_FIRST, betas[0]), (_SECOND, betas[1])):
-        # It may be at 0: fused optimizers take steps back that a gradient scaler has skipped.
+        # The count may be 0: fused optimizers undo steps that a gradient scaler skipped.
         kept = torch.where(taken > left, (1 - beta**left) / (1 - beta**taken), 1.0)
         for key in keys:
             if key in state:
@@ -267,7 +267,7 @@ def _cut_memory(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
 
 
 def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> None:
-    """Raise second moments so that momentum leaves room for a gradient within one learning rate.
+    """Raise second moments until momentum alone stays within `_MOMENTUM_SHARE`.
 
     Mixing directions can leave a first moment larger than the root of the mixed second one.
     """

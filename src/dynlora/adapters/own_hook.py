@@ -1,14 +1,14 @@
-"""Hooks that belong to one controller: a copy or a pickle of the model goes on without them."""
+"""Hooks of one controller, which do nothing on copies and pickles of the model."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 class OwnHook:
-    """Calls a function on the model that it was put on, and does nothing on any copy of it.
+    """Calls a function on its own model, and does nothing on any copy.
 
-    Pickled with the model, the function would drag a controller along, and an optimizer; shared by
-    a copy, it would show the copy's forwards to the original's controller.
+    A pickled function would include the controller and its optimizer. A shared one would pass the
+    copy's forwards to the original controller.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

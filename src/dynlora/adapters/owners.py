@@ -1,8 +1,8 @@
-"""Which controller moves an adapter's ranks: the last that was attached.
+"""Controller of each adapter's ranks: the last one attached.
 
-A cell of a notebook that is run again attaches one to a model that has one. The first would go on
-sampling what enters the layers, and nobody could tell whose ranks are whose. What is known here is
-no attribute of the model, so that a copy of it is free, and can be saved whole.
+A notebook cell that runs twice attaches a second controller, while the first would continue to
+sample and change ranks. Owners are not attributes of the model, so that its copies have none and
+can be saved.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from dynlora.adapters.layers import LoraView
 
 @runtime_checkable
 class Owner(Protocol):
-    """What moves the ranks of layers until it is closed."""
+    """Controller of layers' ranks until it is closed."""
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         ...
 
 
@@ -27,10 +27,10 @@ _OWNERS: WeakKeyDictionary[nn.Module, dict[str, ref[Owner]]] = WeakKeyDictionary
 
 
 def take_over(layers: Sequence[LoraView], owner: Owner) -> int:
-    """Close what moves these layers' ranks now, if anything does, and note their new owner.
+    """Close the present owners of these layers, and register their new owner.
 
     Returns:
-        How many owners were closed; those that nobody holds any more do not count.
+        Number of closed owners, without garbage-collected ones.
     """
     earlier: dict[int, Owner] = {}
     for layer in layers:
@@ -45,7 +45,7 @@ def take_over(layers: Sequence[LoraView], owner: Owner) -> int:
 
 
 def let_go(layers: Sequence[LoraView], owner: Owner) -> None:
-    """Forget an owner that was closed."""
+    """Remove a closed owner from the registry."""
     for layer in layers:
         owners = _OWNERS.get(layer.module, {})
         if layer.adapter in owners and owners[layer.adapter]() is owner:

@@ -1,4 +1,4 @@
-"""Base layers that bitsandbytes quantised: what must hold so that gradients pass through them."""
+"""Base layers quantised by bitsandbytes: keep gradients passing through them."""
 
 from torch import nn
 
@@ -8,17 +8,17 @@ _SWITCH = "support_avx512bf16_for_cpu"
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Keep 4-bit layers from repacking their weights for a kernel that has no backward pass.
+    """Prevent 4-bit layers from repacking weights for a kernel without a backward pass.
 
-    On CPUs with AVX512-BF16 bitsandbytes 0.50 does so in the first forward in eval mode, for good:
-    training after an evaluation would get no gradient from beyond such a layer, without a word.
-    Nothing else changes; layers of other kinds and on other devices have no such kernel.
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks permanently in the first forward in eval
+    mode. Training after an evaluation would then get no gradient through such a layer, without an
+    error. Other layers and devices have no such kernel.
 
     Args:
-        model: Any model; its 4-bit layers are found whether or not they hold LoRA.
+        model: Any model; all its 4-bit layers are changed, with or without LoRA.
 
     Raises:
-        EngineError: If an evaluation has repacked one; the way back is not exact.
+        EngineError: If an evaluation has repacked a layer, which cannot be undone exactly.
     """
     for name, module in model.named_modules():
         if _SWITCH not in vars(module):

@@ -1,7 +1,7 @@
-"""Change of rank: grow without changing the function, shrink losing the least, reorder.
+"""Changes of rank: grow without changing the output, shrink with the least error, reorder.
 
-A change is a pair of r x r maps (`BasisChange`), found for all layers at once and then made layer
-by layer: weights, optimizer state and fields together.
+A change is a pair of maps (`BasisChange`). Maps are computed for many layers at once and applied
+per layer to weights, optimizer state and fields.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from dynlora.types import BasisChange
 def shrink_changes(
     layers: Sequence[LoraView], strengths: Sequence[Strengths], ranks: Sequence[int]
 ) -> list[BasisChange]:
-    """Return the changes that keep each layer's strongest components, closest to no change.
+    """Return changes that keep each layer's strongest components, mixed as little as possible.
 
-    Where only untrained directions go, those kept stay bit for bit as they are.
+    If only untrained directions are dropped, the kept ones stay bit for bit equal.
 
     Args:
-        layers: The layers that shrink.
-        strengths: Their components.
-        ranks: How many of them each keeps.
+        layers: The layers to shrink.
+        strengths: Components of each layer.
+        ranks: Number of components to keep per layer.
     """
     mixes = [rank < found.trained for found, rank in zip(strengths, ranks, strict=True)]
     mixed = list(compress(zip(strengths, ranks, strict=True), mixes))
@@ -51,7 +51,7 @@ def shrink_changes(
 
 
 def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the maps that keep every trained direction, and untrained ones up to a rank."""
+    """Return maps that select every trained direction, and untrained ones up to `rank`."""
     kept = sorted(strengths.order[:rank])
     eye = torch.eye(len(strengths.order), dtype=torch.float64, device=strengths.values.device)
     return eye[kept], eye[:, kept]
@@ -60,17 +60,16 @@ def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
 def split_projectors(
     to_A: Float[Tensor, "layers rank r"], to_B: Float[Tensor, "layers r rank"]
 ) -> tuple[Float[Tensor, "layers rank r"], Float[Tensor, "layers r rank"]]:
-    """Return other factors of the projectors ``to_B @ to_A``, as close to selections as can be.
+    """Return balanced factors of the projectors ``to_B @ to_A``, close to selections of rows.
 
-    The product fixes the factors up to an invertible matrix. The balanced split, ``sqrt(S) V^T``
-    and ``U sqrt(S)`` of its SVD, is a pure rotation wherever the projector is orthogonal, so that
-    gradients, steps and moments in the kept space stay what they were. The rotation left free
-    brings the kept rows closest to the old rows that take most part in them, because Adam's
-    moments belong to single rows.
+    The product determines its factors up to an invertible matrix. The balanced split of its SVD,
+    ``sqrt(S) V^T`` and ``U sqrt(S)``, is a pure rotation where the projector is orthogonal, which
+    preserves gradients, steps and moments in the kept space. The remaining rotation brings the kept
+    rows closest to the old rows that contribute most, because Adam's moments belong to rows.
 
     Args:
-        to_A: Factors on the right of the products.
-        to_B: Factors on their left.
+        to_A: Right factors of the products.
+        to_B: Left factors of the products.
     """
     rank = to_A.shape[1]
     U, S, Vh = torch.linalg.svd(to_B @ to_A)
@@ -83,12 +82,12 @@ def split_projectors(
 
 
 def reorder_change(layer: LoraView, strengths: Strengths) -> BasisChange:
-    """Return the change that orders a layer's components by strength, dropping none."""
+    """Return the change that orders a layer's components by strength and drops none."""
     return BasisChange(name=layer.name, to_A=strengths.to_A, to_B=strengths.to_B)
 
 
 def grow_change(layer: LoraView, rank: int) -> BasisChange:
-    """Return the change that keeps every direction and adds ``rank - r`` empty ones."""
+    """Return the change that keeps every direction and adds ``rank - r`` zero ones."""
     eye = torch.eye(rank, layer.r, dtype=torch.float64, device=layer.lora_A.device)
     return BasisChange(name=layer.name, to_A=eye, to_B=eye.T)
 
@@ -106,13 +105,13 @@ def apply_change(
     change: BasisChange,
     rows: Float[Tensor, "grown in_features"] | None = None,
 ) -> None:
-    """Change a layer's weights, its optimizer state and its fields together.
+    """Apply a change to a layer's weights, optimizer state and fields.
 
     Args:
         layer: The layer to change.
-        optimizer: Holds the layer's parameters.
-        change: The maps.
-        rows: Values for the rows of `lora_A` that `change` grows, its last ones.
+        optimizer: Optimizer of the layer's parameters.
+        change: The change to apply.
+        rows: New rows of `lora_A`, which become its last ones.
     """
     A = change.to_A @ layer.lora_A.double()
     B = layer.lora_B.double() @ change.to_B
@@ -126,7 +125,7 @@ def apply_change(
 
 
 def set_rank(layer: LoraView, rank: int) -> None:
-    """Give a layer tensors of that rank, to be filled by a checkpoint; their content is zero."""
+    """Give a layer zero tensors of another rank, for a checkpoint to fill."""
     size = layer.capacity or rank
     if rank != layer.r or layer.factor_A.size != size:
         _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features), size)
@@ -136,10 +135,9 @@ def set_rank(layer: LoraView, rank: int) -> None:
 
 @torch.no_grad()
 def hold_at(layer: LoraView, rank: int) -> None:
-    """Give a layer tensors of that rank for good, the live components first and zeros behind.
+    """Pad a layer's tensors permanently to a rank, with zeros behind the live components.
 
-    Components whose row of `lora_A` and column of `lora_B` are both zero add nothing and get no
-    gradient, so that no mask is needed.
+    No mask is needed: a component with zeros in both factors adds nothing and gets no gradient.
     """
     for factor, matrix in ((layer.factor_A, layer.lora_A), (layer.factor_B, layer.lora_B)):
         if factor.size != rank:
@@ -152,18 +150,18 @@ def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
     parameter = factor.parameter
     data = factor.padded(matrix.to(parameter.device), size)
     if data.shape == shape_of(parameter):
-        # In place: engines and compiled code know the tensor, not the parameter, by its memory.
+        # In place, because engines and compiled code refer to the tensor's memory.
         overwrite(parameter, data)
     else:
         set_data(parameter, data.to(parameter.dtype))
 
 
 def set_data(parameter: Parameter, data: Tensor) -> None:
-    """Put a tensor of another shape into a parameter that stays the same object.
+    """Replace a parameter's data by a tensor of another shape.
 
-    A backward graph that is still referenced (a loop that keeps `loss`) holds the parameter's
-    gradient accumulator, which remembers the old shape; the next backward would raise. torch
-    forgets the accumulator when the dtype of `.data` changes, so the data passes through another.
+    A referenced backward graph (a loop that keeps `loss`) retains the parameter's gradient
+    accumulator, which expects the old shape: the next backward pass would raise. torch drops the
+    accumulator when the dtype of `.data` changes, so the data passes through another dtype.
     """
     parameter.grad = None
     other = torch.float32 if parameter.dtype == torch.float64 else torch.float64

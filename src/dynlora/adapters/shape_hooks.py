@@ -1,7 +1,7 @@
-"""Load hooks that give a LoRA layer the rank of the checkpoint that is being loaded.
+"""Load hooks that give LoRA layers the ranks of a checkpoint during its load.
 
-`Trainer` resumes, and reloads its best checkpoint, by loading tensors into a model that was built
-with the configured ranks; once ranks have moved, shapes differ. These hooks set them first.
+`Trainer` resumes, and reloads its best checkpoint, by loading tensors into a model with the
+configured ranks. After changes of rank the shapes differ, so that the hooks set ranks first.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class ShapeHooks:
     """A load-state-dict pre-hook on each `lora_A` and `lora_B` of an adapter."""
 
     def __init__(self, model: nn.Module, layers: Sequence[LoraView]) -> None:
-        """Put the hooks in; PEFT's configuration follows too.
+        """Install the hooks, including one that updates PEFT's configuration.
 
         Args:
             model: The PEFT model.
@@ -40,11 +40,11 @@ class ShapeHooks:
 
 
 def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
-    """Give the layer the rank of the weight that is about to be loaded.
+    """Set the layer to the rank of the weight before it is loaded.
 
-    No closure: a copy or a pickle of the model must follow its own loads.
+    Not a closure, because copies and pickles of the model need their own hook.
     """
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
-    if weight is not None and layer.capacity is None:  # else it follows by itself, see `static`
+    if weight is not None and layer.capacity is None:  # static layers have a hook of their own
         set_rank(layer, weight.shape[factor.rank_axis])

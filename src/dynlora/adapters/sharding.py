@@ -1,8 +1,7 @@
-"""Parameters of which an engine holds parts on each process: read whole, write back.
+"""Parameters that an engine shards across processes: read whole, write back.
 
-Those of FSDP2 are tensors of a kind of their own (DTensors), those of DeepSpeed's ZeRO have marks
-(see `deepspeed`). Reading one is a collective: every process must come by. Plain tensors pass
-through untouched.
+FSDP2's are DTensors, and DeepSpeed's ZeRO marks its own (see `deepspeed`). Reading one is a
+collective that every process must join. Plain tensors are returned unchanged.
 """
 
 from typing import Any
@@ -15,27 +14,27 @@ from dynlora.adapters import deepspeed
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether this process may hold a part only."""
+    """Return whether this process may have only a part of the tensor."""
     return _is_distributed(tensor) or deepspeed.is_partitioned(tensor)
 
 
 def is_held(parameter: Parameter) -> bool:
-    """Return whether an engine has taken a parameter over, and with it its shape."""
+    """Return whether an engine manages a parameter and fixes its shape."""
     return is_sharded(parameter) or deepspeed.is_copied(parameter)
 
 
 def shape_of(parameter: Parameter) -> torch.Size:
-    """Return the shape that a parameter has as a whole."""
+    """Return the shape of the whole parameter."""
     return deepspeed.shape_of(parameter)
 
 
 def is_there(saved: Tensor) -> bool:
-    """Return whether what was saved of a parameter is more than DeepSpeed's sign that it is not."""
+    """Return whether a saved tensor has values; DeepSpeed saves empty placeholders."""
     return saved.numel() > 0
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the tensor with the parts of all processes; what is trained, if that is a copy."""
+    """Return the whole tensor, gathered from all processes; with ZeRO its trained copy."""
     if deepspeed.is_partitioned(tensor) or deepspeed.is_copied(tensor):
         return deepspeed.whole_copy(tensor)
     sharded: Any = tensor
@@ -43,18 +42,18 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_as(target: Tensor, values: Tensor) -> Tensor:
-    """Return values that every process has whole, sharded as a tensor of their shape is."""
+    """Return whole values, present on every process, sharded like a tensor of their shape."""
     if not _is_distributed(target):
         return values
     from torch.distributed.tensor import distribute_tensor
 
     sharded: Any = target
-    # Every process takes its part of what it has: nothing is sent.
+    # Each process slices its own values, without communication.
     return distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def overwrite(parameter: Parameter, values: Tensor) -> None:
-    """Put values that every process has whole in the place of a parameter's, in its own memory."""
+    """Write whole values, present on every process, into a parameter's memory."""
     if deepspeed.is_copied(parameter):
         deepspeed.write(parameter, values)
     else:
@@ -63,16 +62,16 @@ def overwrite(parameter: Parameter, values: Tensor) -> None:
 
 
 def gradient_of(parameter: Parameter) -> Tensor | None:
-    """Return a parameter's gradient, which may be sharded; None where no backward left one."""
+    """Return a parameter's gradient, possibly sharded; None if missing."""
     return deepspeed.gradient(parameter) if deepspeed.is_copied(parameter) else parameter.grad
 
 
 def has_gradient(parameter: Parameter) -> bool:
-    """Return whether a backward pass has left a gradient."""
+    """Return whether a parameter has a gradient."""
     if deepspeed.is_copied(parameter):
         return deepspeed.has_gradient(parameter)
     return parameter.grad is not None
 
 
 def _is_distributed(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # not every build of torch has the class to ask for
+    return hasattr(tensor, "full_tensor")  # not every build of torch has DTensor

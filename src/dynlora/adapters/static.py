@@ -1,7 +1,7 @@
-"""Static mode: tensors of one rank for good, so that engines and compiled code see no new shape.
+"""Static mode: tensors of a fixed rank, so that engines and compiled code see no new shapes.
 
-The live components come first and zeros behind. What is saved is cut to the live rank, what is
-loaded is padded: from outside the layer looks like one whose tensors have the live rank.
+Zeros pad the live components. Saved tensors are cut to the live rank and loaded ones padded, so
+that static layers have the same checkpoints as others.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from dynlora.errors import LayerError
 
 
 def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None:
-    """Hold layers in tensors of that rank, unless they are held in such of some rank already.
+    """Pad layers to a fixed rank, unless padded already.
 
-    To be called before an engine, or an optimizer with a state, has seen the tensors. The hooks on
-    saving and loading stay for as long as the tensors are so wide.
+    Call it before an engine, or an optimizer with state, uses the tensors. The hooks on saving and
+    loading are permanent.
 
     Args:
         model: The PEFT model.
         layers: All LoRA layers of an adapter.
-        rank: Highest rank that a layer may come to; wider than a layer's own matrices it never is.
+        rank: Highest possible rank; a layer's smaller dimension limits it further.
     """
     if any(layer.capacity is None for layer in layers):
         keep_patterns(model, layers)
@@ -42,9 +42,9 @@ def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None
 
 
 def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
-    """Give the layer the rank of the weight that is about to be loaded, and pad that.
+    """Set the layer to the rank of the loaded weight, and pad the weight.
 
-    No closures: a copy or a pickle of the model must do so for itself.
+    Not a closure, because copies and pickles of the model need their own hook.
     """
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
@@ -61,7 +61,7 @@ def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
 
 
 def _cut(layer: LoraView, factor: Factor, *given: Any) -> None:
-    """Leave what is beyond the live rank out of what is saved."""
+    """Cut saved weights to the live rank."""
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
     if key in state_dict and is_there(state_dict[key]):

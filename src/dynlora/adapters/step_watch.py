@@ -1,4 +1,4 @@
-"""Whether the optimizer that was given is the one that takes the steps."""
+"""Check that the given optimizer takes the steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,16 +15,16 @@ from dynlora.errors import OptimizerError
 
 
 class StepWatch:
-    """Looks at a weight before a step and after it, and whether the optimizer took one between.
+    """Compares a weight before and after a step, to detect steps of another optimizer.
 
-    Not in every step: to compare waits for the device.
+    Not in every step, because the comparison synchronizes with the device.
     """
 
     def __init__(self, optimizer: AnyOptimizer, layers: Sequence[LoraView]) -> None:
-        """Begin without looking.
+        """Start without a comparison.
 
         Args:
-            optimizer: The one that was given; DeepSpeed's is not watched.
+            optimizer: The optimizer to check; DeepSpeed's is not checked.
             layers: The LoRA layers that it trains.
         """
         self._optimizer = optimizer
@@ -34,7 +34,7 @@ class StepWatch:
         self._handle: RemovableHandle | None = None
 
     def begin(self) -> None:
-        """Look at a weight before the step; none is looked at that an engine holds."""
+        """Copy the first trained weight that no engine manages, before the step."""
         self._forget()
         if not isinstance(self._optimizer, Optimizer):
             return
@@ -45,10 +45,10 @@ class StepWatch:
                 return
 
     def end(self) -> None:
-        """Check, after the step, that nothing else took it; nothing without a `begin`.
+        """Check after the step that no other optimizer took it; do nothing without `begin`.
 
         Raises:
-            OptimizerError: If the weight has changed, and the optimizer has taken no step.
+            OptimizerError: If the weight changed without a step of the optimizer.
         """
         before, stepped = self._before, self._stepped
         self._forget()

@@ -1,11 +1,10 @@
-"""How much each component of a LoRA layer adds to its output, on real input.
+"""Strength of each component of a LoRA layer: its contribution to the output on observed input.
 
-Everything happens in the r x r space. With ``B = Q R`` and the Gram matrix ``C`` of ``A x`` over
-the observed tokens, the eigenvectors ``U`` of ``R C R^T`` are, seen from the output, the adapter's
-principal directions on real input, and the roots of its eigenvalues their strengths. Keeping the
-first k of them, ``B' = Q U_k``, ``A' = U_k^T R A``, is the best rank-k change of the output in the
-mean square: no other adapter of that rank is closer on those tokens. The full matrix ``B A`` is
-never formed.
+All computation is in r x r space. Let ``B = Q R``, and ``C`` be the Gram matrix of ``A x`` over the
+observed tokens. The eigenvectors ``U`` of ``R C R^T`` are the adapter's principal output
+directions, and the roots of its eigenvalues their strengths. The first k of them, ``B' = Q U_k``,
+``A' = U_k^T R A``, are the best rank-k approximation of the output in the mean square on those
+tokens. ``B A`` is never formed.
 """
 
 from collections.abc import Sequence
@@ -22,26 +21,26 @@ from dynlora.small_matrices import batched
 from dynlora.types import Tokens
 
 NOTHING = 1e-14
-"""Part of the strongest component's square below which another adds nothing: its root is what
-float32 weights resolve."""
+"""Smallest squared strength that counts, relative to the strongest component's: the square of
+float32's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strengths:
-    """A LoRA layer's components, strongest first, and the maps to and from them."""
+    """Components of a LoRA layer, strongest first, and the maps to and from them."""
 
     values: Float[Tensor, " r"]
-    """Root mean square over the tokens of each component's output norm, scaling included; the
-    trailing zeros are directions that were grown and not yet trained."""
+    """Root mean square over the tokens of each component's output norm, scaling included; trailing
+    zeros are untrained directions."""
     to_A: Float[Tensor, "r r"]
     to_B: Float[Tensor, "r r"]
     order: list[int]
-    """Directions as they are held, the trained ones first."""
+    """Indices of the layer's directions, trained ones first."""
     trained: int
-    """How many have a column of `lora_B` that is not all zeros."""
+    """Number of nonzero columns of `lora_B`."""
 
     def lost(self, rank: int) -> Float[Tensor, ""]:
-        """Return the root mean square norm of what keeping `rank` components drops."""
+        """Return the root mean square norm of the output dropped at this rank."""
         return self.values[rank:].square().sum().sqrt()
 
 
@@ -49,15 +48,15 @@ class Strengths:
 def measure_strengths(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
 ) -> list[Strengths]:
-    """Find each layer's components on the observed tokens.
+    """Compute each layer's components on the observed tokens.
 
-    Directions of zero strength (columns of `lora_B` that are all zero) come last, as they are:
-    refactoring them would turn their `lora_A` rows into zeros, which never train again.
+    Directions with a zero column of `lora_B` come last and stay unchanged. Refactoring them would
+    zero their rows of `lora_A`, which then never train again.
 
     Args:
         layers: The layers.
-        tokens: Observed inputs of each; None takes white input, for which strengths are singular
-            values.
+        tokens: Observed inputs per layer; None uses unit-covariance input, for which strengths are
+            singular values.
     """
     orders, trained = _trained_first(layers)
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
@@ -80,9 +79,9 @@ def measure_strengths(
 
 
 def _trained_first(layers: Sequence[LoraView]) -> tuple[list[list[int]], list[int]]:
-    """Return each layer's directions, the trained ones first, and how many those are."""
+    """Return each layer's directions, trained ones first, and the number of trained ones."""
     flags = torch.cat([layer.lora_B.any(dim=0) for layer in layers])
-    answers = iter(flags.tolist())  # asked for once: on a GPU each question waits for its answer
+    answers = iter(flags.tolist())  # one transfer for all layers
     used = [list(islice(answers, layer.r)) for layer in layers]
     orders = [sorted(range(len(some)), key=some.__getitem__, reverse=True) for some in used]
     return orders, [sum(some) for some in used]
@@ -97,24 +96,24 @@ def _components(
     """Return strengths without scaling, and the maps to and from components.
 
     Args:
-        A: Of layers of equal shapes, the trained directions first.
+        A: `lora_A` of layers of equal shapes, trained directions first.
         left: Their trained directions on the tokens.
         right: Columns of these directions.
-        order: Where each row of `A` was.
+        order: Original index of each row of `A`.
     """
     R, gram = _output_gram(left, right)
     squares, U = torch.linalg.eigh(gram)
     squares, U = squares.flip(1).clamp(min=0), U.flip(2)
-    count, active = squares.shape[1], R.shape[2]  # fewer where directions outnumber the outputs
+    count, active = squares.shape[1], R.shape[2]  # fewer if outputs are fewer
     to_A = U.mT @ R
     norms = (to_A @ A[:, :active]).norm(dim=2)
-    # Rows of A keep their usual norm and B carries the strength, as in a freshly made adapter.
+    # Rows of A keep their usual norm and B carries the strength, as in a new adapter.
     usual = A.norm(dim=2).square().mean(dim=1, keepdim=True).sqrt()
     balance = torch.where(norms > 0, norms / usual, 1.0)
     values = torch.zeros_like(A[:, :, 0])
     values[:, :count] = squares.sqrt()
-    # In this order of directions. Those beyond the outputs add no strength; as of untrained ones,
-    # their rows must not die.
+    # Maps in sorted order. Directions beyond the number of outputs have no strength, but like
+    # untrained ones they must keep their rows.
     basis_A, basis_B = (A.new_zeros(len(A), A.shape[1], A.shape[1]) for _ in range(2))
     basis_A[:, :count, :active] = to_A / balance[:, :, None]
     basis_A.diagonal(dim1=1, dim2=2)[:, count:] = 1
@@ -131,7 +130,7 @@ def _components(
 def _output_gram(
     left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
 ) -> tuple[Float[Tensor, "layers k r"], Float[Tensor, "layers k k"]]:
-    """Return ``R`` of each ``right = Q R``, and the Gram matrix of the output seen from ``Q``."""
+    """Return ``R`` of each ``right = Q R``, and the Gram matrix of the output in basis ``Q``."""
     R = torch.linalg.qr(right, mode="r").R
     return R, R @ (left.mT @ left) @ R.mT
 
@@ -140,11 +139,11 @@ def _output_gram(
 def component_powers(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
 ) -> list[Float[Tensor, " _"]]:
-    """Return the squares of each layer's strengths alone, weakest first (see `measure_strengths`).
+    """Return each layer's squared strengths only, weakest first (see `measure_strengths`).
 
     Args:
         layers: The layers.
-        tokens: Observed inputs of each; None takes white input.
+        tokens: Observed inputs per layer; None uses unit-covariance input.
     """
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
     found = batched(_powers, [left for left, _ in seen], [right for _, right in seen])
@@ -156,20 +155,20 @@ def _powers(
 ) -> tuple[Float[Tensor, "layers k"]]:
     _, gram = _output_gram(left, right)
     powers = torch.linalg.eigvalsh(gram)
-    # What rounding leaves of a direction that adds nothing would count as something.
+    # Rounding errors must not count as strength.
     return (torch.where(powers > NOTHING * powers[:, -1:], powers, 0),)
 
 
 def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
-    """Return how many of each layer's components must stay so that not too much is lost.
+    """Return the lowest rank per layer whose dropped components are within the tolerance.
 
     Args:
-        powers: Squares of each layer's strengths, weakest first.
-        tolerated: Root mean square norm that each layer may lose.
+        powers: Squared strengths per layer, weakest first.
+        tolerated: Largest root mean square norm to drop, per layer.
     """
-    # The strongest stays in any case: it is left out before shorter rows are filled up with 0.
+    # Exclude the strongest component, which always stays, before padding with zeros.
     weaker = pad_sequence([p[:-1] for p in powers], batch_first=True, padding_side="left")
-    # On a GPU torch may be told to refuse sums of floats, which it does not add in one order.
+    # On the CPU, because torch's deterministic mode refuses cumulative sums on a GPU.
     allowed = torch.tensor(tolerated, dtype=torch.float64, device="cpu")
     too_much = weaker.cpu().cumsum(dim=1).sqrt() > allowed[:, None]
     found: list[int] = (1 + too_much.sum(dim=1)).tolist()

@@ -1,7 +1,7 @@
-"""Hooks that show the input feature analyzer what enters and leaves each LoRA layer.
+"""Hooks that pass the inputs and outputs of each LoRA layer to the input feature analyzer.
 
-Only forwards that train are shown: under `no_grad` and in eval mode the hooks return at once. They
-read and never change a tensor.
+They observe training forwards only: under `no_grad` and in eval mode they return at once. They
+never change a tensor.
 """
 
 import inspect
@@ -24,24 +24,24 @@ from dynlora.adapters.own_hook import OwnHook
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
-"""The names that transformers' models give to what they read, text first."""
+"""Names of the main input in transformers' models, text first."""
 _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 """The three odd constants of splitmix64 (Steele, Lea and Flood 2014), as signed integers."""
 
 
 @runtime_checkable
 class ActivationSink(Protocol):
-    """What the taps show activations to."""
+    """Receiver of activations."""
 
     def observe(
         self, name: str, keys: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> None:
-        """Take one layer's tokens in one forward: one sampling key each, and how to read them."""
+        """Receive one sampling key per token of a layer's forward, and a function to read them."""
         ...
 
 
 class ActivationTaps:
-    """Forward hooks on the model (to key its examples) and on every LoRA layer."""
+    """Forward hooks on the model (to hash its examples) and on every LoRA layer."""
 
     def __init__(
         self,
@@ -51,23 +51,23 @@ class ActivationTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Find what to hook; nothing is installed yet.
+        """Prepare the hooks; `open` installs them.
 
         Args:
-            model: What is called with a batch.
-            layers: The LoRA layers to show.
-            sink: Takes the activations.
-            timed: Context manager that books the time spent in it.
+            model: Model called with each batch.
+            layers: The LoRA layers to observe.
+            sink: Receiver of the activations.
+            timed: Context manager that measures the time spent in it.
         """
         self.step = 0
-        """Optimizer step that keys are drawn for, so that an example seen again counts anew."""
+        """Optimizer step that enters the keys, so that a repeated example gets new ones."""
         self._model = model
         self._layers = layers
         self._sink = sink
         self._timed = timed
         self._examples: Int[Tensor, " batch"] | None = None
         self._positions: dict[int, Int[Tensor, "batch length"]] = {}
-        """By length, of what is read and, in an encoder-decoder, of what is said; -1 is padding."""
+        """Token positions by length, of the input and the decoder's targets; -1 is padding."""
         self._keys: dict[tuple[int, int, int], Tensor] = {}
         self._uses: Counter[str] = Counter()
         self._done: set[str] = set()
@@ -75,7 +75,7 @@ class ActivationTaps:
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
-        """Install the hooks, unless they are."""
+        """Install the hooks, unless installed."""
         if self._handles:
             return
         before, after = OwnHook(self._on_model), OwnHook(self._after_model)
@@ -111,8 +111,8 @@ class ActivationTaps:
         self._done = set()
 
     def _after_model(self, *_: Any) -> None:
-        # Gradient checkpointing runs forwards again in the backward pass: those shown before stay
-        # the only ones. In its older form the first are without gradients, and not shown.
+        # Gradient checkpointing repeats forwards in the backward pass, where observed layers are
+        # skipped. In reentrant mode the first forward has no gradients, and the repeat is observed.
         self._done = set(self._uses)
 
     def _layer_hook(self, layer: LoraView) -> Any:
@@ -123,7 +123,7 @@ class ActivationTaps:
                 return
             use = self._uses[name]
             self._uses[name] += 1
-            if not layer.is_active:  # as in a reference pass: the output is not this adapter's
+            if not layer.is_active:  # a reference pass without this adapter
                 return
             rows = layer.rows(args[0], output)
             keys = self._token_keys(rows.shape, use)
@@ -134,8 +134,8 @@ class ActivationTaps:
         return show
 
     def _read(self, rows: Rows, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and outputs; inputs that the layer before read as well are shared."""
-        # Rows that all examples share are there once, and count for each.
+        """Return inputs and outputs; consecutive layers with the same input share a copy."""
+        # Rows shared by all examples are stored once, and count for each.
         inputs, outputs = rows.read(index % math.prod(rows.shape))
         if rows.source is None:
             return inputs, outputs
@@ -147,11 +147,11 @@ class ActivationTaps:
         return inputs, outputs
 
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
-        """Return one key per row of the layer's input; None where rows are no tokens of ours.
+        """Return one key per row of the layer's input; None if rows do not fit the batch.
 
         Args:
-            rows: Their layout. A leading 1, as of position ids, stands for every example.
-            use: How often the layer was run in this forward of the model before.
+            rows: Layout of the rows. A leading 1, as in position ids, stands for every example.
+            use: Number of earlier runs of the layer in this forward of the model.
         """
         assert self._examples is not None
         batch = len(self._examples)
@@ -159,7 +159,7 @@ class ActivationTaps:
             return None
         shape = (batch, math.prod(rows) if rows[0] == 1 else math.prod(rows) // batch)
         if (*shape, use) not in self._keys:
-            # Of pooled or patched inputs every row of an example counts.
+            # In pooled or patched inputs, every row of an example counts.
             every = torch.arange(shape[1], device=self._examples.device).expand(shape)
             positions = self._positions.get(shape[1], every)
             examples = mix(self._examples + use) if use else self._examples
@@ -169,13 +169,13 @@ class ActivationTaps:
 
 
 def _named_in_mappings(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what arguments that are whole batches hold, as Sentence Transformers gives them."""
+    """Return the entries of arguments that are whole batches, as in Sentence Transformers."""
     batches = [value for value in (*args, *kwargs.values()) if isinstance(value, Mapping)]
     return {str(name): value for batch in batches for name, value in batch.items()}
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by the names that `forward` gives them; a PEFT model may name none."""
+    """Return arguments by their names in `forward`; a PEFT model's `forward` may have none."""
     for module in (model, model.get_base_model() if isinstance(model, PeftModel) else model):
         given = inspect.signature(module.forward).parameters.values()
         names = [p.name for p in given if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -185,7 +185,7 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _read(inputs: Tensor, named: Mapping[str, Any]) -> Tensor:
-    """Return which tokens a model reads, 0 where they are padding."""
+    """Return the mask of the tokens that a model reads, 0 for padding."""
     mask = named.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == inputs.shape[:2]:
         return mask
@@ -193,26 +193,26 @@ def _read(inputs: Tensor, named: Mapping[str, Any]) -> Tensor:
 
 
 def _said(named: Mapping[str, Any]) -> Tensor:
-    """Return which tokens an encoder-decoder says, 0 where none; empty if the batch does not tell.
+    """Return the mask of a decoder's target tokens, 0 for padding; empty if unknown.
 
-    Where they are as many as those that are read, the mask of those is taken for both.
+    If input and target have the same length, the input's mask applies to both.
     """
     mask, labels = named.get("decoder_attention_mask"), named.get("labels")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
     if isinstance(labels, Tensor) and labels.dim() == 2:
-        return labels != -100  # what transformers pads labels with
+        return labels != -100  # transformers' padding of labels
     return torch.empty(0, 0)
 
 
 def _positions(mask: Tensor) -> Int[Tensor, "batch length"]:
-    """Return the place of each token among those that count, -1 where it does not."""
+    """Return each token's index among unmasked tokens, -1 if masked."""
     mask = mask.long()
     return torch.where(mask > 0, mask.cumsum(dim=1) - 1, -1)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the model's main input: the first tensor with a batch and a further dimension."""
+    """Return the model's main input: the first tensor with at least two dimensions."""
     named = [kwargs[key] for key in _MAIN_INPUTS if key in kwargs]
     for value in (*named, *args, *kwargs.values()):
         if isinstance(value, Tensor) and value.dim() >= 2:
@@ -221,19 +221,19 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Non
 
 
 def example_keys(inputs: Tensor, positions: Tensor, step: int) -> Int[Tensor, " batch"]:
-    """Hash each example's unmasked content, so that padding and batching do not matter."""
+    """Hash each example's unmasked content, independent of padding and batching."""
     values = inputs if not inputs.is_floating_point() else inputs.float().view(torch.int32)
     values = values.long()
     while values.dim() > 2:
         values = mix(values).sum(dim=-1)
     mixed = mix(values + mix(positions + 1))
     unmasked = torch.where(positions >= 0, mixed, 0)
-    # Filled there: to copy the number to the device would wait for it.
+    # Filled on the device, because a copy would synchronize with it.
     return mix(unmasked.sum(dim=1) + mix(torch.full((), step, device=inputs.device)))
 
 
 def mix(values: Tensor) -> Tensor:
-    """Return splitmix64's output function of each value; integer overflow wraps, as it must."""
+    """Apply splitmix64's output function to each value; integer overflow wraps as intended."""
     z = values + _MIX[0]
     z = (z ^ (z >> 30)) * _MIX[1]
     z = (z ^ (z >> 27)) * _MIX[2]

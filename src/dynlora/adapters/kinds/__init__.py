@@ -1,4 +1,4 @@
-"""What differs between the kinds of layer that PEFT puts LoRA on, one kind per file."""
+"""Layer types whose LoRA ranks can change, one per file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _KINDS: Mapping[str, LayerKind] = {
     "peft.tuners.lora.layer.Embedding": EmbeddingKind(),
     "peft.tuners.lora.layer.Conv2d": Conv2dKind(),
 }
-"""By the name of PEFT's class: bitsandbytes, which it may need, is not always installed."""
+"""By name of PEFT's class, because bitsandbytes classes cannot always be imported."""
 
 
 def kind_of(name: str, module: Any) -> LayerKind:
@@ -27,7 +27,7 @@ def kind_of(name: str, module: Any) -> LayerKind:
         module: The `peft.tuners.lora.LoraLayer`.
 
     Raises:
-        LayerError: If ranks cannot move on layers of its kind.
+        LayerError: If ranks cannot change on layers of its class.
     """
     kind = type(module)
     full_name = f"{kind.__module__}.{kind.__qualname__}"

@@ -17,13 +17,13 @@ from dynlora.types import Tokens
 
 
 class Conv2dKind:
-    """`lora_A` (r, channels * height * width of the kernel), `lora_B` (out, r); tokens: patches."""
+    """`lora_A` (r, channels * kernel height * width), `lora_B` (out, r); tokens are patches."""
 
     def check(self, name: str, module: Any) -> None:
-        """Check that every output channel sees every input channel.
+        """Check that every output channel reads every input channel.
 
         Raises:
-            LayerError: If it does not.
+            LayerError: If the convolution is grouped.
         """
         groups = module.get_base_layer().groups
         if groups != 1:
@@ -33,7 +33,7 @@ class Conv2dKind:
             )
 
     def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
-        """Return the kernels of `lora_A` and of `lora_B`, whose size is 1 by 1."""
+        """Return the kernels of `lora_A` and `lora_B`, the latter 1 by 1."""
         first, second = module.lora_A[adapter], module.lora_B[adapter]
         return (
             Factor(first, "weight", 0, _flat, partial(_unflat, tuple(first.weight.shape[1:]))),
@@ -41,7 +41,7 @@ class Conv2dKind:
         )
 
     def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set the convolutions' channels."""
+        """Set the channel counts of both convolutions."""
         module.lora_A[adapter].out_channels = r
         module.lora_B[adapter].in_channels = r
 
@@ -56,22 +56,22 @@ class Conv2dKind:
         lora_B: Float[Tensor, "height r"],
         tokens: Tokens | None,
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-        """Return what `lora_A` makes of the patches, and `lora_B`."""
+        """Return the patches projected by `lora_A`, and `lora_B`."""
         return project(lora_A, tokens), lora_B
 
     def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return the patches: rows of `lora_A` are directions among them."""
+        """Return the patches, because rows of `lora_A` are directions of patches."""
         return tokens
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
-        """Return the patches that `lora_A` sees, one for each place of the output."""
+        """Return the patches that `lora_A` reads, one per output position."""
         if inputs.dim() != 4:
             return Rows(shape=(), read=_nothing)
         conv = module.lora_A[adapter]
         shape = (output.shape[0], *output.shape[2:])
 
         def read(index: Tensor) -> tuple[Tensor, Tensor]:
-            # Windows are views of the image: only the patches that are asked for are copied.
+            # Windows are views of the image, so that only the requested patches are copied.
             windows = pad(inputs, conv._reversed_padding_repeated_twice)
             for axis, size, stride in zip((2, 3), conv.kernel_size, conv.stride, strict=True):
                 windows = windows.unfold(axis, size, stride)

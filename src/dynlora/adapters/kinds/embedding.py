@@ -1,9 +1,9 @@
-"""LoRA on `nn.Embedding`: read transposed, because PEFT starts its factors the other way round.
+"""LoRA on `nn.Embedding`: read transposed, because PEFT zeroes the other factor.
 
 `lora_embedding_A` (r, ids) starts at zero and `lora_embedding_B` (dim, r) does not, so that the
-gradients of the first steps are all in `lora_embedding_A`. Its transpose is our `lora_B`, that of
-`lora_embedding_B` our `lora_A`: then growing adds zeros where PEFT does, and the metrics read the
-gradients that are not zero. The layer adds, for an id, ``scaling * lora_A.T @ lora_B[id]``.
+first gradients are all in `lora_embedding_A`. Its transpose is our `lora_B`, and the transpose of
+`lora_embedding_B` our `lora_A`. Growing then adds zeros where PEFT does, and metrics read nonzero
+gradients. The layer adds ``scaling * lora_A.T @ lora_B[id]`` for an id.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ class EmbeddingKind:
         """Check that the lookup neither rescales weights nor returns sparse gradients.
 
         Raises:
-            LayerError: If it does.
+            LayerError: If `max_norm` or `sparse` is set.
         """
         base = module.get_base_layer()
         if base.max_norm is not None or base.sparse:
@@ -44,10 +44,10 @@ class EmbeddingKind:
         )
 
     def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set nothing: the parameters stand alone."""
+        """Do nothing, because the parameters are not in submodules."""
 
     def base_norm(self, module: Any) -> float:
-        """Return the norm of the whole table."""
+        """Return the norm of the embedding table."""
         return float(whole(module.get_base_layer().weight).norm())
 
     def see(
@@ -57,11 +57,11 @@ class EmbeddingKind:
         lora_B: Float[Tensor, "height r"],
         tokens: Tokens | None,
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-        """Return `lora_A`, and the rows of `lora_B` as often as their ids occur.
+        """Return `lora_A`, and the rows of `lora_B` scaled by the root of their frequency.
 
-        What is lost on ids that the sample lacks must not count as nothing. As much of the weight
-        as ids seen once make up of the sample, which estimates how often the next token is one
-        not seen yet, is spread evenly over all ids; one more is added, so that it is never zero.
+        Ids outside the sample must also count. A part ``(ids seen once + 1) / (tokens + 1)`` of the
+        frequency is spread evenly over all ids: it estimates how often the next token is an unseen
+        id, and is never zero.
         """
         if tokens is None:
             return lora_A.T, lora_B
@@ -74,7 +74,7 @@ class EmbeddingKind:
         return lora_A.T, factor * shares.sqrt()[:, None] * lora_B
 
     def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return None: rows of `lora_A` are directions of the output, which ids do not show."""
+        """Return None: rows of `lora_A` are output directions, which ids do not show."""
         return None
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:

@@ -1,6 +1,6 @@
-"""LoRA on `nn.Linear`, on transformers' `Conv1D` and on layers that bitsandbytes quantised.
+"""LoRA on `nn.Linear`, transformers' `Conv1D` and layers quantised by bitsandbytes.
 
-PEFT's factors are of the same shape for all of them; the base weight alone is held otherwise.
+PEFT's factors have the same shapes on all of them; only the base weight's format differs.
 """
 
 import math
@@ -19,10 +19,10 @@ from dynlora.types import Tokens
 
 
 class LinearKind:
-    """`lora_A` and `lora_B` as PEFT holds them; a token is a vector."""
+    """PEFT's `lora_A` and `lora_B`; a token is a vector."""
 
     def check(self, name: str, module: Any) -> None:
-        """Check that the base is a layer that we know.
+        """Check that the base layer is an `nn.Linear` or a `Conv1D`.
 
         Raises:
             LayerError: If it is not.
@@ -42,12 +42,12 @@ class LinearKind:
         )
 
     def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set the linear layers' features."""
+        """Set the feature counts of both linear layers."""
         module.lora_A[adapter].out_features = r
         module.lora_B[adapter].in_features = r
 
     def base_norm(self, module: Any) -> float:
-        """Return the norm of the base weight, of packed weights as the numbers they stand for."""
+        """Return the norm of the base weight, dequantised if packed."""
         return float(whole(dequantize_module_weight(module.get_base_layer())).norm())
 
     def see(
@@ -57,11 +57,11 @@ class LinearKind:
         lora_B: Float[Tensor, "height r"],
         tokens: Tokens | None,
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-        """Return what `lora_A` makes of the tokens, and `lora_B`."""
+        """Return the tokens projected by `lora_A`, and `lora_B`."""
         return project(lora_A, tokens), lora_B
 
     def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return the tokens: rows of `lora_A` are directions of the input."""
+        """Return the tokens, because rows of `lora_A` are directions of the input."""
         return tokens
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
@@ -77,11 +77,11 @@ class LinearKind:
 
 
 def project(lora_A: Float[Tensor, "r width"], tokens: Tokens | None) -> Float[Tensor, "k r"]:
-    """Return the tokens in rank space, of which the Gram matrix is a mean; of white input if None.
+    """Return tokens in rank space, scaled so that their Gram matrix is a mean over tokens.
 
     Args:
-        lora_A: The factor that sees the tokens.
-        tokens: Observed vectors.
+        lora_A: Factor that reads the tokens.
+        tokens: Observed vectors; None uses unit-covariance input.
     """
     if tokens is None:
         return lora_A.T

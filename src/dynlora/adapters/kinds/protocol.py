@@ -1,7 +1,7 @@
-"""A kind of LoRA layer: where PEFT keeps the two factors, and what the layer's input means.
+"""A kind of LoRA layer: location of PEFT's two factors, and meaning of the layer's input.
 
 Every kind is read as ``scaling * lora_B @ lora_A``, where `lora_B` is the factor that starts at
-zero: a direction whose column of `lora_B` is zero adds nothing, whatever its row of `lora_A`.
+zero. A direction with a zero column of `lora_B` adds nothing.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ from dynlora.types import Tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The tokens of one forward of one layer, not copied before they are read."""
+    """Tokens of one forward of one layer, copied only when read."""
 
     shape: tuple[int, ...]
-    """Their layout, batch first; empty if there is no batch."""
+    """Layout, batch first; empty without a batch."""
     read: Callable[[Int[Tensor, " n"]], tuple[Tensor, Tensor]]
-    """From places in the flattened layout to the inputs and the outputs there."""
+    """Function from indices in the flattened layout to inputs and outputs."""
     source: Tensor | None = None
-    """The tensor that the inputs are copied from as they are: layers that read the same one can
-    share copies. None where inputs are made of it, as patches are."""
+    """Tensor from which inputs are copied unchanged, so that layers with the same source can share
+    copies. None if inputs are derived from it, as patches are."""
 
 
 @runtime_checkable
 class LayerKind(Protocol):
-    """One kind of layer; stateless, `module` is always PEFT's LoRA layer."""
+    """One kind of layer. It is stateless; `module` is always PEFT's LoRA layer."""
 
     def check(self, name: str, module: Any) -> None:
-        """Raise `LayerError` if this very layer has a setting that ranks cannot follow."""
+        """Raise `LayerError` if this layer has a setting that does not permit changes of rank."""
         ...
 
     def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
@@ -41,11 +41,11 @@ class LayerKind(Protocol):
         ...
 
     def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Make the fields in which PEFT's submodules keep their shape tell this rank."""
+        """Set the shape fields of PEFT's submodules to this rank."""
         ...
 
     def base_norm(self, module: Any) -> float:
-        """Return the norm of the base weight, by which white input leaves the layer."""
+        """Return the norm of the base weight, which is the output norm on unit-covariance input."""
         ...
 
     def see(
@@ -55,15 +55,15 @@ class LayerKind(Protocol):
         lora_B: Float[Tensor, "height r"],
         tokens: Tokens | None,
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-        """Return what the two factors are on observed tokens, or on white input.
+        """Return both factors applied to observed tokens, or to unit-covariance input.
 
-        The mean square norm of ``lora_B @ M @ lora_A`` on the tokens is that of
-        ``right @ M @ left.T`` for every ``M``, where left and right are what is returned.
+        For every ``M``, the mean squared norm of ``lora_B @ M @ lora_A`` on the tokens equals the
+        squared norm of ``right @ M @ left.T``, where ``(left, right)`` is the result.
         """
         ...
 
     def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return what new rows of `lora_A` shall see; None where tokens do not show it."""
+        """Return input vectors for new rows of `lora_A`; None if tokens contain none."""
         ...
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
