@@ -248,8 +248,8 @@ def test_every_change_is_followed_after_it_was_made():
 def test_the_configuration_tells_the_ranks_after_a_plan():
     model = lora_chain(*WIDTHS, r=4, lora_alpha=6)
     apply(adapters_of(model), {"0": 2, "1": 6})
-    assert model.peft_config["default"].rank_pattern == {"^0": 2, "^1": 6}
-    assert model.peft_config["default"].alpha_pattern == {"^0": 3, "^1": 9}
+    assert model.peft_config["default"].rank_pattern == {"^(0)$": 2, "^(1)$": 6}
+    assert model.peft_config["default"].alpha_pattern == {"^(0)$": 3, "^(1)$": 9}
 
 
 def test_resizing_depends_on_seed_and_step_and_not_on_the_global_random_state():
@@ -297,7 +297,7 @@ def test_a_layer_weight_changes_the_scale_and_not_the_function():
         torch.testing.assert_close(added(layer), before[name])
         layer.module.set_scale("default", 1)
         assert layer.scaling == scalings[name]
-    assert model.peft_config["default"].alpha_pattern == {"^0": 12, "^1": 3}
+    assert model.peft_config["default"].alpha_pattern == {"^(0)$": 12, "^(1)$": 3}
 
 
 def test_a_layer_weight_of_one_changes_no_bit():
@@ -421,7 +421,7 @@ def test_ranks_are_told_of_one_adapter_where_several_were_made_of_one_configurat
     model = get_peft_model(bare_chain(*WIDTHS), config)
     model.add_adapter("reference", config)
     apply(adapters_of(model), {"0": 1, "1": 2})
-    assert model.peft_config["default"].rank_pattern == {"^0": 1, "^1": 2}
+    assert model.peft_config["default"].rank_pattern == {"^(0)$": 1, "^(1)$": 2}
     assert model.peft_config["reference"].rank_pattern == {}
     assert config.rank_pattern == {}  # a cell that is run again begins with equal ranks
 
@@ -435,7 +435,7 @@ def test_what_loads_later_is_told_in_the_configuration_that_is_saved():
     state["base_model.model.0.lora_A.default.weight"] = torch.zeros(2, 8)
     state["base_model.model.0.lora_B.default.weight"] = torch.zeros(10, 2)
     model.load_state_dict(state)
-    assert model.peft_config["default"].rank_pattern == {"^0": 2}
+    assert model.peft_config["default"].rank_pattern == {"^(0)$": 2}
     assert config.rank_pattern == {}
 
 
@@ -450,7 +450,7 @@ def test_ranks_are_told_though_memory_ran_out_while_a_layer_grew(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         apply(adapters, {"0": 1, "2": 6})
     assert ranks_of(adapters) == {"0": 1, "1": 4, "2": 4}
-    assert model.peft_config["default"].rank_pattern == {"^0": 1}
+    assert model.peft_config["default"].rank_pattern == {"^(0)$": 1}
 
 
 @pytest.mark.parametrize("seed", [2**64 - 1, 10**19, -(2**70)])
