@@ -264,7 +264,9 @@ def bound_layers(
             held=layer.r,
             widest=layer.widest,
             min_rank=config.min_rank,
-            max_rank=max(config.min_rank, least[layer.name]) if layer.name in lowered else max_rank,
+            max_rank=min(max_rank, max(config.min_rank, least[layer.name]))
+            if layer.name in lowered
+            else max_rank,
             kept_by_tolerance=least[layer.name],
             limit=(limits or {}).get(layer.name),
             pinned=not layer.is_trained

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def check_plan(
             f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
         )
     for name, rank in plan.ranks.items():
-        if type(rank) is not int or rank < 1:
+        if isinstance(rank, bool) or not isinstance(rank, SupportsIndex) or rank < 1:
             raise BudgetError(
                 f"The rank of {name!r} must be a whole number of at least 1, got {rank!r}."
             )

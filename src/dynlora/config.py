@@ -177,6 +177,7 @@ class DynamicLoraConfig:
             self.last_event,
         )
         _require(self.events >= 1, "events", "at least 1", self.events)
+        _require(abs(self.seed) < 2**63, "seed", "between -2^63 and 2^63", self.seed)
         _require(
             0 <= self.hysteresis < math.inf, "hysteresis", "at least 0, finite", self.hysteresis
         )

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -283,6 +283,7 @@ class DynamicLora:
         costs = {layer.name: layer.cost for layer in self._layers}
         most = {layer.name: layer.capacity for layer in self._layers}
         check_plan(plan, self.ranks, costs, self.budget, most=most)
+        plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._check_layers()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         with self._in_own_precision():

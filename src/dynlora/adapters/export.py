@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LoraView, find_root
 from dynlora.name_patterns import name_patterns
+from dynlora.starts import changes_base
 
 
 def own_config(model: nn.Module, adapter: str) -> Any:
@@ -42,7 +43,8 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     alphas = {layer.name: layer.alpha for layer in layers}
     peft_config.rank_pattern = name_patterns(ranks, peft_config.r)
     peft_config.alpha_pattern = name_patterns(alphas, peft_config.lora_alpha)
-    peft_config.init_lora_weights, peft_config.eva_config = True, None
+    if not changes_base(peft_config.init_lora_weights):  # such an adapter is refused on attach
+        peft_config.init_lora_weights, peft_config.eva_config = True, None
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:

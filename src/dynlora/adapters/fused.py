@@ -25,7 +25,6 @@ class _FusedLayer:
 
     def __init__(self, module: PeftLinear, owner: "FusedLora") -> None:
         self._module = module
-        self._base = cast(nn.Linear, module.base_layer)
         self._owner = owner
         self._weight: Tensor | None = None
         self._weight_of: tuple[Any, ...] = ()
@@ -35,11 +34,20 @@ class _FusedLayer:
         return vars(self) | {"_weight": None, "_weight_of": ()}
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        given = args or kwargs or torch.compiler.is_compiling()
-        if given or not self._pays(x) or not self._fits(x):
+        other = args or kwargs or not self._owner.is_open or torch.compiler.is_compiling()
+        if other or not self._is_linear or not self._pays(x) or not self._fits(x):
             # Called on the class, because a pickled bound method would resolve to this object.
             return cast(Tensor, PeftLinear.forward(self._module, x, *args, **kwargs))
         return self._fused(x)
+
+    @property
+    def _base(self) -> nn.Linear:
+        return cast(nn.Linear, self._module.base_layer)
+
+    @property
+    def _is_linear(self) -> bool:
+        """Whether the base layer, which may have been replaced, is a plain linear layer."""
+        return type(self._base) is nn.Linear
 
     def _pays(self, x: Tensor) -> bool:
         """Return whether fusing saves more time than its Python call costs."""
@@ -154,6 +162,8 @@ class FusedLora:
         """Whether layers keep a copy of their weight in autocast's dtype between steps."""
         self._modules = {n: module for n, module in model.named_modules() if _is_plain(module)}
         self._layers = [_FusedLayer(module, self) for module in self._modules.values()]
+        self.is_open = False
+        """Whether layers are fused; closed layers that a wrapper still calls run PEFT's forward."""
         self.open()
 
     @property
@@ -164,22 +174,26 @@ class FusedLora:
     def open(self) -> None:
         """Install the fused forwards, unless installed."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
-            vars(module).update(forward=layer, merge=layer.merge)
+            vars(module).update(forward=layer, merge=layer.merge, _dynlora_fused=layer)
+        self.is_open = True
 
     def close(self) -> None:
         """Restore PEFT's forward in every layer."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
-            if vars(module).get("forward") is layer:
-                del module.forward, module.merge
+            own = {"forward": layer, "merge": layer.merge, "_dynlora_fused": layer}
+            for name, value in own.items():  # all others are of a wrapper or a later `FusedLora`
+                if vars(module).get(name) == value:
+                    delattr(module, name)
             layer.forget()
+        self.is_open = False
 
 
 def close_fused(model: nn.Module) -> None:
     """Close the model's `FusedLora`, if any, whose owner may no longer exist."""
     for module in model.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, _FusedLayer):
-            forward.close()
+        fused = vars(module).get("_dynlora_fused")
+        if fused is not None:
+            fused.close()
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -137,7 +137,7 @@ class ActivationTaps:
         """Return inputs and outputs; consecutive layers with the same input share a copy."""
         # Rows shared by all examples are stored once, and count for each.
         inputs, outputs = rows.read(index % math.prod(rows.shape))
-        if rows.source is None:
+        if rows.source is None or rows.source.is_inference():  # without a version to compare
             return inputs, outputs
         if self._last_read is not None:
             source, version, places, copied = self._last_read

@@ -24,7 +24,7 @@ STEPS = 2
 """Measured optimizer steps: the optimizer's state exists from the second step on."""
 SECONDS = 3600
 """Time limit of a child, enforced by the system even if the parent was killed."""
-COMMAND = (sys.executable, "-m", "dynlora.train.measure")
+COMMAND = (sys.executable, "-P", "-m", "dynlora.train.measure")
 
 
 def measure_methods(

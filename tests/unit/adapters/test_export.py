@@ -71,3 +71,11 @@ def test_whole_alphas_are_written_as_whole_numbers():
     write_patterns(config, layers)
     assert [type(alpha) for alpha in config.alpha_pattern.values()] == [int, float]
     assert config.alpha_pattern == {"^(0)$": 3, "^(1)$": 4.5}
+
+
+def test_a_start_that_changes_the_base_is_kept_so_that_attaching_refuses_it():
+    model = lora_chain(8, 8, r=4)
+    config = model.peft_config["default"]
+    config.init_lora_weights = "pissa"
+    write_patterns(config, layers_of(model))
+    assert config.init_lora_weights == "pissa"

@@ -14,7 +14,7 @@ from torch import nn
 
 from dynlora.adapters import fused as fused_module
 from dynlora.adapters import fused_linear
-from dynlora.adapters.fused import FusedLora
+from dynlora.adapters.fused import FusedLora, close_fused
 from dynlora.adapters.resize import set_rank
 from tests.adapters import randomised
 from tests.lora_layers import layers_of
@@ -462,6 +462,28 @@ def test_a_layer_reads_the_state_of_its_own_call_whatever_changed_since_another(
         else:
             size = float(want.abs().max())
             torch.testing.assert_close(got, want, rtol=0, atol=tolerance * size)
+
+
+def test_a_base_layer_that_is_replaced_is_computed():
+    plain, model = crossed_pair()
+    x = torch.ones(4, 6, dtype=torch.float64)
+    outputs = []
+    for each in (plain, model):
+        torch.manual_seed(3)
+        for name in ("query", "key"):
+            each.base_model.model.get_submodule(name).base_layer = nn.Linear(6, 6).double()
+        outputs.append(each(x, x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_closed_layers_run_pefts_forward_inside_a_wrapper():
+    plain, model = crossed_pair(torch.float32)
+    query = model.base_model.model.query
+    query.forward = lambda x, inner=query.forward: inner(x)
+    close_fused(model)
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    assert torch.equal(model(x, x), plain(x, x))
+    assert "forward" in vars(query), "the wrapper stays"
 
 
 @pytest.mark.usefixtures("way")

@@ -526,3 +526,13 @@ def test_an_input_that_was_changed_in_place_is_shown_as_each_layer_read_it():
     shown = {name: inputs for name, inputs, *_ in recorder.shown}
     assert torch.equal(shown["first"], x.flatten(0, 1))
     assert torch.equal(shown["second"], 2 * x.flatten(0, 1))
+
+
+def test_inputs_made_without_versions_are_shown():
+    config = LoraConfig(r=2, target_modules=["0"], lora_dropout=0.5)
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config).train()
+    recorder, _ = tapped(model)
+    with torch.inference_mode():
+        x = torch.arange(24.0).reshape(2, 3, 4)
+    model(x)
+    assert torch.equal(recorder.shown[0][1], x.flatten(0, 1))
