@@ -8,8 +8,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Otherwise the last bits of MKL depend on memory alignment on processors without AVX-512, so tests
-# that compare runs bit for bit fail there.
+# On some processors the last bits of MKL otherwise depend on memory alignment, so that tests that
+# compare runs bit for bit would fail.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 from tests.typechecker import check_types
