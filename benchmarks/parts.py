@@ -44,7 +44,7 @@ from dynlora.adapters.strengths import component_powers
 from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.cli.job_parser import parse_values
 from dynlora.features import effective_rank
-from dynlora.report.run_files import read_run
+from dynlora.runs.reader import read_run
 from dynlora.train import wrap
 from dynlora.train.job import run_job
 from dynlora.types import RankPlan

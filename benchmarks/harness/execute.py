@@ -21,13 +21,13 @@ from rich.console import Console
 from benchmarks.harness.assignment import Assignment, Outcome
 from benchmarks.harness.runs import ExamRows
 from dynlora.errors import DynamicLoraError, NonFiniteError, is_out_of_memory
-from dynlora.report.run_files import RunFiles, read_run
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.reader import RunFiles, read_run
 from dynlora.train.any_split import find_split
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.evaluation import Evaluation, evaluate_run
 from dynlora.train.finished_run import load_run
 from dynlora.train.job import run_job
-from dynlora.train.run_folder import RunFolder
 from dynlora.train.sources import sample
 
 PEAK_RESET = Path("/proc/self/clear_refs")

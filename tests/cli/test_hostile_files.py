@@ -13,7 +13,7 @@ from dynlora.cli.main import main
 from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import manifest_of
 from dynlora.integrations.checkpoint import load_state, save_state
-from dynlora.report.unfinished import PROGRESS
+from dynlora.runs.checkpoints import PROGRESS
 
 Train = Callable[..., int]
 IN_CHECKPOINT = (

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from dynlora.cli.main import main
-from dynlora.report.unfinished import finish_command
+from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.record import RunRecord
+from dynlora.runs.resume import save_progress
 from dynlora.train.progress import ProgressBar
-from dynlora.train.resume import save_progress
-from dynlora.train.run_record import RunRecord
 from tests.jobs import write_data, write_rows
 from tests.processes import run_in_group
 

@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
     from dynlora.cli.job_parser import check_keys, parse_job
     from dynlora.errors import DynamicLoraError
     from dynlora.files.plain_values import parse_json, parse_yaml
-    from dynlora.report.run_files import read_run
+    from dynlora.runs.reader import read_run
     from dynlora.saved.adapter import read_adapter
     from dynlora.saved.patterns import match_names
 

@@ -26,8 +26,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from rich.text import Text
 
     from dynlora.report.page import report_page
-    from dynlora.report.run_files import read_run
     from dynlora.report.write_page import check_replaceable, write_page
+    from dynlora.runs.reader import read_run
 
     path = given.output or given.run / "report.html"
     check_replaceable(path)

@@ -65,8 +65,8 @@ def open_run(
         DynamicLoraError: If the run is not finished, or a required file is missing or broken.
     """
     from dynlora.adapters.input_adaptive_file import load_input_adaptive
+    from dynlora.runs.folder import RunFolder
     from dynlora.train.finished_run import check_finished, load_run
-    from dynlora.train.run_folder import RunFolder
 
     folder = RunFolder(run)
     check_finished(folder)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
-from dynlora.report.run_files import UNFINISHED, RunFiles, read_run
-from dynlora.report.unfinished import finish_command
 from dynlora.report.wording import count_text
+from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.reader import UNFINISHED, RunFiles, read_run
 
 IGNORED = ("output", "overwrite", "training.resume")
 """Settings that do not affect a run's result."""

@@ -11,10 +11,10 @@ from dynlora.report.curves import charts
 from dynlora.report.diagram import Ranks, diagram
 from dynlora.report.markup import Content, Node, append, node, to_html
 from dynlora.report.rank_map import rank_map
-from dynlora.report.run_files import RunFiles
 from dynlora.report.shades import Shades, paint, shades_for
 from dynlora.report.tables import cost_table, events_table, metrics_table, parameters_table
 from dynlora.report.wording import count_text
+from dynlora.runs.reader import RunFiles
 
 MARK = '<meta name="generator" content="dynlora report">'
 """Marks a file as a report, which a new report may replace."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dynlora.report.markup import Content, Node, append, node
 from dynlora.report.names import short_names
-from dynlora.report.run_files import RunFiles
 from dynlora.report.wording import (
     bytes_text,
     change_text,
@@ -15,6 +14,7 @@ from dynlora.report.wording import (
     share_text,
     verdict,
 )
+from dynlora.runs.reader import RunFiles
 from dynlora.types import Event
 
 MOVERS = 3

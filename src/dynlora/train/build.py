@@ -11,6 +11,8 @@ import pyarrow as pa
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data import load_data
 from dynlora.train.early_stopping import EarlyStopping
@@ -26,8 +28,6 @@ from dynlora.train.recorder import (
     RankRecorder,
     Stopwatch,
 )
-from dynlora.train.resume import Past, check_same_task, find_past
-from dynlora.train.run_folder import RunFolder
 from dynlora.train.stop_signals import StopSignals
 from dynlora.train.task import Task, TaskData, TrainerParts
 from dynlora.train.tasks import TASKS

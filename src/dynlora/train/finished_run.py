@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 
 from dynlora.errors import AdapterError, RunFileError
 from dynlora.files.json_files import read_json
-from dynlora.report.plain_files import whole, wrong_value
-from dynlora.report.run_files import UNFINISHED
-from dynlora.report.unfinished import finish_command
+from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.reader import UNFINISHED
+from dynlora.runs.values import whole, wrong_value
 from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
 from dynlora.saved.base import attach
 from dynlora.saved.fits import check_fits
@@ -21,7 +22,6 @@ from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import reload_in_float32
 from dynlora.train.head import no_head
 from dynlora.train.pretrained import locate
-from dynlora.train.run_folder import RunFolder
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS

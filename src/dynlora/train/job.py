@@ -24,16 +24,16 @@ from dynlora.errors import EngineError, ResumeError, RunFolderError
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
-from dynlora.report.unfinished import PROGRESS, can_resume, finish_command
+from dynlora.runs.checkpoints import PROGRESS, can_resume, finish_command
+from dynlora.runs.folder import not_written
+from dynlora.runs.record import RunRecord, machine, peak_memory, versions
+from dynlora.runs.resume import complete_checkpoints
 from dynlora.signals import Stopped
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.heap import keep_freed_memory
 from dynlora.train.held_run import HeldRun
-from dynlora.train.resume import complete_checkpoints
-from dynlora.train.run_folder import not_written
-from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
 from dynlora.train.starts import write_difference
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths, total_steps

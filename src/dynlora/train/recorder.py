@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.files.json_files import append_line, write_lines
 from dynlora.files.whole import remove
-from dynlora.report.line_files import read_metrics
-from dynlora.report.unfinished import checkpoints
-from dynlora.train.resume import Past, save_progress
+from dynlora.runs.checkpoints import checkpoints
+from dynlora.runs.lines import read_metrics
+from dynlora.runs.resume import Past, save_progress
 
 _AT_LAST = {"train_runtime", "best_loss"}
 """Keys of lines written after a run's last step."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from dynlora.errors import RunFileError
 from dynlora.report.comparison import Comparison, compare_runs, read_finished
 from dynlora.report.comparison_table import comparison_table
-from dynlora.report.run_files import RunFiles
+from dynlora.runs.reader import RunFiles
 from tests.unit.report.runs import config_values, run_values, write_run
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from dynlora.report.page import report_page
-from dynlora.report.run_files import read_run
+from dynlora.runs.reader import read_run
 from tests.unit.report.pages import Seen, parse_page
 from tests.unit.report.runs import (
     block_names,

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dynlora.errors import AdapterError, RunFileError
-from dynlora.report.run_files import read_run
+from dynlora.runs.reader import read_run
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
 NAMES = block_names(2)

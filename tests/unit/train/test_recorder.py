@@ -11,9 +11,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLoraCallback
 from dynlora.files.json_files import write_lines
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.resume import Past
 from dynlora.train.recorder import CheckpointRecorder, MetricsRecorder, Stopwatch, started
-from dynlora.train.resume import Past
-from dynlora.train.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from transformers import TrainerControl, TrainerState
 
 from dynlora.errors import ResumeError, RunFileError, RunFolderError
 from dynlora.files.json_files import write_json
-from dynlora.train.config import DataConfig, JobConfig, ModelConfig, TrainingConfig
-from dynlora.train.config_file import write_config
-from dynlora.train.resume import (
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.resume import (
     check_same_task,
     complete_checkpoints,
     find_past,
     save_progress,
 )
-from dynlora.train.run_folder import RunFolder
+from dynlora.train.config import DataConfig, JobConfig, ModelConfig, TrainingConfig
+from dynlora.train.config_file import write_config
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynlora.errors import RunFolderError
-from dynlora.train.run_folder import RunFolder
+from dynlora.runs.folder import RunFolder
 
 KEPT = ["config.yaml", "notes", "run.json"]
 """Of a run that is cleared: what the next run overwrites, and what is none of a run's."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dynlora.release import release
-from dynlora.train.run_record import RunRecord, machine, peak_memory, versions
+from dynlora.runs.record import RunRecord, machine, peak_memory, versions
 from tests.processes import run_in_group
 
 
@@ -48,7 +48,7 @@ def test_peak_memory_is_in_bytes_and_never_falls() -> None:
 
 def test_the_peak_is_this_processs_own_and_not_of_the_one_that_started_it() -> None:
     ballast = b"x" * 2**30  # so that this process has more than the other will
-    script = "from dynlora.train.run_record import peak_memory; print(peak_memory())"
+    script = "from dynlora.runs.record import peak_memory; print(peak_memory())"
     command = [sys.executable, "-W", "ignore", "-c", script]
     told = run_in_group(command, capture_output=True, text=True, check=True).stdout
     peak = ast.literal_eval(told.splitlines()[-1])["peak_memory_bytes"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.files.json_files import broken_line, read_lines
-from dynlora.report.plain_files import is_number
+from dynlora.runs.values import is_number
 from dynlora.types import Event
 
 COUNTS = ("rank_before", "rank_after")

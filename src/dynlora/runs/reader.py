@@ -11,8 +11,8 @@ from typing import Any
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import read_json
 from dynlora.report.adapter_ranks import read_adapter_ranks
-from dynlora.report.line_files import read_events, read_metrics
-from dynlora.report.plain_files import numbers, read_yaml, whole, wrong_value
+from dynlora.runs.lines import read_events, read_metrics
+from dynlora.runs.values import numbers, read_yaml, whole, wrong_value
 from dynlora.types import Event
 
 UNFINISHED = {
