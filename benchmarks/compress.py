@@ -18,14 +18,14 @@ from pathlib import Path
 import pyarrow.parquet
 import torch
 
+from dynlora.adapter_files.activations import Seen, observe_texts
+from dynlora.adapter_files.adapter import SavedAdapter, read_adapter, write_adapter
+from dynlora.adapter_files.base import BaseSource, attach, load_base
+from dynlora.adapter_files.compress import cut_to, measure, plan_cut
+from dynlora.adapter_files.spectrum import Components, find_components
+from dynlora.adapter_files.texts import batch_texts, read_texts
 from dynlora.adjuster import LayerBounds, grant_ranks, plan_ranks
 from dynlora.allocator import allocate_shares
-from dynlora.saved.activations import Seen, observe_texts
-from dynlora.saved.adapter import SavedAdapter, read_adapter, write_adapter
-from dynlora.saved.base import BaseSource, attach, load_base
-from dynlora.saved.compress import cut_to, measure, plan_cut
-from dynlora.saved.spectrum import Components, find_components
-from dynlora.saved.texts import batch_texts, read_texts
 
 COLUMNS = ("sentence1", "sentence2")
 Parts = Mapping[str, Components]

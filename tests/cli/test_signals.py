@@ -35,7 +35,7 @@ def test_it_ends_a_verb_with_a_word_and_the_exit_code_that_shells_give(
 def test_it_leaves_no_half_of_a_folder(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynlora.saved.adapter.save_file", terminated)
+    monkeypatch.setattr("dynlora.adapter_files.adapter.save_file", terminated)
     arguments = ["export", finished / "adapter", "--format", "native", "--output", tmp_path / "out"]
     assert main([str(argument) for argument in arguments]) == 143
     assert list(tmp_path.iterdir()) == []

@@ -23,12 +23,12 @@ import atheris
 
 with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
     from benchmarks.harness.study import read_study
+    from dynlora.adapter_files.adapter import read_adapter
+    from dynlora.adapter_files.patterns import match_names
     from dynlora.cli.job_parser import check_keys, parse_job
     from dynlora.errors import DynamicLoraError
     from dynlora.files.plain_values import parse_json, parse_yaml
     from dynlora.runs.reader import read_run
-    from dynlora.saved.adapter import read_adapter
-    from dynlora.saved.patterns import match_names
 
 import yaml
 

@@ -29,9 +29,9 @@ def run(arguments: Sequence[str], output: Output) -> None:
     budget = _read_budget(given.budget)
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.saved.adapter import read_adapter, write_adapter
-    from dynlora.saved.compress import check_affordable, compress
-    from dynlora.saved.folder import check_free
+    from dynlora.adapter_files.adapter import read_adapter, write_adapter
+    from dynlora.adapter_files.compress import check_affordable, compress
+    from dynlora.adapter_files.folder import check_free
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
@@ -105,11 +105,11 @@ def _read_budget(text: str) -> Any:
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
     """Return statistics of the adapter's layers on the texts."""
+    from dynlora.adapter_files.activations import observe_texts
+    from dynlora.adapter_files.base import attach, load_base, locate_base
+    from dynlora.adapter_files.texts import batch_texts, check_reads_texts, read_texts
     from dynlora.base_models import position_limit
     from dynlora.cli.messages import readable_messages
-    from dynlora.saved.activations import observe_texts
-    from dynlora.saved.base import attach, load_base, locate_base
-    from dynlora.saved.texts import batch_texts, check_reads_texts, read_texts
 
     named = {"--text": given.text, "--text-pair": given.text_pair}
     columns = {option: column for option, column in named.items() if column is not None}

@@ -34,8 +34,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     _check_options(given)
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.saved.adapter import read_adapter
-    from dynlora.saved.folder import check_free
+    from dynlora.adapter_files.adapter import read_adapter
+    from dynlora.adapter_files.folder import check_free
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
@@ -86,9 +86,9 @@ def _check_options(given: Any) -> None:
 def _merge(adapter: Any, given: Any, output: Output) -> None:
     from rich.text import Text
 
+    from dynlora.adapter_files.base import locate_base
+    from dynlora.adapter_files.merge import merge_adapter
     from dynlora.cli.messages import readable_messages
-    from dynlora.saved.base import locate_base
-    from dynlora.saved.merge import merge_adapter
     from dynlora.train.finished_run import outputs_of
 
     source = locate_base(adapter, given.model)
@@ -108,8 +108,8 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
-    from dynlora.saved.adapter import write_adapter
-    from dynlora.saved.rewrite import native, svd_uniform, uniform
+    from dynlora.adapter_files.adapter import write_adapter
+    from dynlora.adapter_files.rewrite import native, svd_uniform, uniform
 
     kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
     if given.format == "native":

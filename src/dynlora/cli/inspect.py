@@ -23,8 +23,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
         return
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.saved.adapter import read_adapter
-    from dynlora.saved.summary import summarise
+    from dynlora.adapter_files.adapter import read_adapter
+    from dynlora.adapter_files.summary import summarise
 
     summary = summarise(read_adapter(given.adapter))
     output.show(_table(summary), summary.to_dict())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from dynlora.adapter_files.names import check_names, natural_key
 from dynlora.errors import RunFileError
-from dynlora.saved.names import check_names, natural_key
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
+from dynlora.adapter_files.tables import column_values
 from dynlora.errors import ConfigError
-from dynlora.saved.tables import column_values
 from dynlora.train.columns import refuse_rows
 from dynlora.train.examples import Example
 from dynlora.train.sources import RawSplit

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from dynlora.adapter_files import tables
+from dynlora.adapter_files.tables import AS_WRITTEN, TABLES
 from dynlora.errors import DataError
-from dynlora.saved import tables
-from dynlora.saved.tables import AS_WRITTEN, TABLES
 from dynlora.train.config import DataConfig
 from dynlora.train.image_sources import read_npz, read_npz_images
 

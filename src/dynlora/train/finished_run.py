@@ -9,15 +9,15 @@ from typing import Any
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from dynlora.adapter_files.adapter import CONFIG, WEIGHTS, read_adapter
+from dynlora.adapter_files.base import attach
+from dynlora.adapter_files.fits import check_fits
 from dynlora.errors import AdapterError, RunFileError
 from dynlora.files.json_files import read_json
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import UNFINISHED
 from dynlora.runs.values import whole, wrong_value
-from dynlora.saved.adapter import CONFIG, WEIGHTS, read_adapter
-from dynlora.saved.base import attach
-from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import reload_in_float32
 from dynlora.train.head import no_head

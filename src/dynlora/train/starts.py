@@ -20,8 +20,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from dynlora.adapter_files.adapter import CONFIG, PREFIX, read_adapter, write_adapter
 from dynlora.errors import ConfigError
-from dynlora.saved.adapter import CONFIG, PREFIX, read_adapter, write_adapter
 from dynlora.starts import changes_base
 from dynlora.train.config.adapter import LoraSettings
 

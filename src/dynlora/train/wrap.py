@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from dynlora.adapter_files.adapter import PREFIX, read_adapter
+from dynlora.adapter_files.fits import check_fits
 from dynlora.base_models import within
 from dynlora.errors import AdapterError, ConfigError
-from dynlora.saved.adapter import PREFIX, read_adapter
-from dynlora.saved.fits import check_fits
 from dynlora.train.config import JobConfig
 from dynlora.train.full_precision import hold_in_float32, reload_in_float32
 from dynlora.train.head import linear_layers

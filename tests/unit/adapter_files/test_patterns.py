@@ -5,8 +5,8 @@ import time
 import pytest
 from peft.utils.other import get_pattern_key
 
+from dynlora.adapter_files.patterns import match_names
 from dynlora.errors import AdapterError
-from dynlora.saved.patterns import match_names
 
 NAMES = [
     f"{prefix}layers.{number}.{leaf}"
@@ -64,7 +64,7 @@ def test_a_pattern_that_would_take_for_ever_is_stopped():
 
 @pytest.mark.parametrize("first", ["q", ".*"])
 def test_more_patterns_than_a_reader_waits_for_are_refused(first, monkeypatch):
-    monkeypatch.setattr("dynlora.saved.patterns.SECONDS_OF_ALL", 0.2)
+    monkeypatch.setattr("dynlora.adapter_files.patterns.SECONDS_OF_ALL", 0.2)
     many = {first: 1} | {f"layers.{number}.q_proj": 1 for number in range(100_000)}
     started = time.process_time()
     with pytest.raises(AdapterError, match=r"within 0\.2 s, got 100001 keys and 45 layers in here"):

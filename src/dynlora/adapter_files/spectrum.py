@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynlora.saved.layer import SavedLayer
+from dynlora.adapter_files.layer import SavedLayer
 
 NOISE = 1e-14
 """Eigenvalues up to this share of the largest are rounding errors in float64 and count as zero."""

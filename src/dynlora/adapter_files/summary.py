@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dynlora.saved.adapter import SavedAdapter
-from dynlora.saved.spectrum import find_components
+from dynlora.adapter_files.adapter import SavedAdapter
+from dynlora.adapter_files.spectrum import find_components
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
+from dynlora.adapter_files.activations import Seen
+from dynlora.adapter_files.adapter import read_adapter, write_adapter
+from dynlora.adapter_files.compress import compress
 from dynlora.errors import BudgetError
-from dynlora.saved.activations import Seen
-from dynlora.saved.adapter import read_adapter, write_adapter
-from dynlora.saved.compress import compress
 from tests.adapters import load_adapter, outputs, save_adapter
-from tests.unit.saved.test_spectrum import dense
+from tests.unit.adapter_files.test_spectrum import dense
 
 FEW = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {}, "r": 3}
 

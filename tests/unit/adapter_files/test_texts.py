@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dynlora.adapter_files.base import BaseSource
+from dynlora.adapter_files.texts import batch_texts, read_texts
 from dynlora.errors import DataError
-from dynlora.saved.base import BaseSource
-from dynlora.saved.texts import batch_texts, read_texts
 from tests.jobs import write_rows
 from tests.language import save_language_tokenizer
 

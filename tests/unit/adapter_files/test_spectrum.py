@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from dynlora.saved.adapter import read_adapter
-from dynlora.saved.layer import SavedLayer
-from dynlora.saved.spectrum import find_components
+from dynlora.adapter_files.adapter import read_adapter
+from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.spectrum import find_components
 from tests.adapters import save_adapter
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}

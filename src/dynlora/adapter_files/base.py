@@ -15,6 +15,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
+from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
+from dynlora.adapter_files.fits import check_fits
 from dynlora.base_models import (
     NO_CODE,
     UNLOADABLE,
@@ -23,8 +25,6 @@ from dynlora.base_models import (
     within,
 )
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import PREFIX, SavedAdapter
-from dynlora.saved.fits import check_fits
 
 FORMS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",

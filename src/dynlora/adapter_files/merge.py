@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from dynlora.adapter_files.adapter import SavedAdapter
+from dynlora.adapter_files.base import BaseSource, attach, load_base, untie
+from dynlora.adapter_files.folder import new_folder
 from dynlora.base_models import UNLOADABLE
-from dynlora.saved.adapter import SavedAdapter
-from dynlora.saved.base import BaseSource, attach, load_base, untie
-from dynlora.saved.folder import new_folder
 
 COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "tokenizer": ("tokenizer_config.json", AutoTokenizer.from_pretrained),

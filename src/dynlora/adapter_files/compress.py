@@ -16,12 +16,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from dynlora.adapter_files.activations import Seen
+from dynlora.adapter_files.adapter import SavedAdapter
+from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.spectrum import Components, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import BudgetError
-from dynlora.saved.activations import Seen
-from dynlora.saved.adapter import SavedAdapter
-from dynlora.saved.layer import SavedLayer
-from dynlora.saved.spectrum import Components, find_components
 
 FAINT = 1e-9
 """Relative weight of unseen inputs, which orders the directions that the texts do not use."""

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dynlora.adapter_files.activations import observe_texts
+from dynlora.adapter_files.adapter import read_adapter
 from dynlora.errors import AdapterError
-from dynlora.saved.activations import observe_texts
-from dynlora.saved.adapter import read_adapter
 from tests.adapters import save_adapter, save_classifier_adapter
 
 pytestmark = [

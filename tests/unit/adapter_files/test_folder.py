@@ -2,8 +2,8 @@
 
 import pytest
 
+from dynlora.adapter_files.folder import new_folder
 from dynlora.errors import AdapterError
-from dynlora.saved.folder import new_folder
 
 
 def test_nothing_is_left_of_a_folder_whose_writing_failed(tmp_path):

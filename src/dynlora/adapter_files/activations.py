@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import SavedAdapter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

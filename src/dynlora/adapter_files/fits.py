@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import PREFIX, SavedAdapter
 
 
 def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:

@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynlora.adapter_files.checks import check_config, check_factors, check_finite
+from dynlora.adapter_files.folder import copy_companions, new_folder
+from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.names import check_names, natural_key
+from dynlora.adapter_files.patterns import match_names
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
 from dynlora.name_patterns import name_patterns, whole
-from dynlora.saved.checks import check_config, check_factors, check_finite
-from dynlora.saved.folder import copy_companions, new_folder
-from dynlora.saved.layer import SavedLayer
-from dynlora.saved.names import check_names, natural_key
-from dynlora.saved.patterns import match_names
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -1,6 +1,6 @@
 """The order of layers by their names."""
 
-from dynlora.saved.names import natural_key
+from dynlora.adapter_files.names import natural_key
 
 
 def test_blocks_are_in_the_order_of_their_numbers() -> None:

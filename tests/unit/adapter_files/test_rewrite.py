@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dynlora.adapter_files.adapter import read_adapter, write_adapter
+from dynlora.adapter_files.rewrite import native, svd_uniform, uniform
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import read_adapter, write_adapter
-from dynlora.saved.rewrite import native, svd_uniform, uniform
 from tests.adapters import CASES, load_adapter, outputs, save_adapter
 
 every_case = pytest.mark.parametrize("case", CASES)

@@ -19,10 +19,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from dynlora.adapter_files.adapter import read_adapter
+from dynlora.adapter_files.base import attach, load_base, locate_base
+from dynlora.adapter_files.merge import Companion, merge_adapter
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import read_adapter
-from dynlora.saved.base import attach, load_base, locate_base
-from dynlora.saved.merge import Companion, merge_adapter
 from tests.adapters import randomised, save_classifier_adapter
 from tests.gguf_files import save_bogus_gguf, save_gguf
 from tests.models import bare_llama

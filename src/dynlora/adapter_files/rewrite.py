@@ -1,8 +1,8 @@
 """Rewrite a saved adapter with the same function, or its best approximation at a given rank."""
 
+from dynlora.adapter_files.adapter import SavedAdapter
+from dynlora.adapter_files.spectrum import find_components
 from dynlora.errors import AdapterError
-from dynlora.saved.adapter import SavedAdapter
-from dynlora.saved.spectrum import find_components
 
 
 def native(adapter: SavedAdapter) -> SavedAdapter:

@@ -8,10 +8,10 @@ import pyarrow as pa
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from dynlora.adapter_files.base import BaseSource
+from dynlora.adapter_files.tables import TABLES, column_values, read_table, shown_names
 from dynlora.base_models import UNLOADABLE
 from dynlora.errors import AdapterError, DataError
-from dynlora.saved.base import BaseSource
-from dynlora.saved.tables import TABLES, column_values, read_table, shown_names
 
 READS_TEXTS = "input_ids"
 """Main input of text models in transformers."""
