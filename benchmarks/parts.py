@@ -45,8 +45,8 @@ from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.cli.job_parser import parse_values
 from dynlora.features import effective_rank
 from dynlora.runs.reader import read_run
-from dynlora.train import wrap
 from dynlora.train.job import run_job
+from dynlora.train.methods import adapter
 from dynlora.types import RankPlan
 
 INTERVALS: dict[str, Callable[[Sequence[int], int], int]] = {
@@ -186,7 +186,7 @@ def _changed(
                 yield
         case _:
             values["method"] = "lora"
-            with patch.object(wrap, "LoraConfig", patterned):
+            with patch.object(adapter, "LoraConfig", patterned):
                 yield
 
 

@@ -23,12 +23,12 @@ from benchmarks.harness.runs import ExamRows
 from dynlora.errors import DynamicLoraError, NonFiniteError, is_out_of_memory
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import RunFiles, read_run
-from dynlora.train.any_split import find_split
 from dynlora.train.config import METRICS, JobConfig
+from dynlora.train.data.selected import find_split
+from dynlora.train.data.splits import sample
 from dynlora.train.evaluation import Evaluation, evaluate_run
 from dynlora.train.finished_run import load_run
 from dynlora.train.job import run_job
-from dynlora.train.sources import sample
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 """File that resets the peak memory count on Linux."""

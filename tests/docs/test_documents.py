@@ -21,7 +21,7 @@ from dynlora.cli import compress
 from dynlora.cli.job_parser import parse_job
 from dynlora.config import DynamicLoraConfig
 from dynlora.importance import _METRICS, attention_entropy
-from dynlora.train.eva import begin_with_eva
+from dynlora.train.methods.eva import begin_with_eva
 from tests.models import adamw, bare_llama, sequences
 
 FUSED = runpy.run_path(fused.__file__)  # the tests of forwards set its threshold to 0

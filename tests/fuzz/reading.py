@@ -80,9 +80,9 @@ def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
         readers: By column, the function of `train.columns` that reads it.
     """
     from dynlora.adapter_files.texts import read_texts
-    from dynlora.train import columns
     from dynlora.train.config import DataConfig
-    from dynlora.train.sources import RawSplit, load_splits
+    from dynlora.train.data import columns
+    from dynlora.train.data.splits import RawSplit, load_splits
 
     def read_column(split: RawSplit, column: str, name: str) -> None:
         columns.check_columns(split, {"data.label": column})

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
     from dynlora.files.json_files import finite, to_json
-    from dynlora.train.any_split import find_rows
+    from dynlora.train.data.selected import find_rows
     from dynlora.train.evaluation import evaluate_run
     from dynlora.train.new_file import check_replaceable, new_file
 

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from rich.text import Text
 
     from dynlora.cli.messages import readable_messages
-    from dynlora.train.any_split import find_inputs
+    from dynlora.train.data.selected import find_inputs
     from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
 
     if given.output is not None:

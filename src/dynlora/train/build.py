@@ -14,11 +14,12 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.config import METRICS, JobConfig
-from dynlora.train.data import load_data
+from dynlora.train.data.load import load_data
 from dynlora.train.early_stopping import EarlyStopping
 from dynlora.train.epoch_end import SaveAfterEvaluation
-from dynlora.train.eva import begin_with_eva
-from dynlora.train.methods import Prepared, prepare
+from dynlora.train.methods.adapter import note_rank
+from dynlora.train.methods.eva import begin_with_eva
+from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.optimizer import make_optimizer
 from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
@@ -33,7 +34,6 @@ from dynlora.train.task import Task, TaskData, TrainerParts
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
-from dynlora.train.wrap import note_rank
 
 ROWS_AT_ONCE = 1000
 

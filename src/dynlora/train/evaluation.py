@@ -11,8 +11,8 @@ import numpy as np
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from dynlora.train.config import METRICS
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.finished_run import FinishedRun
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Split, TaskData, TrainerParts
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")

@@ -19,8 +19,8 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import UNFINISHED
 from dynlora.runs.values import whole, wrong_value
 from dynlora.train.config import JobConfig
-from dynlora.train.full_precision import reload_in_float32
-from dynlora.train.head import no_head
+from dynlora.train.methods.head import no_head
+from dynlora.train.methods.precision import reload_in_float32
 from dynlora.train.pretrained import locate
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS

@@ -34,7 +34,7 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.heap import keep_freed_memory
 from dynlora.train.held_run import HeldRun
-from dynlora.train.starts import write_difference
+from dynlora.train.methods.starts import write_difference
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths, total_steps
 

@@ -14,9 +14,9 @@ import torch
 from dynlora.adapter_files.tables import without_times
 from dynlora.errors import ConfigError, DataError
 from dynlora.files.json_files import finite
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.finished_run import FinishedRun
 from dynlora.train.new_file import check_replaceable, new_file
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor
 
 ROWS_AT_ONCE = 256

@@ -26,8 +26,8 @@ from dynlora.base_models import (
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, ModelConfig
 from dynlora.train.gguf_file import check_gguf, no_bar, not_read, restored
-from dynlora.train.head import note_new, outer_modules, poolers, unread_poolers
-from dynlora.train.quantized import check_quantizer, load_quantized, make_trainable
+from dynlora.train.methods.head import note_new, outer_modules, poolers, unread_poolers
+from dynlora.train.methods.quantized import check_quantizer, load_quantized, make_trainable
 
 logger = logging.getLogger(__name__)
 

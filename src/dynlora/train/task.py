@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
 
 from dynlora.train.config import DataConfig, TrainingConfig
-from dynlora.train.head import no_head
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import Penalty
+from dynlora.train.methods.head import no_head
 from dynlora.train.pretrained import Source
-from dynlora.train.sources import RawSplit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

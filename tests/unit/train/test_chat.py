@@ -8,14 +8,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from dynlora.errors import ConfigError, DataError
-from dynlora.train.chat import (
+from dynlora.train.data.chat import (
     as_conversations,
     check_template,
     encode_conversations,
     encode_requests,
     read_conversations,
 )
-from dynlora.train.sources import RawSplit
+from dynlora.train.data.splits import RawSplit
 from tests.language import CHAT, FORGETFUL, MARKED, TALK, save_language_tokenizer
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.train.columns import (
+from dynlora.train.data.columns import (
     check_columns,
     read_class_lists,
     read_classes,
@@ -15,7 +15,7 @@ from dynlora.train.columns import (
     read_texts,
     read_words,
 )
-from dynlora.train.sources import RawSplit
+from dynlora.train.data.splits import RawSplit
 
 
 def split(**columns: list[Any]) -> RawSplit:

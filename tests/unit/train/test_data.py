@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data import load_data
+from dynlora.train.data.load import load_data
 from dynlora.train.tasks.sequence import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from tests.jobs import save_tokenizer, write_rows
 

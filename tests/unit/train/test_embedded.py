@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.train.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
+from dynlora.train.data.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from dynlora.train.metrics import embedding_metrics
 from dynlora.train.tasks.embedding import mean_of_tokens
+from dynlora.train.tasks.metrics import embedding_metrics
 
 
 def test_padding_has_no_part_in_the_mean() -> None:

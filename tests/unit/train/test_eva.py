@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from dynlora.errors import ConfigError
-from dynlora.train.eva import begin_with_eva
-from dynlora.train.methods import prepare
+from dynlora.train.methods.eva import begin_with_eva
+from dynlora.train.methods.prepare import prepare
 from tests.unit.train.test_methods import base, job
 
 ROWS = 24

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from dynlora.train.chat import as_conversations
-from dynlora.train.examples import (
+from dynlora.train.data.chat import as_conversations
+from dynlora.train.data.examples import (
     Example,
     common_prefix,
     encode_pairs,
@@ -17,7 +17,7 @@ from dynlora.train.examples import (
     encode_texts,
     fit,
 )
-from dynlora.train.turns import choose_masking
+from dynlora.train.data.turns import choose_masking
 from tests.language import CHAT, MARKED, make_pairs, save_language_model
 
 

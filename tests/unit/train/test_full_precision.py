@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from dynlora.train.full_precision import hold_in_float32, reload_in_float32
+from dynlora.train.methods.precision import hold_in_float32, reload_in_float32
 from tests.jobs import save_model
 from tests.models import bare_llama
 

@@ -19,8 +19,8 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
-from dynlora.train.head import head_modules, linear_layers, no_head
-from dynlora.train.methods import prepare
+from dynlora.train.methods.head import head_modules, linear_layers, no_head
+from dynlora.train.methods.prepare import prepare
 
 SMALL: dict[str, Any] = {
     "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,

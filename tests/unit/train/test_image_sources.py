@@ -12,9 +12,9 @@ from PIL import Image
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.image_sources import class_names, read_class_folders, read_npz
-from dynlora.train.images import read_rgb
-from dynlora.train.sources import load_splits
+from dynlora.train.data.image_files import class_names, read_class_folders, read_npz
+from dynlora.train.data.images import read_rgb
+from dynlora.train.data.splits import load_splits
 from tests.jobs import write_rows
 from tests.pictures import picture_rows, save_class_folders
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dynlora.errors import DataError
-from dynlora.train.images import check_images, read_rgb, to_rgb
-from dynlora.train.sources import RawSplit
+from dynlora.train.data.images import check_images, read_rgb, to_rgb
+from dynlora.train.data.splits import RawSplit
 from tests.pictures import encoded, picture
 
 

@@ -9,7 +9,6 @@ from peft.tuners.adalora import AdaLoraLayer
 from transformers import BertConfig, BertForSequenceClassification
 
 from dynlora.errors import BudgetError, ConfigError
-from dynlora.train.adalora import orthogonality_penalty, unmasked_parameters
 from dynlora.train.config import (
     AdaLoraSettings,
     DataConfig,
@@ -17,8 +16,9 @@ from dynlora.train.config import (
     LoraSettings,
     ModelConfig,
 )
-from dynlora.train.methods import METHODS, prepare
-from dynlora.train.wrap import lora_parameters
+from dynlora.train.methods.adalora import orthogonality_penalty, unmasked_parameters
+from dynlora.train.methods.adapter import lora_parameters
+from dynlora.train.methods.prepare import METHODS, prepare
 
 COST = 4 * 32 + 2 * 48 + 32  # a block's four 16x16 and two 16x32 layers, and the pooler
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from dynlora.train.metrics import (
+from dynlora.train.tasks.metrics import (
     classification_metrics,
     multi_label_metrics,
     regression_metrics,

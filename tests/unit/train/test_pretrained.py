@@ -17,8 +17,8 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
+from dynlora.train.methods.adapter import add_adapter
 from dynlora.train.pretrained import Source, load_model, load_tokenizer, locate
-from dynlora.train.wrap import add_adapter
 from tests.jobs import save_model, save_tokenizer
 from tests.models import bare_llama
 from tests.strange_models import drop_weights, put_code_beside, reconfigure

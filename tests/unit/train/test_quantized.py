@@ -104,7 +104,7 @@ def test_without_bitsandbytes_its_extra_is_named(
     def none(name: str) -> Any:
         return None if name == "bitsandbytes" else find(name)
 
-    monkeypatch.setattr("dynlora.train.quantized.find_spec", none)
+    monkeypatch.setattr("dynlora.train.methods.quantized.find_spec", none)
     with pytest.raises(ConfigError, match=r"`model\.quantization: nf4` .*'dynlora\[quantized\]'"):
         locate(ModelConfig(path=str(folder), quantization="nf4"))
     assert locate(ModelConfig(path=str(folder)))

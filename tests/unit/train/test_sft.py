@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from dynlora.errors import ConfigError, NonFiniteError
 from dynlora.train.config import TrainingConfig
-from dynlora.train.examples import encode_pairs, fit
-from dynlora.train.sft import make_sft_trainer
+from dynlora.train.data.examples import encode_pairs, fit
 from dynlora.train.task import TaskData, TrainerParts
+from dynlora.train.tasks.sft import make_sft_trainer
 from tests.language import make_pairs, save_language_model
 
 

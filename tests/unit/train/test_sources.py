@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.train.any_split import find_rows
 from dynlora.train.config import DataConfig
-from dynlora.train.sources import load_splits
+from dynlora.train.data.selected import find_rows
+from dynlora.train.data.splits import load_splits
 from tests.jobs import write_rows
 
 ROWS = [{"text": f"number {n}", "label": n % 2} for n in range(20)]
@@ -138,7 +138,7 @@ def test_texts_of_a_csv_file_stay_texts_even_if_they_look_like_numbers(tmp_path:
 
 def test_the_embedded_data_set_becomes_two_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [{"sentence": "a", "signature": "f()", "label": n % 2, "module": "m"} for n in range(9)]
-    monkeypatch.setattr("dynlora.train.sources.stdlib_pairs", lambda: (pairs, pairs[:5]))
+    monkeypatch.setattr("dynlora.train.data.splits.stdlib_pairs", lambda: (pairs, pairs[:5]))
     config = DataConfig(embedded="stdlib", max_train_rows=4)
     train, validation = load_splits(config)
     assert train.table.column_names == ["sentence", "signature", "label", "module"]

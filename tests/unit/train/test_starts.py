@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
-from dynlora.train.methods import prepare
-from dynlora.train.starts import write_difference
+from dynlora.train.methods.prepare import prepare
+from dynlora.train.methods.starts import write_difference
 from tests.models import bare_llama
 
 TOKENS = torch.tensor([[2, 5, 7, 3]])

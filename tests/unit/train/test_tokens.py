@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dynlora.train.tokens import tokenize, tokenize_words
+from dynlora.train.data.tokens import tokenize, tokenize_words
 from tests.jobs import WORDS, save_tokenizer
 
 

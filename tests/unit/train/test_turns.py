@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from dynlora.train.turns import choose_masking
+from dynlora.train.data.turns import choose_masking
 from tests.language import CHAT, MARKED, TALK, save_language_tokenizer
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
-from dynlora.train.wrap import add_adapter
+from dynlora.train.methods.adapter import add_adapter
 from tests.models import bare_llama
 
 TOKENS = torch.tensor([[2, 5, 7, 3]])

@@ -11,27 +11,27 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 
 from dynlora.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
-from dynlora.train.chat import (
+from dynlora.train.config import DataConfig
+from dynlora.train.continuation import continuations
+from dynlora.train.data.chat import (
     as_conversations,
     check_template,
     encode_conversations,
     encode_requests,
     read_conversations,
 )
-from dynlora.train.columns import check_columns, read_texts, refuse_rows
-from dynlora.train.config import DataConfig
-from dynlora.train.continuation import continuations
-from dynlora.train.examples import (
+from dynlora.train.data.columns import check_columns, read_texts, refuse_rows
+from dynlora.train.data.examples import (
     Example,
     encode_pairs,
     encode_prompts,
     encode_texts,
     fit,
 )
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.sft import make_sft_trainer
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.tasks.sft import make_sft_trainer
 
 logger = logging.getLogger(__name__)
 

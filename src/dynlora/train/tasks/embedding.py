@@ -15,13 +15,13 @@ from transformers import AutoModel
 from transformers.utils.generic import ModelOutput
 
 from dynlora.errors import DataError
-from dynlora.train.columns import read_vectors
-from dynlora.train.head import unread_poolers
+from dynlora.train.data.columns import read_vectors
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_squares
-from dynlora.train.metrics import embedding_metrics
+from dynlora.train.methods.head import unread_poolers
 from dynlora.train.pretrained import Source, check_length, load_model
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Task
+from dynlora.train.tasks.metrics import embedding_metrics
 from dynlora.train.tasks.sequence import load_processor, make_trainer, predict, read_split
 
 

@@ -12,16 +12,16 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 
 from dynlora.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
-from dynlora.train.columns import check_columns, read_classes
 from dynlora.train.config import DataConfig
-from dynlora.train.head import head_modules
-from dynlora.train.images import check_images, read_rgb
+from dynlora.train.data.columns import check_columns, read_classes
+from dynlora.train.data.images import check_images, read_rgb
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_cross_entropy
-from dynlora.train.metrics import classification_metrics
+from dynlora.train.methods.head import head_modules
 from dynlora.train.pretrained import Source, load_model, not_loaded
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.tasks.metrics import classification_metrics
 from dynlora.train.tasks.sequence import describe_class
 from dynlora.train.trainer import make_job_trainer
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from dynlora.errors import DataError
-from dynlora.train.columns import (
+from dynlora.train.config import DataConfig
+from dynlora.train.data.columns import (
     check_columns,
     read_class_lists,
     read_classes,
@@ -24,19 +25,18 @@ from dynlora.train.columns import (
     read_texts,
     refuse_rows,
 )
-from dynlora.train.config import DataConfig
-from dynlora.train.head import head_modules, linear_layers
+from dynlora.train.data.splits import RawSplit
+from dynlora.train.data.tokens import tokenize
 from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
-from dynlora.train.metrics import (
+from dynlora.train.methods.head import head_modules, linear_layers
+from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
+from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts
+from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.tasks.metrics import (
     classification_metrics,
     multi_label_metrics,
     regression_metrics,
 )
-from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.sources import RawSplit
-from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts
-from dynlora.train.tasks.logits import batch_logits
-from dynlora.train.tokens import tokenize
 from dynlora.train.trainer import Metrics, make_job_trainer
 
 logger = logging.getLogger(__name__)

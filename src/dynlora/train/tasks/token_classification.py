@@ -12,22 +12,22 @@ from transformers import (
 )
 
 from dynlora.errors import ConfigError
-from dynlora.train.columns import (
+from dynlora.train.config import DataConfig
+from dynlora.train.data.columns import (
     UNLABELLED,
     check_columns,
     read_class_lists,
     read_words,
     refuse_rows,
 )
-from dynlora.train.config import DataConfig
-from dynlora.train.head import head_modules
+from dynlora.train.data.splits import RawSplit
+from dynlora.train.data.tokens import tokenize_words
 from dynlora.train.loss import summed_cross_entropy
-from dynlora.train.metrics import token_metrics
+from dynlora.train.methods.head import head_modules
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
 from dynlora.train.tasks.logits import batch_logits
-from dynlora.train.tokens import tokenize_words
+from dynlora.train.tasks.metrics import token_metrics
 from dynlora.train.trainer import make_job_trainer
 
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.causal_lm import CAUSAL_LM
 from tests.language import (

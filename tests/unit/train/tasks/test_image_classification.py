@@ -16,8 +16,8 @@ from transformers import BitImageProcessorPil, ViTConfig, ViTImageProcessorPil
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data.splits import load_splits
 from dynlora.train.pretrained import Source
-from dynlora.train.sources import load_splits
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from tests.jobs import write_rows

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import check_length
-from dynlora.train.sources import RawSplit
 from dynlora.train.tasks.sequence import encode
 from tests.language import save_language_model
 from tests.models import bare_llama

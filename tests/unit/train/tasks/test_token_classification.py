@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source
-from dynlora.train.sources import RawSplit
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
 from tests.jobs import save_model, save_tokenizer

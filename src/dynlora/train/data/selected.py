@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig, TaskName
-from dynlora.train.sources import (
+from dynlora.train.data.splits import (
     RawSplit,
     Wanted,
     load_file,

@@ -11,7 +11,7 @@ import numpy as np
 
 from dynlora.adapter_files.tables import column_values, shown_names
 from dynlora.errors import DataError
-from dynlora.train.sources import RawSplit
+from dynlora.train.data.splits import RawSplit
 
 UNLABELLED = -100
 """Label that the loss ignores."""

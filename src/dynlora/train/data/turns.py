@@ -16,7 +16,7 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
-from dynlora.train.examples import Example, common_prefix
+from dynlora.train.data.examples import Example, common_prefix
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`."""

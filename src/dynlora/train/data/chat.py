@@ -8,10 +8,10 @@ from jinja2 import TemplateError
 
 from dynlora.adapter_files.tables import column_values
 from dynlora.errors import ConfigError
-from dynlora.train.columns import refuse_rows
-from dynlora.train.examples import Example
-from dynlora.train.sources import RawSplit
-from dynlora.train.turns import Conversation, UnmaskableError, choose_masking, render
+from dynlora.train.data.columns import refuse_rows
+from dynlora.train.data.examples import Example
+from dynlora.train.data.splits import RawSplit
+from dynlora.train.data.turns import Conversation, UnmaskableError, choose_masking, render
 
 Encoded = TypeVar("Encoded")
 

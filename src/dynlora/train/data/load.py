@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from dynlora.train.config import DataConfig
-from dynlora.train.sources import load_splits
+from dynlora.train.data.splits import load_splits
 from dynlora.train.task import Task, TaskData
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
-from dynlora.train.wrap import common, wrap
+from dynlora.train.methods.adapter import common, wrap
 
 
 def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, list[AdaLoraLayer]]:

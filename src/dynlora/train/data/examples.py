@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from dynlora.train.columns import UNLABELLED
+from dynlora.train.data.columns import UNLABELLED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

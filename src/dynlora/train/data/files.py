@@ -10,7 +10,7 @@ from dynlora.adapter_files import tables
 from dynlora.adapter_files.tables import AS_WRITTEN, TABLES
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.image_sources import read_npz, read_npz_images
+from dynlora.train.data.image_files import read_npz, read_npz_images
 
 Reader = Callable[[Path, DataConfig], pa.Table]
 

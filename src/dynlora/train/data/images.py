@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dynlora.errors import DataError
-from dynlora.train.columns import SHOWN, refuse_rows
-from dynlora.train.sources import RawSplit
+from dynlora.train.data.columns import SHOWN, refuse_rows
+from dynlora.train.data.splits import RawSplit
 
 UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,

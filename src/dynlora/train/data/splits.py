@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data_files import READERS, UNLABELLED_READERS, read_file
-from dynlora.train.embedded import stdlib_pairs
-from dynlora.train.image_sources import class_names, read_class_folders, read_images
+from dynlora.train.data.embedded import stdlib_pairs
+from dynlora.train.data.files import READERS, UNLABELLED_READERS, read_file
+from dynlora.train.data.image_files import class_names, read_class_folders, read_images
 
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""

@@ -10,17 +10,17 @@ import torch
 from transformers import TrainerCallback
 
 from dynlora import DynamicLora, DynamicLoraCallback
-from dynlora.train.adalora import (
+from dynlora.train.config import JobConfig
+from dynlora.train.loss import Penalty
+from dynlora.train.methods.adalora import (
     AdaLoraCallback,
     add_adalora,
     orthogonality_penalty,
     unmasked_parameters,
 )
-from dynlora.train.config import JobConfig
-from dynlora.train.loss import Penalty
+from dynlora.train.methods.adapter import add_adapter, lora_parameters
+from dynlora.train.methods.starts import Factors, first_factors, takes_from_base
 from dynlora.train.recorder import started
-from dynlora.train.starts import Factors, first_factors, takes_from_base
-from dynlora.train.wrap import add_adapter, lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,9 +19,9 @@ from dynlora.adapter_files.fits import check_fits
 from dynlora.base_models import within
 from dynlora.errors import AdapterError, ConfigError
 from dynlora.train.config import JobConfig
-from dynlora.train.full_precision import hold_in_float32, reload_in_float32
-from dynlora.train.head import linear_layers
-from dynlora.train.starts import takes_from_base
+from dynlora.train.methods.head import linear_layers
+from dynlora.train.methods.precision import hold_in_float32, reload_in_float32
+from dynlora.train.methods.starts import takes_from_base
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
 
