@@ -1,4 +1,4 @@
-"""Make `docs/performance.md` and its figures of the files of the timings.
+"""Write `docs/performance.md` and its figure from the recorded timings.
 
 python -m benchmarks.speed_report
 """
@@ -15,288 +15,214 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
-FIGURE, GROWTH = PAGE.parent / "performance.svg", PAGE.parent / "scale.svg"
+FIGURE = PAGE.parent / "performance.svg"
 NAMES = {
-    "frozen": "frozen model, the floor",
-    "lora": "PEFT LoRA",
+    "frozen": "frozen model, no adapter",
     "adalora": "PEFT AdaLoRA",
     "dora": "PEFT DoRA",
     "full": "full fine-tuning",
     "fused": "LoRA with `FusedLora`",
-    "dynamic": "dynlora: dynamic ranks, fused",
-    "dynamic_unfused": "dynamic ranks, `fused=False`",
+    "dynamic": "dynlora",
+    "dynamic_unfused": "dynlora, `fused=False`",
 }
-HEAD = """# Performance
-
-What a training step takes, beside PEFT's own. All variants of a table were timed in one run, a step
-each in turn, so that only ratios within a table mean anything; the ratio is the median over the
-steps' pairs, with the quartiles in brackets. Outputs and gradients of the fused model were compared
-with PEFT's before anything was timed. Peak memory is that of a process that takes six steps, the
-model's loading included. This page is made by `python -m benchmarks.speed_report` of the files
-`speed-*.json`, `overhead.json`, `scale.json` and `processes.json` in `benchmarks/results`, and
-those by the commands above the tables.
-
-All fused rows were timed when one call computed all layers that read one tensor. Each layer now
-computes its own output, which adds about 3 % to a step of MiniLM in float32 and 5 % in bfloat16
-([log.md](log.md)).
-"""
-VARIANTS = {
-    "plain": "PEFT LoRA",
-    "fused": "with `FusedLora`, no controller",
-    "observed": "dynlora, observing and planning, every rank kept",
-    "moved": "dynlora, default: ranks move",
-    "given": "the same ranks, given to it; nothing observed",
-}
-COSTS = {
-    "floor": "frozen layers, forward and backward",
-    "lora": "a step of PEFT LoRA",
-    "dynamic": "a step of dynlora",
-    "observe": "observing gradients, in a step that has it",
-    "sample": "sampling inputs, in a step that has it",
-    "event": "an event",
-}
+"""Variants compared with PEFT LoRA, with their names in the table."""
+BAR = 0.12
+"""Height of a bar of the figure, in rows."""
+KEY_BYTES = 1024
+"""Bytes of sample keys that a process sends to every other per input of the layers."""
+TOKEN_BYTES = 512
+"""Bytes of sampled tokens per dimension of an input: 128 tokens in float32."""
+Result = Mapping[str, Any]
 
 
 def main() -> None:
     """Write the page and the figure."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed-*.json"))]
-    parts = [HEAD, f"![Step time over PEFT LoRA's]({FIGURE.name})\n"]
-    overhead = json.loads((RESULTS / "overhead.json").read_text())
-    scale = json.loads((RESULTS / "scale.json").read_text())
-    processes = json.loads((RESULTS / "processes.json").read_text())
-    parts += [*map(_section, found), _overhead(overhead), _scale(scale), _processes(processes)]
-    PAGE.write_text("\n".join(parts))
-    _draw(found)
-    _draw_growth(scale)
-
-
-def _section(result: Mapping[str, Any]) -> str:
-    batch, tokens, rank = result["batch"], result["tokens"], result["rank"]
-    command = (
-        f"python -m benchmarks.speed --model {result['model']} --batch {batch} --tokens {tokens} "
-        f"--rank {rank} --dtype {result['dtype']}"
-    ) + ("" if result["device"] == "cpu" else " --device cuda")
-    lines = [
-        f"## {_title(result)}\n",
-        f"`{command}`: torch {result['torch']}, PEFT {result['peft']}, {_machine(result)}, "
-        f"{len(result['seconds']['lora'])} steps.\n",
-        "| step | seconds | over PEFT LoRA | over the floor | tokens a second | peak memory |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, seconds in result["seconds"].items():
-        lines.append(
-            f"| {NAMES[name]} | {median(seconds):.3f} | {_ratio(result, name, 'lora')} | "
-            f"{_ratio(result, name, 'frozen')} | {batch * tokens / median(seconds):,.0f} | "
-            f"{result['peak_bytes'][name] / 2**20:,.0f} MiB |"
-        )
-    share = f"{100 * result['dynamic_part']:.1f} %"
-    lines.append(
-        "\nBefore the timing, outputs and gradients were compared with PEFT's in float32: the "
-        f"largest relative error of a tensor is {result['errors']['fused']:.0e} fused and "
-        f"{result['errors']['lora']:.0e} from PEFT itself in {result['dtype']}. An event takes "
-        f"{result['seconds_per_event']:.3f} s, at the median of {result['events']}; what the "
-        f"controller books as its own is {share} of these few steps, events included.\n"
+    timings = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed-*.json"))]
+    overhead, scale, processes = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("overhead", "scale", "processes")
     )
-    lines += _alone(result["alone"])
-    return "\n".join(lines)
+    sections = [_head(timings[0]), *_table(timings), _whole_run(overhead), _growth(scale)]
+    PAGE.write_text("\n".join([*sections, _processes(processes)]))
+    _draw(timings)
 
 
-def _alone(result: Mapping[str, Any]) -> list[str]:
-    """Return the table of variants in processes of their own, without and with memory kept."""
-    runs = {
-        (name, setting): found
-        for setting, variants in result.items()
-        for name, found in variants.items()
-    }
-    seconds = {
-        key: median(s for run in found for s in run["seconds"]) for key, found in runs.items()
-    }
-    peaks = {key: median(run["peak"] for run in found) for key, found in runs.items()}
+def _head(result: Result) -> str:
+    """Return the introduction, with the versions and the machine of the first result."""
+    machine = f"{result['threads']} CPU threads" if result["device"] == "cpu" else result["device"]
+    return f"""\
+# Performance
 
-    def over(key: tuple[str, str], other: tuple[str, str]) -> str:
-        return f"{seconds[key] / seconds[other]:.3f}" if other in seconds else "–"
+A training step of dynlora is faster than one of PEFT LoRA, because its fused forward and backward
+save more time than moving ranks costs. `python -m benchmarks.speed_report` writes this page from
+the records in `benchmarks/results`. All timings: torch {result["torch"]}, PEFT {result["peft"]},
+{machine}, r = {result["rank"]}.
 
+## Step time
+
+![Step time relative to PEFT LoRA](performance.svg)
+
+The table shows step time relative to PEFT LoRA: below 1 is faster. The variants of a column ran in
+one process, one step each in turn. Each number is the median over pairs of steps; brackets contain
+the quartiles. Compare numbers within a column only.
+
+Peak memory is the peak of a process that loads the model and takes six steps. The last row is from
+separate processes with the settings of `dynlora train`, which also keep freed memory.
+
+Outputs and gradients of fused LoRA were compared with those of PEFT before each timing. The fused
+rows were timed when one call computed all layers that read one tensor. Now each layer computes its
+own output, which adds about 3 % to a step of MiniLM in float32 and 5 % in bfloat16
+([log.md](log.md)).
+
+Reproduce a column with, for example:
+
+```text
+python -m benchmarks.speed --model {result["model"]} --batch {result["batch"]} \\
+    --tokens {result["tokens"]} --rank {result["rank"]} --dtype {result["dtype"]}
+```
+"""
+
+
+def _table(timings: Sequence[Result]) -> list[str]:
+    """Return the table: one column per timing, one row per variant."""
+    rows = {name: [_ratio_text(t, key) for t in timings] for key, name in NAMES.items()}
+    seconds = [f"{median(t['seconds']['lora']):.2f}" for t in timings]
+    peaks = [f"{t['peak_bytes']['dynamic'] / t['peak_bytes']['lora']:.2f}" for t in timings]
     lines = [
-        "In processes of their own, as users run them, which took turns; memory is kept by the "
-        "setting of `dynlora train` (`train/heap.py`), and peaks are over the plain PEFT LoRA's.\n",
-        "| step | seconds | over PEFT LoRA | over that, memory kept | over PEFT AdaLoRA | peak |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| step time / PEFT LoRA's | {' | '.join(map(_title, timings))} |",
+        f"| --- |{' ---: |' * len(timings)}",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
+        f"| PEFT LoRA, seconds per step | {' | '.join(seconds)} |",
+        f"| dynlora, peak memory / PEFT LoRA's | {' | '.join(peaks)} |",
+        f"| dynlora as `dynlora train` runs it | {' | '.join(map(_alone, timings))} |",
     ]
-    for key in sorted(seconds, key=lambda key: (list(NAMES).index(key[0]), key[1] == "kept")):
-        name, setting = key
-        lines.append(
-            f"| {NAMES[name]}{', memory kept' if setting == 'kept' else ''} | {seconds[key]:.3f} | "
-            f"{over(key, ('lora', 'plain'))} | {over(key, ('lora', 'kept'))} | "
-            f"{over(key, ('adalora', 'plain'))} | {peaks[key] / peaks['lora', 'plain']:.3f} |"
-        )
     return [*lines, ""]
 
 
-def _machine(result: Mapping[str, Any]) -> str:
-    on_cpu = result["device"] == "cpu"
-    return f"{result['threads']} CPU threads" if on_cpu else str(result["device"])
+def _alone(result: Result) -> str:
+    """Return the ratio of median steps in separate processes, freed memory kept for dynlora."""
+    ours, theirs = (
+        median(second for run in result["alone"][setting][name] for second in run["seconds"])
+        for setting, name in (("kept", "dynamic"), ("plain", "lora"))
+    )
+    return f"{ours / theirs:.3f}"
 
 
-def _overhead(result: Mapping[str, Any]) -> str:
-    """Return the section on a whole run."""
+def _whole_run(result: Result) -> str:
+    """Return the section on a whole run, events included."""
     booked = result["booked_by_the_controller"]
-    lines = [
-        "## What the dynamic part costs in a whole run\n",
-        "`python -m benchmarks.overhead --model DIR --data DIR`: MiniLM on MRPC, three epochs of "
-        f"batches of 32, {result['steps']} steps, {'bfloat16' if result['bf16'] else 'float32'}, "
-        f"{result['threads']} CPU threads, events included. Models take every batch in turn.\n",
-        "| run | all steps, seconds | over PEFT LoRA | over fused LoRA | booked |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, label in VARIANTS.items():
-        share = f"{100 * booked[name]:.2f} %" if name in booked else "–"
-        lines.append(
-            f"| {label} | {result['seconds'][name]:.1f} | {_more(result, 'over_plain', name)} | "
-            f"{_more(result, 'over_fused', name)} | {share} |"
-        )
-    lines.append(
-        f"\nAn event takes {result['seconds_per_event']:.3f} s, at the mean of {result['events']}. "
-        "Over fused LoRA, in the sum of all steps and in the median of their pairs, observing with "
-        f"every rank kept takes {_both(result['over_fused']['observed'])}, and the default, which "
-        f"ended with {result['distinct_ranks']} different ranks, "
-        f"{_both(result['over_fused']['moved'])}. In bfloat16 torch makes a kernel for each new "
-        "pair of a rank and a batch's length, and the default is four times of five the first to "
-        "need it. The model that is given the same ranks takes "
-        f"{_both(result['over_fused']['given'])}.\n"
+    return f"""\
+## A whole run
+
+`python -m benchmarks.overhead --model DIR --data DIR` trains MiniLM on MRPC for
+{result["steps"]} steps in {"bfloat16" if result["bf16"] else "float32"}, with every variant in turn
+on the same batches:
+
+- dynlora with its defaults: {_more(result, "over_plain", "moved")} against PEFT LoRA.
+- dynlora with its defaults: {_more(result, "over_fused", "moved")} against fused LoRA alone.
+- The same, but no rank moves: {_more(result, "over_fused", "observed")} against fused LoRA alone.
+  Most of the cost is due to layers with different ranks, not to observing and planning.
+- The controller accounts for {100 * booked["moved"]:.2f} % of the run. One of the
+  {result["events"]} events takes {1e3 * result["seconds_per_event"]:.0f} ms.
+"""
+
+
+def _growth(result: Result) -> str:
+    """Return the section on how costs grow with layers, rank and width."""
+    layers, rank, width = (
+        result["series"][key]["exponents"] for key in ("layers", "rank", "width")
     )
-    return "\n".join(lines)
+    calls = result["calls"]
+    small, large = (_fused(calls, rows) for rows in (16, 1024))
+    return f"""\
+## How costs grow
+
+`python -m benchmarks.scale` times chains of linear layers on {result["tokens"]} tokens. A cost that
+grows linearly has exponent 1.
+
+- With the number of layers, an event grows with exponent {layers["event"]:.2f} and a step of
+  dynlora with {layers["dynamic"]:.2f} (PEFT LoRA: {layers["lora"]:.2f}).
+- With the rank, an event grows with exponent {rank["event"]:.2f} and observing gradients with
+  {rank["observe"]:.2f}.
+- With the width, an event grows with exponent {width["event"]:.2f} and the frozen layers with
+  {width["floor"]:.2f}: the wider the model, the smaller dynlora's share.
+- Fused layers need large calls. Relative to PEFT, forward and backward take {small} with 16 rows
+  and {large} with 1,024. Calls with fewer than 2^18 elements of input and output use PEFT's
+  forward.
+"""
 
 
-def _both(more: Mapping[str, float]) -> str:
-    total, middle = (100 * more[key] for key in ("sum", "median_of_pairs"))
-    return f"{total:+.2f} and {middle:+.2f} %"
+def _fused(calls: Sequence[Result], rows: int) -> str:
+    ratios = [call["ratio"] for call in calls if call["rows"] == rows]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def _more(result: Mapping[str, Any], key: str, name: str) -> str:
-    return f"{100 * result[key][name]['sum']:+.1f} %"
+def _processes(result: Result) -> str:
+    """Return the section on several processes."""
+    layers, width, points = result["layers"], result["width"], result["points"]
+    plain, dynamic = (_spread(points, "step_seconds", name) for name in ("plain", "dynamic"))
+    events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in points)
+    counts = ", ".join(str(point["processes"]) for point in points)
+    sent = points[-1]["event_bytes"]
+    tokens, large = TOKEN_BYTES * width * layers, 10_000 * TOKEN_BYTES * 4096
+    return f"""\
+## Several processes
+
+`python -m benchmarks.processes` trains {layers} linear layers of width {width} under
+DistributedDataParallel over gloo. All processes share {result["processors"]} CPUs, so seconds grow
+with their number anyway. With {counts} processes:
+
+- An event takes {events}.
+- A step between events takes {dynamic}; a step of plain LoRA takes {plain}.
+  Calls this small use PEFT's forward, which in static mode computes at the full width of the
+  tensors, here 64.
+- A process sends {sent:,.0f} bytes per event. {tokens:,} of them are sampled tokens, which are
+  summed. They do not grow with the number of processes, but with the width of all inputs: 10,000 layers of
+  width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
+- The others are keys. Each process receives {KEY_BYTES:,} bytes from every other per input: 1 MB
+  from 1,000 processes if all layers see the same tokens, but 10 GB for 10,000 layers with separate
+  tokens.
+"""
 
 
-def _scale(result: Mapping[str, Any]) -> str:
-    """Return the section on how costs grow."""
-    lines = [
-        "## How costs grow\n",
-        f"`python -m benchmarks.scale`: chains of square linear layers, {result['tokens']} tokens, "
-        f"float32, {result['threads']} CPU threads. Median milliseconds, and the exponent of the "
-        "power of what grows that fits them best: 1 is linear.\n",
-        f"![Costs against what grows]({GROWTH.name})\n",
-    ]
-    for grows, series in result["series"].items():
-        points = series["points"]
-        kept = [key for key in ("layers", "width", "rank") if key != grows]
-        fixed = ", ".join(f"{key} {points[0][key]}" for key in kept)
-        lines += [
-            f"| {grows} ({fixed}) | {' | '.join(str(p[grows]) for p in points)} | exponent |",
-            f"| --- |{' --- |' * (len(points) + 1)}",
-        ]
-        for name, label in COSTS.items():
-            cells = " | ".join(_milliseconds(point[name]) for point in points)
-            lines.append(f"| {label} | {cells} | {series['exponents'][name]:.2f} |")
-        lines.append("")
-    lines += [
-        "Fused forwards against PEFT's, forward and backward of a chain of six layers: the median "
-        "ratio of paired calls. Above 1 PEFT is faster; calls with fewer than 2^18 elements of "
-        "input and output together are left to it.\n",
-        "| width, rank | " + " | ".join(f"{rows} rows" for rows in _rows(result)) + " |",
-        f"| --- |{' --- |' * len(_rows(result))}",
-    ]
-    for width, rank in dict.fromkeys((c["width"], c["rank"]) for c in result["calls"]):
-        ratios = [c["ratio"] for c in result["calls"] if (c["width"], c["rank"]) == (width, rank)]
-        lines.append(f"| {width}, {rank} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
-    return "\n".join([*lines, ""])
+def _spread(points: Sequence[Result], key: str, name: str) -> str:
+    return ", ".join(f"{1e3 * point[key][name]:.0f} ms" for point in points)
 
 
-def _processes(result: Mapping[str, Any]) -> str:
-    layers, width = result["layers"], result["width"]
-    lines = [
-        "## Several processes\n",
-        f"`python -m benchmarks.processes`: a chain of {layers} square linear layers of width "
-        f"{width}, r = {result['rank']}, under DistributedDataParallel over gloo; all processes "
-        f"share {result['processors']} CPUs, so that seconds grow with their number anyway.\n",
-        "| processes | a step of plain LoRA, ms | a step between events, ms | an event, ms | bytes "
-        "that a process gives to an event |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for point in result["points"]:
-        plain, dynamic = (_milliseconds(point["step_seconds"][k]) for k in ("plain", "dynamic"))
-        lines.append(
-            f"| {point['processes']} | {plain} | {dynamic} | "
-            f"{_milliseconds(point['event_seconds'])} | {point['event_bytes']:,.0f} |"
-        )
-    tokens = 128 * 4 * width * layers
-    large = 10_000 * 128 * 4 * 4096 / 1e9
-    lines.append(
-        f"\nOf these bytes {tokens:,} are sampled tokens, which are added up. They grow with the "
-        "layers' inputs and not with the number of processes: 10,000 layers of width 4,096, each "
-        f"with an input of its own, would give {large:.0f} GB to an event, five times in a run. "
-        "Keys are what a process gets from every other: 1,024 bytes for all layers of the same "
-        "tokens: a megabyte from 1,000 processes. Where each layer sees tokens of its own they are "
-        "1,024 bytes a layer, and 10,000 layers on 1,000 processes would have to hold 10 GB. Steps "
-        "between events take longer than plain LoRA's because calls this small are left to PEFT's "
-        "forward, which in static mode computes at the rank that tensors are held at, here 64.\n"
-    )
-    return "\n".join(lines)
+def _more(result: Result, key: str, name: str) -> str:
+    return f"{100 * result[key][name]['sum']:+.1f} %".replace("-", "−")
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+def _title(result: Result) -> str:
+    shape = f"{result['batch']} × {result['tokens']}"
+    return f"{result['model']}, {shape}, {result['dtype']}"
 
 
-def _rows(result: Mapping[str, Any]) -> list[int]:
-    return list(dict.fromkeys(call["rows"] for call in result["calls"]))
+def _ratios(result: Result, name: str) -> list[float]:
+    pairs = zip(result["seconds"][name], result["seconds"]["lora"], strict=True)
+    return [ours / theirs for ours, theirs in pairs]
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    shape = f"{result['batch']} × {result['tokens']} tokens"
-    return f"{result['model']}, {shape}, r = {result['rank']}, {result['dtype']}"
+def _ratio_text(result: Result, name: str) -> str:
+    low, middle, high = quantiles(_ratios(result, name), n=4)
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _ratios(result: Mapping[str, Any], name: str, other: str) -> list[float]:
-    pairs = zip(result["seconds"][name], result["seconds"][other], strict=True)
-    return [a / b for a, b in pairs]
-
-
-def _ratio(result: Mapping[str, Any], name: str, other: str) -> str:
-    if name == other:
-        return "1"
-    ratios = _ratios(result, name, other)
-    low, middle, high = quantiles(ratios, n=4)
-    return f"{middle:.3f} [{low:.2f}, {high:.2f}]"
-
-
-def _draw(found: Sequence[Mapping[str, Any]]) -> None:
-    shown = [name for name in NAMES if name not in ("full", "lora")]
+def _draw(timings: Sequence[Result]) -> None:
+    shown = [name for name in NAMES if name != "full"]
     plt.rcParams["svg.hashsalt"] = "dynlora"
-    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.9 * len(found)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.9 * len(timings)), layout="constrained")
     for place, name in enumerate(shown):
-        values = [median(_ratios(result, name, "lora")) for result in found]
-        heights = [row + 0.13 * (place - 2.5) for row in range(len(found))]
-        axes.barh(heights, values, height=0.12, label=NAMES[name].replace("`", ""))
+        values = [median(_ratios(result, name)) for result in timings]
+        offset = (place - (len(shown) - 1) / 2) * (BAR + 0.01)
+        heights = [row + offset for row in range(len(timings))]
+        axes.barh(heights, values, height=BAR, label=NAMES[name].replace("`", ""))
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(found)), [_title(result) for result in found])
-    axes.set_xlabel("step time over PEFT LoRA's (line); shorter is faster")
+    axes.set_yticks(range(len(timings)), list(map(_title, timings)))
+    axes.set_xlabel("step time relative to PEFT LoRA (line); shorter is faster")
     axes.invert_yaxis()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(FIGURE, metadata={"Date": None})
-
-
-def _draw_growth(result: Mapping[str, Any]) -> None:
-    figure, panels = plt.subplots(1, len(result["series"]), figsize=(12, 4), layout="constrained")
-    for axes, (grows, series) in zip(panels, result["series"].items(), strict=True):
-        points = series["points"]
-        for name, label in COSTS.items():
-            values = [1e3 * point[name] for point in points]
-            axes.loglog([point[grows] for point in points], values, marker="o", label=label)
-        axes.set_xticks([point[grows] for point in points], [str(p[grows]) for p in points])
-        axes.minorticks_off()
-        axes.set_xlabel(grows)
-        axes.set_ylabel("milliseconds")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(GROWTH, metadata={"Date": None})
 
 
 if __name__ == "__main__":
