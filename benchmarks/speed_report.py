@@ -177,8 +177,8 @@ with their number anyway. With {counts} processes:
   Calls this small use PEFT's forward, which in static mode computes at the full width of the
   tensors, here 64.
 - A process sends {sent:,.0f} bytes per event. {tokens:,} of them are sampled tokens, which are
-  summed. They do not grow with the number of processes, but with the width of all inputs: 10,000 layers of
-  width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
+  summed. They do not grow with the number of processes, but with the width of all inputs: 10,000
+  layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
 - The others are keys. Each process receives {KEY_BYTES:,} bytes from every other per input: 1 MB
   from 1,000 processes if all layers see the same tokens, but 10 GB for 10,000 layers with separate
   tokens.

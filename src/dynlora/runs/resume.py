@@ -18,12 +18,12 @@ from dynlora.files.kinds import Kind, check_kind
 from dynlora.files.manifest import damage, manifest_of
 from dynlora.files.plain_values import parse_json
 from dynlora.integrations.checkpoint import VALUES, load_state
-from dynlora.runs.values import read_yaml
 from dynlora.runs.checkpoints import PROGRESS, checkpoints
 from dynlora.runs.checkpoints import complete_checkpoints as checkpoints_in
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.values import read_yaml
 from dynlora.train.config import JobConfig
 from dynlora.train.config_file import flatten, plain_values
-from dynlora.runs.folder import RunFolder
 
 STATE = "trainer_state.json"
 _SECONDS = ("training_steps", "evaluation")
