@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
-from dynlora.adapters import fused
+from dynlora.fused import layers as fused
 from dynlora.schedule import is_sampled
 
 TOKENS = 256

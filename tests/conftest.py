@@ -47,7 +47,7 @@ def seeded() -> None:
 def fused() -> Iterator[None]:
     """Fuse the forwards of models as small as those of tests, for which it does not pay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynlora.adapters.fused.LEAST_ELEMENTS", 0)
+        patch.setattr("dynlora.fused.layers.LEAST_ELEMENTS", 0)
         yield
 
 

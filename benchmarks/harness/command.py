@@ -17,7 +17,7 @@ from dynlora.cli.job_parser import check_keys, parse_values
 from dynlora.cli.output import Output
 from dynlora.cli.run_argument import at_least_one
 from dynlora.errors import ConfigError, StudyError
-from dynlora.signals import Stopped
+from dynlora.train.signals import Stopped
 
 PROGRAM = "python -m benchmarks"
 PLACES = ("data", "models")

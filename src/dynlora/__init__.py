@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynlora.adapters.fused import FusedLora
-    from dynlora.adapters.input_adaptive import InputAdaptiveRanks
-    from dynlora.adapters.input_adaptive_file import load_input_adaptive, save_input_adaptive
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
+    from dynlora.fused.layers import FusedLora
+    from dynlora.input_adaptive.file import load_input_adaptive, save_input_adaptive
+    from dynlora.input_adaptive.ranks import InputAdaptiveRanks
     from dynlora.integrations.trainer import DynamicLoraCallback
     from dynlora.mode import make_static
     from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
@@ -37,13 +37,13 @@ _MODULES = {
     "DynamicLoraConfig": "dynlora.config",
     "Event": "dynlora.types",
     "FeatureStats": "dynlora.types",
-    "FusedLora": "dynlora.adapters.fused",
-    "InputAdaptiveRanks": "dynlora.adapters.input_adaptive",
+    "FusedLora": "dynlora.fused.layers",
+    "InputAdaptiveRanks": "dynlora.input_adaptive.ranks",
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
-    "load_input_adaptive": "dynlora.adapters.input_adaptive_file",
+    "load_input_adaptive": "dynlora.input_adaptive.file",
     "make_static": "dynlora.mode",
-    "save_input_adaptive": "dynlora.adapters.input_adaptive_file",
+    "save_input_adaptive": "dynlora.input_adaptive.file",
 }
 
 

@@ -15,11 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynlora.adapters.deepspeed import AnyOptimizer
-from dynlora.adapters.engine import is_compiled, without_compiler
 from dynlora.adapters.forward_watch import ForwardWatch
-from dynlora.adapters.fused import FusedLora, close_fused
-from dynlora.adapters.input_adaptive import InputAdaptiveRanks, close_input_adaptive
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adjuster import bound_layers, default_max_rank
@@ -34,9 +30,13 @@ from dynlora.checks import (
 )
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, process_count
+from dynlora.engines.checks import is_compiled, without_compiler
+from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.features import InputFeatureAnalyzer
+from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.gradient_watch import GradientWatch
 from dynlora.importance import LayerImportanceAssessor, build_metric
+from dynlora.input_adaptive.ranks import InputAdaptiveRanks, close_input_adaptive
 from dynlora.mode import choose_mode
 from dynlora.movement import nothing_compared, stillness
 from dynlora.planning import plan_event

@@ -5,11 +5,11 @@ from typing import Literal
 
 from torch import nn
 
-from dynlora.adapters.engine import check_engine
 from dynlora.adapters.layers import find_lora_layers, find_root
 from dynlora.adapters.static import hold_static
 from dynlora.adjuster import default_max_rank
 from dynlora.config import DynamicLoraConfig
+from dynlora.engines.checks import check_engine
 from dynlora.errors import ConfigError
 
 logger = logging.getLogger(__name__)

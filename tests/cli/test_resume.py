@@ -236,7 +236,7 @@ MOMENTS = ("before the step", "in an event", "after the step", "in a checkpoint"
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from dynlora.adapters import fused
+from dynlora.fused import layers as fused
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
@@ -354,7 +354,7 @@ def test_a_run_that_keeps_one_checkpoint_has_a_whole_one_while_it_writes_the_nex
 
 FULL_DISK = """
 import resource, sys
-from dynlora.adapters import fused
+from dynlora.fused import layers as fused
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
 from dynlora.train.progress import ProgressBar

@@ -10,7 +10,7 @@ import pytest
 
 from dynlora.cli import version as verb
 from dynlora.cli.main import main
-from dynlora.release import release
+from dynlora.runs.release import release
 from tests.processes import run_in_group
 
 

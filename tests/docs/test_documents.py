@@ -15,11 +15,12 @@ from transformers import TrainingArguments
 
 import dynlora
 from dynlora import schedule
-from dynlora.adapters import attention_rows, fused
+from dynlora.adapters import attention_rows
 from dynlora.adjuster import MOST_TIMES_R
 from dynlora.cli import compress
 from dynlora.cli.job_parser import parse_job
 from dynlora.config import DynamicLoraConfig
+from dynlora.fused import layers as fused
 from dynlora.importance import _METRICS, attention_entropy
 from dynlora.train.methods.eva import begin_with_eva
 from tests.models import adamw, bare_llama, sequences

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 
 from dynlora import InputAdaptiveRanks, RankPlan
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.complexity import components_used
 from dynlora.errors import EngineError
+from dynlora.input_adaptive.complexity import components_used
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.models import adamw, attached, bare_bert, lora_llama, loss_of, sequences, train
 

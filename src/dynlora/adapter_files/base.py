@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
 from dynlora.adapter_files.fits import check_fits
-from dynlora.base_models import (
+from dynlora.adapter_files.base_models import (
     NO_CODE,
     UNLOADABLE,
     load_weights,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters.sharding import gradient_of, shape_of, whole
+from dynlora.engines.sharding import gradient_of, shape_of, whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
-from dynlora.adapters.attention_taps import AttentionSink, AttentionTaps
-from dynlora.adapters.eager import EagerSteps
+from dynlora.adapters.attention import AttentionSink, AttentionTaps
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.taps import ActivationSink, ActivationTaps
+from dynlora.engines.eager import EagerSteps
 
 
 class ForwardWatch:

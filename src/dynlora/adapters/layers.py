@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds import LayerKind, Rows, kind_of
-from dynlora.adapters.sharding import has_gradient, is_held, is_sharded
+from dynlora.engines.sharding import has_gradient, is_held, is_sharded
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 

@@ -12,8 +12,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.blocks import in_blocks
-from dynlora.adapters.deepspeed import AnyOptimizer
-from dynlora.adapters.engine import check_devices, check_engine
 from dynlora.adapters.export import own_config, write_patterns
 from dynlora.adapters.layers import (
     LoraView,
@@ -45,6 +43,8 @@ from dynlora.adapters.static import hold_static
 from dynlora.adapters.step_watch import StepWatch
 from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
 from dynlora.distributed import share_from_first
+from dynlora.engines.checks import check_devices, check_engine
+from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.errors import LayerError
 from dynlora.starts import changes_base
 from dynlora.types import BasisChange, FeatureStats, RankPlan

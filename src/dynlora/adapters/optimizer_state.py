@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters import deepspeed
-from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.factor import Factor
-from dynlora.adapters.sharding import sharded_as, whole
+from dynlora.engines import deepspeed
+from dynlora.engines.deepspeed import AnyOptimizer
+from dynlora.engines.sharding import sharded_as, whole
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 

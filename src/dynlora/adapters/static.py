@@ -14,7 +14,7 @@ from dynlora.adapters.export import keep_patterns
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.resize import hold_at, set_rank
-from dynlora.adapters.sharding import is_there, sharded_as
+from dynlora.engines.sharding import is_there, sharded_as
 from dynlora.errors import LayerError
 
 

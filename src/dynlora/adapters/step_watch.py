@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.deepspeed import AnyOptimizer
 from dynlora.adapters.layers import LoraView
-from dynlora.adapters.sharding import is_held
+from dynlora.engines.deepspeed import AnyOptimizer
+from dynlora.engines.sharding import is_held
 from dynlora.errors import OptimizerError
 
 

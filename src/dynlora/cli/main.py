@@ -17,7 +17,7 @@ from dynlora.cli.output import Output, ReaderLeftError
 from dynlora.cli.verbs import VERBS
 from dynlora.errors import ConfigError, DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
-from dynlora.signals import sigterm_stops
+from dynlora.train.signals import sigterm_stops
 
 USAGE = """\
 usage: dynlora VERB ... [--json] [--quiet]

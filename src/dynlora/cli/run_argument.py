@@ -64,7 +64,7 @@ def open_run(
     Raises:
         DynamicLoraError: If the run is not finished, or a required file is missing or broken.
     """
-    from dynlora.adapters.input_adaptive_file import load_input_adaptive
+    from dynlora.input_adaptive.file import load_input_adaptive
     from dynlora.runs.folder import RunFolder
     from dynlora.train.finished_run import check_finished, load_run
 

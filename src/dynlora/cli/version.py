@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynlora.cli.output import Output
-from dynlora.release import release
+from dynlora.runs.release import release
 
 PACKAGES = (
     "torch",

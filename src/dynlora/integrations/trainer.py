@@ -15,14 +15,14 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dynlora.adapters.deepspeed import call_before_step
-from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.shape_hooks import ShapeHooks
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
+from dynlora.engines.deepspeed import call_before_step
 from dynlora.errors import EngineError, ResumeError
+from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.integrations.checkpoint import VALUES, load_state, save_state
 from dynlora.mode import choose_mode, make_static
 

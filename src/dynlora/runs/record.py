@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dynlora.files.json_files import write_json
-from dynlora.release import release
+from dynlora.runs.release import release
 
 STATUS = Path("/proc/self/status")
 """Status of this process on Linux."""

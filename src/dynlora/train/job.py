@@ -19,8 +19,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from dynlora.adapters.input_adaptive_file import save_input_adaptive
 from dynlora.errors import EngineError, ResumeError, RunFolderError
+from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.heatmap import write_heatmap
 from dynlora.report.outlook import Outlook
 from dynlora.report.summary import RunReport
@@ -28,13 +28,13 @@ from dynlora.runs.checkpoints import PROGRESS, can_resume, finish_command
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord, machine, peak_memory, versions
 from dynlora.runs.resume import complete_checkpoints
-from dynlora.signals import Stopped
 from dynlora.train.build import Job, build_job, identity
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.heap import keep_freed_memory
 from dynlora.train.held_run import HeldRun
 from dynlora.train.methods.starts import write_difference
+from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths, total_steps
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dynlora.base_models import (
+from dynlora.adapter_files.base_models import (
     LENGTH_KEYS,
     NO_CODE,
     UNLOADABLE,

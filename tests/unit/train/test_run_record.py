@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from dynlora.release import release
 from dynlora.runs.record import RunRecord, machine, peak_memory, versions
+from dynlora.runs.release import release
 from tests.processes import run_in_group
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds.linear import project
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.adapters.sharding import whole
+from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 

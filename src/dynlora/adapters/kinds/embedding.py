@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynlora.adapters.factor import Factor, transposed
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.adapters.sharding import whole
+from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynlora.adapters.factor import Factor, same
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.adapters.sharding import whole
+from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dynlora.base_models import within
+from dynlora.adapter_files.base_models import within
 from dynlora.errors import ConfigError
 
 USUAL = ("classifier", "score")

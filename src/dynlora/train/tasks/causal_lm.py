@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
 
-from dynlora.base_models import position_limit
+from dynlora.adapter_files.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.continuation import continuations

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
-from dynlora.base_models import UNLOADABLE
+from dynlora.adapter_files.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import check_columns, read_classes

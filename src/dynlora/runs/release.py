@@ -4,7 +4,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 PLACE = "src/dynlora/"
 """Path of the package in its own checkout, which tells it from other projects' checkouts."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters import deepspeed
+from dynlora.engines import deepspeed
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters import fused as fused_module
-from dynlora.adapters import fused_linear
-from dynlora.adapters.fused import FusedLora, close_fused
 from dynlora.adapters.resize import set_rank
+from dynlora.fused import function as fused_linear
+from dynlora.fused import layers as fused_module
+from dynlora.fused.layers import FusedLora, close_fused
 from tests.adapters import randomised
 from tests.lora_layers import layers_of
 from tests.models import bare_bert, bare_llama

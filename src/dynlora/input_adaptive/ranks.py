@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.complexity_reader import ComplexityReader, Reading, sampling_keys
-from dynlora.adapters.component_mask import ComponentMask, check_kind
-from dynlora.adapters.engine import check_engine, check_not_compiled
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
-from dynlora.complexity import FRACTIONS, ComplexitySample, quarter_of
+from dynlora.engines.checks import check_engine, check_not_compiled
 from dynlora.errors import EngineError
+from dynlora.input_adaptive.complexity import FRACTIONS, ComplexitySample, quarter_of
+from dynlora.input_adaptive.masks import ComponentMask, check_kind
+from dynlora.input_adaptive.reader import ComplexityReader, Reading, sampling_keys
 
 
 class InputAdaptiveRanks:

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from dynlora.adapters.fused_linear import FusedLinear
-from dynlora.adapters.sharding import is_sharded
+from dynlora.engines.sharding import is_sharded
+from dynlora.fused.function import FusedLinear
 
 LEAST_ELEMENTS = 2**18
 """Elements of a layer's input and output together from which fusing is faster on a CPU; measured

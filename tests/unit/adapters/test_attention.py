@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dynlora.adapters.attention import AttentionTaps
 from dynlora.adapters.attention_blocks import block_of
 from dynlora.adapters.attention_rows import attention_rows
-from dynlora.adapters.attention_taps import AttentionTaps
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import ConfigError
 from dynlora.importance.attention_entropy import AttentionEntropyMetric

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from dynlora.adapters.input_adaptive import InputAdaptiveRanks
-from dynlora.complexity import FRACTIONS
 from dynlora.errors import AdapterError
 from dynlora.files.json_files import write_json
 from dynlora.files.plain_values import parse_json
+from dynlora.input_adaptive.complexity import FRACTIONS
+from dynlora.input_adaptive.ranks import InputAdaptiveRanks
 
 INPUT_ADAPTIVE = "input_adaptive.json"
 """File name."""

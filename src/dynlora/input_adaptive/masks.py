@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from dynlora.adapters.layers import LoraView
-from dynlora.complexity import components_used
 from dynlora.errors import LayerError
+from dynlora.input_adaptive.complexity import components_used
 
 
 def check_kind(layer: LoraView) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlora.complexity import (
+from dynlora.input_adaptive.complexity import (
     FEATURE_BITS,
     ComplexitySample,
     Features,
@@ -83,7 +83,7 @@ def test_going_on_from_a_prefix_gives_the_same_bits_as_reading_at_once(tokens, d
 
 def test_reading_the_features_in_parts_changes_no_bit(monkeypatch):
     whole = variances([1, 2, 3, 4])
-    monkeypatch.setattr("dynlora.complexity._AT_ONCE", 20)
+    monkeypatch.setattr("dynlora.input_adaptive.complexity._AT_ONCE", 20)
     assert torch.equal(variances([1, 2, 3, 4]).nan_to_num(-1), whole.nan_to_num(-1))
 
 

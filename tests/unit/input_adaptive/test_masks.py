@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters.component_mask import ComponentMask
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import LayerError
+from dynlora.input_adaptive.masks import ComponentMask
 
 
 class Net(nn.Module):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dynlora.complexity import Features, in_units, unit_for
 from dynlora.errors import EngineError, LayerError
+from dynlora.input_adaptive.complexity import Features, in_units, unit_for
 
 PIXEL_UNIT = 2.0**-12
 """Unit of pixels. Normalised pixels are a few units around 0; these integers cover -8 to 8."""

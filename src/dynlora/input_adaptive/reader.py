@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dynlora.adapters.model_inputs import (
+from dynlora.adapters.taps import example_keys, mix
+from dynlora.errors import EngineError
+from dynlora.input_adaptive.complexity import Prefix, running_variance
+from dynlora.input_adaptive.inputs import (
     FeatureReader,
     cache_in,
     check_model,
@@ -23,9 +26,6 @@ from dynlora.adapters.model_inputs import (
     named_arguments,
     read_mask,
 )
-from dynlora.adapters.taps import example_keys, mix
-from dynlora.complexity import Prefix, running_variance
-from dynlora.errors import EngineError
 from dynlora.types import UNUSED_KEY
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from dynlora.adapters.engine import (
+from dynlora.engines.checks import (
     check_devices,
     check_engine,
     check_not_compiled,

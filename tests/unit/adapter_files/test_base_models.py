@@ -11,7 +11,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from dynlora.base_models import (
+from dynlora.adapter_files.base_models import (
     UnfitWeightsError,
     load_weights,
     position_limit,

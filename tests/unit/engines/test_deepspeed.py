@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW
 
-from dynlora.adapters.deepspeed import (
+from dynlora.adapters.optimizer_state import check_holds, unwrap_optimizer
+from dynlora.engines.deepspeed import (
     call_before_step,
     check_zero,
     has_gradient,
@@ -18,7 +19,6 @@ from dynlora.adapters.deepspeed import (
     is_zero,
     shape_of,
 )
-from dynlora.adapters.optimizer_state import check_holds, unwrap_optimizer
 from dynlora.errors import OptimizerError
 from tests.lora_layers import layers_of, lora_chain
 

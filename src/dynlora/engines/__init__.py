@@ -1,0 +1,1 @@
+"""Differences between the engines that run a model: FSDP2, DeepSpeed and torch.compile."""

@@ -1,0 +1,1 @@
+"""Ranks per example: each example uses the components that its complexity needs."""
