@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig
 
 from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
-from dynlora.adapter_files.fits import check_fits
 from dynlora.adapter_files.base_models import (
     NO_CODE,
     UNLOADABLE,
@@ -24,6 +23,7 @@ from dynlora.adapter_files.base_models import (
     refuse_drawn,
     within,
 )
+from dynlora.adapter_files.fits import check_fits
 from dynlora.errors import AdapterError
 
 FORMS = {

@@ -10,8 +10,8 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.base import BaseSource, attach, load_base, untie
-from dynlora.adapter_files.folder import new_folder
 from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.folder import new_folder
 
 COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "tokenizer": ("tokenizer_config.json", AutoTokenizer.from_pretrained),

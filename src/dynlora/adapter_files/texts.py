@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from dynlora.adapter_files.base import BaseSource
-from dynlora.adapter_files.tables import TABLES, column_values, read_table, shown_names
 from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.tables import TABLES, column_values, read_table, shown_names
 from dynlora.errors import AdapterError, DataError
 
 READS_TEXTS = "input_ids"

@@ -107,8 +107,8 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
     """Return statistics of the adapter's layers on the texts."""
     from dynlora.adapter_files.activations import observe_texts
     from dynlora.adapter_files.base import attach, load_base, locate_base
-    from dynlora.adapter_files.texts import batch_texts, check_reads_texts, read_texts
     from dynlora.adapter_files.base_models import position_limit
+    from dynlora.adapter_files.texts import batch_texts, check_reads_texts, read_texts
     from dynlora.cli.messages import readable_messages
 
     named = {"--text": given.text, "--text-pair": given.text_pair}

@@ -10,8 +10,8 @@ import torch
 from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig, BitsAndBytesConfig
 
-from dynlora.adapters.quantised import keep_gradients
 from dynlora.adapter_files.base_models import NO_CODE, load_weights
+from dynlora.adapters.quantised import keep_gradients
 from dynlora.errors import ConfigError
 
 
