@@ -30,7 +30,7 @@ from dynlora.checks import (
 )
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, process_count
-from dynlora.engines.checks import is_compiled, without_compiler
+from dynlora.engines.compiled import is_compiled, without_compiler
 from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.fused.layers import FusedLora, close_fused

@@ -1,4 +1,4 @@
-"""Batched decompositions: small matrices of all layers in, one call per shape.
+"""Decompositions of small matrices: one call for all layers of a shape.
 
 Launching a small decomposition on a GPU takes longer than computing it, so the number of calls per
 event must not grow with the number of layers.
@@ -33,10 +33,23 @@ def batched(
 
 
 def smaller_gram(vectors: Float[Tensor, "n width"]) -> Float[Tensor, "k k"]:
-    """Return the smaller of a matrix's two Gram matrices, which have equal nonzero eigenvalues.
-
-    Args:
-        vectors: If ``n < width``, the result contains their inner products.
-    """
+    """Return the smaller of a matrix's two Gram matrices, which have equal nonzero eigenvalues."""
     gram: Tensor = vectors @ vectors.T if len(vectors) < vectors.shape[1] else vectors.T @ vectors
     return gram
+
+
+def output_directions(
+    R: Float[Tensor, "*layers k r"], moment: Float[Tensor, "*layers r r"]
+) -> tuple[Float[Tensor, "*layers k"], Float[Tensor, "*layers k k"]]:
+    """Return an adapter's output power per principal direction, and the directions in its basis.
+
+    With ``B = Q R``, the directions ``U`` and the powers are eigenvectors and eigenvalues of
+    ``R moment R^T``, largest first. The first k, ``B' = Q U_k`` and ``A' = U_k^T R A``, are the
+    best update of rank k in the mean square of the output (Eckart and Young 1936).
+
+    Args:
+        R: Triangular factor of ``B = Q R``.
+        moment: Mean of ``(A x)(A x)^T`` over the input; ``A A^T`` for unit-covariance input.
+    """
+    squares, U = torch.linalg.eigh(R @ moment @ R.mT)
+    return squares.flip(-1).clamp(min=0), U.flip(-1)

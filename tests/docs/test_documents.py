@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 import dynlora
 from dynlora import schedule
-from dynlora.adapters import attention_rows
+from dynlora.adapters import attention as attention_rows
 from dynlora.adjuster import MOST_TIMES_R
 from dynlora.cli import compress
 from dynlora.cli.job_parser import parse_job

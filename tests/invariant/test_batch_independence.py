@@ -3,7 +3,7 @@
 import torch
 
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.adapters.taps import ActivationTaps
+from dynlora.adapters.hooks import ActivationTaps
 from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
 
 

@@ -105,7 +105,7 @@ def test_before_an_event_nothing_is_read_back_by_any_metric_of_gradients(importa
 def test_who_looks_at_attention_reads_where_padding_ends_in_sampled_steps_alone():
     found = read_by_step(20, importance="attention_entropy")
     assert [step for step, read in enumerate(found) if read] == [0, 8, 16]
-    assert found[0] == {("dynlora.adapters.attention_rows", "nonzero")}
+    assert found[0] == {("dynlora.adapters.attention", "nonzero")}
 
 
 def test_layers_that_are_missing_or_broken_now_and_then_are_no_reason_to_read():

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from dynlora import RankPlan
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.adapters.peft_config import ShapeHooks
 from tests.models import adamw, attached, bare_llama, lora_llama, sequences, train
 
 

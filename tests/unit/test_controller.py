@@ -19,7 +19,7 @@ from torch.optim import Adafactor, Adagrad, AdamW, Muon
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
-from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.adapters.peft_config import ShapeHooks
 from dynlora.errors import (
     BudgetError,
     ConfigError,

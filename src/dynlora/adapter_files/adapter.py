@@ -21,9 +21,9 @@ from dynlora.adapter_files.folder import copy_companions, new_folder
 from dynlora.adapter_files.layer import SavedLayer
 from dynlora.adapter_files.names import check_names, natural_key
 from dynlora.adapter_files.patterns import match_names
+from dynlora.adapters.patterns import name_patterns, whole
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
-from dynlora.name_patterns import name_patterns, whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

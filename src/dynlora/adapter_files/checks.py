@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynlora.adapters.patterns import LONGEST, changes_base
 from dynlora.errors import AdapterError
-from dynlora.name_patterns import LONGEST
-from dynlora.starts import changes_base
 
 VARIANTS = {
     "use_dora": "DoRA",

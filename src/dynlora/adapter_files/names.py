@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from dynlora.adapters.patterns import LONGEST
 from dynlora.errors import AdapterError
-from dynlora.name_patterns import LONGEST
 
 
 def check_names(names: Iterable[str], path: object) -> None:

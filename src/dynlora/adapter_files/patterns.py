@@ -11,8 +11,8 @@ from typing import Any
 
 import regex
 
+from dynlora.adapters.patterns import LONGEST
 from dynlora.errors import AdapterError
-from dynlora.name_patterns import LONGEST
 
 SECONDS = 0.05
 """Processor time limit per key and name; keys written by PEFT need about a microsecond."""

@@ -1,10 +1,6 @@
 """Decompose a saved layer into components, strongest first, and cut it to a lower rank.
 
-All computations use r x r matrices. With ``B = Q R`` and ``G`` the second moment of ``A x``, the
-eigenvectors ``U`` of ``R G R^T`` are the layer's principal output directions; the square roots of
-its eigenvalues are their strengths. Keeping the first k, ``B' = Q U_k`` and ``A' = U_k^T R A``, is
-the best update of rank k (Eckart and Young 1936): in the Frobenius norm for ``G = A A^T``, in the
-mean squared output for a ``G`` of observed inputs.
+All computations use r x r matrices (see `small_matrices.output_directions`).
 """
 
 import math
@@ -15,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dynlora.adapter_files.layer import SavedLayer
+from dynlora.small_matrices import output_directions
 
 NOISE = 1e-14
 """Eigenvalues up to this share of the largest are rounding errors in float64 and count as zero."""
@@ -78,11 +75,10 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     A, B = layer.A.double(), layer.B.double()
     moment = A @ A.T if gram is None else gram.double()
     Q, R = torch.linalg.qr(B)
-    squares, U = torch.linalg.eigh(R @ moment @ R.T)
-    squares, U = squares.flip(0), U.flip(1)
-    values = squares.clamp(min=0).sqrt() * abs(layer.scaling)
+    squares, U = output_directions(R, moment)
+    values = squares.sqrt() * abs(layer.scaling)
     # Drop strengths whose square underflows to 0 in float64.
-    some = (squares > NOISE * squares[0].clamp(min=0)) & (values.square() > 0)
+    some = (squares > NOISE * squares[0]) & (values.square() > 0)
     count = int(some.sum())
     values, U = values[:count], U[:, :count]
     rows, columns = U.T @ R @ A, Q @ U

@@ -2,22 +2,31 @@
 
 An attention module reads an implementation's name from its configuration, and finds the function by
 this name in the interface. In training forwards the hooks substitute a name of ours. Our function
-calls the original one on the same tensors, then recomputes the logits for the sink. All other
-forwards are unchanged.
+calls the original one on the same tensors, then recomputes the logits for the sink, because fused
+attention never forms them. All other forwards are unchanged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.attention_blocks import AttentionBlock, find_blocks
-from dynlora.adapters.attention_rows import attention_rows
-from dynlora.adapters.layers import LoraView
-from dynlora.adapters.own_hook import OwnHook
+from dynlora.adapters.layers import LoraView, find_root
+from dynlora.adapters.owners import OwnHook
+from dynlora.errors import ConfigError
+
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+"""Name of the interface in transformers' modeling files."""
+EAGER = "eager_attention_forward"
+"""Suffix of the name of the eager implementation in these files."""
+QUERIES = 256
+"""Most tokens per example whose attention is recomputed; they are evenly spaced."""
 
 
 @runtime_checkable
@@ -40,13 +49,7 @@ class AttentionTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Find the attention of each block; `open` installs the hooks.
-
-        Args:
-            model: Model called with each batch.
-            layers: The LoRA layers.
-            sink: Receiver of the logits.
-            timed: Context manager that measures the time spent in it.
+        """Find the attention of each block; `open` installs the hooks, whose time `timed` measures.
 
         Raises:
             ConfigError: If no block with LoRA layers has attention that can be recomputed.
@@ -81,7 +84,7 @@ class AttentionTaps:
         self._armed = model.training and torch.is_grad_enabled()
         self._seen = set()
 
-    def _before(self, block: AttentionBlock) -> Callable[[nn.Module, Any], None]:
+    def _before(self, block: "AttentionBlock") -> Callable[[nn.Module, Any], None]:
         def arm(module: Any, _args: Any) -> None:
             # Skip repeats by gradient checkpointing, and reference passes without the adapter.
             if self._armed and id(module) not in self._seen and block.layers[0].is_active:
@@ -91,7 +94,7 @@ class AttentionTaps:
 
         return arm
 
-    def _after(self, block: AttentionBlock) -> Callable[..., None]:
+    def _after(self, block: "AttentionBlock") -> Callable[..., None]:
         def restore(module: Any, *_: Any) -> None:
             if block.interface.pop(self._name, None) is not None:
                 module.config = block.config
@@ -137,3 +140,144 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
     """Return whether PyTorch's attention hides later keys without a mask."""
     given = options.get("is_causal")
     return bool(vars(module).get("is_causal", True) if given is None else given)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBlock:
+    """An attention module and the LoRA layers in its block."""
+
+    module: Any
+    config: Any
+    """The module's configuration."""
+    interface: Any
+    """Table of functions by name that the module uses."""
+    implementation: str
+    """Name of the module's attention function."""
+    original: Callable[..., Any]
+    """The module's attention function."""
+    layers: Sequence[LoraView]
+
+
+def find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list[AttentionBlock]:
+    """Return the model's attention modules with LoRA layers in their blocks.
+
+    A module counts as attention if its forward uses transformers' `AttentionInterface`, because all
+    their models share this interface but not the names of modules.
+
+    Raises:
+        ConfigError: If there is none, attention cannot be recomputed, or the model is an
+            encoder-decoder.
+    """
+    root, _ = find_root(model)
+    found = []
+    for name, module in root.named_modules():
+        code = inspect.unwrap(type(module).forward)
+        if not inspect.isfunction(code) or INTERFACE not in code.__code__.co_names:
+            continue
+        held = [layer for layer in layers if layer.name.startswith(block_of(name))]
+        if held and "config" in vars(module):
+            found.append(_make_block(module, code, held))
+    config = vars(root).get("config")
+    if not found or vars(config or root).get("is_encoder_decoder", False):
+        raise ConfigError(
+            "`importance: attention_entropy` needs blocks of self-attention that use transformers' "
+            f"AttentionInterface, with LoRA layers in them, got a {type(root).__name__} "
+            f"{'with an encoder and a decoder' if found else 'without such a block'}: use another "
+            "metric, such as `signal`."
+        )
+    return found
+
+
+def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> AttentionBlock:
+    names, implementation = code.__globals__, module.config._attn_implementation
+    interface = names[INTERFACE]
+    eager = [name for name in code.__code__.co_names if name.endswith(EAGER)]
+    if implementation == "eager" and eager:
+        original = names[eager[0]]
+    elif implementation == "sdpa":
+        original = interface[implementation]
+    else:
+        raise ConfigError(
+            "`importance: attention_entropy` needs attention that can be computed again, eager or "
+            f"sdpa, got {implementation} in a {type(module).__name__}: load the model with "
+            "`attn_implementation='sdpa'`, or use another metric."
+        )
+    return AttentionBlock(module, module.config, interface, implementation, original, layers)
+
+
+def block_of(name: str) -> str:
+    """Return the name prefix of a module's block.
+
+    The block of `encoder.layer.3.attention.self` is the innermost numbered module,
+    `encoder.layer.3.`, or the module's parent without numbers.
+    """
+    parts = name.split(".")
+    numbered = [place for place, part in enumerate(parts) if part.isdecimal()]
+    kept = parts[: numbered[-1] + 1] if numbered else parts[:-1]
+    return "".join(f"{part}." for part in kept)
+
+
+def attention_rows(
+    query: Float[Tensor, "batch heads length d"],
+    key: Float[Tensor, "batch key_heads keys d"],
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[Float[Tensor, "heads n keys"], Bool[Tensor, "any_heads n keys"]]]:
+    """Yield logits and visible keys per example, for at most `QUERIES` of its unpadded tokens.
+
+    Nothing is yielded if there are more or fewer keys than queries. A batch without examples yields
+    one empty result, because other processes wait for it.
+
+    Args:
+        query: Queries, as transformers' attention functions receive them.
+        key: Keys, likewise.
+        mask: True or 0 where a key is visible, or a bias; broadcastable to batch, heads, length,
+            keys; None hides nothing.
+        causal: Whether later keys are hidden without a mask.
+        options: The function's other arguments, of which `scaling`, `softcap` and `position_bias`
+            are used.
+    """
+    length = query.shape[2]
+    if key.shape[2] != length:
+        return
+    if len(query) == 0:
+        none = query.new_zeros(query.shape[1], 0, length, dtype=torch.float32)
+        yield none, none[:1].bool()
+    scaling, softcap = options.get("scaling"), options.get("softcap")
+    bias = options.get("position_bias")
+    for place in range(len(query)):
+        keys = key[place].repeat_interleave(query.shape[1] // key.shape[1], dim=0).float()
+        visible, added = _split(_of(mask, place), length, causal=causal and mask is None)
+        visible, added = visible.to(query.device), added.to(query.device)
+        # A token that does not see itself is padding.
+        real = visible.diagonal(dim1=-2, dim2=-1).all(dim=0).nonzero().flatten()
+        chosen = real[:: -(-len(real) // QUERIES) or 1]
+        logits = query[place][:, chosen].float() @ keys.transpose(1, 2)
+        logits *= query.shape[-1] ** -0.5 if scaling is None else scaling
+        if softcap is not None:
+            logits = softcap * (logits / softcap).tanh()
+        if bias is not None:
+            logits = logits + _of(bias, place)[:, chosen].float()
+        yield logits + added[:, chosen], visible[:, chosen]
+
+
+def _of(tensor: Tensor | None, place: int) -> Any:
+    """Return one example's part of a tensor whose batch dimension may be 1."""
+    return None if tensor is None else tensor[place if len(tensor) > 1 else 0]
+
+
+def _split(
+    mask: Tensor | None, length: int, *, causal: bool
+) -> tuple[Bool[Tensor, "any_heads length keys"], Float[Tensor, "any_heads length keys"]]:
+    """Return the visible keys, and the bias on their logits."""
+    if mask is None:
+        shape = torch.ones(1, length, length, dtype=torch.bool)
+        visible = shape.tril() if causal else shape
+        return visible, torch.zeros(1, length, length)
+    mask = mask[..., :length].expand(-1, length, -1)
+    if mask.dtype == torch.bool:
+        return mask, torch.zeros_like(mask, dtype=torch.float32)
+    hidden = mask <= torch.finfo(mask.dtype).min / 2
+    return ~hidden, mask.masked_fill(hidden, 0.0).float()

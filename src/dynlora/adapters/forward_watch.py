@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from torch import nn
 
 from dynlora.adapters.attention import AttentionSink, AttentionTaps
+from dynlora.adapters.hooks import ActivationSink, ActivationTaps
 from dynlora.adapters.layers import LoraView
-from dynlora.adapters.taps import ActivationSink, ActivationTaps
-from dynlora.engines.eager import EagerSteps
+from dynlora.engines.compiled import EagerSteps
 
 
 class ForwardWatch:

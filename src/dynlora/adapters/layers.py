@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dynlora.adapters.factor import Factor
-from dynlora.adapters.kinds import LayerKind, Rows, kind_of
-from dynlora.engines.sharding import has_gradient, is_held, is_sharded
+from dynlora.adapters.kinds import Factor, LayerKind, Rows, kind_of
+from dynlora.engines.sharding import has_gradient, is_held, is_sharded, whole
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
@@ -48,9 +48,7 @@ class LoraView:
     factor_A: Factor
     factor_B: Factor
     in_features: int
-    """Columns of `lora_A`."""
     out_features: int
-    """Rows of `lora_B`."""
     gradients: Gradients | None = None
     """Gradients read once for this step; None reads them on each access."""
 
@@ -111,21 +109,26 @@ class LoraView:
     @property
     def alpha(self) -> float:
         """`lora_alpha` from which PEFT computes this scaling, exactly if such a number exists."""
-        divisor = math.sqrt(self.r) if self._use_rslora else self.r
+        divisor = math.sqrt(self.r) if self.module.use_rslora[self.adapter] else self.r
         product = self.scaling * divisor
         neighbours = (math.nextafter(product, 0), math.nextafter(product, math.inf))
         candidates = (round(product, 9), product, *neighbours)
         return next((a for a in candidates if a / divisor == self.scaling), product)
 
     @property
-    def is_trained(self) -> bool:
-        """Whether both weights currently require gradients."""
-        return all(parameter.requires_grad for parameter in self.parameters)
+    def factors(self) -> tuple[Factor, Factor]:
+        """Both factors, `lora_A` first."""
+        return self.factor_A, self.factor_B
 
     @property
     def parameters(self) -> list[Parameter]:
         """PEFT's parameters for `lora_A` and `lora_B`."""
-        return [self.factor_A.parameter, self.factor_B.parameter]
+        return [factor.parameter for factor in self.factors]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether both weights currently require gradients."""
+        return all(parameter.requires_grad for parameter in self.parameters)
 
     @property
     def lora_A(self) -> Tensor:
@@ -165,17 +168,13 @@ class LoraView:
     @property
     def base_norm(self) -> float:
         """Root mean square norm of the base layer's output on unit-covariance input."""
-        return self.kind.base_norm(self.module)
+        return float(whole(dequantize_module_weight(self.module.get_base_layer())).norm())
 
     @property
     def is_active(self) -> bool:
         """Whether a forward adds this adapter's output."""
         active = self.adapter in self.module.active_adapters
         return active and not self.module.disable_adapters
-
-    @property
-    def _use_rslora(self) -> bool:
-        return bool(self.module.use_rslora[self.adapter])
 
     def see(self, tokens: Tokens | None) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
         """Return both factors applied to observed tokens, in float64 (see `LayerKind.see`)."""
@@ -187,10 +186,6 @@ class LoraView:
         left, right = self.see(tokens)
         return self.scaling**2 * float(((left.T @ left) * (right.T @ right)).sum())
 
-    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return input vectors for new rows of `lora_A`; None if tokens contain none."""
-        return self.kind.directions(tokens)
-
     def rows(self, inputs: Tensor, output: Tensor) -> Rows:
         """Return the tokens of one forward."""
         return self.kind.rows(self.module, self.adapter, inputs, output)
@@ -200,7 +195,9 @@ class LoraView:
         self.module.r[self.adapter] = r
         self.module.scaling[self.adapter] = scaling
         self.module.lora_alpha[self.adapter] = self.alpha
-        self.kind.set_shape(self.module, self.adapter, self.capacity or r)
+        for factor in self.factors:
+            if factor.rank_field is not None:
+                setattr(factor.holder, factor.rank_field, self.capacity or r)
 
     def set_unit_scaling(self, unit: float) -> None:
         """Store the present scaling without layer weight on PEFT's module, for later runs."""
@@ -323,8 +320,7 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
             "to False."
         )
     factor_A, factor_B = kind.factors(module, adapter)
-    for factor in (factor_A, factor_B):
-        weight = factor.parameter
+    for weight in (factor_A.parameter, factor_B.parameter):
         if is_held(weight) and adapter not in vars(module).get(_CAPACITY, {}):
             raise EngineError(
                 f"LoRA layer {name!r} must hold its parameters at one rank for good before an "

@@ -1,9 +1,9 @@
 """Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
 
 import logging
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.blocks import in_blocks
-from dynlora.adapters.export import own_config, write_patterns
 from dynlora.adapters.layers import (
     LoraView,
     are_finite,
@@ -21,16 +19,17 @@ from dynlora.adapters.layers import (
     in_this_step,
 )
 from dynlora.adapters.new_rows import new_rows
-from dynlora.adapters.observed import enough_seen, output_norm, tokens_of
 from dynlora.adapters.optimizer_state import (
+    StepWatch,
     check_holds,
     check_static,
     fit_state,
     restart_state,
     unwrap_optimizer,
 )
-from dynlora.adapters.own_hook import OwnHook
-from dynlora.adapters.quantised import keep_gradients
+from dynlora.adapters.owners import OwnHook
+from dynlora.adapters.patterns import changes_base
+from dynlora.adapters.peft_config import own_config, write_patterns
 from dynlora.adapters.resize import (
     apply_change,
     grow_change,
@@ -40,13 +39,19 @@ from dynlora.adapters.resize import (
     shrink_changes,
 )
 from dynlora.adapters.static import hold_static
-from dynlora.adapters.step_watch import StepWatch
-from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
+from dynlora.adapters.strengths import (
+    component_powers,
+    enough_seen,
+    in_blocks,
+    lowest_ranks,
+    measure_strengths,
+    output_norm,
+    tokens_of,
+)
 from dynlora.distributed import share_from_first
-from dynlora.engines.checks import check_devices, check_engine
+from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.errors import LayerError
-from dynlora.starts import changes_base
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -69,8 +74,8 @@ class LoraAdapters:
             model: The PEFT model.
             optimizer: Optimizer of the LoRA parameters.
             adapter_name: The adapter; None for the active one.
-            follow: Called with every basis change after it is applied. After a load of another
-                rank, the maps are zero.
+            follow: Called with every basis change after it is applied; its maps are zero after a
+                load of another rank.
 
         Raises:
             EngineError: If the engine is not supported, the layers are on several devices, or an
@@ -82,8 +87,8 @@ class LoraAdapters:
         check_engine(model)
         keep_gradients(model)
         layers = find_lora_layers(model, adapter_name)
-        self._adapter, self._configs = layers[0].adapter, find_root(model)[1]
-        _check_start(own_config(model, self._adapter).init_lora_weights)
+        self._adapter, (self._root, self._configs) = layers[0].adapter, find_root(model)
+        _check_start(own_config(self._configs, self._adapter).init_lora_weights)
         self._model = model
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
@@ -137,11 +142,7 @@ class LoraAdapters:
         check_static(self._optimizer)
 
     def hold_static(self, rank: int) -> None:
-        """Pad tensors and moments to a fixed rank (see `static`), unless padded already.
-
-        Args:
-            rank: Highest possible rank.
-        """
+        """Pad tensors and moments to a fixed rank (see `static`), unless padded already."""
         layers = list(self.layers.values())
         hold_static(self._model, layers, rank)
         self._fit_state(layers)
@@ -152,7 +153,7 @@ class LoraAdapters:
         if self._handles or not isinstance(self._optimizer, Optimizer):
             return
         layers = list(self.layers.values())
-        alive = weakref.ref(self)  # the model must not keep the optimizer alive
+        alive = ref(self)  # the model must not keep the optimizer alive
 
         def fit(*_: Any) -> None:
             adapters = alive()
@@ -160,7 +161,7 @@ class LoraAdapters:
                 adapters._fit_state(layers)
                 adapters._tell_loaded()
 
-        root: Any = find_root(self._model)[0]
+        root: Any = self._root
         self._handles = [
             self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
             root.register_load_state_dict_post_hook(OwnHook(fit)),
@@ -235,8 +236,7 @@ class LoraAdapters:
         for layers in in_blocks(self.layers[name] for name in names):
             stats = enough_seen(layers, features)
             powers += component_powers(layers, [tokens_of(found) for found in stats])
-            norms = map(output_norm, layers, stats)
-            tolerated += [tolerance * (norm or 1.0) for norm in norms]
+            tolerated += [tolerance * norm for norm in map(output_norm, layers, stats)]
         return dict(zip(names, lowest_ranks(powers, tolerated), strict=True))
 
     def apply(
@@ -280,9 +280,7 @@ class LoraAdapters:
         strengths = measure_strengths(layers, [tokens_of(found) for found in stats])
         kept = [ranks[layer.name] for layer in layers]
         dropped = [found.lost(rank) for found, rank in zip(strengths, kept, strict=True)]
-        norms = [
-            output_norm(layer, found) or 1.0 for layer, found in zip(layers, stats, strict=True)
-        ]
+        norms = list(map(output_norm, layers, stats))
         self._change(shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()
         return {
@@ -308,11 +306,7 @@ class LoraAdapters:
         self.peak_parameters = max(self.peak_parameters, self.parameters)
 
     def order(self, features: Mapping[str, FeatureStats]) -> None:
-        """Order every layer's components by strength, strongest first; outputs are unchanged.
-
-        Args:
-            features: Observed inputs by module name, on which strengths are measured.
-        """
+        """Order every layer's components by strength, strongest first; outputs are unchanged."""
         for layers in in_blocks(self.layers.values()):
             tokens = [tokens_of(found) for found in enough_seen(layers, features)]
             strengths = measure_strengths(layers, tokens)
@@ -336,7 +330,7 @@ class LoraAdapters:
         self.write_config()
 
     def _fit_state(self, layers: Sequence[LoraView]) -> None:
-        factors = [(factor, v.r) for v in layers for factor in (v.factor_A, v.factor_B)]
+        factors = [(factor, layer.r) for layer in layers for factor in layer.factors]
         forgotten = fit_state(self._optimizer, factors)
         if forgotten:
             logger.info(

@@ -35,11 +35,11 @@ def new_rows(
     Args:
         layers: The layers to grow.
         counts: Number of new rows per layer.
-        tokens: Observed inputs per layer; None if there are none.
+        tokens: Observed inputs per layer. None, or ids, which show no directions, use random ones.
         generator: Generator of random directions.
     """
     held = [layer.lora_A.double() for layer in layers]
-    seen = [layer.directions(shown) for layer, shown in zip(layers, tokens, strict=True)]
+    seen = [None if t is None or not t.is_floating_point() else t for t in tokens]
     shown = _uncovered_directions(held, seen, counts)
     return [
         _scaled(A, _filled_up(rows, count, generator), inputs)
@@ -73,12 +73,8 @@ def principal_directions(
     """Return the unit directions of each input's largest spread, at most `count` above `floor`.
 
     The smaller Gram matrix costs a third of an SVD, and in float64 resolves spreads down to 1e-7 of
-    the largest. Signs make the largest element positive.
-
-    Args:
-        inputs: Vectors, with excluded directions already removed.
-        counts: Maximum number of directions per input.
-        floors: Smallest root of a direction's sum of squares, per input.
+    the largest. The largest element of each direction is positive. A floor is the smallest root of
+    a direction's sum of squares.
     """
     if not inputs:
         return []
@@ -100,10 +96,8 @@ def principal_directions(
 
 def _filled_up(rows: Tensor, count: int, generator: Generator) -> Tensor:
     """Return `count` unit directions: the given rows, then random ones."""
-    missing = count - len(rows)
-    noise = torch.randn(
-        missing, rows.shape[1], generator=generator, dtype=torch.float64, device="cpu"
-    ).to(rows)
+    shape = count - len(rows), rows.shape[1]
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(rows)
     return torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
 
 

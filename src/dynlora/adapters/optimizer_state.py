@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds import Factor
+from dynlora.adapters.layers import LoraView
 from dynlora.engines import deepspeed
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.engines.sharding import sharded_as, whole
+from dynlora.engines.sharding import is_held, sharded_as, whole
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
@@ -56,8 +59,6 @@ rest is for that step's gradient, up to three times its usual size with torch's 
 
 def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
     """Return the optimizer inside Accelerate's wrapper, and check that it is supported.
-
-    DeepSpeed's optimizer is returned with its wrapper (see `check_holds`).
 
     Raises:
         OptimizerError: If its state can neither be resized nor restarted.
@@ -133,15 +134,13 @@ def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
 def rebase_state(
     optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
 ) -> None:
-    """Map the moments of one layer's two parameters to the new basis.
-
-    Moments of grown directions are zero.
+    """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
 
     Args:
         optimizer: Optimizer of both parameters.
-        change: The change of basis.
-        lora_A: Factor before the change, a matrix of shape ``(old, in_features)``.
-        lora_B: Factor before the change, a matrix of shape ``(out_features, old)``.
+        change: The change of basis, not yet applied to the factors.
+        lora_A: Factor of rank old.
+        lora_B: Factor of rank old.
         size: Rank of the tensors after the change, padding included.
     """
     if _starts_anew(optimizer):
@@ -186,11 +185,7 @@ def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) ->
 
     Moments must be zero beyond the live rank, because Adam would move the weights there. Moments of
     the live rank, or with only zeros beyond it, are kept: they may come from a run with other
-    padding or sharding.
-
-    Args:
-        optimizer: Optimizer of the parameters.
-        factors: Factors with their live ranks.
+    padding or sharding. `factors` come with their live ranks.
     """
     forgotten = 0
     for factor, rank in factors:
@@ -277,3 +272,57 @@ def _bound_next_step(state: dict[str, Tensor], betas: tuple[float, float]) -> No
     for key in _SECOND:
         if key in state:
             state[key] = torch.maximum(state[key], least)
+
+
+class StepWatch:
+    """Compares a weight before and after a step, to detect steps of another optimizer.
+
+    Not in every step, because the comparison synchronizes with the device.
+    """
+
+    def __init__(self, optimizer: AnyOptimizer, layers: Sequence[LoraView]) -> None:
+        """Prepare to check an optimizer, unless DeepSpeed's, of these layers."""
+        self._optimizer = optimizer
+        self._layers = layers
+        self._stepped = False
+        self._before: tuple[LoraView, Tensor] | None = None
+        self._handle: RemovableHandle | None = None
+
+    def begin(self) -> None:
+        """Copy the first trained weight that no engine manages, before the step."""
+        self._forget()
+        if not isinstance(self._optimizer, Optimizer):
+            return
+        for layer in self._layers:
+            if layer.is_trained and not is_held(layer.factor_B.parameter):
+                self._before = layer, layer.lora_B.detach().clone()
+                self._handle = self._optimizer.register_step_post_hook(self._note)
+                return
+
+    def end(self) -> None:
+        """Check after the step that no other optimizer took it; do nothing without `begin`.
+
+        Raises:
+            OptimizerError: If the weight changed without a step of the optimizer.
+        """
+        before, stepped = self._before, self._stepped
+        self._forget()
+        if before is None or stepped:
+            return
+        layer, weight = before
+        if not torch.equal(layer.lora_B, weight):
+            raise OptimizerError(
+                f"The {type(self._optimizer).__name__} that `DynamicLora` was given must take the "
+                "steps, for its state follows the ranks, got weights that another has changed: "
+                "take the `state_dict()`, attach a new `DynamicLora` with that one, and load it "
+                "there."
+            )
+
+    def _note(self, *_: Any) -> None:
+        self._stepped = True
+
+    def _forget(self) -> None:
+        self._stepped, self._before = False, None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None

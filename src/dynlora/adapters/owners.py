@@ -1,17 +1,35 @@
-"""Controller of each adapter's ranks: the last one attached.
+"""One controller per adapter: the last one attached, whose hooks do nothing on copies."""
 
-A notebook cell that runs twice attaches a second controller, while the first would continue to
-sample and change ranks. Owners are not attributes of the model, so that its copies have none and
-can be saved.
-"""
-
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
 from dynlora.adapters.layers import LoraView
+
+
+class OwnHook:
+    """Calls a function on its own model, and does nothing on any copy.
+
+    A pickled function would include the controller and its optimizer. A shared one would pass the
+    copy's forwards to the original controller.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return self._function(*args)
+
+    def __reduce__(self) -> tuple[type["OwnHook"], tuple[Callable[..., None]]]:
+        """Make copies that do nothing."""
+        return OwnHook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 @runtime_checkable
@@ -24,13 +42,15 @@ class Owner(Protocol):
 
 
 _OWNERS: WeakKeyDictionary[nn.Module, dict[str, ref[Owner]]] = WeakKeyDictionary()
+"""The last controller attached to each adapter. Not an attribute of the model, so that its copies
+have none and can be saved."""
 
 
 def take_over(layers: Sequence[LoraView], owner: Owner) -> int:
-    """Close the present owners of these layers, and register their new owner.
+    """Register the new owner of these layers, and close the present ones; return their number.
 
-    Returns:
-        Number of closed owners, without garbage-collected ones.
+    A notebook cell that runs twice attaches a second controller, while the first would continue to
+    sample and change ranks.
     """
     earlier: dict[int, Owner] = {}
     for layer in layers:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
 from dynlora.adapters.strengths import Strengths
@@ -28,11 +28,6 @@ def shrink_changes(
     """Return changes that keep each layer's strongest components, mixed as little as possible.
 
     If only untrained directions are dropped, the kept ones stay bit for bit equal.
-
-    Args:
-        layers: The layers to shrink.
-        strengths: Components of each layer.
-        ranks: Number of components to keep per layer.
     """
     mixes = [rank < found.trained for found, rank in zip(strengths, ranks, strict=True)]
     mixed = list(compress(zip(strengths, ranks, strict=True), mixes))
@@ -66,10 +61,6 @@ def split_projectors(
     ``sqrt(S) V^T`` and ``U sqrt(S)``, is a pure rotation where the projector is orthogonal, which
     preserves gradients, steps and moments in the kept space. The remaining rotation brings the kept
     rows closest to the old rows that contribute most, because Adam's moments belong to rows.
-
-    Args:
-        to_A: Right factors of the products.
-        to_B: Left factors of the products.
     """
     rank = to_A.shape[1]
     U, S, Vh = torch.linalg.svd(to_B @ to_A)
@@ -107,11 +98,7 @@ def apply_change(
 ) -> None:
     """Apply a change to a layer's weights, optimizer state and fields.
 
-    Args:
-        layer: The layer to change.
-        optimizer: Optimizer of the layer's parameters.
-        change: The change to apply.
-        rows: New rows of `lora_A`, which become its last ones.
+    `rows` become the last rows of `lora_A`.
     """
     A = change.to_A @ layer.lora_A.double()
     B = layer.lora_B.double() @ change.to_B
@@ -139,9 +126,9 @@ def hold_at(layer: LoraView, rank: int) -> None:
 
     No mask is needed: a component with zeros in both factors adds nothing and gets no gradient.
     """
-    for factor, matrix in ((layer.factor_A, layer.lora_A), (layer.factor_B, layer.lora_B)):
+    for factor in layer.factors:
         if factor.size != rank:
-            set_data(factor.parameter, factor.padded(matrix, rank))
+            set_data(factor.parameter, factor.padded(factor.matrix(layer.r), rank))
     layer.set_capacity(rank)
     layer.set_fields(r=layer.r, scaling=layer.scaling)
 

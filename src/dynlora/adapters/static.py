@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from dynlora.adapters.export import keep_patterns
-from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds import Factor
 from dynlora.adapters.layers import LoraView
+from dynlora.adapters.peft_config import keep_patterns
 from dynlora.adapters.resize import hold_at, set_rank
 from dynlora.engines.sharding import is_there, sharded_as
 from dynlora.errors import LayerError
@@ -35,17 +35,14 @@ def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None
         if layer.capacity is not None:
             continue
         hold_at(layer, max(layer.r, min(rank, layer.widest)))
-        for factor in (layer.factor_A, layer.factor_B):
+        for factor in layer.factors:
             holder = factor.holder
             holder.register_load_state_dict_pre_hook(partial(_pad, layer, factor))
             holder.register_state_dict_post_hook(partial(_cut, layer, factor))
 
 
 def _pad(layer: LoraView, factor: Factor, *given: Any) -> None:
-    """Set the layer to the rank of the loaded weight, and pad the weight.
-
-    Not a closure, because copies and pickles of the model need their own hook.
-    """
+    """Set the layer to the rank of the loaded weight, and pad the weight."""
     state_dict, prefix = given[1:3]
     key = f"{prefix}{factor.key}"
     if key in state_dict and is_there(state_dict[key]):

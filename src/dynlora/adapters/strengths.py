@@ -1,13 +1,9 @@
 """Strength of each component of a LoRA layer: its contribution to the output on observed input.
 
-All computation is in r x r space. Let ``B = Q R``, and ``C`` be the Gram matrix of ``A x`` over the
-observed tokens. The eigenvectors ``U`` of ``R C R^T`` are the adapter's principal output
-directions, and the roots of its eigenvalues their strengths. The first k of them, ``B' = Q U_k``,
-``A' = U_k^T R A``, are the best rank-k approximation of the output in the mean square on those
-tokens. ``B A`` is never formed.
+All computation is in r x r space (see `small_matrices.output_directions`); ``B A`` is never formed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,12 +13,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dynlora.adapters.layers import LoraView
-from dynlora.small_matrices import batched
-from dynlora.types import Tokens
+from dynlora.samples import SAMPLE_SIZE
+from dynlora.small_matrices import batched, output_directions
+from dynlora.types import FeatureStats, Tokens
 
 NOTHING = 1e-14
 """Smallest squared strength that counts, relative to the strongest component's: the square of
 float32's resolution."""
+
+WORKING_BYTES = 2**27
+"""Approximate memory that an event uses per block of layers, in float64; a single layer may need
+more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +102,8 @@ def _components(
         right: Columns of these directions.
         order: Original index of each row of `A`.
     """
-    R, gram = _output_gram(left, right)
-    squares, U = torch.linalg.eigh(gram)
-    squares, U = squares.flip(1).clamp(min=0), U.flip(2)
+    R = torch.linalg.qr(right, mode="r").R
+    squares, U = output_directions(R, left.mT @ left)
     count, active = squares.shape[1], R.shape[2]  # fewer if outputs are fewer
     to_A = U.mT @ R
     norms = (to_A @ A[:, :active]).norm(dim=2)
@@ -127,24 +127,11 @@ def _components(
     )
 
 
-def _output_gram(
-    left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
-) -> tuple[Float[Tensor, "layers k r"], Float[Tensor, "layers k k"]]:
-    """Return ``R`` of each ``right = Q R``, and the Gram matrix of the output in basis ``Q``."""
-    R = torch.linalg.qr(right, mode="r").R
-    return R, R @ (left.mT @ left) @ R.mT
-
-
 @torch.no_grad()
 def component_powers(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
 ) -> list[Float[Tensor, " _"]]:
-    """Return each layer's squared strengths only, weakest first (see `measure_strengths`).
-
-    Args:
-        layers: The layers.
-        tokens: Observed inputs per layer; None uses unit-covariance input.
-    """
+    """Return each layer's squared strengths only, weakest first (see `measure_strengths`)."""
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
     found = batched(_powers, [left for left, _ in seen], [right for _, right in seen])
     return [powers * layer.scaling**2 for layer, (powers,) in zip(layers, found, strict=True)]
@@ -153,8 +140,8 @@ def component_powers(
 def _powers(
     left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
 ) -> tuple[Float[Tensor, "layers k"]]:
-    _, gram = _output_gram(left, right)
-    powers = torch.linalg.eigvalsh(gram)
+    R = torch.linalg.qr(right, mode="r").R
+    powers = torch.linalg.eigvalsh(R @ (left.mT @ left) @ R.mT)
     # Rounding errors must not count as strength.
     return (torch.where(powers > NOTHING * powers[:, -1:], powers, 0),)
 
@@ -173,3 +160,48 @@ def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[floa
     too_much = weaker.cpu().cumsum(dim=1).sqrt() > allowed[:, None]
     found: list[int] = (1 + too_much.sum(dim=1)).tolist()
     return found
+
+
+def in_blocks(layers: Iterable[LoraView]) -> Iterator[list[LoraView]]:
+    """Yield layers in order, in blocks of about `WORKING_BYTES` and at least one layer."""
+    block: list[LoraView] = []
+    used = 0
+    for layer in layers:
+        needed = 8 * (SAMPLE_SIZE * layer.in_features + 2 * layer.r * layer.cost)
+        if block and used + needed > WORKING_BYTES:
+            yield block
+            block, used = [], 0
+        block.append(layer)
+        used += needed
+    if block:
+        yield block
+
+
+def enough_seen(
+    layers: Sequence[LoraView], features: Mapping[str, FeatureStats]
+) -> list[FeatureStats | None]:
+    """Return each layer's input statistics, or None with fewer tokens than components.
+
+    With fewer tokens, some components would seem to add nothing. Ids are exempt, because
+    `EmbeddingKind.see` accounts for ids outside the sample.
+    """
+
+    def suffices(stats: FeatureStats, rank: int) -> bool:
+        return len(stats.tokens) >= rank or not stats.tokens.is_floating_point()
+
+    found = [(features.get(layer.name), layer.r) for layer in layers]
+    return [stats if stats is not None and suffices(stats, r) else None for stats, r in found]
+
+
+def tokens_of(stats: FeatureStats | None) -> Tokens | None:
+    """Return the sampled tokens; None without a sample, which stands for unit-covariance input."""
+    return None if stats is None else stats.tokens
+
+
+def output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
+    """Return the root mean square norm of a layer's output, or 1 if it is 0.
+
+    Without a sample, the base layer's norm on unit-covariance input stands for the output's.
+    """
+    norm = layer.base_norm if stats is None else float(stats.output_power**0.5)
+    return norm or 1.0

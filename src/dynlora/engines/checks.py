@@ -1,13 +1,15 @@
-"""Engines around a model: detect them, and refuse those in which ranks cannot change."""
+"""Refuse engines, devices and quantised layers under which ranks cannot change."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dynlora.errors import EngineError
+
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of 4-bit layers that switches the repacking on."""
 
 
 def check_engine(model: nn.Module) -> None:
@@ -28,35 +30,6 @@ def check_engine(model: nn.Module) -> None:
         )
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether `torch.compile` compiles a model or a part of it."""
-    return any(
-        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-
-
-def without_compiler(model: nn.Module) -> nn.Module:
-    """Return the model inside `torch.compile`'s wrapper, or the model itself."""
-    if not isinstance(model, torch._dynamo.OptimizedModule):
-        return model
-    inner: nn.Module = model._orig_mod
-    return inner
-
-
-def check_not_compiled(model: nn.Module) -> None:
-    """Check that a model is not compiled.
-
-    Raises:
-        EngineError: If it is compiled.
-    """
-    if is_compiled(model):
-        raise EngineError(
-            f"The model must run without torch.compile, got a compiled {type(model).__name__}: "
-            "pass the bare model, and do not compile it."
-        )
-
-
 def check_devices(parameters: Sequence[Parameter]) -> None:
     """Check that all LoRA parameters are on one device with float64.
 
@@ -74,3 +47,25 @@ def check_devices(parameters: Sequence[Parameter]) -> None:
             f"All LoRA layers must be on a device with float64, got {devices[0]}, which has none: "
             "train on the CPU, in `TrainingArguments` with `use_cpu=True`."
         )
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Prevent 4-bit layers, with or without LoRA, from repacking weights for a kernel of inference.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks permanently in the first forward in eval
+    mode. Training after an evaluation would then get no gradient through such a layer, without an
+    error. Other layers and devices have no such kernel.
+
+    Raises:
+        EngineError: If an evaluation has repacked a layer, which cannot be undone exactly.
+    """
+    for name, module in model.named_modules():
+        if _REPACKS not in vars(module):
+            continue
+        if vars(module.weight.quant_state).get("packing_format_for_cpu"):
+            raise EngineError(
+                f"Gradients must pass through every layer, got {name!r}, whose 4-bit weight "
+                "bitsandbytes repacked for inference in an earlier forward in eval mode: load the "
+                "model anew, and attach before it is evaluated."
+            )
+        setattr(module, _REPACKS, False)

@@ -18,8 +18,8 @@ from dynlora.types import UNUSED_KEY
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Fraction of a layer's components that an example uses, per quarter of the complexities."""
 
-SAMPLE_SIZE = 1024
-"""Complexities kept to compute the thresholds."""
+_KEPT = 1024
+"""Complexities in the sample."""
 
 FEATURE_BITS = 15
 """Features are integers of at most 2 ** 15, so that sums of squares over 2 ** 18 tokens of 2 ** 14
@@ -69,46 +69,41 @@ def in_units(values: Tensor, unit: float) -> Tensor:
 def running_variance(
     features: Features, mask: Bool[Tensor, "batch tokens"], before: Prefix | None = None
 ) -> tuple[Float[Tensor, "batch tokens"], Prefix]:
-    """Return the complexity of each token's prefix, the token included.
+    """Return the complexity of each token's prefix, the token included, and the sums after it.
 
-    It is the variance over unmasked tokens, averaged over features, in squared activation units.
-    The unbiased estimate (divisor ``n - 1``) does not grow with the length of the prefix.
+    It is the variance over unmasked tokens, averaged over features, in squared activation units;
+    NaN before the second unmasked token. The unbiased estimate (divisor ``n - 1``) does not grow
+    with the length of the prefix.
 
     Args:
         features: Features of the tokens.
         mask: True for tokens that count.
         before: Running sums before these tokens; None at the start of the sequences.
-
-    Returns:
-        Variances in float64, NaN before the second unmasked token, and the running sums after these
-        tokens.
     """
     kept = mask.long()
-    known = before or _empty(len(mask), features.width, mask.device)
-    count = known.count[:, None] + kept.cumsum(dim=1)
+    count, squares = kept.cumsum(dim=1), torch.zeros_like(kept)
+    if before is not None:
+        count += before.count[:, None]
     several = count.clamp(min=1)
-    squares, centre, sums = torch.zeros_like(count), torch.zeros_like(count), []
+    centre, sums = torch.zeros_like(count), []
     width = max(1, _AT_ONCE // max(1, mask.numel()))
     for start in range(0, features.width, width):
         columns = slice(start, start + width)
         values = features.read(columns) * kept[..., None]
-        total = values.cumsum(dim=1) + known.sums[:, None, columns]
+        total = values.cumsum(dim=1)
+        if before is not None:
+            total += before.sums[:, None, columns]
         mean = total.double() / several[..., None]
         squares += values.square().sum(dim=-1)
         centre += (mean.square() * 2**_MEAN_BITS).round().long().sum(dim=-1)
         sums.append(total[:, -1])
-    squares = squares.cumsum(dim=1) + known.squares[:, None]
+    squares = squares.cumsum(dim=1)
+    if before is not None:
+        squares += before.squares[:, None]
     spread = (squares.double() / several - centre.double() / 2**_MEAN_BITS).clamp(min=0)
     variance = spread * count / (count - 1).clamp(min=1) * (features.unit**2 / features.width)
     after = Prefix(count=count[:, -1], sums=torch.cat(sums, dim=1), squares=squares[:, -1])
     return variance.masked_fill(count < 2, math.nan), after
-
-
-def _empty(batch: int, width: int, device: torch.device) -> Prefix:
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int64, device=device)
-
-    return Prefix(count=zeros(batch), sums=zeros(batch, width), squares=zeros(batch))
 
 
 def quarter_of(
@@ -139,16 +134,11 @@ class ComplexitySample:
         self._values = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def observe(self, keys: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> None:
-        """Merge complexities into the sample.
-
-        Args:
-            keys: Sampling key per complexity, `UNUSED_KEY` for padding.
-            values: Complexities; NaN if unknown.
-        """
+        """Merge complexities into the sample; NaN and `UNUSED_KEY` (padding) do not count."""
         known = (keys != UNUSED_KEY) & ~values.isnan()
         keys = torch.cat([self._keys, keys[known].cpu()])
         values = torch.cat([self._values, values[known].cpu()])
-        self._keys, index = torch.topk(keys, min(SAMPLE_SIZE, len(keys)), largest=False)
+        self._keys, index = torch.topk(keys, min(_KEPT, len(keys)), largest=False)
         self._values = values[index]
 
     def thresholds(self) -> tuple[float, ...]:

@@ -59,21 +59,19 @@ def load_input_adaptive(
         LayerError: If the model or one of its LoRA layers does not support input-adaptive ranks.
     """
     path = Path(folder) / INPUT_ADAPTIVE
-    values = _read(path)
-    adaptive = InputAdaptiveRanks(
-        model, adapter_name=adapter_name, thresholds=tuple(values["thresholds"])
-    )
-    if values["complexity"] != _COMPLEXITY[adaptive.whole]:
+    complexity, thresholds = _read(path)
+    adaptive = InputAdaptiveRanks(model, adapter_name=adapter_name, thresholds=thresholds)
+    if complexity != _COMPLEXITY[adaptive.whole]:
         adaptive.close()
         raise AdapterError(
             f"{path} must be of a model of this kind, whose complexity is that of the "
-            f"{_COMPLEXITY[adaptive.whole]}, got {values['complexity']!r}: load the adapter on the "
+            f"{_COMPLEXITY[adaptive.whole]}, got {complexity!r}: load the adapter on the "
             "model that it was trained on."
         )
     return adaptive
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[Any, tuple[float, ...]]:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
         thresholds = [float(value) for value in values["thresholds"]]
@@ -95,4 +93,4 @@ def _read(path: Path) -> dict[str, Any]:
             f"`fractions` in {path} must be {list(FRACTIONS)}, as this version of dynlora uses "
             f"them, got {fractions}: load it with the version that it was trained with."
         )
-    return {"complexity": complexity, "thresholds": thresholds}
+    return complexity, tuple(thresholds)

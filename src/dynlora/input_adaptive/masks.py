@@ -38,10 +38,6 @@ class ComponentMask:
     def of(self, layer: LoraView, output: Tensor) -> Tensor:
         """Return the factor on the output of `lora_A`: 1 for used components, otherwise 0.
 
-        Args:
-            layer: The layer.
-            output: Output of its `lora_A`.
-
         Raises:
             LayerError: If the output's rows are not the call's examples and tokens.
         """

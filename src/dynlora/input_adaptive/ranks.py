@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
-from dynlora.engines.checks import check_engine, check_not_compiled
+from dynlora.engines.checks import check_engine
+from dynlora.engines.compiled import check_not_compiled
 from dynlora.errors import EngineError
 from dynlora.input_adaptive.complexity import FRACTIONS, ComplexitySample, quarter_of
 from dynlora.input_adaptive.masks import ComponentMask, check_kind

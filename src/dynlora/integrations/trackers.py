@@ -5,17 +5,12 @@ not change.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from statistics import mean
 from typing import Any
 
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     TrackioCallback,
@@ -30,12 +25,7 @@ Figures = dict[str, float]
 
 
 def rank_figures(ranks: Mapping[str, int], parameters: int) -> Figures:
-    """Return the figures of the current ranks; their names are stable between versions.
-
-    Args:
-        ranks: Rank by module name.
-        parameters: Live LoRA parameters.
-    """
+    """Return the figures of the current ranks; their names are stable between versions."""
     by_layer = {f"ranks/{name}": float(rank) for name, rank in ranks.items()}
     return by_layer | {
         "ranks/mean": float(mean(ranks.values())),
@@ -121,16 +111,12 @@ def _to_tensorboard(tracker: Any, figures: Figures, step: int) -> None:
     tracker.tb_writer.flush()
 
 
-def _to_wandb(_tracker: Any, figures: Figures, step: int) -> None:
-    import_module("wandb").log({**figures, "train/global_step": step})
-
-
-def _to_trackio(_tracker: Any, figures: Figures, step: int) -> None:
-    import_module("trackio").log({**figures, "train/global_step": step})
+def _to(package: str, _tracker: Any, figures: Figures, step: int) -> None:
+    import_module(package).log({**figures, "train/global_step": step})
 
 
 SENDERS: Mapping[type[TrainerCallback], Callable[[Any, Figures, int], None]] = {
     TensorBoardCallback: _to_tensorboard,
-    WandbCallback: _to_wandb,
-    TrackioCallback: _to_trackio,
+    WandbCallback: partial(_to, "wandb"),
+    TrackioCallback: partial(_to, "trackio"),
 }

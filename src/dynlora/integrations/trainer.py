@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
-from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.adapters.peft_config import ShapeHooks
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
 from dynlora.engines.deepspeed import call_before_step
@@ -62,11 +62,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._observing = ExitStack()
 
     def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the tensors static if required, and allow loading checkpoints with other ranks.
 
@@ -77,10 +73,11 @@ class DynamicLoraCallback(TrainerCallback):
         """
         _check_arguments(args)
         model: nn.Module = kwargs["model"]
-        compiled = bool(args.torch_compile)
-        deepspeed = args.deepspeed_plugin is not None
         mode = choose_mode(
-            self.config, processes=args.world_size, compiled=compiled, held_static=deepspeed
+            self.config,
+            processes=args.world_size,
+            compiled=bool(args.torch_compile),
+            held_static=args.deepspeed_plugin is not None,
         )
         if mode == "static":
             # Possible here: the optimizer has no state yet, and no engine has wrapped the model.
@@ -88,11 +85,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._watch_loads(model)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to model and optimizer, and restore the checkpoint's state if training resumes.
 
@@ -122,11 +115,7 @@ class DynamicLoraCallback(TrainerCallback):
             self._resume(self._checkpoint(args, state), state.global_step)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the gradients, except under DeepSpeed, which has already stepped."""
         assert self.dynamic is not None
@@ -134,22 +123,14 @@ class DynamicLoraCallback(TrainerCallback):
             self.dynamic.observe()
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Count the step, and change ranks at an event."""
         assert self.dynamic is not None
         self.dynamic.step()
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the controller's state into the checkpoint folder."""
         assert self.dynamic is not None
@@ -162,11 +143,7 @@ class DynamicLoraCallback(TrainerCallback):
             save_input_adaptive(self.dynamic.input_adaptive, folder)
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove the hooks; with `load_best_model_at_end`, load the best checkpoint's scales.
 

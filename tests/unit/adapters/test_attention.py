@@ -21,8 +21,8 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynlora.adapters.attention import AttentionTaps
-from dynlora.adapters.attention_blocks import block_of
-from dynlora.adapters.attention_rows import attention_rows
+from dynlora.adapters.attention import block_of
+from dynlora.adapters.attention import attention_rows
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import ConfigError
 from dynlora.importance.attention_entropy import AttentionEntropyMetric
@@ -314,7 +314,7 @@ def test_a_block_is_the_numbered_module_around_attention(name: str, block: str) 
 
 
 def test_of_many_tokens_evenly_spaced_ones_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynlora.adapters.attention_rows.QUERIES", 3)
+    monkeypatch.setattr("dynlora.adapters.attention.QUERIES", 3)
     torch.manual_seed(0)
     query, key = torch.randn(3, 2, 6, 4), torch.randn(3, 1, 6, 4)
     mask = MASK[:, None, None, :].bool()

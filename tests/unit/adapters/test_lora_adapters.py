@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLoraConfig, make_static
-from dynlora.adapters import blocks, factor, lora_adapters
+from dynlora.adapters import lora_adapters, strengths
+from dynlora.adapters.kinds import factor
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.errors import LayerError
 from dynlora.importance import build_metric
@@ -207,8 +208,8 @@ def test_layers_that_are_taken_a_few_at_once_become_what_they_do_together(monkey
         return lowest, lost, lora_weights(model)
 
     together = weights()
-    monkeypatch.setattr(blocks, "WORKING_BYTES", 60_000)
-    taken = [len(block) for block in blocks.in_blocks(layers_of(lora_chain(*[16] * 7, r=4)))]
+    monkeypatch.setattr(strengths, "WORKING_BYTES", 60_000)
+    taken = [len(block) for block in strengths.in_blocks(layers_of(lora_chain(*[16] * 7, r=4)))]
     assert taken == [3, 3]
     torch.testing.assert_close(weights(), together)
 

@@ -5,13 +5,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from dynlora.engines.checks import (
-    check_devices,
-    check_engine,
-    check_not_compiled,
-    is_compiled,
-    without_compiler,
-)
+from dynlora.engines.checks import check_devices, check_engine
+from dynlora.engines.compiled import check_not_compiled, is_compiled, without_compiler
 from dynlora.errors import EngineError
 from tests.lora_layers import layers_of, lora_chain
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dynlora.adapters.attention_rows import attention_rows
+from dynlora.adapters.attention import attention_rows
 from dynlora.importance.attention_entropy import DECAY, AttentionEntropyMetric, focus
 from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain

@@ -5,6 +5,7 @@ from typing import Any
 
 from dynlora.adapters.kinds.conv2d import Conv2dKind
 from dynlora.adapters.kinds.embedding import EmbeddingKind
+from dynlora.adapters.kinds.factor import Factor
 from dynlora.adapters.kinds.linear import LinearKind
 from dynlora.adapters.kinds.protocol import LayerKind, Rows
 from dynlora.errors import LayerError
@@ -42,4 +43,4 @@ def kind_of(name: str, module: Any) -> LayerKind:
     return _KINDS[full_name]
 
 
-__all__ = ["LayerKind", "Rows", "kind_of"]
+__all__ = ["Factor", "LayerKind", "Rows", "kind_of"]

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds.factor import Factor
 from dynlora.adapters.kinds.linear import project
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -36,18 +35,16 @@ class Conv2dKind:
         """Return the kernels of `lora_A` and `lora_B`, the latter 1 by 1."""
         first, second = module.lora_A[adapter], module.lora_B[adapter]
         return (
-            Factor(first, "weight", 0, _flat, partial(_unflat, tuple(first.weight.shape[1:]))),
-            Factor(second, "weight", 1, _flat, partial(_unflat, (-1, 1, 1))),
+            Factor(
+                first,
+                "weight",
+                0,
+                _flat,
+                partial(_unflat, tuple(first.weight.shape[1:])),
+                "out_channels",
+            ),
+            Factor(second, "weight", 1, _flat, partial(_unflat, (-1, 1, 1)), "in_channels"),
         )
-
-    def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set the channel counts of both convolutions."""
-        module.lora_A[adapter].out_channels = r
-        module.lora_B[adapter].in_channels = r
-
-    def base_norm(self, module: Any) -> float:
-        """Return the norm of the base kernel."""
-        return float(whole(module.get_base_layer().weight).norm())
 
     def see(
         self,
@@ -58,10 +55,6 @@ class Conv2dKind:
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
         """Return the patches projected by `lora_A`, and `lora_B`."""
         return project(lora_A, tokens), lora_B
-
-    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return the patches, because rows of `lora_A` are directions of patches."""
-        return tokens
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
         """Return the patches that `lora_A` reads, one per output position."""

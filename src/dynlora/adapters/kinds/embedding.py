@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynlora.adapters.factor import Factor, transposed
+from dynlora.adapters.kinds.factor import Factor
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -39,16 +38,9 @@ class EmbeddingKind:
     def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
         """Return the transposes of `lora_embedding_B` and of `lora_embedding_A`."""
         return (
-            Factor(module.lora_embedding_B, adapter, 1, transposed, transposed),
-            Factor(module.lora_embedding_A, adapter, 0, transposed, transposed),
+            Factor(module.lora_embedding_B, adapter, 1, _transposed, _transposed),
+            Factor(module.lora_embedding_A, adapter, 0, _transposed, _transposed),
         )
-
-    def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Do nothing, because the parameters are not in submodules."""
-
-    def base_norm(self, module: Any) -> float:
-        """Return the norm of the embedding table."""
-        return float(whole(module.get_base_layer().weight).norm())
 
     def see(
         self,
@@ -73,10 +65,6 @@ class EmbeddingKind:
         factor = 1.0 if scale is None else float(scale)
         return lora_A.T, factor * shares.sqrt()[:, None] * lora_B
 
-    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return None: rows of `lora_A` are output directions, which ids do not show."""
-        return None
-
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
         """Return the ids."""
 
@@ -84,3 +72,7 @@ class EmbeddingKind:
             return inputs.flatten()[index].long(), output.flatten(0, -2)[index]
 
         return Rows(shape=tuple(inputs.shape), read=read)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.T

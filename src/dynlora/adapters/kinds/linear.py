@@ -7,13 +7,11 @@ import math
 from typing import Any
 
 from jaxtyping import Float
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dynlora.adapters.factor import Factor, same
+from dynlora.adapters.kinds.factor import Factor
 from dynlora.adapters.kinds.protocol import Rows
-from dynlora.engines.sharding import whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
@@ -37,18 +35,9 @@ class LinearKind:
     def factors(self, module: Any, adapter: str) -> tuple[Factor, Factor]:
         """Return the weights of `lora_A` and `lora_B`."""
         return (
-            Factor(module.lora_A[adapter], "weight", 0, same, same),
-            Factor(module.lora_B[adapter], "weight", 1, same, same),
+            Factor(module.lora_A[adapter], "weight", 0, _same, _same, "out_features"),
+            Factor(module.lora_B[adapter], "weight", 1, _same, _same, "in_features"),
         )
-
-    def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set the feature counts of both linear layers."""
-        module.lora_A[adapter].out_features = r
-        module.lora_B[adapter].in_features = r
-
-    def base_norm(self, module: Any) -> float:
-        """Return the norm of the base weight, dequantised if packed."""
-        return float(whole(dequantize_module_weight(module.get_base_layer())).norm())
 
     def see(
         self,
@@ -59,10 +48,6 @@ class LinearKind:
     ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
         """Return the tokens projected by `lora_A`, and `lora_B`."""
         return project(lora_A, tokens), lora_B
-
-    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return the tokens, because rows of `lora_A` are directions of the input."""
-        return tokens
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
         """Return the vectors along the last axis."""
@@ -79,10 +64,12 @@ class LinearKind:
 def project(lora_A: Float[Tensor, "r width"], tokens: Tokens | None) -> Float[Tensor, "k r"]:
     """Return tokens in rank space, scaled so that their Gram matrix is a mean over tokens.
 
-    Args:
-        lora_A: Factor that reads the tokens.
-        tokens: Observed vectors; None uses unit-covariance input.
+    Without tokens, the input has unit covariance.
     """
     if tokens is None:
         return lora_A.T
     return tokens.to(lora_A) @ lora_A.T / math.sqrt(len(tokens))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

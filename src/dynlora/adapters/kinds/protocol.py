@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds.factor import Factor
 from dynlora.types import Tokens
 
 
@@ -40,14 +40,6 @@ class LayerKind(Protocol):
         """Return `lora_A` and `lora_B`."""
         ...
 
-    def set_shape(self, module: Any, adapter: str, r: int) -> None:
-        """Set the shape fields of PEFT's submodules to this rank."""
-        ...
-
-    def base_norm(self, module: Any) -> float:
-        """Return the norm of the base weight, which is the output norm on unit-covariance input."""
-        ...
-
     def see(
         self,
         module: Any,
@@ -60,10 +52,6 @@ class LayerKind(Protocol):
         For every ``M``, the mean squared norm of ``lora_B @ M @ lora_A`` on the tokens equals the
         squared norm of ``right @ M @ left.T``, where ``(left, right)`` is the result.
         """
-        ...
-
-    def directions(self, tokens: Tokens | None) -> Float[Tensor, "n in_features"] | None:
-        """Return input vectors for new rows of `lora_A`; None if tokens contain none."""
         ...
 
     def rows(self, module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dynlora.adapters.patterns import changes_base
 from dynlora.errors import ConfigError
-from dynlora.starts import changes_base
 from dynlora.train.config.checks import require
 
 

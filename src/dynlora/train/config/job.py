@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.starts import changes_base
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
 from dynlora.train.config.checks import require
 from dynlora.train.config.data import DataConfig

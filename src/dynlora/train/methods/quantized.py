@@ -11,7 +11,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from dynlora.adapter_files.base_models import NO_CODE, load_weights
-from dynlora.adapters.quantised import keep_gradients
+from dynlora.engines.checks import keep_gradients
 from dynlora.errors import ConfigError
 
 

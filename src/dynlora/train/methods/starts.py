@@ -21,8 +21,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from dynlora.adapter_files.adapter import CONFIG, PREFIX, read_adapter, write_adapter
+from dynlora.adapters.patterns import changes_base
 from dynlora.errors import ConfigError
-from dynlora.starts import changes_base
 from dynlora.train.config.adapter import LoraSettings
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]

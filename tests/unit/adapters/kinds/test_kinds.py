@@ -183,10 +183,6 @@ def test_an_image_without_a_batch_has_no_tokens():
     assert layer.rows(image, layer.module(image)).shape == ()
 
 
-def test_ids_say_nothing_of_the_directions_of_new_rows():
-    assert embedding().directions(torch.arange(5)) is None
-
-
 def test_a_grouped_convolution_is_refused_with_its_groups():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -1,4 +1,7 @@
-"""PEFT's `rank_pattern` and `alpha_pattern`: values per layer in, regular expressions out."""
+"""Values of PEFT's `LoraConfig`: patterns of ranks and alphas, and starts that change the base.
+
+Without torch, because the command line reads these values before it loads torch.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,12 +41,15 @@ def _alternations(escaped: Sequence[str]) -> Iterator[str]:
     first, length = 0, 0
     for index, name in enumerate(escaped):
         if index > first and length + len(name) > LONGEST - len("^()$"):
-            yield _alternation(escaped[first:index])
+            yield f"^({'|'.join(escaped[first:index])})$"
             first, length = index, 0
         length += len(name) + len("|")
-    if escaped:
-        yield _alternation(escaped[first:])
+    yield f"^({'|'.join(escaped[first:])})$"
 
 
-def _alternation(escaped: Sequence[str]) -> str:
-    return f"^({'|'.join(escaped)})$"
+def changes_base(start: object) -> bool:
+    """Return whether a value of `init_lora_weights` moves base weights into the adapter.
+
+    PEFT repeats such an initialization when it loads the adapter, at the saved rank.
+    """
+    return str(start).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))

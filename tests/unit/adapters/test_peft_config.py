@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters.export import write_patterns
+from dynlora.adapters.peft_config import write_patterns
 from tests.lora_layers import layers_of, lora_chain
 
 AWKWARD = ["a", "axb", "a+b", "b", "layer", "layer1", "layer10", "(x)", "proj[0]", "$y^"]

@@ -1,4 +1,4 @@
-"""Live ranks and scalings in PEFT's configuration, so that saved adapters are stock adapters."""
+"""PEFT's configuration follows the live ranks, and loading a checkpoint sets them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,36 +8,28 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.kinds import Factor
 from dynlora.adapters.layers import LoraView, find_root
-from dynlora.name_patterns import name_patterns
-from dynlora.starts import changes_base
+from dynlora.adapters.patterns import changes_base, name_patterns
+from dynlora.adapters.resize import set_rank
 
 
-def own_config(model: nn.Module, adapter: str) -> Any:
+def own_config(configs: dict[str, Any], adapter: str) -> Any:
     """Replace an adapter's `LoraConfig` by a copy of its own, and return the copy.
 
     PEFT stores the object itself. Other adapters may share it: TRL's reference adapter, or a model
     in a notebook cell that runs twice. Patterns would then reach all of them.
-
-    Args:
-        model: The PEFT model.
-        adapter: Name of the adapter.
     """
-    _, configs = find_root(model)
     configs[adapter] = copy.copy(configs[adapter])
     return configs[adapter]
 
 
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
-    """Set `rank_pattern` and `alpha_pattern` to the layers' ranks and alphas.
+    """Set `rank_pattern` and `alpha_pattern` of all the adapter's layers in its `LoraConfig`.
 
     They replace earlier patterns, and match each layer by its whole name. The initialization
     becomes PEFT's default, because loading draws it for the new ranks before it loads the weights,
     and `orthogonal` refuses odd ranks.
-
-    Args:
-        peft_config: The adapter's `LoraConfig`.
-        layers: All of the adapter's LoRA layers.
     """
     ranks = {layer.name: layer.r for layer in layers}
     alphas = {layer.name: layer.alpha for layer in layers}
@@ -48,14 +40,9 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:
-    """Rewrite the patterns whenever weights are loaded, because ranks may differ.
-
-    Args:
-        model: The PEFT model.
-        layers: All of the adapter's LoRA layers, whose ranks follow loaded weights.
-    """
+    """Rewrite an adapter's patterns whenever weights are loaded, because ranks may differ."""
     root, configs = find_root(model)
-    own_config(model, layers[0].adapter)
+    own_config(configs, layers[0].adapter)
     # Not a closure, because copies and pickles of the model need their own hook.
     hook = partial(_write_after_load, configs, layers)
     handle: RemovableHandle = root.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
@@ -65,3 +52,33 @@ def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHand
 def _write_after_load(configs: Mapping[str, Any], layers: Sequence[LoraView], *_: Any) -> None:
     if layers[0].is_there:  # the hook outlives a deleted adapter
         write_patterns(configs[layers[0].adapter], layers)
+
+
+class ShapeHooks:
+    """Load hooks that give an adapter's layers the ranks of a checkpoint before its tensors.
+
+    `Trainer` resumes, and reloads its best checkpoint, by loading tensors into a model with the
+    configured ranks, whose shapes would differ.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[LoraView]) -> None:
+        """Install the hooks on all of an adapter's layers, and on PEFT's configuration."""
+        self._handles = [keep_patterns(model, layers)]
+        for layer in layers:
+            for factor in layer.factors:
+                hook = partial(_follow, layer, factor)
+                self._handles.append(factor.holder.register_load_state_dict_pre_hook(hook))
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
+    """Set the layer to the rank of the weight before it is loaded."""
+    state_dict, prefix = given[1:3]
+    weight = state_dict.get(f"{prefix}{factor.key}")
+    if weight is not None and layer.capacity is None:  # static layers have a hook of their own
+        set_rank(layer, weight.shape[factor.rank_axis])

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.kinds import Rows
 from dynlora.adapters.layers import LoraView
-from dynlora.adapters.own_hook import OwnHook
+from dynlora.adapters.owners import OwnHook
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
@@ -51,14 +51,7 @@ class ActivationTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Prepare the hooks; `open` installs them.
-
-        Args:
-            model: Model called with each batch.
-            layers: The LoRA layers to observe.
-            sink: Receiver of the activations.
-            timed: Context manager that measures the time spent in it.
-        """
+        """Prepare the hooks; `open` installs them, and `timed` measures the time that they take."""
         self.step = 0
         """Optimizer step that enters the keys, so that a repeated example gets new ones."""
         self._model = model
@@ -149,9 +142,8 @@ class ActivationTaps:
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None if rows do not fit the batch.
 
-        Args:
-            rows: Layout of the rows. A leading 1, as in position ids, stands for every example.
-            use: Number of earlier runs of the layer in this forward of the model.
+        A leading 1 in the layout, as in position ids, stands for every example. `use` counts
+        earlier runs of the layer in this forward of the model.
         """
         assert self._examples is not None
         batch = len(self._examples)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BatchEncoding, T5Config, T5ForConditionalGeneration
 
-from dynlora.adapters.taps import ActivationTaps
+from dynlora.adapters.hooks import ActivationTaps
 from dynlora.types import UNUSED_KEY
 from tests.layer_kinds import CASES
 from tests.lora_layers import layers_of, lora_chain

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
-from dynlora.name_patterns import name_patterns
+from dynlora.adapters.patterns import name_patterns
 
 MOST_COMPILED = 512
 """Patterns that Python keeps compiled: `re._MAXCACHE`."""

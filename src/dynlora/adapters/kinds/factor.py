@@ -23,6 +23,8 @@ class Factor:
     """The parameter's axis of size r."""
     to_matrix: Callable[[Tensor], Tensor]
     from_matrix: Callable[[Tensor], Tensor]
+    rank_field: str | None = None
+    """Attribute of `holder` that repeats the rank; None for embeddings."""
 
     @property
     def parameter(self) -> Parameter:
@@ -38,8 +40,7 @@ class Factor:
     @property
     def width(self) -> int:
         """Dimension of the matrix besides the rank."""
-        shape = shape_of(self.parameter)
-        matrix = self.to_matrix(torch.empty(shape, device="meta"))
+        matrix = self.to_matrix(torch.empty(shape_of(self.parameter), device="meta"))
         return matrix.numel() // self.size
 
     def live(self, tensor: Tensor, rank: int) -> Tensor:
@@ -72,13 +73,3 @@ class Factor:
         whole = data.new_zeros(shape)
         whole.narrow(self.rank_axis, 0, rank).copy_(data)
         return whole
-
-
-def same(tensor: Tensor) -> Tensor:
-    """Return the tensor, for parameters that are matrices."""
-    return tensor
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    """Return the transpose of a matrix."""
-    return tensor.T

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dynlora.adapters.resize import set_rank
-from dynlora.adapters.shape_hooks import ShapeHooks
+from dynlora.adapters.peft_config import ShapeHooks
 from tests.layer_kinds import CASES
 from tests.lora_layers import layers_of, lora_chain
 

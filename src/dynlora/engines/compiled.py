@@ -1,4 +1,4 @@
-"""Eager forwards for single steps of a compiled model.
+"""`torch.compile`: detect compiled models, and run single steps of them eagerly.
 
 `torch.compile` would compile hooks into the model or break its graph at every layer, and recompile
 whenever hooks change. The few steps with hooks run eagerly. All others run the compiled model
@@ -9,6 +9,9 @@ import weakref
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
+
+from dynlora.errors import EngineError
 
 
 class EagerSteps:
@@ -38,3 +41,32 @@ class EagerSteps:
         if not EagerSteps._users and EagerSteps._stance is not None:
             EagerSteps._stance.__exit__(None, None, None)
             EagerSteps._stance = None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether `torch.compile` compiles a model or a part of it."""
+    return any(
+        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+def without_compiler(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile`'s wrapper, or the model itself."""
+    if not isinstance(model, torch._dynamo.OptimizedModule):
+        return model
+    inner: nn.Module = model._orig_mod
+    return inner
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Check that a model is not compiled.
+
+    Raises:
+        EngineError: If it is compiled.
+    """
+    if is_compiled(model):
+        raise EngineError(
+            f"The model must run without torch.compile, got a compiled {type(model).__name__}: "
+            "pass the bare model, and do not compile it."
+        )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dynlora import DynamicLora, DynamicLoraConfig
-from dynlora.adapters.quantised import keep_gradients
+from dynlora.engines.checks import keep_gradients
 from dynlora.errors import EngineError
 from tests.layer_kinds import CASES, texts
 from tests.models import adamw
