@@ -13,7 +13,6 @@ from tests.models import WINDOW
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
 
-KINDS = ["Conv1D", "Embedding", "Conv2d", "NF4", "int8"]
 STEPS = 20
 
 
@@ -83,7 +82,7 @@ def trainer_of(case, folder, *callbacks, **arguments):
     return trainer, callback
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["Conv1D", "Embedding", "NF4"])
 def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_the_same(kind, tmp_path):
     case = CASES[kind]
     whole, callback = trainer_of(case, tmp_path / "whole")
@@ -98,7 +97,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_the_same(kind, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("kind", ["Linear", *KINDS])
+@pytest.mark.parametrize("kind", ["Conv2d", "int8"])
 def test_a_run_that_stops_early_ends_with_the_best_models_weights_and_ranks(kind, tmp_path):
     scored = Scored(best=4)
     trainer, callback = trainer_of(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import AdamW
 
-from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
+from dynlora import RankPlan
 from dynlora.errors import LayerError
 from tests.layer_kinds import CASES
 from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
@@ -88,21 +88,6 @@ def test_what_was_continued_is_saved_with_its_scales_and_its_modules_and_loads_a
     assert its.ranks == dynamic.ranks
     for layer in its._layers:
         assert layer.scaling == pytest.approx(scales[layer.name], rel=1e-15)
-
-
-def test_shrinking_an_adapter_that_was_trained_before_loses_what_it_says(trained):
-    model = continued(trained / "first")
-    dynamic = attached(model, adamw(model), total_steps=40)
-    loss = loss_of(model, next(sequences()))  # a forward shows tokens
-    del loss
-    features = dynamic._analyzer.stats()
-    layer = dynamic._layers[-1]
-    stats = features[layer.name]
-    delta = layer.module.get_delta_weight("default").detach()
-    values = torch.linalg.svdvals(stats.tokens @ delta.T / len(stats.tokens) ** 0.5)
-    event = dynamic.apply(RankPlan(step=0, ranks={layer.name: layer.r - 2}))
-    expected = float(values[layer.r :].norm()) / stats.output_power**0.5
-    assert event.layers[layer.name].output_lost == pytest.approx(expected, rel=1e-3)
 
 
 def labelled_at_random(seed=5):
@@ -253,8 +238,7 @@ def test_lora_plus_groups_keep_their_parameters_rates_and_moments(kind):
             assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
 
 
-@pytest.mark.parametrize("with_grad", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("with_grad", "checkpointing"), [(True, False), (False, True)])
 def test_a_pass_without_the_adapter_while_training_is_not_observed(with_grad, checkpointing):
     runs = []
     for reference in (False, True):
@@ -281,18 +265,6 @@ def test_a_pass_without_the_adapter_while_training_is_not_observed(with_grad, ch
     assert dynamic.history == plain.history
     assert len(set(dynamic.ranks.values())) > 1
     assert all(torch.equal(weights[name], its_weights[name]) for name in weights)
-
-
-def test_a_pass_through_another_adapter_is_not_observed():
-    model = lora_llama(r=4).train()
-    model.add_adapter("reference", LoraConfig(r=2, target_modules="all-linear"))
-    dynamic = DynamicLora(model, adamw(model), DynamicLoraConfig(), adapter_name="default")
-    model.set_adapter("reference")
-    loss_of(model, next(sequences()))
-    assert dynamic._analyzer.stats() == {}
-    model.set_adapter("default")
-    loss_of(model, next(sequences()))
-    assert dynamic._analyzer.stats().keys() == dynamic.ranks.keys()
 
 
 def tied_llama(**lora):

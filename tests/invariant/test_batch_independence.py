@@ -2,9 +2,9 @@
 
 import torch
 
-from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.hooks import ActivationTaps
-from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+from dynlora.adapters.layers import find_lora_layers
+from tests.models import adamw, attached, lora_llama, train
 
 
 class Recorder:
@@ -73,30 +73,6 @@ def test_padding_is_never_sampled(tiny_llama):
     tiny_llama(input_ids=tokens, attention_mask=mask)
     total = sum(len(example) for example in EXAMPLES)
     assert {len(stats.tokens) for stats in dynamic._analyzer.stats().values()} == {total}
-
-
-def test_accumulating_eight_batches_of_one_equals_one_batch_of_eight():
-    ranks, weights = [], []
-    for accumulate in (False, True):
-        model = lora_llama(r=8).double()
-        optimizer = adamw(model)
-        dynamic = attached(model, optimizer, total_steps=30, hysteresis=0)
-        batches = sequences(batch=8)
-        for _ in range(30):
-            tokens = next(batches)
-            parts = tokens.split(1) if accumulate else (tokens,)
-            for part in parts:
-                (loss_of(model, part) / len(parts)).backward()
-            dynamic.observe()
-            optimizer.step()
-            dynamic.step()
-            optimizer.zero_grad()
-        ranks.append(dynamic.ranks)
-        weights.append([p.detach() for n, p in model.named_parameters() if "lora_" in n])
-    assert ranks[0] == ranks[1]
-    assert len(set(ranks[0].values())) > 1
-    for one, other in zip(*weights, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
 def test_an_examples_output_does_not_depend_on_its_batch_after_ranks_moved(tiny_llama):

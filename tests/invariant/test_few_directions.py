@@ -59,7 +59,9 @@ def asked_for(dynamic, event):
     return pooler(event).share * dynamic.budget / cost
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_below_a_head_of_two_classes_a_layer_takes_little_though_it_scores_highest(seed):
     dynamic = train_classifier(classes=2, seed=seed)
     event = next(e for e in dynamic.history if pooler(e).score is not None)

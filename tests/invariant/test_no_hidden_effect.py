@@ -14,7 +14,7 @@ def lora_weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [0.1])
 def test_uniform_importance_is_bit_identical_to_plain_peft_random_state_included(dropout):
     runs = {}
     for with_dynamic in (False, True):
@@ -33,7 +33,7 @@ def test_uniform_importance_is_bit_identical_to_plain_peft_random_state_included
     assert torch.equal(runs[True][2], runs[False][2])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [0.1])
 def test_fused_a_run_is_plain_peft_up_to_rounding(dropout):
     runs = {}
     for with_dynamic in (False, True):

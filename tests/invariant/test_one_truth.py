@@ -1,7 +1,6 @@
 """Invariant 2: layer.r, tensors, optimizer state, exported patterns and scale tell one rank."""
 
 import copy
-import json
 import re
 
 import pytest
@@ -41,8 +40,8 @@ def test_shapes_ranks_patterns_and_scale_agree_after_every_step_of_a_long_run(ti
         tiny_llama,
         optimizer,
         importance="random",
-        total_steps=300,
-        events=40,
+        total_steps=150,
+        events=25,
         last_event=0.9,
         hysteresis=0,
         shrink_tolerance=1.0,
@@ -51,8 +50,8 @@ def test_shapes_ranks_patterns_and_scale_agree_after_every_step_of_a_long_run(ti
     def check(step):
         assert_one_truth(tiny_llama, optimizer, dynamic, scaling=2.0)
 
-    train(tiny_llama, optimizer, dynamic, 300, after=check)
-    assert len(dynamic.history) == 40
+    train(tiny_llama, optimizer, dynamic, 150, after=check)
+    assert len(dynamic.history) == 25
     moves = [
         name
         for event in dynamic.history
@@ -73,43 +72,6 @@ def test_history_is_what_happened(tiny_llama):
         assert {n: x.rank_before for n, x in event.layers.items()} == seen[event.step - 1]
         assert {n: x.rank_after for n, x in event.layers.items()} == seen[event.step]
         assert event.parameters == sum(r * costs[n] for n, r in seen[event.step].items())
-
-
-def test_pefts_own_set_scale_and_unscale_find_the_scale_after_ranks_moved():
-    model = lora_llama(r=4, lora_alpha=8)
-    dynamic = attached(model, adamw(model), total_steps=10)
-    first, second, *_ = dynamic.ranks
-    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
-    for layer in dynamic._layers[:2]:
-        module = layer.module
-        before = module.scaling["default"]
-        module.set_scale("default", 3)
-        assert module.scaling["default"] == 3 * before
-        module.unscale_layer()
-        assert module.scaling["default"] == before
-
-
-def test_scale_is_kept_with_rank_stabilised_lora():
-    model = lora_llama(r=4, lora_alpha=8, use_rslora=True)
-    dynamic = attached(model, adamw(model), total_steps=10)
-    first, second, *_ = dynamic.ranks
-    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
-    assert {layer.scaling for layer in dynamic._layers} == {8 / 4**0.5}
-    module = dynamic._layers[0].module
-    module.set_scale("default", 1)
-    assert module.scaling["default"] == 8 / 4**0.5
-
-
-def test_saved_config_holds_exactly_the_live_ranks(tiny_llama, tmp_path):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, total_steps=40, hysteresis=0)
-    train(tiny_llama, optimizer, dynamic, 40)
-    tiny_llama.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    for name, rank in dynamic.ranks.items():
-        matching = [v for key, v in saved["rank_pattern"].items() if re.match(key, name)]
-        assert (matching or [saved["r"]]) == [rank]
-    assert len(set(dynamic.ranks.values())) > 1
 
 
 @pytest.mark.parametrize("mode", ["physical", "static"])

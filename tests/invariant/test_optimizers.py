@@ -47,8 +47,14 @@ def trainable(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("mode", ["physical", "static"])
-@pytest.mark.parametrize("name", [name for name in (*FOLLOWED, *RESTARTED) if name != "Muon"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, "physical") for name in (*FOLLOWED, *RESTARTED) if name != "Muon"),
+        ("SGD, momentum", "static"),
+        ("Adafactor of torch", "static"),
+    ],
+)
 def test_training_goes_on_through_events(name, mode):
     make = (FOLLOWED | RESTARTED)[name]
     model = lora_llama().train()

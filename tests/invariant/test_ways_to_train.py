@@ -1,5 +1,7 @@
 """Accumulated, checkpointed and scaled gradients: the run is the one that it would be without."""
 
+from functools import cache
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,6 +14,7 @@ STEPS = 30
 SETTINGS = {"total_steps": STEPS, "hysteresis": 0}
 
 
+@cache
 def control():
     """Train in float64 with whole batches."""
     model = lora_llama().double().train()

@@ -8,7 +8,7 @@ from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.types import RankPlan
 from tests.lora_layers import layers_of, lora_chain, stats_of
 
-SHAPES = [(12, 8), (8, 12), (10, 10), (40, 5), (5, 40)]
+SHAPES = [((12, 8), 1), ((8, 12), 2), ((10, 10), 3), ((40, 5), 2), ((5, 40), 3)]
 
 
 def inputs_of(n_in, *, count=64, seed=0):
@@ -34,8 +34,7 @@ def best(matrix, rank):
     return (U[:, :rank] * S[:rank]) @ Vh[:rank], float(S[rank:].square().sum().sqrt())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("shape", "rank"), SHAPES)
 def test_what_is_kept_is_the_best_of_its_rank_on_the_tokens_seen(shape, rank):
     model = lora_chain(*shape, r=4)
     (layer,) = layers_of(model)
@@ -50,8 +49,7 @@ def test_what_is_kept_is_the_best_of_its_rank_on_the_tokens_seen(shape, rank):
     assert lost == pytest.approx(missing / float(whole), rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("shape", "rank"), SHAPES)
 def test_without_tokens_what_is_kept_is_the_best_weight_of_its_rank(shape, rank):
     model = lora_chain(*shape, r=4)
     (layer,) = layers_of(model)
@@ -73,17 +71,6 @@ def test_what_is_kept_beats_the_best_weight_of_its_rank_on_correlated_inputs():
     assert ours < 0.99 * (inputs @ (by_weight - before).T).norm()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_with_fewer_tokens_than_ranks_what_is_kept_is_the_best_weight_of_its_rank(count):
-    model = lora_chain(12, 8, r=4)
-    (layer,) = layers_of(model)
-    base = layer.module.get_base_layer().weight.detach().norm()
-    expected, missing = best(added(layer), count)
-    lost = shrink(model, count, {"0": stats_of(layer, inputs_of(12, count=count))})
-    torch.testing.assert_close(added(layer), expected, rtol=1e-9, atol=1e-9)
-    assert lost == pytest.approx(missing / float(base), rel=1e-9)
-
-
 @pytest.mark.parametrize("seen", [True, False])
 def test_directions_that_repeat_one_another_are_dropped_without_loss(seen):
     model = lora_chain(12, 8, r=5)
@@ -95,21 +82,6 @@ def test_directions_that_repeat_one_another_are_dropped_without_loss(seen):
     lost = shrink(model, 4, features)
     torch.testing.assert_close(added(layer), before, rtol=1e-6, atol=1e-6)
     assert lost == pytest.approx(0, abs=1e-6)
-
-
-def test_two_shrinks_lose_what_one_would():
-    once, twice = lora_chain(12, 8, r=6), lora_chain(12, 8, r=6)
-    features = {"0": stats_of(layers_of(once)[0], inputs_of(12))}
-    shrink(once, 2, features)
-    shrink(twice, 4, features)
-    shrink(twice, 2, features)
-    inputs = features["0"].tokens.double()
-    torch.testing.assert_close(
-        inputs @ added(layers_of(once)[0]).T,
-        inputs @ added(layers_of(twice)[0]).T,
-        rtol=1e-6,
-        atol=1e-6,
-    )
 
 
 def test_untrained_directions_do_not_disturb_the_best_truncation():

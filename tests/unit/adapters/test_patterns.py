@@ -41,9 +41,3 @@ def test_a_name_longer_than_a_key_may_be_gets_a_key_alone():
     assert list(name_patterns(values, 1)) == [
         f"^({'a' * 1990})$", f"^({'b' * 2100})$", f"^(c|{'d' * 6})$"
     ]  # fmt: skip
-
-
-def test_a_key_is_as_long_as_2000_characters():
-    values = {"a" * 997: 2, "b" * 998: 2, "c" * 2: 2}
-    lengths = [len(key) for key in name_patterns(values, 1)]
-    assert lengths == [2000, 6]

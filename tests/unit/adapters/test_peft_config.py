@@ -16,27 +16,6 @@ def awkward_base():
     return nn.ModuleDict({"outer": nn.ModuleDict({"inner": nn.ModuleDict(inner)}), **top})
 
 
-def test_only_layers_that_differ_get_an_entry():
-    model = lora_chain(8, 8, 8, 8, r=4, lora_alpha=6)
-    layers = layers_of(model)
-    layers[1].set_fields(r=2, scaling=layers[1].scaling)
-    config = model.peft_config["default"]
-    write_patterns(config, layers)
-    assert config.rank_pattern == {"^(1)$": 2}
-    assert config.alpha_pattern == {"^(1)$": 3}
-
-
-def test_a_rank_that_came_back_leaves_no_entry():
-    model = lora_chain(8, 8, r=4, lora_alpha=6)
-    (layer,) = layers_of(model)
-    config = model.peft_config["default"]
-    for r in (2, 4):
-        layer.set_fields(r=r, scaling=1.5)
-        write_patterns(config, [layer])
-    assert config.rank_pattern == {}
-    assert config.alpha_pattern == {}
-
-
 def test_a_pattern_given_before_is_replaced_by_what_the_layers_hold():
     model = lora_chain(8, 8, 8, r=4, lora_alpha=6, rank_pattern={"0|1": 3})
     layers = layers_of(model)
@@ -60,17 +39,6 @@ def test_peft_builds_the_same_ranks_and_scales_from_the_patterns(use_rslora):
     assert {layer.name: layer.r for layer in rebuilt} == {n: r for n, (r, _) in held.items()}
     for layer in rebuilt:
         assert layer.scaling == pytest.approx(held[layer.name][1], rel=1e-14)
-
-
-def test_whole_alphas_are_written_as_whole_numbers():
-    model = lora_chain(8, 8, 8, r=4, lora_alpha=6)
-    layers = layers_of(model)
-    layers[0].set_fields(r=2, scaling=1.5)
-    layers[1].set_fields(r=3, scaling=1.5)
-    config = model.peft_config["default"]
-    write_patterns(config, layers)
-    assert [type(alpha) for alpha in config.alpha_pattern.values()] == [int, float]
-    assert config.alpha_pattern == {"^(0)$": 3, "^(1)$": 4.5}
 
 
 def test_a_start_that_changes_the_base_is_kept_so_that_attaching_refuses_it():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dynlora.adapters.strengths import (
-    Strengths,
     component_powers,
     lowest_ranks,
     measure_strengths,
@@ -13,23 +12,12 @@ from tests.lora_layers import one_layer
 from tests.resized_layers import tokens_along
 
 
-def test_what_a_rank_loses_is_the_root_of_the_sum_of_squares_dropped():
-    eye = torch.eye(4)
-    values = torch.tensor([8.0, 4.0, 3.0, 0.0])
-    strengths = Strengths(values=values, to_A=eye, to_B=eye, order=[0, 1, 2, 3], trained=3)
-    assert [strengths.lost(rank) for rank in range(1, 5)] == [5.0, 3.0, 0.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("tolerated", "rank"), [(0.0, 3), (2.9, 3), (3.0, 2), (4.9, 2), (5.0, 1), (99.0, 1)]
 )
 def test_the_lowest_rank_is_the_first_whose_loss_is_tolerated(tolerated, rank):
     powers = torch.tensor([0.0, 3.0, 4.0, 8.0]).square()
     assert lowest_ranks([powers], [tolerated]) == [rank]
-
-
-def test_a_layer_of_rank_one_cannot_go_lower():
-    assert lowest_ranks([torch.ones(1)], [99.0]) == [1]
 
 
 def test_layers_of_different_ranks_are_told_their_own_lowest():

@@ -137,26 +137,6 @@ def test_autocast_gives_what_it_gives_peft_to_its_precision():
     assert errors[1] < 1.2 * errors[0], "no further from float32 than autocast itself"
 
 
-def test_autocast_leaves_float64_alone():
-    model = lora_model()
-    with torch.autocast("cpu", torch.bfloat16):
-        want = computed(model)
-        FusedLora(model)
-        for _ in range(2):
-            assert_same(want, computed(model), 1e-12)
-
-
-def test_closing_frees_the_copies_that_autocast_needs():
-    model = lora_model(dtype=torch.float32)
-    fused = FusedLora(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        computed(model)
-    layers = [vars(layer.module)["forward"] for layer in layers_of(model)]
-    assert all(layer._weight is not None for layer in layers)
-    fused.close()
-    assert all(layer._weight is None for layer in layers)
-
-
 def test_a_changed_base_weight_is_seen_under_autocast():
     model = lora_model(dtype=torch.float32)
     FusedLora(model)
@@ -205,22 +185,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
     FusedLora(model)
     for _ in range(3):
         assert_same(want, computed(model), 1e-12)
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-def test_two_forwards_may_come_before_the_first_backward_pass():
-    found = []
-    for with_fused in (False, True):
-        model = lora_model()
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-        if with_fused:
-            FusedLora(model)
-        for _ in range(2):
-            model.zero_grad()
-            outputs = [model(input_ids=TOKENS + step)[0] for step in range(2)]
-            sum(output[..., 0].square().mean() for output in outputs).backward()
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert_same(*found, 1e-12)
 
 
 def test_ranks_may_change_between_forwards():
@@ -337,12 +301,6 @@ def test_backward_hooks_inside_a_layer_are_called(kind):
     assert len(called) == 2
 
 
-def test_layers_of_other_kinds_are_left_alone():
-    assert FusedLora(lora_model(use_dora=True)).layers == []  # its forward is a variant's
-    model = lora_model(dtype=torch.float32)
-    assert len(FusedLora(model).layers) == 24
-
-
 def test_a_trained_base_gets_its_gradients():
     model = lora_model()
     for weight in model.parameters():
@@ -373,22 +331,6 @@ def crossed_pair(dtype=torch.float64):
         randomised(model).to(dtype).train()
     FusedLora(models[1])
     return models
-
-
-def test_calls_may_differ_from_the_first_one():
-    x = torch.randn(4, 6, dtype=torch.float64)
-    y = torch.randn(4, 6, dtype=torch.float64)
-    plain, model = crossed_pair()
-    calls = [(x, x), (x, x), (x, y), (x, x, True), (y, y), (y, x, True), (x, y)]
-    for arguments in calls:
-        found = []
-        for each in (plain, model):
-            each.zero_grad()
-            output = each(*arguments)
-            output.square().sum().backward()
-            grads = {n: p.grad for n, p in each.named_parameters() if p.grad is not None}
-            found.append({"output": output.detach()} | grads)
-        assert_same(*found, 1e-12)
 
 
 @pytest.mark.usefixtures("way")
@@ -432,7 +374,7 @@ BETWEEN = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(changes=st.lists(st.sampled_from(list(BETWEEN)), min_size=1, max_size=3))
 def test_a_layer_reads_the_state_of_its_own_call_whatever_changed_since_another(changes):
     found = []
@@ -511,7 +453,7 @@ def test_torch_compile_traces_peft_itself():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("forwards", [0, 1, 2])
+@pytest.mark.parametrize("forwards", [0, 2])
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_or_a_pickle_of_the_model_is_fused_on_its_own(way, forwards):
     model = lora_model()

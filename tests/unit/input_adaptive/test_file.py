@@ -74,15 +74,6 @@ def test_further_training_begins_with_masks_of_its_own_or_none(saved, caplog, wa
     assert ("are off from here on" in caplog.text) != input_adaptive
 
 
-def test_the_file_says_everything_in_plain_words(saved):
-    _, dynamic, folder = saved
-    assert json.loads((folder / FILE).read_text()) == {
-        "complexity": "prefix",
-        "thresholds": list(dynamic.input_adaptive.thresholds),
-        "fractions": [0.25, 0.5, 0.75, 1.0],
-    }
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -70,10 +70,3 @@ def test_rows_that_are_not_the_batch_are_refused_with_both_shapes(name, quarter,
     expected = rf"'{name}' must see the tokens of the batch, \(2, 3\), got rows of shape"
     with pytest.raises(LayerError, match=expected):
         mask.of(layer_on(name), torch.ones(shape))
-
-
-def test_it_has_the_outputs_dtype():
-    output = torch.ones(2, 3, 4, dtype=torch.bfloat16)
-    assert ComponentMask(quarter=TOKENS, rows=(2, 3)).of(layer_on("linear"), output).dtype == (
-        torch.bfloat16
-    )

@@ -1,6 +1,5 @@
 """The hooks of input-adaptive ranks: what they read, which layers they reach, what they refuse."""
 
-import copy
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from transformers import (
 from dynlora import InputAdaptiveRanks
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import EngineError, LayerError
-from tests.models import bare_bert, bare_llama, lora_llama, sequences
+from tests.models import bare_bert, bare_llama, sequences
 
 
 def lora_on(base, *targets, r=8):
@@ -101,43 +100,6 @@ def test_an_image_uses_more_components_the_more_its_pixels_vary(base, targets):
             assert (model(pixel_values=images).logits[0] - together[0]).abs().max() > 1e-3
 
 
-def test_a_convolution_gets_exactly_the_adapter_cut_to_its_first_components():
-    model = lora_on(bare_resnet(), "convolution")
-    adaptive = taught(model, pixel_values=pictures(32))
-    images = pictures(8, seed=5)
-    fractions = adaptive.fractions(pixel_values=images)
-    with torch.no_grad():
-        outputs = model(pixel_values=images).logits
-        adaptive.close()
-        for row, fraction in enumerate(fractions.tolist()):
-            cut = copy.deepcopy(model)
-            for layer in find_lora_layers(cut, None):
-                layer.lora_B[:, int(8 * fraction) :] = 0
-            expected = cut(pixel_values=images[row : row + 1]).logits[0]
-            torch.testing.assert_close(outputs[row], expected, atol=1e-5, rtol=1e-4)
-
-
-def test_a_copy_of_the_model_follows_its_own_inputs_and_weights(llama):
-    other = copy.deepcopy(llama)
-    for layer in find_lora_layers(other, None):
-        layer.lora_B.data.zero_()
-    tokens = next(sequences(seed=2))
-    with torch.no_grad():
-        before = llama(input_ids=tokens).logits
-        plain = other(input_ids=tokens[:3]).logits
-        assert torch.equal(llama(input_ids=tokens).logits, before)
-        with llama.disable_adapter():
-            base = llama(input_ids=tokens[:3]).logits
-    torch.testing.assert_close(plain, base)
-
-
-def test_the_models_own_backbone_may_be_called(llama):
-    tokens = next(sequences(seed=2))
-    with torch.no_grad():
-        whole = llama(input_ids=tokens, output_hidden_states=True).hidden_states[-1]
-        assert torch.equal(llama.get_base_model().model(tokens).last_hidden_state, whole)
-
-
 def test_an_error_within_a_forward_leaves_the_next_one_as_it_was(llama):
     tokens = next(sequences(seed=2))
     with torch.no_grad():
@@ -213,30 +175,6 @@ def test_a_cache_that_was_changed_between_two_calls_is_refused(llama, change):
             llama(input_ids=tokens[:, 6:7], cache=cache)
 
 
-def test_a_cache_that_was_filled_while_it_was_off_is_refused():
-    model = lora_on(bare_llama(), "q_proj")
-    adaptive = taught(model, input_ids=next(sequences()))
-    tokens, cache = next(sequences(batch=2, length=8)), DynamicCache()
-    with torch.no_grad():
-        with adaptive.disabled():
-            model(input_ids=tokens[:, :6], cache=cache)
-        with pytest.raises(EngineError, match="DynamicCache of 6 tokens that they have not"):
-            model(input_ids=tokens[:, 6:7], cache=cache)
-        with adaptive.disabled():
-            model(input_ids=tokens[:, 6:7], cache=cache)
-
-
-def test_what_a_cache_remembers_is_gone_with_it():
-    model = lora_on(bare_llama(), "q_proj")
-    adaptive = taught(model, input_ids=next(sequences()))
-    cache = DynamicCache()
-    with torch.no_grad():
-        model(input_ids=next(sequences()), cache=cache)
-    assert len(adaptive._reader._prefixes) == 1
-    del cache
-    assert len(adaptive._reader._prefixes) == 0
-
-
 def small_mixtral():
     torch.manual_seed(0)
     return MixtralForCausalLM(
@@ -302,32 +240,6 @@ def test_pooled_tokens_of_a_causal_model_are_refused_with_the_layers_name():
         model(input_ids=tokens)
         with pytest.raises(LayerError, match=r"'lm_head' .*\(8, 12\), got rows of shape \(8, 2\)"):
             model(input_ids=tokens, logits_to_keep=2)
-
-
-def test_without_thresholds_every_component_is_used():
-    model = lora_on(bare_llama(), "q_proj", "down_proj")
-    tokens = next(sequences())
-    with torch.no_grad():
-        plain = model(input_ids=tokens).logits
-        adaptive = InputAdaptiveRanks(model)
-        assert torch.equal(model(input_ids=tokens).logits, plain)
-    assert adaptive.fractions(input_ids=tokens).unique().tolist() == [1.0]
-
-
-def test_examples_are_sampled_in_forwards_that_train_only():
-    model = lora_llama()
-    adaptive = InputAdaptiveRanks(model)
-    adaptive.observing = True
-    tokens = next(sequences())
-    with torch.no_grad():
-        model.train()(input_ids=tokens)
-    model.eval()(input_ids=tokens)
-    with adaptive.disabled():
-        model.train()(input_ids=tokens)
-    adaptive.update()
-    assert adaptive.thresholds == ()
-    model(input_ids=tokens)
-    assert len(adaptive.sample.state_dict()["values"]) == 8 * 11  # the first token has none
 
 
 def test_another_adapter_is_left_alone():

@@ -70,14 +70,6 @@ def read_all(layer, inputs):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_cost_is_the_number_of_parameters_that_one_rank_takes(kind):
-    layer = LAYERS[kind]()
-    assert layer.cost * 4 == sum(parameter.numel() for parameter in layer.parameters)
-    assert layer.lora_A.shape == (4, layer.in_features)
-    assert layer.lora_B.shape == (layer.out_features, 4)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
 def test_the_matrices_share_the_parameters_memory_and_gradients(kind):
     layer = LAYERS[kind]()
     layer.module(INPUTS[kind]()).square().sum().backward()
@@ -175,12 +167,6 @@ def test_an_embedding_that_scales_its_output_is_measured_scaled():
     assert layer.added_power(ids.flatten()) == pytest.approx(
         float(added.square().sum(dim=1).mean()), rel=1e-6
     )
-
-
-def test_an_image_without_a_batch_has_no_tokens():
-    layer = LAYERS["Conv2d 3x3"]()
-    image = torch.randn(3, 7, 6).double()
-    assert layer.rows(image, layer.module(image)).shape == ()
 
 
 def test_a_grouped_convolution_is_refused_with_its_groups():
