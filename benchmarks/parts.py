@@ -36,7 +36,7 @@ from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
 from benchmarks.harness.records import Files
-from dynlora import controller, planning, schedule
+from dynlora import adjuster, controller, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.new_rows import new_rows
@@ -176,7 +176,7 @@ def _changed(
             values["dynamic"]["max_rank"] = 4 * values["lora"]["r"]
             yield
         case "at most 3 times what is learned":
-            with patch.object(planning, "bound_layers", bounded_by_use):
+            with patch.object(adjuster, "bound_layers", bounded_by_use):
                 yield
         case _ if change in INTERVALS:
             with (

@@ -1,6 +1,7 @@
 """Stage 4. Rank adjuster: shares of the budget to whole ranks, within each layer's bounds.
 
-Pure Python without tensors or models, so that tests can cover every property of a plan.
+Pure Python without tensors or models: all measurements are arguments, so that tests can cover every
+property of a plan.
 
 Ranks are granted one at a time to the layer whose next rank is worth most (the Webster/Sainte-Lague
 divisor rule, with parameters instead of seats). A layer's k-th rank is worth ``w / (k - 1/2)``,
@@ -12,12 +13,14 @@ does not depend on the budget, so a larger budget never spends less.
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import SupportsIndex
 
 from dynlora.config import DynamicLoraConfig
-from dynlora.errors import BudgetError
+from dynlora.errors import BudgetError, ConfigError
 from dynlora.layer_shape import LayerShape
+from dynlora.types import Assessment, RankPlan, is_informative
 
 MOST_TIMES_R = 8
 """Default `max_rank` as a multiple of `LoraConfig.r`; bounds one layer's part of the budget."""
@@ -35,6 +38,78 @@ class LayerBounds:
     """Highest rank allowed, at least `floor`."""
     held: int
     """Live rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adjustment:
+    """Planned ranks of all layers."""
+
+    ranks: dict[str, int]
+    """Rank by module name."""
+    waits: set[str]
+    """Layers that only their minimum rank keeps from shrinking further."""
+
+
+def adjust(
+    shares: Mapping[str, float],
+    layers: Sequence[LayerShape],
+    assessed: Assessment,
+    input_limits: dict[str, float],
+    config: DynamicLoraConfig,
+    *,
+    budget: int,
+    max_rank: int,
+    minima: Mapping[str, int],
+) -> Adjustment:
+    """Plan the ranks of all layers from the measurements of an event.
+
+    Minimum ranks are slow to measure, and only layers that would shrink need them. Plan without
+    minima, measure the layers that would shrink, and plan again until all of them are measured.
+    A minimum never exceeds the live rank, so the plan is the same as with the minima of all layers.
+
+    Args:
+        shares: Share of the budget by module name, >= 0.
+        layers: All layers, with their live ranks.
+        assessed: Statistics of the gradients, which limit growth.
+        input_limits: Growth limits from the layers' inputs, by module name.
+        config: Source of `min_rank`, `pinned` and `hysteresis`.
+        budget: Parameters to spend.
+        max_rank: Highest rank of any layer.
+        minima: Lowest rank that `shrink_tolerance` permits, of the layers measured so far.
+
+    Raises:
+        BudgetError: If the lowest ranks cost more than the budget.
+    """
+    usable: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    if is_informative(assessed.scores):
+        # A low `max_rank` bounds all layers alike; it must not tighten these limits too.
+        at_mean = max(max_rank, MOST_TIMES_R * budget / sum(layer.cost for layer in layers))
+        by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean)
+        limits = {
+            name: min(by_gradients.get(name, math.inf), input_limits.get(name, math.inf))
+            for name in by_gradients | input_limits
+        }
+        usable = {
+            layer.name: max(layer.r, by_gradients[layer.name]) * layer.cost / budget
+            for layer in layers
+            if layer.name in by_gradients
+        }
+    lowered = assessed.lowered
+    costs = {layer.name: layer.cost for layer in layers if layer.name not in lowered}
+    wanted = spread_excess(shares, usable, costs)
+    free = bound_layers(layers, config, max_rank=max_rank, limits=limits, lowered=lowered)
+    bounds = bound_layers(
+        layers, config, max_rank=max_rank, minima=minima, limits=limits, lowered=lowered
+    )
+    ranks = plan_ranks(wanted, bounds, budget=budget, hysteresis=config.hysteresis)
+    waits = {
+        name
+        for name, rank in ranks.items()
+        if free[name].floor < bounds[name].floor == rank
+        and wanted[name] * budget / bounds[name].cost < rank
+    }
+    return Adjustment(ranks=ranks, waits=waits)
 
 
 def plan_ranks(
@@ -107,65 +182,90 @@ def grant_ranks(
     return ranks
 
 
-def settle_ranks(
-    shares: Mapping[str, float],
-    bounds: Callable[[Mapping[str, int]], Mapping[str, LayerBounds]],
-    *,
-    budget: int,
-    hysteresis: float,
-    measure_lowest: Callable[[Sequence[str]], Mapping[str, int]],
-    agree: Callable[[dict[str, int]], dict[str, int]],
-) -> tuple[dict[str, int], set[str]]:
-    """Measure lowest ranks only for layers that would shrink, and plan again until none is new.
+def spread_excess(
+    shares: Mapping[str, float], usable: Mapping[str, float], costs: Mapping[str, int]
+) -> dict[str, float]:
+    """Cap shares at the usable ones, and spread the excess over the uncapped layers by cost.
 
-    The plan is the same as with all lowest ranks, because a lowest rank never exceeds the live one.
-    Measuring is the slowest part of planning.
+    One pass: a layer can end above its usable share.
 
     Args:
-        shares: Share of the budget by module name, >= 0.
-        bounds: Returns the bounds of all layers, given the lowest ranks measured so far.
-        budget: Parameters to spend.
-        hysteresis: Relative worth added to existing ranks, >= 0.
-        measure_lowest: Returns the lowest rank, at most the live one, of each named layer.
-        agree: Replaces a plan by the first process's, so that all measure the same layers.
-
-    Returns:
-        Rank by module name, and the layers that only their lowest rank keeps from shrinking.
+        shares: Share of the budget by module name; they sum to 1.
+        usable: Highest usable share by module name; no cap if absent.
+        costs: Parameters per rank by module name, of the layers that may get excess.
     """
-    free = bounds({})
-    lowest: dict[str, int] = {}
-    while True:
-        within = bounds(lowest)
-        ranks = agree(plan_ranks(shares, within, budget=budget, hysteresis=hysteresis))
-        asked = [n for n, rank in ranks.items() if rank < free[n].held and n not in lowest]
-        if not asked:
-            return ranks, waiting(ranks, shares, budget=budget, bounds=within, free=free)
-        lowest |= measure_lowest(asked)
+    kept = {name: min(share, usable.get(name, share)) for name, share in shares.items()}
+    excess = math.fsum(share - kept[name] for name, share in shares.items())
+    others = {name: cost for name, cost in costs.items() if kept[name] == shares[name]}
+    if not others:
+        return dict(shares)  # bounds on ranks still apply
+    part = excess / sum(others.values())
+    return {name: share + part * others.get(name, 0) for name, share in kept.items()}
 
 
-def waiting(
-    ranks: Mapping[str, int],
-    shares: Mapping[str, float],
-    *,
-    budget: int,
-    bounds: Mapping[str, LayerBounds],
-    free: Mapping[str, LayerBounds],
-) -> set[str]:
-    """Return the layers that only `shrink_tolerance` keeps from shrinking.
+def limit_by_directions(directions: Mapping[str, float], *, at_mean: float) -> dict[str, float]:
+    """Return growth limits by module name: ``at_mean * (directions / mean directions) ** 2``.
 
     Args:
-        ranks: Planned rank by module name.
-        shares: Share of the budget by module name.
-        budget: Parameters to spend.
-        bounds: Bounds of the plan.
-        free: Bounds without `shrink_tolerance`.
+        directions: Number of gradient directions by module name, at least 1.
+        at_mean: Limit of a layer with the mean number of directions.
     """
-    return {
-        name
-        for name, rank in ranks.items()
-        if free[name].floor < bounds[name].floor == rank
-        and shares[name] * budget / bounds[name].cost < rank
-    }
+    if not directions:
+        return {}
+    mean = math.fsum(directions.values()) / len(directions)
+    return {name: at_mean * (count / mean) ** 2 for name, count in directions.items()}
+
+
+def bound_layers(
+    layers: Sequence[LayerShape],
+    config: DynamicLoraConfig,
+    *,
+    max_rank: int,
+    minima: Mapping[str, int] | None = None,
+    limits: Mapping[str, float] | None = None,
+    lowered: Set[str] = frozenset(),
+) -> dict[str, LayerBounds]:
+    """Return the bounds of each layer's rank, by module name.
+
+    Args:
+        layers: All layers of the adapter.
+        config: Source of `min_rank` and `pinned`.
+        max_rank: Highest rank of any layer.
+        minima: Lowest rank that `shrink_tolerance` permits, by module name; 1 if absent.
+        limits: Growth limit by module name, which never forces a shrink; none if absent.
+        lowered: Layers that get their lowest rank.
+    """
+    found = {}
+    for layer in layers:
+        least = (minima or {}).get(layer.name, 1)
+        highest = max_rank
+        if layer.name in lowered:
+            highest = min(max_rank, max(config.min_rank, least))
+        if not layer.is_trained or _matches_any(layer.name, config.pinned):
+            floor = ceiling = layer.r
+        else:
+            ceiling = min(max(layer.r, layer.widest), highest)
+            # A layer whose live rank is below `min_rank` may keep it.
+            floor = min(ceiling, max(min(config.min_rank, layer.r), least))
+            limit = (limits or {}).get(layer.name, math.inf)
+            if limit < ceiling:
+                ceiling = max(floor, min(ceiling, max(layer.r, round(limit))))
+        found[layer.name] = LayerBounds(cost=layer.cost, floor=floor, ceiling=ceiling, held=layer.r)
+    return found
+
+
+def _matches_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def default_max_rank(configured: int, held: Iterable[int]) -> int:
+    """Return the default `max_rank`: `MOST_TIMES_R` times `LoraConfig.r`, or a higher live rank.
+
+    Args:
+        configured: `LoraConfig.r`.
+        held: Live ranks.
+    """
+    return max(MOST_TIMES_R * configured, *held)
 
 
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
@@ -183,94 +283,84 @@ def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
         )
 
 
-def default_max_rank(configured: int, held: Iterable[int]) -> int:
-    """Return the default `max_rank`: `MOST_TIMES_R` times `LoraConfig.r`, or a higher live rank.
-
-    Args:
-        configured: `LoraConfig.r`.
-        held: Live ranks.
-    """
-    return max(MOST_TIMES_R * configured, *held)
-
-
-def limit_by_directions(directions: Mapping[str, float], *, at_mean: float) -> dict[str, float]:
-    """Return growth limits by module name: ``at_mean * (directions / mean directions) ** 2``.
-
-    Args:
-        directions: Number of gradient directions by module name, at least 1.
-        at_mean: Limit of a layer with the mean number of directions.
-    """
-    if not directions:
-        return {}
-    mean = math.fsum(directions.values()) / len(directions)
-    return {name: at_mean * (count / mean) ** 2 for name, count in directions.items()}
-
-
-def bound_layer(
-    *,
-    cost: int,
-    held: int,
-    widest: int,
-    min_rank: int,
-    max_rank: int,
-    kept_by_tolerance: int = 1,
-    limit: float | None = None,
-    pinned: bool = False,
-) -> LayerBounds:
-    """Return the bounds of one layer's rank at an event.
-
-    Args:
-        cost: Parameters per rank.
-        held: Live rank.
-        widest: Rank of a full update, or of the layer's static tensors.
-        min_rank: Lowest rank configured, at least 1; a layer with a lower live rank may keep it.
-        max_rank: Highest rank configured.
-        kept_by_tolerance: Lowest rank that `shrink_tolerance` permits.
-        limit: Growth limit, which never forces a shrink; None for no limit.
-        pinned: Whether the rank is fixed.
-    """
-    if pinned:
-        return LayerBounds(cost=cost, floor=held, ceiling=held, held=held)
-    ceiling = min(max(held, widest), max_rank)
-    floor = min(ceiling, max(min(min_rank, held), kept_by_tolerance))
-    if limit is not None:
-        ceiling = max(floor, min(ceiling, max(held, round(limit))))
-    return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)
-
-
-def bound_layers(
-    layers: Sequence[LayerShape],
-    config: DynamicLoraConfig,
-    *,
-    max_rank: int,
-    lowest: Mapping[str, int] | None = None,
-    limits: Mapping[str, float] | None = None,
-    lowered: Set[str] = frozenset(),
-) -> dict[str, LayerBounds]:
-    """Return the bounds of each layer's rank, by module name.
+def check_room(
+    layers: Sequence[LayerShape], config: DynamicLoraConfig, *, budget: int, max_rank: int
+) -> None:
+    """Check that every pattern of `pinned` matches, and that the budget and the live ranks fit.
 
     Args:
         layers: All layers of the adapter.
         config: Source of `min_rank` and `pinned`.
+        budget: Parameters to spend.
         max_rank: Highest rank of any layer.
-        lowest: Lowest rank that `shrink_tolerance` permits, by module name; 1 if absent.
-        limits: Growth limit by module name; none if absent.
-        lowered: Layers that get their lowest rank.
+
+    Raises:
+        BudgetError: If the budget or a live rank does not fit the layers' bounds.
+        ConfigError: If a pattern matches no layer.
     """
-    least = {layer.name: (lowest or {}).get(layer.name, 1) for layer in layers}
-    return {
-        layer.name: bound_layer(
-            cost=layer.cost,
-            held=layer.r,
-            widest=layer.widest,
-            min_rank=config.min_rank,
-            max_rank=min(max_rank, max(config.min_rank, least[layer.name]))
-            if layer.name in lowered
-            else max_rank,
-            kept_by_tolerance=least[layer.name],
-            limit=(limits or {}).get(layer.name),
-            pinned=not layer.is_trained
-            or any(fnmatchcase(layer.name, pattern) for pattern in config.pinned),
-        )
-        for layer in layers
+    for pattern in config.pinned:
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise ConfigError(
+                f"Each pattern in `pinned` must match a LoRA layer's name, got {pattern!r}, which "
+                f"matches none of {len(layers)} layers such as {layers[0].name!r}: begin it with "
+                "'*'."
+            )
+    bounds = bound_layers(layers, config, max_rank=max_rank)
+    lowest = {
+        name: replace(bound, floor=max(bound.floor, min(config.min_rank, bound.ceiling)))
+        for name, bound in bounds.items()
     }
+    check_budget(lowest, budget)
+    for name, bound in bounds.items():
+        if bound.held > bound.ceiling:
+            raise BudgetError(
+                f"`max_rank` must be at least the live rank of every layer, got {bound.ceiling} "
+                f"where {name!r} holds {bound.held}: raise `max_rank`, or lower `LoraConfig.r`."
+            )
+    low = sum(bound.cost * bound.floor for bound in lowest.values())
+    high = sum(bound.cost * bound.ceiling for bound in lowest.values())
+    if budget > high:
+        raise BudgetError(
+            f"A budget of {budget} parameters cannot be spent on {len(bounds)} layers, which hold "
+            f"{low} to {high}: raise `max_rank`, let more layers move (`pinned`), or lower "
+            "`LoraConfig.r`, which sets the budget."
+        )
+
+
+def check_plan(
+    plan: RankPlan, layers: Sequence[LayerShape], budget: int, *, most: Mapping[str, int | None]
+) -> None:
+    """Check the user's plan.
+
+    Args:
+        plan: Rank by module name, for some or all layers.
+        layers: All layers, with their live ranks.
+        budget: Parameters to spend.
+        most: Fixed rank of each layer's static tensors by module name; None if not static.
+
+    Raises:
+        BudgetError: If the plan names an unknown layer, contains a rank that is not an integer of
+            at least 1 or exceeds the static tensors' rank, or exceeds the budget.
+    """
+    unknown = sorted(set(plan.ranks) - set(most))
+    if unknown:
+        raise BudgetError(
+            f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
+        )
+    for name, rank in plan.ranks.items():
+        if isinstance(rank, bool) or not isinstance(rank, SupportsIndex) or rank < 1:
+            raise BudgetError(
+                f"The rank of {name!r} must be a whole number of at least 1, got {rank!r}."
+            )
+        held = most[name]
+        if held is not None and rank > held:
+            raise BudgetError(
+                f"The rank of {name!r} must be at most {held}, at which its tensors are held in "
+                f"static mode, got {rank}: lower it, or set a higher `max_rank` from the start."
+            )
+    cost = sum(plan.ranks.get(layer.name, layer.r) * layer.cost for layer in layers)
+    if cost > budget:
+        raise BudgetError(
+            f"A plan must cost at most the budget of {budget} parameters, got {cost}: lower some "
+            "of its ranks."
+        )

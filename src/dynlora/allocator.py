@@ -4,13 +4,42 @@ Pure Python without tensors or models, so that tests can cover every property of
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from dynlora.config import DynamicLoraConfig
+from dynlora.layer_shape import LayerShape
+from dynlora.types import Assessment, FeatureStats, is_informative
 
 LAYER_WEIGHT_RANGE = (0.5, 2.0)
 """Range of layer weights, which bounds how far learning rates differ between layers."""
 
-_EQUAL_WITHIN = 1e-9
-"""Largest relative spread of scores that count as equal (float rounding)."""
+
+def allocate(
+    assessed: Assessment,
+    layers: Sequence[LayerShape],
+    features: Mapping[str, FeatureStats],
+    config: DynamicLoraConfig,
+) -> dict[str, float]:
+    """Return each layer's share of the budget; layers without gradients get none.
+
+    Args:
+        assessed: Scores, and the layers without gradients.
+        layers: All layers, with their live ranks.
+        features: Input statistics by module name.
+        config: Source of `feature`, `feature_weight`, `temperature` and `uniform_mix`.
+    """
+    sharing = [layer for layer in layers if layer.name not in assessed.lowered]
+    spread = config.feature == "variance"
+    figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
+    shares = allocate_shares(
+        assessed.scores,
+        {layer.name: layer.cost for layer in sharing},
+        held={layer.name: layer.r for layer in layers},
+        gains=feature_gains(figures, config.feature_weight),
+        temperature=config.temperature,
+        uniform_mix=config.uniform_mix,
+    )
+    return shares | dict.fromkeys(assessed.lowered, 0.0)
 
 
 def allocate_shares(
@@ -81,14 +110,6 @@ def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[s
     return {name: (figure / mean) ** feature_weight for name, figure in figures.items()}
 
 
-def is_informative(scores: Mapping[str, float]) -> bool:
-    """Return whether scores differ between layers."""
-    if not scores:
-        return False
-    low, high = min(scores.values()), max(scores.values())
-    return high - low > _EQUAL_WITHIN * high
-
-
 def _over_sum(values: Mapping[str, float]) -> dict[str, float]:
     total = math.fsum(values.values())
     return {name: value / total for name, value in values.items()}
@@ -102,24 +123,3 @@ def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]
     high = max(scores.values())
     relative = {name: score / high for name, score in scores.items()}
     return relative, math.fsum(relative.values()) / len(relative)
-
-
-def spread_excess(
-    shares: Mapping[str, float], usable: Mapping[str, float], costs: Mapping[str, int]
-) -> dict[str, float]:
-    """Cap shares at the usable ones, and spread the excess over the uncapped layers by cost.
-
-    One pass: a layer can end above its usable share.
-
-    Args:
-        shares: Share of the budget by module name; they sum to 1.
-        usable: Highest usable share by module name; no cap if absent.
-        costs: Parameters per rank by module name.
-    """
-    kept = {name: min(share, usable.get(name, share)) for name, share in shares.items()}
-    excess = math.fsum(share - kept[name] for name, share in shares.items())
-    others = {name: costs[name] for name, share in shares.items() if kept[name] == share}
-    if not others:
-        return dict(shares)  # bounds on ranks still apply
-    part = excess / sum(others.values())
-    return {name: share + part * others.get(name, 0) for name, share in kept.items()}

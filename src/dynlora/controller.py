@@ -4,10 +4,11 @@
 counts steps and at an event turns scores into shares, shares into ranks, and resizes the adapters.
 """
 
+import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,31 +19,30 @@ from torch import nn
 from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adjuster import bound_layers, default_max_rank
-from dynlora.allocator import allocate_layer_weights, is_informative
-from dynlora.checks import (
-    check_finite,
-    check_once,
-    check_pinned,
-    check_plan,
-    check_room,
-    check_same_run,
-)
+from dynlora.adjuster import Adjustment, adjust, check_plan, check_room, default_max_rank
+from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.config import DynamicLoraConfig
-from dynlora.distributed import agreed_ranks, process_count
+from dynlora.distributed import agreed_ranks, names_on_all, process_count
 from dynlora.engines.compiled import is_compiled, without_compiler
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.features import InputFeatureAnalyzer
+from dynlora.errors import EngineError, LayerError, ResumeError, check_finite
+from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
-from dynlora.gradient_watch import GradientWatch
 from dynlora.importance import LayerImportanceAssessor, build_metric
 from dynlora.input_adaptive.ranks import InputAdaptiveRanks, close_input_adaptive
 from dynlora.mode import choose_mode
-from dynlora.movement import nothing_compared, stillness
-from dynlora.planning import plan_event
 from dynlora.schedule import event_steps, is_sampled, observation_interval
-from dynlora.skipped import SkippedObservations
-from dynlora.types import Assessment, Event, FeatureStats, LayerEvent, RankPlan
+from dynlora.types import (
+    Assessment,
+    BasisChange,
+    Event,
+    FeatureStats,
+    LayerEvent,
+    RankPlan,
+    is_informative,
+    nothing_compared,
+    stillness,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +97,17 @@ class DynamicLora:
         self.seconds = 0.0
         """Wall time spent on observing and reallocating."""
         metric = build_metric(config.importance, seed=config.seed)
-        self._assessor = LayerImportanceAssessor(metric)
-        self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._assessor.rebase)
+        self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._follow)
         self._layers = list(self._adapters.layers.values())
-        self._gradients = GradientWatch(
-            self._adapters, self._assessor, on_nonfinite=config.on_nonfinite
+        self._assessor = LayerImportanceAssessor(
+            metric, self._layers, stops=config.on_nonfinite == "stop"
         )
         self.budget = self._adapters.budget
         """Parameter budget of all layers together."""
         self._max_rank = config.max_rank or default_max_rank(
             self._adapters.configured_rank, self.ranks.values()
         )
-        check_pinned(config.pinned, list(self._adapters.layers))
-        free = bound_layers(self._layers, config, max_rank=self._max_rank)
-        check_room(free, self.budget, min_rank=config.min_rank)
+        check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
         self.mode = choose_mode(
             config,
             processes=process_count(),
@@ -185,7 +182,7 @@ class DynamicLora:
 
         Reading this property synchronizes with the device.
         """
-        return self._gradients.skipped.counts()
+        return self._assessor.skipped()
 
     def observe(self) -> None:
         """Read the gradients, unscaled and clipped, between `backward` and the optimizer's step.
@@ -207,9 +204,24 @@ class DynamicLora:
         interval = observation_interval(self._events, self._step)
         if self.config.on_nonfinite == "skip" and self._step % interval:
             return
-        check_once(self._observed)
+        if self._observed:  # sums of accumulated gradients would seem to agree
+            raise EngineError(
+                "Gradients must be read once a step, got a second call of `observe()` before "
+                "`step()`: call `step()` after a step that the optimizer leaves out too; with "
+                "gradient accumulation make both calls after the last `backward` alone; inside "
+                "`accelerator.accumulate(model)` give what `accelerator.prepare` made of the "
+                "optimizer."
+            )
         with self._timed(), self._in_own_precision():
-            self._gradients.observe(step=self._step + 1)
+            layers = self._adapters.with_gradients()
+            if layers:
+                self._assessor.observe(layers, step=self._step + 1)
+            elif not self._adapters.model_has_gradients:
+                raise LayerError(
+                    f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "
+                    "none: call `observe()` after `loss.backward()` and before `zero_grad()`; "
+                    "under DeepSpeed between `engine.backward` and `engine.step`."
+                )
             self._observed = True
 
     def step(self) -> None:
@@ -280,16 +292,15 @@ class DynamicLora:
             LayerError: If the adapter is merged.
             NonFiniteError: If a weight is not finite.
         """
-        costs = {layer.name: layer.cost for layer in self._layers}
         most = {layer.name: layer.capacity for layer in self._layers}
-        check_plan(plan, self.ranks, costs, self.budget, most=most)
+        check_plan(plan, self._layers, self.budget, most=most)
         plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._check_layers()
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         with self._in_own_precision():
             features = self._analyzer.stats()
-            assessed = Assessment(scores={}, directions=self._gradients.directions())
-            return self._apply(plan, features, assessed, shares=shares, waits=set())
+            assessed = Assessment(scores={}, directions=self._assessor.directions())
+            return self._resize(plan, features, assessed, shares=shares, waits=set())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -308,7 +319,7 @@ class DynamicLora:
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
-            "unreached": sorted(self._gradients.unreached()),
+            "unreached": sorted(self._assessor.unreached()),
             "seconds": self.seconds,
             "peak_parameters": self.peak_parameters,
             "importance": self._assessor.state_dict(),
@@ -327,11 +338,10 @@ class DynamicLora:
         Raises:
             ResumeError: If layers, budget or configuration differ.
         """
-        names = list(self._adapters.layers)
         saved_ranks = {name: shape["r"] for name, shape in state["layers"].items()}
         # An adapter saved by this run has its live ranks, from which the budget cannot be derived.
         budget = state["budget"] if self.ranks == saved_ranks else self.budget
-        check_same_run(state, budget=budget, config=self.config, names=names)
+        self._check_same_run(state, budget)
         take_over(self._layers, self)
         self.budget, self._max_rank = budget, state["max_rank"]
         self._adapters.load_shapes(state["layers"])
@@ -339,13 +349,15 @@ class DynamicLora:
         self._step = state["step"]
         self._events = tuple(state["events"])
         self.history = [Event.from_dict(event) for event in state["history"]]
-        self._gradients.skipped = SkippedObservations(names, state["skipped"])
-        self._gradients.load_unreached(state["unreached"])
         self.seconds = state["seconds"]
         if self._fused is not None:
             self._fused.open()
         device = self._adapters.device  # the state's tensors may be on the CPU
-        self._assessor.load_state_dict({k: v.to(device) for k, v in state["importance"].items()})
+        self._assessor.load_state_dict(
+            {key: value.to(device) for key, value in state["importance"].items()},
+            skipped=state["skipped"],
+            unreached=state["unreached"],
+        )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         if self.input_adaptive is not None:
             self.input_adaptive.open()
@@ -368,6 +380,9 @@ class DynamicLora:
         if self.input_adaptive is not None:
             self.input_adaptive.load_thresholds(state["input_adaptive"])
 
+    def _follow(self, change: BasisChange) -> None:
+        self._assessor.rebase(change)
+
     def _in_own_precision(self) -> AbstractContextManager[None]:
         """Disable the caller's autocast, which would lower the precision of the computations."""
         return torch.autocast(self._adapters.device.type, enabled=False)
@@ -380,9 +395,53 @@ class DynamicLora:
             self._forwards.close()
 
     def _reallocate(self) -> None:
+        """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
         self._check_layers()
         features = self._analyzer.stats()
-        assessed = self._gradients.assess(features, step=self._step)
+        assessed = self._assessor.assess(features, step=self._step)  # stage 1
+        self._warn_of_missing(assessed, features)
+        shares = allocate(assessed, self._layers, features, self.config)  # stage 2
+        limits = input_limits(features)  # stage 3
+        adjusted = self._adjust(shares, assessed, features, limits)  # stage 4
+        if self.config.layer_weights:
+            names = [layer.name for layer in self._layers if layer.is_trained]
+            self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
+        plan = RankPlan(step=self._step, ranks=adjusted.ranks)
+        self._resize(plan, features, assessed, shares=shares, waits=adjusted.waits)  # stage 5
+
+    def _adjust(
+        self,
+        shares: Mapping[str, float],
+        assessed: Assessment,
+        features: Mapping[str, FeatureStats],
+        limits: dict[str, float],
+    ) -> Adjustment:
+        """Plan, measure minimum ranks of layers that would shrink, and plan again until stable."""
+        device, minima = self._adapters.device, dict[str, int]()
+        while True:
+            adjusted = adjust(
+                shares,
+                self._layers,
+                assessed,
+                limits,
+                self.config,
+                budget=self.budget,
+                max_rank=self._max_rank,
+                minima=minima,
+            )
+            # All processes follow the first one's plan, so that all measure the same layers.
+            ranks = agreed_ranks(adjusted.ranks, device)
+            shrinking = [layer.name for layer in self._layers if ranks[layer.name] < layer.r]
+            unmeasured = [name for name in shrinking if name not in minima]
+            if not unmeasured:
+                waits = names_on_all(adjusted.waits, list(ranks), device)
+                return Adjustment(ranks=ranks, waits=waits)
+            minima |= self._adapters.lowest_ranks(
+                unmeasured, features, tolerance=self.config.shrink_tolerance
+            )
+
+    def _warn_of_missing(self, assessed: Assessment, features: Mapping[str, FeatureStats]) -> None:
+        """Warn once of missing inputs, and once per layer of missing gradients."""
         if is_informative(assessed.scores) and not features and not self._told_unseen:
             self._told_unseen = True
             logger.warning(
@@ -391,41 +450,19 @@ class DynamicLora:
                 len(self._layers),
                 self._step,
             )
-        if is_informative(assessed.scores):
-            self._name(assessed.unreached - self._named)
-        found = plan_event(
-            self._layers,
-            assessed,
-            features,
-            self.config,
-            budget=self.budget,
-            max_rank=self._max_rank,
-            measure_lowest=lambda names: self._adapters.lowest_ranks(
-                names, features, tolerance=self.config.shrink_tolerance
-            ),
-            agree=lambda ranks: agreed_ranks(ranks, self._adapters.device),
-        )
-        if self.config.layer_weights:
-            names = [layer.name for layer in self._layers if layer.is_trained]
-            self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
-        plan = RankPlan(step=self._step, ranks=found.ranks)
-        self._apply(plan, features, assessed, shares=found.shares, waits=found.waits)
+        unreached = assessed.lowered - self._named
+        if unreached:
+            self._named |= unreached
+            logger.warning(
+                "%d of %d layers had no gradient in any observed step up to step %d, and get the "
+                "lowest rank unless they are pinned: %s",
+                len(unreached),
+                len(self._layers),
+                self._step,
+                ", ".join(sorted(unreached)),
+            )
 
-    def _name(self, unreached: Set[str]) -> None:
-        """Log a warning that names the layers without gradients."""
-        if not unreached:
-            return
-        self._named |= unreached
-        logger.warning(
-            "%d of %d layers had no gradient in any observed step up to step %d, and get the "
-            "lowest rank unless they are pinned: %s",
-            len(unreached),
-            len(self._layers),
-            self._step,
-            ", ".join(sorted(unreached)),
-        )
-
-    def _apply(
+    def _resize(
         self,
         plan: RankPlan,
         features: Mapping[str, FeatureStats],
@@ -465,6 +502,30 @@ class DynamicLora:
         moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
         logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
         return event
+
+    def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
+        """Check that a saved state belongs to this model and configuration.
+
+        Raises:
+            ResumeError: If layers, budget or a setting other than `total_steps` and `mode` differ.
+        """
+        given = {"budget": budget, **asdict(self.config)}
+        saved = {"budget": state["budget"], **state["config"]}
+        for key, value in given.items():
+            same = json.dumps(value) == json.dumps(saved.get(key))
+            if key not in ("total_steps", "mode") and not same:
+                raise ResumeError(
+                    f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
+                    f"now {value}. Restore it, or start a new run."
+                )
+        differing = set(state["layers"]) ^ set(self._adapters.layers)
+        if differing:
+            raise ResumeError(
+                "The saved state must be of this model's LoRA layers, got "
+                f"{len(state['layers'])} layers where the model has {len(self._layers)}; "
+                f"{sorted(differing)[0]!r} is in one of them only. Resume with the model and "
+                "`target_modules` it was trained with."
+            )
 
     def _check_layers(self) -> None:
         self._adapters.check_unmerged()

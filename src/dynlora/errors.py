@@ -4,6 +4,8 @@ The command line prints a `DynamicLoraError` as one `error:` line with exit code
 exception is a bug in dynlora and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class DynamicLoraError(Exception):
     """Base class of errors that a user can fix."""
@@ -55,6 +57,35 @@ class AdapterError(DynamicLoraError):
 
 class StudyError(DynamicLoraError):
     """Some runs of a study did not complete."""
+
+
+_SKIP = "lower the learning rate, or set on_nonfinite='skip' to leave such steps out."
+_ADVICE = {
+    "gradient": _SKIP,
+    "score": _SKIP,
+    "weights": (
+        "the run has diverged; go back to an earlier checkpoint and lower the learning rate."
+    ),
+}
+
+
+def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
+    """Check that all gradients, scores or weights are finite.
+
+    Args:
+        broken: Names of the layers with NaN or infinity.
+        kind: "gradient", "score" or "weights".
+        step: Optimizer step for the message.
+        layers: Number of all layers.
+
+    Raises:
+        NonFiniteError: If `broken` is not empty.
+    """
+    if broken:
+        raise NonFiniteError(
+            f"The {kind} of {broken[0]!r} must be finite, got NaN or infinity at step {step} "
+            f"(in {len(broken)} of {layers} layers): {_ADVICE[kind]}"
+        )
 
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory")

@@ -231,3 +231,15 @@ def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> fl
     if total <= floor:
         return 1.0
     return float(torch.special.entr(weights / total).sum().exp())
+
+
+def input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
+    """Return the effective rank of each layer's input, if below half the sampled tokens.
+
+    Near the sample size, the sample limits the effective rank.
+    """
+    return {
+        name: stats.effective_rank
+        for name, stats in features.items()
+        if 2 * stats.effective_rank < len(stats.tokens)
+    }

@@ -1,10 +1,10 @@
-"""Frozen values passed between stages, and the protocol of a LoRA layer; no computation.
+"""Frozen values passed between stages, questions about them, and the protocol of a LoRA layer.
 
 `BasisChange` describes a change of rank: weights, optimizer moments and importance metrics all
 apply its two maps.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,6 +90,18 @@ class RankPlan:
     """Rank by module name."""
 
 
+_EQUAL_WITHIN = 1e-9
+"""Largest relative spread of scores that count as equal (float rounding)."""
+
+
+def is_informative(scores: Mapping[str, float]) -> bool:
+    """Return whether scores differ between layers."""
+    if not scores:
+        return False
+    low, high = min(scores.values()), max(scores.values())
+    return high - low > _EQUAL_WITHIN * high
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assessment:
     """Statistics of the gradients, by module name."""
@@ -100,6 +112,11 @@ class Assessment:
     """Number of output directions of the gradients so far, at least 1."""
     unreached: Set[str] = frozenset()
     """Trained layers without a gradient in any observed step so far; they have no score."""
+
+    @property
+    def lowered(self) -> Set[str]:
+        """The unreached layers if scores are informative: they get their lowest rank."""
+        return self.unreached if is_informative(self.scores) else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,3 +209,48 @@ class Event:
             agreement=values["agreement"],
             layers=layers,
         )
+
+
+def moved(event: Event) -> bool:
+    """Return whether any layer's rank changed at an event."""
+    return any(layer.rank_before != layer.rank_after for layer in event.layers.values())
+
+
+def nothing_compared(events: Sequence[Event]) -> bool:
+    """Return whether no event had compared gradients; False without events."""
+    return bool(events) and all(event.agreement == 0 for event in events)
+
+
+def stillness(events: Sequence[Event]) -> str | None:
+    """Return the reason why no rank changed; None if one did.
+
+    Args:
+        events: Events in order; may be empty.
+    """
+    if any(moved(event) for event in events):
+        return None
+    if not events:
+        return "no event came: the run was over before the first one was due"
+    if nothing_compared(events):
+        return (
+            "up to the last event no two gradients were compared: the run is of very few steps, or "
+            "`observe()` was not called in each, between `backward` and the optimizer's step, or "
+            "all gradients were NaN or infinite (`DynamicLora.skipped` counts those)"
+        )
+    return _undecided(events)
+
+
+def _undecided(events: Sequence[Event]) -> str:
+    scores = [{x.score for x in event.layers.values()} - {None} for event in events]
+    waiting = {name for event in events for name, layer in event.layers.items() if layer.waits}
+    if not any(scores):
+        return (
+            "up to the last event the batches' gradients did not agree beyond chance, and "
+            "then no layer is scored; a longer run or a larger batch may show more"
+        )
+    if all(len(seen) <= 1 for seen in scores):
+        return "every layer had the same score"
+    if waiting:
+        layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
+        return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
+    return "no layer that could grow stood out by more than dynamic.hysteresis"

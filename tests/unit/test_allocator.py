@@ -8,9 +8,8 @@ from dynlora.allocator import (
     allocate_layer_weights,
     allocate_shares,
     feature_gains,
-    is_informative,
-    spread_excess,
 )
+from dynlora.types import is_informative
 
 COSTS = {"small": 10, "large": 30}
 HELD = {"small": 9, "large": 2}
@@ -132,17 +131,3 @@ def test_without_observed_inputs_there_are_no_gains():
 def test_inputs_that_never_vary_give_no_gain():
     assert feature_gains({"a": 0.0, "b": 0.0}, 1.0) == {}
     assert feature_gains({"a": 0.0, "b": 2.0}, 1.0) == {"a": 0.0, "b": 2.0}
-
-
-def test_what_a_layer_has_no_use_for_is_spread_evenly_over_the_others():
-    costs = {"most": 10, "small": 10, "large": 30}
-    shares = {"most": 0.7, "small": 0.2, "large": 0.1}
-    spread = spread_excess(shares, {"most": 0.3, "small": 0.9}, costs)
-    assert spread == pytest.approx({"most": 0.3, "small": 0.3, "large": 0.4})
-
-
-def test_shares_stay_where_no_layer_or_every_layer_has_more_than_it_can_use():
-    costs, shares = {"a": 1, "b": 1}, {"a": 0.75, "b": 0.25}
-    assert spread_excess(shares, {}, costs) == shares
-    assert spread_excess(shares, {"a": 0.75, "b": 0.5}, costs) == shares
-    assert spread_excess(shares, {"a": 0.5, "b": 0.1}, costs) == shares

@@ -1,13 +1,14 @@
 """The values that stages exchange: frozen, and an event survives JSON unchanged."""
 
 import json
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
-import torch
 
 from dynlora import Event, LayerEvent, RankPlan
-from dynlora.types import BasisChange
+from dynlora.types import moved, nothing_compared, stillness
+from tests.unit.events import make_event
 
 SEEN = LayerEvent(
     rank_before=4,
@@ -74,6 +75,37 @@ def test_a_plan_cannot_be_changed():
         plan.step = 2
 
 
-def test_a_basis_change_keeps_the_scale_unless_told():
-    change = BasisChange(name="a", to_A=torch.eye(2, 3), to_B=torch.eye(3, 2))
-    assert change.scale_ratio == 1.0
+# The reason why no rank changed.
+
+STILL = {"a": 4, "b": 4}
+SCORES = {"a": 2.0, "b": 1.0}
+
+
+def test_there_is_no_reason_if_a_rank_moved_even_if_it_moved_back():
+    away = make_event(3, STILL, {"a": 5, "b": 3}, scores=SCORES)
+    back = make_event(6, {"a": 5, "b": 3}, STILL, scores=SCORES)
+    assert stillness([away, back]) is None
+    assert moved(away)
+    assert not moved(make_event(3, STILL, STILL))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "beyond chance"),
+        ({"scores": {"a": 1.0, "b": 1.0}}, "every layer had the same score"),
+        ({"scores": {"a": 1.0, "b": None}}, "every layer had the same score"),
+        ({"scores": SCORES, "waits": ("b",)}, "1 layer .*dynamic.shrink_tolerance"),
+        ({"scores": SCORES}, "dynamic.hysteresis"),
+    ],
+)
+def test_the_reason_is_the_first_stage_that_held_ranks(given, reason):
+    events = [make_event(step, STILL, STILL, **given) for step in (3, 6)]
+    assert re.search(reason, stillness(events))
+
+
+def test_a_run_without_events_or_without_comparisons_has_its_own_reason():
+    assert "no event came" in stillness([])
+    events = [replace(make_event(3, STILL, STILL), agreement=0.0)]
+    assert "`observe()` was not called" in stillness(events)
+    assert nothing_compared(events)

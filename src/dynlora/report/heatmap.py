@@ -16,9 +16,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from dynlora.movement import moved
 from dynlora.report.names import short_names
-from dynlora.types import Event
+from dynlora.types import Event, moved
 
 ROW_INCHES = 0.17
 """Height of a layer's row, enough for a 7-point label."""

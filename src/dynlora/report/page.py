@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from dynlora.movement import moved, stillness
 from dynlora.report.curves import charts
 from dynlora.report.diagram import Ranks, diagram
 from dynlora.report.markup import Content, Node, append, node, to_html
@@ -15,6 +14,7 @@ from dynlora.report.shades import Shades, paint, shades_for
 from dynlora.report.tables import cost_table, events_table, metrics_table, parameters_table
 from dynlora.report.wording import count_text
 from dynlora.runs.reader import RunFiles
+from dynlora.types import moved, stillness
 
 MARK = '<meta name="generator" content="dynlora report">'
 """Marks a file as a report, which a new report may replace."""

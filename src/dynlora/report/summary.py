@@ -9,9 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.movement import moved, stillness
 from dynlora.report.names import short_names
-from dynlora.types import Event
+from dynlora.types import Event, moved, stillness
 
 MOVERS = 3
 """Maximum number of layers listed as gaining most and as losing most."""

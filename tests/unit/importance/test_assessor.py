@@ -1,34 +1,35 @@
 """The assessor: a metric's scores once batches agreed, nothing before."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from dynlora.importance import ImportanceMetric, LayerImportanceAssessor, build_metric
+from dynlora.errors import NonFiniteError
+from dynlora.importance import _METRICS, ImportanceMetric, LayerImportanceAssessor, build_metric
 from dynlora.importance.signal import SignalMetric
 from dynlora.importance.uniform import UniformMetric
 from dynlora.types import BasisChange, LoraLayer
 from tests.lora_layers import layers_of, lora_chain, set_gradients
 
-METRICS = [
-    "signal",
-    "sensitivity",
-    "gradient_norm",
-    "fisher",
-    "spectral",
-    "activation_ratio",
-    "magnitude",
-    "attention_entropy",
-    "uniform",
-    "random",
-]
+METRICS = [*_METRICS, "random"]
 
 
-def learn(assessor, layers, steps, *, agreeing=True):
+def learn(observe, layers, steps, *, agreeing=True):
     for step in range(steps):
         for layer in layers:
             for weight in (layer.lora_A, layer.lora_B):
                 weight.grad = torch.full_like(weight, 1.0 if agreeing else (-1.0) ** step)
-        assessor.observe(layers)
+        observe(layers)
+
+
+def assessor_of(layers, metric=None, **given):
+    assessor = LayerImportanceAssessor(metric or UniformMetric(), layers, **given)
+    return assessor, partial(assessor.observe, step=1)
+
+
+def scores_of(assessor):
+    return assessor.assess({}, step=1).scores
 
 
 @pytest.fixture
@@ -36,57 +37,90 @@ def layers():
     return layers_of(lora_chain(12, 8, 6))
 
 
-def test_there_are_no_scores_before_batches_agreed(layers):
-    assessor = LayerImportanceAssessor(UniformMetric())
-    assert assessor.scores(layers, {}) == {}
-    learn(assessor, layers, 3)
-    assert assessor.scores(layers, {}) == {}
-
-
-def test_after_agreement_the_scores_are_the_metrics_own(layers):
-    assessor, metric = LayerImportanceAssessor(SignalMetric()), SignalMetric()
-    learn(assessor, layers, 20)
-    for _ in range(20):
-        metric.observe(layers)  # the gradient was the same in every step
-    scores = assessor.scores(layers, {})
-    assert scores == {
-        name: pytest.approx(score) for name, score in metric.scores(layers, {}).items()
-    }
+def test_scores_begin_with_agreement_and_are_the_metrics_own(layers):
+    assessor, observe = assessor_of(layers, SignalMetric())
+    assert scores_of(assessor) == {}
+    learn(observe, layers, 3)
+    assert scores_of(assessor) == {}
+    learn(observe, layers, 17)
+    metric = SignalMetric()
+    metric.observe(layers)  # the gradient was the same in every step
+    assert scores_of(assessor) == pytest.approx(metric.scores(layers, {}))
 
 
 def test_agreement_once_shown_stays_shown(layers):
-    assessor = LayerImportanceAssessor(UniformMetric())
-    learn(assessor, layers, 20)
-    assert assessor.scores(layers, {})
+    assessor, observe = assessor_of(layers)
+    learn(observe, layers, 20)
+    assert scores_of(assessor)
     shown = assessor.agreement
-    learn(assessor, layers, 60, agreeing=False)
+    learn(observe, layers, 60, agreeing=False)
     assert assessor.agreement == shown
-    assert assessor.scores(layers, {}) == {"0": 1.0, "1": 1.0}
+    assert scores_of(assessor) == {"0": 1.0, "1": 1.0}
 
 
 def test_alternating_gradients_never_score(layers):
-    assessor = LayerImportanceAssessor(UniformMetric())
-    learn(assessor, layers, 40, agreeing=False)
-    assert assessor.scores(layers, {}) == {}
+    assessor, observe = assessor_of(layers)
+    learn(observe, layers, 40, agreeing=False)
+    assert scores_of(assessor) == {}
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_restored_assessor_continues_as_the_saved_one(layers, name):
-    saved = LayerImportanceAssessor(build_metric(name, seed=0))
-    restored = LayerImportanceAssessor(build_metric(name, seed=0))
-    learn(saved, layers, 10)
-    saved.scores(layers, {})
-    restored.load_state_dict(saved.state_dict())
+    saved, observe = assessor_of(layers, build_metric(name, seed=0))
+    restored, _ = assessor_of(layers, build_metric(name, seed=0))
+    learn(observe, layers, 10)
+    scores_of(saved)
+    restored.load_state_dict(saved.state_dict(), skipped={"1": 2}, unreached={"0"})
     assert restored.agreement == saved.agreement
+    assert (restored.skipped(), restored.unreached()) == ({"1": 2}, {"0"})
     set_gradients(layers, seed=0)
     for assessor in (saved, restored):
-        assessor.observe(layers)
+        assessor.observe(layers, step=11)
     assert restored.agreement == saved.agreement
-    assert restored.scores(layers, {}) == saved.scores(layers, {})
-    counts = saved.directions(layers)
-    assert restored.directions(layers) == counts
-    assert set(counts) == {"0", "1"}
-    assert all(count > 1.01 for count in counts.values())
+    assert restored.assess({}, step=11) == saved.assess({}, step=11)
+    assert all(count > 1.01 for count in saved.directions().values())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_gradients_that_are_not_finite_are_counted_by_layer_or_stop_the_run(layers, stops):
+    assessor, observe = assessor_of(layers, stops=stops)
+    set_gradients(layers, seed=0)
+    observe(layers)
+    broken(layers[1], "lora_B")
+    if stops:
+        with pytest.raises(NonFiniteError, match=r"gradient of '1'.* at step 1 \(in 1 of 2"):
+            observe(layers)
+        return
+    observe(layers)
+    observe(layers[1:])
+    assert assessor.skipped() == assessor.skipped() == {"1": 2}
+    assessor.skipped().update(["0"])  # a copy
+    assert assessor.skipped() == {"1": 2}
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_scores_that_are_not_finite_are_left_out_and_counted_or_stop_the_run(layers, stops):
+    class Broken(UniformMetric):
+        def scores(self, layers, features):
+            return {"0": 1.0, "1": float("nan")}
+
+    assessor, observe = assessor_of(layers, Broken(), stops=stops)
+    learn(observe, layers, 20)
+    if stops:
+        with pytest.raises(NonFiniteError, match="score of '1' must be finite"):
+            scores_of(assessor)
+        return
+    assert scores_of(assessor) == {"0": 1.0}
+    assert assessor.skipped() == {"1": 1}
+
+
+def test_layers_without_a_gradient_so_far_are_unreached_and_have_no_score(layers):
+    assessor, observe = assessor_of(layers)
+    learn(observe, layers[1:], 20)
+    assessed = assessor.assess({}, step=20)
+    assert (assessed.scores, assessed.unreached) == ({"1": 1.0}, {"0"})
+    learn(observe, layers, 1)
+    assert assessor.unreached() == set()
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -94,12 +128,12 @@ def test_every_metric_scores_what_it_has_seen_before_and_after_a_change_of_rank(
     metric = build_metric(name, seed=0)
     assert isinstance(metric, ImportanceMetric)
     assert all(isinstance(layer, LoraLayer) for layer in layers)
-    learn(metric, layers, 3)
+    learn(metric.observe, layers, 3)
     before = metric.scores(layers, {})
     eye = torch.eye(4, dtype=torch.float64)
     for layer in layers:
         metric.rebase(BasisChange(name=layer.name, to_A=eye, to_B=eye))
-    learn(metric, layers, 1)
+    learn(metric.observe, layers, 1)
     after = metric.scores(layers, {})
     # These two are shown what they score by the forwards of a whole model.
     unseen = name in ("activation_ratio", "attention_entropy")
