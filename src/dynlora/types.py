@@ -17,6 +17,9 @@ from dynlora.layer_shape import LayerShape
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
 """Sampling key of padding: kept only if there are too few real tokens."""
 
+SAMPLE_SIZE = 128
+"""Input tokens sampled per layer."""
+
 Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
 """Inputs of a layer: vectors of shape ``(n, in_features)``, or n ids for an embedding."""
 

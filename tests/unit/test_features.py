@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dynlora.features import InputFeatureAnalyzer
-from dynlora.samples import SAMPLE_SIZE
-from dynlora.types import UNUSED_KEY
+from dynlora.types import SAMPLE_SIZE, UNUSED_KEY
 
 
 def tokens_with_keys(count, *, width=6, seed=0):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dynlora.adapters.layers import LoraView
-from dynlora.samples import SAMPLE_SIZE
+from dynlora.types import SAMPLE_SIZE
 from dynlora.small_matrices import batched, output_directions
 from dynlora.types import FeatureStats, Tokens
 

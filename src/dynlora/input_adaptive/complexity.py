@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dynlora.features import smallest
 from dynlora.types import UNUSED_KEY
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Fraction of a layer's components that an example uses, per quarter of the complexities."""
 
-_KEPT = 1024
-"""Complexities in the sample."""
+COMPLEXITIES = 1024
+"""Complexities kept to compute the thresholds."""
 
 FEATURE_BITS = 15
 """Features are integers of at most 2 ** 15, so that sums of squares over 2 ** 18 tokens of 2 ** 14
@@ -138,7 +139,7 @@ class ComplexitySample:
         known = (keys != UNUSED_KEY) & ~values.isnan()
         keys = torch.cat([self._keys, keys[known].cpu()])
         values = torch.cat([self._values, values[known].cpu()])
-        self._keys, index = torch.topk(keys, min(_KEPT, len(keys)), largest=False)
+        self._keys, index = smallest(keys, size=COMPLEXITIES)
         self._values = values[index]
 
     def thresholds(self) -> tuple[float, ...]:
