@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynlora.adapters.extension import Extension
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.fused.layers import FusedLora
+    from dynlora.importance.protocol import ImportanceMetric
     from dynlora.input_adaptive.file import load_input_adaptive, save_input_adaptive
     from dynlora.input_adaptive.ranks import InputAdaptiveRanks
     from dynlora.integrations.trainer import DynamicLoraCallback
@@ -21,8 +23,10 @@ __all__ = [
     "DynamicLoraCallback",
     "DynamicLoraConfig",
     "Event",
+    "Extension",
     "FeatureStats",
     "FusedLora",
+    "ImportanceMetric",
     "InputAdaptiveRanks",
     "LayerEvent",
     "RankPlan",
@@ -36,8 +40,10 @@ _MODULES = {
     "DynamicLoraCallback": "dynlora.integrations.trainer",
     "DynamicLoraConfig": "dynlora.config",
     "Event": "dynlora.types",
+    "Extension": "dynlora.adapters.extension",
     "FeatureStats": "dynlora.types",
     "FusedLora": "dynlora.fused.layers",
+    "ImportanceMetric": "dynlora.importance.protocol",
     "InputAdaptiveRanks": "dynlora.input_adaptive.ranks",
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",

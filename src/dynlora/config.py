@@ -3,27 +3,44 @@
 The configuration stops at the controller, which unpacks it; the stages take plain arguments.
 """
 
+import json
 import math
 import operator
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from importlib import import_module
+from inspect import signature
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynlora.errors import ConfigError
 
-ImportanceName = Literal[
-    "signal",
-    "sensitivity",
-    "gradient_norm",
-    "fisher",
-    "spectral",
-    "activation_ratio",
-    "magnitude",
-    "attention_entropy",
-    "uniform",
-    "random",
-]
+METRICS: Mapping[str, str] = {
+    "signal": "dynlora.importance.signal:SignalMetric",
+    "sensitivity": "dynlora.importance.sensitivity:SensitivityMetric",
+    "gradient_norm": "dynlora.importance.gradient_norm:GradientNormMetric",
+    "fisher": "dynlora.importance.fisher:FisherMetric",
+    "spectral": "dynlora.importance.spectral:SpectralMetric",
+    "activation_ratio": "dynlora.importance.activation_ratio:ActivationRatioMetric",
+    "magnitude": "dynlora.importance.magnitude:MagnitudeMetric",
+    "attention_entropy": "dynlora.importance.attention_entropy:AttentionEntropyMetric",
+    "uniform": "dynlora.importance.uniform:UniformMetric",
+    "random": "dynlora.importance.random:RandomMetric",
+}
+"""Importance metrics by name: the import path of each class."""
+
+EXTENSIONS: Mapping[str, str] = {
+    "input_adaptive": "dynlora.input_adaptive.extension:InputAdaptiveExtension",
+}
+"""Settings that switch an extension on: the import path of each class."""
+
+if TYPE_CHECKING:
+    from dynlora.importance.protocol import ImportanceMetric
+
+    Importance = str | ImportanceMetric
+else:  # files and the command line can only give names
+    Importance = Literal[*METRICS]
 
 FeatureName = Literal["effective_rank", "variance"]
 
@@ -55,6 +72,20 @@ _REAL = (
     "shrink_tolerance",
 )  # fmt: skip
 
+_LIMITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("above 0", lambda value: value > 0),
+    "uniform_mix": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "feature_weight": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "min_rank": ("at least 1", lambda value: value >= 1),
+    "total_steps": ("at least 1", lambda value: value is None or value >= 1),
+    "first_event": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "events": ("at least 1", lambda value: value >= 1),
+    "hysteresis": ("at least 0, finite", lambda value: 0 <= value < math.inf),
+    "shrink_tolerance": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "seed": ("between -2^63 and 2^63", lambda value: abs(value) < 2**63),
+}
+"""Limits by setting: in words, and as a test."""
+
 PRESET_TEXT = "Which values the keys of this section have that are not given."
 """What the key of that name means in a file; in Python see `DynamicLoraConfig.from_preset`."""
 
@@ -66,8 +97,9 @@ class DynamicLoraConfig:
     The budget itself is PEFT's: the parameters that `LoraConfig.r` takes on every targeted layer.
     """
 
-    importance: ImportanceName = "signal"
-    """Metric that scores the layers; `uniform` leaves all ranks as they are."""
+    importance: Importance = "signal"
+    """Metric that scores the layers; `uniform` leaves all ranks as they are. In Python also an
+    object that follows `ImportanceMetric`, of which each run uses a copy."""
     temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.2
@@ -129,6 +161,13 @@ class DynamicLoraConfig:
         """
         return cls(**{**preset_values(preset), **values})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; a metric object becomes its import path and settings."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not isinstance(self.importance, str):
+            values["importance"] = _described(self.importance)
+        return values
+
     def __post_init__(self) -> None:
         """Check each value, then how they fit together.
 
@@ -141,19 +180,33 @@ class DynamicLoraConfig:
                 object.__setattr__(self, name, _whole(name, value))
         for name in _REAL:
             object.__setattr__(self, name, _real(name, getattr(self, name)))
-        _require_one_of(get_args(ImportanceName), "importance", self.importance)
+        if isinstance(self.importance, str):
+            _require_one_of(tuple(METRICS), "importance", self.importance)
+        else:
+            protocol = load("dynlora.importance.protocol:ImportanceMetric")
+            follows = isinstance(self.importance, protocol)
+            _require(
+                follows and not isinstance(self.importance, type),
+                "importance",
+                "a name or an object that follows `ImportanceMetric`",
+                self.importance,
+            )
         _require_one_of(get_args(FeatureName), "feature", self.feature)
         _require_one_of(get_args(ModeName), "mode", self.mode)
         _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
-        _require(self.temperature > 0, "temperature", "above 0", self.temperature)
-        _require(0 <= self.uniform_mix <= 1, "uniform_mix", "in [0, 1]", self.uniform_mix)
-        _require(0 <= self.feature_weight <= 1, "feature_weight", "in [0, 1]", self.feature_weight)
-        _require(self.min_rank >= 1, "min_rank", "at least 1", self.min_rank)
+        for name, (required, holds) in _LIMITS.items():
+            _require(holds(getattr(self, name)), name, required, getattr(self, name))
         _require(
             self.max_rank is None or self.max_rank >= self.min_rank,
             "max_rank",
             f"at least min_rank={self.min_rank}",
             self.max_rank,
+        )
+        _require(
+            self.first_event <= self.last_event <= 1,
+            "last_event",
+            f"in [first_event={self.first_event}, 1]",
+            self.last_event,
         )
         _require(
             not isinstance(self.pinned, str),
@@ -163,27 +216,31 @@ class DynamicLoraConfig:
         )
         ordered = sorted(self.pinned) if isinstance(self.pinned, Set) else self.pinned
         object.__setattr__(self, "pinned", tuple(ordered))
-        _require(
-            self.total_steps is None or self.total_steps >= 1,
-            "total_steps",
-            "at least 1",
-            self.total_steps,
-        )
-        _require(0 < self.first_event <= 1, "first_event", "in (0, 1]", self.first_event)
-        _require(
-            self.first_event <= self.last_event <= 1,
-            "last_event",
-            f"in [first_event={self.first_event}, 1]",
-            self.last_event,
-        )
-        _require(self.events >= 1, "events", "at least 1", self.events)
-        _require(abs(self.seed) < 2**63, "seed", "between -2^63 and 2^63", self.seed)
-        _require(
-            0 <= self.hysteresis < math.inf, "hysteresis", "at least 0, finite", self.hysteresis
-        )
-        _require(
-            0 <= self.shrink_tolerance <= 1, "shrink_tolerance", "in [0, 1]", self.shrink_tolerance
-        )
+
+
+def load(path: str) -> Any:
+    """Import an object from its path, such as ``module:Class``."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def path_of(given: object) -> str:
+    """Return the import path of an object's class."""
+    return f"{type(given).__module__}:{type(given).__qualname__}"
+
+
+def _described(given: object) -> dict[str, Any]:
+    """Return an object's import path, and the constructor arguments that it keeps by their names.
+
+    Arguments without a JSON value are left out.
+    """
+    settings = {}
+    for name in signature(type(given)).parameters:
+        if name in dir(given):
+            value = getattr(given, name)
+            with suppress(TypeError, ValueError):
+                settings[name] = json.loads(json.dumps(value))
+    return {"path": path_of(given), "settings": settings}
 
 
 def preset_values(preset: str) -> Mapping[str, Any]:

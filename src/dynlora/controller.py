@@ -8,28 +8,28 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dynlora.adapters.extension import Extension, Host
 from dynlora.adapters.forward_watch import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adjuster import Adjustment, adjust, check_plan, check_room, default_max_rank
 from dynlora.allocator import allocate, allocate_layer_weights
-from dynlora.config import DynamicLoraConfig
+from dynlora.config import EXTENSIONS, DynamicLoraConfig, load, path_of
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
 from dynlora.engines.compiled import is_compiled, without_compiler
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.errors import EngineError, LayerError, ResumeError, check_finite
+from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import LayerImportanceAssessor, build_metric
-from dynlora.input_adaptive.ranks import InputAdaptiveRanks, close_input_adaptive
 from dynlora.mode import choose_mode
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.types import (
@@ -67,6 +67,7 @@ class DynamicLora:
         config: DynamicLoraConfig,
         *,
         adapter_name: str | None = None,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         """Attach to the LoRA layers of a PEFT model.
 
@@ -78,11 +79,14 @@ class DynamicLora:
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
             adapter_name: The adapter to resize; None for the active one.
+            extensions: Code of yours to run beside the controller, besides the extensions that
+                `config` switches on.
 
         Raises:
             BudgetError: If the budget does not fit between `min_rank` and `max_rank`.
             ConfigError: If a pattern in `pinned` matches no layer, the metric needs attention that
-                cannot be read, or a setting supports one process only.
+                cannot be read, two extensions are of one class, or a setting supports one process
+                only.
             EngineError: If the model runs under an unsupported engine.
             LayerError: If the model has no LoRA layer, a layer cannot be resized, the adapter was
                 initialized from the base weights (PiSSA and others), or the model does not support
@@ -131,19 +135,22 @@ class DynamicLora:
             model,
             self._layers,
             self._analyzer,
-            metric,
             may_be_compiled=compiled or config.mode == "static",
             timed=self._timed,
         )
-        self.input_adaptive: InputAdaptiveRanks | None = None
-        """Masks that select components per example; None unless configured."""
-        if config.input_adaptive:
-            self.input_adaptive = InputAdaptiveRanks(
-                model, adapter_name=adapter_name, timed=self._timed
-            )
-            self.input_adaptive.observing = True
         if self.mode == "static":
             self._adapters.check_static()
+        self._host = Host(model=model, layers=self._layers, timed=self._timed)
+        self.extensions = _all_extensions(config, extensions)
+        """Extensions by setting or import path."""
+        self._attached = list(self.extensions.values())
+        if isinstance(metric, Extension):
+            self._attached.append(metric)
+        with ExitStack() as undo:
+            for extension in self._attached:
+                extension.attach(self._host)
+                undo.callback(extension.close)
+            undo.pop_all()
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
@@ -152,11 +159,9 @@ class DynamicLora:
         self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
-        if self.input_adaptive is None and close_input_adaptive(self._layers):
-            logger.warning(
-                "input-adaptive ranks were switched on, and are off from here on: set "
-                "`input_adaptive=True` to train with them"
-            )
+        for setting in EXTENSIONS.keys() - self.extensions.keys():
+            if load(EXTENSIONS[setting]).remove(self._layers):
+                logger.warning("`%s` was on for this adapter, and is off from here on", setting)
         if self._fused is None:
             close_fused(model)  # left by an unclosed controller
         self._begin_step()
@@ -165,6 +170,12 @@ class DynamicLora:
     def ranks(self) -> dict[str, int]:
         """Live rank by module name."""
         return {layer.name: layer.r for layer in self._layers}
+
+    @property
+    def input_adaptive(self) -> Any:
+        """`InputAdaptiveRanks`, which select components per example; None unless configured."""
+        found: Any = self.extensions.get("input_adaptive")
+        return None if found is None else found.ranks
 
     @property
     def parameters(self) -> int:
@@ -239,9 +250,8 @@ class DynamicLora:
             return
         self._step += 1
         self._observed = False
-        if self.input_adaptive is not None:
-            self.input_adaptive.begin_step(self._step)
         if self._frozen:
+            self._begin_step()
             return
         with self._timed():
             if self._step in self._events:
@@ -259,8 +269,8 @@ class DynamicLora:
         self._frozen = True
         self._assessor.finish()
         self._forwards.close()
-        if self.input_adaptive is not None:
-            self.input_adaptive.observing = False
+        for extension in self._attached:
+            extension.freeze()
 
     def close(self) -> None:
         """Remove every hook and fused forward; the model keeps training as plain LoRA.
@@ -271,8 +281,8 @@ class DynamicLora:
         self.freeze()
         let_go(self._layers, self)
         self._adapters.close()
-        if self.input_adaptive is not None:
-            self.input_adaptive.close()
+        for extension in self._attached:
+            extension.close()
         if self._fused is not None:
             self._fused.close()
 
@@ -306,11 +316,11 @@ class DynamicLora:
         """Return the state that the rest of the run needs besides weights and moments.
 
         All processes must call this method, because it joins their input samples; all get the same
-        result. "importance", "features" and "input_adaptive" contain tensors; all other values are
+        result. "importance", "features" and "extensions" contain tensors; all other values are
         JSON-ready.
         """
         return {
-            "config": asdict(self.config),
+            "config": self.config.to_dict(),
             "budget": self.budget,
             "max_rank": self._max_rank,
             "step": self._step,
@@ -324,7 +334,11 @@ class DynamicLora:
             "peak_parameters": self.peak_parameters,
             "importance": self._assessor.state_dict(),
             "features": self._analyzer.state_dict(),
-            "input_adaptive": self.input_adaptive.state_dict() if self.input_adaptive else {},
+            "extensions": {
+                f"{name}/{key}": value
+                for name, extension in self.extensions.items()
+                for key, value in extension.state_dict().items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -359,11 +373,9 @@ class DynamicLora:
             unreached=state["unreached"],
         )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
-        if self.input_adaptive is not None:
-            self.input_adaptive.open()
-            self.input_adaptive.load_state_dict(state["input_adaptive"])
-            self.input_adaptive.observing = True
-            self.input_adaptive.begin_step(self._step)
+        for extension in self._attached:
+            extension.attach(self._host)
+        self._load_extensions(state["extensions"])
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
@@ -371,14 +383,20 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Load only ranks, scales and thresholds, after loading the weights of the same step.
+        """Load only ranks, scales and extensions, after loading the weights of the same step.
 
         Args:
             state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
-        if self.input_adaptive is not None:
-            self.input_adaptive.load_thresholds(state["input_adaptive"])
+        self._load_extensions(state["extensions"])
+
+    def _load_extensions(self, state: Mapping[str, Tensor]) -> None:
+        for name, extension in self.extensions.items():
+            own = f"{name}/"
+            extension.load_state_dict(
+                {key.removeprefix(own): v for key, v in state.items() if key.startswith(own)}
+            )
 
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)
@@ -389,10 +407,13 @@ class DynamicLora:
 
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        if is_sampled(self._events, self._step):
+        sampled = not self._frozen and is_sampled(self._events, self._step)
+        if sampled:
             self._forwards.open(self._step)
         else:
             self._forwards.close()
+        for extension in self._attached:
+            extension.begin_step(self._step, sampled=sampled)
 
     def _reallocate(self) -> None:
         """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
@@ -473,9 +494,8 @@ class DynamicLora:
     ) -> Event:
         before = self.ranks
         lost = self._adapters.apply(plan, features, seed=self.config.seed)
-        if self.input_adaptive is not None:
-            self._adapters.order(features)
-            self.input_adaptive.update()
+        for extension in self._attached:
+            extension.after_event(lambda: self._adapters.order(features))
         layers = {}
         for layer in self._layers:
             stats = features.get(layer.name)
@@ -509,8 +529,11 @@ class DynamicLora:
         Raises:
             ResumeError: If layers, budget or a setting other than `total_steps` and `mode` differ.
         """
-        given = {"budget": budget, **asdict(self.config)}
-        saved = {"budget": state["budget"], **state["config"]}
+        attached = {key.split("/")[0] for key in state["extensions"]}
+        # Extensions without state leave no trace.
+        attached |= {name for name, kept in self.extensions.items() if not kept.state_dict()}
+        given = {"budget": budget, **self.config.to_dict(), "extensions": sorted(self.extensions)}
+        saved = {"budget": state["budget"], **state["config"], "extensions": sorted(attached)}
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))
             if key not in ("total_steps", "mode") and not same:
@@ -540,3 +563,22 @@ class DynamicLora:
             yield
         finally:
             self.seconds += time.perf_counter() - start
+
+
+def _all_extensions(config: DynamicLoraConfig, given: Sequence[Extension]) -> dict[str, Extension]:
+    """Return the extensions that the configuration switches on by setting, and the given ones.
+
+    Raises:
+        ConfigError: If two of them are of one class, because their states would share a key.
+    """
+    found: dict[str, Extension] = {
+        setting: load(path)() for setting, path in EXTENSIONS.items() if getattr(config, setting)
+    }
+    for extension in given:
+        path = path_of(extension)
+        if path in found:
+            raise ConfigError(
+                f"`extensions` must be of different classes, but got two of {path}: merge them."
+            )
+        found[path] = extension
+    return found

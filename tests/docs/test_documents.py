@@ -14,16 +14,16 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 import dynlora
-from dynlora import schedule
+from dynlora import DynamicLora, schedule
 from dynlora.adapters import attention as attention_rows
 from dynlora.adjuster import MOST_TIMES_R
 from dynlora.cli import compress
 from dynlora.cli.job_parser import parse_job
-from dynlora.config import DynamicLoraConfig
+from dynlora.config import METRICS, DynamicLoraConfig, load
 from dynlora.fused import layers as fused
-from dynlora.importance import _METRICS, attention_entropy
+from dynlora.importance import attention_entropy
 from dynlora.train.methods.eva import begin_with_eva
-from tests.models import adamw, bare_llama, sequences
+from tests.models import adamw, bare_llama, loss_of, sequences, train
 
 FUSED = runpy.run_path(fused.__file__)  # the tests of forwards set its threshold to 0
 DOCUMENTED = {
@@ -78,6 +78,22 @@ def test_the_readmes_loop_example_runs_as_it_stands(tiny_llama, capsys):
     assert torch.isfinite(next(tiny_llama.parameters())).all()
 
 
+def test_the_extension_of_the_documents_runs_as_it_stands(tiny_llama):
+    (code,) = (b for b in blocks(ROOT / "docs" / "your-code.md", "python") if "attach" in b)
+    names = {}
+    exec(code, names)
+    extension, optimizer = names["CountedForwards"](), adamw(tiny_llama)
+    config = DynamicLoraConfig(total_steps=4)
+    dynamic = DynamicLora(tiny_llama, optimizer, config, extensions=[extension])
+    loss_of(tiny_llama, next(sequences()))
+    assert extension.count == 1
+    train(tiny_llama, optimizer, dynamic, 4)
+    assert extension.count == 0
+    dynamic.close()
+    loss_of(tiny_llama, next(sequences()))
+    assert extension.count == 0
+
+
 def commands():
     lines = [line for path in DOCUMENTS for block in blocks(path, "console")
              for line in block.splitlines()]  # fmt: skip
@@ -122,9 +138,8 @@ def test_every_function_named_in_the_method_exists():
 def test_every_public_name_and_metric_is_documented():
     for name in dynlora.__all__:
         assert inspect.getdoc(getattr(dynlora, name)), name
-    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    for metric in [*_METRICS, "random"]:
-        assert f"`{metric}`" in method
+    for path in METRICS.values():
+        assert inspect.getdoc(load(path)), path
 
 
 def test_the_method_names_the_defaults_that_the_configuration_has():

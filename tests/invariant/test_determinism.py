@@ -3,12 +3,8 @@
 import pytest
 import torch
 
+from dynlora.config import METRICS
 from tests.models import adamw, attached, lora_llama, train
-
-METRICS = [
-    "signal", "sensitivity", "gradient_norm", "fisher", "spectral", "activation_ratio", "magnitude",
-    "attention_entropy", "uniform", "random",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("importance", METRICS)

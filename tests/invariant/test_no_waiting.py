@@ -1,14 +1,13 @@
 """A step between events asks the device for nothing: who reads a value back waits for all of it."""
 
 import sys
-from typing import get_args
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynlora.config import ImportanceName
+from dynlora.config import METRICS
 from tests.models import adamw, attached, lora_llama, loss_of, sequences
 
 READS = {
@@ -94,9 +93,7 @@ def read_by_step(steps, *, total_steps=400, spoil=lambda step, dynamic: None, **
     return found
 
 
-@pytest.mark.parametrize(
-    "importance", [name for name in get_args(ImportanceName) if name != "attention_entropy"]
-)
+@pytest.mark.parametrize("importance", [name for name in METRICS if name != "attention_entropy"])
 @pytest.mark.parametrize("mode", ["physical", "static"])
 def test_before_an_event_nothing_is_read_back_by_any_metric_of_gradients(importance, mode):
     assert read_by_step(20, importance=importance, mode=mode) == [set()] * 20

@@ -1,37 +1,24 @@
-"""Stage 1. Layer importance assessor: one metric per file, chosen by name."""
+"""Stage 1. Layer importance assessor: one metric per file; `config.METRICS` names them."""
 
-from collections.abc import Callable
+from copy import deepcopy
 
-from dynlora.config import ImportanceName
-from dynlora.importance.activation_ratio import ActivationRatioMetric
+from dynlora.config import METRICS, load
 from dynlora.importance.assessor import LayerImportanceAssessor
-from dynlora.importance.attention_entropy import AttentionEntropyMetric
-from dynlora.importance.fisher import FisherMetric
-from dynlora.importance.gradient_norm import GradientNormMetric
-from dynlora.importance.magnitude import MagnitudeMetric
 from dynlora.importance.protocol import ImportanceMetric
-from dynlora.importance.random import RandomMetric
-from dynlora.importance.sensitivity import SensitivityMetric
-from dynlora.importance.signal import SignalMetric
-from dynlora.importance.spectral import SpectralMetric
-from dynlora.importance.uniform import UniformMetric
-
-_METRICS: dict[ImportanceName, Callable[[], ImportanceMetric]] = {
-    "signal": SignalMetric,
-    "sensitivity": SensitivityMetric,
-    "gradient_norm": GradientNormMetric,
-    "fisher": FisherMetric,
-    "spectral": SpectralMetric,
-    "activation_ratio": ActivationRatioMetric,
-    "magnitude": MagnitudeMetric,
-    "attention_entropy": AttentionEntropyMetric,
-    "uniform": UniformMetric,
-}
 
 
-def build_metric(name: ImportanceName, *, seed: int) -> ImportanceMetric:
-    """Return a new metric; only `random` uses `seed`."""
-    return RandomMetric(seed) if name == "random" else _METRICS[name]()
+def build_metric(importance: str | ImportanceMetric, *, seed: int) -> ImportanceMetric:
+    """Return a new metric from its name, or a copy of a metric, so that runs share no state.
+
+    Args:
+        importance: Name in `METRICS`, or a metric.
+        seed: Seed of `random`; no other metric uses it.
+    """
+    if not isinstance(importance, str):
+        return deepcopy(importance)
+    kind = load(METRICS[importance])
+    metric: ImportanceMetric = kind(seed) if importance == "random" else kind()
+    return metric
 
 
 __all__ = ["ImportanceMetric", "LayerImportanceAssessor", "build_metric"]

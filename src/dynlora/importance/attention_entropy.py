@@ -5,7 +5,8 @@ attention is uniform. Queries and keys then have little effect, so low entropy c
 The score describes a block's attention, not the needs of the task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,14 +23,38 @@ DECAY = 0.8
 class AttentionEntropyMetric:
     """One minus the mean normalized entropy of a block's attention, for every layer of the block.
 
-    `attend` receives the logits in the forwards of sampled steps. Layers outside attention blocks
-    have no score.
+    Attached as an extension, it receives the logits in the forwards of sampled steps. Layers
+    outside attention blocks have no score.
     """
 
     def __init__(self) -> None:
+        self._taps: Any = None
         self._shown: dict[str, Tensor] = {}
         """Sum of focus and number of rows since the last `observe`, by module name."""
         self._focus = StepMean(DECAY)
+
+    def attach(self, host: Any) -> None:
+        """Find the attention of each block (see `adapters.extension`)."""
+        if self._taps is None:
+            self._taps = host.attention_taps(self)
+
+    def begin_step(self, step: int, *, sampled: bool) -> None:
+        """Receive attention in sampled steps only."""
+        if sampled:
+            self._taps.open()
+        else:
+            self._taps.close()
+
+    def after_event(self, order: Callable[[], None]) -> None:
+        """Do nothing: attention does not depend on ranks."""
+
+    def freeze(self) -> None:
+        """Receive no more attention."""
+        self._taps.close()
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self._taps.close()
 
     @torch.no_grad()
     def attend(

@@ -23,7 +23,7 @@ from dynlora.types import Event
 VALUES = "dynlora.json"
 """File that marks a checkpoint of dynamic ranks."""
 _TENSORS = "dynlora.safetensors"
-_TENSOR_GROUPS = ("importance", "features", "input_adaptive")
+_TENSOR_GROUPS = ("importance", "features", "extensions")
 _CHECKSUM = "sha256"
 
 

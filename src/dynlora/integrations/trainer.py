@@ -7,6 +7,7 @@ calls `on_step_end` (`step()`). Under DeepSpeed the backward pass includes the o
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dynlora.adapters.extension import Extension
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.peft_config import ShapeHooks
@@ -42,6 +44,7 @@ class DynamicLoraCallback(TrainerCallback):
         *,
         adapter_name: str | None = None,
         resume_from: str | Path | None = None,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         """Prepare a callback for one trainer.
 
@@ -51,11 +54,13 @@ class DynamicLoraCallback(TrainerCallback):
             adapter_name: The adapter to resize; None for the active one.
             resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
                 required only if it is outside the trainer's `output_dir`.
+            extensions: Extensions of the controller (see `DynamicLora`).
         """
         self.config = config or DynamicLoraConfig()
         self.dynamic: DynamicLora | None = None
         """The controller; None before training begins."""
         self._adapter_name = adapter_name
+        self._extensions = extensions
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._shape_hooks: ShapeHooks | None = None
         self._watched: list[tuple[nn.Module, str]] = []  # modules and keys of the hooked factors
@@ -105,7 +110,11 @@ class DynamicLoraCallback(TrainerCallback):
         if self.dynamic is not None:
             self.dynamic.close()
         self.dynamic = DynamicLora(
-            model, kwargs["optimizer"], config, adapter_name=self._adapter_name
+            model,
+            kwargs["optimizer"],
+            config,
+            adapter_name=self._adapter_name,
+            extensions=self._extensions,
         )
         if args.deepspeed_plugin is not None:
             # Accelerate's backward steps the engine before any callback of the trainer.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynlora.importance.activation_ratio import ActivationRatioMetric
-from dynlora.types import BasisChange, FeatureStats
+from dynlora.types import FeatureStats
 from tests.lora_layers import layers_of, lora_chain, one_layer, stats_of
 
 
@@ -36,11 +36,3 @@ def test_a_layer_whose_input_or_output_was_never_seen_is_left_out():
     }
     scores = ActivationRatioMetric().scores([seen, unseen, silent], features)
     assert set(scores) == {seen.name}
-
-
-def test_it_keeps_no_state():
-    layer, metric = one_layer(), ActivationRatioMetric()
-    metric.observe([layer])
-    metric.rebase(BasisChange(name="0", to_A=torch.eye(2, 4), to_B=torch.eye(4, 2)))
-    assert metric.state_dict() == {}
-    metric.load_state_dict({})

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dynlora.importance.magnitude import MagnitudeMetric
-from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain, one_layer
 
 
@@ -33,11 +32,3 @@ def test_factors_that_cancel_out_do_not_count():
     layer.lora_A[1], layer.lora_B[:, 1] = layer.lora_A[0], -layer.lora_B[:, 0]
     layer.lora_A[2:], layer.lora_B[:, 2:] = 0, 0
     assert MagnitudeMetric().scores([layer], {})[layer.name] == pytest.approx(0, abs=1e-6)
-
-
-def test_it_keeps_no_state():
-    layer, metric = one_layer(), MagnitudeMetric()
-    metric.observe([layer])
-    metric.rebase(BasisChange(name="0", to_A=torch.eye(2, 4), to_B=torch.eye(4, 2)))
-    assert metric.state_dict() == {}
-    metric.load_state_dict({})
