@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dynlora.adapters.layers import LoraView
-from dynlora.types import SAMPLE_SIZE
 from dynlora.small_matrices import batched, output_directions
-from dynlora.types import FeatureStats, Tokens
+from dynlora.types import SAMPLE_SIZE, FeatureStats, Tokens
 
 NOTHING = 1e-14
 """Smallest squared strength that counts, relative to the strongest component's: the square of

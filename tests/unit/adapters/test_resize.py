@@ -1,6 +1,5 @@
 """Resizing one layer: what stays bit for bit, and no direction dies."""
 
-
 import pytest
 import torch
 

@@ -1,6 +1,5 @@
 """The hooks of input-adaptive ranks: what they read, which layers they reach, what they refuse."""
 
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
