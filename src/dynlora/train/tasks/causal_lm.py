@@ -1,6 +1,6 @@
 """Causal language modelling on texts, prompts with completions, or conversations.
 
-Trains with TRL's `SFTTrainer`. The modules `examples` and `chat` select the tokens in the loss.
+TRL's `SFTTrainer` prepares the rows and trains.
 """
 
 import logging
@@ -13,21 +13,15 @@ from dynlora.adapter_files.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.continuation import continuations
-from dynlora.train.data.chat import (
+from dynlora.train.data.columns import check_columns, read_texts, refuse_rows
+from dynlora.train.data.conversations import (
     as_conversations,
     check_template,
     encode_conversations,
     encode_requests,
     read_conversations,
 )
-from dynlora.train.data.columns import check_columns, read_texts, refuse_rows
-from dynlora.train.data.examples import (
-    Example,
-    encode_pairs,
-    encode_prompts,
-    encode_texts,
-    fit,
-)
+from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
 from dynlora.train.task import Predictor, Split, Task, TrainerParts
@@ -50,8 +44,8 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example]:
-    """Tokenize a split's rows in the configured format."""
+def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
+    """Return a `datasets.Dataset` of a split's tokens and labels, before truncation."""
     only = config.completion_only
     if config.messages is not None:
         check_columns(split, {"data.messages": config.messages})
@@ -74,14 +68,7 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[Example
     if not only:
         whole = [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)]
         return encode_texts(whole, tokenizer)
-    examples, merged = encode_pairs(prompts, completions, tokenizer)
-    if merged:
-        logger.warning(
-            "in %d of %d %s rows the last letters of the prompt and the first of the completion "
-            "make one token, which is learned: end `data.separator` with a line break.",
-            merged, len(examples), split.name,
-        )  # fmt: skip
-    return examples
+    return encode_pairs(split, prompts, completions, tokenizer)
 
 
 def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
@@ -101,19 +88,19 @@ def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
 def _read_split(
     split: RawSplit, config: DataConfig, tokenizer: Any, _num_labels: int | None
 ) -> Split:
-    examples = _encode(split, config, tokenizer)
-    fitted = fit(examples, config.max_length)
-    if fitted.dropped == len(examples):
+    encoded = _encode(split, config, tokenizer)
+    fitted = fit(encoded, config.max_length)
+    if fitted.dropped == len(encoded):
         raise DataError(
             f"`data.max_length` must leave something to learn, got {config.max_length} tokens, "
-            f"within which none of {len(examples)} rows of the {split.name} split "
+            f"within which none of {len(encoded)} rows of the {split.name} split "
             f"({split.source}) has a token of its completion: raise it."
         )
     if fitted.dropped:
         logger.warning(
             "%d of %d %s rows were left out: within data.max_length=%d tokens they have none of "
             "their completion.",
-            fitted.dropped, len(examples), split.name, config.max_length,
+            fitted.dropped, len(encoded), split.name, config.max_length,
         )  # fmt: skip
     return Split(inputs=fitted.inputs, cut=fitted.cut, num_labels=None)
 

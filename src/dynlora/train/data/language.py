@@ -1,0 +1,133 @@
+"""Encode texts, and prompts with completions, for a causal language model.
+
+TRL's own preparation tokenizes the rows and selects the tokens in the loss. Truncated and dropped
+rows are counted here, because the number of rows must be known before the model is loaded.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from trl import SFTConfig, SFTTrainer
+
+from dynlora.train.data.columns import UNLABELLED
+from dynlora.train.data.splits import RawSplit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """Rows truncated to the maximum length."""
+
+    inputs: Any
+    """`datasets.Dataset` of `input_ids` and `labels`."""
+    cut: int
+    """Truncated rows."""
+    dropped: int
+    """Rows dropped because no token in the loss remained."""
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Any) -> Any:
+    """Return a `datasets.Dataset` of `input_ids` and `labels`; all tokens are learned."""
+    return prepare(datasets.Dataset.from_dict({"text": list(texts)}), tokenizer)
+
+
+def encode_pairs(
+    split: RawSplit, prompts: Sequence[str], completions: Sequence[str], tokenizer: Any
+) -> Any:
+    """Return a `datasets.Dataset` of `input_ids` and `labels`; only completions are learned.
+
+    Warns about tokens that span the end of a prompt and the start of its completion.
+    """
+    rows = datasets.Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
+    encoded = prepare(rows, tokenizer, completion_only=True)
+    merged = sum(
+        ids[: len(start)] != start
+        for start, ids in zip(encode_prompts(prompts, tokenizer), encoded["input_ids"], strict=True)
+    )
+    if merged:
+        logger.warning(
+            "in %d of %d %s rows the last letters of the prompt and the first of the completion "
+            "make one token, which is learned: end `data.separator` with a line break.",
+            merged, len(prompts), split.name,
+        )  # fmt: skip
+    return encoded
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Tokenize prompts without the end-of-text token that some tokenizers append."""
+    end = tokenizer.eos_token_id
+    encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    return [
+        ids[:-1] if ids[-1:] == [end] and not prompt.endswith(tokenizer.eos_token) else ids
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+
+
+def fit(encoded: Any, max_length: int) -> Fitted:
+    """Truncate rows to `max_length` tokens, and drop rows without a token in the loss.
+
+    The first token of a row is never in the loss, because no token precedes it.
+
+    Args:
+        encoded: `datasets.Dataset` of `input_ids` and `labels`.
+        max_length: Maximum tokens per row.
+    """
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    cut = 0
+    for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
+        kept = [UNLABELLED, *labels[1:max_length]]
+        if set(kept) != {UNLABELLED}:
+            cut += len(ids) > max_length
+            columns["input_ids"].append(ids[:max_length])
+            columns["labels"].append(kept)
+    dropped = len(encoded) - len(columns["labels"])
+    return Fitted(inputs=datasets.Dataset.from_dict(columns), cut=cut, dropped=dropped)
+
+
+def prepare(
+    rows: Any,
+    tokenizer: Any,
+    *,
+    completion_only: bool = False,
+    assistant_only: bool = False,
+    template: str | None = None,
+) -> Any:
+    """Return a `datasets.Dataset` of `input_ids` and `labels` from TRL's preparation.
+
+    TRL prepares rows only while it constructs a trainer, which needs a model. That step reads the
+    attributes set here, and the defaults of `SFTConfig`.
+
+    Args:
+        rows: `datasets.Dataset` with `text`, `prompt` and `completion`, or `messages`.
+        tokenizer: Tokenizer with an end-of-text token.
+        completion_only: Whether to learn only completions.
+        assistant_only: Whether to learn only the tokens that the chat template marks.
+        template: Chat template; None for the tokenizer's.
+
+    Raises:
+        RuntimeError: If the template marks no token of a row.
+    """
+    trainer, options = SFTTrainer.__new__(SFTTrainer), SFTConfig.__new__(SFTConfig)
+    trainer._tokenizer, trainer.chat_template = tokenizer, template
+    trainer.completion_only_loss = completion_only
+    options.assistant_only_loss, options.max_length = assistant_only, None
+    with _quiet_about_merged_tokens():
+        prepared = trainer._prepare_dataset(rows, tokenizer, options, False, None, "")
+    return prepared.select_columns(["input_ids", "labels"])
+
+
+@contextmanager
+def _quiet_about_merged_tokens() -> Iterator[None]:
+    """Silence TRL's warning about merged tokens, which `encode_pairs` replaces with a count."""
+    trl = logging.getLogger("trl")
+    before = trl.level
+    trl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        trl.setLevel(before)

@@ -1,0 +1,256 @@
+"""Rows of text, prompts with completions, and conversations: checked, and prepared as TRL does."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import qwen2_5_chat_template
+
+from dynlora.errors import ConfigError, DataError
+from dynlora.train.data.conversations import (
+    as_conversations,
+    encode_conversations,
+    encode_requests,
+    read_conversations,
+)
+from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
+from dynlora.train.data.splits import RawSplit
+from tests.language import CHAT, FORGETFUL, MARKED, TALK, make_pairs, save_language_model
+
+ROWS = make_pairs(8)
+TEXTS = [*(row["text"] for row in ROWS), "red<eos>"]
+PROMPTS = [f"{row['ask']}\n" for row in ROWS]
+ANSWERS = [row["tell"] for row in ROWS]
+CHATS = [row["chat"] for row in ROWS]
+LONG = [[*first, *second] for first, second in zip(CHATS, CHATS[::-1], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_language_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def split_of(rows: list[Any]) -> RawSplit:
+    table = pa.table({"chat": rows})
+    return RawSplit(name="training", source="talks.jsonl", table=table, rows=range(len(rows)))
+
+
+def encode(conversations: list[Any], tokenizer: Any, *, only: bool = True) -> Any:
+    split = split_of([0] * len(conversations))
+    return encode_conversations(split, conversations, tokenizer, completion_only=only)
+
+
+def learned(tokenizer: Any, encoded: Any) -> list[str]:
+    """Return the learned tokens of the first row."""
+    return tokenizer.convert_ids_to_tokens([t for t in encoded["labels"][0] if t != -100])
+
+
+FORMS = {
+    "text": (CHAT, {"text": TEXTS}, lambda t: encode_texts(TEXTS, t)),
+    "pairs": (
+        CHAT,
+        {"prompt": PROMPTS, "completion": ANSWERS},
+        lambda t: encode_pairs(split_of(PROMPTS), PROMPTS, ANSWERS, t),
+    ),
+    # TRL finds the answer's tokens by the prompt's, and cannot for more than one answer.
+    "unmarked": (
+        CHAT,
+        {"prompt": [row[:1] for row in CHATS], "completion": [row[1:] for row in CHATS]},
+        lambda t: encode(CHATS, t),
+    ),
+    "marked": (MARKED, {"messages": LONG}, lambda t: encode(LONG, t)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_prepared_as_in_a_trainer_of_trl(
+    folder: Path, tokenizer: Any, tmp_path: Path, form: str
+) -> None:
+    datasets.disable_progress_bars()
+    tokenizer.chat_template, columns, prepare = FORMS[form]
+    options = SFTConfig(
+        str(tmp_path), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False,
+        assistant_only_loss=form == "marked", max_length=12,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        options,
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=tokenizer,
+    )
+    found = fit(prepare(tokenizer), 12)
+    assert len(found.inputs) == len(trainer.train_dataset) > 0
+    for mine, theirs in zip(found.inputs, trainer.train_dataset, strict=True):
+        assert mine["input_ids"] == theirs["input_ids"]
+        assert mine["labels"] == [-100, *theirs["labels"][1:]]  # no token precedes the first
+
+
+def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        encoded = encode_pairs(split_of([0]), ["red g"], ["reen"], tokenizer)  # "g" is no word
+    assert learned(tokenizer, encoded) == ["green", "<eos>"]
+    assert [r.message.partition(" rows")[0] for r in caplog.records] == ["in 1 of 1 training"]
+
+
+def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer: Any) -> None:
+    class Ending:
+        eos_token, eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
+
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[*ids, self.eos_token_id] for ids in tokenizer(texts).input_ids]}
+
+    (red,) = tokenizer(["red"]).input_ids
+    assert encode_prompts(["red"], Ending()) == encode_prompts(["red"], tokenizer) == [red]
+    assert encode_prompts(["red<eos>"], tokenizer) == [[*red, tokenizer.eos_token_id]]
+
+
+def test_rows_that_are_cut_and_rows_left_out_are_counted_apart() -> None:
+    def row(length: int, known: int) -> dict[str, list[int]]:
+        ids = list(range(10, 10 + length))
+        return {"input_ids": ids, "labels": [-100] * known + ids[known:]}
+
+    rows = [row(4, 2), row(9, 2), row(9, 5), row(9, 8), row(1, 0)]
+    fitted = fit(datasets.Dataset.from_list(rows), 5)
+    assert [len(ids) for ids in fitted.inputs["input_ids"]] == [4, 5]
+    assert fitted.inputs["labels"][1] == [-100, -100, 12, 13, 14]
+    assert (fitted.cut, fitted.dropped) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(CHAT, ["<end>", "\n"]), (MARKED, ["<end>"]), (qwen2_5_chat_template, ["<|im_end|>"])],
+)
+def test_every_turn_of_the_assistant_is_learned_and_nothing_else(
+    tokenizer: Any, template: str, end: list[str]
+) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|im_start|>"]})
+    tokenizer.chat_template = template
+    found = learned(tokenizer, encode([TALK], tokenizer))
+    if template == qwen2_5_chat_template:  # TRL's variant may mark a line break
+        found = [word for word in found if word != "\n"]
+    assert found == ["green", " ", "blue", *end, "dog", *end]
+
+
+def test_a_token_across_the_beginning_of_a_turn_is_learned(tokenizer: Any) -> None:
+    tokenizer.add_tokens(["\n\n"])
+    talk = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "\ncat"}]
+    assert learned(tokenizer, encode([talk], tokenizer)) == ["\n\n", "cat", "<end>", "\n"]
+
+
+def test_markers_that_leave_out_the_end_of_a_turn_are_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer.chat_template = MARKED.replace(
+        "{% generation %}{{ message['content'] + '<end>' }}{% endgeneration %}",
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{{ '<end>' }}",
+    )
+    with caplog.at_level(logging.WARNING, logger="dynlora"):
+        assert "<end>" not in learned(tokenizer, encode([TALK], tokenizer))
+    assert "the model may not learn to stop" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "told"),
+    [
+        (FORGETFUL, TALK, "writes a turn according to what follows: .*completion_only: false"),
+        (CHAT + "{% generation %}{% endgeneration %}", TALK, "marks no token of some: put its"),
+        (CHAT, TALK[2:], "no markers for a conversation that begins with one"),
+    ],
+)
+def test_a_template_that_hides_the_turns_is_refused_unless_all_is_learned(
+    tokenizer: Any, template: str, talk: list[Any], told: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=told):
+        encode([talk], tokenizer)
+    encoded = encode([talk], tokenizer, only=False)
+    assert encoded["labels"][0] == encoded["input_ids"][0]
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (None, "None in row 1"),
+        ([], r"\[\] in row 1"),
+        ([{"role": "user", "content": None}], "'content': None"),
+        ([{"role": None, "content": "red"}], "'role': None"),
+    ],
+)
+def test_rows_that_are_no_conversations_are_named(row: Any, shown: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"each with the texts `role` and `content`, but 1 of 3 rows .*{shown}"
+    ):
+        read_conversations(split_of([TALK, row, TALK]), "chat")
+
+
+@pytest.mark.parametrize("column", [["a text", "another"], [["red"], ["green"]]])
+def test_a_column_of_something_else_is_refused(column: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"2 of 2 rows of the training split \(talks\.jsonl"):
+        read_conversations(split_of(column), "chat")
+
+
+def test_fields_of_some_messages_stay_theirs_alone(tokenizer: Any) -> None:
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    rows = [
+        [
+            {"role": "user", "content": "red"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ],
+        [
+            {"role": "user", "content": "green", "name": "x"},
+            {"role": "assistant", "content": "blue"},
+        ],
+    ]
+    assert read_conversations(split_of(rows), "chat") == rows
+    # The template sees only the keys that a message has.
+    tokenizer.chat_template = MARKED.replace("{{ '\n' }}", "{{ '.' * (message | length) }}")
+    dots = [ids.count(tokenizer.convert_tokens_to_ids(".")) for ids in
+            encode(rows, tokenizer)["input_ids"]]  # fmt: skip
+    assert dots == [5, 5]
+
+
+def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokenizer: Any) -> None:
+    rows = [TALK, TALK[:2]]
+    with pytest.raises(
+        DataError, match=r"1 of 2 rows .*\['system', 'user'\] in row 1.*completion_only: false"
+    ):
+        encode(rows, tokenizer)
+    assert len(encode(rows, tokenizer, only=False)) == 2
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any, only: bool) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn here') }}"
+        "{% endif %}" + MARKED
+    )
+    with pytest.raises(
+        DataError,
+        match=r"must fit the model's chat template, but 1 of 2 rows of the training split .*"
+        r"'No system turn here' in row 1\. These are its own words",
+    ):
+        encode([TALK[1:], TALK], tokenizer, only=only)
+
+
+def test_a_request_is_a_conversation_without_its_last_answer(tokenizer: Any) -> None:
+    rows = [TALK, TALK[:4], *as_conversations(["cat"], ["dog"])]
+    first, second, third = encode_requests(split_of(rows), rows, tokenizer)
+    assert first == second
+    assert first[-len(third) :] == third
+    assert tokenizer.convert_ids_to_tokens(third) == [
+        "<turn>", "user", "\n", "cat", "<end>", "\n", "<turn>", "assistant", "\n",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"a message to answer, but 1 of 1 rows"):
+        encode_requests(split_of([TALK[2:3]]), [TALK[2:3]], tokenizer)
