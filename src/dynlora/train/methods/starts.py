@@ -1,32 +1,36 @@
-"""Initializations that move part of the base weights into the adapter (PiSSA, OLoRA).
+"""Initial adapter weights from the base model (PiSSA, OLoRA) or the data (EVA), found by PEFT.
 
-PEFT then trains on a modified base model, but the saved adapter must fit the original one. With
-initial factors ``A0, B0`` the saved change is ``B @ A - B0 @ A0``: one product of twice the rank.
-
-PEFT 0.21 has this conversion (`path_initial_model_for_weight_conversion`), but leaves out modules
-trained in full, such as a task's head.
+PiSSA and OLoRA train on a base model without the part that the adapter begins with. PEFT converts
+the trained adapter to a plain one for the original model, of twice the rank.
 """
 
-import json
-import shutil
+import io
+import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peft import EvaConfig, LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.eva import get_eva_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from dynlora.adapter_files.adapter import CONFIG, PREFIX, read_adapter, write_adapter
 from dynlora.adapters.patterns import changes_base
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import LoraSettings
+from dynlora.adapter_files.adapter import PREFIX
+from dynlora.train.config import LoraSettings
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Initial `lora_A` and `lora_B` by module name in the base model."""
+Factors = Mapping[str, Tensor]
+"""Weights of an adapter, by name in its file."""
+PATIENCE = 3
+"""Maximum passes over the training data for EVA to converge, of at least 100 batches each."""
 
 
 def takes_from_base(lora: LoraSettings) -> bool:
@@ -35,7 +39,7 @@ def takes_from_base(lora: LoraSettings) -> bool:
 
 
 def first_factors(model: Any, start: str) -> Factors:
-    """Return copies of a new adapter's initial factors.
+    """Return copies of a new adapter's initial weights.
 
     Args:
         model: PEFT model whose adapter was initialized from the base weights.
@@ -46,32 +50,27 @@ def first_factors(model: Any, start: str) -> Factors:
             another module.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    found = {}
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        name = path.removeprefix(PREFIX)
-        weight, rank = layer.get_base_layer().weight, layer.r["default"]
-        if not _gave_its_part(layer, start):
+        name, base = path.removeprefix(PREFIX), layer.get_base_layer()
+        if not _is_initialized(layer, start):
             raise ConfigError(
                 f"`lora.init_lora_weights: {start}` needs linear layers with at least "
-                f"lora.r={rank} inputs and outputs, got {name!r} of type "
-                f"{type(layer.get_base_layer()).__name__} with weight {tuple(weight.shape)}: "
-                "lower `lora.r`, leave the layer out of `lora.target_modules`, or use another "
-                "start."
+                f"lora.r={layer.r['default']} inputs and outputs, got {name!r} of type "
+                f"{type(base).__name__} with weight {tuple(base.weight.shape)}: lower `lora.r`, "
+                "leave the layer out of `lora.target_modules`, or use another start."
             )
-        if uses[id(weight)] > 1:
+        if uses[id(base.weight)] > 1:
             raise ConfigError(
                 f"`lora.init_lora_weights: {start}` needs layers with weights of their own, got "
                 f"{name!r}, whose weight another module uses too: leave it out of "
                 "`lora.target_modules`, or use another start."
             )
-        halves = layer.lora_A["default"], layer.lora_B["default"]
-        found[name] = (halves[0].weight.detach().clone(), halves[1].weight.detach().clone())
-    return found
+    return {name: tensor.clone() for name, tensor in _weights(model).items()}
 
 
-def _gave_its_part(layer: LoraLayer, start: str) -> bool:
+def _is_initialized(layer: LoraLayer, start: str) -> bool:
     """Return whether PEFT applied the initialization to a layer."""
     if "default" not in layer.lora_A:
         return False  # embeddings keep the default initialization
@@ -81,35 +80,94 @@ def _gave_its_part(layer: LoraLayer, start: str) -> bool:
 
 
 def write_difference(model: Any, first: Factors, output: Path) -> None:
-    """Save a plain LoRA adapter for the original base model, with twice the rank.
+    """Save the trained adapter as a plain one for the original base model.
 
     Args:
         model: Trained PEFT model.
-        first: Initial factors.
-        output: Folder to write; replaced if it exists.
+        first: Its initial weights.
+        output: Folder to write.
+    """
+    with TemporaryDirectory() as place, warnings.catch_warnings():
+        initial = Path(place) / "initial"
+        initial.mkdir()
+        save_file(dict(first), initial / SAFETENSORS_WEIGHTS_NAME)
+        # PEFT loads the initial weights as a second adapter, and warns of those.
+        warnings.filterwarnings("ignore", ".* changes the base weights of the model", UserWarning)
+        model.save_pretrained(output, path_initial_model_for_weight_conversion=str(initial))
+    # PEFT 0.21 drops the modules trained in full, such as a head, when it converts.
+    whole = {name: tensor for name, tensor in _weights(model).items() if ".lora_" not in name}
+    path = output / SAFETENSORS_WEIGHTS_NAME
+    save_file(load_file(path) | whole, path, metadata={"format": "pt"})
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def begin_with_eva(trainer: Any, model: Any) -> None:
+    """Set `lora_A` of every layer to the first principal directions of its inputs.
+
+    PEFT computes them from the run's first batches, without labels. Every layer keeps its rank
+    (`rho` 1), because EVA's rank redistribution would change the parameter count. Embeddings and
+    convolutions, which EVA does not support, keep their weights. Torch's random state does not
+    change.
+
+    Args:
+        trainer: Supplies row order, batch size and collator.
+        model: PEFT model with a new adapter; `lora_A` is changed in place.
 
     Raises:
-        AdapterError: If the folder cannot be written, or a weight is not finite.
+        ConfigError: If the directions of a layer do not converge.
+
+    Reference:
+        Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
+        arXiv 2410.07170.
     """
-    with TemporaryDirectory() as nowhere:
-        draft = Path(nowhere) / "adapter"
-        model.save_pretrained(draft)
-        path = draft / CONFIG
-        config = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(config | {"init_lora_weights": True}), encoding="utf-8")
-        trained = read_adapter(draft)
-        doubled = []
-        for layer in trained.layers:
-            A, B = (factor.to(layer.lora_A) for factor in first[layer.name])
-            # Keep the scaling, which divides by the rank, or with rsLoRA by its square root.
-            stretch = 2**0.5 if layer.use_rslora else 2
-            doubled.append(
-                replace(
-                    layer,
-                    lora_A=torch.cat([layer.lora_A, A]),
-                    lora_B=torch.cat([layer.lora_B, -B], dim=1),
-                    lora_alpha=layer.lora_alpha * stretch,
-                )
+    loader = DataLoader(
+        trainer.train_dataset,
+        batch_size=trainer.args.train_batch_size,
+        sampler=trainer.sampler,
+        collate_fn=trainer.data_collator,
+    )
+    r = model.peft_config["default"].r
+    with torch.random.fork_rng(), redirect_stdout(io.StringIO()):
+        found = get_eva_state_dict(
+            model,
+            loader,
+            LoraConfig(r=r, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)),
+            forward_fn=_Forward(PATIENCE * max(len(loader), 100), r),
+            prepare_model_inputs_fn=lambda inputs, _config: inputs.get("attention_mask"),
+            prepare_layer_inputs_fn=_tokens,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    for name, directions in found.items():
+        model.get_submodule(name).lora_A["default"].weight.data.copy_(directions)
+
+
+class _Forward:
+    """Forward pass without labels; limits the batches, because PEFT repeats until convergence."""
+
+    def __init__(self, most: int, rank: int) -> None:
+        self.most = most
+        self.rank = rank
+        self.count = 0
+
+    def __call__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        if self.count == self.most:
+            raise ConfigError(
+                f"`lora.init_lora_weights: eva` needs inputs that vary in lora.r={self.rank} "
+                f"directions in every layer, got none that settle in {self.most} batches: lower "
+                "`lora.r`, raise `training.batch_size`, or leave out layers that see few inputs."
             )
-        shutil.rmtree(output, ignore_errors=True)
-        write_adapter(trained.with_layers(doubled), output)
+        self.count += 1
+        model(**{key: value for key, value in inputs.items() if key != "labels"})
+
+
+def _tokens(layer_inputs: Any, mask: Tensor | None, _name: str) -> Tensor:
+    """Return a layer's inputs as rows, without padding if the mask matches their shape."""
+    inputs: Tensor = layer_inputs if torch.is_tensor(layer_inputs) else layer_inputs[0]
+    if mask is not None and inputs.shape[:-1] == mask.shape:
+        return inputs[mask.bool()]
+    return inputs.reshape(-1, inputs.shape[-1]).contiguous()
