@@ -17,7 +17,6 @@ from dynlora.cli.main import main
 from tests.cli.test_resume import assert_same_end, stop_at
 from tests.jobs import write_job
 from tests.language import (
-    FORGETFUL,
     FORMATS,
     language_job,
     make_pairs,
@@ -116,16 +115,12 @@ def test_every_format_is_learned(
     assert run["texts_cut"] == {"train": 0, "validation": 0}
 
 
-@pytest.mark.parametrize("bits", ["null", "nf4"])
-def test_the_chat_example_runs_on_local_copies(
-    tmp_path: Path, model: Path, data: Path, bits: str
-) -> None:
+def test_the_chat_example_runs_on_local_copies(tmp_path: Path, model: Path, data: Path) -> None:
     for split, name in (("train", "train"), ("validation", "test")):
         text = (data / f"{split}.jsonl").read_text().replace('"chat":', '"messages":')
         (tmp_path / f"{name}.jsonl").write_text(text)
     options = {
         "model.path": model,
-        "model.quantization": bits,
         "data.path": tmp_path,
         "data.max_length": 48,
         "data.max_new_tokens": 6,
@@ -135,13 +130,6 @@ def test_the_chat_example_runs_on_local_copies(
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     assert main(["train", str(EXAMPLES / "chat.yaml"), *words]) == 0
     assert read_json(tmp_path / "run" / "run.json")["rows"] == {"train": 48, "validation": 16}
-
-
-def test_no_card_or_tag_of_trl_is_left(train: Train, output: Path) -> None:
-    assert train() == 0
-    for card in output.rglob("README.md"):
-        assert "trl" not in card.read_text()
-    assert not (output / "checkpoints" / "README.md").exists()
 
 
 def test_a_csv_file_of_words_that_look_like_numbers_is_read_as_text(
@@ -157,7 +145,7 @@ def test_a_csv_file_of_words_that_look_like_numbers_is_read_as_text(
 @pytest.mark.usefixtures("moving")
 @pytest.mark.parametrize(
     ("method", "step", "checkpoint"),
-    [("dynamic", 5, 4), ("dynamic", 11, 10), ("lora", 7, 6), ("full", 11, 10)],
+    [("dynamic", 5, 4), ("full", 11, 10)],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(
     train: Train,
@@ -191,9 +179,7 @@ def test_the_best_checkpoint_is_found_by_token_accuracy(train: Train, output: Pa
 
 
 @pytest.mark.usefixtures("moving")
-@pytest.mark.parametrize(
-    ("method", "bits"), [("dynamic", "nf4"), ("dynamic", "int8"), ("lora", "nf4")]
-)
+@pytest.mark.parametrize(("method", "bits"), [("dynamic", "nf4"), ("lora", "int8")])
 def test_a_quantized_model_is_trained_and_resumed(
     train: Train,
     output: Path,
@@ -243,6 +229,10 @@ def test_a_base_in_bfloat16_gets_an_adapter_in_float32(train: Train, output: Pat
             ["--method", "full", "--model.quantization", "nf4"],
             ["`model.quantization`", "null with `method: full`", "got nf4"],
         ),
+        (
+            ["--method", "full", "--model.dtype", "bfloat16"],
+            ["`model.dtype`", "float32 with `method: full`", "got bfloat16"],
+        ),
         (["--model.quantization", "nf5"], ["`model.quantization`", "nf4", "int8", "nf5"]),
         (["--training.best_metric", "accuracy"], ["token_accuracy, perplexity, loss"]),
     ],
@@ -253,14 +243,6 @@ def test_settings_that_do_not_fit_are_told_what_does(
     message = error(*options)
     for part in told:
         assert part in message
-
-
-def test_rows_without_a_completion_are_counted(error: Error, tmp_path: Path) -> None:
-    rows = [row | {"tell": None} if place in (1, 3) else row
-            for place, row in enumerate(make_pairs(4))]  # fmt: skip
-    message = error("--data.path", write_two_splits(tmp_path / "nulls", rows))
-    assert "column 'tell' must hold a text in every row, but 2 of 4 rows" in message
-    assert "None in row 1, None in row 3" in message
 
 
 @pytest.mark.parametrize("options", [[], ["--data.as_chat", "true"]])
@@ -309,38 +291,6 @@ def chats(job: Path, model: Path, data: Path, output: Path) -> Path:
     return write_job(job, language_job(model, data, output, "messages"))
 
 
-@pytest.mark.usefixtures("chats")
-def test_chats_for_a_model_without_a_template_are_refused(error: Error, tmp_path: Path) -> None:
-    bare = save_language_model(tmp_path / "bare", template=None)
-    message = error("--model.path", bare)
-    assert f"the tokenizer of {bare} has none: add `chat_template` to its tokenizer_conf" in message
-
-
-@pytest.mark.usefixtures("chats")
-def test_a_template_without_markers_that_cannot_be_followed_is_refused(
-    error: Error, tmp_path: Path
-) -> None:
-    message = error("--model.path", save_language_model(tmp_path / "odd", template=FORGETFUL))
-    assert "{% generation %}" in message
-    assert "set `data.completion_only: false`" in message
-
-
-@pytest.mark.usefixtures("chats")
-@pytest.mark.parametrize(
-    ("chat", "told"),
-    [
-        ([{"role": "user", "text": "red"}], "the texts `role` and `content`, but 1 of 3 rows"),
-        ([{"role": "user", "content": "red"}], "hold a turn of the `assistant` to learn, but 1 of"),
-        (None, "None in row 2"),
-    ],
-)
-def test_malformed_conversations_are_counted_and_shown(
-    error: Error, tmp_path: Path, chat: Any, told: str
-) -> None:
-    rows = [*make_pairs(2), {**make_pairs(1)[0], "chat": chat}]
-    assert told in error("--data.path", write_two_splits(tmp_path / "odd", rows))
-
-
 def test_what_is_cut_and_what_is_left_out_is_told(
     train: Train, tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,14 +310,13 @@ def test_what_is_cut_and_what_is_left_out_is_told(
     assert run["texts_cut"] == {"train": 1, "validation": 1}
 
 
-@pytest.mark.parametrize("size", [1, 8])
 def test_a_prompt_without_any_token_is_refused_by_its_row(
-    train: Train, output: Path, tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
+    train: Train, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--data.separator", "", "--training.max_steps", 1) == 0
     rows = [{"ask": "red"}, {"ask": ""}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["predict", str(output), str(path), "--batch-size", str(size)]) == 2
+    assert main(["predict", str(output), str(path)]) == 2
     assert "the prompt must have at least one token" in (told := capsys.readouterr().err)
     assert "'' in row 1" in told

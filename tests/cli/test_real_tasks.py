@@ -78,26 +78,6 @@ def test_how_alike_two_sentences_are_is_learned_on_stsb(
     assert found["dynamic"] > found["lora"] - 0.03
 
 
-def test_relations_of_chemicals_and_proteins_are_learned_on_chemprot(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = {
-        "model": MINILM,
-        "data": {
-            "path": str(shared_data / "chemprot"),
-            "num_labels": 13,
-            "max_train_rows": 2000,
-            "max_validation_rows": 500,
-        },
-        "training": training(epochs=3),
-    }
-    found = compare(tmp_path, "sequence_classification", "accuracy", values, capsys)
-    labels = [row["label"] for row in columns(shared_data / "chemprot" / "validation.parquet")]
-    majority = max(Counter(labels).values()) / len(labels)
-    assert found["lora"] > majority + 0.02, "a sample of 2,000 rows is not learned to its end"
-    assert found["dynamic"] > found["lora"] - 0.05
-
-
 def slots_of(mr: str) -> dict[str, str]:
     """Return the values of a meaning representation, such as ``name[The Vaults], food[Fast]``."""
     return {name.strip(): value for name, value in re.findall(r"([^\[\],]+)\[([^\]]*)\]", mr)}
@@ -141,30 +121,6 @@ def test_words_of_restaurant_texts_are_told_by_their_slot_on_e2e(
     assert found["dynamic"] > found["lora"] - 0.03
 
 
-def test_what_a_restaurant_text_tells_is_learned_on_e2e(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, names = tmp_path / "data", [*SLOTS[1:], "familyFriendly"]  # all texts tell the name
-    always = 0.0
-    for split, count in (("train", 2500), ("validation", 400)):
-        rows = sample(columns(shared_data / "e2e_nlg" / f"{split}.parquet"), count)
-        told = [[names.index(s) for s in slots_of(row["mr"]) if s in names] for row in rows]
-        write_rows(
-            data / f"{split}.jsonl",
-            [{"text": r["ref"], "label": t} for r, t in zip(rows, told, strict=True)],
-        )
-        shares = [sum(n in row for row in told) / count for n in range(len(names))]
-        always = float(np.mean([2 * share / (1 + share) for share in shares]))
-    values = {
-        "model": MINILM,
-        "data": {"path": str(data), "num_labels": len(names)},
-        "training": training(epochs=3),
-    }
-    found = compare(tmp_path, "multi_label", "macro_f1", values, capsys)
-    assert found["lora"] > always + 0.05, "better than saying every class of every text"
-    assert found["dynamic"] > found["lora"] - 0.03
-
-
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a pretrained vision transformer that reads 112 x 112 pixels."""
@@ -189,20 +145,3 @@ def test_ants_are_told_from_bees_on_photographs(
     found = compare(tmp_path, "image_classification", "accuracy", values, capsys)
     assert found["lora"] > 0.7, "always saying bee gets 0.54"
     assert found["dynamic"] > found["lora"] - 0.06, "one photograph in 153 is 0.0065"
-
-
-def test_handwritten_digits_are_read_from_arrays(
-    shared_data: Path, tmp_path: Path, vision: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = {
-        "model": {"path": str(vision)},
-        "data": {
-            "path": str(shared_data / "img_mnist_t10k" / "t10k.npz"),
-            "max_train_rows": 800,
-            "max_validation_rows": 200,
-        },
-        "training": training(epochs=1),
-    }
-    found = compare(tmp_path, "image_classification", "accuracy", values, capsys)
-    assert found["lora"] > 0.7, "a tenth of the digits are of each class"
-    assert found["dynamic"] > found["lora"] - 0.06

@@ -22,7 +22,7 @@ from dynlora.cli.job_parser import parse_job
 from dynlora.config import METRICS, DynamicLoraConfig, load
 from dynlora.fused import layers as fused
 from dynlora.importance import attention_entropy
-from dynlora.train.methods.eva import begin_with_eva
+from dynlora.train.methods.starts import begin_with_eva
 from tests.models import adamw, bare_llama, loss_of, sequences, train
 
 FUSED = runpy.run_path(fused.__file__)  # the tests of forwards set its threshold to 0

@@ -8,19 +8,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import torch
+from peft.optimizers import create_loraplus_optimizer
 from rich.console import Console
+from torch.optim import Optimizer
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
-from dynlora.train.config import METRICS, JobConfig
-from dynlora.train.data.load import load_data
+from dynlora.train.config import METRICS, JobConfig, TrainingConfig
 from dynlora.train.early_stopping import EarlyStopping
 from dynlora.train.epoch_end import SaveAfterEvaluation
 from dynlora.train.methods.adapter import note_rank
-from dynlora.train.methods.eva import begin_with_eva
 from dynlora.train.methods.prepare import Prepared, prepare
-from dynlora.train.optimizer import make_optimizer
+from dynlora.train.methods.starts import begin_with_eva
 from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import (
@@ -30,7 +31,7 @@ from dynlora.train.recorder import (
     Stopwatch,
 )
 from dynlora.train.stop_signals import StopSignals
-from dynlora.train.task import Task, TaskData, TrainerParts
+from dynlora.train.task import Task, TaskData, TrainerParts, load_data
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps
@@ -162,7 +163,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
                 processor=loaded.processor,
                 penalty=prepared.penalty,
                 callbacks=callbacks,
-                optimizer=make_optimizer(prepared.model, config.training),
+                optimizer=_make_optimizer(prepared.model, config.training),
             )
         )
     trainer.args.output_dir = str(folder.checkpoints)
@@ -186,6 +187,25 @@ def build_job(config: JobConfig, console: Console) -> Job:
         signals=signals,
         progress=progress,
     )
+
+
+def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
+    """Return AdamW with LoRA+'s parameter groups, or None for the Trainer's default.
+
+    Reference:
+        Hayou, Ghosh and Yu 2024, "LoRA+", arXiv 2402.12354.
+    """
+    if config.loraplus_lr_ratio is None:
+        return None
+    optimizer: Optimizer = create_loraplus_optimizer(
+        model,
+        torch.optim.AdamW,
+        lr=config.learning_rate,
+        loraplus_lr_ratio=config.loraplus_lr_ratio,
+        weight_decay=config.weight_decay,
+        fused=True,  # as in the Trainer; torch's default updates tensors one by one
+    )
+    return optimizer
 
 
 def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Prepared:

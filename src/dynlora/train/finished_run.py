@@ -19,10 +19,9 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import UNFINISHED
 from dynlora.runs.values import whole, wrong_value
 from dynlora.train.config import JobConfig
-from dynlora.train.methods.head import no_head
-from dynlora.train.methods.precision import reload_in_float32
+from dynlora.train.methods.full_modules import reload_in_float32
 from dynlora.train.pretrained import locate
-from dynlora.train.task import Task
+from dynlora.train.task import Task, no_head
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS
 

@@ -1,18 +1,15 @@
 """Load and check the pretrained model and its tokenizer from section `model`."""
 
+import io
 import logging
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from dynlora.adapter_files.base_models import (
     LENGTH_KEYS,
@@ -25,13 +22,13 @@ from dynlora.adapter_files.base_models import (
 )
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, ModelConfig
-from dynlora.train.gguf_file import check_gguf, no_bar, not_read, restored
-from dynlora.train.methods.head import note_new, outer_modules, poolers, unread_poolers
+from dynlora.train.methods.full_modules import note_new, outer_modules, poolers, unread_poolers
 from dynlora.train.methods.quantized import check_quantizer, load_quantized, make_trainable
 
 logger = logging.getLogger(__name__)
 
-ELSEWHERE = "Without the hub, name a model that is here as `model.path` or `model.package`."
+GGUF_MAGIC = b"GGUF"
+"""First bytes of a GGUF file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,14 +69,14 @@ def locate(config: ModelConfig) -> Source:
     """
     if config.quantization is not None:
         check_quantizer(config.quantization)
-    held = {"dtype": config.dtype}
-    if config.gguf_file is None:
-        place = _place(config)
-        return Source(place=place, weight_options=held, quantization=config.quantization)
+    options: dict[str, Any] = {"dtype": config.dtype}
+    if config.gguf_file is not None:
+        # transformers would keep quantized blocks, which can be neither trained nor saved.
+        options["quantization_config"] = GgufConfig(dequantize=True)
     return Source(
         place=_place(config),
         gguf_file=config.gguf_file,
-        weight_options=held | restored(),
+        weight_options=options,
         quantization=config.quantization,
     )
 
@@ -107,18 +104,36 @@ def _place(config: ModelConfig) -> str:
 
 def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
     if gguf_file is not None:
-        check_gguf(folder / gguf_file)
+        _check_gguf(folder / gguf_file)
     elif not (folder / "config.json").is_file():
+        files = _gguf_files(folder)
+        advice = f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
         raise ConfigError(
             f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
-            f"{folder}, which has no config.json.{_gguf_advice(folder)}"
+            f"{folder}, which has no config.json.{advice}"
         )
     return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
 
 
-def _gguf_advice(folder: Path) -> str:
-    files = sorted(path.name for path in folder.glob("*.gguf"))
-    return f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
+def _gguf_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.gguf"))
+
+
+def _check_gguf(path: Path) -> None:
+    """Check that a file exists and begins as a GGUF file."""
+    if not path.is_file():
+        raise ConfigError(
+            f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
+            f"there: its GGUF files are: {', '.join(_gguf_files(path.parent)) or 'none'}."
+        )
+    with path.open("rb") as file:
+        start = file.read(len(GGUF_MAGIC))
+    if start != GGUF_MAGIC:
+        raise ConfigError(
+            f"`model.gguf_file` must be in the GGUF format and so begin with {GGUF_MAGIC!r}, got "
+            f"{start!r} in {path}: download it again, or set `model.path` alone for a Hugging Face "
+            "model."
+        )
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
@@ -206,11 +221,12 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     """
     options = {"dtype": "float32"} | source.weight_options | head
     try:
-        with nullcontext() if source.gguf_file is None else no_bar():
+        # transformers' progress bar for GGUF files has no option.
+        with nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO()):
             model, drawn = _load(auto_class, source, options, ())
             new = _new_poolers(model, drawn) if head else []
             may_be = [*outer_modules(model), *new] if head else unread_poolers(model)
-            refuse_drawn(model, _beside(drawn, may_be))
+            refuse_drawn(model, [name for name in drawn if not within(name, may_be)])
             if source.quantization is not None:
                 if new:
                     model, _ = _load(auto_class, source, options, new)
@@ -232,14 +248,7 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
 def _load(
     auto_class: Any, source: Source, options: dict[str, Any], whole: Sequence[str]
 ) -> tuple[Any, frozenset[str]]:
-    """Return the model and the names of its randomly initialized weights.
-
-    Args:
-        auto_class: An auto class of transformers.
-        source: Location and loading options.
-        options: Arguments for the weights.
-        whole: Names of modules to leave unquantized.
-    """
+    """Return the model, without quantization of `whole`, and its randomly initialized weights."""
     if source.quantization is None:
         return load_weights(auto_class, source.place, **source.options, **options)
     return load_quantized(
@@ -256,14 +265,18 @@ def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
     ]
 
 
-def _beside(drawn: Collection[str], modules: Collection[str]) -> list[str]:
-    return [name for name in drawn if not within(name, modules)]
-
-
 def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
     """Return the error for a model, tokenizer or processor that cannot be loaded."""
-    if source.gguf_file is not None:
-        return not_read(source.label, error)
     reason = " ".join(str(error).split())
-    advice = f" {ELSEWHERE}" if source.is_on_hub else ""
-    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")
+    if source.gguf_file is not None:
+        return ConfigError(
+            f"{source.label} must be a whole GGUF file of an architecture that transformers can "
+            f"read, but reading it failed with {type(error).__name__}: {reason.rstrip('.')}. "
+            "Download it again if it was cut short; of another architecture use the model's "
+            "Hugging Face folder."
+        )
+    advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
+    return ConfigError(
+        f"the {what} of {source.label} could not be loaded: {reason}"
+        f"{advice if source.is_on_hub else ''}"
+    )

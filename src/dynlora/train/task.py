@@ -1,21 +1,25 @@
-"""The functions that differ between tasks; the rest of a job is shared.
+"""The functions that differ between tasks, and the values that they exchange with a job.
 
 Each file of `tasks` contains one task, or several with the same inputs.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from dynlora.train.config import DataConfig, TrainingConfig
-from dynlora.train.data.splits import RawSplit
+from dynlora.train.data.splits import RawSplit, load_splits
 from dynlora.train.loss import Penalty
-from dynlora.train.methods.head import no_head
 from dynlora.train.pretrained import Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +47,11 @@ class TaskData:
     """Truncated rows per split."""
     class_names: Sequence[str] | None = None
     """Class names in class order; None if the data has none."""
+
+
+def no_head(_model: Any) -> list[str]:
+    """Return no names of modules."""
+    return []
 
 
 def leave_head(_model: Any, _data: TaskData) -> None:
@@ -105,3 +114,52 @@ class Task:
     """Returns a Trainer whose evaluations return the metrics in `config.METRICS`."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
     """Yields one JSON-ready prediction per row; labels are not needed."""
+
+
+def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
+    """Load, validate and encode both splits, and warn about truncated rows.
+
+    The number of labels comes from the configuration, or else from the training rows.
+
+    Raises:
+        DataError: If a column or split is missing, a split is empty, or a row is invalid for the
+            task.
+    """
+    train_split, validation_split = load_splits(config)
+    train = task.read_split(train_split, config, processor, config.num_labels)
+    validation = task.read_split(validation_split, config, processor, train.num_labels)
+    if train.cut + validation.cut:
+        logger.warning(
+            "%d of %d training and %d of %d validation inputs are longer than "
+            "data.max_length=%d tokens and were cut.",
+            train.cut, len(train.inputs), validation.cut, len(validation.inputs), config.max_length,
+        )  # fmt: skip
+    return TaskData(
+        train=train.inputs,
+        validation=validation.inputs,
+        num_labels=train.num_labels,
+        cut={"train": train.cut, "validation": validation.cut},
+        class_names=train_split.class_names,
+    )
+
+
+def batch_logits(
+    predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
+) -> Iterator[torch.Tensor]:
+    """Yield the float32 logits per batch, on the CPU, in row order.
+
+    Args:
+        predictor: Model and batch size.
+        inputs: `datasets.Dataset` of model inputs.
+        collator: Combines rows into a batch.
+    """
+    model = predictor.model.eval()
+    device = next(model.parameters()).device
+    loader: DataLoader[Any] = DataLoader(
+        inputs, batch_size=predictor.batch_size, collate_fn=collator
+    )
+    for batch in loader:
+        moved = {name: value.to(device) for name, value in batch.items()}
+        with torch.no_grad():
+            logits = model(**moved).logits
+        yield logits.float().cpu()

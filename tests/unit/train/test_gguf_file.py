@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.gguf_file import check_gguf
 from dynlora.train.pretrained import load_model, load_tokenizer, locate
 from tests.gguf_files import save_bogus_gguf, save_gguf
 
@@ -66,14 +65,14 @@ def test_a_missing_file_is_named_with_those_that_are_there(file: Path) -> None:
         locate(ModelConfig(path=str(file.parent), gguf_file="big.gguf"))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"GGU", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04"])
 def test_another_format_is_refused_before_it_is_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(ConfigError, match=r"begin with b'GGUF', got b'.*m\.gguf: download"):
-        check_gguf(tmp_path / "m.gguf")
+        locate(ModelConfig(path=str(tmp_path), gguf_file="m.gguf"))
 
 
-@pytest.mark.parametrize("kept", [5, 60, 500, 2000, 20000, -1])
+@pytest.mark.parametrize("kept", [5, 500, 20000, -1])
 def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, file: Path, kept: int) -> None:
     (tmp_path / "m.gguf").write_bytes(file.read_bytes()[:kept])
     source = locate(ModelConfig(path=str(tmp_path), gguf_file="m.gguf"))

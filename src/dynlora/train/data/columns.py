@@ -1,6 +1,6 @@
 """Read and validate the columns of a split before training.
 
-Each reader returns one value per row, or raises an error that lists the invalid rows.
+Each reader returns one value per row, or raises a `DataError` that lists the invalid rows.
 """
 
 import difflib
@@ -57,48 +57,22 @@ def _check_column(split: RawSplit, key: str, column: str) -> None:
 
 
 def read_texts(split: RawSplit, column: str) -> list[str]:
-    """Return a column of texts.
-
-    Raises:
-        DataError: If a row has no text.
-    """
-    return _read(
-        split,
-        column,
-        lambda value: isinstance(value, str),
-        required=f"column {column!r} must hold a text in every row",
-        advice="Remove these rows or fill them in.",
-    )
+    """Return a column of texts."""
+    required = f"column {column!r} must hold a text in every row"
+    return _read(split, column, _is_text, required, "Remove these rows or fill them in.")
 
 
 def read_words(split: RawSplit, column: str) -> list[list[str]]:
-    """Return a column of non-empty lists of words.
-
-    Raises:
-        DataError: If a row has no words.
-    """
-    return _read(
-        split,
-        column,
-        lambda value: _is_list_of(value, lambda word: isinstance(word, str)) and len(value) > 0,
-        required=f"column {column!r} must hold a list of words in every row",
-        advice="Remove these rows, or split their texts into words.",
-    )
+    """Return a column of non-empty lists of words."""
+    required = f"column {column!r} must hold a list of words in every row"
+    advice = "Remove these rows, or split their texts into words."
+    return _read(split, column, lambda value: _is_list_of(value, _is_text, 1), required, advice)
 
 
 def read_numbers(split: RawSplit, column: str) -> list[float]:
-    """Return a column of finite numbers.
-
-    Raises:
-        DataError: If a row has no finite float32 number, or has -100.
-    """
-    values = _read(
-        split,
-        column,
-        _is_number,
-        required=f"label column {column!r} must hold, within float32, a finite number in every row",
-        advice="Remove these rows or fill them in.",
-    )
+    """Return a column of finite float32 numbers other than -100."""
+    required = f"label column {column!r} must hold, within float32, a finite number in every row"
+    values = _read(split, column, _is_number, required, "Remove these rows or fill them in.")
     numbers = [float(value) for value in values]
     refuse_rows(
         split,
@@ -111,18 +85,13 @@ def read_numbers(split: RawSplit, column: str) -> list[float]:
 
 
 def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
-    """Return a column of lists of finite numbers, all of the same length.
-
-    Raises:
-        DataError: If a row has no such list, or lengths differ.
-    """
+    """Return a column of lists of finite float32 numbers, all of the same length."""
     values = _read(
         split,
         column,
-        lambda value: _is_list_of(value, _is_number) and len(value) > 0,
-        required=f"label column {column!r} must hold, within float32, a list of finite numbers in "
-        "every row",
-        advice="Remove these rows or fill them in.",
+        lambda value: _is_list_of(value, _is_number, 1),
+        f"label column {column!r} must hold, within float32, a list of finite numbers in every row",
+        "Remove these rows or fill them in.",
     )
     vectors = [[float(number) for number in value] for value in values]
     length = len(vectors[0])
@@ -137,62 +106,41 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
 
 
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
-    """Return a column of classes.
-
-    Args:
-        split: The split.
-        column: Name of the column.
-        num_labels: Number of classes; None if these labels determine it.
-
-    Raises:
-        DataError: If a row has no class, or a class out of range.
-    """
-    values = _read(
-        split,
-        column,
-        _is_whole,
-        required=f"label column {column!r} must hold a whole number in every row",
-        advice="Number the classes 0, 1, 2, ... and remove rows without a label.",
-    )
-    labels = [int(value) for value in values]
-    # Without `num_labels`, values above the row count are probably identifiers, years or prices.
-    high = max(len(labels), 2) - 1 if num_labels is None else num_labels - 1
-    refuse_rows(
-        split,
-        f"label column {column!r} must hold classes in [0, {high}]",
-        [(row, label) for row, label in enumerate(labels) if not 0 <= label <= high],
-        "Renumber the classes, or set `data.num_labels`.",
-    )
+    """Return a column of classes; `num_labels` is None if these labels determine it."""
+    required = f"label column {column!r} must hold a whole number in every row"
+    advice = "Number the classes 0, 1, 2, ... and remove rows without a label."
+    labels = [int(value) for value in _read(split, column, _is_whole, required, advice)]
+    _refuse_classes(split, f"label column {column!r} must hold classes", labels, num_labels)
     return labels
 
 
 def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> list[list[int]]:
-    """Return a column of lists of classes.
-
-    Args:
-        split: The split.
-        column: Name of the column.
-        num_labels: Number of classes; None if these labels determine it.
-
-    Raises:
-        DataError: If a row has no list, or a list with an invalid class.
-    """
-    values = _read(
-        split,
-        column,
-        lambda value: _is_list_of(value, _is_whole),
-        required=f"label column {column!r} must hold a list of whole numbers in every row",
-        advice="Number the classes 0, 1, 2, ... and give rows without any an empty list.",
-    )
+    """Return a column of lists of classes; `num_labels` is None if these labels determine it."""
+    required = f"label column {column!r} must hold a list of whole numbers in every row"
+    advice = "Number the classes 0, 1, 2, ... and give rows without any an empty list."
+    values = _read(split, column, lambda value: _is_list_of(value, _is_whole), required, advice)
     labels = [[int(label) for label in value] for value in values]
-    high = max(sum(map(len, labels)), 2) - 1 if num_labels is None else num_labels - 1
+    required = f"label column {column!r} must hold lists of classes"
+    _refuse_classes(split, required, labels, num_labels)
+    return labels
+
+
+def _refuse_classes(
+    split: RawSplit, required: str, labels: Sequence[Any], num_labels: int | None
+) -> None:
+    """Refuse rows with a class outside the classes.
+
+    Without `num_labels`, a class above the number of labels is probably an identifier, a year or
+    a price.
+    """
+    rows = [row if isinstance(row, list) else [row] for row in labels]
+    high = (max(sum(map(len, rows)), 2) if num_labels is None else num_labels) - 1
     refuse_rows(
         split,
-        f"label column {column!r} must hold lists of classes in [0, {high}]",
-        [(r, row) for r, row in enumerate(labels) if any(not 0 <= x <= high for x in row)],
+        f"{required} in [0, {high}]",
+        [(n, labels[n]) for n, row in enumerate(rows) if any(not 0 <= x <= high for x in row)],
         "Renumber the classes, or set `data.num_labels`.",
     )
-    return labels
 
 
 def short(value: object) -> str:
@@ -231,7 +179,7 @@ def refuse_rows(
 
 
 def _read(
-    split: RawSplit, column: str, fits: Callable[[Any], bool], *, required: str, advice: str
+    split: RawSplit, column: str, fits: Callable[[Any], bool], required: str, advice: str
 ) -> list[Any]:
     values = column_values(split.table, column, split.source)
     faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
@@ -239,8 +187,12 @@ def _read(
     return values
 
 
-def _is_list_of(value: object, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(fits(item) for item in value)
+def _is_list_of(value: object, fits: Callable[[Any], bool], low: int = 0) -> bool:
+    return isinstance(value, list) and len(value) >= low and all(map(fits, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_whole(value: object) -> bool:

@@ -106,10 +106,10 @@ def _unique_sentences(modules: dict[str, dict[str, str]]) -> dict[str, dict[str,
 
 
 def _pairs(module: str, functions: dict[str, str], rng: random.Random) -> Iterator[Pair]:
-    """Yield a positive and a negative row per function of a module.
+    """Yield a positive and a negative row per function of a module, in a shuffled cycle.
 
-    Negatives shift the sentences along a shuffled cycle. Each sentence occurs once as positive and
-    once as negative, so neither text alone reveals the label.
+    Each sentence occurs once as positive and once as negative, so neither text alone reveals the
+    label.
     """
     signatures = sorted(functions)
     rng.shuffle(signatures)

@@ -4,8 +4,7 @@ import io
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from lzma import LZMAError
 from pathlib import Path
 from tokenize import TokenError
@@ -109,57 +108,41 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def read_npz(path: Path, config: DataConfig) -> pa.Table:
+def read_npz(path: Path, config: DataConfig, *, labelled: bool = True) -> pa.Table:
     """Return the images in a .npz file as PNG, with their classes.
+
+    Args:
+        path: The file.
+        config: Names of the arrays, which become the names of the columns.
+        labelled: Whether the file must contain classes.
 
     Raises:
         DataError: If an array is missing or invalid, or images and classes differ in number.
     """
-    with _arrays(path) as arrays:
-        return _with_classes(path, arrays, config)
-
-
-def read_npz_images(path: Path, config: DataConfig) -> pa.Table:
-    """Return the images in a .npz file as PNG, with their classes if it contains any.
-
-    Raises:
-        DataError: If the images are missing or invalid, or images and classes differ in number.
-    """
-    with _arrays(path) as arrays:
-        if not {config.label, *LABEL_NAMES}.isdisjoint(arrays.files):
-            return _with_classes(path, arrays, config)
-        return pa.table({config.image: _encoded(path, arrays, config)[1]})
-
-
-@contextmanager
-def _arrays(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            yield arrays
+            images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
+            encoded = [_png(picture) for picture in _channels_last(path, images)]
+            columns = {config.image: pa.array(encoded, pa.large_binary())}
+            if labelled or not {config.label, *LABEL_NAMES}.isdisjoint(arrays.files):
+                columns[config.label] = pa.array(_classes(path, arrays, config, len(images)))
+            return pa.table(columns)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} must be a readable file of NumPy arrays: {reason}") from error
 
 
-def _with_classes(path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig) -> pa.Table:
-    shape, encoded = _encoded(path, arrays, config)
+def _classes(
+    path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig, images: int
+) -> np.ndarray:
     labels = _pick(path, arrays, "data.label", (config.label, *LABEL_NAMES))
     labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
-    if labels.shape != shape[:1]:
+    if labels.shape != (images,):
         raise DataError(
-            f"{path} must hold one class for each image, got classes of shape {labels.shape} and "
-            f"images of shape {shape}."
+            f"{path} must hold one class for each image, got classes of shape {labels.shape} for "
+            f"{images} images."
         )
-    return pa.table({config.image: encoded, config.label: pa.array(labels)})
-
-
-def _encoded(
-    path: Path, arrays: "np.lib.npyio.NpzFile", config: DataConfig
-) -> tuple[tuple[int, ...], pa.Array]:
-    """Return the shape of the image array, and the images as PNG."""
-    images = _pick(path, arrays, "data.image", (config.image, *IMAGE_NAMES))
-    pictures = _channels_last(path, images)
-    return images.shape, pa.array([_png(picture) for picture in pictures], pa.large_binary())
+    return labels
 
 
 def _pick(path: Path, arrays: "np.lib.npyio.NpzFile", key: str, names: Sequence[str]) -> np.ndarray:

@@ -39,16 +39,12 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
     """
     if place is None and split is None and config.validation_rows_from_train is not None:
         return load_splits(config)[1]
+    name = split or config.validation_split
     if place is None:
-        return find_split(config, split or config.validation_split, names)
+        return find_split(config, name, names)
     if place.is_dir():
-        name = split or config.validation_split
-        wanted = Wanted(
-            name=name,
-            split=name,
-            place="`--data`",
-            advice="Name one that is there with `--split`, without its ending, or give a file.",
-        )
+        advice = "Name one that is there with `--split`, without its ending, or give a file."
+        wanted = Wanted(name=name, split=name, place="`--data`", advice=advice)
         return load_split(replace(config, path=str(place)), wanted, names, None)
     if split is not None:
         raise DataError(
@@ -86,35 +82,30 @@ def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
 
     The run's own splits are sampled as in training; other splits are returned in full. With
     `data.validation_rows_from_train`, only the training split counts as the run's own.
-
-    Raises:
-        DataError: If the split does not exist or cannot be read.
     """
     held_out = config.validation_rows_from_train is not None
     if held_out and name == config.train_split:
         return load_splits(config)[0]
-    own = {
-        config.validation_split: ("validation", config.max_validation_rows),
-        config.train_split: ("training", config.max_train_rows),
-    }
-    if held_out:
-        own = {}
     file = config.path is not None and Path(config.path).is_file()
     if file or (config.path is None and config.embedded is not None):
-        if name in (config.train_split, config.validation_split):
-            if held_out and not file:
-                config = replace(config, validation_rows_from_train=None, max_validation_rows=None)
-            return load_splits(config)[name == config.validation_split]
-        raise DataError(
-            f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "
-            f"{config.path or config.embedded} has no other; give a file with `--data`."
-        )
+        if name not in (config.train_split, config.validation_split):
+            raise DataError(
+                f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "
+                f"{config.path or config.embedded} has no other; give a file with `--data`."
+            )
+        if held_out and not file:
+            config = replace(config, validation_rows_from_train=None, max_validation_rows=None)
+        return load_splits(config)[name == config.validation_split]
     if config.path is not None and not Path(config.path).exists():
         raise DataError(
             f"the run's data must be where it was, {config.path}, where nothing is now: give "
             "another place with `--data`."
         )
-    purpose, limit = own.get(name, (name, None))
+    own = {
+        config.validation_split: ("validation", config.max_validation_rows),
+        config.train_split: ("training", config.max_train_rows),
+    }
+    purpose, limit = (name, None) if held_out else own.get(name, (name, None))
     wanted = Wanted(
         name=purpose,
         split=name,

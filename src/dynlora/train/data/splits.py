@@ -4,21 +4,47 @@ pyarrow reads local files into memory, without a cache on disk. Values keep the 
 that errors can show bad labels exactly as written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from dynlora.adapter_files import tables
+from dynlora.adapter_files.tables import AS_WRITTEN, TABLES
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.embedded import stdlib_pairs
-from dynlora.train.data.files import READERS, UNLABELLED_READERS, read_file
-from dynlora.train.data.image_files import class_names, read_class_folders, read_images
+from dynlora.train.data.image_files import (
+    class_names,
+    read_class_folders,
+    read_images,
+    read_npz,
+)
 
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""
+
+Reader = Callable[[Path, DataConfig], pa.Table]
+
+
+def _read_table(readers: Mapping[str, tables.Reader], path: Path, config: DataConfig) -> pa.Table:
+    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
+    return tables.read_table(path, [column for column in named if column is not None], readers)
+
+
+READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(TABLES, partial(_read_table, TABLES)),
+    ".npz": read_npz,
+}
+"""Reader per file extension."""
+UNLABELLED_READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(AS_WRITTEN, partial(_read_table, AS_WRITTEN)),
+    ".npz": partial(read_npz, labelled=False),
+}
+"""Reader per file extension for rows to predict; labels may be missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +89,29 @@ class Wanted:
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits.
 
+    With `data.validation_rows_from_train`, the validation split may be missing.
+
     Raises:
         DataError: If a file, split or data set is missing, unreadable or of unknown type, or has
             too few rows for `data.validation_rows_from_train`.
     """
-    if config.validation_rows_from_train is None:
-        train, validation = _find_splits(config)
+    path, count = (
+        None if config.path is None else Path(config.path),
+        config.validation_rows_from_train,
+    )
+    if path is None and config.embedded is not None:
+        found = [
+            _whole(name, "embedded", pa.Table.from_pylist(rows))
+            for name, rows in zip(("training", "validation"), stdlib_pairs(), strict=True)
+        ]
+    elif path is not None and path.is_file():
+        whole = _from_file("training", path, config)
+        found = [whole] if count is not None else _split_rows(whole, config.validation_fraction)
     else:
-        train, validation = _hold_out(_find_train(config), config.validation_rows_from_train)
+        if path is not None and not path.exists():
+            raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+        found = _find(path, config, _wanted(path, config)[: 2 if count is None else 1])
+    train, validation = found if count is None else _hold_out(found[0], count)
     return sample(train, config.max_train_rows), sample(validation, config.max_validation_rows)
 
 
@@ -90,10 +131,7 @@ def load_split(
     """
     if config.path is None:
         return sample(_read_hub(config, wanted), limit)
-    place = _locate(Path(config.path), wanted)
-    if place.is_file():
-        return sample(_from_file(wanted.name, place, config), limit)
-    return sample(_from_classes(wanted.name, place, config, classes), limit)
+    return sample(_read_place(wanted, _locate(Path(config.path), wanted), config, classes), limit)
 
 
 def load_file(path: Path, config: DataConfig) -> RawSplit:
@@ -113,11 +151,11 @@ def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
     """
     if path.is_dir():
         return _whole("given", str(path), read_images(path, config), path)
-    table = read_file(path, config, UNLABELLED_READERS)
+    table = _read_file(path, config, UNLABELLED_READERS)
     return _whole("given", str(path), table, path.parent)
 
 
-def _hold_out(train: RawSplit, count: int) -> tuple[RawSplit, RawSplit]:
+def _hold_out(train: RawSplit, count: int) -> list[RawSplit]:
     """Split off `count` random rows as the validation split."""
     rows = train.table.num_rows
     if count >= rows:
@@ -126,78 +164,58 @@ def _hold_out(train: RawSplit, count: int) -> tuple[RawSplit, RawSplit]:
             f"{rows} rows in {train.source}: lower it, or leave it out and evaluate on "
             "`data.validation_split`."
         )
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(rows).tolist()
-    return train.take(order[count:]), train.take(order[:count], "validation")
+    order = _random_order(train)
+    return [train.take(order[count:]), train.take(order[:count], "validation")]
 
 
-def _find_train(config: DataConfig) -> RawSplit:
-    """Return the training split, or all rows of a single file; other splits may be missing."""
-    path = None if config.path is None else Path(config.path)
-    if path is not None and path.is_file():
-        return _from_file("training", path, config)
-    if path is None and config.embedded is not None:
-        return _find_splits(config)[0]
-    _check_exists(path)
-    wanted, _ = _both_wanted(path, config)
-    if path is None:
-        return _read_hub(config, wanted)
-    place = _locate(path, wanted)
-    if place.is_file():
-        return _from_file(wanted.name, place, config)
-    return _from_classes(wanted.name, place, config, class_names(place))
+def _split_rows(both: RawSplit, fraction: float) -> list[RawSplit]:
+    """Split a single file; at least one row is held out, and at least one remains."""
+    order = _random_order(both)
+    held_out = min(max(1, round(len(order) * fraction)), len(order) - 1)
+    return [both.take(order[held_out:]), both.take(order[:held_out], "validation")]
 
 
-def _check_exists(path: Path | None) -> None:
-    if path is not None and not path.exists():
-        raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+def sample(split: RawSplit, limit: int | None) -> RawSplit:
+    """Return at most `limit` rows of a split, sampled with a fixed seed; None keeps all."""
+    if limit is None or split.table.num_rows <= limit:
+        return split
+    return split.take(_random_order(split)[:limit])
 
 
-def _find_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    if config.path is None and config.embedded is not None:
-        train, validation = stdlib_pairs()
-        return (
-            _whole("training", "embedded", pa.Table.from_pylist(train)),
-            _whole("validation", "embedded", pa.Table.from_pylist(validation)),
-        )
-    path = None if config.path is None else Path(config.path)
-    _check_exists(path)
-    if path is not None and path.is_file():
-        return _split_file(path, config)
-    return _find_both(path, config)
-
-
-def _find_both(folder: Path | None, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    """Return both splits of a folder, or of a data set on the hub."""
-    wanted = _both_wanted(folder, config)
-    if folder is None:
-        return _read_hub(config, wanted[0]), _read_hub(config, wanted[1])
-    # Locate both splits before reading either.
-    places = [_locate(folder, split) for split in wanted]
-    classes = class_names(places[0]) if places[0].is_dir() else None
-    train, validation = (
-        _from_file(split.name, place, config)
-        if place.is_file()
-        else _from_classes(split.name, place, config, classes)
-        for split, place in zip(wanted, places, strict=True)
+def _random_order(split: RawSplit) -> list[int]:
+    rows: list[int] = (
+        np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows).tolist()
     )
-    return train, validation
+    return rows
 
 
-def _both_wanted(folder: Path | None, config: DataConfig) -> tuple[Wanted, Wanted]:
+def _wanted(folder: Path | None, config: DataConfig) -> list[Wanted]:
     """Return the configured splits of a folder, or of a hub data set."""
     advice = "Set `data.{}` to the one to use, without its ending."
     if folder is None:
         advice = (
             "Check `data.name`, `data.subset` and `data.{}`, or give local files with `data.path`."
         )
-    train, validation = (
+    return [
         Wanted(name=name, split=split, place="`data.path`", advice=advice.format(key))
         for name, key, split in (
             ("training", "train_split", config.train_split),
             ("validation", "validation_split", config.validation_split),
         )
-    )
-    return train, validation
+    ]
+
+
+def _find(folder: Path | None, config: DataConfig, wanted: Sequence[Wanted]) -> list[RawSplit]:
+    """Return splits of a folder, whose first split names the classes, or of a hub data set."""
+    if folder is None:
+        return [_read_hub(config, split) for split in wanted]
+    # Locate all splits before reading any.
+    places = [_locate(folder, split) for split in wanted]
+    classes = class_names(places[0]) if places[0].is_dir() else None
+    return [
+        _read_place(split, place, config, classes)
+        for split, place in zip(wanted, places, strict=True)
+    ]
 
 
 def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
@@ -205,17 +223,20 @@ def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> Ra
     return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
 
 
-def _from_classes(
-    name: str, folder: Path, config: DataConfig, classes: Sequence[str] | None
+def _read_place(
+    wanted: Wanted, place: Path, config: DataConfig, classes: Sequence[str] | None
 ) -> RawSplit:
+    """Return the rows of a split's file, or of its folder of images."""
+    if place.is_file():
+        return _from_file(wanted.name, place, config)
     if classes is None:
         raise DataError(
             f"one folder a class can be read only where the names of the classes are known from "
-            f"training, got {folder} for a model whose training data has numbers alone: give a "
+            f"training, got {place} for a model whose training data has numbers alone: give a "
             "file with the classes' numbers, or train on folders."
         )
-    table = read_class_folders(folder, classes, config)
-    return replace(_whole(name, str(folder), table, folder), class_names=list(classes))
+    table = read_class_folders(place, classes, config)
+    return replace(_whole(wanted.name, str(place), table, place), class_names=list(classes))
 
 
 def _locate(folder: Path, wanted: Wanted) -> Path:
@@ -236,15 +257,7 @@ def _locate(folder: Path, wanted: Wanted) -> Path:
 
 
 def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
-    return _whole(name, str(path), read_file(path, config, READERS), path.parent)
-
-
-def _split_file(path: Path, config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    both = _from_file("training", path, config)
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(both.table.num_rows).tolist()
-    # Hold out at least one row, and keep at least one.
-    held_out = min(max(1, round(len(order) * config.validation_fraction)), len(order) - 1)
-    return both.take(order[held_out:]), both.take(order[:held_out], "validation")
+    return _whole(name, str(path), _read_file(path, config, READERS), path.parent)
 
 
 def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
@@ -262,9 +275,15 @@ def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
     return _whole(wanted.name, where, loaded.with_format("arrow")[:])
 
 
-def sample(split: RawSplit, limit: int | None) -> RawSplit:
-    """Return at most `limit` rows of a split, sampled with a fixed seed; None keeps all."""
-    if limit is None or split.table.num_rows <= limit:
-        return split
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows)
-    return split.take(order[:limit].tolist())
+def _read_file(path: Path, config: DataConfig, readers: Mapping[str, Reader]) -> pa.Table:
+    """Return all rows and columns of a file, unchecked.
+
+    Raises:
+        DataError: If the file is unreadable, empty or of unknown type.
+    """
+    if path.suffix not in readers:
+        raise DataError(
+            f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
+            "convert it to one of these."
+        )
+    return readers[path.suffix](path, config)

@@ -19,8 +19,7 @@ from dynlora.adapter_files.base_models import within
 from dynlora.adapter_files.fits import check_fits
 from dynlora.errors import AdapterError, ConfigError
 from dynlora.train.config import JobConfig
-from dynlora.train.methods.head import linear_layers
-from dynlora.train.methods.precision import hold_in_float32, reload_in_float32
+from dynlora.train.methods.full_modules import hold_in_float32, linear_layers, reload_in_float32
 from dynlora.train.methods.starts import takes_from_base
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
@@ -35,13 +34,13 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         ConfigError: If no module of the model matches `lora.target_modules`.
         AdapterError: If `lora.start_from` cannot be read or is for another model or task.
     """
-    if config.lora.start_from is not None:
-        model = _continue_adapter(base, Path(config.lora.start_from), TASKS[config.task])
+    lora = config.lora
+    if lora.start_from is not None:
+        model = _continue_adapter(base, Path(lora.start_from), TASKS[config.task])
         if config.method == "dynamic":  # `DynamicLora` reads the budget from `r`
             peft_config = model.peft_config["default"]
-            peft_config.r = max(peft_config.r, config.lora.r)
+            peft_config.r = max(peft_config.r, lora.r)
         return model
-    lora = config.lora
     # `begin_with_eva` initializes EVA later, because it needs the data.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
     model = wrap(
@@ -162,11 +161,7 @@ def _saved_plainly(model: Any) -> Any:
 def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) -> None:
     """Check that each ending matches a module; PEFT checks only that any of them does.
 
-    Args:
-        base: The model.
-        wanted: Endings of module names.
-        key: Their key in section `lora`.
-        separator: Text that must precede an ending shorter than the full name.
+    `separator` must precede an ending shorter than the full name.
     """
     names = [name for name, _ in base.named_modules()]
     for ending in wanted:

@@ -52,10 +52,10 @@ class Prepared:
 def prepare(
     base: Any, config: JobConfig, total_steps: int, checkpoint: Path | None = None
 ) -> Prepared:
-    """Return `base` prepared for `config.method`.
+    """Return `base`, changed in place, prepared for `config.method`.
 
     Args:
-        base: The pretrained model with the task's head; changed in place.
+        base: The pretrained model with the task's head.
         config: The job.
         total_steps: Optimizer steps of the whole run.
         checkpoint: Folder to resume from; None for a new run.
@@ -97,15 +97,12 @@ def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None)
     model = add_adapter(base, config)
     callback = DynamicLoraCallback(config.dynamic, resume_from=checkpoint)
 
-    def running() -> DynamicLora:
-        return started(callback)
-
     return Prepared(
         model=model,
         budget=_attachable_budget(model, config),
         start_parameters=lora_parameters(model),
-        live_parameters=lambda: running().parameters,
-        peak_parameters=lambda: running().peak_parameters,
+        live_parameters=lambda: started(callback).parameters,
+        peak_parameters=lambda: started(callback).peak_parameters,
         callbacks=(callback,),
         dynamic=callback,
     )

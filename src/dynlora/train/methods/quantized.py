@@ -1,7 +1,6 @@
 """Load models with linear layers in 4 or 8 bits, quantized by bitsandbytes."""
 
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,37 +52,30 @@ def load_quantized(
         OSError: If files are missing or the temporary folder cannot be written.
         UNLOADABLE: If the model cannot be loaded.
     """
-    bits = partial(bits_and_bytes, quantization, options["dtype"])
+
+    def bits(shape: Any) -> dict[str, Any]:
+        names = _unquantized_modules(shape, whole)
+        return {"quantization_config": bits_and_bytes(quantization, options["dtype"], names)}
+
     if "gguf_file" in source_options:
         with TemporaryDirectory() as folder:
             restored, drawn = load_weights(auto_class, place, **source_options, **options)
             restored.save_pretrained(folder)
-            how = {"quantization_config": bits(unquantized_modules(restored, whole))}
-            model, _ = load_weights(auto_class, folder, **options | how)
+            model, _ = load_weights(auto_class, folder, **options | bits(restored))
     else:
         with torch.device("meta"):  # only the module names are needed
             config = AutoConfig.from_pretrained(place, **source_options)
             shape = auto_class.from_config(config, **NO_CODE)
-        how = {"quantization_config": bits(unquantized_modules(shape, whole))}
-        model, drawn = load_weights(auto_class, place, **source_options, **options | how)
+        how = source_options | options | bits(shape)
+        model, drawn = load_weights(auto_class, place, **how)
     return model, drawn
 
 
-def make_trainable(model: Any) -> Any:
-    """Prepare a loaded quantized model for an adapter."""
-    prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    # Otherwise the evaluation before training would repack weights for inference only.
-    keep_gradients(prepared)
-    return prepared
-
-
-def unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
+def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     """Return the names of the modules to leave unquantized: the head, and `more`.
 
     transformers would choose the module with the model's last weight, and misses heads with bias.
-
-    Returns:
-        The names; None leaves the choice to transformers, if there is no pretrained part.
+    None leaves the choice to transformers, if there is no pretrained part.
     """
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
@@ -103,13 +95,20 @@ def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> Bi
         Dettmers and others 2023, "QLoRA", arXiv 2305.14314.
     """
     if quantization == "int8":
-        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_8bit=True, llm_int8_skip_modules=whole
-        )
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        llm_int8_skip_modules=whole,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
+        own: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        own = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": quantization,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": getattr(torch, dtype),
+        }
+    return BitsAndBytesConfig(llm_int8_skip_modules=whole, **own)  # type: ignore[no-untyped-call]
+
+
+def make_trainable(model: Any) -> Any:
+    """Prepare a loaded quantized model for an adapter."""
+    prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # Otherwise the evaluation before training would repack weights for inference only.
+    keep_gradients(prepared)
+    return prepared

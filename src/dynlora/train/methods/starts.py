@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dynlora.adapters.patterns import changes_base
-from dynlora.errors import ConfigError
 from dynlora.adapter_files.adapter import PREFIX
+from dynlora.errors import ConfigError
 from dynlora.train.config import LoraSettings
 
 Factors = Mapping[str, Tensor]

@@ -18,7 +18,7 @@ from dynlora.errors import DataError
 from dynlora.train.data.columns import read_vectors
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_squares
-from dynlora.train.methods.head import unread_poolers
+from dynlora.train.methods.full_modules import unread_poolers
 from dynlora.train.pretrained import Source, check_length, load_model
 from dynlora.train.task import Task
 from dynlora.train.tasks.metrics import embedding_metrics
@@ -42,23 +42,21 @@ def read_vector_labels(
         DataError: If a row has no vector, or lengths differ.
     """
     vectors = read_vectors(split, column)
-    length = len(vectors[0])
-    if num_labels not in (None, length):
-        raise _unfit(f"label column {column!r} of the {split.name} split", length, num_labels)
-    return vectors, length
+    _check_length(f"label column {column!r} of the {split.name} split", len(vectors[0]), num_labels)
+    return vectors, len(vectors[0])
 
 
-def _unfit(what: str, length: int, wanted: int | None) -> DataError:
-    return DataError(
-        f"{what} must hold vectors of {wanted} numbers, got {length}: use vectors as long as the "
-        "model's hidden size, for all splits."
-    )
+def _check_length(what: str, length: int | None, wanted: int | None) -> None:
+    if None not in (length, wanted) and length != wanted:
+        raise DataError(
+            f"{what} must hold vectors of {wanted} numbers, got {length}: use vectors as long as "
+            "the model's hidden size, for all splits."
+        )
 
 
 def _load_model(source: Source, num_labels: int | None, _tokenizer: Any) -> Any:
     model = load_model(AutoModel, source)
-    if num_labels not in (None, model.config.hidden_size):
-        raise _unfit("`data.label`", int(num_labels or 0), model.config.hidden_size)
+    _check_length("`data.label`", num_labels, model.config.hidden_size)
     model.forward = pooled(model.forward)
     return model
 

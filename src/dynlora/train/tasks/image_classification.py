@@ -1,32 +1,45 @@
-"""Image classification: one class per image, decoded per batch without augmentation."""
+"""Image classification: one class per image, decoded per batch without augmentation.
 
+A column contains encoded bytes, paths, or Hugging Face image records with both. Pixels are not
+cached, because they need more memory than the encoded files.
+"""
+
+import io
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
 from dynlora.adapter_files.base_models import UNLOADABLE
-from dynlora.errors import ConfigError
+from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import check_columns, read_classes
-from dynlora.train.data.images import check_images, read_rgb
+from dynlora.train.data.columns import SHOWN, check_columns, read_classes, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_cross_entropy
-from dynlora.train.methods.head import head_modules
+from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import Source, load_model, not_loaded
-from dynlora.train.task import Predictor, Split, Task, TrainerParts
-from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.task import Predictor, Split, Task, TrainerParts, batch_logits
 from dynlora.train.tasks.metrics import classification_metrics
 from dynlora.train.tasks.sequence import describe_class
 from dynlora.train.trainer import make_job_trainer
 
 PROBES = ((64, 48), (48, 64))
 """Sizes of two test images that an image processor must convert to the same shape."""
+UNDECODABLE = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""Errors of Pillow for missing, broken or far too large files and unknown formats."""
+WHITE = (255, 255, 255, 255)
+"""Background for transparent pixels."""
 
 
 def _load_processor(source: Source, _config: DataConfig) -> Any:
@@ -60,6 +73,76 @@ def _read_split(
     seen = max(max(labels) + 1, 2)  # a class folder may have no rows in this split
     named = len(split.class_names or ())
     return Split(inputs=inputs, cut=0, num_labels=num_labels or max(seen, named))
+
+
+def check_images(split: RawSplit, column: str) -> None:
+    """Check that every row contains an image that decodes.
+
+    Raises:
+        DataError: If a row has no image, or an image does not decode.
+    """
+    rows = list(enumerate(split.table[column]))  # without decoding all bytes at once
+    refuse_rows(
+        split,
+        f"column {column!r} must hold an image in every row: its bytes as JPEG, PNG or another "
+        "format, or a path",
+        [(row, value) for row, value in ((n, v.as_py()) for n, v in rows) if not _given(value)],
+        "Remove these rows or fill them in.",
+    )
+    failed: list[tuple[int, str]] = []
+    for row, value in rows:
+        try:
+            read_rgb(value.as_py(), split.folder)
+        except UNDECODABLE as error:
+            failed.append((row, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    if failed:
+        shown = ", ".join(str(split.rows[row]) for row, _ in failed[:SHOWN])
+        more = ", ..." if len(failed) > SHOWN else ""
+        raise DataError(
+            f"column {column!r} must hold images that decode, but {len(failed)} of "
+            f"{split.table.num_rows} of the {split.name} split ({split.source}, rows counted from "
+            f"0) do not: rows {shown}{more}. The first because of {failed[0][1]}. Remove these "
+            "rows or replace their images."
+        )
+
+
+def _given(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_given(value.get(key)) for key in ("bytes", "path"))
+    return isinstance(value, bytes | str) and len(value) > 0
+
+
+def read_rgb(value: Any, folder: Path) -> Image.Image:
+    """Return a row's image, upright and as RGB.
+
+    Args:
+        value: Encoded bytes, a path, or a mapping with `bytes` or `path`.
+        folder: Base folder of relative paths.
+
+    Raises:
+        OSError: If the image is missing or does not decode; Pillow raises others of `UNDECODABLE`.
+        ValueError: If pixels have 32 bits per channel.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value["path"]
+    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / value) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB on a white background.
+
+    Raises:
+        ValueError: If pixels have 32 bits per channel, because their value range is unknown.
+    """
+    if image.mode in ("F", "I"):
+        raise ValueError("its pixels have 32 bits each: save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
 
 
 def _pixel_inputs(

@@ -1,7 +1,8 @@
 """Compute validation metrics per task from logits and labels, named as in `config.METRICS`.
 
-The Trainer computes the loss as a mean over rows. For token labels, whose number differs per row,
-the loss is computed here as a mean over labels.
+Logits and labels have the shapes of the task's loss, after a first axis of examples. The Trainer
+computes the loss as a mean over rows. For token labels, whose number differs per row, the loss is
+computed here as a mean over labels.
 """
 
 import warnings
@@ -14,11 +15,7 @@ from transformers import EvalPrediction
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return accuracy, F1 (macro for three or more classes) and Matthews' correlation.
-
-    Args:
-        prediction: Logits of shape ``(examples, classes)`` and labels of shape ``(examples,)``.
-    """
+    """Return accuracy, F1 (macro for three or more classes) and Matthews' correlation."""
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=-1)
     average = "binary" if logits.shape[-1] == 2 else "macro"
@@ -37,9 +34,6 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return Pearson's and Spearman's correlation, and the root mean squared error.
 
     Correlations are 0 if predictions or labels are constant.
-
-    Args:
-        prediction: Outputs of shape ``(examples, 1)`` and numbers of shape ``(examples,)``.
     """
     guesses = np.asarray(prediction.predictions, dtype=np.float64).reshape(-1)
     labels = np.asarray(prediction.label_ids, dtype=np.float64).reshape(-1)
@@ -54,9 +48,7 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return micro and macro F1, and the share of rows with every class correct.
 
-    Args:
-        prediction: Logits and 0/1 labels, both of shape ``(examples, classes)``. A logit above 0
-            predicts its class.
+    A logit above 0 predicts its class.
     """
     guesses = np.asarray(prediction.predictions) > 0
     labels = np.asarray(prediction.label_ids) > 0.5
@@ -71,9 +63,6 @@ def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return R², and the mean cosine similarity of predicted and true vectors.
 
     R² is 0 if all true vectors are equal.
-
-    Args:
-        prediction: Outputs and vectors, both of shape ``(examples, hidden_size)``.
     """
     guesses = np.asarray(prediction.predictions, dtype=np.float64)
     labels = np.asarray(prediction.label_ids, dtype=np.float64)
@@ -88,12 +77,7 @@ def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return accuracy, macro F1 and mean loss over labelled tokens.
-
-    Args:
-        prediction: Logits of shape ``(examples, tokens, classes)`` and labels of shape
-            ``(examples, tokens)``, -100 for unlabelled tokens.
-    """
+    """Return accuracy, macro F1 and mean loss over tokens with a label other than -100."""
     label_ids = np.asarray(prediction.label_ids)
     labelled = label_ids != -100
     logits = np.asarray(prediction.predictions)[labelled].astype(np.float64)

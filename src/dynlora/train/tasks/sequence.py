@@ -1,7 +1,8 @@
 """Tasks with one label per text or text pair: a class, a number, or a set of classes."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +27,10 @@ from dynlora.train.data.columns import (
     refuse_rows,
 )
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.data.tokens import tokenize
 from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
-from dynlora.train.methods.head import head_modules, linear_layers
+from dynlora.train.methods.full_modules import head_modules, linear_layers
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts
-from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts, batch_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,
     multi_label_metrics,
@@ -66,25 +65,18 @@ def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> La
     """Return 0 or 1 per row and class, and the number of classes, at least 2."""
     lists = read_class_lists(split, column, num_labels)
     if not any(lists):
-        _say_no_class(split, column, num_labels)
+        found = (
+            f"label column {column!r} holds no class in any of {split.table.num_rows} rows of the "
+            f"{split.name} split ({split.source})"
+        )
+        if num_labels is None:
+            raise DataError(
+                f"{found}, and there must be one to learn: check that `data.label` names the "
+                "right column, or set `data.num_labels` if no class is meant."
+            )
+        logger.warning("%s: every class is to be denied for each.", found)
     count = num_labels or max(max((max(row, default=0) for row in lists), default=0) + 1, 2)
     return [[float(label in row) for label in range(count)] for row in lists], count
-
-
-def _say_no_class(split: RawSplit, column: str, num_labels: int | None) -> None:
-    """Warn that no row has a class.
-
-    Raises:
-        DataError: If `num_labels` is None, because these rows then determine the classes.
-    """
-    found = f"label column {column!r} holds no class in any of {split.table.num_rows} rows"
-    where = f"of the {split.name} split ({split.source})"
-    if num_labels is None:
-        raise DataError(
-            f"{found} {where}, and there must be one to learn: check that `data.label` names the "
-            "right column, or set `data.num_labels` if no class is meant."
-        )
-    logger.warning("%s %s: every class is to be denied for each.", found, where)
 
 
 def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
@@ -105,6 +97,36 @@ def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[st
         "Remove these rows or fill them in.",
     )
     return columns, cut
+
+
+def tokenize(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> tuple[dict[str, list[Any]], int]:
+    """Return the tokenizer's columns and the number of truncated rows.
+
+    The first pass truncates at `max_length + 1` tokens, so longer rows can be counted.
+
+    Args:
+        texts: One text per row.
+        pairs: Second text per row; None for single texts.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum tokens per row, special tokens included.
+    """
+
+    def encode(rows: Sequence[int], limit: int) -> dict[str, Any]:
+        second = None if pairs is None else [pairs[row] for row in rows]
+        first = [texts[row] for row in rows]
+        return dict(tokenizer(first, second, truncation=True, max_length=limit))
+
+    columns = encode(range(len(texts)), max_length + 1)
+    long = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
+    for name, values in encode(long, max_length).items() if long else ():
+        for row, value in zip(long, values, strict=True):
+            columns[name][row] = value
+    return columns, len(long)
 
 
 def read_split(
@@ -196,24 +218,18 @@ SEQUENCE_CLASSIFICATION = Task(
     make_trainer=partial(make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
     predict=partial(predict, describe=describe_class),
 )
-REGRESSION = Task(
-    peft_type="SEQ_CLS",
-    head=head_modules,
-    load_processor=load_processor,
+REGRESSION = replace(
+    SEQUENCE_CLASSIFICATION,
     read_split=partial(read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem=PROBLEMS["regression"]),
-    check_model=check_length,
     begin_head=begin_at_mean,
     make_trainer=partial(make_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(predict, describe=describe_number),
 )
-MULTI_LABEL = Task(
-    peft_type="SEQ_CLS",
-    head=head_modules,
-    load_processor=load_processor,
+MULTI_LABEL = replace(
+    SEQUENCE_CLASSIFICATION,
     read_split=partial(read_split, read_labels=read_list_labels),
     load_model=partial(_load_model, problem=PROBLEMS["multi_label"]),
-    check_model=check_length,
     make_trainer=partial(make_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )

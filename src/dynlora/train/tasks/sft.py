@@ -32,15 +32,11 @@ class TokenSums:
 
     loss: float = 0.0
     right: int = 0
-    """Labels equal to the likeliest token."""
+    """Labels equal to the most probable token."""
     count: int = 0
 
     def add(self, outputs: Any) -> Tensor:
-        """Add a batch and return its mean loss.
-
-        Args:
-            outputs: Outputs of TRL's head, 0 for tokens without label.
-        """
+        """Add the outputs of TRL's head, 0 for tokens without label; return their mean loss."""
         losses = -outputs.log_probs.double()
         count = int(outputs.label_mask.sum())
         self.loss += float(losses.sum())
@@ -83,11 +79,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Return TRL's training loss of a batch plus the regulariser.
-
-        Raises:
-            NonFiniteError: If the loss is NaN or infinite.
-        """
+        """Return TRL's training loss of a batch plus the regulariser, if it is finite."""
         loss: Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         # TRL's token count restarts at 0 when a run resumes.
         self._metrics["train"].pop("num_tokens", None)
@@ -103,11 +95,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """Return the mean evaluation loss of a batch, and add its tokens to the sums.
-
-        Raises:
-            NonFiniteError: If the loss is NaN or infinite.
-        """
+        """Return the mean evaluation loss of a batch, and add its tokens to the sums."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
@@ -145,7 +133,16 @@ def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
     Raises:
         ConfigError: If the adapter covers the language model head.
     """
-    _check_head(parts.model)
+    # TRL's loss reads the head's weight directly.
+    head = parts.model.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        name = next(name for name, module in parts.model.named_modules() if module is head)
+        ending = name.rpartition(".")[2]
+        raise ConfigError(
+            f"`lora.target_modules` must leave out the language model head with `task: causal_lm`, "
+            f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
+            f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
+        )
     return SftJobTrainer(
         make_sampler(row_lengths(parts.data.train), parts.training),
         parts.penalty,
@@ -170,20 +167,3 @@ def _arguments(parts: TrainerParts) -> SFTConfig:
         # TRL enables checkpointing by default, under a name deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         return SFTConfig(**own | argument_values(parts))
-
-
-def _check_head(model: Any) -> None:
-    """Check that the head has no adapter, because TRL's loss reads the head's weight directly.
-
-    Raises:
-        ConfigError: If it has one.
-    """
-    head = model.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        name = next(name for name, module in model.named_modules() if module is head)
-        ending = name.rpartition(".")[2]
-        raise ConfigError(
-            f"`lora.target_modules` must leave out the language model head with `task: causal_lm`, "
-            f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
-            f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
-        )

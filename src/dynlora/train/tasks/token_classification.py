@@ -1,9 +1,10 @@
 """Token classification: one class per word, predicted at the word's first token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+from tokenizers import Encoding
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -21,12 +22,10 @@ from dynlora.train.data.columns import (
     refuse_rows,
 )
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.data.tokens import tokenize_words
 from dynlora.train.loss import summed_cross_entropy
-from dynlora.train.methods.head import head_modules
+from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TrainerParts
-from dynlora.train.tasks.logits import batch_logits
+from dynlora.train.task import Predictor, Split, Task, TrainerParts, batch_logits
 from dynlora.train.tasks.metrics import token_metrics
 from dynlora.train.trainer import make_job_trainer
 
@@ -71,6 +70,38 @@ def _read_split(
     count = num_labels or max(max(map(max, classes)) + 1, 2)
     inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
     return Split(inputs=inputs, cut=cut, num_labels=count)
+
+
+def tokenize_words(
+    words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, list[Any]], list[list[int | None]], int]:
+    """Tokenize rows of words with a fast tokenizer, which maps characters to tokens.
+
+    Words are joined with spaces, because many vocabularies include the space before a word.
+
+    Returns:
+        The tokenizer's columns; per row and word the index of its first token, None if the word
+        was truncated or has no token of its own; the number of truncated rows.
+    """
+    texts = [" ".join(row) for row in words]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    starts = [
+        _first_tokens(encoding, row)
+        for encoding, row in zip(encoded.encodings or (), words, strict=True)
+    ]
+    cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+    return dict(encoded), starts, cut
+
+
+def _first_tokens(encoding: Encoding, words: Sequence[str]) -> list[int | None]:
+    places: list[int | None] = []
+    begin = 0
+    for word in words:
+        tokens = map(encoding.char_to_token, range(begin, begin + len(word)))
+        first = next((token for token in tokens if token is not None), None)
+        places.append(None if first in places else first)
+        begin += len(word) + 1
+    return places
 
 
 def _at_tokens(length: int, places: list[int | None], classes: list[int]) -> list[int]:

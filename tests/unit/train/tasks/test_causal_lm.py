@@ -1,6 +1,5 @@
 """The causal language modelling task: what is read in each format, and what is predicted."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -79,46 +78,16 @@ def test_each_format_gives_its_text_and_learns_its_part(
         assert row["labels"][-len(kept) :] == kept
 
 
-def test_the_separator_stands_between_prompt_and_completion(tokenizer: Any) -> None:
-    split = read(ROWS[:1], tokenizer, **FORMATS["pairs"], separator=" . ")
-    text = words(tokenizer, split.inputs[0]["input_ids"])
-    assert text == f"{ROWS[0]['ask']} . {ROWS[0]['tell']}<eos>"
-
-
-def test_rows_cut_and_left_out_are_counted(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [
-        {"ask": "red", "tell": "cat"},
-        {"ask": "red", "tell": " ".join(["cat"] * 8)},
-        {"ask": " ".join(["red"] * 8), "tell": "cat"},
-    ]
-    with caplog.at_level(logging.WARNING, logger="dynlora"):
-        split = read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
-    assert len(split.inputs) == 2
-    assert split.cut == 1
-    assert "1 of 3 training rows were left out: within data.max_length=8 tokens" in caplog.text
-
-
 def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer: Any) -> None:
     rows = [{"ask": " ".join(["red"] * 8), "tell": "cat"}] * 2
     with pytest.raises(DataError, match=r"got 8 tokens, within which none of 2 rows .* raise it"):
         read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
 
 
-def test_a_token_across_the_border_is_told(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="dynlora"):
-        read([{"ask": "g", "tell": "reen"}], tokenizer, **FORMATS["pairs"], separator="")
-    assert "in 1 of 1 training rows the last letters of the prompt" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("values", "missing"),
     [
         ({"text": "texts"}, r"`data\.text` names the column 'texts'.*nearest is 'text'"),
-        ({"prompt": "asks", "completion": "tell"}, r"`data\.prompt` names the column 'asks'"),
         ({"prompt": "ask", "completion": "tells"}, r"`data\.completion` names the column 'tells'"),
         ({"messages": "chats"}, r"`data\.messages` names the column 'chats'"),
     ],
@@ -129,7 +98,7 @@ def test_a_missing_column_is_named(tokenizer: Any, values: dict[str, str], missi
 
 
 @pytest.mark.parametrize(
-    ("form", "column"), [("text", "text"), ("pairs", "ask"), ("pairs", "tell"), ("as_chat", "tell")]
+    ("form", "column"), [("text", "text"), ("pairs", "ask"), ("as_chat", "tell")]
 )
 def test_rows_without_a_text_are_named(tokenizer: Any, form: str, column: str) -> None:
     rows = [ROWS[0], {**ROWS[1], column: None}]

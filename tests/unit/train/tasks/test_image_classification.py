@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
@@ -16,10 +17,11 @@ from transformers import BitImageProcessorPil, ViTConfig, ViTImageProcessorPil
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.splits import load_splits
+from dynlora.train.data.splits import RawSplit, load_splits
 from dynlora.train.pretrained import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
+from dynlora.train.tasks.image_classification import check_images, read_rgb, to_rgb
 from tests.jobs import write_rows
 from tests.pictures import SIDE, encoded, picture, picture_rows, save_class_folders, save_vit
 from tests.strange_models import put_code_beside
@@ -77,11 +79,6 @@ def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path: Path, process
     train, _ = load_splits(DataConfig(path=str(tmp_path)))
     inputs = TASK.read_split(train, CONFIG, processor, None).inputs
     assert np.allclose(inputs[3]["pixel_values"], expected(picture(1, 3)), atol=1e-6)
-
-
-def test_the_number_of_classes_that_is_given_wins(tmp_path: Path, processor: Any) -> None:
-    train, _ = load_splits(written(tmp_path, picture_rows(6)))
-    assert TASK.read_split(train, CONFIG, processor, 5).num_labels == 5
 
 
 @pytest.mark.parametrize(
@@ -156,3 +153,124 @@ def test_predictions_come_in_the_order_of_the_rows_without_their_labels(
     means = expected(picture(1, 0)).mean(axis=(1, 2))
     odds = np.exp(4 * (means[0] - means[2]))
     assert found[0]["probabilities"] == pytest.approx([1 / (1 + odds), odds / (1 + odds)], abs=1e-5)
+
+
+def images_of(images: Any, folder: Path = Path()) -> RawSplit:
+    table = pa.table({"image": images})
+    rows = range(10, 10 + table.num_rows)
+    return RawSplit(name="training", source="here", table=table, rows=rows, folder=folder)
+
+
+def pixel(image: Image.Image, x: int = 0, y: int = 0) -> Any:
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+def reopened(image: Image.Image, kind: str = "PNG", **save: Any) -> Image.Image:
+    """Return an image as a file of it is opened."""
+    file = io.BytesIO()
+    image.save(file, kind, **save)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+def test_grey_becomes_the_same_in_each_channel() -> None:
+    assert pixel(to_rgb(reopened(Image.new("L", (2, 2), 77)))) == (77, 77, 77)
+    assert pixel(to_rgb(reopened(Image.new("1", (2, 2), 1)))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("level", [255, 256, 40_000])
+def test_sixteen_bits_keep_their_brightness(level: int) -> None:
+    image = reopened(Image.fromarray(np.full((2, 2), level, dtype=np.uint16)))
+    assert image.mode == "I;16"
+    assert pixel(to_rgb(image)) == (level // 256,) * 3
+
+
+def test_a_palette_is_resolved() -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    assert pixel(to_rgb(reopened(image))) == (10, 20, 30)
+
+
+def test_what_is_transparent_becomes_white_whatever_colour_hides_there() -> None:
+    image = Image.new("RGBA", (3, 1), (10, 20, 30, 255))
+    image.putpixel((1, 0), (200, 0, 0, 0))
+    image.putpixel((2, 0), (0, 0, 0, 51))
+    found = to_rgb(reopened(image))
+    assert pixel(found) == (10, 20, 30)
+    assert pixel(found, 1) == (255, 255, 255)
+    assert pixel(found, 2) == pytest.approx((204, 204, 204), abs=1)
+    assert pixel(to_rgb(reopened(Image.new("LA", (1, 1), (9, 0))))) == (255, 255, 255)
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert pixel(to_rgb(reopened(palette, transparency=1))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_unknown_range_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match="32 bits each: save it with 8 or 16"):
+        to_rgb(reopened(Image.new(mode, (1, 1)), "TIFF"))
+
+
+def test_a_camera_held_sideways_is_turned_upright() -> None:
+    image = Image.new("RGB", (4, 2))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    found = read_rgb(file_of(image, exif=exif), Path())
+    assert found.size == (2, 4)
+    assert pixel(found, 1, 0) == (255, 0, 0), "its upper left corner is now the upper right"
+
+
+def file_of(image: Image.Image, **save: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **save)
+    return file.getvalue()
+
+
+def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path: Path) -> None:
+    content = encoded(picture(1, 0))
+    (tmp_path / "a.png").write_bytes(content)
+    expected = np.asarray(picture(1, 0))
+    for value in (
+        content,
+        "a.png",
+        str(tmp_path / "a.png"),
+        {"bytes": content, "path": None},
+        {"bytes": content, "path": "gone.png"},
+        {"bytes": None, "path": "a.png"},
+    ):
+        assert np.array_equal(np.asarray(read_rgb(value, tmp_path)), expected)
+
+
+def test_rows_without_an_image_are_named() -> None:
+    content = encoded(picture(0, 0))
+    struct = [{"bytes": content, "path": None}, {"bytes": None, "path": None}]
+    for images in ([content, None], [content, b""], ["a.png", ""][1:] * 2, struct):
+        with pytest.raises(DataError, match=r"hold an image in every row: .* of 2 rows .*row 11"):
+            check_images(images_of(images), "image")
+    with pytest.raises(DataError, match=r"2 of 2 rows .*: 1 in row 10, 2 in row 11\."):
+        check_images(images_of([1, 2]), "image")
+
+
+def test_images_that_do_not_decode_are_counted_and_the_first_reason_is_given() -> None:
+    content = encoded(picture(0, 0), "JPEG")
+    broken = content[: len(content) // 2]
+    images = [content, b"not an image", broken, content, *[b"no"] * 5]
+    with pytest.raises(DataError, match=r"but 7 of 9 of the training split \(here, ") as error:
+        check_images(images_of(images), "image")
+    assert "rows 11, 12, 14, 15, 16, .... The first because of Unidentified" in str(error.value)
+    with pytest.raises(DataError, match=r"1 of 1 .*: rows 10\. The first because of OSError: "):
+        check_images(images_of([broken]), "image")
+    check_images(images_of([content] * 3), "image")
+
+
+def test_a_file_that_is_missing_is_told_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(picture(0, 0)))
+    with pytest.raises(DataError, match=r"rows 11\. .*FileNotFoundError: .*gone\.png"):
+        check_images(images_of(["a.png", "gone.png"], tmp_path), "image")
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"DecompressionBombError: .*240 pixels"):
+        check_images(images_of([encoded(picture(0, 0))]), "image")

@@ -1,18 +1,35 @@
-"""Tasks with one label a text: which rows they can read."""
+"""Tasks with one label per text: rows that they can read, truncated texts, and labels."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import check_length
-from dynlora.train.tasks.sequence import encode
+from dynlora.train.task import load_data
+from dynlora.train.tasks.sequence import (
+    MULTI_LABEL,
+    REGRESSION,
+    SEQUENCE_CLASSIFICATION,
+    encode,
+    tokenize,
+)
+from tests.jobs import WORDS, save_tokenizer, write_rows
 from tests.language import save_language_model
 from tests.models import bare_llama
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def test_a_text_without_any_token_is_refused_by_its_row(tmp_path: Path) -> None:
@@ -30,3 +47,86 @@ def test_rows_longer_than_a_model_has_positions_for_are_refused() -> None:
     check_length(model, DataConfig(name="d", max_length=limit))
     with pytest.raises(ConfigError, match=f"at most {limit}, the longest input of a Llama"):
         check_length(model, DataConfig(name="d", max_length=limit + 1))
+
+
+def text_of(words: int) -> str:
+    return " ".join(WORDS[n % len(WORDS)] for n in range(words))
+
+
+@pytest.mark.parametrize("words", [5, 6, 7])
+def test_a_text_is_cut_exactly_where_it_is_longer_than_the_limit(
+    tokenizer: PreTrainedTokenizerBase, words: int
+) -> None:
+    texts = ["red", text_of(words)]
+    inputs, cut = tokenize(texts, None, tokenizer, 8)
+    assert cut == (words + 2 > 8)
+    assert [len(ids) for ids in inputs["input_ids"]] == [3, min(words + 2, 8)]
+    expected = tokenizer(texts, truncation=True, max_length=8)
+    assert inputs["input_ids"] == expected["input_ids"]
+    assert inputs["attention_mask"] == expected["attention_mask"]
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 2), (3, 3), (1, 9)])
+def test_pairs_are_cut_as_the_tokenizer_cuts_them(
+    tokenizer: PreTrainedTokenizerBase, first: int, second: int
+) -> None:
+    texts, pairs = [text_of(first)], [text_of(second)]
+    inputs, cut = tokenize(texts, pairs, tokenizer, 8)
+    assert cut == (first + second + 3 > 8)
+    expected = tokenizer(texts, pairs, truncation=True, max_length=8)
+    for key in ("input_ids", "token_type_ids", "attention_mask"):
+        assert inputs[key] == expected[key]
+
+
+def write(folder: Path, train: list[Any], validation: list[Any], **config: Any) -> DataConfig:
+    for name, labels in (("train", train), ("validation", validation)):
+        write_rows(folder / f"{name}.jsonl", [{"text": "red", "label": n} for n in labels])
+    return DataConfig(path=str(folder), max_length=8, **config)
+
+
+def test_the_number_of_classes_follows_from_training(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def classes(train: list[int], validation: list[int]) -> int | None:
+        config = write(tmp_path, train, validation)
+        return load_data(SEQUENCE_CLASSIFICATION, config, tokenizer).num_labels
+
+    assert classes([0, 1, 2], [1]) == 3
+    assert classes([0, 0, 0], [1]) == 2
+    with pytest.raises(DataError, match=r"\[0, 1\], but 1 of 1 rows of the validation split"):
+        classes([0, 1], [2])
+
+
+def test_a_number_needs_one_output(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = load_data(REGRESSION, write(tmp_path, [0.5, -3], [7]), tokenizer)
+    assert data.num_labels == 1
+    assert data.train["labels"] == [0.5, -3.0]
+
+
+def test_any_number_of_classes_becomes_a_zero_or_one_for_each(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = write(tmp_path, [[0, 2], [], [1]], [[2]])
+    data = load_data(MULTI_LABEL, config, tokenizer)
+    assert data.num_labels == 3
+    assert data.train["labels"] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert data.validation["labels"] == [[0, 0, 1]]
+    assert load_data(MULTI_LABEL, write(tmp_path, [[0]], [[]]), tokenizer).num_labels == 2
+    config = write(tmp_path, [[0]], [[3]], num_labels=4)
+    assert load_data(MULTI_LABEL, config, tokenizer).validation["labels"] == [[0, 0, 0, 1]]
+    with pytest.raises(
+        DataError, match=r"\[0, 2\], but 1 of 2 .* validation .*: \[0, 3\] in row 1"
+    ):
+        load_data(MULTI_LABEL, write(tmp_path, [[0, 2], [], [1]], [[], [0, 3]]), tokenizer)
+
+
+def test_rows_that_were_cut_are_counted_by_split_and_told_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = write(tmp_path, [0, 1, 1], [1])
+    write_rows(tmp_path / "train.jsonl", [{"text": "red " * n, "label": 0} for n in (6, 7, 20)])
+    with caplog.at_level(logging.INFO, logger="dynlora"):
+        data = load_data(SEQUENCE_CLASSIFICATION, config, tokenizer)
+    assert data.cut == {"train": 2, "validation": 0}
+    (told,) = caplog.messages
+    assert "2 of 3 training and 0 of 1 validation inputs are longer than data.max_length=8" in told

@@ -7,7 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
@@ -15,7 +18,8 @@ from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
-from tests.jobs import save_model, save_tokenizer
+from dynlora.train.tasks.token_classification import tokenize_words
+from tests.jobs import WORDS, save_model, save_tokenizer
 
 CONFIG = DataConfig(name="d", max_length=8)
 
@@ -110,3 +114,44 @@ def test_each_word_gets_the_likeliest_class_of_its_first_token(
         {"prediction": [None, *[number("cat")] * 6, None, None, None]},
         {"prediction": [number("new")]},
     ]
+
+
+def test_each_word_knows_where_its_first_token_is(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = [["red", "big-old", "cat"], ["dog"], ["red", "", "cat"]]
+    columns, starts, cut = tokenize_words(words, tokenizer, 8)
+    # [CLS] red big - old cat [SEP]
+    assert starts == [[1, 2, 5], [1], [1, None, 2]]
+    assert cut == 0
+    assert columns["input_ids"][0] == tokenizer("red big - old cat")["input_ids"]
+    assert [len(ids) for ids in columns["input_ids"]] == [7, 3, 4]
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_words_that_were_cut_off_have_no_place(
+    tokenizer: PreTrainedTokenizerBase, count: int
+) -> None:
+    words = list(WORDS[:count])
+    columns, starts, cut = tokenize_words([["red"], words], tokenizer, 8)
+    assert cut == (count + 2 > 8)
+    kept = min(count, 6)
+    assert starts == [[1], [*range(1, kept + 1), *[None] * (count - kept)]]
+    assert columns["input_ids"][1] == tokenizer(" ".join(WORDS[:kept]))["input_ids"]
+
+
+def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them() -> None:
+    vocabulary = {"[UNK]": 0, "red": 1, "Ġcat": 2, "cat": 3, "Ġred": 4}
+    plain = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+    columns, starts, _ = tokenize_words([["red", "cat", "red"]], tokenizer, 8)
+    assert columns["input_ids"] == [[1, 2, 4]]
+    assert starts == [[0, 1, 2]]
+
+
+def test_a_token_that_spans_words_belongs_to_the_first() -> None:
+    plain = Tokenizer(WordLevel({"[UNK]": 0, "new york": 1, "is": 2}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Split(Regex("new york|is"), "removed", invert=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+    columns, starts, _ = tokenize_words([["is", "new", "york", "is"]], tokenizer, 8)
+    assert columns["input_ids"] == [[2, 1, 2]]
+    assert starts == [[0, 1, None, 2]]

@@ -30,14 +30,6 @@ def test_a_folder_holds_one_file_a_split(tmp_path: Path, ending: str) -> None:
     assert validation.source == str(tmp_path / f"validation{ending}")
 
 
-def test_splits_can_have_other_names_and_other_endings(tmp_path: Path) -> None:
-    write_rows(tmp_path / "fit.csv", ROWS)
-    write_rows(tmp_path / "dev.parquet", ROWS[:3])
-    config = DataConfig(path=str(tmp_path), train_split="fit", validation_split="dev")
-    train, validation = load_splits(config)
-    assert (train.table.num_rows, validation.table.num_rows) == (20, 3)
-
-
 def test_two_files_of_the_same_split_are_refused(tmp_path: Path) -> None:
     for name in ("train.csv", "train.jsonl", "validation.csv"):
         write_rows(tmp_path / name, ROWS)
@@ -50,6 +42,7 @@ def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path: Path)
     config = DataConfig(path=str(path), validation_fraction=0.3)
     train, validation = load_splits(config)
     assert (train.table.num_rows, validation.table.num_rows) == (14, 6)
+    assert column(validation) == [f"number {row}" for row in validation.rows]
     assert set(column(train)) | set(column(validation)) == {row["text"] for row in ROWS}
     assert set(column(train)) & set(column(validation)) == set()
     again = load_splits(config)
@@ -68,12 +61,6 @@ def test_rows_held_out_of_train_are_the_same_whatever_else_is_asked_for(tmp_path
     assert small.table.num_rows == 5
     assert set(small.rows) < set(train.rows)
     assert column(validation) == [f"number {row}" for row in validation.rows]
-
-
-def test_rows_are_held_out_of_a_single_file_by_number_if_that_is_given(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "all.jsonl", ROWS)
-    config = DataConfig(path=str(path), validation_fraction=0.5, validation_rows_from_train=3)
-    assert [split.table.num_rows for split in load_splits(config)] == [17, 3]
 
 
 def test_some_rows_must_be_left_to_train_on(tmp_path: Path) -> None:
@@ -97,22 +84,16 @@ def test_a_run_that_held_rows_out_is_asked_about_them_and_about_the_whole_of_oth
     assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(4)]
 
 
-def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train() -> None:
-    whole = DataConfig(embedded="stdlib")
+def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynlora.train.data.splits.stdlib_pairs", lambda: (ROWS, ROWS[:5]))
     config = DataConfig(embedded="stdlib", validation_rows_from_train=6)
-    held_out = find_rows(config, None, None, None)
-    assert held_out.table.num_rows == 6
-    official = find_rows(config, "validation", None, None)
-    assert official.table == find_rows(whole, "validation", None, None).table
-    assert find_rows(config, "train", None, None).table.num_rows + 6 == (
-        find_rows(whole, "train", None, None).table.num_rows
-    )
-
-
-def test_each_row_knows_where_it_stood_in_its_file(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "all.jsonl", ROWS)
-    for split in load_splits(DataConfig(path=str(path), max_train_rows=5, max_validation_rows=1)):
-        assert column(split) == [f"number {row}" for row in split.rows]
+    assert find_rows(config, None, None, None).table.num_rows == 6
+    assert find_rows(config, "train", None, None).table.num_rows == 14
+    assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(5)]
+    train, validation = load_splits(DataConfig(embedded="stdlib", max_train_rows=4))
+    assert (train.table.num_rows, validation.table.num_rows) == (4, 5)
 
 
 def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path: Path) -> None:
@@ -136,18 +117,8 @@ def test_texts_of_a_csv_file_stay_texts_even_if_they_look_like_numbers(tmp_path:
     assert column(train, "label") == [1, 0, 1]
 
 
-def test_the_embedded_data_set_becomes_two_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [{"sentence": "a", "signature": "f()", "label": n % 2, "module": "m"} for n in range(9)]
-    monkeypatch.setattr("dynlora.train.data.splits.stdlib_pairs", lambda: (pairs, pairs[:5]))
-    config = DataConfig(embedded="stdlib", max_train_rows=4)
-    train, validation = load_splits(config)
-    assert train.table.column_names == ["sentence", "signature", "label", "module"]
-    assert (train.table.num_rows, validation.table.num_rows) == (4, 5)
-
-
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_a_file_of_one_row_holds_out_none(tmp_path: Path, ending: str) -> None:
-    path = write_rows(tmp_path / f"all{ending}", ROWS[:1])
+def test_a_file_of_one_row_holds_out_none(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "all.csv", ROWS[:1])
     train, validation = load_splits(DataConfig(path=str(path)))
     assert column(train) == ["number 0"]
     assert column(validation) == []

@@ -35,7 +35,6 @@ def test_whole_numbers_of_any_type_are_classes() -> None:
         ([-1, -1], None, r"\[0, 1\], but 2 of 2 .*: -1 in row 0, -1 in row 1\."),
         ([1, 9], None, r"\[0, 1\], but 1 of 2 .*: 9 in row 1\. Renumber the classes, or set"),
         ([0, None], 2, r"whole number in every row, but 1 of 2 .*: None in row 1\."),
-        ([0.0, float("nan")], 2, r"whole number .*: nan in row 1\."),
         (["a", "b"], None, r"whole number .*: 'a' in row 0, 'b' in row 1\."),
     ],
 )
@@ -48,13 +47,11 @@ def test_other_classes_are_shown_with_their_rows(
 
 def test_numbers_may_be_of_any_type_and_sign() -> None:
     assert read_numbers(split(label=[1, -2, 0]), "label") == [1.0, -2.0, 0.0]
-    assert read_numbers(split(label=[0.25, 1e9]), "label") == [0.25, 1e9]
 
 
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ([0.5, None], r"finite number in every row, but 1 of 2 .*: None in row 1\."),
         ([float("nan"), 1.0], r"but 1 of 2 .*: nan in row 0\."),
         ([float("inf"), float("-inf")], r"but 2 of 2 .*: inf in row 0, -inf in row 1\."),
         ([1e300, 3e38], r"within float32, a finite .* but 1 of 2 .*: 1e\+300 in row 0\."),
@@ -76,7 +73,6 @@ def test_lists_of_classes_may_be_empty_and_of_any_whole_type() -> None:
     ("labels", "num_labels", "told"),
     [
         ([[0], None], 2, r"list of whole numbers in every row, but 1 of 2 .*: None in row 1\."),
-        ([[0], [None]], 2, r"list of whole numbers .* 1 of 2 .*: \[None\] in row 1\."),
         ([[0.5], [1.0]], 2, r"list of whole numbers .* 1 of 2 .*: \[0\.5\] in row 0\."),
         ([0, 1], 2, r"list of whole numbers .* 2 of 2 .*: 0 in row 0, 1 in row 1\."),
         ([[0], [1, 2]], 2, r"lists of classes in \[0, 1\], but 1 of 2 .*: \[1, 2\] in row 1\."),
@@ -95,8 +91,6 @@ def test_other_lists_of_classes_are_shown_with_their_rows(
     ("read", "values", "told"),
     [
         (read_texts, ["a", None], r"a text in every row, but 1 of 2 .*: None in row 1\."),
-        (read_texts, [1, 2], r"a text in every row, but 2 of 2 .*: 1 in row 0, 2 in row 1\."),
-        (read_words, [["a"], None], r"list of words in every row, but 1 of 2 .*: None in row 1"),
         (read_words, [["a"], []], r"list of words .* 1 of 2 .*: \[\] in row 1\."),
         (read_words, [["a", None]], r"list of words .* 1 of 1 .*: \['a', None\] in row 0\."),
         (read_words, ["a b"], r"list of words .* 1 of 1 .*: 'a b' in row 0\. .*into words"),

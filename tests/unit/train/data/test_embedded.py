@@ -27,11 +27,9 @@ def write_library(folder: Path, modules: int, functions: int) -> None:
 @pytest.mark.parametrize(
     ("docstring", "sentence"),
     [
-        ("Return it.", "Return it."),
         ("Return it. Then stop.", "Return it."),
         ("Return it, e.g. here. Then stop.", "Return it, e.g. here."),
         ("Return\n    it\n    now.\n\nMore.", "Return it now."),
-        ("\n  No full stop\n\nMore", "No full stop"),
         ("Is it? `x` is.", "Is it?"),
         ("", ""),
     ],

@@ -1,6 +1,5 @@
 """The four methods, from the base model to what the Trainer gets."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from dynlora.train.config import (
 )
 from dynlora.train.methods.adalora import orthogonality_penalty, unmasked_parameters
 from dynlora.train.methods.adapter import lora_parameters
-from dynlora.train.methods.prepare import METHODS, prepare
+from dynlora.train.methods.prepare import prepare
 
 COST = 4 * 32 + 2 * 48 + 32  # a block's four 16x16 and two 16x32 layers, and the pooler
 
@@ -43,10 +42,6 @@ def job(method: str = "dynamic", **sections: Any) -> JobConfig:
     )
 
 
-def test_there_are_four_methods() -> None:
-    assert list(METHODS) == ["dynamic", "lora", "adalora", "full"]
-
-
 @pytest.mark.parametrize("method", ["dynamic", "lora"])
 def test_lora_and_dynamic_begin_with_the_same_adapter_and_budget(method: str) -> None:
     torch.manual_seed(1)
@@ -57,14 +52,6 @@ def test_lora_and_dynamic_begin_with_the_same_adapter_and_budget(method: str) ->
     mine, theirs = plain.model.state_dict(), other.model.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_the_classifier_is_trained_beside_the_adapter_and_not_adapted() -> None:
-    model = prepare(base(), job("lora"), 100).model
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert any("classifier" in name for name in trained)
-    assert not any("classifier" in name and "lora" in name for name in trained)
-    assert not any("base_layer" in name for name in trained)
 
 
 def test_full_training_trains_and_counts_every_parameter() -> None:
@@ -90,12 +77,6 @@ def test_adaloras_settings_follow_from_the_targets_rank_and_the_steps() -> None:
     cost = COST + 7  # and a value of lora_E in each of the 7 layers
     assert (prepared.start_parameters, prepared.budget) == (3 * cost, 2 * cost)
     assert prepared.peak_parameters() == 3 * cost
-
-
-@pytest.mark.parametrize(("r", "init_r"), [(1, 2), (8, 12), (9, 13)])
-def test_adalora_starts_at_one_and_a_half_times_its_target(r: int, init_r: int) -> None:
-    config = job("adalora", lora=LoraSettings(r=r))
-    assert prepare(base(), config, 100).model.peft_config["default"].init_r == init_r
 
 
 def test_adalora_needs_a_step_in_which_ranks_fall() -> None:
@@ -154,7 +135,6 @@ def test_lora_on_an_embedding_is_counted_too() -> None:
     ("targets", "told"),
     [
         (("kye",), "'kye', which matches none .* nearest valid name is 'key'"),
-        (("query", "xyzzy"), "'xyzzy', which matches none"),
         (("LayerNorm",), r"got \[LayerNorm\] on a BertForSequenceClassification"),
         (("classifier",), r"got \[classifier\]"),
     ],
@@ -181,11 +161,6 @@ def test_a_module_to_save_may_be_named_by_its_end_as_in_peft() -> None:
     assert any("pooler.modules_to_save" in name for name in saved)
 
 
-def test_a_target_may_be_the_end_of_a_path() -> None:
-    config = job(lora=LoraSettings(r=2, target_modules=("attention.output.dense",)))
-    assert prepare(base(), config, 100).budget == 2 * 32
-
-
 def test_a_model_without_linear_layers_is_told_its_module_types() -> None:
     class Bare(torch.nn.Module):
         base_model_prefix = "mixer"
@@ -205,15 +180,3 @@ def test_what_cannot_move_is_found_before_training() -> None:
 
     with pytest.raises(BudgetError, match=r"takes? .*\[768, "):
         prepare(base(), job(dynamic=DynamicLoraConfig(min_rank=3)), 100)
-
-
-@pytest.mark.parametrize("method", ["dynamic", "lora"])
-def test_embeddings_can_be_adapted_too(method: str) -> None:
-    targets = LoraSettings(r=2, target_modules=("query", "word_embeddings"))
-    assert prepare(base(), job(method, lora=targets), 100).budget == 2 * (32 + 36)
-
-
-def test_the_base_model_of_a_resumed_job_is_prepared_in_the_same_way(tmp_path: Path) -> None:
-    prepared = prepare(base(), job(), 100, tmp_path)
-    assert prepared.dynamic is not None
-    assert prepared.callbacks == (prepared.dynamic,)

@@ -1,24 +1,27 @@
-"""Adapters that take a part of the base model's weights, and how they give it back."""
+"""Adapters that begin with part of the base model's weights, or with directions of the data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils.data import SequentialSampler
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.methods.prepare import prepare
-from dynlora.train.methods.starts import write_difference
+from dynlora.train.methods.starts import begin_with_eva, write_difference
 from tests.models import bare_llama
+from tests.unit.train.methods.test_methods import base as bert
+from tests.unit.train.methods.test_methods import job as bert_job
 
 TOKENS = torch.tensor([[2, 5, 7, 3]])
 PEFT_REMARKS = pytest.mark.filterwarnings(
     "ignore:fan_in_fan_out is set to False", "ignore:Model has `tie_word_embeddings=True`"
 )
-STARTS = ("pissa", "pissa_niter_4", "olora")
 
 
 def job(**lora: Any) -> JobConfig:
@@ -33,8 +36,9 @@ def job(**lora: Any) -> JobConfig:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    ("start", "use_rslora"), [("pissa", True), ("pissa_niter_4", False), ("olora", False)]
+)
 def test_a_saved_difference_on_the_original_model_is_the_trained_model(
     tmp_path: Path, start: str, use_rslora: bool
 ) -> None:
@@ -76,7 +80,7 @@ def test_saving_changes_nothing_of_what_is_trained(tmp_path: Path) -> None:
     assert prepared.model.peft_config["default"].r == 2
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_pissa_takes_the_strongest_part_of_each_weight(start: str) -> None:
     config = job(init_lora_weights=start)
     layers = _targets(prepare(bare_llama(), config, 10).model)
@@ -136,3 +140,84 @@ def test_a_layer_that_cannot_give_a_part_away_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         prepare(base(), job(**lora), 10)
+
+
+ROWS = 24
+
+
+def trainer(rows: list[dict[str, torch.Tensor]], batch: int = 4) -> Any:
+    """Return what EVA looks at of a Trainer."""
+
+    def collate(chosen: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {key: torch.stack([row[key] for row in chosen]) for key in chosen[0]}
+
+    return SimpleNamespace(
+        train_dataset=rows,
+        args=SimpleNamespace(train_batch_size=batch),
+        sampler=SequentialSampler(rows),
+        data_collator=collate,
+    )
+
+
+def rows(*, padding: int = 0, count: int = ROWS) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for _ in range(count):
+        tokens = torch.randint(1, 20, (6,), generator=generator)
+        row = torch.cat([tokens, torch.zeros(padding, dtype=torch.long)])
+        mask = (torch.arange(6 + padding) < 6).long()
+        found.append({"input_ids": row, "attention_mask": mask, "labels": torch.tensor(0)})
+    return found
+
+
+def factors(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+
+
+def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs() -> None:
+    model = prepare(bert(), bert_job("lora"), 100).model
+    seen: list[torch.Tensor] = []
+    query = model.get_base_model().bert.encoder.layer[0].attention.self.query
+    given = rows()
+    begin_with_eva(trainer(given, batch=ROWS), model)
+    query.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+    batch = trainer(given).data_collator(given)
+    model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    inputs = seen[0].flatten(0, 1)
+    directions = torch.linalg.svd(inputs - inputs.mean(0), full_matrices=False)[2][:2]
+    found = query.lora_A["default"].weight.detach()
+    torch.testing.assert_close((found @ directions.T).abs(), torch.eye(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(found @ found.T, torch.eye(2), atol=1e-5, rtol=0)
+
+
+def test_only_lora_a_changes_and_no_random_number_is_drawn() -> None:
+    model = prepare(bert(), bert_job("lora"), 100).model
+    before, state = factors(model), torch.random.get_rng_state()
+    held = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+    model.train()
+    begin_with_eva(trainer(rows()), model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training
+    assert {n: (id(p), p.requires_grad) for n, p in model.named_parameters()} == held
+    for name, tensor in factors(model).items():
+        assert torch.equal(tensor, before[name]) == ("lora_B" in name), name
+        assert tensor.shape == before[name].shape
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_neither_labels_nor_padding_matter() -> None:
+    found = []
+    for padding, label in ((0, 0), (3, 1)):
+        model = prepare(bert(), bert_job("lora"), 100).model
+        given = [row | {"labels": torch.tensor(label)} for row in rows(padding=padding)]
+        begin_with_eva(trainer(given), model)
+        found.append({n: t for n, t in factors(model).items() if "lora_A" in n})
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-4, rtol=0)
+
+
+def test_inputs_that_never_fill_the_rank_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    model = prepare(bert(), bert_job("lora"), 100).model
+    with pytest.raises(ConfigError, match=r"lora.r=2 directions .* settle in 300 batches"):
+        begin_with_eva(trainer(rows(count=4), batch=1), model)  # one row a batch for the pooler
+    assert capsys.readouterr().out == "", "PEFT prints; the result of a verb stands there"

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dynlora.errors import ConfigError
-from dynlora.train.config import DataConfig, JobConfig, ModelConfig
+from dynlora.train.config import ModelConfig
 from dynlora.train.pretrained import load_model, locate
 from tests.gguf_files import save_gguf
 from tests.jobs import save_model
@@ -36,8 +36,7 @@ def linear_kinds(model: Any) -> dict[str, type]:
     return {name.rpartition(".")[2]: type(module) for name, module in model.named_modules()}
 
 
-@pytest.mark.parametrize("bits", ["nf4", "int8"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("bits", "dtype"), [("nf4", "float32"), ("int8", "bfloat16")])
 def test_linear_layers_are_quantized_and_the_head_is_not(
     folder: Path, bits: str, dtype: str
 ) -> None:
@@ -84,8 +83,8 @@ def test_gradients_reach_the_first_layer_after_an_evaluation(folder: Path, bits:
     assert float(first.grad.norm()) > 0
 
 
-@pytest.mark.parametrize("bits", ["nf4", "int8"])
-def test_a_gguf_file_is_restored_and_then_quantized(tmp_path: Path, bits: str) -> None:
+def test_a_gguf_file_is_restored_and_then_quantized(tmp_path: Path) -> None:
+    bits = "nf4"
     save_gguf(tmp_path / "m.gguf", llama(), TOKENS)
     llama().save_pretrained(tmp_path / "folder")
     model = load(tmp_path, gguf_file="m.gguf", quantization=bits)
@@ -114,31 +113,3 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
     with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
         load(tmp_path, quantization="nf4")
-
-
-@pytest.mark.parametrize(
-    ("held", "refused"),
-    [
-        (
-            {"quantization": "nf4"},
-            r"`model\.quantization` must be null with `method: full`, got nf4",
-        ),
-        (
-            {"dtype": "bfloat16"},
-            r"`model\.dtype` must be float32 with `method: full`, got bfloat16",
-        ),
-    ],
-)
-def test_weights_that_are_all_trained_are_held_in_full(held: dict[str, str], refused: str) -> None:
-    def job(method: str) -> JobConfig:
-        return JobConfig(
-            output="out",
-            method=method,
-            model=ModelConfig(name="m", **held),
-            data=DataConfig(name="d"),
-        )
-
-    with pytest.raises(ConfigError, match=refused):
-        job("full")
-    for method in ("lora", "dynamic", "adalora"):
-        assert job(method)

@@ -29,11 +29,6 @@ def test_accumulated_batches_of_different_sizes_add_up_to_the_mean_over_all() ->
     assert float(sum(parts)) == pytest.approx(sum(EACH) / 3)
 
 
-def test_half_precision_logits_are_widened() -> None:
-    loss = TaskLoss(summed_cross_entropy)(SimpleNamespace(logits=LOGITS.bfloat16()), LABELS)
-    assert loss.dtype == torch.float32
-
-
 def test_the_models_own_loss_is_never_read() -> None:
     outputs = SimpleNamespace(logits=LOGITS, loss=torch.tensor(99.0))
     assert float(TaskLoss(summed_cross_entropy)(outputs, LABELS)) == pytest.approx(sum(EACH) / 3)

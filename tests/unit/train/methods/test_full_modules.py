@@ -1,0 +1,252 @@
+"""Modules trained in full: found, trained and saved in float32, and read again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    CLIPConfig,
+    DistilBertConfig,
+    GPT2Config,
+    ResNetConfig,
+    RobertaConfig,
+)
+
+from dynlora.errors import ConfigError
+from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
+from dynlora.train.methods.adapter import add_adapter
+from dynlora.train.methods.full_modules import (
+    head_modules,
+    hold_in_float32,
+    linear_layers,
+    reload_in_float32,
+)
+from dynlora.train.methods.prepare import prepare
+from tests.jobs import save_model
+from tests.models import bare_llama
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 32, "max_position_embeddings": 16,
+}  # fmt: skip
+ROBERTA = RobertaConfig(**SMALL, pad_token_id=1)
+DISTIL = DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+BART = BartConfig(
+    vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+    decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=16,
+)  # fmt: skip
+VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLIP = CLIPConfig(
+    text_config=SMALL | {"projection_dim": 8},
+    vision_config=VISION | {"intermediate_size": 32, "image_size": 16, "patch_size": 8},
+)
+
+
+def build(name: str, config: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(transformers, name)(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "head", "linear"),
+    [
+        ("BertForSequenceClassification", BertConfig(**SMALL), ["classifier"], ["classifier"]),
+        (
+            "RobertaForSequenceClassification",
+            ROBERTA,
+            ["classifier"],
+            ["classifier.dense", "classifier.out_proj"],
+        ),
+        (
+            "DistilBertForSequenceClassification",
+            DISTIL,
+            ["pre_classifier", "classifier"],
+            ["pre_classifier", "classifier"],
+        ),
+        (
+            "BartForSequenceClassification",
+            BART,
+            ["classification_head"],
+            ["classification_head.dense", "classification_head.out_proj"],
+        ),
+        (
+            "GPT2ForTokenClassification",
+            GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16),
+            ["classifier"],
+            ["classifier"],
+        ),
+        ("CLIPForImageClassification", CLIP, ["classifier"], ["classifier"]),
+        (
+            "ResNetForImageClassification",
+            ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"),
+            ["classifier"],
+            ["classifier.1"],
+        ),
+    ],
+)
+def test_the_head_is_what_stands_beside_the_pretrained_part(
+    name: str, config: Any, head: list[str], linear: list[str]
+) -> None:
+    model = build(name, config)
+    assert head_modules(model) == head
+    assert linear_layers(model, head) == linear
+
+
+def test_a_model_without_a_head_is_refused_by_its_modules() -> None:
+    with pytest.raises(ConfigError, match="got a BertModel made of embeddings, encoder, pooler"):
+        head_modules(build("BertModel", BertConfig(**SMALL)))
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "name", "config"),
+    [
+        ("lora", "sequence_classification", "RobertaForSequenceClassification", ROBERTA),
+        ("adalora", "sequence_classification", "DistilBertForSequenceClassification", DISTIL),
+        ("dynamic", "regression", "BartForSequenceClassification", BART),
+    ],
+)
+def test_every_weight_of_the_head_is_trained_whole_and_none_is_adapted(
+    method: Any, task: Any, name: str, config: Any
+) -> None:
+    base = build(name, config)
+    heads = head_modules(base)
+    sizes = {n: p.numel() for n, p in base.named_parameters() if n.partition(".")[0] in heads}
+    job = JobConfig(
+        output="out",
+        task=task,
+        method=method,
+        model=ModelConfig(name="m"),
+        data=DataConfig(name="d"),
+        lora=LoraSettings(r=2),
+    )
+    model = prepare(base, job, 100).model
+    named = dict(model.named_parameters())
+    inside = {
+        n: p.requires_grad
+        for n, p in named.items()
+        if n.split("base_model.model.")[1].partition(".")[0] in heads
+    }
+    assert not any("lora_" in n for n in inside)
+    trained = [named[n].numel() for n, trains in inside.items() if trains]
+    assert sorted(trained) == sorted(sizes.values())
+    assert any("lora_" in n for n in named)
+
+
+TOKENS = torch.tensor([[2, 5, 7, 3]])
+CASES = {
+    "head": (AutoModelForSequenceClassification, {"modules_to_save": ["classifier"]}),
+    "inside": (
+        AutoModelForSequenceClassification,
+        {"modules_to_save": ["classifier", "bert.pooler", "word_embeddings", "LayerNorm"]},
+    ),
+    "output layer": (AutoModelForCausalLM, {"modules_to_save": ["lm_head", "norm"]}),
+}
+
+
+def base_of(form: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    if not (folder / "config.json").is_file():
+        if form is AutoModelForCausalLM:
+            bare_llama().save_pretrained(folder)
+        else:
+            save_model(folder)
+    return form.from_pretrained(folder, dtype=dtype)
+
+
+def adapted(base: Any, lora: dict[str, Any]) -> Any:
+    targets = ["query"] if hasattr(base, "bert") else ["q_proj"]
+    return get_peft_model(base, LoraConfig(r=2, target_modules=targets, **lora))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_trained_is_float32_and_takes_small_steps(tmp_path: Path, case: str) -> None:
+    form, lora = CASES[case]
+    model = adapted(base_of(form, tmp_path), lora)
+    assert hold_in_float32(model) is True
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+    whole = {name: p for name, p in trained.items() if "modules_to_save" in name}
+    before = {name: p.detach().clone() for name, p in whole.items()}
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-6)
+    logits = model(input_ids=TOKENS).logits
+    assert logits.dtype == torch.float32
+    logits.square().sum().backward()
+    optimizer.step()
+    for name, parameter in whole.items():
+        assert float(parameter.grad.norm()) > 0, name
+        step = before[name] - 1e-6 * parameter.grad
+        assert torch.equal(parameter.detach(), step), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_trained_is_read_exactly(tmp_path: Path, case: str) -> None:
+    form, lora = CASES[case]
+    model = adapted(base_of(form, tmp_path / "base"), lora)
+    hold_in_float32(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) / 10)
+    model.save_pretrained(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    again = PeftModel.from_pretrained(base_of(form, tmp_path / "base"), tmp_path / "adapter")
+    reload_in_float32(again, tmp_path / "adapter")
+    expected = model.eval()(input_ids=TOKENS).logits
+    assert torch.equal(again.eval()(input_ids=TOKENS).logits, expected)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+@torch.no_grad()
+def test_a_model_in_float32_is_left_as_it_is(tmp_path: Path) -> None:
+    form, lora = CASES["inside"]
+    model = adapted(base_of(form, tmp_path, torch.float32), lora)
+    assert hold_in_float32(model) is False
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def with_adapter(**lora: Any) -> Any:
+    job = JobConfig(
+        output="o",
+        method="lora",
+        task="causal_lm",
+        model=ModelConfig(name="m"),
+        data=DataConfig(name="d"),
+        lora=LoraSettings(r=2, **lora),
+    )
+    base = bare_llama()
+    base.name_or_path = "someone/model"  # of which nothing is here: PEFT would look on the hub
+    return add_adapter(base, job)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("lora", "embedding"),
+    [
+        ({"target_modules": ("embed_tokens", "q_proj")}, ["lora_embedding_A", "lora_embedding_B"]),
+        ({"target_modules": ("q_proj",), "modules_to_save": ("embed_tokens",)}, ["weight"]),
+        ({"target_modules": ("q_proj",)}, []),
+    ],
+)
+def test_the_embedding_is_saved_as_it_was_trained_and_no_remark_is_made(
+    tmp_path: Path, lora: dict[str, Any], embedding: list[str]
+) -> None:
+    model = with_adapter(**lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) / 10)
+    model.save_pretrained(tmp_path, state_dict=None, is_main_process=True)  # as the Trainer does
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    found = sorted(name.rpartition("embed_tokens.")[2] for name in names if "embed_tokens" in name)
+    assert found == embedding
+    again = PeftModel.from_pretrained(bare_llama(), tmp_path).eval()
+    assert torch.equal(again(TOKENS).logits, model.eval()(TOKENS).logits)
