@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import torch
+from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base
 
-from dynlora.adapter_files.activations import Seen, observe_texts
+from dynlora.adapter_files.activations import batch_texts, observe_texts, read_texts
 from dynlora.adapter_files.adapter import SavedAdapter, read_adapter, write_adapter
-from dynlora.adapter_files.base import BaseSource, attach, load_base
 from dynlora.adapter_files.compress import cut_to, measure, plan_cut
-from dynlora.adapter_files.spectrum import Components, find_components
-from dynlora.adapter_files.texts import batch_texts, read_texts
+from dynlora.adapter_files.spectrum import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks, plan_ranks
 from dynlora.allocator import allocate_shares
 

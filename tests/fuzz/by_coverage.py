@@ -24,7 +24,7 @@ import atheris
 with atheris.instrument_imports(include=["dynlora", "yaml", "json"]):
     from benchmarks.harness.study import read_study
     from dynlora.adapter_files.adapter import read_adapter
-    from dynlora.adapter_files.patterns import match_names
+    from dynlora.adapter_files.names import match_names
     from dynlora.cli.job_parser import check_keys, parse_job
     from dynlora.errors import DynamicLoraError
     from dynlora.files.plain_values import parse_json, parse_yaml

@@ -79,7 +79,7 @@ def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
         path: The file.
         readers: By column, the function of `train.columns` that reads it.
     """
-    from dynlora.adapter_files.texts import read_texts
+    from dynlora.adapter_files.activations import read_texts
     from dynlora.train.config import DataConfig
     from dynlora.train.data import columns
     from dynlora.train.data.splits import RawSplit, load_splits

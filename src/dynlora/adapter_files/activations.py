@@ -1,4 +1,4 @@
-"""Run texts through an adapted model and collect second moments per layer.
+"""Run texts through an adapted model and collect second moments per LoRA layer.
 
 Only the r x r moment of ``A x`` and the output norm are accumulated, in float64, so memory does
 not depend on the number of tokens.
@@ -6,54 +6,119 @@ not depend on the number of tokens.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.errors import AdapterError
+from dynlora.adapter_files.adapter_base import BaseSource
+from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.spectrum import Seen
+from dynlora.errors import AdapterError, DataError
+from dynlora.files.tables import TABLES, column_values, read_table, shown_names
+
+MAX_LENGTH = 512
+"""Maximum number of tokens per text."""
+BATCH = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
-    """Statistics of one layer's inputs and outputs."""
+def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[str]]:
+    """Read columns of texts, from at most `rows` rows spread evenly over the file.
 
-    gram: Float[Tensor, "r r"]
-    """Mean over tokens of ``(A x)(A x)^T``; float64."""
-    output_power: float
-    """Mean squared norm of the layer's output, base and adapter together."""
-    tokens: int
-    """Number of tokens; for a convolution, of positions."""
+    Args:
+        path: A Parquet, CSV or JSON Lines file.
+        columns: One or two column names, by command-line option.
+        rows: At least 1.
+
+    Returns:
+        A list of texts per column.
+
+    Raises:
+        DataError: If the file is unreadable or has no rows, or a column is missing or not of texts.
+    """
+    if path.suffix not in TABLES:
+        raise DataError(f"`--data` must end in {', '.join(TABLES)}, but got {path}. Convert it.")
+    if not path.is_file():
+        raise DataError(f"`--data` must be an existing file, but got {path}.")
+    table = read_table(path, [*columns.values()], TABLES)
+    if not table.num_rows:
+        raise DataError(f"`--data` must have at least 1 row, but got 0 in {path}.")
+    step = max(1, table.num_rows / rows)
+    picked = sorted({int(row * step) for row in range(min(rows, table.num_rows))})
+    found: list[list[str]] = []
+    for option, column in columns.items():
+        if table.column_names.count(column) != 1:
+            raise DataError(
+                f"`{option}` must be the name of one column of {path}, but got {column!r}; its "
+                f"columns are {shown_names(table.column_names)}."
+            )
+        found.append(column_values(table.select([column]).take(picked), column, str(path)))
+        for row, value in zip(picked, found[-1], strict=True):
+            if type(value) is not str:
+                raise DataError(
+                    f"column {column!r} of {path} must contain texts, but got {value!r} in row "
+                    f"{row}. Correct or remove the row."
+                )
+    return found
 
 
-class _Watch:
-    """Sums over all inputs and outputs of one layer."""
+def check_reads_texts(base: Any, source: BaseSource) -> None:
+    """Check that a base model reads texts.
 
-    def __init__(self, rank: int) -> None:
-        self.gram = torch.zeros(rank, rank, dtype=torch.float64)
-        self.inner_count = 0
-        self.power = 0.0
-        self.output_count = 0
-
-    def add_inner(self, inner: Float[Tensor, "n r"]) -> None:
-        wide = inner.double()
-        self.gram += (wide.T @ wide).cpu()
-        self.inner_count += len(inner)
-
-    def add_output(self, output: Float[Tensor, "n out"]) -> None:
-        self.power += float(output.double().square().sum())
-        self.output_count += len(output)
-
-    def seen(self) -> Seen:
-        return Seen(
-            gram=self.gram / max(self.inner_count, 1),
-            output_power=self.power / max(self.output_count, 1),
-            tokens=self.inner_count,
+    Raises:
+        AdapterError: If it reads images or audio.
+    """
+    read = base.main_input_name
+    if read != "input_ids":
+        raise AdapterError(
+            f"the base model must read texts to use `--data`, but got {source.path}, a "
+            f"{type(base).__name__}, which reads {read}"
+            f"{' of images' if read == 'pixel_values' else ''}. Leave out `--data`."
         )
+
+
+def batch_texts(
+    columns: Sequence[Sequence[str]], source: BaseSource, limit: int | None
+) -> list[dict[str, Tensor]]:
+    """Tokenize texts into batches of arguments for a model's `forward`.
+
+    Args:
+        columns: Texts, and the second texts of pairs, if any.
+        source: The base model, whose tokenizer is used.
+        limit: Maximum number of positions of the model; None if unlimited.
+
+    Raises:
+        DataError: If the tokenizer cannot be loaded or cannot pad, or the texts have no tokens.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"the tokenizer of {source.path} could not be loaded: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise DataError(f"the tokenizer of {source.path} must have a padding token, but got none.")
+    longest = min(MAX_LENGTH, limit or MAX_LENGTH, tokenizer.model_max_length)
+    batches = []
+    for start in range(0, len(columns[0]), BATCH):
+        texts = [list(column[start : start + BATCH]) for column in columns]
+        encoded = tokenizer(
+            *texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+        )
+        if encoded["input_ids"].shape[1]:  # empty texts may have no tokens
+            batches.append(dict(encoded))
+    if not batches:
+        raise DataError(
+            f"`--data` must have texts with at least one token, but got {len(columns[0])} rows "
+            "without any. Name another column with `--text`."
+        )
+    return batches
 
 
 @torch.no_grad()
@@ -71,47 +136,68 @@ def observe_texts(
         AdapterError: If a layer received no input, or non-finite input.
     """
     mask: list[Tensor] = []
-    convolutions = {layer.name for layer in adapter.layers if layer.lora_A.dim() > 2}
-    watches = {layer.name: _Watch(layer.r) for layer in adapter.layers}
+    sums = {layer.name: _Sums(layer.r) for layer in adapter.layers}
     with ExitStack() as stack:
-        for name, watch in watches.items():
-            module = model.base_model.model.get_submodule(name)
-            rows = partial(_rows, masks=mask, channels_second=name in convolutions)
-            stack.enter_context(_watched(module, watch, rows))
+        for layer in adapter.layers:
+            module = model.base_model.model.get_submodule(layer.name)
+            rows = partial(_rows, masks=mask, channels_second=layer.lora_A.dim() > 2)
+            stack.enter_context(_watched(module, sums[layer.name], rows))
         for batch in batches:
             mask[:] = [batch["attention_mask"].bool()] if "attention_mask" in batch else []
-            model(**batch, **_said(model, batch))
-    for name, watch in watches.items():
-        if not watch.inner_count or not torch.isfinite(watch.gram).all():
+            more = {}
+            if model.config.is_encoder_decoder:  # the decoder reads the same text, shifted
+                shift = model.get_base_model().prepare_decoder_input_ids_from_labels
+                more = {"decoder_input_ids": shift(batch["input_ids"])}
+            model(**batch, **more)
+    for name, found in sums.items():
+        if not found.tokens or not torch.isfinite(found.gram).all():
             raise AdapterError(
-                f"every layer must see finite input from the texts, got {watch.inner_count} tokens "
-                f"in layer {name!r}, some of them perhaps not finite: check `--data` and `--model`."
+                f"every layer must receive finite input from the texts, but got {found.tokens} "
+                f"tokens in layer {name!r}, perhaps not all finite. Check `--data` and `--model`."
             )
-    return {name: watch.seen() for name, watch in watches.items()}
+    return {
+        name: Seen(
+            gram=found.gram / found.tokens,
+            output_power=found.power / max(found.outputs, 1),
+            tokens=found.tokens,
+        )
+        for name, found in sums.items()
+    }
 
 
-def _said(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the decoder input of an encoder-decoder: the encoder's text, shifted as a label."""
-    if not model.config.is_encoder_decoder:
-        return {}
-    shifted = model.get_base_model().prepare_decoder_input_ids_from_labels(batch["input_ids"])
-    return {"decoder_input_ids": shifted}
+class _Sums:
+    """Sums over all inputs and outputs of one layer."""
+
+    def __init__(self, rank: int) -> None:
+        self.gram = torch.zeros(rank, rank, dtype=torch.float64)
+        self.tokens = 0
+        self.power = 0.0
+        self.outputs = 0
+
+    def add_inner(self, inner: Float[Tensor, "n r"]) -> None:
+        wide = inner.double()
+        self.gram += (wide.T @ wide).cpu()
+        self.tokens += len(inner)
+
+    def add_output(self, output: Float[Tensor, "n out"]) -> None:
+        self.power += float(output.double().square().sum())
+        self.outputs += len(output)
 
 
 @contextmanager
-def _watched(module: Any, watch: _Watch, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Collect statistics of one PEFT LoRA layer; `rows` returns one row per token of a tensor."""
+def _watched(module: Any, sums: _Sums, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Collect sums of one PEFT LoRA layer; `rows` returns one row per token of a tensor."""
     (adapter,) = module.active_adapters
 
     def on_inner(_: nn.Module, __: Any, output: Tensor) -> None:
-        watch.add_inner(rows(output))
+        sums.add_inner(rows(output))
 
     def on_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        watch.add_output(rows(output))
+        sums.add_output(rows(output))
         if adapter in module.lora_embedding_A:  # a parameter, so there is no module to hook
             columns = module.lora_embedding_A[adapter].T[inputs[0]]
             scale = module._get_embed_scale()  # scales base and adapter, as in Gemma
-            watch.add_inner(rows(columns if scale is None else columns * scale))
+            sums.add_inner(rows(columns if scale is None else columns * scale))
 
     handles = [module.register_forward_hook(on_output)]
     if adapter in module.lora_A:

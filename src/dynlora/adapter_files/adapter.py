@@ -1,13 +1,15 @@
-"""Read a PEFT LoRA adapter from its folder, and write one to a new folder.
+"""The folder of a PEFT LoRA adapter: read and check one, or write one to a new folder.
 
-Adapters may come from untrusted sources: weights are read only from safetensors, because loading
-a pickle can run code, and every tensor is checked.
+Adapters may come from untrusted sources: weights are read only from safetensors, because loading a
+pickle can run code, and every tensor is checked.
 """
 
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynlora.adapter_files.checks import check_config, check_factors, check_finite
-from dynlora.adapter_files.folder import copy_companions, new_folder
 from dynlora.adapter_files.layer import SavedLayer
-from dynlora.adapter_files.names import check_names, natural_key
-from dynlora.adapter_files.patterns import match_names
+from dynlora.adapter_files.names import check_names, match_names, natural_key
 from dynlora.adapters.patterns import name_patterns, whole
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
+from dynlora.files.whole import whole_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -33,8 +34,19 @@ MAX_CONFIG_BYTES = 16 * 2**20
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
 """Names of the tensors of a plain LoRA layer: `lora_A`, `lora_B` or the bias of `lora_B`."""
-PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
-"""Configuration fields with values by pattern, and the field with the default."""
+COMPANIONS = (
+    "README.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files to copy with an adapter's weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +72,28 @@ class SavedAdapter:
         """Parameters of the LoRA layers."""
         return sum(layer.parameters for layer in self.layers)
 
-    def with_layers(self, layers: list[SavedLayer]) -> "SavedAdapter":
+    def with_layers(self, layers: Sequence[SavedLayer]) -> "SavedAdapter":
         """Return the adapter with other layers and a configuration that matches them."""
-        return replace(
-            self, layers=tuple(layers), config={**self.config, **_describe(tuple(layers))}
-        )
+        ranks = {layer.name: layer.r for layer in layers}
+        alphas = {layer.name: layer.lora_alpha for layer in layers}
+        r, alpha = _most_common([*ranks.values()]), _most_common([*alphas.values()])
+        changed = {
+            "r": int(r),
+            "lora_alpha": whole(alpha),
+            "rank_pattern": name_patterns(ranks, r),
+            "alpha_pattern": name_patterns(alphas, alpha),
+            "use_rslora": layers[0].use_rslora,
+            # Some initializations refuse some ranks; loading replaces the initial weights anyway.
+            "init_lora_weights": True,
+            "eva_config": None,
+        }
+        return replace(self, layers=tuple(layers), config={**self.config, **changed})
+
+
+def _most_common(values: Sequence[float]) -> float:
+    """Return the most common value; of several, the smallest, whatever their order."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
@@ -79,33 +108,93 @@ def read_adapter(folder: Path) -> SavedAdapter:
     tensors = _read_weights(folder)
     check_names(tensors, folder / WEIGHTS)
     check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
-    halves: dict[str, dict[str, str]] = {}
+    keys: dict[str, dict[str, str]] = {}
     for key in tensors:
         if found := FACTORS.fullmatch(key):
             name = found[1].removeprefix(PREFIX)
-            halves.setdefault(name, {})[found[2] or found[3] or found[4]] = key
-    names = sorted(halves, key=natural_key)
-    ranks, alphas = (
-        match_names(config.get(field) or {}, names, config[of_all], field=field, where=str(folder))
-        for field, of_all in PATTERNS.items()
-    )
-    layers = tuple(
-        _read_layer(name, halves[name], tensors, {**config, "r": r, "lora_alpha": alpha}, folder)
-        for name, r, alpha in zip(names, ranks.values(), alphas.values(), strict=True)
-    )
-    own = {key for keys in halves.values() for key in keys.values()}
+            keys.setdefault(name, {})[found[2] or found[3] or found[4]] = key
+    own = {key for factors in keys.values() for key in factors.values()}
     others = {key: tensor for key, tensor in tensors.items() if key not in own}
     strange = next((key for key in others if ".lora_" in key), None)
-    if strange is not None or not layers:
+    if strange is not None or not keys:
         raise AdapterError(
-            f"an adapter must hold the tensors of plain LoRA (lora_A, lora_B), got "
-            f"{strange or 'none of them'} in {folder / WEIGHTS}: give the folder of a LoRA adapter."
+            f"an adapter must contain the tensors of plain LoRA (lora_A, lora_B), but got "
+            f"{strange or 'none of them'} in {folder / WEIGHTS}. Give the folder of a LoRA adapter."
         )
-    return SavedAdapter(folder=folder, config=config, layers=layers, others=others)
+    names = sorted(keys, key=natural_key)
+    ranks, alphas = (
+        match_names(config.get(field) or {}, names, config[default], field=field, where=str(folder))
+        for field, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
+    layers = []
+    for name in names:
+        for half in "AB":
+            if half not in keys[name]:
+                raise AdapterError(
+                    f"layer {name!r} must have both lora_A and lora_B, but got no lora_{half} in "
+                    f"{folder}: the adapter was saved incompletely. Save it again."
+                )
+        key_A, key_B = keys[name]["A"], keys[name]["B"]
+        A, B, bias = tensors[key_A], tensors[key_B], tensors.get(keys[name].get("bias", ""))
+        check_factors(name, A, B, bias, rank=ranks[name], where=str(folder))
+        layer = SavedLayer(
+            name=name,
+            key_A=key_A,
+            key_B=key_B,
+            lora_A=A,
+            lora_B=B,
+            bias=bias,
+            lora_alpha=alphas[name],
+            use_rslora=bool(config.get("use_rslora")),
+        )
+        layers.append(layer)
+    return SavedAdapter(folder=folder, config=config, layers=tuple(layers), others=others)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        inside = folder / "adapter"
+        hint = f": give {inside}" if (inside / CONFIG).is_file() else ""
+        raise AdapterError(
+            f"ADAPTER must be a folder with {CONFIG} and {WEIGHTS}, but got {folder} without "
+            f"{CONFIG}{hint or ': give the folder that `save_pretrained` wrote'}."
+        )
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise AdapterError(
+            f"{path} must be at most {MAX_CONFIG_BYTES} bytes, but got {size}: this is not the "
+            "configuration of an adapter."
+        )
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} must be JSON: {error}. Save the adapter again.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} must be a JSON object, but got a {type(config).__name__}.")
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / PICKLE).is_file()
+        raise AdapterError(
+            f"the weights must be in {WEIGHTS}, but got "
+            + (f"{PICKLE}, a pickle, which can run code when it is loaded" if pickled else "none")
+            + f" in {folder}. Save the adapter again with safetensors."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path} ({path.stat().st_size} bytes) must be a whole safetensors file: {error}. Was "
+            "it cut short? Copy or download it again."
+        ) from error
 
 
 def write_adapter(adapter: SavedAdapter, output: Path) -> None:
-    """Write an adapter to a new folder atomically.
+    """Write an adapter to a new folder atomically, with the tokenizer and model card beside it.
 
     Raises:
         AdapterError: If `output` is not free or cannot be written, or a weight is not finite.
@@ -117,101 +206,52 @@ def write_adapter(adapter: SavedAdapter, output: Path) -> None:
             tensors[f"{layer.key_B.removesuffix('weight')}bias"] = layer.bias
     check_finite(
         tensors,
-        f"what was made of {adapter.folder}",
-        "its factors or `lora_alpha` are too large to be put together; scale them down",
+        f"the result for {adapter.folder}",
+        "its factors or `lora_alpha` are too large to combine; scale them down",
     )
     with new_folder(output) as draft:
-        copy_companions(adapter.folder, draft)
+        for name in COMPANIONS:
+            path = adapter.folder / name
+            # A link in an untrusted folder may lead to any file.
+            if path.is_file() and not path.is_symlink():
+                shutil.copyfile(path, draft / name)
         text = json.dumps(dict(adapter.config), indent=2) + "\n"
         (draft / CONFIG).write_text(text, encoding="utf-8")
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, draft / WEIGHTS, metadata={"format": "pt"})
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        inside = folder / "adapter"
-        hint = f": give {inside}" if (inside / CONFIG).is_file() else ""
-        raise AdapterError(
-            f"ADAPTER must be a folder with {CONFIG} and {WEIGHTS}, got {folder}, which has no "
-            f"{CONFIG}{hint or ' there: give the folder that `save_pretrained` wrote'}."
-        )
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(
-            f"{path} must be at most {MAX_CONFIG_BYTES} bytes, got {path.stat().st_size}: this is "
-            "no adapter's configuration."
-        )
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} must be JSON: {error}. Save the adapter again.") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} must hold a JSON object, got a {type(config).__name__}.")
-    return config
+def check_free(output: Path) -> None:
+    """Check that `output` can become a new folder.
 
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickled = (folder / PICKLE).is_file()
-        raise AdapterError(
-            f"the weights must be in {WEIGHTS}, got "
-            + (f"{PICKLE}, a pickle, which can run code when it is loaded" if pickled else "none")
-            + f" in {folder}: save the adapter again with safetensors."
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{path} ({path.stat().st_size} bytes) must be a whole safetensors file: {error}. Was "
-            "it cut short? Copy or download it again."
-        ) from error
-
-
-def _read_layer(
-    name: str,
-    keys: Mapping[str, str],
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    folder: Path,
-) -> SavedLayer:
-    """Return a layer; `config` contains the layer's own `r` and `lora_alpha`."""
-    for half in "AB":
-        if half not in keys:
+    Raises:
+        AdapterError: If `output` or a parent is a file, or `output` is not empty or has no name.
+    """
+    if output.name in ("", ".."):  # the draft is a sibling, renamed at the end
+        raise AdapterError(f"`--output` must be the name of a folder, but got {output}.")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
             raise AdapterError(
-                f"layer {name!r} must have both halves, lora_A and lora_B, got no lora_{half} in "
-                f"{folder}: the adapter was saved incompletely; save it again."
+                f"`--output` must be a folder, but got {output}, and {path} is a file. Give "
+                "another folder."
             )
-    A, B = tensors[keys["A"]], tensors[keys["B"]]
-    bias = tensors[keys["bias"]] if "bias" in keys else None
-    check_factors(name, A, B, bias, rank=config["r"], where=str(folder))
-    return SavedLayer(
-        name=name,
-        key_A=keys["A"],
-        key_B=keys["B"],
-        lora_A=A,
-        lora_B=B,
-        bias=bias,
-        lora_alpha=config["lora_alpha"],
-        use_rslora=bool(config.get("use_rslora")),
-    )
+    if output.is_dir() and any(output.iterdir()):
+        raise AdapterError(
+            f"`--output` must be a new or empty folder, but got {output}, which contains "
+            f"{sum(1 for _ in output.iterdir())} entries. Give another folder, or remove it."
+        )
 
 
-def _describe(layers: tuple[SavedLayer, ...]) -> dict[str, Any]:
-    """Return the fields of `LoraConfig` that depend on the layers."""
-    # Ties go to the smaller value, so that the order of layers does not matter.
-    ranks = Counter(layer.r for layer in layers)
-    alphas = Counter(layer.lora_alpha for layer in layers)
-    r = min(ranks, key=lambda rank: (-ranks[rank], rank))
-    alpha = min(alphas, key=lambda value: (-alphas[value], value))
-    return {
-        "r": r,
-        "lora_alpha": whole(alpha),
-        "rank_pattern": name_patterns({layer.name: layer.r for layer in layers}, r),
-        "alpha_pattern": name_patterns({layer.name: layer.lora_alpha for layer in layers}, alpha),
-        "use_rslora": layers[0].use_rslora,
-        # Some initializations refuse some ranks; loading replaces the initial weights anyway.
-        "init_lora_weights": True,
-        "eva_config": None,
-    }
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes `output` unless an error is raised.
+
+    Raises:
+        AdapterError: If `output` is not free or cannot be written.
+    """
+    check_free(output)
+    try:
+        with whole_folder(output) as draft:
+            yield draft
+    except OSError as error:
+        raise AdapterError(f"{output} could not be written: {error}.") from error

@@ -29,38 +29,55 @@ LARGEST = torch.finfo(torch.float32).max
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Check that a configuration is plain LoRA with valid values.
 
+    Args:
+        config: The configuration.
+        where: The adapter, for messages.
+
     Raises:
         AdapterError: If the method or variant differs, or a value has the wrong type or range.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(
-            f"an adapter must have `peft_type` LORA, got {kind!r} in {where}: this method is not "
-            "LoRA."
+            f"`peft_type` of an adapter must be LORA, but got {kind!r} in {where}: this method is "
+            "not LoRA."
         )
     for key, name in VARIANTS.items():
         if config.get(key):
             raise AdapterError(
-                f"an adapter must be plain LoRA, got {name} (`{key}`) in {where}: its update is "
-                "not a product of two factors alone; merge it with PEFT's `merge_and_unload`."
+                f"an adapter must be plain LoRA, but got {name} (`{key}`) in {where}: its update "
+                "is not a product of two factors. Merge it with PEFT's `merge_and_unload`."
             )
     base = config.get("base_model_name_or_path") or ""
     if type(base) is not str or len(base) > LONGEST:
         raise AdapterError(
-            f"`base_model_name_or_path` must be a text of at most {LONGEST} characters, got "
-            f"{len(str(base))} in {where}: name the base model's folder."
+            f"`base_model_name_or_path` must be a text of at most {LONGEST} characters, but got "
+            f"{len(str(base))} in {where}."
         )
     start = config.get("init_lora_weights")
     if changes_base(start):
         raise AdapterError(
-            f"an adapter must leave its base model as it is, got `init_lora_weights` {start!r} in "
-            f"{where}, which changes it: save it again with PEFT's "
+            f"an adapter must not change its base model, but got `init_lora_weights` {start!r} in "
+            f"{where}, which changes it. Save it again with PEFT's "
             "`path_initial_model_for_weight_conversion`."
         )
     _check_number(config.get("r"), "r", where, whole=True)
     _check_number(config.get("lora_alpha"), "lora_alpha", where, whole=False)
-    _check_patterns(config, "rank_pattern", where, whole=True)
-    _check_patterns(config, "alpha_pattern", where, whole=False)
+    for key, whole in (("rank_pattern", True), ("alpha_pattern", False)):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise AdapterError(
+                f"`{key}` must map names to numbers, but got {patterns!r} in {where}."
+            )
+        for pattern, value in patterns.items():
+            _check_number(value, f"{key}[{pattern!r}]", where, whole=whole)
+
+
+def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
+    kinds = (int,) if whole else (int, float)
+    if type(value) not in kinds or not abs(value) <= LARGEST or (whole and value < 1):
+        wanted = "a whole number of at least 1" if whole else "a number in the range of float32"
+        raise AdapterError(f"`{key}` must be {wanted}, but got {value!r} in {where}.")
 
 
 def check_factors(
@@ -81,30 +98,27 @@ def check_factors(
     """
     shapes = f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}"
     if min(A.dim(), B.dim()) < 2 or 0 in (*A.shape, *B.shape):
-        raise AdapterError(
-            f"layer {name!r} must have non-empty factors of two axes or more, got {shapes} in "
-            f"{where}: the adapter was saved from sharded weights; gather them before saving."
+        fault = (
+            f"non-empty factors of two axes or more, but got {shapes}: the adapter was saved from "
+            "sharded weights. Gather them before saving"
         )
-    if len(A) != B.shape[1] or any(size != 1 for size in B.shape[2:]):
-        raise AdapterError(
-            f"layer {name!r} must have as many rows in lora_A as columns in lora_B, got {shapes} "
-            f"in {where}. (Convolutions in groups are not supported.)"
+    elif len(A) != B.shape[1] or any(size != 1 for size in B.shape[2:]):
+        fault = (
+            f"as many rows in lora_A as columns in lora_B, but got {shapes} (convolutions in "
+            "groups are not supported)"
         )
-    if len(A) != rank:
-        raise AdapterError(
-            f"layer {name!r} must have the rank that adapter_config.json gives it, {rank}, got "
-            f"{shapes} in {where}: the two files are not of the same adapter."
+    elif len(A) != rank:
+        fault = (
+            f"the rank in adapter_config.json, {rank}, but got {shapes}: the two files are from "
+            "different adapters"
         )
-    if bias is not None and bias.shape != (len(B),):
-        raise AdapterError(
-            f"layer {name!r} must have {len(B)} numbers in the bias of lora_B, got shape "
-            f"{tuple(bias.shape)} in {where}."
-        )
-    if not (A.is_floating_point() and B.is_floating_point()) or A.dtype != B.dtype:
-        raise AdapterError(
-            f"layer {name!r} must have factors of one floating point type, got {A.dtype} and "
-            f"{B.dtype} in {where}."
-        )
+    elif bias is not None and bias.shape != (len(B),):
+        fault = f"{len(B)} numbers in the bias of lora_B, but got shape {tuple(bias.shape)}"
+    elif not (A.is_floating_point() and B.is_floating_point()) or A.dtype != B.dtype:
+        fault = f"factors of one floating point type, but got {A.dtype} and {B.dtype}"
+    else:
+        return
+    raise AdapterError(f"in {where}, layer {name!r} must have {fault}.")
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
@@ -122,21 +136,6 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None
         wrong = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
         if wrong:
             raise AdapterError(
-                f"every weight must be finite, got {wrong} of {tensor.numel()} that are not in "
+                f"every weight must be finite, but got {wrong} of {tensor.numel()} that are not in "
                 f"{key!r} in {where}: {advice}."
             )
-
-
-def _check_patterns(config: Mapping[str, Any], key: str, where: str, *, whole: bool) -> None:
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"`{key}` must map names to numbers, got {patterns!r} in {where}.")
-    for pattern, value in patterns.items():
-        _check_number(value, f"{key}[{pattern!r}]", where, whole=whole)
-
-
-def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
-    kinds = (int,) if whole else (int, float)
-    if type(value) not in kinds or not abs(value) <= LARGEST or (whole and value < 1):
-        wanted = "a whole number of at least 1" if whole else "a number that float32 holds"
-        raise AdapterError(f"`{key}` must be {wanted}, got {value!r} in {where}.")

@@ -13,13 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from dynlora.adapter_files.activations import Seen
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.layer import SavedLayer
-from dynlora.adapter_files.spectrum import Components, find_components
+from dynlora.adapter_files.spectrum import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import BudgetError
 
@@ -90,20 +85,33 @@ def compress(
     return cut_to(adapter, ranks, budget=budget, parts=parts, seen=seen)
 
 
+def check_affordable(adapter: SavedAdapter, budget: int) -> None:
+    """Check that a budget is enough for one rank per layer.
+
+    Raises:
+        BudgetError: If it is not.
+    """
+    low = sum(layer.parameters - layer.cost * (layer.r - 1) for layer in adapter.layers)
+    if budget < low:
+        share = math.ceil(100 * low / adapter.parameters)
+        raise BudgetError(
+            f"`--budget` must be enough for one rank in each of {len(adapter.layers)} layers, "
+            f"{low} parameters ({share}%), but got {budget}. Use a budget in "
+            f"[{low}, {adapter.parameters}]."
+        )
+
+
 def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str, Components]:
-    """Return the components per layer, by name."""
-    if seen is None:
-        return {layer.name: find_components(layer) for layer in adapter.layers}
-    return {
-        layer.name: find_components(layer, _with_unseen(layer, seen[layer.name].gram))
-        for layer in adapter.layers
-    }
-
-
-def _with_unseen(layer: SavedLayer, gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
-    """Return the second moment plus a small isotropic part for unseen inputs."""
-    white = layer.A.double() @ layer.A.double().T
-    return gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
+    """Return the components per layer, by name; on data if `seen` has statistics."""
+    parts = {}
+    for layer in adapter.layers:
+        gram = None
+        if seen is not None:
+            gram, white = seen[layer.name].gram, layer.A.double() @ layer.A.double().T
+            # A small isotropic part stands for unseen inputs.
+            gram = gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
+        parts[layer.name] = find_components(layer, gram)
+    return parts
 
 
 def plan_cut(parts: Mapping[str, Components], budget: int) -> dict[str, int]:
@@ -162,19 +170,3 @@ def cut_to(
         weighted=seen is not None,
         energy_kept=kept / total if total else 1.0,
     )
-
-
-def check_affordable(adapter: SavedAdapter, budget: int) -> None:
-    """Check that a budget is enough for one rank per layer.
-
-    Raises:
-        BudgetError: If it is not.
-    """
-    low = sum(layer.parameters - layer.cost * (layer.r - 1) for layer in adapter.layers)
-    if budget < low:
-        share = 100 * low / adapter.parameters
-        raise BudgetError(
-            f"`--budget` must pay one rank in each of {len(adapter.layers)} layers, which takes "
-            f"{low} parameters ({math.ceil(share)}%), got {budget}: use a budget in "
-            f"[{low}, {adapter.parameters}]."
-        )

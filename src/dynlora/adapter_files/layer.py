@@ -36,7 +36,7 @@ class SavedLayer:
 
     @property
     def r(self) -> int:
-        """Rank."""
+        """The rank."""
         return len(self.lora_A)
 
     @property

@@ -8,10 +8,9 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.base import BaseSource, attach, load_base, untie
+from dynlora.adapter_files.adapter import SavedAdapter, new_folder
+from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base, untie
 from dynlora.adapter_files.base_models import UNLOADABLE
-from dynlora.adapter_files.folder import new_folder
 
 COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "tokenizer": ("tokenizer_config.json", AutoTokenizer.from_pretrained),
@@ -22,8 +21,6 @@ COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     ),
 }
 """Tokenizer and image processor, each with the file that shows its presence and its loader."""
-READS_IMAGES = "pixel_values"
-"""Main input of image models in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +43,6 @@ def merge_adapter(
         output: A new folder.
         head: Configuration values about the outputs, such as label names, which adapters lack.
 
-    Returns:
-        Whether a tokenizer or image processor was saved too.
-
     Raises:
         AdapterError: If the model cannot be loaded or does not match the adapter, or `output` is
             not free.
@@ -57,19 +51,14 @@ def merge_adapter(
     base.config.update(dict(head))
     untie(base, adapter)
     merged = attach(adapter, base).merge_and_unload(safe_merge=True)
-    with new_folder(output) as draft:
-        merged.save_pretrained(draft)
-        kind = "image processor" if base.main_input_name == READS_IMAGES else "tokenizer"
-        return Companion(kind, _save_companion(kind, adapter, source, draft))
-
-
-def _save_companion(kind: str, adapter: SavedAdapter, source: BaseSource, folder: Path) -> bool:
-    """Save the companion of the adapter, else of the base model, if it can be loaded."""
+    kind = "image processor" if base.main_input_name == "pixel_values" else "tokenizer"
     file, load = COMPANIONS[kind]
     own = (adapter.folder / file).is_file()
     place = BaseSource(str(adapter.folder), local_only=True) if own else source
-    try:
-        load(place.place, **place.options).save_pretrained(folder)
-    except UNLOADABLE:
-        return False
-    return True
+    with new_folder(output) as draft:
+        merged.save_pretrained(draft)
+        try:
+            load(place.place, **place.options).save_pretrained(draft)
+        except UNLOADABLE:
+            return Companion(kind, saved=False)
+        return Companion(kind, saved=True)

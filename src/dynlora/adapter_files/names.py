@@ -1,17 +1,29 @@
-"""Check and sort tensor names from an adapter's file."""
+"""Names of an adapter's layers: check their length, sort them, match the configuration's patterns.
 
-from collections.abc import Iterable
+PEFT treats the keys of `rank_pattern` and `alpha_pattern` as regular expressions. An untrusted key
+may never finish (`(a|a)*[bc]`), so matching uses `regex`, which has a timeout, instead of `re`.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import regex
 
 from dynlora.adapters.patterns import LONGEST
 from dynlora.errors import AdapterError
 
+SECONDS = 0.05
+"""Processor time limit per key and name; keys written by PEFT need about a microsecond."""
+SECONDS_OF_ALL = 10
+"""Processor time limit for all keys of a field; 2,401 keys for as many layers need 4 to 6 s."""
+BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
+"""Errors for invalid regular expressions, or ones with absurd numbers."""
+
 
 def check_names(names: Iterable[str], path: object) -> None:
-    """Check that tensor names are not too long.
-
-    Args:
-        names: The names.
-        path: The file, for the message.
+    """Check that the tensor names of a file are not too long.
 
     Raises:
         AdapterError: If a name is too long.
@@ -19,19 +31,79 @@ def check_names(names: Iterable[str], path: object) -> None:
     longest = max(map(len, names), default=0)
     if longest > LONGEST:
         raise AdapterError(
-            f"each tensor's name must have at most {LONGEST} characters, got one of {longest} in "
-            f"{path}: save the adapter again."
+            f"each tensor's name must have at most {LONGEST} characters, but got one of {longest} "
+            f"in {path}. Save the adapter again."
         )
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str, str]]:
     """Return a sort key that orders numbers in names by value (2 before 10)."""
-    return [_part_key(part) for part in name.split(".")]
+
+    def key(part: str) -> tuple[bool, int, str, str]:
+        if not part.isdecimal():
+            return True, 0, "", part
+        # Compare by length first: Python refuses to parse thousands of digits.
+        digits = part.lstrip("0")
+        return False, len(digits), digits, part
+
+    return [key(part) for part in name.split(".")]
 
 
-def _part_key(part: str) -> tuple[bool, int, str, str]:
-    if not part.isdecimal():
-        return True, 0, "", part
-    # Compare by length first: Python refuses to parse thousands of digits.
-    digits = part.lstrip("0")
-    return False, len(digits), digits, part
+def match_names(
+    patterns: Mapping[str, Any], names: Sequence[str], default: Any, *, field: str, where: str
+) -> dict[str, Any]:
+    """Return the value per layer, from the first key that matches the end of its name.
+
+    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds.
+
+    Args:
+        patterns: Value by key.
+        names: Names of the layers.
+        default: Value of layers that match no key.
+        field: `rank_pattern` or `alpha_pattern`.
+        where: The adapter, for messages.
+
+    Raises:
+        AdapterError: If a key is not a regular expression, is too long or takes too long.
+    """
+    deadline = time.process_time() + SECONDS_OF_ALL
+    found: dict[str, Any] = {}
+    unmatched = list(names)
+    for key, value in patterns.items():
+        if time.process_time() > deadline:
+            raise AdapterError(
+                f"all keys of `{field}` must match the layers' names within {SECONDS_OF_ALL} s, "
+                f"but got {len(patterns)} keys and {len(names)} layers in {where}. Put the names "
+                "of layers with the same value into one key, `^(name|name)$`."
+            )
+        pattern = _compile(key, field, where)
+        for name in unmatched:
+            try:
+                if pattern.match(name, timeout=SECONDS):
+                    found[name] = value
+            except TimeoutError as error:
+                raise AdapterError(
+                    f"each key of `{field}` must match a layer's name within {SECONDS} s, but got "
+                    f"{key!r} in {where}, which takes longer. Use the layers' names as keys."
+                ) from error
+        if len(found) + len(unmatched) > len(names):
+            unmatched = [name for name in unmatched if name not in found]
+    return {name: found.get(name, default) for name in names}
+
+
+def _compile(key: str, field: str, where: str) -> Any:
+    """Compile a key as PEFT does, to match the end of a name."""
+    if len(key) > LONGEST:
+        raise AdapterError(
+            f"each key of `{field}` must have at most {LONGEST} characters, but got one of "
+            f"{len(key)} in {where}. Use the layers' names as keys."
+        )
+    whole = rf"(.*\.)?({key})$"
+    try:
+        re.compile(whole)
+        return regex.compile(whole)
+    except BAD_PATTERN as error:
+        raise AdapterError(
+            f"each key of `{field}` must be a regular expression, but got {key!r} in {where}: "
+            f"{error}."
+        ) from error

@@ -1,20 +1,16 @@
-"""Rewrite a saved adapter with the same function, or its best approximation at a given rank."""
+"""Rewrite a saved adapter with one rank in every layer: the same function, or the closest one.
+
+Some engines support only one rank and one `lora_alpha`. Layers are padded with zeros, and their
+scaling is folded into `lora_B`.
+"""
 
 from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.spectrum import find_components
 from dynlora.errors import AdapterError
 
 
-def native(adapter: SavedAdapter) -> SavedAdapter:
-    """Return the adapter with pattern entries only for layers that differ from the defaults."""
-    return adapter.with_layers(list(adapter.layers))
-
-
 def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
     """Return the adapter with one rank and a scaling of 1 in every layer; its function is the same.
-
-    Layers are padded with zeros and their scaling is folded into `lora_B`, for engines that support
-    only one rank and one `lora_alpha`.
 
     Args:
         adapter: The adapter.
@@ -28,7 +24,7 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
     if rank < highest.r:
         raise AdapterError(
             f"`--rank` must be at least the highest rank, which is {highest.r} in layer "
-            f"{highest.name!r}, got {rank}: leave it out, or cut the layers with `--format "
+            f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `--format "
             "svd-uniform`."
         )
     return adapter.with_layers([layer.folded().padded(rank) for layer in adapter.layers])
@@ -44,10 +40,8 @@ def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[st
     Returns:
         The adapter, and the kept share of energy by layer, in ``[0, 1]``.
     """
-    layers, kept = [], {}
-    for layer in adapter.layers:
-        parts = find_components(layer) if layer.r > rank else None
-        made = layer if parts is None else parts.cut(rank)
-        kept[layer.name] = 1.0 if parts is None else parts.kept(rank)
-        layers.append(made.folded().padded(rank))
-    return adapter.with_layers(layers), kept
+    parts = {layer.name: find_components(layer) for layer in adapter.layers if layer.r > rank}
+    cut = [parts[old.name].cut(rank) if old.name in parts else old for old in adapter.layers]
+    kept = {layer.name: 1.0 for layer in adapter.layers}
+    kept |= {name: part.kept(rank) for name, part in parts.items()}
+    return uniform(adapter.with_layers(cut), rank), kept

@@ -18,6 +18,18 @@ NOISE = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """Statistics of one layer's inputs and outputs on texts."""
+
+    gram: Float[Tensor, "r r"]
+    """Mean over tokens of ``(A x)(A x)^T``; float64."""
+    output_power: float
+    """Mean squared norm of the layer's output, base and adapter together."""
+    tokens: int
+    """Number of tokens; for a convolution, of positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
     """A layer's update as a sum of directions, strongest first."""
 
@@ -57,10 +69,10 @@ class Components:
 
         A layer with a zero update keeps the first row of `lora_A`, so that it remains trainable.
         """
+        A, B = self.A[:rank], self.B[:, :rank]
         if not self.energies:
             A, B = self.layer.A[:1], torch.zeros_like(self.layer.B[:, :1])
-            return self.layer.with_factors(A, B, scaling=self.layer.scaling)
-        return self.layer.with_factors(self.A[:rank], self.B[:, :rank], scaling=self.layer.scaling)
+        return self.layer.with_factors(A, B, scaling=self.layer.scaling)
 
 
 @torch.no_grad()
@@ -80,13 +92,9 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     # Drop strengths whose square underflows to 0 in float64.
     some = (squares > NOISE * squares[0]) & (values.square() > 0)
     count = int(some.sum())
-    values, U = values[:count], U[:, :count]
-    rows, columns = U.T @ R @ A, Q @ U
+    rows, columns = U[:, :count].T @ R @ A, Q @ U[:, :count]
     # Give both factors equal norms, to stay within the range of half precision.
     roots = rows.norm(dim=1).sqrt()
     return Components(
-        layer=layer,
-        values=values,
-        A=rows / roots[:, None],
-        B=columns * roots,
+        layer=layer, values=values[:count], A=rows / roots[:, None], B=columns * roots
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
@@ -29,9 +30,8 @@ def run(arguments: Sequence[str], output: Output) -> None:
     budget = _read_budget(given.budget)
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.adapter_files.adapter import read_adapter, write_adapter
+    from dynlora.adapter_files.adapter import check_free, read_adapter, write_adapter
     from dynlora.adapter_files.compress import check_affordable, compress
-    from dynlora.adapter_files.folder import check_free
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
@@ -79,11 +79,11 @@ def _check_options(given: Any) -> None:
     for option in ("text", "text_pair", "rows", "model"):
         if given.data is None and vars(given)[option] is not None:
             name = option.replace("_", "-")
-            raise ConfigError(f"`--{name}` goes with `--data FILE` only: add it, or leave it out.")
+            raise ConfigError(f"`--{name}` needs `--data FILE`. Add it, or leave `--{name}` out.")
     if given.data is not None and given.text is None:
-        raise ConfigError("`--data` must come with the column of its texts: add `--text COLUMN`.")
+        raise ConfigError("`--data` needs the column of its texts. Add `--text COLUMN`.")
     if given.rows is not None and given.rows < 1:
-        raise ConfigError(f"`--rows` must be at least 1, got {given.rows}.")
+        raise ConfigError(f"`--rows` must be at least 1, but got {given.rows}.")
 
 
 def _read_budget(text: str) -> Any:
@@ -98,17 +98,21 @@ def _read_budget(text: str) -> Any:
     if not text.endswith("%") and value >= 1:
         return lambda _: value
     raise ConfigError(
-        "`--budget` must be a whole number of parameters of at least 1, or a part above 0% and up "
-        f"to 100%, got {text}."
+        "`--budget` must be a whole number of parameters of at least 1, or a percentage above 0% "
+        f"and up to 100%, but got {text}."
     )
 
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
     """Return statistics of the adapter's layers on the texts."""
-    from dynlora.adapter_files.activations import observe_texts
-    from dynlora.adapter_files.base import attach, load_base, locate_base
+    from dynlora.adapter_files.activations import (
+        batch_texts,
+        check_reads_texts,
+        observe_texts,
+        read_texts,
+    )
+    from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
     from dynlora.adapter_files.base_models import position_limit
-    from dynlora.adapter_files.texts import batch_texts, check_reads_texts, read_texts
     from dynlora.cli.messages import readable_messages
 
     named = {"--text": given.text, "--text-pair": given.text_pair}
@@ -124,31 +128,22 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
 
 
 def _table(values: dict[str, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    weighted = values["weighted"]
-    table = Table(
-        title=Text(f"adapter of at most {values['budget']:,} parameters: {values['output']}"),
-        title_justify="left",
-        show_footer=True,
-        box=None,
-    )
-    parameters = f"{values['parameters_before']:,} -> {values['parameters']:,}"
-    table.add_column("layer", f"{len(values['layers'])} layers", overflow="fold")
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("parameters", parameters, justify="right", no_wrap=True)
-    kept = f"{values['energy_kept']:.1%}"
-    table.add_column("energy kept", kept, justify="right", no_wrap=True)
-    if weighted:
-        table.add_column("output lost", justify="right", no_wrap=True)
-    for layer in values["layers"]:
-        cells = [f"{layer['output_lost']:.2%}"] if weighted else []
-        table.add_row(
-            Text(layer["name"]),
+    columns = {
+        "layer": f"{len(values['layers'])} layers",
+        "rank": "",
+        "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
+        "energy kept": f"{values['energy_kept']:.1%}",
+    }
+    columns |= {"output lost": ""} if values["weighted"] else {}
+    rows = [
+        (
+            layer["name"],
             f"{layer['rank_before']} -> {layer['rank_after']}",
             f"{layer['parameters']:,}",
             f"{layer['energy_kept']:.1%}",
-            *cells,
+            *([f"{layer['output_lost']:.2%}"] if values["weighted"] else []),
         )
-    return table
+        for layer in values["layers"]
+    ]
+    title = f"adapter of at most {values['budget']:,} parameters: {values['output']}"
+    return layer_table(title, columns, rows)

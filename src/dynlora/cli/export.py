@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
@@ -34,8 +35,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     _check_options(given)
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.adapter_files.adapter import read_adapter
-    from dynlora.adapter_files.folder import check_free
+    from dynlora.adapter_files.adapter import check_free, read_adapter
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
@@ -74,19 +74,19 @@ def _check_options(given: Any) -> None:
         value = vars(given)[option]
         if value is not None and given.format not in formats:
             raise ConfigError(
-                f"`--{option}` goes with `--format {' or '.join(formats)}` only, got {value} with "
-                f"{given.format}: leave it out."
+                f"`--{option}` needs `--format {' or '.join(formats)}`, but got {value} with "
+                f"{given.format}. Leave it out."
             )
     if given.format == "svd-uniform" and given.rank is None:
-        raise ConfigError("`--format svd-uniform` must know the rank to cut to: add `--rank R`.")
+        raise ConfigError("`--format svd-uniform` needs the rank to cut to. Add `--rank R`.")
     if given.rank is not None and given.rank < 1:
-        raise ConfigError(f"`--rank` must be at least 1, got {given.rank}.")
+        raise ConfigError(f"`--rank` must be at least 1, but got {given.rank}.")
 
 
 def _merge(adapter: Any, given: Any, output: Output) -> None:
     from rich.text import Text
 
-    from dynlora.adapter_files.base import locate_base
+    from dynlora.adapter_files.adapter_base import locate_base
     from dynlora.adapter_files.merge import merge_adapter
     from dynlora.cli.messages import readable_messages
     from dynlora.train.finished_run import outputs_of
@@ -102,62 +102,55 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
         "tokenizer": companion.saved and companion.kind == "tokenizer",
         "image_processor": companion.saved and companion.kind == "image processor",
     }
-    lacks = f", which has no {companion.kind} that could be saved with it"
-    missing = "" if companion.saved else lacks
+    missing = "" if companion.saved else f", without a {companion.kind}"
     output.show(Text(f"merged model: {given.output}, from {source.path}{missing}"), values)
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.adapter import write_adapter
-    from dynlora.adapter_files.rewrite import native, svd_uniform, uniform
+    from dynlora.adapter_files.rewrite import svd_uniform, uniform
 
     kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
     if given.format == "native":
-        made = native(adapter)
+        made = adapter.with_layers(adapter.layers)
     elif given.format == "uniform":
         made = uniform(adapter, given.rank)
     else:
         made, kept = svd_uniform(adapter, given.rank)
     write_adapter(made, given.output)
-    layers = [
-        {
-            "name": before.name,
-            "rank_before": before.r,
-            "rank": after.r,
-            "parameters": after.parameters,
-            "energy_kept": kept[before.name],
-        }
-        for before, after in zip(adapter.layers, made.layers, strict=True)
-    ]
     values = {
         "format": given.format,
         "output": str(given.output),
         "parameters_before": adapter.parameters,
         "parameters": made.parameters,
-        "layers": layers,
+        "layers": [
+            {
+                "name": before.name,
+                "rank_before": before.r,
+                "rank": after.r,
+                "parameters": after.parameters,
+                "energy_kept": kept[before.name],
+            }
+            for before, after in zip(adapter.layers, made.layers, strict=True)
+        ],
     }
     output.show(_table(values), values)
 
 
 def _table(values: dict[str, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(f"{values['format']} adapter: {values['output']}"),
-        title_justify="left",
-        show_footer=True,
-        box=None,
-    )
-    table.add_column("layer", f"{len(values['layers'])} layers", overflow="fold")
-    parameters = f"{values['parameters_before']:,} -> {values['parameters']:,}"
-    for heading, footer in (("rank", ""), ("parameters", parameters), ("energy kept", "")):
-        table.add_column(heading, footer, justify="right", no_wrap=True)
-    for layer in values["layers"]:
-        table.add_row(
-            Text(layer["name"]),
+    columns = {
+        "layer": f"{len(values['layers'])} layers",
+        "rank": "",
+        "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
+        "energy kept": "",
+    }
+    rows = [
+        (
+            layer["name"],
             f"{layer['rank_before']} -> {layer['rank']}",
             f"{layer['parameters']:,}",
             f"{layer['energy_kept']:.1%}",
         )
-    return table
+        for layer in values["layers"]
+    ]
+    return layer_table(f"{values['format']} adapter: {values['output']}", columns, rows)

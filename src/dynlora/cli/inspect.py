@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.cli.arguments import VerbParser, parse, verb_parser
+from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 
 
@@ -24,10 +25,9 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.adapter_files.adapter import read_adapter
-    from dynlora.adapter_files.summary import summarise
 
-    summary = summarise(read_adapter(given.adapter))
-    output.show(_table(summary), summary.to_dict())
+    values = _summary(read_adapter(given.adapter))
+    output.show(_table(values), values)
 
 
 def make_parser() -> VerbParser:
@@ -37,45 +37,69 @@ def make_parser() -> VerbParser:
     return parser
 
 
-def _table(summary: Any) -> Any:
-    from rich.table import Table
+def _summary(adapter: Any) -> dict[str, Any]:
+    """Return the figures of a saved adapter; shares and `kept_by_half` are in ``[0, 1]``."""
+    from dynlora.adapter_files.spectrum import find_components
+
+    parts = [find_components(layer) for layer in adapter.layers]
+    total = sum(part.energy for part in parts)
+    layers = [
+        {
+            "name": layer.name,
+            "rank": layer.r,
+            "inputs": layer.inputs,
+            "outputs": layer.outputs,
+            "parameters": layer.parameters,
+            "share": layer.parameters / adapter.parameters,
+            "norm": part.energy**0.5,
+            "energy_share": part.energy / total if total else 0.0,
+            "kept_by_half": part.kept((layer.r + 1) // 2),
+            "effective_rank": part.effective_rank,
+        }
+        for layer, part in zip(adapter.layers, parts, strict=True)
+    ]
+    return {
+        "base_model": adapter.base_model,
+        "layers": layers,
+        "parameters": adapter.parameters,
+        "other_parameters": sum(tensor.numel() for tensor in adapter.others.values()),
+    }
+
+
+def _table(values: dict[str, Any]) -> Any:
     from rich.text import Text
 
-    table = Table(
-        title=Text(f"base model: {summary.base_model or 'not named'}"),
-        title_justify="left",
-        show_footer=True,
-        box=None,
-    )
-    ranks = [layer.rank for layer in summary.layers]
-    table.add_column("layer", f"{len(ranks)} layers", overflow="fold")
-    for heading, footer in (
-        ("rank", f"{min(ranks)}-{max(ranks)}"),
-        ("in x out", ""),
-        ("parameters", f"{summary.parameters:,}"),
-        ("share", "100.0%"),
-        ("energy", "100.0%"),
-        ("in half", ""),
-        ("effective", ""),
-    ):
-        table.add_column(heading, footer, justify="right", no_wrap=True)
-    for layer in summary.layers:
-        table.add_row(
-            Text(layer.name),
-            str(layer.rank),
-            f"{layer.inputs} x {layer.outputs}",
-            f"{layer.parameters:,}",
-            f"{layer.share:.1%}",
-            f"{layer.energy_share:.1%}",
-            f"{layer.kept_by_half:.1%}",
-            f"{layer.effective_rank:.1f}",
+    layers = values["layers"]
+    ranks = [layer["rank"] for layer in layers]
+    columns = {
+        "layer": f"{len(ranks)} layers",
+        "rank": f"{min(ranks)}-{max(ranks)}",
+        "in x out": "",
+        "parameters": f"{values['parameters']:,}",
+        "share": "100.0%",
+        "energy": "100.0%",
+        "in half": "",
+        "effective": "",
+    }
+    rows = [
+        (
+            layer["name"],
+            str(layer["rank"]),
+            f"{layer['inputs']} x {layer['outputs']}",
+            f"{layer['parameters']:,}",
+            f"{layer['share']:.1%}",
+            f"{layer['energy_share']:.1%}",
+            f"{layer['kept_by_half']:.1%}",
+            f"{layer['effective_rank']:.1f}",
         )
+        for layer in layers
+    ]
+    table = layer_table(f"base model: {values['base_model'] or 'not named'}", columns, rows)
     notes = (
-        "energy: share of the sum of squared norms of scaling x B x A; in half: part of a layer's "
-        "energy in the stronger half of its directions; effective: directions it is spread over."
+        "energy: share of the sum of squared norms of scaling x B x A; in half: share of a layer's "
+        "energy in the stronger half of its directions; effective: effective number of directions."
     )
-    if summary.other_parameters:
-        notes += f" Beside the layers: {summary.other_parameters:,} parameters of other modules."
-    table.caption = Text(notes)
-    table.caption_justify = "left"
+    if values["other_parameters"]:
+        notes += f" Other modules: {values['other_parameters']:,} parameters."
+    table.caption, table.caption_justify = Text(notes), "left"
     return table

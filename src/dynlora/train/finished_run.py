@@ -10,8 +10,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from dynlora.adapter_files.adapter import CONFIG, WEIGHTS, read_adapter
-from dynlora.adapter_files.base import attach
-from dynlora.adapter_files.fits import check_fits
+from dynlora.adapter_files.adapter_base import attach, check_fits
 from dynlora.errors import AdapterError, RunFileError
 from dynlora.files.json_files import read_json
 from dynlora.runs.checkpoints import finish_command

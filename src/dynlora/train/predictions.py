@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 
-from dynlora.adapter_files.tables import without_times
 from dynlora.errors import ConfigError, DataError
 from dynlora.files.json_files import finite
+from dynlora.files.tables import without_times
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.finished_run import FinishedRun
 from dynlora.train.new_file import check_replaceable, new_file

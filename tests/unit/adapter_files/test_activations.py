@@ -1,12 +1,15 @@
-"""What layers see: hooks on the inputs of a plain forward, summed by hand, are the oracle."""
+"""Texts in, statistics per layer out: sums over a plain forward's activations are the oracle."""
 
 import pytest
 import torch
+from dynlora.adapter_files.adapter_base import BaseSource
 
-from dynlora.adapter_files.activations import observe_texts
+from dynlora.adapter_files.activations import batch_texts, observe_texts, read_texts
 from dynlora.adapter_files.adapter import read_adapter
-from dynlora.errors import AdapterError
+from dynlora.errors import AdapterError, DataError
 from tests.adapters import save_adapter, save_classifier_adapter
+from tests.jobs import write_rows
+from tests.language import save_language_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
@@ -55,6 +58,10 @@ def test_embeddings_and_convolutions_are_seen_in_their_own_terms(tmp_path):
     layers = {layer.name: layer for layer in adapter.layers}
     columns = layers["embed"].A.double().T[tokens.flatten()]
     torch.testing.assert_close(seen["embed"].gram, columns.T @ columns / 48, rtol=1e-5, atol=1e-7)
+    adapted.base_model.model.embed.get_base_layer().embed_scale = torch.tensor(3.0)  # as in Gemma
+    scaled = observe_texts(adapted, adapter, [{"tokens": tokens}])["embed"].gram
+    torch.testing.assert_close(scaled, 9 * seen["embed"].gram)
+    del adapted.base_model.model.embed.get_base_layer().embed_scale
     grid, _ = by_hand(adapted, layers["conv2"], lambda: adapted(tokens))
     patches = torch.nn.functional.unfold(grid, (3, 2), stride=2).transpose(1, 2).flatten(0, 1)
     inner = patches.double() @ layers["conv2"].A.double().T
@@ -62,25 +69,56 @@ def test_embeddings_and_convolutions_are_seen_in_their_own_terms(tmp_path):
     torch.testing.assert_close(seen["conv2"].gram, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_what_an_embedding_adds_is_seen_at_the_scale_that_the_model_gives_it(tmp_path):
-    """As Gemma does: times the root of its width."""
-    adapted = save_adapter(tmp_path, "convolutions")
-    adapter = read_adapter(tmp_path)
-    batch = {"tokens": torch.randint(0, 11, (4, 12))}
-    plain = observe_texts(adapted, adapter, [batch])["embed"].gram
-    adapted.base_model.model.embed.get_base_layer().embed_scale = torch.tensor(3.0)
-    scaled = observe_texts(adapted, adapter, [batch])["embed"].gram
-    torch.testing.assert_close(scaled, 9 * plain)
-
-
-def test_hooks_are_gone_afterwards(tmp_path):
-    adapted = save_adapter(tmp_path, "plain")
-    tokens = torch.randint(0, 16, (2, 5))
-    observe_texts(adapted, read_adapter(tmp_path), [{"input_ids": tokens}])
-    assert not any(module._forward_hooks for module in adapted.modules())
-
-
-def test_a_layer_that_saw_nothing_is_named(tmp_path):
+def test_hooks_are_removed_and_a_layer_without_input_is_named(tmp_path):
     adapted = save_adapter(tmp_path, "plain")
     with pytest.raises(AdapterError, match=r"got 0 tokens in layer 'model\.layers\.0"):
         observe_texts(adapted, read_adapter(tmp_path), [])
+    observe_texts(adapted, read_adapter(tmp_path), [{"input_ids": torch.randint(0, 16, (2, 5))}])
+    assert not any(module._forward_hooks for module in adapted.modules())
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_rows_are_spread_evenly_over_the_file(ending, tmp_path):
+    rows = [{"text": f"{number}", "other": "cat"} for number in range(10)]  # digits stay texts
+    path = write_rows(tmp_path / f"rows{ending}", rows)
+    assert read_texts(path, {"--text": "text"}, 5) == [["0", "2", "4", "6", "8"]]
+    first, second = read_texts(path, {"--text": "text", "--text-pair": "other"}, 99)
+    assert first == [row["text"] for row in rows]
+    assert second == ["cat"] * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.txt", "red", r"\.parquet, \.csv, \.jsonl.*rows\.txt"),
+        ("rows.jsonl", '{"other": "red"}\n', r"column.*'text'.*its columns are other"),
+        ("rows.jsonl", '{"text": "red"}\n{"text": null}\n', r"got None in row 1"),
+        ("rows.jsonl", '{"text": 7}\n', r"got 7 in row 0"),
+        ("rows.csv", "text\n", r"at least 1 row, but got 0"),
+    ],
+)
+def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=told):
+        read_texts(path, {"--text": "text"}, 4)
+
+
+def test_batches_are_padded_and_no_longer_than_the_model_can_read(model, tmp_path):
+    texts = [["red " * length for length in range(1, 21)]]
+    batches = batch_texts(texts, BaseSource(str(model)), 10)
+    assert [len(batch["input_ids"]) for batch in batches] == [16, 4]
+    assert batches[1]["input_ids"].shape == (4, 10)
+    expected = torch.tensor([min(length + 2, 10) for length in range(1, 17)])
+    assert torch.equal(batches[0]["attention_mask"].sum(dim=1), expected)
+    with pytest.raises(DataError, match=r"tokenizer of .* could not be loaded"):
+        batch_texts(texts, BaseSource(str(tmp_path)), None)
+
+
+def test_texts_without_any_token_are_left_out_or_refused(tmp_path):
+    save_language_tokenizer(tmp_path)
+    source = BaseSource(str(tmp_path))
+    (batch,) = batch_texts([[""] * 16 + ["red"]], source, None)
+    assert batch["input_ids"].shape[0] == 1
+    with pytest.raises(DataError, match="at least one token, but got 3 rows without any"):
+        batch_texts([["", "", ""]], source, None)

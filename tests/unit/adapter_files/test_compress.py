@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from dynlora.adapter_files.activations import Seen
 from dynlora.adapter_files.adapter import read_adapter, write_adapter
 from dynlora.adapter_files.compress import compress
+from dynlora.adapter_files.spectrum import Seen
 from dynlora.errors import BudgetError
 from tests.adapters import load_adapter, outputs, save_adapter
 from tests.unit.adapter_files.test_spectrum import dense
@@ -25,32 +25,27 @@ def few(tmp_path):
     return adapter
 
 
-def lost(adapter, ranks, weights):
-    total = 0.0
-    for layer, rank, weight in zip(adapter.layers, ranks, weights, strict=True):
-        total += weight * float(torch.linalg.svdvals(dense(layer))[rank:].square().sum())
-    return total
+def lost(adapter, ranks):
+    """Return the energy that dense truncated SVDs of these ranks lose."""
+    return sum(
+        float(torch.linalg.svdvals(dense(layer))[rank:].square().sum())
+        for layer, rank in zip(adapter.layers, ranks, strict=True)
+    )
 
 
-@pytest.mark.parametrize("part", [0.35, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("part", [0.35, 0.5, 0.9])
 def test_no_ranks_of_the_same_cost_keep_more_energy(few, part):
     made = compress(few, int(part * few.parameters))
     ranks = [layer.rank_after for layer in made.layers]
     spent = sum(rank * layer.cost for rank, layer in zip(ranks, few.layers, strict=True))
     assert spent == made.adapter.parameters <= made.budget
-    weights = [1.0] * len(ranks)
     others = [
         other
         for other in itertools.product(range(1, 4), repeat=len(ranks))
         if sum(r * layer.cost for r, layer in zip(other, few.layers, strict=True)) <= spent
     ]
-    best = min(lost(few, other, weights) for other in others)
-    assert lost(few, ranks, weights) == pytest.approx(best, rel=1e-6)
-
-
-def test_each_layer_is_cut_to_its_best_update_and_says_what_it_kept(few):
-    made = compress(few, few.parameters // 2)
-    assert len({layer.rank_after for layer in made.layers}) > 1
+    best = min(lost(few, other) for other in others)
+    assert lost(few, ranks) == pytest.approx(best, rel=1e-6)
     for before, after, cut in zip(few.layers, made.adapter.layers, made.layers, strict=True):
         U, S, Vh = torch.linalg.svd(dense(before), full_matrices=False)
         k = cut.rank_after
@@ -95,25 +90,18 @@ def test_data_decides_on_directions_and_not_on_ranks(few):
         assert cut.output_lost == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_directions_that_few_texts_did_not_touch_are_kept_where_the_budget_pays(few):
-    views = {name: view for name, (_, view) in see(few, tokens=1).items()}
-    assert all(int(torch.linalg.matrix_rank(view.gram)) == 1 for view in views.values())
-    made = compress(few, int(0.7 * few.parameters), views)
-    blind = compress(few, int(0.7 * few.parameters))
-    assert [cut.rank_after for cut in made.layers] == [cut.rank_after for cut in blind.layers]
-    assert [layer.r for layer in made.adapter.layers] == [layer.r for layer in blind.adapter.layers]
-
-
-def test_what_no_text_touches_at_all_is_kept_where_the_budget_pays(few):
+def test_directions_that_no_text_uses_are_kept_if_the_budget_allows(few):
     budget = int(0.65 * few.parameters)
-    views = {}
+    one_token = {name: view for name, (_, view) in see(few, tokens=1).items()}
+    one_axis = {}
     for layer in few.layers:
         gram = torch.zeros(layer.r, layer.r, dtype=torch.float64)
         gram[0, 0] = 1.0
-        views[layer.name] = Seen(gram=gram, output_power=1.0, tokens=1)
-    made, blind = compress(few, budget, views), compress(few, budget)
-    assert 2 in [layer.r for layer in blind.adapter.layers]  # neither cut to one nor left whole
-    assert [layer.r for layer in made.adapter.layers] == [layer.r for layer in blind.adapter.layers]
+        one_axis[layer.name] = Seen(gram=gram, output_power=1.0, tokens=1)
+    blind = [layer.r for layer in compress(few, budget).adapter.layers]
+    assert 2 in blind  # neither cut to one nor left whole
+    for views in (one_token, one_axis):
+        assert [layer.r for layer in compress(few, budget, views).adapter.layers] == blind
 
 
 def test_a_budget_that_pays_for_all_changes_nothing(few):
@@ -124,7 +112,7 @@ def test_a_budget_that_pays_for_all_changes_nothing(few):
         assert torch.equal(before.lora_B, after.lora_B)
 
 
-def test_directions_that_do_nothing_are_not_kept_whatever_the_budget(few):
+def test_directions_without_energy_are_not_kept(few):
     for layer in few.layers:
         layer.lora_B[:, 1:] = 0
     made = compress(few, few.parameters - 1)
@@ -132,7 +120,7 @@ def test_directions_that_do_nothing_are_not_kept_whatever_the_budget(few):
     assert made.energy_kept == pytest.approx(1)
 
 
-@pytest.mark.parametrize("case", ["rslora", "patterns", "embedding", "convolutions", "transposed"])
+@pytest.mark.parametrize("case", ["rslora", "embedding", "convolutions"])
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning")
 def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path):
@@ -154,7 +142,8 @@ def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path):
 
 def test_a_budget_below_one_rank_a_layer_is_refused_with_the_range(few):
     low = few.parameters // 3
-    with pytest.raises(BudgetError, match=rf"4 layers.*{low} parameters \(34%\), got {low - 1}"):
+    told = rf"4 layers, {low} parameters \(34%\), but got {low - 1}"
+    with pytest.raises(BudgetError, match=told):
         compress(few, low - 1)
     assert compress(few, low).adapter.parameters == low
 

@@ -36,24 +36,23 @@ def best(update, rank):
     return U[:, :rank] * S[:rank] @ Vh[:rank]
 
 
-@pytest.mark.parametrize("rank", [1, 2, 5, 6, 9])
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("scaling", [1.5, -0.25])
+@pytest.mark.parametrize(
+    ("rank", "use_rslora", "scaling"),
+    [(1, False, 1.5), (2, True, -0.25), (5, False, -0.25), (6, True, 1.5), (9, False, 1.5)],
+)
 def test_a_cut_is_the_best_update_of_its_rank(rank, use_rslora, scaling):
     layer = make_layer(use_rslora=use_rslora, scaling=scaling)
-    cut = find_components(layer).cut(rank)
+    parts = find_components(layer)
+    torch.testing.assert_close(parts.values, torch.linalg.svdvals(dense(layer))[:6], **TOLERANCE)
+    cut = parts.cut(rank)
     assert cut.r == min(rank, 6)
     torch.testing.assert_close(dense(cut), best(dense(layer), rank), **TOLERANCE)
+    if rank < 6:  # balanced, so that half precision can represent both factors
+        torch.testing.assert_close(cut.A.norm(dim=1), cut.B.norm(dim=0))
 
 
-def test_strengths_are_the_singular_values_of_the_update():
-    layer = make_layer()
-    expected = torch.linalg.svdvals(dense(layer))[:6]
-    torch.testing.assert_close(find_components(layer).values, expected, **TOLERANCE)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 5])
-def test_a_weighted_cut_changes_the_output_on_what_was_seen_the_least(rank):
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_weighted_cut_changes_the_observed_output_the_least(rank):
     layer = make_layer()
     spread = torch.logspace(0, -2, 20, dtype=torch.float64)
     x = torch.randn(400, 20, generator=torch.Generator().manual_seed(1)).double() * spread
@@ -69,9 +68,8 @@ def test_a_weighted_cut_changes_the_output_on_what_was_seen_the_least(rank):
     assert change.norm() < 0.99 * blind.norm()
 
 
-def test_more_ranks_than_the_update_has_directions_are_not_kept():
-    layer = make_layer(r=6, outputs=4)
-    assert len(find_components(layer).values) == 4
+def test_no_more_ranks_are_kept_than_the_update_has_directions():
+    assert len(find_components(make_layer(r=6, outputs=4)).values) == 4
     twin = make_layer(r=6)
     twin.lora_B[:, 3:] = twin.lora_B[:, :3]
     parts = find_components(twin)
@@ -79,12 +77,12 @@ def test_more_ranks_than_the_update_has_directions_are_not_kept():
     torch.testing.assert_close(dense(parts.cut(6)), dense(twin), **TOLERANCE)
 
 
-@pytest.mark.parametrize("scaling", [1.5, 0.0])
-def test_an_untrained_layer_has_no_energy_and_keeps_a_row_that_can_be_trained(scaling):
+@pytest.mark.parametrize(("scaling", "trained"), [(1.5, False), (0.0, True), (1e-308, True)])
+def test_a_layer_without_energy_keeps_a_row_that_can_be_trained(scaling, trained):
     layer = make_layer(scaling=scaling)
-    layer.lora_B.mul_(scaling == 0)
+    layer.lora_B.mul_(trained)
     parts = find_components(layer)
-    assert (parts.energy, parts.effective_rank, parts.kept(1)) == (0, 0, 1)
+    assert (parts.energies, parts.energy, parts.effective_rank, parts.kept(1)) == ([], 0, 0, 1)
     cut = parts.cut(4)
     assert torch.equal(cut.A, layer.A[:1])
     assert not cut.B.any()
@@ -99,12 +97,6 @@ def test_the_effective_rank_counts_equal_directions():
     assert parts.kept(1) == pytest.approx(1 / 3)
 
 
-def test_factors_are_balanced_so_that_half_precision_holds_both():
-    layer = make_layer()
-    cut = find_components(layer).cut(3)
-    torch.testing.assert_close(cut.A.norm(dim=1), cut.B.norm(dim=0))
-
-
 @pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning")
 def test_convolutions_and_embeddings_are_cut_as_their_flattened_matrices(tmp_path):
     save_adapter(tmp_path, "convolutions")
@@ -113,8 +105,3 @@ def test_convolutions_and_embeddings_are_cut_as_their_flattened_matrices(tmp_pat
         assert cut.lora_A.shape == (2, *layer.lora_A.shape[1:])
         assert cut.lora_B.shape == (layer.outputs, 2, *layer.lora_B.shape[2:])
         torch.testing.assert_close(dense(cut), best(dense(layer), 2), **TOLERANCE)
-
-
-def test_an_update_too_faint_to_have_energy_has_no_component():
-    parts = find_components(make_layer(scaling=1e-308))
-    assert (parts.energies, parts.effective_rank, parts.kept(1)) == ([], 0.0, 1.0)

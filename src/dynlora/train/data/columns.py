@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dynlora.adapter_files.tables import column_values, shown_names
 from dynlora.errors import DataError
+from dynlora.files.tables import column_values, shown_names
 from dynlora.train.data.splits import RawSplit
 
 UNLABELLED = -100

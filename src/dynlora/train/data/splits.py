@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dynlora.adapter_files import tables
-from dynlora.adapter_files.tables import AS_WRITTEN, TABLES
+from dynlora.files import tables
+from dynlora.files.tables import AS_WRITTEN, TABLES
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.embedded import stdlib_pairs

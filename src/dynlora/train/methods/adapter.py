@@ -15,8 +15,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from dynlora.adapter_files.adapter import PREFIX, read_adapter
+from dynlora.adapter_files.adapter_base import check_fits
 from dynlora.adapter_files.base_models import within
-from dynlora.adapter_files.fits import check_fits
 from dynlora.errors import AdapterError, ConfigError
 from dynlora.train.config import JobConfig
 from dynlora.train.methods.full_modules import hold_in_float32, linear_layers, reload_in_float32

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from dynlora.adapter_files.tables import AS_WRITTEN, TABLES, Reader, column_values, read_table
 from dynlora.errors import DataError
+from dynlora.files.tables import AS_WRITTEN, TABLES, Reader, column_values, read_table
 from tests.jobs import write_rows
 
 NO_UTF8 = b"\xff\xfe"

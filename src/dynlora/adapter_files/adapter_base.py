@@ -1,4 +1,4 @@
-"""Load the base model of a saved adapter with the right head, and attach the adapter."""
+"""The base model of a saved adapter: find it, load it with the right head, attach the adapter."""
 
 import copy
 import re
@@ -23,7 +23,6 @@ from dynlora.adapter_files.base_models import (
     refuse_drawn,
     within,
 )
-from dynlora.adapter_files.fits import check_fits
 from dynlora.errors import AdapterError
 
 FORMS = {
@@ -79,20 +78,19 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
         named = adapter.base_model
         if not (named and _is_here(named)):
             raise AdapterError(
-                f"the base model must be known: the adapter in {adapter.folder} names "
+                f"the base model must be known, but the adapter in {adapter.folder} names "
                 f"{named or 'none'}, which is no folder with a model and was never downloaded "
-                "here: give the model's folder, GGUF file or hub name with `--model`."
+                "here. Give the model's folder, GGUF file or hub name with `--model`."
             )
         return BaseSource(named, local_only=True)
     path = Path(given)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
-            raise AdapterError(f"`--model` must be a GGUF file that exists, got {path}.")
+            raise AdapterError(f"`--model` must be an existing GGUF file, but got {path}.")
         return BaseSource(str(path.parent), gguf_file=path.name)
     if path.exists() and not (path / "config.json").is_file():
         raise AdapterError(
-            f"`--model` must be a folder with a model (config.json, weights), got {path}, which "
-            "has no config.json."
+            f"`--model` must be a folder with a model, but got {path}, which has no config.json."
         )
     return BaseSource(given)
 
@@ -143,22 +141,61 @@ def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
         AdapterError: If PEFT cannot load the adapter on this model.
     """
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(base, adapter.folder)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise _unattached(adapter, base, str(error)) from error
-    for warning in said:
         # PEFT only warns about missing weights and keeps their initial values.
-        if "missing adapter keys" in str(warning.message):
-            raise _unattached(adapter, base, str(warning.message))
+        for warning in caught:
+            if "missing adapter keys" in str(warning.message):
+                raise ValueError(str(warning.message))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"the adapter in {adapter.folder} must load on its base model, a "
+            f"{type(base).__name__}: {' '.join(str(error).split())} Use the model that it was "
+            "trained on."
+        ) from error
     return model.eval()
 
 
-def _unattached(adapter: SavedAdapter, base: nn.Module, reason: str) -> AdapterError:
+def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
+    """Check by names and shapes that every tensor of an adapter fits a model.
+
+    Args:
+        adapter: The adapter.
+        base: The model without adapters, with its head.
+
+    Raises:
+        AdapterError: If a layer is missing or has another shape.
+    """
+    modules = dict(base.named_modules())
+    for layer in adapter.layers:
+        if layer.name not in modules:
+            raise _misfit(adapter, base, f"no module {layer.name!r}")
+        wanted = tuple(sorted((layer.lora_A.shape[1], len(layer.lora_B))))
+        found = _widths(modules[layer.name])
+        if wanted != found:
+            raise _misfit(adapter, base, f"widths {found} instead of {wanted} in {layer.name!r}")
+    parameters = dict(base.named_parameters())
+    for key, tensor in adapter.others.items():
+        name = key.removeprefix(PREFIX)
+        if name in parameters and parameters[name].shape != tensor.shape:
+            shapes = f"{tuple(parameters[name].shape)} instead of {tuple(tensor.shape)}"
+            raise _misfit(adapter, base, f"shape {shapes} in {name!r}")
+
+
+def _widths(module: Any) -> tuple[int, ...]:
+    """Return a layer's two widths, smaller first; for a convolution, its channels."""
+    kernel = module.weight.shape[:2] if module.weight.dim() > 1 else (0, 0)
+    if isinstance(module, nn.Linear):  # quantized weights have another shape
+        kernel = (module.in_features, module.out_features)
+    return tuple(sorted(kernel))
+
+
+def _misfit(adapter: SavedAdapter, base: nn.Module, fault: str) -> AdapterError:
     return AdapterError(
-        f"the adapter in {adapter.folder} must load on its base model, a {type(base).__name__}: "
-        f"{' '.join(reason.split())} Use the model that it was trained on."
+        f"the adapter in {adapter.folder} must fit its base model, but this {type(base).__name__} "
+        f"has {fault}. Use the model that the adapter was trained on, "
+        f"{adapter.base_model or 'unknown'}, with the same number of labels."
     )
 
 
@@ -199,8 +236,8 @@ def _form(adapter: SavedAdapter, config: Any) -> Any:
     form = getattr(transformers, str(name), None)
     if not (isinstance(form, type) and issubclass(form, transformers.PreTrainedModel)):
         raise AdapterError(
-            f"the base model must be of a class of transformers, got {name!r} from "
-            f"{adapter.folder}: merge it with PEFT in code of your own."
+            f"the base model must be of a class of transformers, but got {name!r} from "
+            f"{adapter.folder}. Merge it with PEFT in your own code."
         )
     return form
 

@@ -1,0 +1,101 @@
+"""Written and rewritten adapters: stock PEFT, which loads them, is the oracle."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dynlora.adapter_files.adapter import new_folder, read_adapter, write_adapter
+from dynlora.adapter_files.rewrite import svd_uniform, uniform
+from dynlora.errors import AdapterError
+from tests.adapters import CASES, load_adapter, outputs, save_adapter
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers` to `True`:UserWarning",
+    "ignore:Could not identify embedding layer:UserWarning",
+    "ignore:.*lora_B.bias",  # PEFT takes the bias of lora_B for a sharded weight
+)
+
+
+def config_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def close(made, given):
+    """Compare to 1e-6 of the largest output."""
+    torch.testing.assert_close(made, given, rtol=0, atol=1e-6 * float(given.abs().max()))
+
+
+def write_native(folder, output):
+    adapter = read_adapter(folder)
+    write_adapter(adapter.with_layers(adapter.layers), output)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rewriting_keeps_the_function(case, tmp_path):
+    given = outputs(save_adapter(tmp_path / "given", case))
+    assert not torch.allclose(given, outputs(CASES[case][0]().eval()), atol=1e-3)
+    write_native(tmp_path / "given", tmp_path / "native")
+    assert torch.equal(outputs(load_adapter(tmp_path / "native", case)), given)
+
+    tensors = load_file(tmp_path / "given" / "adapter_model.safetensors")
+    highest = max(len(tensor) for key, tensor in tensors.items() if key.count("_A"))
+    before = read_adapter(tmp_path / "given")
+    write_adapter(uniform(before), tmp_path / "made")
+    close(outputs(load_adapter(tmp_path / "made", case)), given)
+    config, after = config_of(tmp_path / "made"), read_adapter(tmp_path / "made")
+    assert config["r"] == config["lora_alpha"] == highest
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert config["use_rslora"] is False
+    assert {(layer.r, layer.scaling) for layer in after.layers} == {(highest, 1)}
+    assert set(after.others) == set(before.others)
+    assert all(torch.equal(after.others[key], tensor) for key, tensor in before.others.items())
+    assert config["modules_to_save"] == config_of(tmp_path / "given")["modules_to_save"]
+
+
+def test_native_patterns_list_the_layers_of_each_rank(tmp_path):
+    save_adapter(tmp_path / "given", "patterns")
+    write_native(tmp_path / "given", tmp_path / "made")
+    names = {
+        7: [f"model.layers.{block}.self_attn.q_proj" for block in (0, 1)],
+        2: [f"model.layers.1.mlp.{leaf}_proj" for leaf in ("down", "gate", "up")],
+        1: ["model.layers.0.self_attn.v_proj"],
+    }
+    patterns = config_of(tmp_path / "made")["rank_pattern"]
+    escaped = {rank: "|".join(these).replace(".", "\\.") for rank, these in names.items()}
+    assert {rank: key for key, rank in patterns.items()} == {
+        rank: f"^({these})$" for rank, these in escaped.items()
+    }
+
+
+@pytest.mark.parametrize(("alpha", "dtype"), [(8, torch.bfloat16), (3, torch.float32)])
+def test_half_precision_stays_only_if_the_folded_weights_are_exact_in_it(alpha, dtype, tmp_path):
+    model = save_adapter(tmp_path / "given", "plain", lora_alpha=alpha).bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    given = outputs(load_adapter(tmp_path / "half", "plain"))
+    write_adapter(uniform(read_adapter(tmp_path / "half")), tmp_path / "made")
+    assert {layer.lora_B.dtype for layer in read_adapter(tmp_path / "made").layers} == {dtype}
+    close(outputs(load_adapter(tmp_path / "made", "plain")), given)
+
+
+@pytest.mark.parametrize("rewrite", [uniform, lambda adapter: svd_uniform(adapter, 1)[0]])
+def test_weights_that_overflow_are_not_written(rewrite, tmp_path):
+    save_adapter(tmp_path / "given", "plain", lora_alpha=1e38)
+    path = tmp_path / "given/adapter_model.safetensors"
+    save_file({key: 1e9 * tensor for key, tensor in load_file(path).items()}, path)
+    made = rewrite(read_adapter(tmp_path / "given"))
+    with pytest.raises(AdapterError, match=r"finite, but got .*given: .*too large"):
+        write_adapter(made, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_full_disk_is_the_users_error_and_leaves_nothing(tmp_path):
+    def fill() -> None:
+        with new_folder(tmp_path / "made") as draft:
+            (draft / "half").write_text("half")
+            raise OSError(28, "the disk is full")
+
+    with pytest.raises(AdapterError, match=r"made could not be written: .*full"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
