@@ -14,8 +14,8 @@ from trl.chat_template_utils import (
 )
 from trl.data_utils import common_prefix_length
 
-from dynlora.files.tables import column_values
 from dynlora.errors import ConfigError
+from dynlora.files.tables import column_values
 from dynlora.train.data.columns import UNLABELLED, refuse_rows
 from dynlora.train.data.language import prepare
 from dynlora.train.data.splits import RawSplit

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dynlora.errors import DataError
 from dynlora.files import tables
 from dynlora.files.tables import AS_WRITTEN, TABLES
-from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.embedded import stdlib_pairs
 from dynlora.train.data.image_files import (
