@@ -2,6 +2,6 @@
 
 import sys
 
-from benchmarks.harness.main import main
+from benchmarks.harness.command import main
 
 sys.exit(main())

@@ -20,7 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from scipy.stats import t as student
 
-from benchmarks.harness.records import Files
+from benchmarks.harness.records import RecordFiles
 from dynlora.cli.run_argument import open_run
 from dynlora.train.continuation import continuations
 from dynlora.train.task import Predictor
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     tables = _tables(options.data / "e2e_nlg" / "test.parquet", options.tables)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for record in Files(options.records.parent, options.records.stem).read():
+    for record in RecordFiles(options.records.parent, options.records.stem).read():
         if record["kind"] != "final":
             continue
         name = f"{record['method']} r={record['budget']}"

@@ -35,7 +35,7 @@ from peft import LoraConfig
 from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
-from benchmarks.harness.records import Files
+from benchmarks.harness.records import RecordFiles
 from dynlora import adjuster, controller, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
@@ -103,7 +103,7 @@ def main() -> None:
 
 def _records(table: Path, task: str, budget: int, method: str) -> dict[int, dict[str, Any]]:
     """Return the final records of a method by seed."""
-    found = Files(table.parent, table.stem).read()
+    found = RecordFiles(table.parent, table.stem).read()
     wanted = {
         "kind": "final",
         "task": task,

@@ -1,4 +1,7 @@
-"""`python -m benchmarks STUDY`: execute and record the missing runs of a study."""
+"""`python -m benchmarks STUDY`: execute and record the missing runs of a study.
+
+Errors become exit codes as in `dynlora`.
+"""
 
 import os
 import shlex
@@ -7,25 +10,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.arguments import Parser, at_least_one, parse
 from benchmarks.harness.assignment import RUNS_PER_PROCESS, Executor
 from benchmarks.harness.records import Records, open_records
 from benchmarks.harness.runner import Runner, Selection, select
 from benchmarks.harness.runs import Jobs, resolve_jobs
-from benchmarks.harness.study import Study, read_study
-from dynlora.cli.arguments import VerbParser, new_parser, parse
-from dynlora.cli.job_parser import check_keys, parse_values
+from benchmarks.harness.study import Study, StudyError, read_study
+from dynlora.cli.main import run_command
 from dynlora.cli.output import Output
-from dynlora.cli.run_argument import at_least_one
-from dynlora.errors import ConfigError, StudyError
+from dynlora.errors import ConfigError
 from dynlora.train.signals import Stopped
 
 PROGRAM = "python -m benchmarks"
+REPORT = "report"
 PLACES = ("data", "models")
 """Placeholders for this machine's folders, each with an option."""
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m benchmarks`.
+
+    Args:
+        argv: Arguments without the program name; None uses the process's arguments.
+
+    Returns:
+        The exit code, as documented for `dynlora`.
+    """
+    return run_command(argv, _dispatch)
+
+
+def _dispatch(arguments: list[str], output: Output) -> None:
+    if arguments[:1] == [REPORT]:
+        from benchmarks.harness.report.command import run as report
+
+        report(arguments[1:], output)
+    else:
+        run(arguments, output)
+
+
 def run(arguments: Sequence[str], output: Output) -> None:
-    """Run the command.
+    """Run a study.
 
     Args:
         arguments: Words after `python -m benchmarks` on the command line.
@@ -38,12 +62,12 @@ def run(arguments: Sequence[str], output: Output) -> None:
     given = parse(make_parser(), arguments)
     if given is None:
         return
-    jobs = resolve_jobs(read_study(given.study, check_keys), parse_values)
+    jobs = resolve_jobs(read_study(given.study))
     places = _places(given, jobs)
     records = open_records(jobs.study)
     selection = select(jobs, given.only)
     if given.dry_run:
-        from benchmarks.harness.view import show_outlook
+        from benchmarks.harness.progress import show_outlook
 
         show_outlook(output, jobs, records, selection)
     else:
@@ -58,11 +82,11 @@ def _run(
     selection: Selection,
     places: Mapping[str, Path],
 ) -> None:
-    from benchmarks.harness.view import Progress, trials_of
+    from benchmarks.harness.progress import Progress, trials_of
     from dynlora.cli.train import KERNELS
 
     study = jobs.study
-    total = trials_of(study, selection.cells) + len(selection.finals)
+    total = trials_of(study, selection.combinations) + len(selection.finals)
     progress = Progress(output, study.name, total)
     tuner = _tuner(jobs)
     os.environ.setdefault(*KERNELS)  # read by workers when they load torch
@@ -80,7 +104,7 @@ def _run(
         problems = runner.run(selection, tuner)
     except KeyboardInterrupt as stop:
         command = shlex.join([*PROGRAM.split(), *_words(given)])
-        told = f"after {progress.done} of {total} runs; go on: {command}"
+        told = f"after {progress.done} of {total} runs; continue with: {command}"
         raise Stopped(told, getattr(stop, "signum", signal.SIGINT)) from None
     finally:
         executor.close()
@@ -95,23 +119,24 @@ def _check_complete(study: Study, unfinished: int, problems: Sequence[str]) -> N
         reasons.append(f"{unfinished} final runs did not complete")
     if reasons:
         raise StudyError(
-            f"every run of {study.file} must complete, got: {'; '.join(reasons)}. The column "
-            f"`error` of {study.results / study.name}.csv says why; mend it and run the study "
-            "again, which does what is missing."
+            f"every run of {study.file} must complete, but got: {'; '.join(reasons)}. The column "
+            f"`error` of {study.results / study.name}.csv contains the reason. Run the study "
+            "again to do what is missing."
         )
 
 
 def _tuner(jobs: Jobs) -> Any:
     """Return the tuner; None for a study without tuning."""
-    if jobs.study.tuning is None:
+    if jobs.study.tune is None:
         return None
     try:
         from benchmarks.harness.tuning import open_tuner
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "`tune` needs Optuna, which is not installed: pip install optuna, or leave `tune` out."
+            "`tune` needs Optuna, which is not installed. Run `pip install optuna`, or remove "
+            "`tune`."
         ) from error
-    return open_tuner(jobs, jobs.study.tuning)
+    return open_tuner(jobs, jobs.study.tune)
 
 
 def _executor(given: Any) -> tuple[Executor, int]:
@@ -138,14 +163,14 @@ def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
     places = {name: path.absolute() for name, path in values.items() if path is not None}
     for name, folder in places.items():
         if not folder.is_dir():
-            raise ConfigError(f"`--{name}` must be a folder, got {folder}, which is none.")
+            raise ConfigError(f"`--{name}` must be a folder, but got {folder}.")
     for config in jobs.configs.values():
         for text in (config.model.path, config.data.path, config.lora.start_from):
             for name in PLACES:
                 if text is not None and f"{{{name}}}" in text and name not in places:
                     raise ConfigError(
-                        f"`--{name} DIR` must be given, for {jobs.study.file} names {text}: say "
-                        f"which folder {{{name}}} stands for."
+                        f"`--{name} DIR` must be given, because {jobs.study.file} names {text}. "
+                        f"It is the folder that {{{name}}} stands for."
                     )
     return places
 
@@ -166,9 +191,9 @@ def _words(given: Any) -> list[str]:
     return words
 
 
-def make_parser() -> VerbParser:
+def make_parser() -> Parser:
     """Return the command's parser."""
-    parser = new_parser(PROGRAM, "run a study: methods, tasks, models, budgets and seeds")
+    parser = Parser(PROGRAM, "Run a study: methods, tasks, models, budgets and seeds.")
     parser.epilog = f"`{PROGRAM} report` writes tables and figures from the records."
     parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file of the study")
     parser.add_argument(

@@ -33,8 +33,8 @@ class RayExecutor:
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"`--ray` must be {HERE}, or the address of a Ray cluster that runs, such as auto "
-                f"or HOST:6379, got {address}: {' '.join(str(error).split())}"
+                f"`--ray` must be {HERE} or the address of a running Ray cluster, such as auto "
+                f"or HOST:6379, but got {address}: {' '.join(str(error).split())}"
             ) from error
         found = self._ray.cluster_resources()
         gpus = int(found.get("GPU", 0))
@@ -93,6 +93,6 @@ def _import_ray() -> Any:
         import ray.exceptions
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "`--ray` needs Ray, which is not installed: pip install ray, or leave `--ray` out."
+            "`--ray` needs Ray, which is not installed. Run `pip install ray`, or omit `--ray`."
         ) from error
     return ray

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks.harness.assignment import Outcome
-from benchmarks.harness.runs import Cell, Run, key_of, plain
+from benchmarks.harness.runs import Combination, Run, key_of, plain
 from benchmarks.harness.study import Study
 from benchmarks.harness.tables import ENDINGS, SHARED, from_texts, to_texts
 from dynlora.errors import RunFileError
@@ -49,7 +49,7 @@ Identity = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class RecordFiles:
     """Paths of a study's records in the folder of results."""
 
     results: Path
@@ -97,7 +97,7 @@ class Files:
         except (OSError, ValueError) as error:
             raise RunFileError(
                 f"{', '.join(path.name for path in paths.values())} in {self.results} must be the "
-                f"tables of a study's records, got {error}: restore them from a copy."
+                f"tables of a study's records, but got {error}. Restore them from a copy."
             ) from error
 
     def _newest(self, ending: str) -> Path:
@@ -133,8 +133,8 @@ def _read_part(path: Path) -> dict[str, Any]:
     missing = [key for key in NEEDED if key not in record]
     if missing:
         raise RunFileError(
-            f"each .json file in {path.parent} must be the record of a run, got {path.name}, which "
-            f"has no `{missing[0]}`: move it elsewhere."
+            f"each .json file in {path.parent} must be the record of a run, but got {path.name} "
+            f"without `{missing[0]}`. Move it elsewhere."
         )
     return record
 
@@ -147,9 +147,9 @@ class Records:
     _found: dict[Identity, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def files(self) -> Files:
+    def files(self) -> RecordFiles:
         """Paths of the records."""
-        return Files(self.study.results, self.study.name)
+        return RecordFiles(self.study.results, self.study.name)
 
     def ended(self, run: Run) -> dict[str, Any] | None:
         """Return the record of a run that need not run again, else None.
@@ -167,17 +167,17 @@ class Records:
         record = self._found.get((run.kind, run.key))
         return None if record is None else str(record["status"])
 
-    def status_at(self, cell: Cell, seed: int) -> str | None:
+    def status_at(self, combination: Combination, seed: int) -> str | None:
         """Return the status of a final run with any tuned settings; None without a record."""
-        place = (cell.model, cell.task, cell.method, cell.budget, seed)
+        place = (combination.model, combination.task, combination.method, combination.budget, seed)
         for record in self._found.values():
             if record["kind"] == "final" and _place(record) == place:
                 return str(record["status"])
         return None
 
-    def trials(self, cell: Cell) -> int:
-        """Return the number of ended trials of a cell, with any settings."""
-        place = (cell.model, cell.task, cell.method, cell.budget)
+    def trials(self, combination: Combination) -> int:
+        """Return the number of ended trials of a combination, with any settings."""
+        place = (combination.model, combination.task, combination.method, combination.budget)
         return sum(
             record["kind"] == "trial"
             and _place(record)[:-1] == place
@@ -240,8 +240,8 @@ def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _place_of(run: Run) -> tuple[Any, ...]:
-    cell = run.cell
-    return (cell.model, cell.task, cell.method, cell.budget, run.seed)
+    combination = run.combination
+    return (combination.model, combination.task, combination.method, combination.budget, run.seed)
 
 
 def open_records(study: Study) -> Records:
@@ -252,8 +252,8 @@ def open_records(study: Study) -> Records:
     """
     if study.results.exists() and not study.results.is_dir():
         raise RunFileError(
-            f"`results` of {study.file} must be a folder, got {study.results}, which is a file: "
-            "name another."
+            f"`results` of {study.file} must be a folder, but got {study.results}, a file. "
+            "Name another."
         )
     records = Records(study)
     records._found.update(_identified(records.files.read()))
@@ -267,10 +267,10 @@ def as_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
         "description": study.description,
         "kind": run.kind,
         "key": run.key,
-        "model": run.cell.model,
-        "task": run.cell.task,
-        "method": run.cell.method,
-        "budget": run.cell.budget,
+        "model": run.combination.model,
+        "task": run.combination.task,
+        "method": run.combination.method,
+        "budget": run.combination.budget,
         "seed": run.seed,
         "trial": run.trial,
         "status": outcome.status,

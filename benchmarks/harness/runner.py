@@ -14,9 +14,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from benchmarks.harness.assignment import Assignment, Executor
 from benchmarks.harness.records import Records
-from benchmarks.harness.runs import Cell, Choice, Jobs, Run
-from benchmarks.harness.study import Tuning
-from dynlora.errors import StudyError
+from benchmarks.harness.runs import Choice, Combination, Jobs, Run
+from benchmarks.harness.study import StudyError, Tuning
 from dynlora.train.config import JobConfig
 
 T = TypeVar("T")
@@ -31,18 +30,18 @@ Watch = Callable[[Run, Record, bool], None]
 
 @runtime_checkable
 class Tuner(Protocol):
-    """Finds the best choice per cell."""
+    """Finds the best choice per combination."""
 
     @property
     def tuning(self) -> Tuning:
         """Settings of the study."""
         ...
 
-    def metric(self, cell: Cell) -> str:
+    def metric(self, combination: Combination) -> str:
         """Return the name of the validation metric to optimize."""
         ...
 
-    def tune(self, cell: Cell, measure: Measure) -> Choice:
+    def tune(self, combination: Combination, measure: Measure) -> Choice:
         """Return the best choice; raises StudyError if there is none."""
         ...
 
@@ -51,14 +50,14 @@ class Tuner(Protocol):
 class Selection:
     """The part of a study to execute."""
 
-    cells: Sequence[Cell]
+    combinations: Sequence[Combination]
     """Cells to tune, in order."""
-    finals: Sequence[tuple[Cell, int]]
+    finals: Sequence[tuple[Combination, int]]
     """Cells and seeds of final runs, in order."""
 
 
 def select(jobs: Jobs, only: Sequence[str]) -> Selection:
-    """Return the final runs whose names match a glob, and the cells to tune for them.
+    """Return the final runs whose names match a glob, and the combinations to tune for them.
 
     Seeds change slowest, so that finished runs are comparable at any time.
 
@@ -69,22 +68,25 @@ def select(jobs: Jobs, only: Sequence[str]) -> Selection:
     Raises:
         StudyError: If a glob matches no run.
     """
-    study, cells = jobs.study, jobs.cells()
+    study, combinations = jobs.study, jobs.combinations()
     finals = [
-        (cell, seed)
+        (combination, seed)
         for seed in study.seeds
-        for cell in cells
-        if not only or any(fnmatchcase(f"{cell.name}/s{seed}", glob) for glob in only)
+        for combination in combinations
+        if not only or any(fnmatchcase(f"{combination.name}/s{seed}", glob) for glob in only)
     ]
     idle = [g for g in only if not any(fnmatchcase(f"{c.name}/s{seed}", g) for c, seed in finals)]
     if idle:
-        first = f"{cells[0].name}/s{study.seeds[0]}"
+        first = f"{combinations[0].name}/s{study.seeds[0]}"
         raise StudyError(
-            f"`--only` must match the name of a run, such as {first}, got {idle[0]}: quote it, and "
-            "see all names with `--dry-run`."
+            f"`--only` must match the name of a run, such as {first}, but got {idle[0]}. Quote it, "
+            "and see all names with `--dry-run`."
         )
-    wanted = {cell for cell, _ in finals}
-    return Selection(cells=[cell for cell in cells if cell in wanted], finals=finals)
+    wanted = {combination for combination, _ in finals}
+    return Selection(
+        combinations=[combination for combination in combinations if combination in wanted],
+        finals=finals,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,22 +109,24 @@ class Runner:
         """Execute the missing runs.
 
         Returns:
-            A sentence per cell whose tuning failed; its final runs are skipped.
+            A sentence per combination whose tuning failed; its final runs are skipped.
 
         Raises:
             KeyboardInterrupt: If the user stopped it; current runs are recorded as interrupted.
         """
-        tuned: dict[Cell, Choice | None] = dict.fromkeys(selection.cells)
+        tuned: dict[Combination, Choice | None] = dict.fromkeys(selection.combinations)
         problems: list[str] = []
         if tuner is not None:
-            found = self._all(partial(self._tune, tuner), selection.cells)
-            chosen = dict(zip(selection.cells, found, strict=True))
-            tuned = {cell: made.choice for cell, made in chosen.items() if made.choice}
+            found = self._all(partial(self._tune, tuner), selection.combinations)
+            chosen = dict(zip(selection.combinations, found, strict=True))
+            tuned = {
+                combination: made.choice for combination, made in chosen.items() if made.choice
+            }
             problems = [made.problem for made in found if made.problem]
         finals = [
-            self.jobs.final(cell, seed, tuned[cell])
-            for cell, seed in selection.finals
-            if cell in tuned
+            self.jobs.final(combination, seed, tuned[combination])
+            for combination, seed in selection.finals
+            if combination in tuned
         ]
         self.records.put_aside(finals)
         self._all(self.do, finals)
@@ -147,18 +151,18 @@ class Runner:
             self.watch(run, record, False)
         return record
 
-    def _tune(self, tuner: Tuner, cell: Cell) -> "Tuned":
+    def _tune(self, tuner: Tuner, combination: Combination) -> "Tuned":
         try:
-            return Tuned(tuner.tune(cell, self._measure(tuner, cell)), None)
+            return Tuned(tuner.tune(combination, self._measure(tuner, combination)), None)
         except StudyError as error:
             return Tuned(None, str(error))
 
-    def _measure(self, tuner: Tuner, cell: Cell) -> Measure:
+    def _measure(self, tuner: Tuner, combination: Combination) -> Measure:
         def measure(number: int, choice: Choice) -> float | None:
-            record = self.do(self.jobs.trial(cell, tuner.tuning.seed, number, choice))
+            record = self.do(self.jobs.trial(combination, tuner.tuning.seed, number, choice))
             if record["status"] != "completed":
                 return float("inf") if record["diverged"] else None
-            value = record["validation"][tuner.metric(cell)]
+            value = record["validation"][tuner.metric(combination)]
             return float("inf") if value is None else float(value)
 
         return measure
@@ -178,7 +182,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """Result of tuning a cell: a choice, or the reason for its absence."""
+    """Result of tuning a combination: a choice, or the reason for its absence."""
 
     choice: Choice | None
     problem: str | None

@@ -6,14 +6,14 @@ instead of this machine's folders.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any, get_type_hints
 
-from benchmarks.harness.fragments import Fragment, merge
-from benchmarks.harness.study import Exam, Study
+from benchmarks.harness.study import Exam, Fragment, Study
+from dynlora.cli.job_parser import parse_values
 from dynlora.errors import ConfigError
 from dynlora.train.config import METRICS, JobConfig
 
@@ -26,12 +26,20 @@ COSMETIC = (
 """Keys that do not affect a run's result."""
 KEY_LENGTH = 12
 
-Parse = Callable[[Fragment], JobConfig]
-"""Builds a job from plain values; raises ConfigError if they are invalid."""
+
+def merge(*fragments: Fragment) -> dict[str, Any]:
+    """Merge fragments: sections recursively, other values from the last fragment."""
+    merged: dict[str, Any] = {}
+    for fragment in fragments:
+        for key, value in fragment.items():
+            below = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            merged[key] = merge(below or {}, value) if both else value
+    return merged
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Cell:
+class Combination:
     """Model, task, method and budget, which are tuned together."""
 
     model: str
@@ -67,20 +75,20 @@ class Run:
 
     kind: str
     """`final`, or `trial` for tuning."""
-    cell: Cell
+    combination: Combination
     seed: int
     config: JobConfig
     """Job without output folder, and with placeholders for this machine's folders."""
     tuned: Choice | None
     exam: ExamRows | None
     trial: int | None = None
-    """Number of the trial in its cell."""
+    """Number of the trial in its combination."""
 
     @property
     def name(self) -> str:
         """Name in messages and for `--only`."""
         last = f"s{self.seed}" if self.trial is None else f"t{self.trial}"
-        return f"{self.cell.name}/{last}"
+        return f"{self.combination.name}/{last}"
 
     @property
     def key(self) -> str:
@@ -96,45 +104,51 @@ class Jobs:
     configs: Mapping[tuple[str, str, str], JobConfig]
     """Jobs from the fragments, by model, task and method."""
 
-    def cells(self) -> list[Cell]:
-        """Return all cells, in tuning order."""
+    def combinations(self) -> list[Combination]:
+        """Return all combinations, in tuning order."""
         study = self.study
         parts = product(study.models, study.tasks, study.budgets, study.methods)
-        return [Cell(model, task, method, budget) for model, task, budget, method in parts]
+        return [Combination(model, task, method, budget) for model, task, budget, method in parts]
 
-    def defaults(self, cell: Cell) -> Choice:
-        """Return a cell's learning rate and scale before tuning."""
-        rate = self.config(cell).training.learning_rate
+    def defaults(self, combination: Combination) -> Choice:
+        """Return a combination's learning rate and scale before tuning."""
+        rate = self.config(combination).training.learning_rate
         return Choice(learning_rate=rate, scale=self.study.scale)
 
-    def final(self, cell: Cell, seed: int, tuned: Choice | None) -> Run:
+    def final(self, combination: Combination, seed: int, tuned: Choice | None) -> Run:
         """Return a final run."""
-        exam = self.study.exam
+        exam = self.study.evaluate
         return Run(
             kind="final",
-            cell=cell,
+            combination=combination,
             seed=seed,
-            config=self._resolve(cell, seed, tuned or self.defaults(cell)),
+            config=self._resolve(combination, seed, tuned or self.defaults(combination)),
             tuned=tuned,
-            exam=None if exam is None else _rows(exam, cell.task),
+            exam=None if exam is None else _rows(exam, combination.task),
         )
 
-    def trial(self, cell: Cell, seed: int, number: int, choice: Choice) -> Run:
+    def trial(self, combination: Combination, seed: int, number: int, choice: Choice) -> Run:
         """Return a trial, which has no exam."""
-        config = self._resolve(cell, seed, choice)
+        config = self._resolve(combination, seed, choice)
         return Run(
-            kind="trial", cell=cell, seed=seed, config=config, tuned=choice, exam=None, trial=number
+            kind="trial",
+            combination=combination,
+            seed=seed,
+            config=config,
+            tuned=choice,
+            exam=None,
+            trial=number,
         )
 
-    def config(self, cell: Cell) -> JobConfig:
-        """Return the job of a cell without its budget, scale and seed."""
-        return self.configs[cell.model, cell.task, cell.method]
+    def config(self, combination: Combination) -> JobConfig:
+        """Return the job of a combination without its budget, scale and seed."""
+        return self.configs[combination.model, combination.task, combination.method]
 
-    def _resolve(self, cell: Cell, seed: int, choice: Choice) -> JobConfig:
-        config, alpha = self.config(cell), choice.scale * cell.budget
+    def _resolve(self, combination: Combination, seed: int, choice: Choice) -> JobConfig:
+        config, alpha = self.config(combination), choice.scale * combination.budget
         return replace(
             config,
-            lora=replace(config.lora, r=cell.budget, lora_alpha=alpha),
+            lora=replace(config.lora, r=combination.budget, lora_alpha=alpha),
             # Controls with random ranks must draw other ranks per seed.
             dynamic=replace(config.dynamic, seed=seed),
             training=replace(config.training, seed=seed, learning_rate=choice.learning_rate),
@@ -143,32 +157,32 @@ class Jobs:
 
 def _check_tuning(study: Study, config: JobConfig) -> None:
     """Check that the search spaces contain the defaults and the task has the metric."""
-    tuning = study.tuning
+    tuning = study.tune
     if tuning is None:
         return
     for key, space, default in (
         ("learning_rate", tuning.learning_rate, config.training.learning_rate),
         ("scale", tuning.scale, study.scale),
     ):
-        if space is not None and not space.holds(default):
-            found = f"{list(space.choices) if space.choices else [space.low, space.high]}"
+        if space is not None and not space.contains(default):
+            found = list(space.choices)
             raise ConfigError(
-                f"`tune.{key}` must hold the default, {default:g}, which is the first trial, got "
-                f"{found}: widen it, or change the default"
+                f"`tune.{key}` must contain the default, {default:g}, which is the first trial, "
+                f"but got {found}. Widen it, or change the default"
             )
     known = METRICS[config.task]
     if tuning.metric is not None and tuning.metric not in known:
         raise ConfigError(
             f"`tune.metric` must be a metric of `task: {config.task}`, one of {', '.join(known)}, "
-            f"got {tuning.metric}"
+            f"but got {tuning.metric}"
         )
 
 
 def _rows(exam: Exam, task: str) -> ExamRows:
-    return ExamRows(split=exam.of(task), max_rows=exam.max_rows)
+    return ExamRows(split=exam.split_of(task), max_rows=exam.max_rows)
 
 
-def resolve_jobs(study: Study, parse: Parse) -> Jobs:
+def resolve_jobs(study: Study) -> Jobs:
     """Resolve and check all jobs of a study.
 
     Raises:
@@ -179,12 +193,12 @@ def resolve_jobs(study: Study, parse: Parse) -> Jobs:
         parts = (study.base, study.models[model], study.tasks[task], study.methods[method])
         made_of = f"model {model}, task {task} and method {method} of {study.file}"
         try:
-            config = parse(merge({"output": NOWHERE}, *parts))
+            config = parse_values(merge({"output": NOWHERE}, *parts))
             _check_exam(study, task, config)
             configs[model, task, method] = config
             _check_tuning(study, config)
             for budget in study.budgets:
-                Jobs(study, configs).final(Cell(model, task, method, budget), 0, None)
+                Jobs(study, configs).final(Combination(model, task, method, budget), 0, None)
         except ConfigError as error:
             raise ConfigError(f"{str(error).removesuffix('.')} ({made_of}).") from error
     return Jobs(study, configs)
@@ -192,16 +206,16 @@ def resolve_jobs(study: Study, parse: Parse) -> Jobs:
 
 def _check_exam(study: Study, task: str, config: JobConfig) -> None:
     """Check that test rows are not used for training or selection."""
-    if study.exam is None:
+    if study.evaluate is None:
         return
-    split, data = study.exam.of(task), config.data
+    split, data = study.evaluate.split_of(task), config.data
     used = [data.train_split]
     if data.validation_rows_from_train is None:
         used.append(data.validation_split)
     if split in used:
         raise ConfigError(
-            f"`evaluate.split` must be none of the splits that a run uses, {', '.join(used)}, got "
-            f"{split}: name another, or set `data.validation_rows_from_train` so that "
+            f"`evaluate.split` must be none of the splits that a run uses, {', '.join(used)}, "
+            f"but got {split}. Name another, or set `data.validation_rows_from_train` so that "
             "`data.validation_split` is left for the test"
         )
 

@@ -1,219 +1,245 @@
 """Read and check a study's file: models, tasks, methods, budgets, seeds and tuning."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.harness.fields import Fields
-from benchmarks.harness.fragments import Fragment, check_free
-from dynlora.errors import ConfigError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
+
+from benchmarks.harness.checked import check
+from dynlora.cli.job_parser import check_keys
+from dynlora.errors import ConfigError, DynamicLoraError
 from dynlora.files.plain_values import parse_yaml
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-"""Valid names of models, tasks and methods, which become part of file names."""
-KEYS = (
-    "description", "results", "models", "tasks", "methods", "budgets", "seeds", "base", "scale",
-    "tune", "evaluate",
-)  # fmt: skip
-TUNE_KEYS = ("trials", "seed", "learning_rate", "scale", "metric")
-EVALUATE_KEYS = ("split", "splits", "max_rows")
+Fragment = Mapping[str, Any]
+"""Part of a job's configuration, nested as in its YAML file."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+"""Valid names of studies, models, tasks and methods, which become part of file names."""
+OWN_KEYS = {
+    "output": "run folders are temporary, see `--keep-runs`",
+    "overwrite": "run folders are temporary, see `--keep-runs`",
+    "lora.r": "`budgets` sets it",
+    "lora.lora_alpha": "it is `scale` times the budget",
+    "training.seed": "`seeds` sets it",
+    "dynamic.seed": "`seeds` sets it",
+    "training.resume": "every run of a study starts from scratch",
+}
+"""Keys set by the study, with the reason for messages."""
 
-CheckKeys = Callable[[Fragment, str], None]
-"""Raises ConfigError if a fragment contains an unknown key; the second argument is its place."""
+
+class StudyError(DynamicLoraError):
+    """A study cannot run to its end: no run matches, a method is not tuned, or a run failed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Space:
-    """Search space of a value: a range or a list of choices."""
+def _number(value: Any) -> float:
+    """Convert a number above 0; YAML reads 3e-4, without a dot, as a text."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("must be a number above 0")
+    return number
 
-    low: float
-    high: float
-    choices: tuple[float, ...] = ()
-    """All values to try; empty to sample the range log-uniformly."""
 
-    def holds(self, value: float) -> bool:
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different numbers")
+    return values
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a text")
+    return text
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Text = Annotated[str, AfterValidator(_text)]
+Number = Annotated[float, BeforeValidator(_number)]
+Numbers = Annotated[tuple[Number, ...], Field(min_length=1)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0)]
+Budgets = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+Fragments = Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
+
+
+class Space(BaseModel, frozen=True, extra="forbid"):
+    """Search space of a value: `[low, high]`, sampled log-uniformly, or `{choices: [...]}`."""
+
+    choices: Numbers
+    """Both ends of a range, or all values to try."""
+    is_range: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            if set(given) != {"choices"}:
+                raise ValueError("must be [low, high] or {choices: [...]}")
+            return given
+        ends = [_number(end) for end in given] if isinstance(given, list) else []
+        if len(ends) != 2 or ends[0] >= ends[1]:
+            raise ValueError("must be [low, high] or {choices: [...]}")
+        return {"choices": ends, "is_range": True}
+
+    @property
+    def low(self) -> float:
+        """Lowest value."""
+        return min(self.choices)
+
+    @property
+    def high(self) -> float:
+        """Highest value."""
+        return max(self.choices)
+
+    def contains(self, value: float) -> bool:
         """Return whether the space contains a value."""
-        return value in self.choices if self.choices else self.low <= value <= self.high
+        return self.low <= value <= self.high if self.is_range else value in self.choices
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
+class Tuning(BaseModel, frozen=True, extra="forbid"):
     """How to tune each method, equally for every model, task and budget."""
 
-    trials: int
+    trials: Count
     """Number of trials, including one with the defaults."""
-    seed: int
+    seed: Seed
     """Training seed of the trials and seed of the sampler."""
-    learning_rate: Space | None
+    learning_rate: Space | None = None
     """None keeps the fragments' value."""
-    scale: Space | None
+    scale: Space | None = None
     """`lora_alpha` divided by `r`; None keeps the study's value."""
-    metric: str | None
+    metric: Text | None = "loss"
     """Validation metric to optimize; None uses the task's main metric."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exam:
+class Exam(BaseModel, frozen=True, extra="forbid"):
     """Rows for a single evaluation after each final run."""
 
-    split: str
+    split: Text
     """Split of tasks that are not in `splits`."""
-    splits: Mapping[str, str]
+    splits: dict[str, Text] = {}
     """Split by task."""
-    max_rows: int | None
+    max_rows: Count | None = None
     """Maximum number of rows, a fixed sample; None uses all."""
 
-    def of(self, task: str) -> str:
+    def split_of(self, task: str) -> str:
         """Return the split of a task."""
         return self.splits.get(task, self.split)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Study:
-    """A checked study."""
+class Study(BaseModel, frozen=True, extra="forbid"):
+    """A checked study. Fields are the keys of its file."""
 
-    name: str
-    """File name without ending."""
-    file: Path
-    description: str
-    results: Path
-    """Folder of the tables, relative to the working folder."""
-    models: Mapping[str, Fragment]
-    tasks: Mapping[str, Fragment]
-    methods: Mapping[str, Fragment]
-    budgets: tuple[int, ...]
+    description: str = ""
+    folder: Text = Field(alias="results")
+    """Folder of the tables, relative to the working folder; `results` in the file."""
+    models: Fragments
+    tasks: Fragments
+    methods: Fragments
+    budgets: Budgets
     """Values of `lora.r`."""
-    seeds: tuple[int, ...]
+    seeds: Seeds
     """Training seeds of the final runs."""
-    base: Fragment
+    base: dict[str, Any] = {}
     """Configuration shared by all jobs."""
-    scale: float
+    scale: Number = 2.0
     """`lora_alpha` divided by `lora.r`, unless tuned."""
-    tuning: Tuning | None
-    exam: Exam | None
+    tune: Tuning | None = None
+    evaluate: Exam | None = None
+    _file: Path = PrivateAttr()
+
+    @property
+    def file(self) -> Path:
+        """File of the study."""
+        return self._file
+
+    @property
+    def results(self) -> Path:
+        """Folder of the tables."""
+        return Path(self.folder)
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its ending."""
+        return self._file.stem
 
 
-def read_study(path: Path, check_keys: CheckKeys) -> Study:
+def read_study(path: Path) -> Study:
     """Read and check a study.
-
-    Args:
-        path: YAML file of the study.
-        check_keys: Checks the keys of a job's configuration.
 
     Raises:
         ConfigError: If the file is invalid; the message names the key and its valid values.
     """
-    fields = Fields(_load(path), path)
-    fields.check_known(KEYS)
-    parts = {key: _fragments(fields, key, check_keys) for key in ("models", "tasks", "methods")}
-    base = fields.mapping("base", default={})
-    _check_fragment(base, f"base in {path}", check_keys)
-    seeds = fields.whole_numbers("seeds", low=0)
-    tune, evaluate = fields.section("tune"), fields.section("evaluate")
-    return Study(
-        name=path.stem,
-        file=path,
-        description=fields.text("description", default=""),
-        results=Path(fields.text("results")),
-        models=parts["models"],
-        tasks=parts["tasks"],
-        methods=parts["methods"],
-        budgets=fields.whole_numbers("budgets", low=1),
-        seeds=seeds,
-        base=base,
-        scale=fields.number("scale", default=2.0),
-        tuning=None if tune is None else _tuning(tune, seeds),
-        exam=None if evaluate is None else _exam(evaluate, parts["tasks"]),
-    )
+    study = check(Study, _load(path), path, ConfigError)
+    study._file = path
+    _check_fragment(study.base, f"base in {path}")
+    for section in ("models", "tasks", "methods"):
+        for name, fragment in getattr(study, section).items():
+            _check_fragment(fragment, f"{section}.{name} in {path}")
+    _check_together(study)
+    return study
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"STUDY must be a YAML file, got {path}, which is not a file.")
+        raise ConfigError(f"STUDY must be a YAML file, but got {path}, which is not a file.")
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"STUDY must be a YAML file, got {path}: {error}") from error
+        raise ConfigError(f"STUDY must be a YAML file, but got {path}: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"STUDY must hold keys and values, got {path} without any.")
-    if NAME.fullmatch(path.stem) is None:
+        raise ConfigError(f"STUDY must contain keys and values, but got {path} without any.")
+    if re.match(NAME, path.stem) is None:
         raise ConfigError(
-            f"a study is called as its file is, which must be made of letters, digits and _.+-, "
-            f"got {path.stem!r}: rename {path}."
+            f"STUDY must have a name of letters, digits and _.+-, but got {path.stem!r}. Rename "
+            f"{path}."
         )
     return content
 
 
-def _fragments(fields: Fields, key: str, check_keys: CheckKeys) -> Mapping[str, Fragment]:
-    found = fields.mapping(key)
-    if not found:
-        raise fields.wrong(key, "at least one entry, `name: {keys of a job}`", found)
-    inside = Fields(found, fields.file, f"{key}.")
-    for name in found:
-        if NAME.fullmatch(str(name)) is None:
-            raise fields.wrong(key, "names made of letters, digits and _.+-", repr(name))
-        place = f"{key}.{name} in {fields.file}"
-        _check_fragment(inside.mapping(name), place, check_keys)
-    return {str(name): fragment for name, fragment in found.items()}
-
-
-def _check_fragment(fragment: Fragment, place: str, check_keys: CheckKeys) -> None:
+def _check_fragment(fragment: Fragment, place: str) -> None:
+    """Check that a fragment contains known keys, and none that the study sets."""
     check_keys(fragment, f" in {place}")
-    check_free(fragment, place)
+    for key in _dotted(fragment):
+        if key in OWN_KEYS:
+            raise ConfigError(f"`{key}` must not be in {place}: {OWN_KEYS[key]}. Remove it.")
 
 
-def _tuning(fields: Fields, seeds: tuple[int, ...]) -> Tuning:
-    fields.check_known(TUNE_KEYS)
-    seed = fields.whole("seed", low=0)
-    if seed in seeds:
-        raise fields.wrong(
-            "seed", f"none of `seeds`, {list(seeds)}, which would be favoured by the choice", seed
+def _dotted(fragment: Fragment, prefix: str = "") -> Iterator[str]:
+    for key, value in fragment.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _check_together(study: Study) -> None:
+    """Check values that depend on others."""
+    tune, exam = study.tune, study.evaluate
+    if tune is not None and tune.seed in study.seeds:
+        raise ConfigError(
+            f"`tune.seed` must be none of `seeds`, {list(study.seeds)}, but got {tune.seed} "
+            f"({study.file}). Tuning would favour that seed."
         )
-    spaces = {key: _space(fields, key) for key in ("learning_rate", "scale")}
-    if not any(spaces.values()):
-        raise fields.wrong(
-            "learning_rate", "given, or `tune.scale`: there is nothing to tune", None
+    if tune is not None and tune.learning_rate is None and tune.scale is None:
+        raise ConfigError(
+            f"`tune.learning_rate` or `tune.scale` must be given, but got neither ({study.file})."
         )
-    main = fields.values.get("metric", "loss") is None  # null, not missing
-    return Tuning(
-        trials=fields.whole("trials", low=1),
-        seed=seed,
-        learning_rate=spaces["learning_rate"],
-        scale=spaces["scale"],
-        metric=None if main else fields.text("metric", default="loss"),
-    )
-
-
-def _space(fields: Fields, key: str) -> Space | None:
-    """Parse `[low, high]` as a range and `{choices: [...]}` as values."""
-    match fields.values.get(key):
-        case None:
-            return None
-        case dict():
-            inside = fields.inside(key)
-            inside.check_known(("choices",))
-            choices = inside.numbers("choices")
-            return Space(low=min(choices), high=max(choices), choices=choices)
-    ends = fields.numbers(key)
-    if len(ends) != 2 or ends[0] >= ends[1]:
-        raise fields.wrong(
-            key, "[lowest, highest], or {choices: [...]} for values of their own", list(ends)
-        )
-    return Space(low=ends[0], high=ends[1])
-
-
-def _exam(fields: Fields, tasks: Mapping[str, Fragment]) -> Exam:
-    fields.check_known(EVALUATE_KEYS)
-    splits = fields.mapping("splits", default={})
-    for task in splits:
-        if task not in tasks:
-            raise fields.wrong("splits", f"by task, one of {', '.join(tasks)}", task)
-    inside = Fields(splits, fields.file, f"{fields.place}splits.")
-    rows = fields.values.get("max_rows")
-    return Exam(
-        split=fields.text("split"),
-        splits={task: inside.text(task) for task in splits},
-        max_rows=None if rows is None else fields.whole("max_rows", low=1),
-    )
+    for task in exam.splits if exam is not None else ():
+        if task not in study.tasks:
+            raise ConfigError(
+                f"`evaluate.splits` must name tasks, {', '.join(study.tasks)}, but got {task} "
+                f"({study.file})."
+            )

@@ -1,7 +1,7 @@
-"""Tune a cell with Optuna: the same number of trials per cell, on validation rows only.
+"""Tune with Optuna: the same number of trials per combination, on validation rows only.
 
 The first trial uses the method's defaults. The next nine depend only on the study's seed and their
-number, so they are equal for all cells; later ones (TPE) also depend on earlier trials. An
+number, so they are equal for all combinations; later ones (TPE) also depend on earlier trials. An
 interrupted tuning therefore resumes with the same trials.
 """
 
@@ -16,10 +16,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.harness.runner import Measure
-from benchmarks.harness.runs import Cell, Choice, Jobs, key_of, plain
-from benchmarks.harness.study import Space, Tuning
-from dynlora.errors import StudyError
-from dynlora.report.wording import lower_is_better
+from benchmarks.harness.runs import Choice, Combination, Jobs, key_of, plain
+from benchmarks.harness.study import Space, StudyError, Tuning
+from dynlora.report.wording import LOWER_IS_BETTER
 from dynlora.train.config import METRICS
 
 STORAGE = ".tuning.journal"
@@ -28,90 +27,91 @@ STORAGE = ".tuning.journal"
 
 @dataclass(frozen=True, slots=True)
 class OptunaTuner:
-    """Tunes the cells of a study."""
+    """Tunes the combinations of a study."""
 
     jobs: Jobs
     tuning: Tuning
     storage: JournalStorage
 
-    def metric(self, cell: Cell) -> str:
+    def metric(self, combination: Combination) -> str:
         """Return the name of the validation metric to optimize."""
-        task = self.jobs.config(cell).task
+        task = self.jobs.config(combination).task
         return self.tuning.metric or METRICS[task][0]
 
-    def tune(self, cell: Cell, measure: Measure) -> Choice:
-        """Execute a cell's missing trials and return the best choice.
+    def tune(self, combination: Combination, measure: Measure) -> Choice:
+        """Execute a combination's missing trials and return the best choice.
 
         Raises:
             StudyError: If a trial failed, or training diverged in all trials.
         """
-        study = self._open(cell)
-        worst = math.inf if lower_is_better(self.metric(cell)) else -math.inf
-        for trial in self._ended(study):
-            measure(trial.number, self._choice(trial, cell))  # restores a missing record
-        while (done := len(self._ended(study))) < self.tuning.trials:
-            trial = self._next(study, done)
-            value = measure(trial.number, self._choice(trial, cell))
+        search = self._open(combination)
+        worst = math.inf if LOWER_IS_BETTER[self.metric(combination)] else -math.inf
+        for trial in self._ended(search):
+            measure(trial.number, self._choice(trial, combination))  # restores a missing record
+        while (done := len(self._ended(search))) < self.tuning.trials:
+            trial = self._next(search, done)
+            value = measure(trial.number, self._choice(trial, combination))
             if value is None:
                 raise StudyError(
-                    f"{cell.name} is not tuned: {done} of {self.tuning.trials} trials have ended"
+                    f"{combination.name} is not tuned: {done} of {self.tuning.trials} trials "
+                    "have ended"
                 )
             found = value if math.isfinite(value) else worst
             # Another process may have reported the same result.
-            study.tell(trial.number, found, skip_if_finished=True)
-        return self._choice(self._best(study, cell), cell)
+            search.tell(trial.number, found, skip_if_finished=True)
+        return self._choice(self._best(search, combination), combination)
 
-    def _ended(self, study: optuna.Study) -> list[FrozenTrial]:
+    def _ended(self, search: optuna.Study) -> list[FrozenTrial]:
         """Return the first `tuning.trials` completed trials; more may exist."""
-        found = study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
+        found = search.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
         return sorted(found, key=lambda trial: trial.number)[: self.tuning.trials]
 
-    def _best(self, study: optuna.Study, cell: Cell) -> FrozenTrial:
+    def _best(self, search: optuna.Study, combination: Combination) -> FrozenTrial:
         """Return the best trial, the first if several are equal."""
-        lower = lower_is_better(self.metric(cell))
-        values = {trial.number: trial.value or 0.0 for trial in self._ended(study)}
-        best = min(self._ended(study), key=lambda t: values[t.number] * (1 if lower else -1))
+        lower = LOWER_IS_BETTER[self.metric(combination)]
+        values = {trial.number: trial.value or 0.0 for trial in self._ended(search)}
+        best = min(self._ended(search), key=lambda t: values[t.number] * (1 if lower else -1))
         if math.isinf(values[best.number]):
             raise StudyError(
-                f"{cell.name} cannot be tuned: training diverged in all of its "
+                f"{combination.name} cannot be tuned: training diverged in all of its "
                 f"{self.tuning.trials} trials"
             )
         return best
 
-    def _open(self, cell: Cell) -> optuna.Study:
-        """Return the Optuna study of a cell with the current settings."""
-        defaults, spaces = self.jobs.defaults(cell), self._spaces()
-        config = plain(self.jobs.trial(cell, self.tuning.seed, 0, defaults).config)
-        setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(cell)})
-        lower = lower_is_better(self.metric(cell))
-        study = optuna.create_study(
+    def _open(self, combination: Combination) -> optuna.Study:
+        """Return the Optuna study of a combination with the current settings."""
+        defaults, spaces = self.jobs.defaults(combination), self._spaces()
+        config = plain(self.jobs.trial(combination, self.tuning.seed, 0, defaults).config)
+        setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(combination)})
+        lower = LOWER_IS_BETTER[self.metric(combination)]
+        search = optuna.create_study(
             storage=self.storage,
-            study_name=f"{self.jobs.study.name}/{cell.name}/{setting}",
+            study_name=f"{self.jobs.study.name}/{combination.name}/{setting}",
             direction="minimize" if lower else "maximize",
             load_if_exists=True,
         )
-        if not study.get_trials(deepcopy=False):
-            study.enqueue_trial({name: getattr(defaults, name) for name in spaces})
-        return study
+        if not search.get_trials(deepcopy=False):
+            search.enqueue_trial({name: getattr(defaults, name) for name in spaces})
+        return search
 
     def _spaces(self) -> dict[str, BaseDistribution]:
         named = {"learning_rate": self.tuning.learning_rate, "scale": self.tuning.scale}
         return {name: _distribution(space) for name, space in named.items() if space is not None}
 
-    def _next(self, study: optuna.Study, done: int) -> FrozenTrial:
+    def _next(self, search: optuna.Study, done: int) -> FrozenTrial:
         """Return an unfinished trial, or a new one."""
         spaces = self._spaces()
-        for begun in study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
+        for begun in search.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
             if begun.params.keys() == spaces.keys():
                 return begun
             # Its process ended while it was proposed.
-            study.tell(begun.number, state=TrialState.FAIL, skip_if_finished=True)
-        study.sampler = TPESampler(seed=self.tuning.seed + done)
-        number = study.ask(spaces).number
-        return study.get_trials(deepcopy=False)[number]
+            search.tell(begun.number, state=TrialState.FAIL, skip_if_finished=True)
+        search.sampler = TPESampler(seed=self.tuning.seed + done)
+        number = search.ask(spaces).number
+        return search.get_trials(deepcopy=False)[number]
 
-    def _choice(self, trial: FrozenTrial, cell: Cell) -> Choice:
-        defaults = self.jobs.defaults(cell)
+    def _choice(self, trial: FrozenTrial, combination: Combination) -> Choice:
+        defaults = self.jobs.defaults(combination)
         return Choice(
             learning_rate=trial.params.get("learning_rate", defaults.learning_rate),
             scale=trial.params.get("scale", defaults.scale),
@@ -128,6 +128,6 @@ def open_tuner(jobs: Jobs, tuning: Tuning) -> OptunaTuner:
 
 
 def _distribution(space: Space) -> BaseDistribution:
-    if space.choices:
-        return CategoricalDistribution(space.choices)
-    return FloatDistribution(space.low, space.high, log=True)
+    if space.is_range:
+        return FloatDistribution(space.low, space.high, log=True)
+    return CategoricalDistribution(space.choices)

@@ -1,4 +1,7 @@
-"""Start and control worker processes, each of which executes runs one after another.
+"""Worker processes, each of which executes runs one after another.
+
+A worker is `python -m benchmarks.harness.worker PIPE WORKSPACE THREADS PARENT`, which receives runs
+from a pipe until it closes.
 
 One process executes many runs, because importing the libraries takes seconds. If the system kills
 it for lack of memory, the study continues with a new process.
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -22,6 +26,10 @@ PATIENCE_SECONDS = 10.0
 """Time for an idle process to exit before it is killed."""
 LOG = "log"
 """File in the workspace with the output of libraries."""
+WATCH_SECONDS = 1.0
+"""Interval between checks for the parent process."""
+REMOVALS = 100
+"""Maximum attempts to remove a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,7 @@ def _start(threads: int) -> Served:
     words = [str(theirs.fileno()), str(workspace), str(threads), str(os.getpid())]
     with (workspace / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.harness.serve", *words],
+            [sys.executable, "-m", "benchmarks.harness.worker", *words],
             # The working folder may be outside the repository.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[theirs.fileno()],
@@ -153,3 +161,52 @@ class LocalExecutor:
         """Close all workers; `execute` must not be called afterwards."""
         for worker in self._workers.values():
             worker.close()
+
+
+def serve(pipe: Connection, threads: int) -> None:
+    """Execute runs until the other end of the pipe closes.
+
+    Args:
+        pipe: Receives assignments and sends outcomes.
+        threads: Threads of torch; 0 uses torch's default.
+    """
+    # Only now: these load torch.
+    import torch
+
+    from benchmarks.harness.execute import execute
+
+    if threads:
+        torch.set_num_threads(threads)
+    while True:
+        try:
+            pipe.send(execute(pipe.recv()))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def watch(parent: int, workspace: Path) -> None:
+    """Exit this process when its parent dies."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    remove(workspace)
+    os._exit(1)
+
+
+def remove(workspace: Path) -> None:
+    """Remove the workspace, even while a run writes into it."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(workspace, ignore_errors=True)
+        if not workspace.exists():
+            return
+
+
+def main(pipe: int, workspace: Path, threads: int, parent: int) -> None:
+    """Start the parent watch and serve runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=watch, args=(parent, workspace), daemon=True).start()
+    serve(Connection(pipe), threads)
+    remove(workspace)  # in case the parent was killed
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

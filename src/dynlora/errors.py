@@ -55,10 +55,6 @@ class AdapterError(DynamicLoraError):
     """A saved adapter cannot be read, does not fit its base model, or cannot be written."""
 
 
-class StudyError(DynamicLoraError):
-    """Some runs of a study did not complete."""
-
-
 _SKIP = "lower the learning rate, or set on_nonfinite='skip' to leave such steps out."
 _ADVICE = {
     "gradient": _SKIP,

@@ -1,7 +1,6 @@
-"""Every command of ours in the documents runs as it stands, page by page and in its order.
+"""Every command in the documents runs, page by page and in order.
 
-The examples keep their names, tasks and outputs, but have tiny models and data of their columns:
-the commands' words are tested, not the hub.
+Examples keep their names, tasks and outputs, but have tiny models and data.
 """
 
 import re
@@ -14,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.harness.main import main as harness
+from benchmarks.harness.command import main as harness
 from dynlora.cli.main import main
-from tests.harness.report.records import invented_study, write
+from tests.harness.records import invented_study, write
 from tests.jobs import make_rows, save_model, write_job, write_rows
 from tests.language import save_language_model
 from tests.pictures import picture_rows, save_vit
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"dynlora": main, "python -m benchmarks": harness}
 STARTS = ("quickstart", "mrpc")
-"""Examples whose runs some pages take as given."""
+"""Examples whose runs some pages need."""
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -41,7 +40,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 def rows_for(data: dict[str, Any], task: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return rows with the columns that an example names."""
+    """Return rows with the columns of an example."""
     if task == "image_classification":
         return picture_rows(count, seed=seed)
     made = []
@@ -81,10 +80,10 @@ def save_example(world: Path, source: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a world with examples, models and the runs that pages begin with."""
+    """Return a folder with examples, models and the runs that pages need."""
     world = tmp_path_factory.mktemp("world")
     (world / "examples").mkdir()
-    (world / "DATA").mkdir()  # what pages call a folder of the reader's own
+    (world / "DATA").mkdir()  # the reader's folder in the pages
     save_model(world / "models" / "minilm")
     save_language_model(world / "models" / "language")
     save_vit(world / "models" / "images")
@@ -101,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of the world, as the folder that commands run in, without any run."""
+    """Return a copy without runs as the working folder."""
     copy = tmp_path / "world"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("runs"))
     monkeypatch.chdir(copy)
@@ -110,7 +109,7 @@ def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def provide(trained: Path, world: Path) -> Callable[[Sequence[str]], list[str]]:
-    """Return what makes a command's words fit: its runs are there, its placeholders filled."""
+    """Return a function that provides the runs of a command and fills its placeholders."""
 
     def given(words: Sequence[str]) -> list[str]:
         fitted = list(words)

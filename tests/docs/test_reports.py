@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.main import main as harness
+from benchmarks.harness.command import main as harness
 from dynlora.cli.main import main
-from tests.harness.report.records import invented_study, write
+from tests.harness.records import invented_study, write
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "reports.md"

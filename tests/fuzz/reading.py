@@ -67,9 +67,8 @@ def read_job(path: str) -> list[str]:
 def read_study(path: str) -> list[str]:
     """Read the configuration of a study."""
     from benchmarks.harness import study
-    from dynlora.cli.job_parser import check_keys
 
-    return _errors(lambda: study.read_study(Path(path), check_keys))
+    return _errors(lambda: study.read_study(Path(path)))
 
 
 def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:

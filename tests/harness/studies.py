@@ -1,4 +1,4 @@
-"""Tiny studies, and executors that stand in for workers, for tests of the benchmark harness."""
+"""Tiny studies, and an executor that replaces workers, for tests of the harness."""
 
 import os
 import signal
@@ -10,10 +10,8 @@ from typing import Any
 import yaml
 
 from benchmarks.harness.assignment import Assignment, Outcome
-from benchmarks.harness.fragments import merge
-from benchmarks.harness.runs import Jobs, resolve_jobs
+from benchmarks.harness.runs import Combination, Jobs, merge, resolve_jobs
 from benchmarks.harness.study import Study, read_study
-from dynlora.cli.job_parser import check_keys, parse_values
 
 FOUND: Mapping[str, Any] = {
     "main_metric": "accuracy",
@@ -30,13 +28,15 @@ FOUND: Mapping[str, Any] = {
     "versions": {},
     "machine": {},
 }
-"""What a run found, in the words of its record."""
+"""Results of a run, by the record's keys."""
 TUNE: Mapping[str, Any] = {
     "trials": 3,
     "seed": 1000,
     "learning_rate": [1.0e-3, 1.0e-1],
     "scale": [1, 8],
 }
+LORA = Combination("tiny", "rows", "lora", 2)
+DYNAMIC = Combination("tiny", "rows", "dynamic", 2)
 
 
 def study_values(**changes: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def study_values(**changes: Any) -> dict[str, Any]:
 
 
 def write_study(folder: Path, **changes: Any) -> Path:
-    """Write a study's file, whose records go beside it."""
+    """Write a study whose records are in the same folder."""
     values = study_values(**changes)
     path = folder / "small.yaml"
     values["results"] = str(folder / values["results"])
@@ -66,23 +66,23 @@ def write_study(folder: Path, **changes: Any) -> Path:
 
 
 def make_study(folder: Path, **changes: Any) -> Study:
-    """Return a study as it is read from its file."""
-    return read_study(write_study(folder, **changes), check_keys)
+    """Return a study as read from its file."""
+    return read_study(write_study(folder, **changes))
 
 
 def make_jobs(folder: Path, **changes: Any) -> Jobs:
     """Return the jobs of a study."""
-    return resolve_jobs(make_study(folder, **changes), parse_values)
+    return resolve_jobs(make_study(folder, **changes))
 
 
 def completed(assignment: Assignment, **values: Any) -> Outcome:
-    """Return the outcome of a run that went well."""
+    """Return the outcome of a completed run."""
     test = None if assignment.exam is None else FOUND["validation"]
     return Outcome(status="completed", values={**FOUND, "test": test, **values})
 
 
 class StandIn:
-    """An executor that notes what it is asked for and says what it was told to."""
+    """Executor that collects its assignments and returns invented outcomes."""
 
     def __init__(self, become: Callable[[Assignment], Outcome] = completed) -> None:
         self.become = become
@@ -101,10 +101,8 @@ class StandIn:
         self.closed = True
 
     def interrupt_at(self, number: int) -> None:
-        """Let the user press Ctrl-C while this run, counted from 1, is under way.
-
-        Where the tests run in the background of a shell, that is ignored from the start.
-        """
+        """Send Ctrl-C to this process during a run, counted from 1."""
+        # A shell ignores Ctrl-C for processes in its background.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def become(given: Assignment) -> Outcome:
@@ -115,8 +113,3 @@ class StandIn:
             return Outcome(status="interrupted")
 
         self.become = become
-
-
-def finals(executor: StandIn) -> list[Assignment]:
-    """Return what was asked for with rows of the exam."""
-    return [assignment for assignment in executor.asked if assignment.exam is not None]

@@ -1,4 +1,4 @@
-"""Tuning: as many trials for each method, the same start, and an end that a stop cannot change."""
+"""Tuning: the same trials for each method, and the same end after a stop."""
 
 import math
 from collections.abc import Callable
@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.runs import Cell, Choice, Jobs
+from benchmarks.harness.runs import Choice, Jobs
+from benchmarks.harness.study import StudyError
 from benchmarks.harness.tuning import STORAGE, OptunaTuner, open_tuner
-from dynlora.errors import StudyError
-from tests.harness.studies import TUNE, make_jobs
+from dynlora.report.wording import LOWER_IS_BETTER
+from dynlora.train.config import METRICS
+from tests.harness.studies import DYNAMIC, LORA, TUNE, make_jobs
 
-LORA = Cell("tiny", "rows", "lora", 2)
-DYNAMIC = Cell("tiny", "rows", "dynamic", 2)
 Value = Callable[[int, Choice], float | None]
 
 
 class Measured:
-    """Notes what is tried and says how good it was."""
+    """Collects the tried choices and returns invented values."""
 
     def __init__(self, value: Value) -> None:
         self.value = value
@@ -35,58 +35,52 @@ def far_from(rate: float) -> Value:
 
 
 def jobs_of(folder: Path, **changes: Any) -> Jobs:
+    folder.mkdir(exist_ok=True)
     return make_jobs(folder, tune={**TUNE, **changes})
 
 
 def tuner_of(jobs: Jobs) -> OptunaTuner:
-    assert jobs.study.tuning is not None
-    return open_tuner(jobs, jobs.study.tuning)
+    assert jobs.study.tune is not None
+    return open_tuner(jobs, jobs.study.tune)
 
 
-def test_every_method_gets_as_many_trials_from_the_same_start(tmp_path: Path) -> None:
+def test_every_method_gets_the_same_first_trials(tmp_path):
     jobs = jobs_of(tmp_path, trials=5)
     tuner = tuner_of(jobs)
     lora, dynamic = Measured(far_from(0.02)), Measured(far_from(0.002))
-    tuner.tune(LORA, lora)
+    best = tuner.tune(LORA, lora)
     tuner.tune(DYNAMIC, dynamic)
-    assert len(lora.tried) == len(dynamic.tried) == 5
     assert lora.tried[0] == jobs.defaults(LORA) == Choice(learning_rate=1e-2, scale=2.0)
-    assert lora.tried == dynamic.tried, "five draws of a sampler that has learned nothing yet"
+    assert lora.tried == dynamic.tried, "the sampler has learned nothing after five trials"
     assert len(set(lora.tried)) == 5
-    for choice in lora.tried:
-        assert 1e-3 <= choice.learning_rate <= 1e-1
-        assert 1 <= choice.scale <= 8
+    assert all(1e-3 <= c.learning_rate <= 1e-1 and 1 <= c.scale <= 8 for c in lora.tried)
+    assert best == min(lora.tried, key=lambda choice: far_from(0.02)(0, choice) or 0.0)
 
 
-def test_the_best_trial_is_the_choice(tmp_path: Path) -> None:
-    measured = Measured(far_from(0.05))
-    best = tuner_of(jobs_of(tmp_path, trials=6)).tune(LORA, measured)
-    assert best == min(measured.tried, key=lambda choice: far_from(0.05)(0, choice) or 0.0)
-
-
-def test_a_metric_that_reports_call_better_when_lower_is_lowered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dynlora.report.wording.LOWER_IS_BETTER", {"accuracy"})
+@pytest.mark.parametrize(("metric", "pick"), [("loss", min), ("accuracy", max)])
+def test_the_metric_decides_whether_less_is_better(tmp_path, metric, pick):
     measured = Measured(lambda _, choice: choice.learning_rate)
-    best = tuner_of(jobs_of(tmp_path, metric="accuracy", trials=6)).tune(LORA, measured)
-    assert best == min(measured.tried, key=lambda choice: choice.learning_rate)
+    best = tuner_of(jobs_of(tmp_path, metric=metric, trials=6)).tune(LORA, measured)
+    assert best == pick(measured.tried, key=lambda choice: choice.learning_rate)
 
 
-def test_a_metric_that_is_better_when_higher_is_raised(tmp_path: Path) -> None:
-    measured = Measured(lambda _, choice: choice.learning_rate)
-    best = tuner_of(jobs_of(tmp_path, metric="accuracy", trials=6)).tune(LORA, measured)
-    assert best == max(measured.tried, key=lambda choice: choice.learning_rate)
+def test_every_metric_of_every_task_has_a_direction(tmp_path):
+    assert {metric for metrics in METRICS.values() for metric in metrics} == set(LOWER_IS_BETTER)
+    assert tuner_of(jobs_of(tmp_path)).metric(LORA) == "loss"
+    assert tuner_of(jobs_of(tmp_path, metric=None)).metric(LORA) == "accuracy"
 
 
-def test_a_stop_changes_no_proposal(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+def test_a_metric_without_a_direction_is_not_tuned(tmp_path, monkeypatch):
+    monkeypatch.delitem(LOWER_IS_BETTER, "accuracy")  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="accuracy"):
+        tuner_of(jobs_of(tmp_path, metric="accuracy")).tune(LORA, Measured(far_from(0.02)))
+
+
+def test_a_stop_changes_no_proposal(tmp_path):
     straight = Measured(far_from(0.02))
     tuner_of(jobs_of(tmp_path / "a", trials=13)).tune(LORA, straight)
-
     jobs = jobs_of(tmp_path / "b", trials=13)
-    for ends in (2, 11):  # before the sampler has learned, and after
+    for ends in (2, 11):  # before and after the sampler learns from trials
 
         def stop(number: int, choice: Choice, ends: int = ends) -> float | None:
             return None if number == ends else far_from(0.02)(number, choice)
@@ -95,79 +89,55 @@ def test_a_stop_changes_no_proposal(tmp_path: Path) -> None:
             tuner_of(jobs).tune(LORA, Measured(stop))
     resumed = Measured(far_from(0.02))
     tuner_of(jobs).tune(LORA, resumed)
-    assert resumed.tried == straight.tried, "those that had ended, and then the rest"
+    assert resumed.tried == straight.tried
 
 
-def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path) -> None:
-    first = Measured(far_from(0.02))
-    tuner_of(jobs_of(tmp_path, trials=2)).tune(LORA, first)
-    more = Measured(far_from(0.02))
-    tuner_of(jobs_of(tmp_path, trials=4)).tune(LORA, more)
-    assert more.tried[:2] == first.tried
-    assert len(more.tried) == 4
-
-
-def test_fewer_trials_leave_the_later_ones_out_of_account(tmp_path: Path) -> None:
+def test_another_number_of_trials_uses_those_that_exist(tmp_path):
     def later_is_better(number: int, _choice: Choice) -> float:
         return -number
 
-    measured = Measured(later_is_better)
-    assert tuner_of(jobs_of(tmp_path, trials=4)).tune(LORA, measured) == measured.tried[3]
+    first, more = Measured(later_is_better), Measured(later_is_better)
+    tuner_of(jobs_of(tmp_path, trials=2)).tune(LORA, first)
+    assert tuner_of(jobs_of(tmp_path, trials=4)).tune(LORA, more) == more.tried[3]
+    assert more.tried[:2] == first.tried
     fewer = tuner_of(jobs_of(tmp_path, trials=2)).tune(LORA, Measured(later_is_better))
-    assert fewer == measured.tried[1]
+    assert fewer == more.tried[1]
 
 
-def test_trials_of_other_settings_do_not_count(tmp_path: Path) -> None:
+def test_trials_of_other_settings_do_not_count(tmp_path):
     tuner_of(jobs_of(tmp_path)).tune(LORA, Measured(far_from(0.02)))
     other = make_jobs(tmp_path, tune=TUNE, base={"training": {"epochs": 9}})
     measured = Measured(far_from(0.02))
     tuner_of(other).tune(LORA, measured)
     assert measured.tried[0] == other.defaults(LORA)
-    assert (tmp_path / "results" / f"small{STORAGE}").is_file(), "all of them in one file"
+    assert (tmp_path / "results" / f"small{STORAGE}").is_file()
 
 
-def test_training_that_diverged_is_never_the_choice(tmp_path: Path) -> None:
-    def diverges(number: int, choice: Choice) -> float:
-        return math.inf if number != 1 else 5.0
-
-    measured = Measured(diverges)
-    assert tuner_of(jobs_of(tmp_path)).tune(LORA, measured) == measured.tried[1]
-    raised = Measured(diverges)
-    (tmp_path / "up").mkdir()
-    jobs = jobs_of(tmp_path / "up", metric="accuracy")
-    assert tuner_of(jobs).tune(LORA, raised) == raised.tried[1]
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_diverged_trial_is_never_the_choice(tmp_path, metric):
+    measured = Measured(lambda number, _: math.inf if number != 1 else 5.0)
+    assert tuner_of(jobs_of(tmp_path, metric=metric)).tune(LORA, measured) == measured.tried[1]
+    with pytest.raises(StudyError, match=r"dynamic/r2 cannot be .* all of its 3 trials"):
+        tuner_of(jobs_of(tmp_path, metric=metric)).tune(DYNAMIC, Measured(lambda *_: math.inf))
 
 
-def test_there_is_no_choice_where_training_always_diverged(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"lora/r2 cannot be .* diverged in all of its 3 trials"):
-        tuner_of(jobs_of(tmp_path)).tune(LORA, Measured(lambda *_: math.inf))
-
-
-def test_what_is_not_tuned_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_value_without_a_space_stays_and_a_list_is_kept_to(tmp_path):
     measured = Measured(far_from(0.02))
     tuner_of(jobs_of(tmp_path, scale=None)).tune(LORA, measured)
     assert {choice.scale for choice in measured.tried} == {2.0}
     assert len({choice.learning_rate for choice in measured.tried}) == 3
+    listed = Measured(far_from(0.02))
+    tuner_of(jobs_of(tmp_path, trials=8, scale={"choices": [1, 2, 4]})).tune(LORA, listed)
+    assert {choice.scale for choice in listed.tried} <= {1.0, 2.0, 4.0}
+    assert listed.tried[0].scale == 2.0
 
 
-def test_a_choice_from_a_list_is_one_of_it(tmp_path: Path) -> None:
-    measured = Measured(far_from(0.02))
-    tuner_of(jobs_of(tmp_path, trials=8, scale={"choices": [1, 2, 4]})).tune(LORA, measured)
-    assert {choice.scale for choice in measured.tried} <= {1.0, 2.0, 4.0}
-    assert measured.tried[0].scale == 2.0
-
-
-def test_two_processes_that_tune_the_same_cell_come_to_the_same_choice(tmp_path: Path) -> None:
+def test_two_processes_that_tune_the_same_combination_agree(tmp_path):
     jobs, others = jobs_of(tmp_path, trials=4), []
 
     def slow(number: int, choice: Choice) -> float | None:
-        if not others:  # while the first trial is under way here
+        if not others:  # during the first trial
             others.append(tuner_of(jobs).tune(LORA, Measured(far_from(0.02))))
         return far_from(0.02)(number, choice)
 
     assert tuner_of(jobs).tune(LORA, slow) == others[0]
-
-
-def test_no_metric_is_each_tasks_main_one(tmp_path: Path) -> None:
-    assert tuner_of(jobs_of(tmp_path)).metric(LORA) == "loss"
-    assert tuner_of(jobs_of(tmp_path, metric=None)).metric(LORA) == "accuracy"

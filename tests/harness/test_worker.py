@@ -1,10 +1,11 @@
-"""The process that does runs: it outlives them, and the study outlives it."""
+"""Worker processes and Ray: lost processes become outcomes, and the study continues."""
 
-import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,24 @@ import pytest
 
 import benchmarks.harness.worker as module
 from benchmarks.harness.assignment import Assignment, Outcome
-from benchmarks.harness.runs import Cell
+from benchmarks.harness.execute import execute
+from benchmarks.harness.over_ray import RayExecutor
 from benchmarks.harness.worker import LocalExecutor, Served, Worker
-from tests.harness.studies import make_jobs
+from dynlora.errors import ConfigError
+from tests.harness.studies import LORA, make_jobs
 
 
 @pytest.fixture
 def assignment(tmp_path: Path) -> Assignment:
-    """Return a run whose model is not there, so that it fails at once."""
+    """Return a run that fails at once, because its model does not exist."""
     jobs = make_jobs(tmp_path, models={"tiny": {"model": {"path": str(tmp_path / "nowhere")}}})
-    run = jobs.final(Cell("tiny", "rows", "lora", 2), 0, None)
+    run = jobs.final(LORA, 0, None)
     return Assignment(config=run.config, exam=None, keep=None, workspace=None)
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Served]]:
-    """Return a list of the processes that are started, all of which must have ended."""
+    """Return the list of started processes, all of which must have ended after the test."""
     found: list[Served] = []
     start = module._start
 
@@ -43,60 +46,47 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Served]]:
         assert not served.workspace.exists()
 
 
-def execute_and_kill(
-    worker: Worker, assignment: Assignment, started: list[Served], number: int
-) -> Outcome:
-    """Return what becomes of a run whose process gets a signal as soon as there is one."""
+def after_start(started: list[Served], act: Callable[[], None]) -> threading.Thread:
+    """Act in another thread as soon as there is a process."""
 
-    def kill() -> None:
+    def wait() -> None:
         while not started:
             time.sleep(0.01)
-        started[0].process.send_signal(number)
+        act()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "error"),
+    [
+        (signal.SIGKILL, "out_of_memory", "the process was killed by signal 9: most likely the s"),
+        (signal.SIGTERM, "failed", "the process was ended by signal 15"),
+    ],
+)
+def test_a_killed_process_has_an_outcome_and_another_continues(
+    assignment, started, number, status, error
+):
+    worker = Worker(threads=1)
+    killer = after_start(started, lambda: started[0].process.send_signal(number))
     outcome = worker.execute(assignment)
     killer.join()
-    return outcome
-
-
-def test_a_killed_process_is_taken_for_out_of_memory_and_another_goes_on(
-    assignment: Assignment, started: list[Served]
-) -> None:
-    worker = Worker(threads=1)
-    outcome = execute_and_kill(worker, assignment, started, signal.SIGKILL)
-    assert (outcome.status, outcome.values) == ("out_of_memory", None)
-    assert "killed by signal 9: most likely the system ran out of memory" in str(outcome.error)
-    for _ in range(2):
-        outcome = worker.execute(assignment)
-        assert outcome.status == "failed"
-        assert str(outcome.error).startswith("ConfigError: `model.path` must name a folder with a")
-    assert len(started) == 2, "one process for both"
+    assert (outcome.status, outcome.values) == (status, None)
+    assert str(outcome.error).startswith(error)
+    if number == signal.SIGKILL:
+        for _ in range(2):
+            outcome = worker.execute(assignment)
+            assert outcome.status == "failed"
+            assert str(outcome.error).startswith("ConfigError: `model.path` must ")
+        assert len(started) == 2, "both runs must share a process"
     worker.close()
 
 
-def test_another_end_of_the_process_is_a_failure(
-    assignment: Assignment, started: list[Served]
-) -> None:
-    worker = Worker(threads=1)
-    outcome = execute_and_kill(worker, assignment, started, signal.SIGTERM)
-    assert outcome.status == "failed"
-    assert str(outcome.error).startswith("the process was ended by signal 15")
-    worker.close()
-
-
-def test_a_stop_ends_what_is_under_way_and_lets_nothing_begin(
-    assignment: Assignment, started: list[Served]
-) -> None:
+def test_a_stop_ends_the_current_run_and_starts_no_other(assignment, started):
     executor = LocalExecutor(1)
-
-    def stop() -> None:
-        while not started:
-            time.sleep(0.01)
-        executor.stop()
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
+    stopper = after_start(started, executor.stop)
     assert executor.execute(assignment) == Outcome(status="interrupted")
     stopper.join()
     assert executor.execute(assignment) == Outcome(status="interrupted")
@@ -104,37 +94,21 @@ def test_a_stop_ends_what_is_under_way_and_lets_nothing_begin(
     assert len(started) == 1
 
 
-class Answering:
-    """A pipe to nobody, which answers at once."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-
-    def send(self, assignment: Assignment) -> None:
-        self.given = assignment
-
-    def recv(self) -> Outcome:
-        return self.outcome
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def answering(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[[Outcome], list[tuple[int, Any]]]:
-    """Return what lets processes answer; it returns the threads and the pipe of each."""
+    """Return a function that makes workers answer at once; it returns their threads and pipes."""
 
     def begin(outcome: Outcome) -> list[tuple[int, Any]]:
         found: list[tuple[int, Any]] = []
+        pipe = {"send": lambda *_: None, "recv": lambda *_: outcome, "close": lambda *_: None}
 
         def start(threads: int) -> Any:
-            pipe = Answering(outcome)
-            found.append((threads, pipe))
+            found.append((threads, type("Pipe", (), pipe)()))
             process = subprocess.Popen(["true"])
-            # Not `Served`: shapes of values are checked in tests, and this pipe is none.
-            return type("Stub", (), {"process": process, "pipe": pipe, "workspace": tmp_path / "w"})
+            served = {"process": process, "pipe": found[-1][1], "workspace": tmp_path / "w"}
+            return type("Stub", (), served)
 
         monkeypatch.setattr(module, "_start", start)
         return found
@@ -142,49 +116,114 @@ def answering(
     return begin
 
 
-def test_a_process_is_replaced_after_some_runs(
-    assignment: Assignment, answering: Callable[[Outcome], list[tuple[int, Any]]]
-) -> None:
-    started = answering(Outcome(status="completed"))
-    worker = Worker(threads=0, runs=2)
+@pytest.mark.parametrize(
+    ("status", "runs", "processes"), [("completed", 2, 3), ("out_of_memory", 9, 5)]
+)
+def test_a_process_is_replaced_after_some_runs_or_without_memory(
+    assignment, answering, status, runs, processes
+):
+    started = answering(Outcome(status=status))
+    worker = Worker(threads=0, runs=runs)
     for _ in range(5):
         worker.execute(assignment)
-    assert len(started) == 3
+    assert len(started) == processes
     worker.close()
 
 
-def test_a_process_that_ran_out_of_memory_is_replaced(
-    assignment: Assignment, answering: Callable[[Outcome], list[tuple[int, Any]]]
-) -> None:
-    started = answering(Outcome(status="out_of_memory"))
-    worker = Worker(threads=0)
-    worker.execute(assignment)
-    worker.execute(assignment)
-    assert len(started) == 2
-    worker.close()
+class RayError(Exception):
+    pass
 
 
-def test_each_thread_has_a_process_and_its_share_of_the_cores(
-    assignment: Assignment,
-    answering: Callable[[Outcome], list[tuple[int, Any]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    started = answering(Outcome(status="completed"))
-    executor = LocalExecutor(3)
-    both = threading.Barrier(2, timeout=20)
+class OutOfMemoryError(RayError):
+    pass
 
-    def ask() -> None:
-        both.wait()
-        executor.execute(assignment)
-        executor.execute(assignment)
-        both.wait()
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+class StandInRay(types.ModuleType):
+    """The part of Ray that the harness uses."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.exceptions = types.ModuleType("ray.exceptions")
+        self.exceptions.RayError = RayError  # type: ignore[attr-defined]
+        self.exceptions.OutOfMemoryError = OutOfMemoryError  # type: ignore[attr-defined]
+        self.resources = {"CPU": 6.0}
+        self.told: dict[str, Any] = {}
+        self.become: Callable[[], Outcome] = lambda: Outcome(status="completed")
+        self.cancelled: list[bool] = []
+        self.left = False
+
+    def init(self, **options: Any) -> None:
+        if options["address"] == "nobody:1":
+            raise ConnectionError("no cluster\nthere")
+        self.told |= options
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        self.told |= options
+
+        def wrap(function: Any) -> Any:
+            self.told["function"] = function
+            return types.SimpleNamespace(remote=lambda *given: given)
+
+        return wrap
+
+    def get(self, reference: Any) -> Outcome:
+        return self.become()
+
+    def cancel(self, reference: Any, *, force: bool) -> None:
+        self.cancelled.append(force)
+
+    def shutdown(self) -> None:
+        self.left = True
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> StandInRay:
+    stand_in = StandInRay()
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", stand_in.exceptions)
+    return stand_in
+
+
+def test_ray_executes_runs_and_uses_gpus_if_there_are_some(ray, assignment):
+    executor = RayExecutor("auto", runs=5)
+    assert executor.execute(assignment) == Outcome(status="completed")
+    assert ray.told["function"] is execute
+    assert (ray.told["address"], ray.told["max_calls"], ray.told["max_retries"]) == ("auto", 5, 0)
+    assert (ray.told["num_cpus"], ray.told["num_gpus"], executor.places) == (1, 0, 6)
     executor.close()
-    assert [count for count, _ in started] == [2, 2]
+    assert ray.left
+    ray.resources = {"CPU": 64.0, "GPU": 4.0}
+    assert (RayExecutor("auto").places, ray.told["num_gpus"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OutOfMemoryError, "out_of_memory"), (RayError, "failed")]
+)
+def test_an_error_of_ray_becomes_an_outcome(ray, assignment, error, status):
+    def fail() -> Outcome:
+        raise error("on node 7\nof 8")
+
+    ray.become = fail
+    outcome = RayExecutor("auto").execute(assignment)
+    assert outcome == Outcome(status=status, error=f"{error.__name__}: on node 7 of 8")
+
+
+def test_a_stop_cancels_the_current_run_of_ray(ray, assignment):
+    executor = RayExecutor("auto")
+
+    def stop() -> Outcome:
+        executor.stop()
+        raise RayError("cancelled")
+
+    ray.become = stop
+    assert executor.execute(assignment) == Outcome(status="interrupted")
+    assert executor.execute(assignment) == Outcome(status="interrupted")
+    assert ray.cancelled == [True]
+
+
+def test_a_missing_cluster_is_named(ray):
+    with pytest.raises(ConfigError, match=r"`--ray` must be local .* got nobody:1: no cluster the"):
+        RayExecutor("nobody:1")

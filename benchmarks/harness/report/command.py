@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlora.cli.arguments import VerbParser, new_parser, parse
+from benchmarks.harness.arguments import Parser, parse
 from dynlora.cli.output import Output
 
 PROGRAM = "python -m benchmarks report"
@@ -27,15 +27,14 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
     # Only now: these load matplotlib and scipy, and `--help` need not wait for them.
     from benchmarks.harness.report.document import make_document
-    from benchmarks.harness.report.folders import read_records
-    from benchmarks.harness.report.study import group
+    from benchmarks.harness.report.results import group, read_results
     from benchmarks.harness.report.view import make_table, make_values
     from benchmarks.harness.report.write import check_places, link_to, write_document
 
     document: Path = given.output
     figures: Path = given.figures or document.parent / document.stem
     check_places(document, figures)
-    studies = group(read_records(given.results or [RESULTS]))
+    studies = group(read_results(given.results or [RESULTS]))
     made = make_document(studies, given.reference, link_to(figures, document))
     write_document(made, document, figures)
     paths = [str(figures / drawing.file) for drawing in made.drawings]
@@ -45,9 +44,9 @@ def run(arguments: Sequence[str], output: Output) -> None:
     )
 
 
-def make_parser() -> VerbParser:
+def make_parser() -> Parser:
     """Return the command's parser."""
-    parser = new_parser(PROGRAM, "tables and figures from the records of studies")
+    parser = Parser(PROGRAM, "Write tables and figures from the records of studies.")
     parser.add_argument(
         "results",
         metavar="RESULTS",

@@ -1,4 +1,9 @@
-"""Step 4. Compare methods with a reference per cell, over their common seeds."""
+"""Step 4. Compare methods with a reference, per cell and over all cells of a study.
+
+In a cell, runs are paired by seed. Over all cells there is one test per method, which needs fewer
+seeds than one per cell: six with a single method. Runs of one seed share the order of their data,
+so each seed contributes one value, its mean over cells.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,9 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 
-from benchmarks.harness.report.record import Cell, Outcome
+from benchmarks.harness.report.results import Cell, Scores, StudyResults
 from benchmarks.harness.report.statistics import bootstrap_interval, holm, sign_flip_p
-from benchmarks.harness.report.study import Study
 from dynlora.report.wording import lower_is_better
 
 LEVEL = 0.05
@@ -38,7 +42,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairedComparison:
     """A method compared with the reference, in one cell and quantity."""
 
     cell: Cell
@@ -99,23 +103,19 @@ def judge(gain: float, corrected: float | None, lost: int) -> Verdict:
     return Verdict.BETTER if gain > 0 else Verdict.WORSE
 
 
-def value_of(outcome: Outcome, quantity: Quantity) -> float | None:
-    """Return an outcome's value of a quantity; None without test data.
+def value_of(scores: Scores, quantity: Quantity) -> float | None:
+    """Return a run's value of a quantity; None without test data.
 
     If the main metric is the loss, it counts only once.
     """
-    match quantity:
-        case Quantity.LOSS:
-            return outcome.loss
-        case Quantity.METRIC:
-            return None if outcome.main_metric == "loss" else outcome.metric
-        case Quantity.TEST_LOSS:
-            return None if outcome.main_metric == "loss" else outcome.test_loss
-        case Quantity.TEST:
-            return outcome.test
+    if scores.main_metric == "loss" and quantity in (Quantity.METRIC, Quantity.TEST_LOSS):
+        return None
+    found = scores.validation if quantity in (Quantity.LOSS, Quantity.METRIC) else scores.test
+    is_loss = quantity in (Quantity.LOSS, Quantity.TEST_LOSS)
+    return None if found is None else found["loss" if is_loss else scores.main_metric]
 
 
-def compare(study: Study, reference: str) -> list[Comparison]:
+def compare(study: StudyResults, reference: str) -> list[PairedComparison]:
     """Return all comparisons of a study, by cell, method and quantity.
 
     Cells need runs of both method and reference. The validation loss is always compared, other
@@ -133,7 +133,7 @@ def compare(study: Study, reference: str) -> list[Comparison]:
 
 
 def differences_by_seed(
-    ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome], quantity: Quantity
+    ours: Mapping[int, Scores], theirs: Mapping[int, Scores], quantity: Quantity
 ) -> dict[int, float]:
     """Return ours minus theirs for common seeds, sorted by seed."""
     pairs = {
@@ -143,20 +143,20 @@ def differences_by_seed(
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
 
 
-def metric_of(study: Study, setting: tuple[str, str], quantity: Quantity) -> str:
+def metric_of(study: StudyResults, setting: tuple[str, str], quantity: Quantity) -> str:
     """Return the name of a quantity's measure: `loss`, or the task's main metric."""
     return "loss" if quantity in (Quantity.LOSS, Quantity.TEST_LOSS) else study.metric(setting)
 
 
 def _compare_one(
-    study: Study, cell: Cell, method: str, reference: str, quantity: Quantity
-) -> Comparison | None:
+    study: StudyResults, cell: Cell, method: str, reference: str, quantity: Quantity
+) -> PairedComparison | None:
     ours, theirs = study.usable(cell, method), study.usable(cell, reference)
     differences = differences_by_seed(ours, theirs, quantity)
     values = list(differences.values())
     if not differences and quantity is not Quantity.LOSS:
         return None
-    return Comparison(
+    return PairedComparison(
         cell=cell,
         method=method,
         quantity=quantity,
@@ -168,7 +168,7 @@ def _compare_one(
     )
 
 
-def lost_pairs(study: Study, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -> int:
+def lost_pairs(study: StudyResults, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -> int:
     """Return the number of common seeds where at least one run has no finite result.
 
     Args:
@@ -176,7 +176,7 @@ def lost_pairs(study: Study, ours: tuple[Cell, str], theirs: tuple[Cell, str]) -
         ours: Cell and method.
         theirs: Cell and method to compare with.
     """
-    tried = [{run.seed for run in study.runs(*side)} for side in (ours, theirs)]
+    tried = [{result.run.seed for result in study.runs(*side)} for side in (ours, theirs)]
     finite = study.usable(*ours).keys() & study.usable(*theirs).keys()
     return len((tried[0] & tried[1]) - finite)
 
@@ -186,7 +186,7 @@ def pairs_text(pairs: int, lost: int) -> str:
     return f"{pairs} ({lost} lost)" if lost else str(pairs)
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _corrected(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]:
     done: dict[int, float] = {}
     for quantity in Quantity:
         tested = [
@@ -197,3 +197,68 @@ def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         corrected = holm([p for _, p in tested])
         done |= dict(zip((place for place, _ in tested), corrected, strict=True))
     return [replace(c, corrected=done.get(place)) for place, c in enumerate(comparisons)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A method's results in one quantity over all cells of a study; larger gains are better."""
+
+    method: str
+    quantity: Quantity
+    verdicts: tuple[Verdict, ...]
+    """One per cell, after the correction."""
+    intervals: tuple[Verdict, ...]
+    """One per cell, by the interval only."""
+    gain: float | None
+    """Mean of `means`; if empty, the mean gain over cells with pairs. None without pairs."""
+    means: tuple[float, ...]
+    """Mean gain over cells per seed with a pair in every cell; basis of interval and p-value."""
+    lost: int
+    """Pairs without a result, in all cells."""
+    interval: tuple[float, float] | None
+    """None with fewer than six seeds."""
+    p: float | None
+    """None with fewer than two seeds."""
+    corrected: float | None = None
+    """After Holm's correction over the study's methods in this quantity."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Verdict over all cells."""
+        return judge(sum(self.means), self.corrected, self.lost)
+
+
+def standings(comparisons: Sequence[PairedComparison]) -> list[Standing]:
+    """Return each method's standing per quantity, sorted by method and quantity."""
+    methods = list(dict.fromkeys(found.method for found in comparisons))
+    found: list[Standing] = []
+    for quantity in Quantity:
+        groups = [
+            [c for c in comparisons if c.method == method and c.quantity is quantity]
+            for method in methods
+        ]
+        found += _corrected_standings([_standing(group) for group in groups if group])
+    return sorted(found, key=lambda standing: methods.index(standing.method))
+
+
+def _standing(group: Sequence[PairedComparison]) -> Standing:
+    seeds = sorted(set.intersection(*(set(found.differences) for found in group)))
+    means = [fmean(found.sign * found.differences[seed] for found in group) for seed in seeds]
+    gains = means or [found.gain for found in group if found.differences]
+    return Standing(
+        method=group[0].method,
+        quantity=group[0].quantity,
+        verdicts=tuple(found.verdict for found in group),
+        intervals=tuple(found.interval_says for found in group),
+        gain=fmean(gains) if gains else None,
+        means=tuple(means),
+        lost=sum(found.lost for found in group),
+        interval=bootstrap_interval(means) if len(means) >= INTERVAL_PAIRS else None,
+        p=sign_flip_p(means) if len(means) >= LEAST_PAIRS else None,
+    )
+
+
+def _corrected_standings(group: Sequence[Standing]) -> list[Standing]:
+    tested = [standing for standing in group if standing.p is not None]
+    values = iter(holm([standing.p for standing in tested if standing.p is not None]))
+    return [s if s.p is None else replace(s, corrected=next(values)) for s in group]

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.harness.report.comparison import Quantity, value_of
-from benchmarks.harness.report.record import Outcome
-from benchmarks.harness.report.study import Study
+from benchmarks.harness.report.results import StudyResults
 from benchmarks.harness.report.style import axis_label, blank, drawing, look, svg
 
 DODGE = 0.08
@@ -35,7 +34,7 @@ class Point:
     """Standard deviation; 0 for a single run."""
 
 
-def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> bytes | None:
+def curves_figure(study: StudyResults, setting: tuple[str, str], reference: str) -> bytes | None:
     """Draw a model and task as SVG; None without usable runs."""
     methods = study.methods(first=reference)
     metric = study.metric(setting)
@@ -64,15 +63,17 @@ def curves_figure(study: Study, setting: tuple[str, str], reference: str) -> byt
         return svg(figure)
 
 
-def _points(study: Study, setting: tuple[str, str], method: str, quantity: Quantity) -> list[Point]:
+def _points(
+    study: StudyResults, setting: tuple[str, str], method: str, quantity: Quantity
+) -> list[Point]:
     """Return a point per budget with usable runs."""
     points = []
     for cell in study.budgets(setting):
-        outcomes: Sequence[Outcome] = list(study.usable(cell, method).values())
-        values = [v for o in outcomes if (v := value_of(o, quantity)) is not None]
+        runs = list(study.usable(cell, method).values())
+        values = [value for run in runs if (value := value_of(run, quantity)) is not None]
         if values:
             point = Point(
-                max(1.0, fmean(o.live for o in outcomes)),  # for the log axis
+                max(1.0, fmean(run.parameters.end for run in runs)),  # for the log axis
                 fmean(values),
                 stdev(values) if len(values) > 1 else 0.0,
             )

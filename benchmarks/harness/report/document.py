@@ -3,55 +3,55 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.report.cell_tables import cell_section, comparison_section
-from benchmarks.harness.report.comparison import Comparison, compare
+from benchmarks.harness.report.agreement import agreement_section
+from benchmarks.harness.report.comparison import PairedComparison, compare
 from benchmarks.harness.report.figures import Drawing, draw, stems
 from benchmarks.harness.report.markdown import escape
-from benchmarks.harness.report.next_budget import next_budget_section
-from benchmarks.harness.report.rank_tables import agreement_section
-from benchmarks.harness.report.run_tables import runs_section, tuning_section
-from benchmarks.harness.report.study import Study
-from benchmarks.harness.report.summary import summary_section
+from benchmarks.harness.report.results import StudyResults
+from benchmarks.harness.report.sections import (
+    cell_section,
+    comparison_section,
+    next_budget_section,
+    runs_section,
+    summary_section,
+    tuning_section,
+)
 from dynlora.errors import ConfigError
 
 DEFAULT_REFERENCE = "lora"
 MARK = "<!-- Written by `python -m benchmarks report` from the records of runs; do not edit. -->"
 HOW_TO_READ = """\
-Means are given with the standard deviation over seeds. `runs` is how many of the final runs are
-in them. `parameters` are those of the adapter at the end of training, `peak` the most it ever
-held. Collapsed runs, whose guesses on the test rows are all one class, are counted and named, and
-stay in every mean; runs whose loss or metric is not finite are named and in none.
+Tables show means and standard deviations over seeds. `runs` is the number of final runs in the
+mean. `parameters` is the adapter's size at the end of training, `peak` its largest size. A run is
+collapsed if it predicts the same class for all test rows. Collapsed runs are named and remain in
+every mean. Runs with a non-finite loss or metric are named and excluded from every mean.
 
-Differences are paired: a method minus the reference, over the seeds that both have. A pair is
-`lost` if one of both runs has no finite result: the difference then leaves out what may be the
-worst of them, and shows nothing. The interval is a BCa bootstrap of the mean (95 %, 10,000
-resamples), given from six pairs on; it is narrow: of normal differences it holds the mean in about
-90 % of studies with ten pairs. The p-value is that of a permutation test of signs: exact up to 16
-pairs, from 100,000 random patterns beyond. It is corrected by Holm's rule over all comparisons
-that a study makes in validation loss, in the validation metric, in test loss, and in the test
-metric, each for itself; studies are not corrected against each other. `better` and `worse` mean
-that the corrected p-value is at most 0.05; `no difference shown` does not mean that there is none.
-Intervals are not corrected. Where the reference was run at several budgets, methods are also set
-against it at the next higher one, by the same seeds; these differences are not tested.
+Differences are paired by seed: a method minus the reference. A pair is `lost` if one of its runs
+has no finite result. With a lost pair no difference counts as shown, because the missing run may be
+the worst. The interval is a BCa bootstrap of the mean (95 %, 10,000 resamples), given from six
+pairs on. With ten normally distributed pairs its coverage is only about 90 %. The p-value is from a
+permutation test of signs: exact up to 16 pairs, otherwise from 99,999 random patterns. Holm's rule
+corrects it over all comparisons of a study in the same quantity: validation loss, validation
+metric, test loss or test metric. There is no correction across studies, and none of intervals.
+`better` and `worse` mean a corrected p-value of at most 0.05; `no difference shown` does not mean
+that there is none. Methods are also compared, without a test, with the reference at the next higher
+budget.
 
-Seeds differ in the adapter's start, the head's, and the order of rows. The learning rate and scale
-of a cell were tuned once, on another seed, and training, validation and test rows are the same for
-all: what is shown is shown of these settings and rows. Validation loss is also what the settings
-were chosen by; test rows were not used.
+Seeds differ in the initial adapter, the initial head and the order of rows. Learning rate and scale
+were tuned once per method and cell, on another seed. All runs share their training, validation and
+test rows. So results are valid for these settings and rows. Settings were chosen by a validation
+metric; test rows were not used.
 
-In the summary a cell is a model, task and budget, and the counts are of cells; `interval above`
-and `interval below` count those whose interval excludes 0, on the side of a gain or of a loss.
-`mean gain` is the mean over cells of the difference, with the sign turned where lower is better,
-so that more is always better. With its interval, p-value and verdict `over all cells` it takes each
-seed's mean over cells as one pair, of the seeds that have a pair in every cell (without one, it is
-over what each cell has); they are corrected over the methods of the study. A method's cells are
-those where it was run, and may be fewer than another's.
+In the summary a cell is a model, task and budget. `interval above` and `interval below` count the
+cells whose interval excludes 0, on the side of a gain or of a loss. `mean gain` is the mean
+difference over cells, with its sign such that more is better. The columns `over all cells` use one
+pair per seed: its mean over cells, for seeds with a pair in every cell. These tests are corrected
+over the methods of the study. A method may have runs in fewer cells than another.
 
-In the figures, bars around means are one standard deviation, and methods of one budget are moved
-apart sideways; bars around differences are 95 % intervals (none below six pairs), and a full
-marker is a difference shown after the correction. Rank maps give the mean final rank over seeds:
-orange is above the mean of all layers, violet below, and the full colour three times as much or as
-little."""
+In figures of means, bars are one standard deviation, and methods of one budget are drawn side by
+side. In figures of differences, bars are 95 % intervals, and a filled marker is a significant
+difference after the correction. Rank maps show mean final ranks over seeds: orange is above the
+mean of all layers, violet below, and full colour means a factor of three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class Document:
 
     text: str
     drawings: tuple[Drawing, ...]
-    comparisons: dict[str, list[Comparison]]
+    comparisons: dict[str, list[PairedComparison]]
     """By study."""
 
 
-def make_document(studies: Sequence[Study], reference: str | None, link: str) -> Document:
+def make_document(studies: Sequence[StudyResults], reference: str | None, link: str) -> Document:
     """Build the document on all studies.
 
     Args:
@@ -97,7 +97,7 @@ def make_document(studies: Sequence[Study], reference: str | None, link: str) ->
     return Document("\n".join(lines).rstrip() + "\n", tuple(drawings), comparisons)
 
 
-def _check_known(studies: Sequence[Study], reference: str) -> None:
+def _check_known(studies: Sequence[StudyResults], reference: str) -> None:
     known = sorted({method for study in studies for method in study.methods(first=reference)})
     if reference not in known:
         raise ConfigError(
@@ -107,9 +107,9 @@ def _check_known(studies: Sequence[Study], reference: str) -> None:
 
 
 def _setting(
-    study: Study,
+    study: StudyResults,
     setting: tuple[str, str],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairedComparison],
     reference: str,
     drawings: Sequence[Drawing],
     link: str,

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.report.comparison import Comparison
+from benchmarks.harness.report.comparison import PairedComparison
 from benchmarks.harness.report.curves import curves_figure
 from benchmarks.harness.report.forest import forest_figure
 from benchmarks.harness.report.rank_maps import moved_patterns, rank_figure
-from benchmarks.harness.report.study import Study
+from benchmarks.harness.report.results import StudyResults
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Drawing:
 
 
 def draw(
-    study: Study,
+    study: StudyResults,
     setting: tuple[str, str],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairedComparison],
     reference: str,
     stem: str,
 ) -> list[Drawing]:
@@ -64,7 +64,7 @@ def draw(
     ]
 
 
-def stems(studies: Sequence[Study]) -> dict[tuple[str, tuple[str, str]], str]:
+def stems(studies: Sequence[StudyResults]) -> dict[tuple[str, tuple[str, str]], str]:
     """Return a short, unique prefix of file names per study and setting."""
     given: dict[tuple[str, tuple[str, str]], str] = {}
     for study in studies:

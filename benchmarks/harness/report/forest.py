@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.harness.report.comparison import Comparison, Quantity, Verdict
+from benchmarks.harness.report.comparison import PairedComparison, Quantity, Verdict
 from benchmarks.harness.report.style import GREY, blank, drawing, look, svg
 from dynlora.report.wording import lower_is_better
 
@@ -16,7 +16,7 @@ Row = tuple[int, str]
 
 
 def forest_figure(
-    comparisons: Sequence[Comparison], reference: str, methods: Sequence[str]
+    comparisons: Sequence[PairedComparison], reference: str, methods: Sequence[str]
 ) -> bytes | None:
     """Draw comparisons of one model and task as SVG; None if none has two pairs.
 
@@ -58,7 +58,7 @@ def _place(rows: Sequence[Row], row: Row) -> float:
 
 def _panel(
     axes: Axes,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PairedComparison],
     rows: Sequence[Row],
     looks: Mapping[str, Mapping[str, Any]],
 ) -> None:

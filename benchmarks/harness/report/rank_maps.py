@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from benchmarks.harness.report.record import Cell, Outcome
-from benchmarks.harness.report.study import Study
+from benchmarks.harness.report.results import Cell, Scores, StudyResults
 from benchmarks.harness.report.style import GREY, blank, drawing, svg
 from dynlora.report.blocks import block_of
 from dynlora.report.heatmap import COLOURS
@@ -72,23 +71,23 @@ class Layout:
         ]
 
 
-def moved_patterns(study: Study, setting: tuple[str, str], reference: str) -> list[Pattern]:
+def moved_patterns(study: StudyResults, setting: tuple[str, str], reference: str) -> list[Pattern]:
     """Return the patterns of methods whose ranks differ between layers in any run."""
     patterns = []
     for method in study.methods(first=reference):
         runs = {
-            cell: [o for o in study.usable(cell, method).values() if o.final_ranks]
+            cell: [run for run in study.usable(cell, method).values() if run.final_ranks]
             for cell in study.budgets(setting)
         }
-        if any(len(set(o.final_ranks.values())) > 1 for found in runs.values() for o in found):
+        if any(len(set(run.final_ranks.values())) > 1 for found in runs.values() for run in found):
             patterns += [_pattern(c, method, found) for c, found in runs.items() if found]
     return patterns
 
 
-def _pattern(cell: Cell, method: str, outcomes: Sequence[Outcome]) -> Pattern:
+def _pattern(cell: Cell, method: str, runs: Sequence[Scores]) -> Pattern:
     by_name: dict[str, list[int]] = {}
-    for outcome in outcomes:
-        for name, rank in outcome.final_ranks.items():
+    for run in runs:
+        for name, rank in run.final_ranks.items():
             by_name.setdefault(name, []).append(rank)
     ranks = {name: fmean(found) for name, found in by_name.items()}
     return Pattern(cell, method, ranks)

@@ -7,12 +7,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.harness.report.comparison import Comparison, Verdict
+from benchmarks.harness.report.comparison import PairedComparison, Verdict
 from benchmarks.harness.report.document import Document
-from benchmarks.harness.report.study import Study
+from benchmarks.harness.report.results import StudyResults
 
 
-def make_table(studies: Sequence[Study], made: Document, document: Path) -> Table:
+def make_table(studies: Sequence[StudyResults], made: Document, document: Path) -> Table:
     """Return the number of runs and verdicts per study, as a table."""
     table = Table(title="report", caption=Text(str(document)))
     table.add_column("study", overflow="fold")
@@ -20,25 +20,25 @@ def make_table(studies: Sequence[Study], made: Document, document: Path) -> Tabl
         table.add_column(str(head), justify="right")
     for study in studies:
         verdicts = [found.verdict for found in made.comparisons[study.name]]
-        completed = sum(run.outcome is not None for run in study.finals)
+        completed = sum(result.scores is not None for result in study.finals)
         counts = [len(study.finals), completed, *map(verdicts.count, Verdict)]
         table.add_row(Text(study.name), *map(str, counts))
     return table
 
 
-def make_values(studies: Sequence[Study], made: Document) -> dict[str, Any]:
+def make_values(studies: Sequence[StudyResults], made: Document) -> dict[str, Any]:
     """Return the values for `--json`: counts of runs and all comparisons, by study."""
     return {
         study.name: {
             "runs": len(study.finals),
-            "completed": sum(run.outcome is not None for run in study.finals),
+            "completed": sum(result.scores is not None for result in study.finals),
             "comparisons": [_comparison(found) for found in made.comparisons[study.name]],
         }
         for study in studies
     }
 
 
-def _comparison(found: Comparison) -> Mapping[str, Any]:
+def _comparison(found: PairedComparison) -> Mapping[str, Any]:
     return {
         "model": found.cell.model,
         "task": found.cell.task,

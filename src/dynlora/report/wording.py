@@ -1,15 +1,30 @@
 """Format metrics, changes, seconds, bytes and parameter counts as text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})
-"""Metrics that improve by falling; all others improve by rising."""
+LOWER_IS_BETTER: Mapping[str, bool] = {
+    "accuracy": False,
+    "cosine": False,
+    "exact_match": False,
+    "f1": False,
+    "loss": True,
+    "macro_f1": False,
+    "matthews": False,
+    "micro_f1": False,
+    "pearson": False,
+    "perplexity": True,
+    "r2": False,
+    "rmse": True,
+    "spearman": False,
+    "token_accuracy": False,
+}
+"""Whether a metric improves by falling. Contains every metric of every task."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better."""
-    return metric in LOWER_IS_BETTER
+    """Return whether lower values of a metric are better; False for an unknown metric."""
+    return LOWER_IS_BETTER.get(metric, False)
 
 
 def metric_text(value: float | None) -> str:

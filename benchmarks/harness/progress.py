@@ -10,7 +10,7 @@ from rich.text import Text
 
 from benchmarks.harness.records import Records
 from benchmarks.harness.runner import Selection
-from benchmarks.harness.runs import Cell, Jobs, Run
+from benchmarks.harness.runs import Combination, Jobs, Run
 from benchmarks.harness.study import Study
 from dynlora.cli.output import Output
 
@@ -55,9 +55,9 @@ class Progress:
         self.output.show(_summary(study, self.runs), _values(study, self.runs, problems))
 
 
-def trials_of(study: Study, cells: Sequence[Cell]) -> int:
-    """Return the total number of trials for the cells."""
-    return 0 if study.tuning is None else study.tuning.trials * len(cells)
+def trials_of(study: Study, combinations: Sequence[Combination]) -> int:
+    """Return the total number of trials for the combinations."""
+    return 0 if study.tune is None else study.tune.trials * len(combinations)
 
 
 def show_outlook(output: Output, jobs: Jobs, records: Records, selection: Selection) -> None:
@@ -65,28 +65,28 @@ def show_outlook(output: Output, jobs: Jobs, records: Records, selection: Select
     study = jobs.study
     table = Table(title=f"{study.name} (--dry-run)", show_header=False)
     runs = []
-    for cell, seed in selection.finals:
-        name, state = f"{cell.name}/s{seed}", _state(jobs, records, cell, seed)
+    for combination, seed in selection.finals:
+        name, state = f"{combination.name}/s{seed}", _state(jobs, records, combination, seed)
         table.add_row(Text(name), Text(state))
         runs.append({"name": name, "state": state})
     values = {
         "dry_run": True,
         "study": study.name,
         "results": str(study.results),
-        "trials": trials_of(study, selection.cells),
+        "trials": trials_of(study, selection.combinations),
         "runs": runs,
     }
     output.show(table, values)
 
 
-def _state(jobs: Jobs, records: Records, cell: Cell, seed: int) -> str:
-    tuning = jobs.study.tuning
+def _state(jobs: Jobs, records: Records, combination: Combination, seed: int) -> str:
+    tuning = jobs.study.tune
     if tuning is None:
-        return records.status(jobs.final(cell, seed, None)) or "to do"
-    known = records.status_at(cell, seed)
+        return records.status(jobs.final(combination, seed, None)) or "to do"
+    known = records.status_at(combination, seed)
     if known is not None:
         return f"{known}, if its tuning stays"
-    return f"to do; {records.trials(cell)} of {tuning.trials} trials are there"
+    return f"to do; {records.trials(combination)} of {tuning.trials} trials are there"
 
 
 def _metrics(record: Record) -> str:

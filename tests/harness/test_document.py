@@ -1,21 +1,34 @@
-"""The document: what stands in it for invented studies whose numbers are known."""
+"""The document on invented studies with known numbers, and its tables and texts."""
 
+import itertools
 import re
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from benchmarks.harness.report.agreement import agreement
 from benchmarks.harness.report.document import make_document
-from benchmarks.harness.report.record import as_record
-from benchmarks.harness.report.study import group
+from benchmarks.harness.report.markdown import (
+    MOST_OF_ERROR,
+    error_text,
+    escape,
+    interval_text,
+    p_text,
+    signed_text,
+    spread_text,
+    table,
+)
+from benchmarks.harness.report.results import group, read_result
 from dynlora.errors import ConfigError
-from tests.harness.report.records import invented_study, layers, values
+from tests.harness.records import invented_study, layers, values
 
 
 def text_of(*runs: dict, reference: str | None = None) -> str:
-    records = [as_record(Path(f"{run['study']}/{n}.json"), run) for n, run in enumerate(runs)]
-    return make_document(group(records), reference, "results").text
+    results = [read_result(Path(f"{run['study']}/{n}.json"), run) for n, run in enumerate(runs)]
+    return make_document(group(results), reference, "results").text
 
 
 def rows(text: str, first: str) -> list[list[str]]:
@@ -38,7 +51,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-def test_a_cells_table_holds_means_spreads_and_costs():
+def test_the_table_of_a_cell_contains_means_spreads_and_costs():
     found = rows(section(text_of(*RUNS), "mrpc with minilm, budget 8"), "dynamic")
     loss = LOSSES["dynamic"]
     assert found[0] == [
@@ -52,18 +65,13 @@ def test_a_cells_table_holds_means_spreads_and_costs():
     assert found[2][1:5] == ["validation accuracy", "higher", "3", "+0.1000"]
 
 
-def test_collapsed_runs_are_named_and_stay_in_the_mean():
+def test_collapsed_lost_and_non_finite_runs_are_named():
     text = section(text_of(*RUNS), "mrpc with minilm, budget 8")
-    assert "- Collapsed to one class: lora, seed 1." in text
     assert "- Collapsed to one class: dynamic, seed 1." in text
-    assert rows(text, "lora")[0][2].startswith("0.6000")
-
-
-def test_a_run_that_nobody_looked_at_is_not_said_not_to_have_collapsed():
-    assert rows(text_of(values(collapsed=None, tuned=None)), "lora")[1][-1] == "–"
-
-
-def test_a_run_that_is_not_finite_is_named_and_in_no_mean():
+    assert rows(text, "lora")[0][2].startswith("0.6000"), "they stay in the mean"
+    failed = [values(method=method, seed=3, status="failed") for method in LOSSES]
+    text = section(text_of(*RUNS, *failed), "mrpc with minilm, budget 8")
+    assert rows(text, "dynamic")[1][3] == "3 (1 lost)"
     bad = {**values(method="dynamic", seed=3), "validation": {"loss": None, "accuracy": 0.99}}
     text = section(text_of(*RUNS, bad), "mrpc with minilm, budget 8")
     assert "not finite, and left out: dynamic, seed 3." in text
@@ -71,19 +79,7 @@ def test_a_run_that_is_not_finite_is_named_and_in_no_mean():
     assert "nan" not in text
 
 
-def test_lost_pairs_stand_beside_those_that_count():
-    failed = [values(method=method, seed=3, status="failed") for method in LOSSES]
-    text = section(text_of(*RUNS, *failed), "mrpc with minilm, budget 8")
-    assert rows(text, "dynamic")[1][3] == "3 (1 lost)"
-
-
-def test_the_reference_stands_first_and_is_compared_with_nothing():
-    text = section(text_of(*RUNS), "mrpc with minilm, budget 8")
-    assert text.index("| lora ") < text.index("| dynamic ")
-    assert len(rows(text, "lora")) == 1
-
-
-def test_runs_that_did_not_complete_are_named_with_their_error_once_for_all_seeds():
+def test_incomplete_runs_are_named_once_with_their_seeds_and_error():
     failed = [
         values(method="dynamic", seed=seed, status="failed", error="no *luck*\n", diverged=True)
         for seed in (9, 8)
@@ -97,39 +93,15 @@ def test_runs_that_did_not_complete_are_named_with_their_error_once_for_all_seed
     assert rows(text, "lora") == [["lora", "3", "0", "0"]]
 
 
-def test_tuned_values_stand_with_the_number_of_trials():
-    trials = [values(kind="trial", key=str(n)) for n in range(5)]
-    trials.append(values(kind="trial", key="x", status="failed", error="diverged"))
-    text = text_of(values(tuned={"learning_rate": 2.5e-3, "scale": 4.0}), *trials)
-    assert rows(section(text, "mrpc with minilm"), "lora") == [["lora", "0.0025, 4, 5 of 6"]]
-    assert rows(section(text, "Runs"), "lora") == [["lora", "1", "0", "6"]]
-    assert "- a trial of lora, minilm, mrpc, budget 8, seed 0: failed: diverged" in text
-
-
-def test_tuned_values_at_the_edge_of_what_was_tried_are_marked():
+def test_tuned_values_show_the_number_of_trials_and_the_edge_of_the_space():
     chosen = {"learning_rate": 2.5e-3, "scale": 1.0}
     tried = [chosen, {"learning_rate": 1e-3, "scale": 2.0}, {"learning_rate": 2e-3, "scale": 0.5}]
     trials = [values(kind="trial", key=str(n), tuned=one) for n, one in enumerate(tried)]
     text = section(text_of(values(tuned=chosen), *trials), "mrpc with minilm")
     assert rows(text, "lora") == [["lora", "0.0025↑, 1, 3"]]
-    assert "↑ and ↓ are the highest and the lowest value that was tried" in text
 
 
-def test_a_study_without_tuning_has_no_such_table():
-    assert "Tuned" not in text_of(values(tuned=None))
-
-
-def test_a_study_of_trials_alone_says_what_was_run():
-    text = text_of(values(kind="trial"), values(kind="trial", key="2", seed=1))
-    assert rows(section(text, "Runs"), "lora") == [["lora", "0", "2"]]
-
-
-def test_the_description_stands_above_the_tables_as_it_was_written():
-    text = text_of(*(run | {"description": "Does it *help*?\n\nA second part."} for run in RUNS))
-    assert "## first\n\nDoes it *help*?\n\nA second part.\n\n### Runs" in text
-
-
-def test_the_summary_counts_cells_and_turns_gains_one_way():
+def test_the_summary_counts_cells():
     made = invented_study(methods=("lora", "dynamic"), budgets=(2, 4, 8), seeds=9, blocks=0)
     found = rows(section(text_of(*made), "Summary of first"), "dynamic")
     assert [row[1] for row in found] == [
@@ -145,24 +117,14 @@ def test_the_summary_counts_cells_and_turns_gains_one_way():
         assert row[-2:] == ["0.0039", "better"]
 
 
-def test_the_summary_says_where_no_cell_could_show_anything():
-    text = section(text_of(*RUNS), "Summary of first")
-    assert (
-        "- Too few pairs for any difference to be shown after the correction: 1 of 1 comparisons "
-        "in validation loss, validation metric." in text
-    )
-    enough = invented_study(methods=("lora", "dynamic"), budgets=(8,), seeds=8, blocks=0)
-    assert "Too few pairs" not in section(text_of(*enough), "Summary of first")
-
-
-def test_a_cell_of_many_pairs_does_not_hide_that_others_have_too_few():
+def test_the_summary_counts_comparisons_with_too_few_pairs():
     many = invented_study(methods=("lora", "dynamic"), budgets=(8,), seeds=10, blocks=0)
     few = invented_study(methods=("lora", "dynamic"), budgets=(2,), seeds=3, blocks=0)
     text = section(text_of(*many, *few), "Summary of first")
     assert "after the correction: 1 of 2 comparisons in validation loss" in text
 
 
-def test_a_method_is_set_against_the_reference_at_the_next_higher_budget():
+def test_a_method_is_compared_with_the_reference_at_the_next_higher_budget():
     runs = [
         values(method="lora", budget=budget, seed=seed, loss=0.5 - 0.01 * budget + 0.001 * seed)
         for budget in (2, 4, 16)
@@ -188,12 +150,7 @@ def test_a_method_is_set_against_the_reference_at_the_next_higher_budget():
     assert one_pair[4:] == ["16", "1", "−0.0400", "–", "1"]
 
 
-def test_without_a_higher_budget_of_the_reference_there_is_no_such_table():
-    runs = [values(method="lora", budget=2), values(method="a", budget=2, loss=0.4)]
-    assert "what rank a method is worth" not in text_of(*runs)
-
-
-def test_the_agreement_of_ranks_stands_for_each_budget():
+def test_the_agreement_of_ranks_is_shown_per_budget():
     names = layers(1)
     patterns = {"lora": [[4, 4, 4, 4]] * 2, "dynamic": [[1, 2, 3, 4], [2, 4, 6, 8]]}
     runs = [
@@ -206,15 +163,71 @@ def test_the_agreement_of_ranks_stands_for_each_budget():
     assert rows(text, "dynamic") == [["dynamic", "1.00, W 1.00"]]
 
 
-def test_a_reference_that_is_in_no_study_is_refused():
+def test_an_unknown_reference_is_refused():
     with pytest.raises(ConfigError, match="got 'x': the records hold dynamic, lora"):
         text_of(*RUNS, reference="x")
 
 
-def test_headings_are_all_different():
-    made = [*invented_study("a", tasks=("t", "u"), seeds=1), *invented_study("b", seeds=1)]
-    text = text_of(*made)
-    titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["## Summary", "## a", "## b"]
-    below = [line for line in text.split("## b")[0].splitlines() if line.startswith("###")]
-    assert len(set(below)) == len(below)
+def patterns(*ranks: list[int]) -> list[dict[str, int]]:
+    return [{f"layer.{n}": rank for n, rank in enumerate(row)} for row in ranks]
+
+
+@pytest.mark.parametrize(("seeds", "layers"), [(2, 12), (5, 36), (10, 8)])
+def test_the_agreement_of_seeds_is_that_of_scipy(seeds, layers):
+    ranks = np.random.default_rng(0).integers(1, 9, (seeds, layers)).tolist()
+    found = agreement(patterns(*ranks))
+    assert found
+    pairs = itertools.combinations(ranks, 2)
+    spearman = fmean(float(stats.spearmanr(a, b).statistic) for a, b in pairs)
+    assert found.spearman == pytest.approx(spearman)
+    if seeds > 2:  # Kendall's W is Friedman's statistic divided by its largest value
+        friedman = stats.friedmanchisquare(*np.array(ranks).T)
+        assert found.kendall == pytest.approx(friedman.statistic / (seeds * (layers - 1)))
+
+
+def test_seeds_with_equal_ranks_have_no_order():
+    found = agreement([*patterns([1, 2, 3], [4, 4, 4]), {"layer.2": 4, "layer.0": 1, "layer.1": 2}])
+    assert found
+    assert (found.constant, found.seeds, found.all_equal) == (1, 3, False)
+    assert found.spearman == pytest.approx(1.0), "layers are matched by name"
+    for ranks, equal in (([[8, 8], [8, 8]], True), ([[1, 2]], False)):
+        found = agreement(patterns(*ranks))
+        assert found
+        assert (found.spearman, found.kendall, found.all_equal) == (None, None, equal)
+    assert agreement([{"a": 1, "b": 2}, {"a": 1, "c": 2}]) is None
+
+
+def test_a_table_is_aligned_in_any_script():
+    assert table(["method", "n"], [["lora", "10"], ["a", "9,999"]]) == [
+        "| method |     n |",
+        "| ------ | ----: |",
+        "| lora   |    10 |",
+        "| a      | 9,999 |",
+        "",
+    ]
+    lines = table(["a", "b", "c"], [["方法", "−1", "±"], ["x", "", "–"]], words=2)
+    assert {len(line) for n, line in enumerate(lines[:-1]) if n != 2} == {len(lines[2]) + 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (escape("dynamic_spectral-2.5 _a_"), r"dynamic_spectral-2.5 \_a\_"),
+        (escape("a|b*c`d <b>[x](y)"), r"a\|b\*c\`d \<b\>\[x\](y)"),
+        (escape("$x$ ~y~ #1 &amp;\n ! \\"), r"\$x\$ \~y\~ \#1 \&amp; \! \\"),
+        (error_text("x" * 1000), "x" * (MOST_OF_ERROR - 1) + "…"),
+        (spread_text([]), "–"),
+        (spread_text([0.5]), "0.5000"),
+        (spread_text([0.4, 0.6]), "0.5000 ± 0.1414"),  # sqrt(0.02), by n - 1
+        (spread_text([-0.00001]), "0.0000"),
+        (signed_text(0.01234), "+0.0123"),
+        (signed_text(-1e-9), "0.0000"),
+        (signed_text(float("nan")), "–"),
+        (signed_text(-2500.0), "−2,500.0"),
+        (interval_text((-0.25, 0.5)), "−0.2500 to +0.5000"),
+        (p_text(0.002), "0.0020"),
+        (p_text(0.00001), "< 0.0001"),
+    ],
+)
+def test_names_are_escaped_and_numbers_formatted(text, shown):
+    assert text == shown

@@ -1,9 +1,10 @@
-"""Records of invented runs, as the runner writes them."""
+"""Records of invented runs."""
 
+import itertools
 import random
 from pathlib import Path
 
-from benchmarks.harness.records import Files
+from benchmarks.harness.records import RecordFiles
 
 RUN = {
     "study": "first",
@@ -47,7 +48,7 @@ def write(folder: Path, *records: dict) -> Path:
     """Write the tables of a study into a folder of results; the number of a record is its key."""
     folder.mkdir(parents=True, exist_ok=True)
     keyed = [record | {"key": f"{number:04}"} for number, record in enumerate(records)]
-    Files(folder, records[0]["study"]).replace(keyed)
+    RecordFiles(folder, records[0]["study"]).replace(keyed)
     return folder
 
 
@@ -65,35 +66,20 @@ def invented_study(
     blocks: int = 6,
 ) -> list[dict]:
     """Return records of a study: `dynamic` is better everywhere, each other a bit different."""
-    draws, made = random.Random(0), []
-    names = layers(blocks)
-    for task in tasks:
-        for budget in budgets:
-            shared = [draws.gauss(0.0, 0.01) for _ in range(seeds)]
-            for method in methods:
-                for seed in range(seeds):
-                    gain = 0.02 if method == "dynamic" else 0.0
-                    noise = draws.gauss(0.0, 0.004)
-                    loss = 0.55 - 0.02 * budget**0.5 - gain + shared[seed] + noise
-                    moves = method != "lora"
-                    ranks = {
-                        layer: max(1, round(budget * draws.choice((0.5, 1, 1, 1.5, 2.5))))
-                        if moves
-                        else budget
-                        for layer in names
-                    }
-                    made.append(
-                        values(
-                            study=name,
-                            task=task,
-                            method=method,
-                            budget=budget,
-                            seed=seed,
-                            loss=loss,
-                            accuracy=1.2 - loss + draws.gauss(0.0, 0.01),
-                            test={"loss": loss + 0.01, "accuracy": 1.18 - loss},
-                            final_ranks=ranks,
-                            parameters=dict.fromkeys(("start", "peak", "end"), 9_216 * budget),
-                        )
-                    )
+    draws, made, names = random.Random(0), [], layers(blocks)
+    for task, budget in itertools.product(tasks, budgets):
+        shared = [draws.gauss(0.0, 0.01) for _ in range(seeds)]
+        for method, seed in itertools.product(methods, range(seeds)):
+            gain = 0.02 if method == "dynamic" else 0.0
+            loss = 0.55 - 0.02 * budget**0.5 - gain + shared[seed] + draws.gauss(0.0, 0.004)
+            steps = (1,) if method == "lora" else (0.5, 1, 1, 1.5, 2.5)
+            made.append(
+                values(
+                    study=name, task=task, method=method, budget=budget, seed=seed, loss=loss,
+                    accuracy=1.2 - loss + draws.gauss(0.0, 0.01),
+                    test={"loss": loss + 0.01, "accuracy": 1.18 - loss},
+                    final_ranks={n: max(1, round(budget * draws.choice(steps))) for n in names},
+                    parameters=dict.fromkeys(("start", "peak", "end"), 9_216 * budget),
+                )
+            )  # fmt: skip
     return made

@@ -1,0 +1,76 @@
+"""Check values of files with pydantic, with errors that name the key, the value and the place."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dynlora.errors import DynamicLoraError
+
+WORDS = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be keys and values",
+    "int_type": "must be a whole number",
+    "model_type": "must be keys and values",
+    "string_pattern_mismatch": "must be a name of letters, digits and _.+-",
+    "string_type": "must be a text",
+    "too_short": "must have at least one entry",
+    "tuple_type": "must be a list",
+}
+"""Requirements by pydantic's type of error, where its message is not plain."""
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check(
+    kind: type[Model], values: Mapping[str, Any], place: object, error: type[DynamicLoraError]
+) -> Model:
+    """Return the values as a model.
+
+    Args:
+        kind: Model of the values.
+        values: Values of a file, nested.
+        place: File of the values, for messages.
+        error: Class of the error to raise.
+
+    Raises:
+        DynamicLoraError: Of class `error`, for the first key that is unknown, missing or invalid.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as found:
+        raise error(_explain(found.errors(include_url=False)[0], kind, place)) from found
+
+
+def _explain(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    match fault["type"]:
+        case "missing":
+            return f"`{key}` must be given, but got nothing ({place})."
+        case "extra_forbidden":
+            return _unknown(fault, kind, place)
+        case "value_error":
+            required = str(fault["ctx"]["error"])
+        case _:
+            required = WORDS.get(fault["type"], fault["msg"].replace("Input should", "must"))
+    given = "null" if fault["input"] is None else str(fault["input"])[:60]
+    return f"`{key}` {required}, but got {given} ({place})."
+
+
+def _unknown(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
+    """Return the message for an unknown key, with the nearest valid names."""
+    *sections, key = map(str, fault["loc"])
+    prefix = "".join(f"{section}." for section in sections)
+    for section in sections:
+        kind = _section(kind, section)
+    near = difflib.get_close_matches(key, kind.model_fields, n=1) or list(kind.model_fields)
+    names = ", ".join(f"`{prefix}{name}`" for name in near)
+    return f"unknown key `{prefix}{key}` ({place}). Valid names near it: {names}."
+
+
+def _section(kind: type[BaseModel], name: str) -> type[BaseModel]:
+    """Return the model of a section, which may be optional."""
+    hint = kind.model_fields[name].annotation
+    parts = getattr(hint, "__args__", (hint,))
+    return next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
