@@ -64,9 +64,11 @@ def _unknown(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
     prefix = "".join(f"{section}." for section in sections)
     for section in sections:
         kind = _section(kind, section)
-    near = difflib.get_close_matches(key, kind.model_fields, n=1) or list(kind.model_fields)
-    names = ", ".join(f"`{prefix}{name}`" for name in near)
-    return f"unknown key `{prefix}{key}` ({place}). Valid names near it: {names}."
+    known = [field.alias or name for name, field in kind.model_fields.items()]
+    near = difflib.get_close_matches(key, known, n=1)
+    names = ", ".join(f"`{prefix}{name}`" for name in near or known)
+    advice = "The nearest valid name is" if near else "Valid names are"
+    return f"unknown key `{prefix}{key}` ({place}). {advice} {names}."
 
 
 def _section(kind: type[BaseModel], name: str) -> type[BaseModel]:

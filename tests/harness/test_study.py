@@ -59,8 +59,8 @@ def test_a_task_can_have_its_own_split_for_the_exam(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": {}}, r"unknown key `method` .*: `methods`\."),
-        ({"zzz": 1}, r"unknown key `zzz` .*: `description`, "),
+        ({"method": {}}, r"unknown key `method` .* is `methods`\."),
+        ({"zzz": 1}, r"unknown key `zzz` .* are `description`, `results`, "),
         ({"methods": None}, r"`methods` must be keys and values, but got null"),
         ({"seeds": []}, r"`seeds` must have at least one entry, but got \[\]"),
         ({"seeds": 3}, r"`seeds` must be a list, but got 3"),
@@ -73,7 +73,7 @@ def test_a_task_can_have_its_own_split_for_the_exam(tmp_path):
         ({"models": {"tiny": 3}}, r"`models.tiny` must be keys and values, but got 3"),
         ({"models": {}}, r"`models` must have at least one entry, but got {}"),
         ({"tune": TUNE | {"trials": 0}}, r"`tune.trials` must be .* 1, but got 0"),
-        ({"tune": TUNE | {"trial": 3}}, r"unknown key `tune.trial` .*: `tune.trials`\."),
+        ({"tune": TUNE | {"trial": 3}}, r"unknown key `tune.trial` .* is `tune.trials`\."),
         ({"tune": TUNE | {"seed": 1}}, r"`tune.seed` must be none of `seeds`, \[0, 1\], but got 1"),
         ({"tune": {"trials": 3, "seed": 9}}, r"`tune.learning_rate` or `tune.scale` must be given"),
         ({"tune": TUNE | {"scale": [8, 1]}}, r"`tune.scale` must be \[low, high\] or {choices"),

@@ -4,6 +4,7 @@ Every function uses a fixed seed, so that its result does not depend on earlier 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -57,11 +58,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(found.pvalue)
 
 
-def _rounded_mean(values: np.ndarray) -> Callable[..., np.ndarray]:
+def _rounded_mean(values: np.ndarray) -> Callable[..., Any]:
     """Return a mean that is equal for equal samples in any order, in spite of rounding."""
     unit = SAME * (np.abs(values).max() or 1.0)
 
-    def mean(sample: np.ndarray, axis: int = -1) -> np.ndarray:
+    def mean(sample: np.ndarray, axis: int = -1) -> Any:  # a number if there is one axis
         return unit * np.round(sample.mean(axis=axis) / unit)
 
     return mean
