@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -138,50 +139,12 @@ class OutOfMemoryError(RayError):
     pass
 
 
-class StandInRay(types.ModuleType):
-    """The part of Ray that the harness uses."""
-
-    def __init__(self) -> None:
-        super().__init__("ray")
-        self.exceptions = types.ModuleType("ray.exceptions")
-        self.exceptions.RayError = RayError  # type: ignore[attr-defined]
-        self.exceptions.OutOfMemoryError = OutOfMemoryError  # type: ignore[attr-defined]
-        self.resources = {"CPU": 6.0}
-        self.told: dict[str, Any] = {}
-        self.become: Callable[[], Outcome] = lambda: Outcome(status="completed")
-        self.cancelled: list[bool] = []
-        self.left = False
-
-    def init(self, **options: Any) -> None:
-        if options["address"] == "nobody:1":
-            raise ConnectionError("no cluster\nthere")
-        self.told |= options
-
-    def cluster_resources(self) -> dict[str, float]:
-        return self.resources
-
-    def remote(self, **options: Any) -> Callable[[Any], Any]:
-        self.told |= options
-
-        def wrap(function: Any) -> Any:
-            self.told["function"] = function
-            return types.SimpleNamespace(remote=lambda *given: given)
-
-        return wrap
-
-    def get(self, reference: Any) -> Outcome:
-        return self.become()
-
-    def cancel(self, reference: Any, *, force: bool) -> None:
-        self.cancelled.append(force)
-
-    def shutdown(self) -> None:
-        self.left = True
-
-
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> StandInRay:
-    stand_in = StandInRay()
+def ray(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    stand_in = MagicMock()
+    stand_in.exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=OutOfMemoryError)
+    stand_in.cluster_resources.return_value = {"CPU": 6.0}
+    stand_in.get.return_value = Outcome(status="completed")
     monkeypatch.setitem(sys.modules, "ray", stand_in)
     monkeypatch.setitem(sys.modules, "ray.exceptions", stand_in.exceptions)
     return stand_in
@@ -190,23 +153,23 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> StandInRay:
 def test_ray_executes_runs_and_uses_gpus_if_there_are_some(ray, assignment):
     executor = RayExecutor("auto", runs=5)
     assert executor.execute(assignment) == Outcome(status="completed")
-    assert ray.told["function"] is execute
-    assert (ray.told["address"], ray.told["max_calls"], ray.told["max_retries"]) == ("auto", 5, 0)
-    assert (ray.told["num_cpus"], ray.told["num_gpus"], executor.places) == (1, 0, 6)
+    assert executor.places == 6
+    assert ray.init.call_args.kwargs["address"] == "auto"
+    options = {"max_calls": 5, "max_retries": 0, "num_cpus": 1, "num_gpus": 0}
+    assert ray.remote.call_args.kwargs == options
+    ray.remote.return_value.assert_called_once_with(execute)
     executor.close()
-    assert ray.left
-    ray.resources = {"CPU": 64.0, "GPU": 4.0}
-    assert (RayExecutor("auto").places, ray.told["num_gpus"]) == (4, 1)
+    ray.shutdown.assert_called_once()
+    ray.cluster_resources.return_value = {"CPU": 64.0, "GPU": 4.0}
+    assert RayExecutor("auto").places == 4
+    assert ray.remote.call_args.kwargs["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(OutOfMemoryError, "out_of_memory"), (RayError, "failed")]
 )
 def test_an_error_of_ray_becomes_an_outcome(ray, assignment, error, status):
-    def fail() -> Outcome:
-        raise error("on node 7\nof 8")
-
-    ray.become = fail
+    ray.get.side_effect = error("on node 7\nof 8")
     outcome = RayExecutor("auto").execute(assignment)
     assert outcome == Outcome(status=status, error=f"{error.__name__}: on node 7 of 8")
 
@@ -214,16 +177,17 @@ def test_an_error_of_ray_becomes_an_outcome(ray, assignment, error, status):
 def test_a_stop_cancels_the_current_run_of_ray(ray, assignment):
     executor = RayExecutor("auto")
 
-    def stop() -> Outcome:
+    def stop(_: object) -> Outcome:
         executor.stop()
         raise RayError("cancelled")
 
-    ray.become = stop
+    ray.get.side_effect = stop
     assert executor.execute(assignment) == Outcome(status="interrupted")
     assert executor.execute(assignment) == Outcome(status="interrupted")
-    assert ray.cancelled == [True]
+    assert [call.kwargs for call in ray.cancel.call_args_list] == [{"force": True}]
 
 
 def test_a_missing_cluster_is_named(ray):
+    ray.init.side_effect = ConnectionError("no cluster\nthere")
     with pytest.raises(ConfigError, match=r"`--ray` must be local .* got nobody:1: no cluster the"):
         RayExecutor("nobody:1")
