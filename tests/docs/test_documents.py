@@ -11,10 +11,9 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 import dynlora
-from dynlora import DynamicLora, schedule
+from dynlora import DynamicLora
 from dynlora.cli.job_parser import parse_job
 from dynlora.config import METRICS, DynamicLoraConfig, load
-from dynlora.train.methods.starts import begin_with_eva
 from tests.models import adamw, bare_llama, loss_of, sequences, train
 
 ROOT = Path(__file__).parents[2]
