@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.optim import AdamW
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -39,6 +40,17 @@ class Case:
         torch.manual_seed(seed + 1)
         settings = {"lora_alpha": 2 * r} | self.lora | lora
         return get_peft_model(base, LoraConfig(r=r, **settings))
+
+    def load(self, folder: object) -> nn.Module:
+        """Return the base with the adapter that a folder holds, as stock PEFT loads it.
+
+        In training mode, because bitsandbytes has another kernel for evaluation.
+        """
+        return PeftModel.from_pretrained(self.base(), folder).train()
+
+    def adamw(self, model: nn.Module) -> AdamW:
+        """Return AdamW over what is trained."""
+        return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
 
 class Net(nn.Module):

@@ -7,18 +7,17 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch.utils.data import Dataset
-from transformers import AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 from dynlora import (
-    DynamicLoraCallback,
     DynamicLoraConfig,
     InputAdaptiveRanks,
-    load_input_adaptive,
 )
 from dynlora.adapters.layers import find_lora_layers
-from tests.models import bare_llama, lora_llama, sequences
+from tests.integration.test_trainer import StopAt, lora_weights
+from tests.integration.test_trainer import trainer_of as any_trainer
+from tests.models import lora_llama
 
 
 def minilm():
@@ -70,56 +69,12 @@ def test_held_out_pairs_of_mrpc_use_at_least_three_ranks_alone_as_in_a_batch(sha
             torch.testing.assert_close(together[row, :length], alone, atol=1e-5, rtol=1e-4)
 
 
-class Sequences(Dataset):
-    """Rows of the arithmetic sequence, always the same."""
-
-    def __init__(self, count):
-        self.rows = next(sequences(batch=count))
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
-
-class StopAt(TrainerCallback):
-    """Ends training after some steps, as a kill would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 def trainer_of(folder, *callbacks, **arguments):
     config = DynamicLoraConfig(hysteresis=0.0, shrink_tolerance=1.0, input_adaptive=True)
-    callback = DynamicLoraCallback(config)
-    settings = {
-        "per_device_train_batch_size": 8,
-        "optim": "adamw_torch",
-        "learning_rate": 5e-3,
-        "max_steps": 24,
-        "save_strategy": "steps",
-        "save_steps": 8,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    } | arguments
-    trainer = Trainer(
-        lora_llama(r=8),
-        TrainingArguments(output_dir=str(folder), **settings),
-        train_dataset=Sequences(8 * 24),
-        eval_dataset=Sequences(16),
-        callbacks=[callback, *callbacks],
+    settings = {"save_strategy": "steps", "save_steps": 8} | arguments
+    return any_trainer(
+        lora_llama(r=8), folder, callbacks=callbacks, dynamic=config, steps=24, **settings
     )
-    return trainer, callback
-
-
-def lora_weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
 def test_a_trainer_resumes_bit_for_bit_and_stays_on_until_it_is_closed(tmp_path):
@@ -140,20 +95,6 @@ def test_a_trainer_resumes_bit_for_bit_and_stays_on_until_it_is_closed(tmp_path)
         off = whole.evaluate()["eval_loss"]
     callback.close()
     assert whole.evaluate()["eval_loss"] == off != on
-
-
-def test_a_trainers_checkpoint_is_a_stock_adapter_that_can_be_switched_on(tmp_path):
-    trainer, callback = trainer_of(tmp_path)
-    trainer.train()
-    folder = tmp_path / "checkpoint-24"
-    thresholds = json.loads((folder / "input_adaptive.json").read_text())["thresholds"]
-    assert tuple(thresholds) == callback.dynamic.input_adaptive.thresholds
-    loaded = PeftModel.from_pretrained(bare_llama(), folder).eval()
-    load_input_adaptive(loaded, folder)
-    batch = {"input_ids": next(sequences(seed=3))}
-    with torch.no_grad():
-        expected = trainer.model.eval()(**batch).logits
-        torch.testing.assert_close(loaded(**batch).logits, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("best", [16])

@@ -1,4 +1,4 @@
-"""What each kind of weird layer promises beside the invariants of `test_weird_models`."""
+"""What each kind of weird layer promises beside the invariants of `test_models`."""
 
 import copy
 import itertools

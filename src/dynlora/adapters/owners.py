@@ -1,7 +1,7 @@
 """One controller per adapter: the last one attached, whose hooks do nothing on copies."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -32,27 +32,18 @@ def _nothing(*_: Any) -> None:
     pass
 
 
-@runtime_checkable
-class Owner(Protocol):
-    """Controller of layers' ranks until it is closed."""
-
-    def close(self) -> None:
-        """Release the model."""
-        ...
-
-
-_OWNERS: WeakKeyDictionary[nn.Module, dict[str, ref[Owner]]] = WeakKeyDictionary()
+_OWNERS: WeakKeyDictionary[nn.Module, dict[str, ref[Any]]] = WeakKeyDictionary()
 """The last controller attached to each adapter. Not an attribute of the model, so that its copies
 have none and can be saved."""
 
 
-def take_over(layers: Sequence[LoraView], owner: Owner) -> int:
-    """Register the new owner of these layers, and close the present ones; return their number.
+def take_over(layers: Sequence[LoraView], owner: Any) -> int:
+    """Register the controller that owns these layers, and close present ones; return their number.
 
     A notebook cell that runs twice attaches a second controller, while the first would continue to
     sample and change ranks.
     """
-    earlier: dict[int, Owner] = {}
+    earlier: dict[int, Any] = {}
     for layer in layers:
         owners = _OWNERS.setdefault(layer.module, {})
         held = owners[layer.adapter]() if layer.adapter in owners else None
@@ -64,7 +55,7 @@ def take_over(layers: Sequence[LoraView], owner: Owner) -> int:
     return len(earlier)
 
 
-def let_go(layers: Sequence[LoraView], owner: Owner) -> None:
+def let_go(layers: Sequence[LoraView], owner: Any) -> None:
     """Remove a closed owner from the registry."""
     for layer in layers:
         owners = _OWNERS.get(layer.module, {})

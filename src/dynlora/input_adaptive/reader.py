@@ -54,20 +54,37 @@ class Reading:
 
 
 class ComplexityReader:
-    """Reads calls, and stores the prefix of each cache for the cache's lifetime."""
+    """Reads calls, and stores the prefix of each cache for the cache's lifetime.
+
+    Tokens are read as rows of the base model's frozen embedding, images as pixels. Both are bit for
+    bit independent of the batch. Inputs of later layers are not: a rounding error could move an
+    example across a threshold.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         """Check that the input of `root`, the model inside PEFT's wrapper, can be read.
 
         Raises:
-            LayerError: If it cannot.
+            LayerError: If it cannot, or the embedding is trained.
         """
         self.model: PreTrainedModel = check_model(root)
         causal = any(vars(part).get("is_causal") is True for part in self.model.modules())
         self.whole = not causal and not self.model.can_generate()
         """Whether complexity is per whole example, because tokens see later ones; otherwise per
         prefix."""
-        self._features = FeatureReader(self.model)
+        self._name = self.model.main_input_name
+        self._table: Tensor | None = None
+        self._unit = PIXEL_UNIT
+        if self._name == "input_ids":
+            self._table = _base_of(self.model.get_input_embeddings()).weight
+            if self._table.requires_grad:
+                raise LayerError(
+                    "Input-adaptive ranks need an input embedding that stays as it is, got one "
+                    "with requires_grad=True: freeze it, or train it with `modules_to_save`, which "
+                    "keeps the original."
+                )
+            low, high = self._table.aminmax()
+            self._unit = unit_for(max(abs(float(low)), abs(float(high))))
         self._prefixes: WeakKeyDictionary[Cache, tuple[Prefix, list[ref[Tensor]]]]
         self._prefixes = WeakKeyDictionary()
 
@@ -89,7 +106,7 @@ class ComplexityReader:
         """
         names = list(inspect.signature(module.forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        inputs, features = self._features.read(given)
+        inputs, features = self._features(given)
         length = inputs.shape[1] if inputs.dim() == 2 else inputs.flatten(2).shape[2]
         mask = read_mask(given, len(inputs), length).to(inputs.device)
         cache = find_cache(given)
@@ -100,6 +117,30 @@ class ComplexityReader:
             complexity=complexity[:, -1] if self.whole else complexity,
             prefix=prefix,
             cache=cache,
+        )
+
+    def _features(self, given: Mapping[str, Any]) -> tuple[Tensor, Features]:
+        """Return a call's main input, and its features."""
+        inputs = given.get(self._name)
+        if not isinstance(inputs, Tensor) or inputs.dim() < 2:
+            others = sorted(name for name, value in given.items() if isinstance(value, Tensor))
+            raise LayerError(
+                f"Input-adaptive ranks need `{self._name}`, got {', '.join(others) or 'none'}: "
+                f"call the model with `{self._name}`, or switch input-adaptive ranks off."
+            )
+        table, unit = self._table, self._unit
+        if table is None:
+            pixels = inputs.flatten(2).transpose(1, 2)
+            return inputs, Features(
+                width=pixels.shape[2],
+                unit=unit,
+                read=lambda columns: in_units(pixels[:, :, columns], unit),
+            )
+        ids = inputs.to(table.device)
+        return inputs, Features(
+            width=table.shape[1],
+            unit=unit,
+            read=lambda columns: in_units(table[:, columns][ids], unit),
         )
 
     def remember(self, reading: Reading, output: Any) -> None:
@@ -175,61 +216,6 @@ def _not_adaptive(required: str, given: str) -> LayerError:
     return LayerError(
         f"Input-adaptive ranks need {required}, got {given}: set `input_adaptive=False`."
     )
-
-
-class FeatureReader:
-    """Reads tokens as rows of the base model's frozen embedding, images as pixels.
-
-    Both are bit for bit independent of the batch. Inputs of later layers are not: a rounding error
-    could move an example across a threshold.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Find the embedding.
-
-        Raises:
-            LayerError: If its weights are trained.
-        """
-        self._name = model.main_input_name
-        self._table: Tensor | None = None
-        self._unit = PIXEL_UNIT
-        if self._name == "input_ids":
-            self._table = _base_of(model.get_input_embeddings()).weight
-            if self._table.requires_grad:
-                raise LayerError(
-                    "Input-adaptive ranks need an input embedding that stays as it is, got one "
-                    "with requires_grad=True: freeze it, or train it with `modules_to_save`, which "
-                    "keeps the original."
-                )
-            low, high = self._table.aminmax()
-            self._unit = unit_for(max(abs(float(low)), abs(float(high))))
-
-    def read(self, given: Mapping[str, Any]) -> tuple[Tensor, Features]:
-        """Return a call's main input, and its features.
-
-        Raises:
-            LayerError: If the input is missing.
-        """
-        inputs = given.get(self._name)
-        if not isinstance(inputs, Tensor) or inputs.dim() < 2:
-            others = sorted(name for name, value in given.items() if isinstance(value, Tensor))
-            raise LayerError(
-                f"Input-adaptive ranks need `{self._name}`, got {', '.join(others) or 'none'}: "
-                f"call the model with `{self._name}`, or switch input-adaptive ranks off."
-            )
-        table, unit = self._table, self._unit
-        if table is None:
-            pixels = inputs.flatten(2).transpose(1, 2)
-            return inputs, Features(
-                width=pixels.shape[2],
-                unit=unit,
-                read=lambda columns: in_units(pixels[:, :, columns], unit),
-            )
-        return inputs, Features(
-            width=table.shape[1],
-            unit=unit,
-            read=lambda columns: in_units(table[:, columns][inputs.to(table.device)], unit),
-        )
 
 
 def _base_of(embedding: Any) -> Any:

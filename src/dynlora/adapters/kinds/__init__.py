@@ -3,29 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynlora.adapters.kinds.conv2d import Conv2dKind
-from dynlora.adapters.kinds.embedding import EmbeddingKind
+from dynlora.adapters.kinds.conv2d import CONV2D
+from dynlora.adapters.kinds.embedding import EMBEDDING
 from dynlora.adapters.kinds.factor import Factor
-from dynlora.adapters.kinds.linear import LinearKind
-from dynlora.adapters.kinds.protocol import LayerKind, Rows
+from dynlora.adapters.kinds.kind import LayerKind, Rows
+from dynlora.adapters.kinds.linear import LINEAR
 from dynlora.errors import LayerError
 
 _KINDS: Mapping[str, LayerKind] = {
-    "peft.tuners.lora.layer.Linear": LinearKind(),
-    "peft.tuners.lora.bnb.Linear4bit": LinearKind(),
-    "peft.tuners.lora.bnb.Linear8bitLt": LinearKind(),
-    "peft.tuners.lora.layer.Embedding": EmbeddingKind(),
-    "peft.tuners.lora.layer.Conv2d": Conv2dKind(),
+    "peft.tuners.lora.layer.Linear": LINEAR,
+    "peft.tuners.lora.bnb.Linear4bit": LINEAR,
+    "peft.tuners.lora.bnb.Linear8bitLt": LINEAR,
+    "peft.tuners.lora.layer.Embedding": EMBEDDING,
+    "peft.tuners.lora.layer.Conv2d": CONV2D,
 }
 """By name of PEFT's class, because bitsandbytes classes cannot always be imported."""
 
 
 def kind_of(name: str, module: Any) -> LayerKind:
-    """Return the kind of a PEFT LoRA layer.
-
-    Args:
-        name: Module name, for the message.
-        module: The `peft.tuners.lora.LoraLayer`.
+    """Return the kind of a `peft.tuners.lora.LoraLayer`.
 
     Raises:
         LayerError: If ranks cannot change on layers of its class.
