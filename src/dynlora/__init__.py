@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynlora.adapters.extension import Extension
+    from dynlora.adapters.static import make_static
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.fused.layers import FusedLora
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from dynlora.input_adaptive.file import load_input_adaptive, save_input_adaptive
     from dynlora.input_adaptive.ranks import InputAdaptiveRanks
     from dynlora.integrations.trainer import DynamicLoraCallback
-    from dynlora.mode import make_static
     from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
 
 __all__ = [
@@ -48,7 +48,7 @@ _MODULES = {
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
     "load_input_adaptive": "dynlora.input_adaptive.file",
-    "make_static": "dynlora.mode",
+    "make_static": "dynlora.adapters.static",
     "save_input_adaptive": "dynlora.input_adaptive.file",
 }
 

@@ -12,18 +12,14 @@ does not depend on the budget, so a larger budget never spends less.
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import SupportsIndex
 
-from dynlora.config import DynamicLoraConfig
+from dynlora.config import MOST_TIMES_R, DynamicLoraConfig
 from dynlora.errors import BudgetError, ConfigError
-from dynlora.layer_shape import LayerShape
-from dynlora.types import Assessment, RankPlan, is_informative
-
-MOST_TIMES_R = 8
-"""Default `max_rank` as a multiple of `LoraConfig.r`; bounds one layer's part of the budget."""
+from dynlora.types import Assessment, LayerShape, RankPlan, is_informative
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,16 +252,6 @@ def bound_layers(
 
 def _matches_any(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def default_max_rank(configured: int, held: Iterable[int]) -> int:
-    """Return the default `max_rank`: `MOST_TIMES_R` times `LoraConfig.r`, or a higher live rank.
-
-    Args:
-        configured: `LoraConfig.r`.
-        held: Live ranks.
-    """
-    return max(MOST_TIMES_R * configured, *held)
 
 
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:

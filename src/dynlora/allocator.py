@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dynlora.config import DynamicLoraConfig
-from dynlora.layer_shape import LayerShape
-from dynlora.types import Assessment, FeatureStats, is_informative
+from dynlora.types import Assessment, FeatureStats, LayerShape, is_informative
 
 LAYER_WEIGHT_RANGE = (0.5, 2.0)
 """Range of layer weights, which bounds how far learning rates differ between layers."""

@@ -6,7 +6,7 @@ The configuration stops at the controller, which unpacks it; the stages take pla
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -90,6 +90,10 @@ PRESET_TEXT = "Which values the keys of this section have that are not given."
 """What the key of that name means in a file; in Python see `DynamicLoraConfig.from_preset`."""
 
 
+MOST_TIMES_R = 8
+"""Default `max_rank` as a multiple of `LoraConfig.r`; bounds one layer's part of the budget."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicLoraConfig:
     """How the budget moves between LoRA layers while the model trains.
@@ -160,6 +164,10 @@ class DynamicLoraConfig:
             ConfigError: If there is no such preset, or a value is outside its range.
         """
         return cls(**{**preset_values(preset), **values})
+
+    def highest_rank(self, configured: int, held: Iterable[int]) -> int:
+        """Return `max_rank`, or its default from `LoraConfig.r` and the live ranks."""
+        return self.max_rank or max(MOST_TIMES_R * configured, *held)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; a metric object becomes its import path and settings."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dynlora.adapters.extension import Extension, Host
-from dynlora.adapters.forward_watch import ForwardWatch
+from dynlora.adapters.hooks import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adjuster import Adjustment, adjust, check_plan, check_room, default_max_rank
+from dynlora.adapters.static import choose_mode
+from dynlora.adjuster import Adjustment, adjust, check_plan, check_room
 from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.config import EXTENSIONS, DynamicLoraConfig, load, path_of
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
@@ -30,7 +31,6 @@ from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, ch
 from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import LayerImportanceAssessor, build_metric
-from dynlora.mode import choose_mode
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.types import (
     Assessment,
@@ -108,9 +108,7 @@ class DynamicLora:
         )
         self.budget = self._adapters.budget
         """Parameter budget of all layers together."""
-        self._max_rank = config.max_rank or default_max_rank(
-            self._adapters.configured_rank, self.ranks.values()
-        )
+        self._max_rank = config.highest_rank(self._adapters.configured_rank, self.ranks.values())
         check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
         self.mode = choose_mode(
             config,

@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.layer_shape import LayerShape
-
 UNUSED_KEY: int = torch.iinfo(torch.int64).max
 """Sampling key of padding: kept only if there are too few real tokens."""
 
@@ -22,6 +20,31 @@ SAMPLE_SIZE = 128
 
 Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
 """Inputs of a layer: vectors of shape ``(n, in_features)``, or n ids for an embedding."""
+
+
+@runtime_checkable
+class LayerShape(Protocol):
+    """Name, rank and size of one LoRA layer, as the adjuster needs them."""
+
+    @property
+    def name(self) -> str:
+        """Module name as in the base model's `named_modules()`."""
+
+    @property
+    def r(self) -> int:
+        """Live rank."""
+
+    @property
+    def widest(self) -> int:
+        """Rank of a full update of the layer, or of its static tensors."""
+
+    @property
+    def cost(self) -> int:
+        """Parameters per rank: ``in_features + out_features``."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the layer is trained; a frozen layer keeps its weights and rank."""
 
 
 @runtime_checkable
@@ -35,27 +58,22 @@ class LoraLayer(LayerShape, Protocol):
     @property
     def out_features(self) -> int:
         """Rows of `lora_B`."""
-        ...
 
     @property
     def scaling(self) -> float:
         """Factor on the adapter's output; independent of the rank."""
-        ...
 
     @property
     def lora_A(self) -> Tensor:
         """Matrix of shape ``(r, in_features)``."""
-        ...
 
     @property
     def lora_B(self) -> Tensor:
         """Matrix of shape ``(out_features, r)``."""
-        ...
 
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`, in its shape; zeros if the layer has no gradient."""
-        ...
 
     @property
     def grad_B(self) -> Tensor:
@@ -63,12 +81,10 @@ class LoraLayer(LayerShape, Protocol):
 
         The division prevents a feedback: the layer weight scales the gradient, and follows from it.
         """
-        ...
 
     @property
     def weight(self) -> float:
         """Layer weight: multiplies `scaling` and divides `lora_B`."""
-        ...
 
     @property
     def finite(self) -> Tensor:
@@ -76,11 +92,9 @@ class LoraLayer(LayerShape, Protocol):
 
         It stays on the layer's device; reading its value synchronizes with the device.
         """
-        ...
 
     def added_power(self, tokens: Tokens) -> float:
         """Return the mean squared norm of the adapter's output on these tokens."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

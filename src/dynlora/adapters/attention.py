@@ -35,7 +35,6 @@ class AttentionSink(Protocol):
 
     def attend(self, names: Sequence[str], logits: Tensor, visible: Tensor) -> None:
         """Receive the attention logits of some tokens of one block, and their visible keys."""
-        ...
 
 
 class AttentionTaps:

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.kinds import Rows
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.owners import OwnHook
+from dynlora.engines.compiled import EagerSteps
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
@@ -37,7 +38,6 @@ class ActivationSink(Protocol):
         self, name: str, keys: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> None:
         """Receive one sampling key per token of a layer's forward, and a function to read them."""
-        ...
 
 
 class ActivationTaps:
@@ -158,6 +158,36 @@ class ActivationTaps:
             keys = mix(examples[:, None] + positions) & UNUSED_KEY
             self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[*shape, use]
+
+
+class ForwardWatch:
+    """`ActivationTaps` in single steps of a model that may be compiled."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LoraView],
+        sink: ActivationSink,
+        *,
+        may_be_compiled: bool,
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Prepare the hooks; `open` installs them, around compiled code if there may be any."""
+        self._taps = ActivationTaps(model, layers, sink, timed=timed)
+        self._parts: tuple[ActivationTaps | EagerSteps, ...] = (
+            (self._taps, EagerSteps()) if may_be_compiled else (self._taps,)
+        )
+
+    def open(self, step: int) -> None:
+        """Observe forwards from now on, after this number of optimizer steps."""
+        self._taps.step = step
+        for part in self._parts:
+            part.open()
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for part in self._parts:
+            part.close()
 
 
 def _named_in_mappings(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -173,11 +173,6 @@ class LoraAdapters:
             handle.remove()
         self._handles = []
 
-    def gradient_norms(self) -> Tensor:
-        """Return the norm of `grad_A` plus the norm of `grad_B` per layer; 0 without gradients."""
-        norms = [layer.grad_A.norm() + layer.grad_B.norm() for layer in self.layers.values()]
-        return torch.stack(norms)
-
     @property
     def model_has_gradients(self) -> bool:
         """Whether any parameter of the model has a gradient."""

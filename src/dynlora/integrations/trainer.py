@@ -20,13 +20,13 @@ from dynlora.adapters.extension import Extension
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.peft_config import ShapeHooks
+from dynlora.adapters.static import choose_mode, make_static
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
 from dynlora.engines.deepspeed import call_before_step
 from dynlora.errors import EngineError, ResumeError
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.integrations.checkpoint import VALUES, load_state, save_state
-from dynlora.mode import choose_mode, make_static
 
 logger = logging.getLogger(__name__)
 

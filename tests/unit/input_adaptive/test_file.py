@@ -12,6 +12,9 @@ from dynlora.errors import AdapterError
 from tests.models import adamw, attached, bare_bert, bare_llama, lora_llama, sequences, train
 
 FILE = "input_adaptive.json"
+WRITTEN = {
+    "complexity": "prefix", "thresholds": [1.0, 2.0, 3.0], "fractions": [0.25, 0.5, 0.75, 1.0]
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -39,6 +42,8 @@ def test_a_loaded_adapter_is_plain_until_it_is_switched_on_and_then_as_trained(s
     torch.testing.assert_close(logits(loaded), off, atol=1e-6, rtol=1e-6)
     adaptive = load_input_adaptive(loaded, folder)
     assert adaptive.thresholds == dynamic.input_adaptive.thresholds != ()
+    written = json.loads((folder / FILE).read_text())
+    assert written == WRITTEN | {"thresholds": list(adaptive.thresholds)}
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-6, rtol=1e-6)
     assert (logits(loaded) - off).abs().max() > 1e-2
     adaptive.close()
@@ -85,24 +90,22 @@ def test_further_training_begins_with_masks_of_its_own_or_none(saved, caplog, wa
         ({"complexity": "example"}, "complexity is that of the prefix, got 'example'"),
     ],
 )
-def test_values_that_it_does_not_write_are_refused_and_nothing_is_installed(saved, change, message):
-    model, dynamic, folder = saved
-    dynamic.close()
-    values = json.loads((folder / FILE).read_text()) | change
-    (folder / FILE).write_text(json.dumps(values))
+def test_values_that_it_does_not_write_are_refused_and_nothing_is_installed(
+    tmp_path, change, message
+):
+    model = lora_llama(r=8)
+    (tmp_path / FILE).write_text(json.dumps(WRITTEN | change))
     with pytest.raises(AdapterError, match=message):
-        load_input_adaptive(model, folder)
+        load_input_adaptive(model, tmp_path)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "{}"])
-def test_a_missing_or_broken_file_is_refused_with_its_path(saved, text):
-    model, _, folder = saved
-    (folder / FILE).unlink()
+def test_a_missing_or_broken_file_is_refused_with_its_path(tmp_path, text):
     if text is not None:
-        (folder / FILE).write_text(text)
-    with pytest.raises(AdapterError, match=f"{folder / FILE} cannot be read"):
-        load_input_adaptive(model, folder)
+        (tmp_path / FILE).write_text(text)
+    with pytest.raises(AdapterError, match=f"{tmp_path / FILE} cannot be read"):
+        load_input_adaptive(lora_llama(r=8), tmp_path)
 
 
 def test_no_thresholds_yet_are_loaded_as_none(tmp_path):

@@ -63,7 +63,7 @@ def _see(
     return lora_A.T, factor * shares.sqrt()[:, None] * lora_B
 
 
-def _rows(module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
+def _rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) -> Rows:
     """Return the ids."""
 
     def read(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class LayerKind:
     """Functions on one kind of PEFT's LoRA layers."""
 
     check: Callable[[str, Any], None]
-    """Raises `LayerError` if a layer's setting does not permit changes of rank; from name, layer."""
+    """Raises `LayerError` if a setting does not permit changes of rank; from name, layer."""
     factors: Callable[[Any, str], tuple[Factor, Factor]]
     """Returns `lora_A` and `lora_B`; from layer, adapter."""
     see: Callable[[Any, Tensor, Tensor, Tokens | None], tuple[Tensor, Tensor]]

@@ -34,7 +34,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _rows(module: Any, adapter: str, inputs: Tensor, output: Tensor) -> Rows:
+def _rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) -> Rows:
     """Return the vectors along the last axis."""
 
     def read(index: Tensor) -> tuple[Tensor, Tensor]:

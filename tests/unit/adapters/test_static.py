@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from dynlora import DynamicLoraConfig
+from dynlora.adapters.static import choose_mode
 from dynlora.errors import ConfigError
-from dynlora.mode import choose_mode
 
 
 @pytest.mark.parametrize(
