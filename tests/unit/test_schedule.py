@@ -1,7 +1,5 @@
 """When ranks may move and which steps are observed: closed forms, short runs, unknown length."""
 
-import pytest
-
 from dynlora.schedule import (
     FORWARDS_APART,
     MOST_APART,
@@ -37,13 +35,13 @@ def test_with_unknown_length_the_intervals_double():
     assert event_steps(total_steps=None, **WINDOW) == (20, 40, 80, 160, 320)
 
 
-@pytest.mark.parametrize("total_steps", [*range(1, 60), 1000, 99_999])
-def test_events_lie_within_the_run_in_order_and_never_twice(total_steps):
-    steps = event_steps(total_steps=total_steps, **WINDOW)
-    assert list(steps) == sorted(set(steps))
-    assert steps[0] >= 1
-    assert steps[-1] <= total_steps
-    assert len(steps) <= 5
+def test_events_lie_within_the_run_in_order_and_never_twice():
+    for total_steps in (*range(1, 60), 1000, 99_999):
+        steps = event_steps(total_steps=total_steps, **WINDOW)
+        assert list(steps) == sorted(set(steps))
+        assert steps[0] >= 1
+        assert steps[-1] <= total_steps
+        assert len(steps) <= 5
 
 
 def test_a_run_too_short_for_all_events_sees_fewer():
