@@ -9,25 +9,25 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynlora.adapters.extension import Extension, Host
+from dynlora.adapters.extension import Extension, Extensions, Host
 from dynlora.adapters.hooks import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adapters.static import choose_mode
 from dynlora.adjuster import Adjustment, adjust, check_plan, check_room
 from dynlora.allocator import allocate, allocate_layer_weights
-from dynlora.config import EXTENSIONS, DynamicLoraConfig, load, path_of
+from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
 from dynlora.engines.compiled import is_compiled, without_compiler
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
+from dynlora.errors import EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import LayerImportanceAssessor, build_metric
@@ -139,16 +139,8 @@ class DynamicLora:
         if self.mode == "static":
             self._adapters.check_static()
         self._host = Host(model=model, layers=self._layers, timed=self._timed)
-        self.extensions = _all_extensions(config, extensions)
-        """Extensions by setting or import path."""
-        self._attached = list(self.extensions.values())
-        if isinstance(metric, Extension):
-            self._attached.append(metric)
-        with ExitStack() as undo:
-            for extension in self._attached:
-                extension.attach(self._host)
-                undo.callback(extension.close)
-            undo.pop_all()
+        self._extensions = Extensions(config, extensions, metric)
+        self._extensions.attach(self._host)
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
@@ -157,9 +149,8 @@ class DynamicLora:
         self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
-        for setting in EXTENSIONS.keys() - self.extensions.keys():
-            if load(EXTENSIONS[setting]).remove(self._layers):
-                logger.warning("`%s` was on for this adapter, and is off from here on", setting)
+        for setting in self._extensions.remove_others(self._layers):
+            logger.warning("`%s` was on for this adapter, and is off from here on", setting)
         if self._fused is None:
             close_fused(model)  # left by an unclosed controller
         self._begin_step()
@@ -172,7 +163,7 @@ class DynamicLora:
     @property
     def input_adaptive(self) -> Any:
         """`InputAdaptiveRanks`, which select components per example; None unless configured."""
-        found: Any = self.extensions.get("input_adaptive")
+        found: Any = self._extensions.by_name.get("input_adaptive")
         return None if found is None else found.ranks
 
     @property
@@ -267,8 +258,7 @@ class DynamicLora:
         self._frozen = True
         self._assessor.finish()
         self._forwards.close()
-        for extension in self._attached:
-            extension.freeze()
+        self._extensions.freeze()
 
     def close(self) -> None:
         """Remove every hook and fused forward; the model keeps training as plain LoRA.
@@ -279,8 +269,7 @@ class DynamicLora:
         self.freeze()
         let_go(self._layers, self)
         self._adapters.close()
-        for extension in self._attached:
-            extension.close()
+        self._extensions.close()
         if self._fused is not None:
             self._fused.close()
 
@@ -332,11 +321,7 @@ class DynamicLora:
             "peak_parameters": self.peak_parameters,
             "importance": self._assessor.state_dict(),
             "features": self._analyzer.state_dict(),
-            "extensions": {
-                f"{name}/{key}": value
-                for name, extension in self.extensions.items()
-                for key, value in extension.state_dict().items()
-            },
+            "extensions": self._extensions.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -371,9 +356,8 @@ class DynamicLora:
             unreached=state["unreached"],
         )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
-        for extension in self._attached:
-            extension.attach(self._host)
-        self._load_extensions(state["extensions"])
+        self._extensions.attach(self._host)
+        self._extensions.load_state_dict(state["extensions"])
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
@@ -387,14 +371,7 @@ class DynamicLora:
             state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
-        self._load_extensions(state["extensions"])
-
-    def _load_extensions(self, state: Mapping[str, Tensor]) -> None:
-        for name, extension in self.extensions.items():
-            own = f"{name}/"
-            extension.load_state_dict(
-                {key.removeprefix(own): v for key, v in state.items() if key.startswith(own)}
-            )
+        self._extensions.load_state_dict(state["extensions"])
 
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)
@@ -410,8 +387,7 @@ class DynamicLora:
             self._forwards.open(self._step)
         else:
             self._forwards.close()
-        for extension in self._attached:
-            extension.begin_step(self._step, sampled=sampled)
+        self._extensions.begin_step(self._step, sampled=sampled)
 
     def _reallocate(self) -> None:
         """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
@@ -492,8 +468,7 @@ class DynamicLora:
     ) -> Event:
         before = self.ranks
         lost = self._adapters.apply(plan, features, seed=self.config.seed)
-        for extension in self._attached:
-            extension.after_event(lambda: self._adapters.order(features))
+        self._extensions.after_event(lambda: self._adapters.order(features))
         layers = {}
         for layer in self._layers:
             stats = features.get(layer.name)
@@ -527,11 +502,10 @@ class DynamicLora:
         Raises:
             ResumeError: If layers, budget or a setting other than `total_steps` and `mode` differ.
         """
-        attached = {key.split("/")[0] for key in state["extensions"]}
-        # Extensions without state leave no trace.
-        attached |= {name for name, kept in self.extensions.items() if not kept.state_dict()}
-        given = {"budget": budget, **self.config.to_dict(), "extensions": sorted(self.extensions)}
-        saved = {"budget": state["budget"], **state["config"], "extensions": sorted(attached)}
+        names = sorted(self._extensions.by_name)
+        given = {"budget": budget, **self.config.to_dict(), "extensions": names}
+        saved_names = self._extensions.saved_names(state["extensions"])
+        saved = {"budget": state["budget"], **state["config"], "extensions": saved_names}
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))
             if key not in ("total_steps", "mode") and not same:
@@ -561,22 +535,3 @@ class DynamicLora:
             yield
         finally:
             self.seconds += time.perf_counter() - start
-
-
-def _all_extensions(config: DynamicLoraConfig, given: Sequence[Extension]) -> dict[str, Extension]:
-    """Return the extensions that the configuration switches on by setting, and the given ones.
-
-    Raises:
-        ConfigError: If two of them are of one class, because their states would share a key.
-    """
-    found: dict[str, Extension] = {
-        setting: load(path)() for setting, path in EXTENSIONS.items() if getattr(config, setting)
-    }
-    for extension in given:
-        path = path_of(extension)
-        if path in found:
-            raise ConfigError(
-                f"`extensions` must be of different classes, but got two of {path}: merge them."
-            )
-        found[path] = extension
-    return found

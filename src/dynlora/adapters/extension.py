@@ -1,7 +1,7 @@
 """Extensions: code that attaches to a model beside the controller, such as input-adaptive ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dynlora.adapters.attention import AttentionSink, AttentionTaps
 from dynlora.adapters.layers import LoraView
+from dynlora.config import EXTENSIONS, DynamicLoraConfig, load, path_of
+from dynlora.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,3 +77,91 @@ class Extension(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`."""
         ...
+
+
+class Extensions:
+    """All extensions of one controller, which they follow as one."""
+
+    def __init__(
+        self, config: DynamicLoraConfig, given: Sequence[Extension], metric: object
+    ) -> None:
+        """Collect the extensions that settings switch on, the user's, and the metric if it is one.
+
+        Args:
+            config: Source of the settings in `EXTENSIONS`.
+            given: Extensions of the user.
+            metric: Importance metric; the assessor keeps its state.
+
+        Raises:
+            ConfigError: If two extensions are of one class, because their states would share a key.
+        """
+        self.by_name: dict[str, Extension] = {
+            setting: load(path)()
+            for setting, path in EXTENSIONS.items()
+            if getattr(config, setting)
+        }
+        """Extensions with state, by setting or import path."""
+        for extension in given:
+            path = path_of(extension)
+            if path in self.by_name:
+                raise ConfigError(
+                    f"`extensions` must be of different classes, but got two of {path}: merge them."
+                )
+            self.by_name[path] = extension
+        self._all = list(self.by_name.values())
+        if isinstance(metric, Extension):
+            self._all.append(metric)
+
+    def attach(self, host: Host) -> None:
+        """Attach all, or none if one refuses."""
+        with ExitStack() as undo:
+            for extension in self._all:
+                extension.attach(host)
+                undo.callback(extension.close)
+            undo.pop_all()
+
+    def remove_others(self, layers: Sequence[LoraView]) -> list[str]:
+        """Remove leftovers of extensions that are switched off; return their settings."""
+        off = EXTENSIONS.keys() - self.by_name.keys()
+        return [setting for setting in sorted(off) if load(EXTENSIONS[setting]).remove(layers)]
+
+    def begin_step(self, step: int, *, sampled: bool) -> None:
+        """Tell all that a step begins."""
+        for extension in self._all:
+            extension.begin_step(step, sampled=sampled)
+
+    def after_event(self, order: Callable[[], None]) -> None:
+        """Tell all that ranks changed."""
+        for extension in self._all:
+            extension.after_event(order)
+
+    def freeze(self) -> None:
+        """Tell all that ranks change no more."""
+        for extension in self._all:
+            extension.freeze()
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        for extension in self._all:
+            extension.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all states as tensors keyed ``<name>/<key>``."""
+        return {
+            f"{name}/{key}": value
+            for name, extension in self.by_name.items()
+            for key, value in extension.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the output of `state_dict`."""
+        for name, extension in self.by_name.items():
+            own = f"{name}/"
+            extension.load_state_dict(
+                {key.removeprefix(own): v for key, v in state.items() if key.startswith(own)}
+            )
+
+    def saved_names(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of a saved run's extensions; those without state are taken as equal."""
+        names = {key.split("/")[0] for key in state}
+        return sorted(names.union(n for n, e in self.by_name.items() if not e.state_dict()))
