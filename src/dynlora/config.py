@@ -1,4 +1,4 @@
-"""`DynamicLoraConfig`: every choice a user has about how ranks move, with its range.
+"""`DynamicLoraConfig`: all settings of how ranks move, with their ranges.
 
 The configuration stops at the controller, which unpacks it; the stages take plain arguments.
 """
@@ -52,8 +52,8 @@ PresetName = Literal["default", "paper"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    # As the paper describes it: shares are the normalised gradients of the layers times the
-    # variance of their inputs, and ranks follow in real time, over the whole run.
+    # As in the paper: shares are normalized gradients times input variances, and ranks follow over
+    # the whole run.
     "paper": {
         "importance": "gradient_norm",
         "temperature": 1.0,
@@ -65,7 +65,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "events": 19,
     },
 }
-"""Values by preset; what it does not name has its default."""
+"""Values by preset; all other settings have their defaults."""
 
 _REAL = (
     "temperature", "uniform_mix", "feature_weight", "first_event", "last_event", "hysteresis",
@@ -86,8 +86,8 @@ _LIMITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """Limits by setting: in words, and as a test."""
 
-PRESET_TEXT = "Which values the keys of this section have that are not given."
-"""What the key of that name means in a file; in Python see `DynamicLoraConfig.from_preset`."""
+PRESET_TEXT = "Values of the keys of this section that are not set."
+"""Description of the key `preset` in a file; in Python use `DynamicLoraConfig.from_preset`."""
 
 
 MOST_TIMES_R = 8
@@ -96,66 +96,65 @@ MOST_TIMES_R = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicLoraConfig:
-    """How the budget moves between LoRA layers while the model trains.
+    """How the budget moves between LoRA layers during training.
 
-    The budget itself is PEFT's: the parameters that `LoraConfig.r` takes on every targeted layer.
+    The budget is the number of parameters at rank `LoraConfig.r` on every targeted layer.
     """
 
     importance: Importance = "signal"
-    """Metric that scores the layers; `uniform` leaves all ranks as they are. In Python also an
-    object that follows `ImportanceMetric`, of which each run uses a copy."""
+    """Metric that scores the layers; `uniform` moves no rank. In Python also an object that follows
+    `ImportanceMetric`, of which each run uses a copy."""
     temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.2
-    """Part of the budget that is spread evenly whatever the scores say, in [0, 1]."""
+    """Part of the budget that is spread evenly, regardless of the scores, in [0, 1]."""
     feature: FeatureName = "effective_rank"
-    """What is looked at in a layer's input: its `effective_rank`, or its `variance`."""
+    """Statistic of a layer's input: `effective_rank` or `variance`."""
     feature_weight: float = 0.0
-    """Power of the input's `feature`, relative to the layers' mean, that multiplies a layer's
-    score, in [0, 1]."""
+    """Exponent of the input's `feature`, relative to the mean over layers, which multiplies the
+    layer's score, in [0, 1]."""
     layer_weights: bool = False
-    """Let important layers learn faster: scale each adapter's step by its importance, in
-    [1/2, 2], without changing what the model computes. With SGD, whose steps grow with gradients,
-    by its square."""
+    """Let important layers learn faster: scale each adapter's step by its relative importance, in
+    [1/2, 2], without a change of outputs. With SGD the factor is squared."""
     input_adaptive: bool = False
-    """Let each example use only as many of a layer's components, the strongest first, as its own
-    complexity asks for: a quarter, half, three quarters or all of them."""
+    """Let each example use a quarter, half, three quarters or all of a layer's components, the
+    strongest first, depending on its complexity."""
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None takes eight times `LoraConfig.r`, or a higher one that a
-    layer comes with. Layers whose gradients point in few directions get less of it."""
+    """Highest rank of any layer; None for eight times `LoraConfig.r`, or the highest live rank if
+    that is higher. Layers whose gradients have few directions have a lower limit."""
     pinned: tuple[str, ...] = ()
-    """Glob patterns (as in `fnmatch`) of module names whose rank must not move."""
+    """Glob patterns (as in `fnmatch`) of module names whose rank stays fixed."""
     total_steps: int | None = None
-    """Optimizer steps of the whole run; None if unknown (the Trainer callback fills it in)."""
+    """Optimizer steps of the whole run; None if unknown (the Trainer callback sets it)."""
     first_event: float = 0.05
-    """When ranks first move, as a fraction of `total_steps`, in (0, 1]."""
+    """First event, as a fraction of `total_steps`, in (0, 1]."""
     last_event: float = 0.3
-    """When ranks last move, as a fraction of `total_steps`; then they hold. In [first_event, 1]."""
+    """Last event, as a fraction of `total_steps`; then ranks are fixed. In [first_event, 1]."""
     events: int = 5
-    """Number of times ranks may move, at least 1. With unknown length they come at steps
-    20, 40, 80, ... and then ranks hold."""
+    """Number of events, at which ranks may move, at least 1. With an unknown run length they are at
+    steps 20, 40, 80, ..."""
     hysteresis: float = 0.25
-    """A rank moves only if it is worth this much more elsewhere, relative; at least 0."""
+    """Relative gain above which a rank moves to another layer, at least 0."""
     shrink_tolerance: float = 0.05
-    """Most that a shrink may take from a layer's output, as the norm of the part dropped relative
-    to the norm of the layer's whole output on observed tokens; what exceeds it waits. In [0, 1]."""
+    """Largest norm of the output that a shrink may drop, relative to the norm of the layer's output
+    on observed tokens, in [0, 1]; a shrink above it waits."""
     fused: bool = True
-    """Compute layers and adapters together (see `FusedLora`): faster, and the same up to rounding;
-    false leaves PEFT's own forwards, which are the same to the last bit."""
+    """Compute each layer and its adapter together (see `FusedLora`): faster, and equal up to
+    rounding. False keeps PEFT's forwards, bit for bit."""
     mode: ModeName = "auto"
-    """How tensors are held: `physical` gives them the live rank; `static` one rank for good, the
-    highest that a layer may come to, as several processes need; `auto` chooses."""
+    """Shape of the tensors: `physical` for the live rank, `static` for a fixed one, the highest
+    possible, which several processes require; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
-    """What a NaN or infinite gradient does: skip that observation and count it, or stop; to stop
-    in time, every step waits for its gradients."""
+    """Reaction to a NaN or infinite gradient: skip and count it, or stop the run. To stop in time,
+    every step waits for its gradients."""
     seed: int = 0
-    """Seed of the random metric and of directions no input has shown yet."""
+    """Seed of the `random` metric, and of new directions without an observed input."""
 
     @classmethod
     def from_preset(cls, preset: PresetName, **values: Any) -> "DynamicLoraConfig":
-        """Return the configuration of a preset, with these values in place of its own.
+        """Return the configuration of a preset, with these values instead of the preset's.
 
         Example:
             >>> DynamicLoraConfig.from_preset("paper", events=8)
@@ -177,7 +176,7 @@ class DynamicLoraConfig:
         return values
 
     def __post_init__(self) -> None:
-        """Check each value, then how they fit together.
+        """Check each value and their combination.
 
         Raises:
             ConfigError: If a value is outside its range.
@@ -262,7 +261,7 @@ def preset_values(preset: str) -> Mapping[str, Any]:
 
 
 def _whole(name: str, given: Any) -> int:
-    """Return a whole number as Python's own, whose like of numpy no JSON can hold."""
+    """Convert an integer, such as numpy's, to `int`, because JSON has no other."""
     try:
         return operator.index(given)
     except TypeError:
@@ -270,7 +269,7 @@ def _whole(name: str, given: Any) -> int:
 
 
 def _real(name: str, given: Any) -> int | float:
-    """Return a number as Python's own."""
+    """Convert a number to `int` or `float`."""
     if not isinstance(given, Real):
         raise ConfigError(f"`{name}` must be a number, got {given!r}.")
     return given if isinstance(given, int) else float(given)
