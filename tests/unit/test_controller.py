@@ -773,9 +773,9 @@ class Follower:
 
 
 def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
-    def run(follower):
+    def run(*followers):
         config = DynamicLoraConfig(events=2, **MOVING)
-        return DynamicLora(tiny_llama, optimizer, config, extensions=[follower])
+        return DynamicLora(tiny_llama, optimizer, config, extensions=followers)
 
     optimizer, first = adamw(tiny_llama), Follower()
     dynamic = run(first)
@@ -790,9 +790,8 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
     resumed.close()
     assert first.calls[2:] == ["freeze", "close"]
     assert second.calls == ["attach", "attach", "load 8", "event 12", "freeze", "freeze", "close"]
-    without = attached(tiny_llama, optimizer, events=2, **MOVING)
     with pytest.raises(ResumeError, match=r"`extensions` was \['.*Follower'\], now \[\]"):
-        without.load_state_dict(state)
+        run().load_state_dict(state)
 
 
 def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others():
