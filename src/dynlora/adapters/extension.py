@@ -15,7 +15,7 @@ from dynlora.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """The model that a controller is attached to, as extensions receive it."""
+    """Model, layers and timer of a controller, for its extensions."""
 
     model: nn.Module
     """The PEFT model."""
@@ -80,7 +80,7 @@ class Extension(Protocol):
 
 
 class Extensions:
-    """All extensions of one controller, which they follow as one."""
+    """All extensions of one controller, called together."""
 
     def __init__(
         self, config: DynamicLoraConfig, given: Sequence[Extension], metric: object
@@ -121,27 +121,27 @@ class Extensions:
             undo.pop_all()
 
     def remove_others(self, layers: Sequence[LoraView]) -> list[str]:
-        """Remove leftovers of extensions that are switched off; return their settings."""
+        """Remove hooks of earlier runs' extensions without a setting now; return their settings."""
         off = EXTENSIONS.keys() - self.by_name.keys()
         return [setting for setting in sorted(off) if load(EXTENSIONS[setting]).remove(layers)]
 
     def begin_step(self, step: int, *, sampled: bool) -> None:
-        """Tell all that a step begins."""
+        """Begin a step in all extensions."""
         for extension in self._all:
             extension.begin_step(step, sampled=sampled)
 
     def after_event(self, order: Callable[[], None]) -> None:
-        """Tell all that ranks changed."""
+        """Let all extensions follow a change of ranks."""
         for extension in self._all:
             extension.after_event(order)
 
     def freeze(self) -> None:
-        """Tell all that ranks change no more."""
+        """Freeze all extensions."""
         for extension in self._all:
             extension.freeze()
 
     def close(self) -> None:
-        """Remove all hooks."""
+        """Close all extensions."""
         for extension in self._all:
             extension.close()
 
