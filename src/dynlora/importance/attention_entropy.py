@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynlora.distributed import process_count, sum_over_processes
-from dynlora.importance.step_mean import StepMean
+from dynlora.importance.averages import StepMean
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 DECAY = 0.8

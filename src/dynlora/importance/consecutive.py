@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynlora.importance.known_finite import are_known_finite
+from dynlora.importance.averages import are_known_finite
 from dynlora.types import BasisChange, LoraLayer
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynlora.importance.averages import StepMean
 from dynlora.importance.consecutive import Comparison
-from dynlora.importance.step_mean import StepMean
 from dynlora.types import LoraLayer
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dynlora.importance.step_mean import StepMean
+from dynlora.importance.averages import StepMean
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dynlora.importance.running_mean import RunningMeanGradient
+from dynlora.importance.averages import RunningMeanGradient
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from dynlora.importance.running_mean import DECAY, RunningMeanGradient
+from dynlora.importance.averages import DECAY, RunningMeanGradient
 from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain, one_layer, set_gradient_B, set_gradients
 

@@ -1,18 +1,74 @@
-"""Running mean of the gradient of `lora_B` per layer.
+"""Running means over observed steps: of one number per layer, and of the gradient of `lora_B`.
 
-Metrics that compute the norm *after* averaging use it, because noise then cancels.
+Metrics that compute the norm *after* averaging the gradient use the latter, because noise then
+cancels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from dynlora.importance.known_finite import are_known_finite
 from dynlora.types import BasisChange, LoraLayer
 
 DECAY = 0.97
 """Weight of the past in one step: a memory of about 30 steps."""
+
+
+def are_known_finite(finite: Bool[Tensor, " layers"]) -> bool:
+    """Return whether all layers' gradients are finite on a CPU; False on other devices.
+
+    Filtering out non-finite gradients would copy them, which on a CPU costs more than all other
+    work on gradients. On a GPU the check would synchronize.
+
+    Args:
+        finite: Whether each layer's gradients are finite.
+    """
+    return finite.is_cpu and bool(finite.all())
+
+
+class StepMean:
+    """Bias-corrected running mean by module name; only `means` synchronizes with the device."""
+
+    def __init__(self, decay: float) -> None:
+        """Start without steps.
+
+        Args:
+            decay: Weight of the past per step, in ``(0, 1]``; 1 weights all steps equally.
+        """
+        self._decay = decay
+        self._sums: dict[str, Tensor] = {}
+        """Weighted sum and sum of weights, by module name."""
+
+    def add(self, names: Sequence[str], values: Tensor, *, counts: Tensor) -> None:
+        """Add one step's numbers.
+
+        Args:
+            names: Module names.
+            values: One number per layer, of shape ``(layers,)``, in float64.
+            counts: Boolean of shape ``(layers,)``; False skips a layer.
+        """
+        none = values.new_zeros(2)
+        old = torch.stack([self._sums.get(name, none) for name in names])
+        new = self._decay * old + torch.stack([values, torch.ones_like(values)], dim=1)
+        kept = torch.where(counts[:, None], new, old)
+        self._sums.update(zip(names, kept.unbind(), strict=True))
+
+    def means(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the means by module name, without layers that no step counted for."""
+        seen = [name for name in names if name in self._sums]
+        sums = torch.stack([self._sums[name] for name in seen]).tolist() if seen else []
+        pairs = zip(seen, sums, strict=True)
+        return {name: total / weight for name, (total, weight) in pairs if weight > 0}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return weighted sum and sum of weights per layer."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the output of `state_dict`."""
+        self._sums = {name: sums.clone() for name, sums in state.items()}
 
 
 class RunningMeanGradient:
