@@ -20,8 +20,8 @@ deepspeed: .venv/deepspeed.stamp
 
 # Files that readers of ours choke on, looked for by following coverage, this long for each reader.
 SECONDS ?= 60
-READERS := json yaml patterns ranks.jsonl metrics.jsonl run.json config.yaml adapter_config.json \
-	adapter_model.safetensors job.yaml study.yaml
+READERS := adapter/adapter_config.json adapter/adapter_model.safetensors run/ranks.jsonl \
+	run/metrics.jsonl run/run.json run/config.yaml job.yaml study.yaml
 fuzz: .venv/fuzz.stamp
 	for reader in $(READERS); do \
 		$(BIN)/python -m tests.fuzz.by_coverage $$reader -max_total_time=$(SECONDS) || exit 1; \

@@ -1,5 +1,6 @@
 """A tiny model, its data and a runner of the command line, shared by the tests of the verbs."""
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
+from tests.adapters import save_classifier_adapter
 from tests.cli.finished import finish
 from tests.jobs import job_values, save_model, write_data, write_job
 
@@ -72,6 +74,38 @@ def error(
         return errors[0].removeprefix("error: ")
 
     return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a runner of a verb that must fail and write nothing; it returns its error line."""
+
+    def run(*arguments: object) -> str:
+        before = snapshot(tmp_path)
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        (line,) = (line for line in captured.err.splitlines() if line.startswith("error: "))
+        assert captured.err.splitlines()[-1] == line
+        assert captured.out == ""
+        assert snapshot(tmp_path) == before
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an adapter of rank 4 on the tiny BERT; no test may change it."""
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    save_classifier_adapter(folder, model)
+    return folder
+
+
+@pytest.fixture
+def adapter(saved_adapter: Path, tmp_path: Path) -> Path:
+    """Return a copy of that adapter, which a test may change."""
+    return shutil.copytree(saved_adapter, tmp_path / "adapter")
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None] | None:

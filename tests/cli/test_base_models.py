@@ -31,20 +31,6 @@ def job(tmp_path):
     return write
 
 
-@pytest.fixture
-def refused(capsys):
-    """Return a runner of a verb that must fail with one line, which it returns."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-        return lines[-1]
-
-    return run
-
-
 def test_code_beside_a_model_does_not_run_even_if_the_user_would_say_yes(
     job, refused, tmp_path, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +45,12 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
-    return line
-
-
-def test_a_run_knows_its_names(root: Path) -> None:
-    assert read_json(root / "run" / "run.json")["class_names"] == [*NAMES]
-
-
-def test_a_merged_model_knows_them_too(
+def test_a_run_and_a_merged_model_have_the_names(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(
-        capsys, "export", root / "run" / "adapter", "--format", "merged", "--output", tmp_path / "m"
-    )
+    assert read_json(root / "run" / "run.json")["class_names"] == [*NAMES]
+    merged = ("--format", "merged", "--output", tmp_path / "m")
+    said(capsys, "export", root / "run" / "adapter", *merged)
     config = read_json(tmp_path / "m" / "config.json")
     assert [*config["id2label"].values()] == [*NAMES]
     assert [*config["label2id"]] == [*NAMES]
@@ -90,28 +78,22 @@ def test_a_third_split_of_the_runs_own_folder_has_its_numbers(
     assert [row["labelled"] for row in found["classes"]] == [0, 2, 2]
 
 
-def test_a_folder_that_is_no_class_is_named(
-    root: Path, part: Path, capsys: pytest.CaptureFixture[str]
+def test_folders_that_are_no_classes_of_the_run_are_refused(
+    root: Path, part: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     (part / "test" / "flies").mkdir()
-    line = refused(capsys, "eval", root / "run", "--data", part, "--split", "test")
+    line = refused("eval", root / "run", "--data", part, "--split", "test")
     assert "ants, bees, wasps, got also flies" in line
-
-
-def test_folders_are_refused_where_numbers_alone_were_learned(
-    root: Path, part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     run = shutil.copytree(root / "run", tmp_path / "run")
     facts = read_json(run / "run.json")
     (run / "run.json").write_text(json.dumps(facts | {"class_names": None}))
-    line = refused(capsys, "eval", run, "--data", part, "--split", "test")
-    assert "numbers alone" in line
+    assert "numbers alone" in refused("eval", run, "--data", part, "--split", "test")
     (run / "run.json").write_text(json.dumps(facts | {"class_names": [1]}))
-    assert "`class_names` of" in refused(capsys, "eval", run)
+    assert "`class_names` of" in refused("eval", run)
 
 
 def test_a_folder_of_images_is_predicted_by_path_with_names(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     shutil.copytree(root / "data" / "validation", tmp_path / "some" / "deep")
     shutil.copytree(root / "data" / "validation", tmp_path / "some" / ".hidden")
@@ -127,11 +109,11 @@ def test_a_folder_of_images_is_predicted_by_path_with_names(
     assert list(rows[0]) == ["image", "prediction", "class_name", "probabilities"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "at least 1 row, got 0" in refused(capsys, "predict", root / "run", empty)
+    assert "at least 1 row, got 0" in refused("predict", root / "run", empty)
 
 
 def test_arrays_are_predicted_with_or_without_their_classes(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     files = sorted((root / "data" / "validation").rglob("*.jpg"))
     images = np.stack([np.asarray(Image.open(file)) for file in files])
@@ -140,7 +122,7 @@ def test_arrays_are_predicted_with_or_without_their_classes(
     expected = said(capsys, "predict", root / "run", root / "data" / "validation")
     for name in ("without", "with"):
         assert said(capsys, "predict", root / "run", tmp_path / f"{name}.npz") == expected
-    line = refused(capsys, "eval", root / "run", "--data", tmp_path / "without.npz")
+    line = refused("eval", root / "run", "--data", tmp_path / "without.npz")
     assert "set `data.label`" in line
 
 

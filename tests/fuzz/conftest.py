@@ -1,21 +1,25 @@
-"""Where files are read: in a process that each module starts once."""
+"""Good files of every kind, and the one process in which changed ones are read."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from tests.fuzz.limited_process import LimitedProcess, Read
+from tests.fuzz.limited_process import LimitedProcess
+from tests.fuzz.reading import read
+from tests.fuzz.targets import TARGETS, make_files
 
-Limit = Callable[..., LimitedProcess]
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a good file of every target."""
+    return make_files(tmp_path_factory.mktemp("good"))
 
 
-@pytest.fixture(scope="module")
-def limited() -> Iterator[Limit]:
-    """Return a function that makes limited processes, which end with the module."""
-    with ExitStack() as stack:
-
-        def start(read: Read, *warm: tuple[object, ...]) -> LimitedProcess:
-            return stack.enter_context(closing(LimitedProcess(read, *warm)))
-
-        yield start
+@pytest.fixture(scope="session")
+def process(folder: Path) -> Iterator[LimitedProcess]:
+    """Return the process, which has read every good file."""
+    warm = [target.order(folder) for target in TARGETS.values()]
+    with closing(LimitedProcess(read, *warm)) as started:
+        yield started

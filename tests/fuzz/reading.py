@@ -6,11 +6,18 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dynlora.errors import DynamicLoraError
 
 ENCODINGS = ("strict", "backslashreplace")
 """How Python writes to its standard output and its standard error what UTF-8 has no bytes for."""
+
+
+def read(name: str, *arguments: Any) -> list[str]:
+    """Call one of the functions below by its name."""
+    called: Callable[..., list[str]] = globals()[name]
+    return called(*arguments)
 
 
 def run_verb(*arguments: str) -> list[str]:

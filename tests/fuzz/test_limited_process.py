@@ -1,6 +1,5 @@
 """The process that reads hostile files: whatever one does to it, the test is told and goes on."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ def obey(order: str) -> list[str]:
     match order:
         case "raise":
             raise KeyError("a bug of ours")
-        case "exit":
-            os._exit(3)
         case "fill memory":
             bytearray(2 * ROOM)
         case "compute":
@@ -42,7 +39,6 @@ def process() -> Iterator[LimitedProcess]:
     ("order", "told"),
     [
         ("raise", "KeyError: 'a bug of ours'"),
-        ("exit", "ended the process with exit code 3"),
         ("compute", r"took 1\.\d+ s of processor time"),
         ("loop", f"ended the process with exit code -{signal.SIGXCPU}"),
         pytest.param(

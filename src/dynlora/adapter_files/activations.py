@@ -144,7 +144,7 @@ def observe_texts(
             stack.enter_context(_watched(module, sums[layer.name], rows))
         for batch in batches:
             mask[:] = [batch["attention_mask"].bool()] if "attention_mask" in batch else []
-            more = {}
+            more: dict[str, Tensor] = {}
             if model.config.is_encoder_decoder:  # the decoder reads the same text, shifted
                 shift = model.get_base_model().prepare_decoder_input_ids_from_labels
                 more = {"decoder_input_ids": shift(batch["input_ids"])}

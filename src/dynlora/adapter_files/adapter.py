@@ -91,7 +91,7 @@ class SavedAdapter:
 
 
 def _most_common(values: Sequence[float]) -> float:
-    """Return the most common value; of several, the smallest, whatever their order."""
+    """Return the most common value, or the smallest of several, in any order."""
     counts = Counter(values)
     return min(counts, key=lambda value: (-counts[value], value))
 

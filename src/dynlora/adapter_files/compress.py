@@ -4,8 +4,9 @@ Each next rank goes to the layer whose next component has the most energy (squar
 per parameter (`adjuster.grant_ranks`). Energies decrease within a layer, so no other ranks of the
 same cost keep more energy, except for the last rank that does not fit.
 
-Data does not change ranks, only the directions that a layer keeps: those with the largest part in
-its output. Choosing ranks by outputs too changed predictions more (`benchmarks/compress.py`).
+Data does not change ranks. It changes the directions that a layer keeps to the ones with the
+largest part in its output. Choosing ranks by outputs too changed predictions more
+(`benchmarks/compress.py`).
 """
 
 import math
@@ -105,11 +106,12 @@ def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str,
     """Return the components per layer, by name; on data if `seen` has statistics."""
     parts = {}
     for layer in adapter.layers:
-        gram = None
-        if seen is not None:
-            gram, white = seen[layer.name].gram, layer.A.double() @ layer.A.double().T
-            # A small isotropic part stands for unseen inputs.
-            gram = gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
+        if seen is None:
+            parts[layer.name] = find_components(layer)
+            continue
+        gram, white = seen[layer.name].gram, layer.A.double() @ layer.A.double().T
+        # A small isotropic part stands for unseen inputs.
+        gram = gram + FAINT * gram.trace() / white.trace().clamp(min=TINY) * white
         parts[layer.name] = find_components(layer, gram)
     return parts
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.files.tables import AS_WRITTEN, TABLES, Reader, column_values, read_table
+from dynlora.files.tables import AS_WRITTEN, TABLES, column_values, read_table
 from tests.jobs import write_rows
 
 NO_UTF8 = b"\xff\xfe"
@@ -40,14 +39,6 @@ def test_parquet_with_texts_that_are_not_utf8_is_refused(tmp_path: Path) -> None
     pa.parquet.write_table(pa.table({"text": no_text(3)}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet must be a readable .*Invalid UTF8"):
         read_table(tmp_path / "rows.parquet", [], TABLES)
-
-
-@pytest.mark.parametrize("ending", TABLES)
-def test_an_empty_file_has_no_row(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"rows{ending}"
-    path.touch()
-    with pytest.raises(DataError, match=rf"at least 1 row, got 0 in .*rows{ending}"):
-        read_table(path, [], TABLES)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +85,12 @@ def test_texts_of_json_lines_that_look_like_dates_stay_texts(tmp_path: Path) -> 
     assert read_table(tmp_path / "rows.jsonl", [], TABLES).to_pylist() == [row]
 
 
-@pytest.mark.parametrize("readers", [TABLES, AS_WRITTEN])
-@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_a_row_of_megabytes_is_a_row(
-    tmp_path: Path, ending: str, readers: Mapping[str, Reader]
-) -> None:
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_row_of_megabytes_is_a_row(tmp_path: Path, name: str) -> None:
     rows = [{"text": "red", "n": 1}, {"text": "long " * 600_000, "n": 2}]
-    write_rows(tmp_path / f"rows{ending}", rows)
-    assert read_table(tmp_path / f"rows{ending}", ["text"], readers).to_pylist() == rows
+    write_rows(tmp_path / name, rows)
+    for readers in (TABLES, AS_WRITTEN):
+        assert read_table(tmp_path / name, ["text"], readers).to_pylist() == rows
 
 
 def deep(levels: int, opens: str = "[", closes: str = "]") -> str:
@@ -128,15 +117,15 @@ WIDE = 3_000_000
     ],
     ids=["lists", "deep lists", "deep objects", "over lines", "keys", "columns", "a header alone"],
 )
-@pytest.mark.parametrize("readers", [TABLES, AS_WRITTEN])
 def test_a_file_too_deep_or_wide_to_be_rows_is_refused_at_once(
-    tmp_path: Path, name: str, content: str, told: str, readers: Mapping[str, Reader]
+    tmp_path: Path, name: str, content: str, told: str
 ) -> None:
     (tmp_path / name).write_text(content)
-    started = time.process_time()
-    with pytest.raises(DataError, match=f"{name} must be a readable .*: it {told}"):
-        read_table(tmp_path / name, ["text"], readers)
-    assert time.process_time() - started < 2
+    for readers in (TABLES, AS_WRITTEN):
+        started = time.process_time()
+        with pytest.raises(DataError, match=f"{name} must be a readable .*: it {told}"):
+            read_table(tmp_path / name, ["text"], readers)
+        assert time.process_time() - started < 2
 
 
 def test_brackets_and_colons_in_texts_are_neither_depth_nor_keys(tmp_path: Path) -> None:

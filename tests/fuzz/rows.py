@@ -1,4 +1,4 @@
-"""Rows as CSV, JSON Lines and Parquet, and images as arrays: read, or refused by their name."""
+"""Rows as CSV, JSON Lines and Parquet, and images as arrays: good files, and others like them."""
 
 import io
 import json
@@ -6,20 +6,14 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-import pytest
 from hypothesis import strategies as st
 
-from tests.fuzz.conftest import Limit
-from tests.fuzz.limited_process import LimitedProcess
 from tests.fuzz.mutations import LONG, Draw, mutated_bytes, mutated_lines
-from tests.fuzz.promise import CASES, check_cases
-from tests.fuzz.reading import read_rows
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -196,34 +190,3 @@ FILES = {
     "images.npz": (NPZ, st.one_of(npz_files(), mutated_bytes(NPZ)), {"label": "read_classes"}),
 }
 """By name, a file that is sound, files like it, and what reads its columns."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the sound files."""
-    place = tmp_path_factory.mktemp("rows")
-    for name, (sound, _, _) in FILES.items():
-        (place / name).write_bytes(sound)
-    return place
-
-
-@pytest.fixture(scope="module")
-def process(limited: Limit, folder: Path) -> LimitedProcess:
-    return limited(
-        read_rows, *((str(folder / name), readers) for name, (_, _, readers) in FILES.items())
-    )
-
-
-@pytest.mark.parametrize("cases", CASES)
-@pytest.mark.parametrize("name", FILES)
-def test_changed_rows_are_read_or_refused(
-    process: LimitedProcess, folder: Path, name: str, cases: int
-) -> None:
-    path, (_, files, readers) = folder / name, FILES[name]
-
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        said = process.read(str(path), readers)
-        assert all(str(path) in error for error in said), said
-
-    check_cases(cases, files, check)
