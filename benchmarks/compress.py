@@ -1,10 +1,9 @@
-"""Which rule for ranks loses least: a trained adapter cut to parts of its parameters, each way.
+"""Which rule for ranks loses least when a trained adapter is compressed.
 
-Each adapter is one that `dynlora train examples/mrpc.yaml` wrote; nothing is trained here. Loss
-and accuracy are those of the validation split; `divergence` is the mean Kullback-Leibler divergence
-there of the cut adapter's predictions from the whole one's, in nats: what the cut itself changed,
-whether or not that happened to help. The texts that activation-weighted rules see are rows of the
-training split, without their labels.
+Each adapter is one that `dynlora train examples/mrpc.yaml` wrote; nothing is trained here. Loss and
+accuracy are from the validation split. `divergence` is the mean Kullback-Leibler divergence of the
+compressed adapter's predictions from the whole adapter's, in nats: it measures the change itself,
+good or bad. Activation-weighted rules see rows of the training split, without labels.
 
     python benchmarks/compress.py --model DIR --data DIR --adapters runs/mrpc/adapter ...
 """
@@ -119,7 +118,7 @@ def _bounds(parts: Parts) -> dict[str, LayerBounds]:
 
 
 def _by_worth(value: Callable[[Components, int, Seen], float]) -> Callable[..., dict[str, int]]:
-    """Return a rule that grants each rank where its value per parameter is highest."""
+    """Return a rule that grants each rank to the layer with the highest value per parameter."""
 
     def plan(parts: Parts, seen: Views, budget: int) -> dict[str, int]:
         def worth(name: str, rank: int) -> float:
@@ -131,7 +130,7 @@ def _by_worth(value: Callable[[Components, int, Seen], float]) -> Callable[..., 
 
 
 def _by_shares(score: Callable[[Components, Seen], float]) -> Callable[..., dict[str, int]]:
-    """Return a rule that splits the budget as training does: by one score a layer."""
+    """Return a rule that splits the budget as training does: by one score per layer."""
 
     def plan(parts: Parts, seen: Views, budget: int) -> dict[str, int]:
         bounds = _bounds(parts)
@@ -147,7 +146,7 @@ def _by_shares(score: Callable[[Components, Seen], float]) -> Callable[..., dict
 
 
 def _by_weights(parts: Parts, _: Views, budget: int) -> dict[str, int]:
-    """Return the ranks that energy without data gives, whatever the components are."""
+    """Return the ranks by energy without data, for any components."""
     blind = {name: find_components(part.layer) for name, part in parts.items()}
     return plan_cut(blind, budget)
 
@@ -180,7 +179,7 @@ RULES: Mapping[str, tuple[bool, Callable[..., dict[str, int]]]] = {
     "weighted, shares by relative output norm": (True, _by_shares(
         lambda part, seen: (part.energy / seen.output_power / part.layer.cost) ** 0.5)),
 }  # fmt: skip
-"""By name: whether components are those of outputs on data, and ranks from components."""
+"""By name: whether components depend on outputs, and the function from components to ranks."""
 
 
 def _table(rows: list[dict[str, object]]) -> str:

@@ -1,9 +1,9 @@
-"""What the study `decoder` writes: BLEU and ROUGE-L of its runs on tables that it has not learned.
+"""BLEU and ROUGE-L of the runs of the study `decoder`.
 
-Takes the run folders that `python -m benchmarks ... --keep-runs RUNS` left, lets each model say the
-same tables of the test rows, greedily, and holds what it says against all sentences that people
-wrote for that table: BLEU by sacrebleu over the whole, ROUGE-L by rouge-score as the best of a
-table's sentences, its mean over tables. One JSON out, rewritten as it grows, and a table.
+Loads the run folders of `python -m benchmarks ... --keep-runs RUNS`. Each model describes the same
+tables of the test split, greedily. Its texts are compared with all human texts for the table: BLEU
+by sacrebleu over the corpus, and ROUGE-L by rouge-score, the best over a table's texts, averaged
+over tables. Writes one JSON, updated after each run, and prints a table.
 
     pip install sacrebleu rouge-score
     python -m benchmarks.decoder RUNS --data DATA
@@ -29,7 +29,7 @@ BATCH = 32
 
 
 def main() -> None:
-    """Let every kept run write what it has not written yet, then compare."""
+    """Score every kept run that has no scores yet, then compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds e2e_nlg")
@@ -52,27 +52,27 @@ def main() -> None:
 
 
 def _tables(path: Path, count: int) -> dict[str, list[str]]:
-    """Return the first tables of a file, each with the sentences that people wrote for it."""
+    """Return the first tables of a file with their human texts."""
     rows = pd.read_parquet(path)
     groups = rows.groupby("mr", sort=False)["ref"].apply(list)
     return dict(groups.iloc[:count].items())
 
 
 def _folder(runs: Path, record: dict[str, Any]) -> Path:
-    """Return where `--keep-runs` left the run of a record."""
+    """Return the kept folder of a record."""
     cell = Path(record["model"], record["task"], record["method"], f"r{record['budget']}")
     return runs / cell / f"s{record['seed']}-{record['key']}"
 
 
 def _measure(folder: Path, tables: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the scores of a run's sentences, and the first of them to be read."""
+    """Return the scores of a run's texts, and the first texts as examples."""
     run = open_run(folder, None, None)
     data = run.config.data
     prompts = [run.processor(table + data.separator)["input_ids"] for table in tables]
     predictor = Predictor(model=run.model, processor=run.processor, batch_size=BATCH)
     said = [text.strip() for text in continuations(predictor, prompts, data.max_new_tokens)]
     wanted = list(tables.values())
-    # sacrebleu takes the first sentence of each table, then the second, and so on; None for none.
+    # sacrebleu expects the first text of every table, then the second, and so on; None if missing.
     most = max(map(len, wanted))
     columns = [[r[i] if i < len(r) else None for r in wanted] for i in range(most)]
     scorer = RougeScorer(["rougeL"], use_stemmer=False)

@@ -1,6 +1,6 @@
-"""LoRA against dynamic ranks on MRPC, same seeds: run folders in, one JSON and one table out.
+"""LoRA and dynamic ranks on MRPC with equal seeds: run folders in, one JSON and one table out.
 
-Each run is a `dynlora train` of its own; a finished run of the same configuration is not repeated.
+Each run is a separate `dynlora train`; a finished run is not repeated.
 
     python benchmarks/mrpc.py --model DIR --data DIR --runs runs/mrpc --out benchmarks/results
 """
@@ -19,7 +19,7 @@ METRICS = ("accuracy", "f1", "loss")
 
 
 def main() -> None:
-    """Run what is missing, then compare."""
+    """Do the missing runs, then compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--data", required=True, help="folder of MRPC's parquet files")
@@ -86,7 +86,7 @@ def _summarise(
 
 
 def _interval(values: list[float]) -> dict[str, object]:
-    """Return the mean with its 95 % interval by Student's t, one value a seed."""
+    """Return the mean with its 95 % interval by Student's t, one value per seed."""
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     centre = mean(values)
     return {"mean": centre, "low": centre - half, "high": centre + half, "each": values}

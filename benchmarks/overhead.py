@@ -1,15 +1,14 @@
-"""What the dynamic part costs on MRPC: steps with it and without, interleaved in one run.
+"""What dynamic ranks cost in a whole run on MRPC: steps of five models, interleaved in one process.
 
-Five models with the same weights take the same batches in turn, a step each: plain PEFT LoRA; the
-same with fused forwards and no controller; with the controller observing and planning but every
-rank kept (`importance: uniform`); the default configuration, whose ranks move at the same number of
-parameters; and one that is given those ranks, untimed, and observes nothing: layers of uneven ranks
-take longer, whoever made them so. The order rotates.
+The models start with the same weights and take every batch in turn, in rotating order: plain PEFT
+LoRA; the same with fused layers; with a controller that observes and plans but keeps all ranks
+(`importance: uniform`); with the defaults, so that ranks move; and one that gets those ranks at the
+same steps, untimed, without observing. The last one shows the cost of different ranks alone.
 
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 python -m benchmarks.overhead --model DIR --data DIR
 
-Without that variable (which `dynlora train` sets itself) moved ranks cost far more on a CPU in
-bfloat16: torch's kernels are generated per shape, and 1,024 of them are kept.
+`dynlora train` sets this variable too. Without it, torch keeps 1,024 kernels on a CPU and generates
+kernels for new ranks again and again in bfloat16.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from dynlora.train.trainer import make_sampler, row_lengths, use_bf16
 
 BATCH = 32
 WARM_UP = 5
-"""Steps left out at the beginning."""
+"""First steps, which are not counted."""
 
 
 def main() -> None:
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def _over(seconds: list[float], other: list[float]) -> dict[str, float]:
-    """Return how much longer steps took: all of them together, and the median of the pairs."""
+    """Return the relative difference of the sums, and the median over pairs of steps."""
     pairs = [a / b - 1 for a, b in zip(seconds, other, strict=True)]
     return {"sum": sum(seconds) / sum(other) - 1, "median_of_pairs": median(pairs)}
 

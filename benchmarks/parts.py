@@ -1,21 +1,21 @@
-"""What single parts of the method are worth: recorded runs of a study, done again without a part.
+"""The gain of single parts of the method: recorded runs of a study, repeated without a part.
 
-Takes the records of `dynamic` runs, and does each again with its own configuration but
+Repeats recorded `dynamic` runs with their own configuration and one change:
 
-- `random directions`: grown directions are random instead of what the input shows;
-- `moments kept`: the optimizer remembers as long after an event as before it;
-- `pace kept`: a layer's scale is divided by its rank, as `lora_alpha / r` is, so that it learns as
-  fast at any rank; what it computes stays;
-- `pace kept where ranks fall`: the same for layers of less than the configured rank alone;
-- `at most 4 r`: no layer has more than four times the configured rank;
-- `at most 3 times what is learned`: none has more than three times the effective rank of what its
-  adapter has learned so far, or twice the configured rank if that is more;
-- `every second step observed`, `every fourth step observed`: the gradients of one in so many, and
-  the forwards of one in eight of those; `… after the first event`: from there on alone;
-- `pattern from the start`: plain LoRA with the ranks that the run ended with;
-- `pattern of another seed`: the same with the ranks of the next seed's run.
+- `random directions`: grown directions are random instead of directions of the input;
+- `moments kept`: events do not shorten the memory of the optimizer;
+- `pace kept`: a layer's scale is divided by its rank, as in `lora_alpha / r`, at an event that
+  preserves its output, so that it learns equally fast at any rank;
+- `pace kept where ranks fall`: the same for layers below the configured rank only;
+- `at most 4 r`: no layer exceeds four times the configured rank;
+- `at most 3 times what is learned`: no layer exceeds three times the effective rank of its learned
+  update, or twice the configured rank if that is larger;
+- `every second step observed`, `every fourth step observed`: gradients of every second or fourth
+  step, and forwards of every eighth of those; `… after the first event`: from then on only;
+- `pattern from the start`: plain LoRA with the final ranks of the run;
+- `pattern of another seed`: plain LoRA with the final ranks of the next seed's run.
 
-One JSON out a task, rewritten as it grows, from which `docs/log.md` quotes.
+Writes one JSON per task, updated after each run.
 
     python -m benchmarks.parts benchmarks/results/recovery.csv --data DATA --models DATA \
         --budget 2 --tasks reviews questions --changes "random directions" "moments kept"
@@ -56,7 +56,7 @@ INTERVALS: dict[str, Callable[[Sequence[int], int], int]] = {
         lambda events, step: 1 if step < events[0] else 4
     ),
 }
-"""What is returned in the place of `schedule.observation_interval`."""
+"""Replacements of `schedule.observation_interval`."""
 CHANGES = (
     "random directions",
     "moments kept",
@@ -71,11 +71,11 @@ CHANGES = (
 
 
 def main() -> None:
-    """Do the runs that the file does not hold yet."""
+    """Do the runs that are missing in the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("records", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, help="what {models} in the study stood for")
+    parser.add_argument("--models", type=Path, help="folder that {models} stood for")
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("--changes", nargs="+", choices=CHANGES, default=CHANGES)
@@ -117,7 +117,7 @@ def _records(table: Path, task: str, budget: int, method: str) -> dict[int, dict
 def _again(
     record: Mapping[str, Any], other: Mapping[str, Any], change: str, places: Mapping[str, Path]
 ) -> float:
-    """Return the validation loss of a recorded run, done again with one change."""
+    """Return the validation loss of a recorded run, repeated with one change."""
     with TemporaryDirectory() as folder:
         text = json.dumps(record["config"])
         for name, place in places.items():
@@ -132,7 +132,7 @@ def _again(
 def _changed(
     change: str, values: dict[str, Any], own: Mapping[str, int], other: Mapping[str, int]
 ) -> Iterator[None]:
-    """Leave a part of the method out, or give plain LoRA a pattern of ranks."""
+    """Remove a part of the method, or set a rank pattern for plain LoRA."""
     apply_plan = LoraAdapters.apply
 
     def random_rows(layers: Any, counts: Any, tokens: Any, **given: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Planted needs: what the method and each of its choices are worth where the answer is known.
+"""Planted needs: the gain of the method and of each setting where the answer is known.
 
-Needs are concentrated in two of 24 layers, or spread over all of them. Uniform ranks, the oracle's
-(known from the start) and the default configuration are each tuned for learning rate and scale on
-seeds of their own; then every variant, the default with one setting changed, runs at the default's
-on half of the seeds. Losses are divided by those of uniform ranks on the same seeds. One JSON out,
-rewritten as it grows, from which `docs/log.md` quotes.
+Needs are concentrated in two of 24 layers, or spread over all. Uniform ranks, the oracle's ranks
+from the start, and the defaults are each tuned for learning rate and scale on separate seeds. Then
+every variant, the defaults with one changed setting, runs with the tuned values of the defaults on
+half of the seeds. Losses are relative to uniform ranks on the same seeds. Writes one JSON, updated
+after each variant.
 
     python -m benchmarks.planted --out benchmarks/results
 """
@@ -20,7 +20,7 @@ from dynlora import DynamicLoraConfig
 from tests.planted import RANK, STEPS, Planted, concentrated, oracle_ranks, spread
 
 SETTINGS = ((6e-3, 2.0), (1.2e-2, 2.0), (2.4e-2, 2.0), (1.2e-2, 0.5), (2.4e-2, 0.5), (4.8e-2, 0.5))
-"""Learning rates and scales that are tried."""
+"""Learning rates and scales to try."""
 TUNING_SEEDS = (100, 101)
 UNIFORM: dict[str, Any] = {"importance": "uniform"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ METHODS = {
     "concentrated": ("uniform", "oracle", "default"),
     "spread": ("uniform", "default"),
 }
-"""Where need is spread, the oracle's ranks are the uniform ones."""
+"""If needs are spread, the oracle's ranks are uniform."""
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def _train(kind: str, seed: int, name: str, setting: tuple[float, float]) -> flo
 
 
 def _compared(losses: dict[str, list[float]]) -> dict[str, Any]:
-    """Return losses, their ratio to those of uniform ranks, and the part of the oracle's gain."""
+    """Return losses, their ratio to uniform ranks, and the part of the oracle's gain."""
     found: dict[str, Any] = {
         name: {"loss_over_uniform": _ratio(mine, losses["uniform"]), "losses": mine}
         for name, mine in losses.items()

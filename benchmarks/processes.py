@@ -1,12 +1,11 @@
-"""What events cost where several processes train: seconds, and bytes that a process hands over.
+"""What events cost with several processes: seconds, and bytes sent per process.
 
     python -m benchmarks.processes
 
-For 1, 2 and 4 processes on this machine's CPUs (torchrun, gloo), a model of square linear layers in
-a chain under DistributedDataParallel, with ranks that move at random. Bytes are the sizes of the
-tensors that one process gives to a collective, so that they hold for any network; seconds are those
-of processes that share these CPUs. Writes `benchmarks/results/processes.json`, from which
-`python -m benchmarks.speed_report` takes its part of `docs/performance.md`.
+Trains a chain of square linear layers under DistributedDataParallel with 1, 2 and 4 processes on
+this machine's CPUs (torchrun, gloo). Ranks move at random. Bytes are the sizes of the tensors that
+one process sends to collectives, which do not depend on the network. All processes share the CPUs.
+Writes `benchmarks/results/processes.json` for `python -m benchmarks.speed_report`.
 """
 
 import argparse
@@ -63,7 +62,7 @@ def _measure(count: int, place: Path) -> dict[str, Any]:
 
 
 def _work(place: Path) -> None:
-    """Train as one process; the first writes what it saw."""
+    """Train as one of the processes; the first writes the result."""
     from dynlora import DynamicLora, DynamicLoraConfig
 
     distributed.init_process_group("gloo")
@@ -119,7 +118,7 @@ def _chain() -> tuple[Any, AdamW]:
 
 
 def _count_bytes() -> Counter[str]:
-    """Count the bytes that this process gives to collectives, DDP's own reductions left out."""
+    """Count the bytes that this process sends to collectives, except DDP's own reductions."""
     sent: Counter[str] = Counter()
 
     def counted(name: str, original: Callable[..., Any], given: Callable[..., Tensor]) -> Any:

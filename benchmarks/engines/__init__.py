@@ -1,1 +1,1 @@
-"""Real engines serve a dynamic adapter and must continue as PEFT does: see `__main__.py`."""
+"""Compare real engines with PEFT on a dynamic adapter: see `__main__.py`."""

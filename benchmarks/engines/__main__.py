@@ -1,15 +1,14 @@
-"""Serve a dynamic adapter by real engines and compare with PEFT, token by token.
+"""Serve a dynamic adapter with real engines and compare with PEFT, token by token.
 
     make engines DATA=FOLDER
 
-trains a dynamic-rank adapter of SmolLM2-135M on E2E NLG (FOLDER holds its parquet files), exports
-it with `--format uniform`, and lets PEFT, vLLM and llama.cpp continue the same 20 prompts greedily
-in float32. It fails unless the uniform adapter gives PEFT's tokens on at least 19 of 20 in each
-engine and the adapters that were broken on purpose do not. Each engine runs in an environment of
-its own (.venv-vllm, .venv-llamacpp), one after the other.
+Trains a dynamic-rank adapter of SmolLM2-135M on E2E NLG (FOLDER contains its parquet files) and
+exports it with `--format uniform`. PEFT, vLLM and llama.cpp then continue the same 20 prompts
+greedily in float32. The check fails unless the uniform adapter agrees with PEFT on at least 19 of
+20 prompts in each engine, and the deliberately broken adapters do not. Engines run one after
+another, each in its own environment (.venv-vllm, .venv-llamacpp).
 
-Everything that is written on the way stays in the work folder; an adapter that lies there already
-is not trained again.
+Intermediate files stay in the work folder; an existing adapter there is not trained again.
 """
 
 import argparse
@@ -73,7 +72,7 @@ def main() -> None:
 def _serve(
     adapters: dict[str, Path], prompts: list[list[int]], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return each engine's continuations, and what the code in the documents prints there."""
+    """Return each engine's continuations, and the output of the documented code."""
     work: Path = options.work
     base, base_gguf = work / "base", work / "base.gguf"
     models = {"vllm": base, "llamacpp": base_gguf}
@@ -111,7 +110,7 @@ def _options() -> argparse.Namespace:
 
 
 def _export(native: Path, uniform: Path) -> Path:
-    """Return the uniform adapter, made by the command that a user would type."""
+    """Return the uniform adapter, exported by the command line."""
     shutil.rmtree(uniform, ignore_errors=True)
     status = dynlora(["export", str(native), "--format", "uniform", "--output", str(uniform)])
     if status:
@@ -132,7 +131,7 @@ def _weights(adapter: Path) -> Path:
 
 
 def _run(name: str, python: Path, job: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Return what an engine made of a job, in a process and an environment of its own."""
+    """Return the result of a job in an engine, with its own process and environment."""
     files = work / f"{name}-job.json", work / f"{name}.json"
     files[0].write_text(json.dumps(job))
     # Nothing of this process's Python may leak into the other one's.

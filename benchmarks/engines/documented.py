@@ -1,6 +1,6 @@
-"""The Python of docs/serving.md, run as it stands: each block in its engine's environment.
+"""Run the Python blocks of docs/serving.md, each in its engine's environment.
 
-The blocks name their files as a reader would; links under those names lead to the ones made here.
+Links under the file names of the document lead to the files of this check.
 """
 
 import os
@@ -17,7 +17,7 @@ ENVIRONMENT = {
 
 
 def python_blocks() -> dict[str, str]:
-    """Return the document's blocks of Python by the engine that they import."""
+    """Return the Python blocks of the document by the engine that they import."""
     text = DOCUMENT.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return {"vllm": blocks[0], "llamacpp": blocks[1]}

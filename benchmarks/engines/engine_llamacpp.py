@@ -1,6 +1,6 @@
 """llama.cpp's greedy continuations: a job file in, a file of tokens out.
 
-Runs in an environment of its own with xllamacpp, so it imports nothing of this repository:
+Runs in a separate environment with xllamacpp, so it imports nothing of this repository:
 
     .venv-llamacpp/bin/python benchmarks/engines/engine_llamacpp.py JOB OUT
 """

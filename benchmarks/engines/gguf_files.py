@@ -1,8 +1,8 @@
 """GGUF files for llama.cpp: an F32 copy of a quantised model, and a LoRA adapter.
 
-llama.cpp ships a script for each, outside of any package. This one covers the Llama architecture,
-whose GGUF form orders the rows of q_proj and k_proj differently from Hugging Face's (rotary pairs
-side by side instead of in two halves), so their `lora_B` must be ordered the same way.
+llama.cpp has scripts for both, in no package. These functions support the Llama architecture. Its
+GGUF form orders the rows of q_proj and k_proj differently from Hugging Face (rotary pairs side by
+side instead of in two halves), and their `lora_B` must have the same order.
 """
 
 import json

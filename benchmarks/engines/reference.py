@@ -1,6 +1,6 @@
-"""What the engines must give: stock PEFT's greedy continuations, with how close each choice was.
+"""The reference for engines: greedy continuations of stock PEFT, and the lead of each choice.
 
-Nothing of dynlora is imported: the native adapter is loaded as any reader of it would.
+It imports nothing of dynlora, and loads the native adapter as any user of PEFT would.
 """
 
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""A dynamic-rank adapter on E2E NLG: base model in, a stock PEFT adapter whose ranks moved out.
+"""Train a dynamic-rank adapter on E2E NLG: base model in, stock PEFT adapter out.
 
-A few minutes on a CPU: long enough that ranks move and greedy continuations change, not a
-benchmark of quality.
+Takes a few minutes on a CPU. Ranks move and greedy continuations change; quality does not matter.
 """
 
 from collections import Counter
@@ -84,13 +83,13 @@ def train_adapter(base: Path, data: Path, folder: Path, *, steps: int) -> dict[s
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, mr: str) -> list[int]:
-    """Return a meaning representation as a chat prompt that asks for an answer."""
+    """Return a meaning representation as a chat prompt with a request for an answer."""
     chat = [{"role": "user", "content": mr}]
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> dict[str, list[int]]:
-    """Return one example whose loss is on the answer and its end."""
+    """Return one example with the loss on the answer and its end."""
     prompt = prompt_ids(tokenizer, row["mr"])
     answer = [*tokenizer(row["ref"])["input_ids"], tokenizer.eos_token_id]
     ids = prompt + answer

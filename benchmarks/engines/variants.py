@@ -1,7 +1,7 @@
-"""Every form of the adapter that the engines are given: native and uniform in, broken ones too out.
+"""All forms of the adapter for the engines: native, uniform, and broken ones.
 
-A check that cannot fail proves nothing, so two forms are wrong on purpose: the uniform adapter at
-twice its scale, and at half, which is what a B without the training's scaling of 2 would give.
+Two forms are wrong on purpose, so that the check can fail: the uniform adapter at twice and at half
+its scale. Half is the result of a `lora_B` without the training's scaling of 2.
 """
 
 import json
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 BREAKS = {"doubled": 2.0, "halved": 0.5}
-"""Broken forms, with what their scale is multiplied by."""
+"""Factor on the scale, by broken form."""
 
 
 def make_variants(native: Path, uniform: Path, folder: Path) -> dict[str, Path]:
