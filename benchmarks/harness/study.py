@@ -140,7 +140,7 @@ class Exam(BaseModel, frozen=True, extra="forbid"):
         return self.splits.get(task, self.split)
 
 
-class Study(BaseModel, frozen=True, extra="forbid"):
+class Study(BaseModel, extra="forbid"):
     """A checked study. Fields are the keys of its file."""
 
     description: str = ""

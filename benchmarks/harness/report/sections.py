@@ -92,7 +92,7 @@ def runs_section(study: StudyResults, reference: str) -> list[str]:
     head = ["method", *(s.replace("_", " ") for s in statuses), *(["trials"] if trials else [])]
     rows = []
     for method in methods:
-        counts = Counter(r.run.status for r in study.finals if r.run.method == method)
+        counts = Counter[str](r.run.status for r in study.finals if r.run.method == method)
         tried = [str(sum(trial.run.method == method for trial in trials))] if trials else []
         rows.append([escape(method), *(str(counts[status]) for status in statuses), *tried])
     return [*table(head, rows), *_not_completed(study)]
