@@ -1,15 +1,19 @@
 """Shares, layer weights and gains against numbers worked out by hand."""
 
+from dataclasses import dataclass
+
 import pytest
+import torch
 
 from dynlora import DynamicLoraConfig
 from dynlora.adjuster import LayerBounds, plan_ranks
 from dynlora.allocator import (
+    allocate,
     allocate_layer_weights,
     allocate_shares,
     feature_gains,
 )
-from dynlora.types import is_informative
+from dynlora.types import Assessment, FeatureStats, is_informative
 
 COSTS = {"small": 10, "large": 30}
 HELD = {"small": 9, "large": 2}
@@ -109,3 +113,34 @@ def test_a_gain_is_the_effective_rank_over_the_mean_to_a_power():
 def test_inputs_that_never_vary_give_no_gain():
     assert feature_gains({"a": 0.0, "b": 0.0}, 1.0) == {}
     assert feature_gains({"a": 0.0, "b": 2.0}, 1.0) == {"a": 0.0, "b": 2.0}
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    r: int
+    cost: int
+    widest: int = 100
+    is_trained: bool = True
+
+
+@pytest.mark.parametrize("feature", ["effective_rank", "variance"])
+def test_shares_follow_scores_and_the_chosen_feature_and_skip_layers_without_gradients(feature):
+    layers = [Shape("poor", 4, 10), Shape("rich", 4, 30), Shape("unreached", 4, 10)]
+    assessed = Assessment(scores={"poor": 2.0, "rich": 1.0}, directions={}, unreached={"unreached"})
+    figures = {"poor": 1.0, "rich": 3.0}
+    features = {
+        name: FeatureStats(
+            tokens=torch.zeros(4, 4),
+            output_power=1.0,
+            **{"variance": 1.0, "effective_rank": 1.0, feature: figure},
+        )
+        for name, figure in figures.items()
+    }
+    config = DynamicLoraConfig(
+        feature=feature, feature_weight=1.0, temperature=0.5, uniform_mix=0.2
+    )
+    shares = allocate(assessed, layers, features, config)
+    # Gains are 1/2 and 3/2, so that worth is 10 * (2 * 1/2)² and 30 * (1 * 3/2)².
+    expected = {"poor": 0.2 * 10 / 40 + 0.8 * 10 / 77.5, "rich": 0.2 * 30 / 40 + 0.8 * 67.5 / 77.5}
+    assert shares == pytest.approx(expected | {"unreached": 0.0})

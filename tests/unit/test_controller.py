@@ -121,19 +121,6 @@ def test_the_log_says_why_no_rank_moved_once_there_is_no_event_left(tiny_llama, 
     assert told == (why if importance == "uniform" else [])
 
 
-def test_pinned_layers_never_move(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(
-        tiny_llama, optimizer, importance="random", pinned=("*.q_proj", "*layers.1.mlp*"), **MOVING
-    )
-    train(tiny_llama, optimizer, dynamic, 40)
-    pinned = {name for name in dynamic.ranks if "q_proj" in name or "layers.1.mlp" in name}
-    assert len(pinned) == 5
-    assert {dynamic.ranks[name] for name in pinned} == {4}
-    assert moved(dynamic)
-    assert not pinned & set(moved(dynamic))
-
-
 def test_bounds_from_the_configuration_hold_after_every_event(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, importance="random", min_rank=3, max_rank=6, **MOVING)
@@ -157,40 +144,6 @@ def test_an_event_tells_the_figures_that_it_was_made_from(tiny_llama):
         assert layer.directions >= 1
         assert layer.weight == 1.0
     assert json.loads(json.dumps(event.to_dict())) == event.to_dict()
-
-
-def first_scored(dynamic):
-    """Return the first event for which there were scores."""
-    return next(
-        event
-        for event in dynamic.history
-        if all(layer.score is not None for layer in event.layers.values())
-    )
-
-
-@pytest.mark.parametrize(
-    ("feature", "feature_weight"), [("effective_rank", 0.4), ("variance", 1.0)]
-)
-def test_shares_follow_scores_and_the_richness_of_inputs(tiny_llama, feature, feature_weight):
-    optimizer = adamw(tiny_llama)
-    settings = {"importance": "random", "feature": feature, "feature_weight": feature_weight}
-    dynamic = attached(tiny_llama, optimizer, **settings, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 20)
-    layers = first_scored(dynamic).layers
-    costs = {layer.name: layer.cost for layer in find_lora_layers(tiny_llama, None)}
-    seen = {name: getattr(layer, feature) for name, layer in layers.items()}
-    mean = sum(seen.values()) / len(layers)
-    # With the default temperature, what is not spread by cost follows cost * (score * gain) ** 2.
-    mix = dynamic.config.uniform_mix
-    worth = {
-        name: costs[name] * (layer.score * (seen[name] / mean) ** feature_weight) ** 2
-        for name, layer in layers.items()
-    }
-    for name, layer in layers.items():
-        by_cost = costs[name] / sum(costs.values())
-        by_worth = worth[name] / sum(worth.values())
-        assert layer.share == pytest.approx(mix * by_cost + (1 - mix) * by_worth, rel=1e-6)
-    assert len({round(figure, 3) for figure in seen.values()}) > 5
 
 
 def test_a_model_that_is_called_past_its_hooks_gets_one_warning_where_ranks_may_move(
