@@ -35,7 +35,7 @@ from torch.optim import AdamW
 
 from benchmarks.speed_models import MODELS, Shape, load_base
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora
-from dynlora.train.heap import keep_freed_memory
+from dynlora.train.machine import keep_freed_memory
 
 VARIANTS = (
     "frozen", "lora", "adalora", "dora", "full", "fused", "dynamic", "dynamic_unfused",

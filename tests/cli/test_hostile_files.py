@@ -13,7 +13,7 @@ from dynlora.cli.main import main
 from dynlora.files.json_files import read_json, write_json
 from dynlora.files.manifest import manifest_of
 from dynlora.integrations.checkpoint import load_state, save_state
-from dynlora.runs.checkpoints import PROGRESS
+from dynlora.runs.checkpoints import SEAL
 
 Train = Callable[..., int]
 IN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -58,13 +58,13 @@ def plant(path: Path, marker: Path) -> None:
     assert marker.exists()  # it works where it is let
     marker.unlink()
     path.write_bytes(content)
-    if path.parent.name == CHECKPOINT.name and path.name != PROGRESS:
+    if path.parent.name == CHECKPOINT.name and path.name != SEAL:
         seal(path.parent)
 
 
 def seal(checkpoint: Path) -> None:
     """Make a checkpoint's manifest that of the files which are there now."""
-    progress = checkpoint / PROGRESS
+    progress = checkpoint / SEAL
     values = read_json(progress)
     progress.unlink()
     write_json(progress, {**values, "files": manifest_of(checkpoint)})

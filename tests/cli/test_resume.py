@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from dynlora.cli.main import main
-from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.checkpoints import finish_command, seal
 from dynlora.runs.record import RunRecord
-from dynlora.runs.resume import save_progress
 from dynlora.train.progress import ProgressBar
-from tests.jobs import write_data, write_rows
+from tests.cli.conftest import snapshot
+from tests.jobs import job_values, write_data, write_job, write_rows
 from tests.processes import run_in_group
 
 Train = Callable[..., int]
+FinishedBy = Callable[[str], Path]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -48,15 +49,18 @@ def weights(run: Path, method: str) -> dict[str, torch.Tensor]:
 def losses(run: Path) -> list[tuple[int, float]]:
     """Return each step's training loss, and the validation losses among them."""
     lines = read_lines(run / "metrics.jsonl")
-    seen = [(line["step"], key, line[key]) for line in lines for key in ("loss", "eval_loss")
-            if key in line]  # fmt: skip
-    return [(step, value) for step, _, value in seen]
+    return [(x["step"], x[key]) for x in lines for key in ("loss", "eval_loss") if key in x]
 
 
-def shapes_of_lines(run: Path) -> list[tuple[int, list[str]]]:
+def keys_of_lines(run: Path) -> list[tuple[int, list[str]]]:
     """Return the step and the keys of each line; the first evaluation of a process has one more."""
     lines = read_lines(run / "metrics.jsonl")
     return [(x["step"], sorted(k for k in x if "preparation_time" not in k)) for x in lines]
+
+
+def facts(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return values
 
 
 def assert_same_end(one: Path, other: Path, method: str) -> None:
@@ -69,7 +73,7 @@ def assert_same_end(one: Path, other: Path, method: str) -> None:
         assert (one / "ranks.jsonl").read_bytes() == (other / "ranks.jsonl").read_bytes()
         configs = [run / "adapter" / "adapter_config.json" for run in (one, other)]
         assert configs[0].read_bytes() == configs[1].read_bytes()
-    runs = [json.loads((run / "run.json").read_text()) for run in (one, other)]
+    runs = [facts(run) for run in (one, other)]
     for key in ("metrics_before", "metrics_after", "parameters", "final_ranks", "steps"):
         assert runs[0][key] == runs[1][key], key
 
@@ -87,49 +91,46 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseExceptio
 @pytest.mark.usefixtures("moving")
 @pytest.mark.parametrize(
     ("method", "step", "checkpoint"),
-    [
-        ("dynamic", 5, 4),
-        ("dynamic", 7, 6),  # between the two epochs
-        ("dynamic", 11, 10),
-        ("lora", 7, 6),
-        ("full", 11, 10),
-    ],
+    [("dynamic", 5, 4), ("dynamic", 11, 10), ("lora", 7, 6), ("full", 11, 10)],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(
     train: Train,
-    tmp_path: Path,
+    output: Path,
+    finished_by: FinishedBy,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     step: int,
     checkpoint: int,
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = ("--method", method, "--training.save_steps", 2)
-    assert train(*options, "--output", whole) == 0
     with monkeypatch.context() as patch:
         stop_at(patch, step, SystemExit)
         with pytest.raises(SystemExit):
-            train(*options, "--output", stopped)
-    assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
-    run = json.loads((stopped / "run.json").read_text())
+            train(*options)
+    assert train(*options, "--training.resume", "latest") == 0
+    run = facts(output)
     assert run["resumed_from_step"] == checkpoint
-    assert_same_end(whole, stopped, method)
+    assert_same_end(finished_by(method), output, method)
+    saved = output / "checkpoints" / f"checkpoint-{checkpoint}" / "job.json"
+    if saved.exists():
+        before = json.loads(saved.read_text())["seconds"]
+        assert run["seconds"]["training_steps"] > before["training_steps"] > 0
+        assert run["seconds"]["evaluation"] > before["evaluation"] > 0
 
 
 @pytest.mark.usefixtures("moving")
 def test_a_stopped_run_that_was_moved_goes_on_where_it_lies_by_the_command_it_is_told(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, stopped, moved = tmp_path / "whole", tmp_path / "stopped", tmp_path / "moved"
-    assert train("--training.save_steps", 2, "--output", whole) == 0
+    stopped, moved = tmp_path / "stopped", tmp_path / "moved"
     with monkeypatch.context() as patch:
-        stop_at(patch, 7, SystemExit)
+        stop_at(patch, 7, SystemExit)  # between the two epochs
         with pytest.raises(SystemExit):
             train("--training.save_steps", 2, "--output", stopped)
     stopped.rename(moved)
     assert main(finish_command(moved, "dynamic").split()[1:]) == 0
     assert not stopped.exists()
-    assert_same_end(whole, moved, "dynamic")
+    assert_same_end(finished, moved, "dynamic")
 
 
 def test_a_checkpoint_on_an_epochs_last_step_knows_that_epochs_evaluation(
@@ -175,59 +176,42 @@ def test_the_newest_checkpoints_are_kept_and_the_best_only_where_the_run_ends_wi
         assert {path.name for path in (output / "checkpoints").iterdir()} == kept
 
 
-@pytest.mark.parametrize("resume", ["latest", "latest-good"])
-def test_a_copy_that_is_kept_beside_the_checkpoints_is_none_of_them(
-    train: Train, output: Path, resume: str
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Path:
+    """Return a run that ended with its first checkpoint, written to a relative path."""
+    folder = tmp_path_factory.mktemp("best")
+    job = write_job(folder / "job.yaml", job_values(model, data, Path("run")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", str(job), *map(str, FIRST_IS_BEST), "--quiet"]) == 0
+    assert json.loads((folder / "run/run.json").read_text())["best_checkpoint"] == str(
+        folder / "run/checkpoints/checkpoint-6"
+    )
+    return folder / "run"
+
+
+def test_a_finished_run_that_was_moved_still_ends_with_its_best_checkpoint(
+    train: Train, output: Path, best: Path
 ) -> None:
-    options = ("--method", "lora", "--training.save_steps", 4)
-    assert train(*options) == 0
-    saved = output / "checkpoints" / "checkpoint-12"
-    shutil.copytree(saved, saved.with_name("checkpoint-99-keep"))
-    assert train(*options, "--training.resume", resume) == 0
-    assert json.loads((output / "run.json").read_text())["resumed_from_step"] == 12
+    shutil.copytree(best, output)
+    assert train(*FIRST_IS_BEST, "--training.resume", "latest") == 0
+    run = facts(output)
+    assert run["best_checkpoint"] == str(output / "checkpoints" / "checkpoint-6")
+    assert_same_end(best, output, "lora")
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_a_finished_run_that_is_resumed_from_elsewhere_still_ends_with_its_best_checkpoint(
-    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
-) -> None:
-    monkeypatch.chdir(output.parent)
-    assert train(*FIRST_IS_BEST, "--output", output.name) == 0  # a relative path
-    before = json.loads((output / "run.json").read_text())
-    first = weights(output, "lora")
-    assert before["best_checkpoint"].endswith("checkpoint-6")
-    elsewhere = output.parent / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    run = Path(shutil.move(output, elsewhere / "moved")) if moved else output
-    assert train(*FIRST_IS_BEST, "--output", run, "--training.resume", "latest") == 0
-    assert json.loads((run / "run.json").read_text())["best_checkpoint"].endswith("checkpoint-6")
-    assert all(torch.equal(value, first[name]) for name, value in weights(run, "lora").items())
-
-
-@pytest.mark.parametrize("lost", [False, True])
 def test_a_run_that_goes_on_in_another_folder_still_ends_with_its_best_checkpoint(
-    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, lost: bool, capsys: Capture
+    train: Train, output: Path, best: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    monkeypatch.chdir(output.parent)
-    assert train(*FIRST_IS_BEST, "--output", output.name) == 0
-    elsewhere = output.parent / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    checkpoints = output / "checkpoints"
-    if lost:
-        shutil.rmtree(checkpoints / "checkpoint-6")
-    capsys.readouterr()
-    resume = ("--training.resume", checkpoints / "checkpoint-18")
-    code = train(*FIRST_IS_BEST, "--output", "on", *resume)
-    if lost:
-        assert code == 2
-        assert "got no" in capsys.readouterr().err
-        return
-    best = json.loads((elsewhere / "on" / "run.json").read_text())["best_checkpoint"]
-    assert best == str(checkpoints / "checkpoint-6")
-    first = weights(output, "lora")
-    assert all(torch.equal(v, first[k]) for k, v in weights(elsewhere / "on", "lora").items())
+    lost = shutil.copytree(best, tmp_path / "lost") / "checkpoints"
+    shutil.rmtree(lost / "checkpoint-6")
+    assert train(*FIRST_IS_BEST, "--training.resume", lost / "checkpoint-18") == 2
+    assert "got no" in capsys.readouterr().err
+    resume = ("--training.resume", best / "checkpoints" / "checkpoint-18")
+    assert train(*FIRST_IS_BEST, *resume) == 0
+    run = facts(output)
+    assert run["best_checkpoint"] == str(best / "checkpoints" / "checkpoint-6")
+    assert_same_end(best, output, "lora")
 
 
 # In a process of its own: a run that ends itself, at one of the places where a run can be.
@@ -242,7 +226,7 @@ from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
 from dynlora.integrations import trainer
 from dynlora.train.progress import ProgressBar
-from dynlora.train.stop_signals import StopSignals
+from dynlora.train.stopping import Stopping
 
 job, output, moment, step, name = sys.argv[1:]
 number, now = getattr(signal, name), 0
@@ -270,7 +254,7 @@ def in_checkpoint(folder, state):
         os.kill(os.getpid(), number)
     save(folder, state)
 
-StopSignals.on_step_begin = before
+Stopping.on_step_begin = before
 ProgressBar.on_step_end = after
 LoraAdapters._change = in_event
 trainer.save_state = in_checkpoint
@@ -296,13 +280,13 @@ def kill_and_resume(train: Train, job: Path, killed: Path, whole: Path, seed: in
     step = draw.choice(EVENTS) if moment == "in an event" else draw.randint(6, 12)
     done = run_that_ends_itself(job, killed, moment, min(step, 10), "SIGKILL")
     assert done.returncode == -signal.SIGKILL, (moment, step, done.stderr[-2000:])
-    assert json.loads((killed / "run.json").read_text())["status"] == "running"
+    assert facts(killed)["status"] == "running"
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a line that the kill cut short
     saved = any((killed / "checkpoints").glob("checkpoint-*/job.json"))
     options = ("--training.resume", "latest-good") if saved else ("--overwrite", "true")
     assert train("--output", killed, *options) == 0
-    assert json.loads((killed / "run.json").read_text())["status"] == "finished"
+    assert facts(killed)["status"] == "finished"
     assert_same_end(whole, killed, "dynamic")
 
 
@@ -311,45 +295,40 @@ EVENTS = (3, 6, 9)
 
 
 @pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_run_killed_outright_resumes_to_the_same_bits(
-    train: Train, tmp_path: Path, job: Path
+    train: Train, output: Path, job: Path, finished: Path, seed: int
 ) -> None:
-    assert train("--output", tmp_path / "whole") == 0
-    for seed in (1, 2, 3):
-        kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+    kill_and_resume(train, job, output, finished, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("moving")
 def test_runs_killed_at_thirty_moments_resume_to_the_same_bits(
-    train: Train, tmp_path: Path, job: Path
+    train: Train, tmp_path: Path, job: Path, finished: Path
 ) -> None:
-    assert train("--output", tmp_path / "whole") == 0
     for seed in range(10, 40):
-        kill_and_resume(train, job, tmp_path / f"killed-{seed}", tmp_path / "whole", seed)
+        kill_and_resume(train, job, tmp_path / f"killed-{seed}", finished, seed)
 
 
 @pytest.mark.usefixtures("moving")
 def test_a_run_that_keeps_one_checkpoint_has_a_whole_one_while_it_writes_the_next(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, output: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("--training.save_total_limit", 1)
-    assert train("--output", whole, *options) == 0
-    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["checkpoint-12"]
 
     def stop(folder: Path, **_: object) -> None:
         if folder.name == "checkpoint-10":
             raise SystemExit
-        save_progress(folder, **_)
+        seal(folder, **_)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dynlora.train.recorder.save_progress", stop)
+        patch.setattr("dynlora.train.recorder.seal", stop)
         with pytest.raises(SystemExit):
-            train("--output", cut, *options)
-    assert train("--output", cut, *options, "--training.resume", "latest-good") == 0
-    assert json.loads((cut / "run.json").read_text())["resumed_from_step"] == 5
-    assert_same_end(whole, cut, "dynamic")
+            train(*options)
+    assert train(*options, "--training.resume", "latest-good") == 0
+    assert facts(output)["resumed_from_step"] == 5
+    assert_same_end(finished, output, "dynamic")
 
 
 FULL_DISK = """
@@ -381,10 +360,9 @@ sys.exit(main(["train", job, "--output", output]))
     ],
 )
 def test_a_full_disk_is_told_in_a_line_and_leaves_what_was_saved_before(
-    train: Train, tmp_path: Path, job: Path, limit: int, told: str
+    train: Train, tmp_path: Path, job: Path, finished: Path, limit: int, told: str
 ) -> None:
-    whole, full = tmp_path / "whole", tmp_path / "full"
-    assert train("--output", whole) == 0
+    full = tmp_path / "full"
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(job), str(full), str(limit)]
     done = run_in_group(command, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -392,61 +370,47 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_what_was_saved_before(
     assert "Traceback" not in done.stderr
     assert re.match(told, errors[0])
     assert train("--output", full, "--training.resume", "latest-good") == 0
-    assert_same_end(whole, full, "dynamic")
+    assert_same_end(finished, full, "dynamic")
 
 
 @pytest.mark.usefixtures("moving")
 def test_sigterm_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(
-    train: Train, tmp_path: Path, job: Path
+    train: Train, output: Path, job: Path, finished: Path
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train("--output", whole) == 0
-    done = run_that_ends_itself(job, stopped, "before the step", 8, "SIGTERM")
+    done = run_that_ends_itself(job, output, "before the step", 8, "SIGTERM")
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     assert "after 8 of 12 steps; go on from step 8: dynlora train" in done.stderr
-    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
-    assert train("--output", stopped, "--training.resume", "latest") == 0
-    assert json.loads((stopped / "run.json").read_text())["resumed_from_step"] == 8
-    assert_same_end(whole, stopped, "dynamic")
+    assert facts(output)["status"] == "interrupted"
+    assert train("--training.resume", "latest") == 0
+    assert facts(output)["resumed_from_step"] == 8
+    assert_same_end(finished, output, "dynamic")
 
 
 @pytest.mark.usefixtures("moving")
 def test_a_run_resumes_into_another_folder_and_leaves_the_first_as_it_was(
-    train: Train, tmp_path: Path, output: Path
+    train: Train, output: Path, finished: Path, capsys: Capture
 ) -> None:
-    assert train() == 0
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    other = tmp_path / "other"
-    checkpoint = output / "checkpoints" / "checkpoint-10"
-    assert train("--output", other, "--training.resume", checkpoint) == 0
-    assert_same_end(output, other, "dynamic")
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
-
-
-def test_resuming_elsewhere_over_another_run_clears_that_run(
-    train: Train, tmp_path: Path, output: Path
-) -> None:
-    other = tmp_path / "other"
-    assert train() == 0
-    assert train("--output", other, "--training.epochs", 3) == 0
-    assert (other / "checkpoints" / "checkpoint-18").exists()
-    checkpoint = output / "checkpoints" / "checkpoint-10"
-    options = ("--output", other, "--training.resume", checkpoint)
-    assert train(*options) == 2
-    assert train(*options, "--overwrite", "true") == 0
-    assert not (other / "checkpoints" / "checkpoint-18").exists()
+    before = snapshot(finished)
+    assert train("--method", "lora", "--training.epochs", 1) == 0
+    assert (output / "checkpoints" / "checkpoint-6").exists()
+    resume = ("--training.resume", finished / "checkpoints" / "checkpoint-10")
+    assert train(*resume) == 2
+    assert "which holds one" in capsys.readouterr().err
+    assert train(*resume, "--overwrite", "true") == 0
+    assert not (output / "checkpoints" / "checkpoint-6").exists(), "the other run is cleared"
+    assert_same_end(finished, output, "dynamic")
+    assert snapshot(finished) == before
 
 
 @pytest.mark.usefixtures("moving")
 @pytest.mark.parametrize(
     "end",
     [
-        (),
         ("--training.max_steps", 4, "--training.schedule", "constant"),  # inside an epoch
         ("--training.epochs", 1.5, "--training.schedule", "constant"),
         ("--training.load_best_model_at_end", True, "--training.save", "epoch"),
     ],
-    ids=["epochs", "steps", "half an epoch", "the best"],
+    ids=["steps", "half an epoch", "the best"],
 )
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
     train: Train, output: Path, end: tuple[Any, ...]
@@ -454,13 +418,13 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
     assert train(*end) == 0
     adapter = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     ranks = (output / "ranks.jsonl").read_bytes()
-    logged = shapes_of_lines(output)
-    before = json.loads((output / "run.json").read_text())
+    logged = keys_of_lines(output)
+    before = facts(output)
     assert train(*end, "--training.resume", "latest") == 0
-    assert shapes_of_lines(output) == logged
+    assert keys_of_lines(output) == logged
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
     assert (output / "ranks.jsonl").read_bytes() == ranks
-    after = json.loads((output / "run.json").read_text())
+    after = facts(output)
     assert after["steps"] == before["steps"]
     assert after["metrics_after"] == before["metrics_after"]
     assert after["seconds"]["training_steps"] == before["seconds"]["training_steps"]
@@ -470,7 +434,7 @@ def test_rows_that_have_changed_are_refused_though_they_are_as_many(
     train: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     data = write_data(tmp_path / "rows")
-    options = ("--data.path", data, "--training.resume")
+    options = ("--method", "lora", "--data.path", data, "--training.resume")
     assert train(*options, "none") == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-12")
     rows = read_lines(data / "train.jsonl")
@@ -479,22 +443,6 @@ def test_rows_that_have_changed_are_refused_though_they_are_as_many(
     assert "must have the model and data of its checkpoint" in capsys.readouterr().err
     write_rows(data / "train.jsonl", rows)
     assert train(*options, "latest") == 0
-
-
-def test_seconds_of_a_resumed_run_count_what_came_before(
-    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(patch, 11, SystemExit)
-        with pytest.raises(SystemExit):
-            train()
-    saved = json.loads((output / "checkpoints" / "checkpoint-10" / "job.json").read_text())
-    assert saved["step"] == 10
-    assert train("--training.resume", "latest") == 0
-    seconds = json.loads((output / "run.json").read_text())["seconds"]
-    assert seconds["training_steps"] > saved["seconds"]["training_steps"] > 0
-    assert seconds["evaluation"] > saved["seconds"]["evaluation"] > 0
-    assert seconds["dynamic_part"] < seconds["training_steps"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
@@ -522,20 +470,14 @@ def test_how_a_run_ended_is_told_though_the_disk_takes_no_more(
             train()
 
 
+@pytest.mark.usefixtures("moving")
 def test_ctrl_c_is_recorded_and_tells_how_to_go_on(
-    train: Train,
-    output: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    train: Train, output: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    whole = tmp_path / "whole"
-    assert train("--output", whole) == 0
-    capsys.readouterr()
     with monkeypatch.context() as patch:
         stop_at(patch, 7, KeyboardInterrupt)
         assert train() == 130
-    run = json.loads((output / "run.json").read_text())
+    run = facts(output)
     assert (run["status"], run["steps"]) == ("interrupted", 7)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -544,14 +486,11 @@ def test_ctrl_c_is_recorded_and_tells_how_to_go_on(
     assert line.startswith("interrupted: after 7 of 12 steps; go on from step 5: dynlora train ")
     command = line.partition("go on from step 5: ")[2]
     assert main(command.split()[1:]) == 0, "the command can be typed as it is"
-    assert_same_end(whole, output, "dynamic")
+    assert_same_end(finished, output, "dynamic")
 
 
 def test_ctrl_c_before_the_first_checkpoint_tells_how_to_start_again(
-    train: Train,
-    output: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, 2, KeyboardInterrupt)
@@ -559,14 +498,11 @@ def test_ctrl_c_before_the_first_checkpoint_tells_how_to_start_again(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("interrupted: after 2 of 12 steps, before the first checkpoint;")
     assert main(line.partition("start again: ")[2].split()[1:]) == 0
-    assert json.loads((output / "run.json").read_text())["status"] == "finished"
+    assert facts(output)["status"] == "finished"
 
 
 def test_ctrl_c_while_loading_writes_nothing(
-    train: Train,
-    output: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    train: Train, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def stop(*given: object) -> None:
         raise KeyboardInterrupt

@@ -26,8 +26,7 @@ def run(arguments: Sequence[str], output: Output) -> None:
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
     from dynlora.report.plan_table import plan_table
-    from dynlora.train.measure import measure_methods
-    from dynlora.train.plan import plan_job
+    from dynlora.train.plan import measure_methods, plan_job
 
     with readable_messages(output.progress):
         values = plan_job(config, output.progress)

@@ -66,7 +66,8 @@ def open_run(
     """
     from dynlora.input_adaptive.file import load_input_adaptive
     from dynlora.runs.folder import RunFolder
-    from dynlora.train.finished_run import check_finished, load_run
+    from dynlora.runs.reader import check_finished
+    from dynlora.train.finished_run import load_run
 
     folder = RunFolder(run)
     check_finished(folder)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
+from dynlora.files.format_version import FORMAT, WRITER, check_format, stamp
 from dynlora.files.json_files import as_object
 from dynlora.files.kinds import Kind, check_kind
 from dynlora.files.plain_values import parse_json
@@ -25,6 +26,8 @@ VALUES = "dynlora.json"
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "extensions")
 _CHECKSUM = "sha256"
+_NEWEST = 2
+"""Format of both files. In format 1, tensors of input-adaptive ranks had a group of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         for group in _TENSOR_GROUPS
         for key, tensor in state[group].items()
     }
-    values = {key: value for key, value in state.items() if key not in _TENSOR_GROUPS}
+    plain = {key: value for key, value in state.items() if key not in _TENSOR_GROUPS}
+    values = stamp(_NEWEST) | plain
     with whole_file(folder / _TENSORS) as draft:
         save_file(tensors, draft)
     sealed = values | {_CHECKSUM: _checksum(folder, values)}
@@ -70,10 +74,12 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Return the state that `save_state` wrote.
 
     Raises:
-        ResumeError: If a file is missing, unreadable, changed, or from another checkpoint.
+        ResumeError: If a file is missing, unreadable, changed, from another checkpoint, or of a
+            newer format.
     """
     try:
         state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
+        check_format(folder / VALUES, state, _NEWEST, ResumeError)
         checksum = state.pop(_CHECKSUM, None)
         check_kind(state, _KINDS)
         if checksum != _checksum(folder, state):
@@ -84,6 +90,12 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"A checkpoint must hold whole {VALUES} and {_TENSORS} to resume dynamic ranks, but in "
             f"{folder} {error}. Resume from another checkpoint."
         ) from error
+    if state.pop(FORMAT, 1) == 1:
+        tensors = {
+            f"extensions/{key}" if key.startswith("input_adaptive/") else key: tensor
+            for key, tensor in tensors.items()
+        }
+    state.pop(WRITER, None)
     for group in _TENSOR_GROUPS:
         prefix = f"{group}/"
         state[group] = {

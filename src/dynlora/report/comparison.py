@@ -11,7 +11,8 @@ from typing import Any
 from dynlora.errors import RunFileError
 from dynlora.report.wording import count_text
 from dynlora.runs.checkpoints import finish_command
-from dynlora.runs.reader import UNFINISHED, RunFiles, read_run
+from dynlora.runs.reader import RunFiles, read_run
+from dynlora.runs.record import UNFINISHED
 
 IGNORED = ("output", "overwrite", "training.resume")
 """Settings that do not affect a run's result."""

@@ -1,10 +1,41 @@
-"""Checkpoints of unfinished runs, and the command that finishes such a run."""
+"""Checkpoints of a run: list them, seal a new one, check the seal of an old one.
 
+The seal `job.json` is written last and has the checksums of all other files. A checkpoint without
+it is incomplete; one whose files have other checksums is damaged.
+"""
+
+import math
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-PROGRESS = "job.json"
-"""Last file written into a checkpoint; without it the checkpoint is incomplete."""
+from dynlora.errors import ResumeError
+from dynlora.files.format_version import check_format, stamp
+from dynlora.files.json_files import as_object, write_json
+from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.manifest import damage, manifest_of
+from dynlora.files.plain_values import parse_json
+from dynlora.files.whole import remove
+from dynlora.runs.record import FORMAT
+
+SEAL = "job.json"
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Size and checksum of a file in a checkpoint's manifest."""
+
+    bytes: int
+    sha256: str
+
+
+_KINDS: Mapping[str, Kind] = {
+    "step": int,
+    "seconds": {"training_steps": float, "evaluation": float},
+    "files": dict[str, _Figures],
+}
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -20,12 +51,59 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints by optimizer step.
+    """Return the complete checkpoints by optimizer step, as `checkpoints`."""
+    return {step: path for step, path in checkpoints(folder).items() if (path / SEAL).is_file()}
+
+
+def delete_old(folder: Path, limit: int, kept: set[str]) -> None:
+    """Delete the oldest checkpoints beyond a limit, except the names in `kept`."""
+    saved = checkpoints(folder)
+    others = [saved[step] for step in sorted(saved) if saved[step].name not in kept]
+    for path in others[: max(0, len(saved) - limit)]:
+        remove(path)
+
+
+def seal(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
+    """Complete a checkpoint: write step, seconds and the checksums of all files to `job.json`.
 
     Args:
-        folder: Folder of the run's checkpoints.
+        checkpoint: The checkpoint's folder.
+        step: Completed optimizer steps.
+        train: Seconds in these steps.
+        evaluation: Seconds in evaluations.
     """
-    return {s: path for s, path in checkpoints(folder).items() if (path / PROGRESS).is_file()}
+    (checkpoint / SEAL).unlink(missing_ok=True)  # a manifest must not list an older one
+    seconds = {"training_steps": train, "evaluation": evaluation}
+    values = {"step": step, "seconds": seconds, "files": manifest_of(checkpoint)}
+    write_json(checkpoint / SEAL, stamp(FORMAT) | values)
+
+
+def unseal(checkpoint: Path) -> dict[str, Any]:
+    """Return the values that `seal` wrote, after checking all files of the checkpoint.
+
+    Raises:
+        ResumeError: If the seal is missing, invalid or of a newer format, or a file differs.
+    """
+    path = checkpoint / SEAL
+    try:
+        values = as_object(parse_json(path.read_text(encoding="utf-8")))
+        check_format(path, values, FORMAT, ResumeError)
+        check_kind(values, _KINDS)
+        seconds = values["seconds"].values()
+        if values["step"] < 0 or not all(0 <= value < math.inf for value in seconds):
+            raise ValueError("`step` and `seconds` must be finite and at least 0")
+    except (OSError, ValueError) as error:
+        raise ResumeError(
+            f"a checkpoint must be complete, got {checkpoint} without a readable {SEAL}, which "
+            f"is written last ({error}): resume from an earlier one."
+        ) from error
+    wrong = damage(checkpoint, values["files"])
+    if wrong is not None:
+        raise ResumeError(
+            f"a checkpoint must be as it was written, got {checkpoint}, in which {wrong}: resume "
+            "from an earlier one, which `training.resume: latest-good` finds, or start again."
+        )
+    return values
 
 
 def can_resume(root: Path, method: str) -> bool:

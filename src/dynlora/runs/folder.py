@@ -74,6 +74,12 @@ class RunFolder:
         files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
         return (*folders, *files)
 
+    def model_files(self, method: str) -> tuple[Path, ...]:
+        """Return the model files that must exist, because loading might otherwise query the hub."""
+        if method == "full":
+            return (self.full_model / "config.json",)
+        return (self.adapter / "adapter_config.json", self.adapter / "adapter_model.safetensors")
+
     def check_usable(self) -> None:
         """Check that a run can write here without replacing the user's own files.
 

@@ -1,19 +1,14 @@
-"""Read `metrics.jsonl` and `ranks.jsonl` of a run and check the values that drawings use."""
+"""`metrics.jsonl` and `ranks.jsonl` of a run: read them, and check the values in each line."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynlora.files.json_files import broken_line, read_lines
-from dynlora.runs.values import is_number
+from dynlora.files.json_files import broken_line, finite, read_lines
+from dynlora.files.kinds import check_kind
 from dynlora.types import Event
 
-COUNTS = ("rank_before", "rank_after")
-"""Whole numbers per layer and event."""
-FIGURES = ("share", "weight", "output_lost")
-"""Numbers per layer and event."""
-MISSING = ("score", "variance", "effective_rank", "directions")
-"""Numbers per layer and event that may be null."""
+_AT_LAST = {"train_runtime", "best_loss"}
+"""Keys of lines written after a run's last step."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -24,9 +19,20 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """
     lines, cut = read_lines(path)
     for number, line in enumerate(lines, start=1):
-        if not _is_count(line.get("step")):
-            raise broken_line(path, number, f"step {str(line.get('step'))[:40]!r}")
+        step = line.get("step")
+        if type(step) is not int or step < 0:
+            raise broken_line(path, number, f"step {str(step)[:40]!r}")
     return lines, cut
+
+
+def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the metrics up to a step, without the final lines of a finished run.
+
+    Raises:
+        RunFileError: As `read_metrics`.
+    """
+    lines, _ = read_metrics(path)
+    return [line for line in lines if line["step"] <= step and not line.keys() & _AT_LAST]
 
 
 def read_events(path: Path) -> tuple[list[Event], bool]:
@@ -40,45 +46,28 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
     events: list[Event] = []
     for number, line in enumerate(lines, start=1):
         try:
-            _check_figures(line)
+            check_kind(line, Event)
             event = Event.from_dict(line)
-            _check_order(event, events[-1] if events else event)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            given = f"one without the figures of an event ({type(error).__name__}: {error})"
-            raise broken_line(path, number, given) from error
+            _check_event(event, events[-1] if events else event)
+        except ValueError as error:
+            raise broken_line(path, number, f"one that is not an event ({error})") from error
         events.append(event)
     return events, cut
 
 
-def _check_figures(line: Mapping[str, Any]) -> None:
-    """Check the types of the values that drawings use.
+def _check_event(event: Event, past: Event) -> None:
+    """Check the range of an event's values, and that it fits the previous event.
 
     Raises:
-        KeyError: If a value is missing.
-        TypeError: If a value has the wrong type or a count is negative.
+        ValueError: If a count is negative, a number is not finite, the step is earlier, or the
+            layers differ.
     """
-    counts, figures = [line["step"], line["parameters"]], [line["agreement"]]
-    for layer in line["layers"].values():
-        counts += [layer[key] for key in COUNTS]
-        figures += [layer[key] for key in FIGURES]
-        figures += [layer[key] for key in MISSING if layer.get(key) is not None]
-        if not isinstance(layer["waits"], bool):
-            raise TypeError("waits must be true or false")
-    if not all(map(_is_count, counts)):
-        raise TypeError("step, parameters and ranks must be whole numbers of at least 0")
-    if not all(map(is_number, figures)):
-        raise TypeError("agreement and the layers' figures must be finite numbers")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _check_order(event: Event, past: Event) -> None:
-    """Check that an event follows the previous one and has the same layers.
-
-    Raises:
-        ValueError: If its step is earlier or its layers differ.
-    """
+    layers = event.layers.values()
+    counts = [event.step, event.parameters]
+    counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]
+    if min(counts) < 0:
+        raise ValueError("`step`, `parameters` and ranks must be at least 0")
+    if finite(event.to_dict()) != event.to_dict():
+        raise ValueError("`agreement` and the numbers of `layers` must be finite")
     if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
-        raise ValueError("layers must be those of the line before, and steps in order")
+        raise ValueError("`layers` must be those of the line before, and `step` in order")

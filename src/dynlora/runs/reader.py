@@ -1,4 +1,4 @@
-"""Read a run's folder into one immutable value for reports and comparisons.
+"""Read a run's folder: its contents for pages and comparisons, or only whether it is finished.
 
 An unfinished run is read as far as its files go; `notes` list the missing parts.
 """
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
-from dynlora.files.json_files import read_json
-from dynlora.report.adapter_ranks import read_adapter_ranks
+from dynlora.runs.adapter_ranks import read_adapter_ranks
+from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import read_events, read_metrics
-from dynlora.runs.values import numbers, read_yaml, whole, wrong_value
+from dynlora.runs.record import (
+    UNFINISHED,
+    read_config,
+    read_record,
+    read_status,
+    wrong_record,
+)
 from dynlora.types import Event
-
-UNFINISHED = {
-    "running": "is still running, or was killed before it could say so",
-    "interrupted": "was stopped by its user",
-    "failed": "ended with an error",
-}
-"""Description of each status except `finished`."""
 
 MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
@@ -78,40 +78,37 @@ def read_run(root: Path) -> RunFiles:
         AdapterError: If a name in its adapter is too long.
         RunFileError: If the folder is not a run's, or one of its files is invalid.
     """
-    path = root / "run.json"
-    if not root.is_dir() or not path.exists():
+    folder = RunFolder(root)
+    if not folder.run.exists():
         found = "a folder without one" if root.is_dir() else "no folder"
         raise RunFileError(
             f"a run must be a folder with a run.json, got {root}, which is {found}: give the "
             "`output` of a `dynlora train`."
         )
-    facts = read_json(path)
-    status = facts.get("status")
-    known = ["finished", *UNFINISHED]
-    if status not in known:
-        raise wrong_value(path, "status", f"one of {', '.join(known)}", status)
-    metrics, metrics_cut = read_metrics(root / "metrics.jsonl")
-    events, events_cut = read_events(root / "ranks.jsonl")
-    initial, final = _ranks(root, facts, events)
-    logged = max((line["step"] for line in metrics), default=0)
-    steps = whole(path, facts, "steps")
-    steps = logged if steps is None else steps
+    facts = read_record(folder.run)
+    status = read_status(folder.run, facts)
+    metrics, metrics_cut = read_metrics(folder.metrics)
+    events, events_cut = read_events(folder.ranks)
+    initial, final = _ranks(folder, facts, events)
+    steps = facts.get("steps")
+    if steps is None:
+        steps = max((line["step"] for line in metrics), default=0)
     return RunFiles(
         root=root,
         status=status,
-        method=str(facts.get("method", "unknown")),
-        seed=whole(path, facts, "seed"),
+        method=facts.get("method", "unknown"),
+        seed=facts.get("seed"),
         written=str(facts.get("written", "unknown")),
         steps=steps,
-        budget=whole(path, facts, "budget"),
-        before=numbers(path, facts, "metrics_before"),
-        after=numbers(path, facts, "metrics_after"),
-        parameters=numbers(path, facts, "parameters"),
-        seconds=numbers(path, facts, "seconds"),
-        memory={key: whole(path, facts, key) for key in MEMORY},
-        rows=numbers(path, facts, "rows"),
+        budget=facts.get("budget"),
+        before=facts.get("metrics_before", {}),
+        after=facts.get("metrics_after", {}),
+        parameters=facts.get("parameters", {}),
+        seconds=facts.get("seconds", {}),
+        memory={key: facts.get(key) for key in MEMORY},
+        rows=facts.get("rows", {}),
         facts=facts,
-        config=read_yaml(root / "config.yaml"),
+        config=read_config(folder.config),
         metrics=metrics,
         events=events,
         initial_ranks=initial,
@@ -120,21 +117,47 @@ def read_run(root: Path) -> RunFiles:
     )
 
 
+def check_finished(folder: RunFolder) -> dict[str, Any]:
+    """Return the values of `run.json` of a finished run.
+
+    Raises:
+        RunFileError: If the folder is not a run's, the run is not finished, or its configuration
+            or model is missing.
+    """
+    if not folder.run.is_file():
+        inside = folder.root.parent
+        hint = f": give {inside}" if RunFolder(inside).run.is_file() else ""
+        raise RunFileError(
+            f"RUN must be the folder of a finished run, got {folder.root}, which has no "
+            f"{folder.run.name}{hint or ': give the `output` of a `dynlora train`'}."
+        )
+    facts = read_record(folder.run)
+    status, method = read_status(folder.run, facts), facts.get("method", "unknown")
+    if status != "finished":
+        raise RunFileError(
+            f"RUN must be finished, got {folder.root}, which {UNFINISHED[status]}: finish it with "
+            f"`{finish_command(folder.root, method)}`."
+        )
+    for path in (folder.config, *folder.model_files(method)):
+        if not path.is_file():
+            raise RunFileError(
+                f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
+                f"{folder.root}: restore it from a copy, or train again."
+            )
+    return facts
+
+
 def _ranks(
-    root: Path, facts: Mapping[str, Any], events: Sequence[Event]
+    folder: RunFolder, facts: Mapping[str, Any], events: Sequence[Event]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return initial and latest ranks, from the events, `run.json` or the adapter."""
-    path = root / "run.json"
-    final = numbers(path, facts, "final_ranks")
-    if not all(isinstance(rank, int) and rank >= 0 for rank in final.values()):
-        raise wrong_value(path, "final_ranks", "an object of whole numbers", final)
-    ranks = {name: int(rank) for name, rank in final.items() if rank is not None}
-    if events:
-        last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
-        if ranks and ranks.keys() != last.keys():
-            raise wrong_value(path, "final_ranks", "of the layers in ranks.jsonl", list(ranks))
-        return {n: layer.rank_before for n, layer in events[0].layers.items()}, ranks or last
-    return ranks, ranks or read_adapter_ranks(root / "adapter")
+    ranks: dict[str, int] = facts.get("final_ranks", {})
+    if not events:
+        return ranks, ranks or read_adapter_ranks(folder.adapter)
+    last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
+    if ranks and ranks.keys() != last.keys():
+        raise wrong_record(folder.run, "`final_ranks` must be of the layers in ranks.jsonl")
+    return {name: layer.rank_before for name, layer in events[0].layers.items()}, ranks or last
 
 
 def _notes(

@@ -1,23 +1,48 @@
-"""Write `run.json`: the settings, environment, metrics and status of a run."""
+"""`run.json` and `config.yaml` of a run: write the record, read both as checked values."""
 
-import os
 import platform
-import resource
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dynlora.files.json_files import write_json
+from dynlora.errors import RunFileError
+from dynlora.files.format_version import check_format, stamp
+from dynlora.files.json_files import as_object, finite, read_json, read_text, write_json
+from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.plain_values import parse_yaml
 from dynlora.runs.release import release
 
-STATUS = Path("/proc/self/status")
-"""Status of this process on Linux."""
+FORMAT = 1
+"""Format of `run.json` and of the other files of a run's folder."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+UNFINISHED = {
+    "running": "is still running, or was killed before it could say so",
+    "interrupted": "was stopped by its user",
+    "failed": "ended with an error",
+}
+"""Description of each status except `finished`."""
+_NUMBERS: Kind = dict[str, float | None]
+_KINDS: Mapping[str, Kind] = {
+    "method": str,
+    "seed": int | None,
+    "steps": int | None,
+    "budget": int | None,
+    "num_labels": int | None,
+    "class_names": list[str] | None,
+    "rows": _NUMBERS,
+    "metrics_before": _NUMBERS,
+    "metrics_after": _NUMBERS,
+    "parameters": _NUMBERS,
+    "seconds": _NUMBERS,
+    "adapter_start_seconds": float,
+    "peak_memory_bytes": int | None,
+    "peak_gpu_memory_bytes": int | None,
+    "final_ranks": dict[str, int],
+}
+"""Values of `run.json` that are read; each may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +50,7 @@ class RunRecord:
     """The values of `run.json`, and its path."""
 
     path: Path
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=lambda: dict(stamp(FORMAT)))
 
     def update(self, **values: Any) -> None:
         """Set values, and rewrite the file with the current time."""
@@ -44,36 +69,59 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, str | int]:
-    """Return the properties of the machine that affect timings."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the values of `run.json`.
 
-
-def peak_memory() -> dict[str, int | None]:
-    """Return the peak memory so far in bytes: resident in this process, and on its GPU."""
-    return {
-        "peak_memory_bytes": peak_resident(),
-        "peak_gpu_memory_bytes": (
-            torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        ),
-    }
-
-
-def peak_resident() -> int:
-    """Return the peak resident memory of this process in bytes.
-
-    Prefers `VmHWM`, because Linux includes the parent's memory at the fork in `ru_maxrss`.
+    Raises:
+        RunFileError: If the file cannot be read or has a newer format, or a value is of another
+            kind than `dynlora train` writes.
     """
-    if STATUS.is_file():
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
-        kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        if kibibytes:
-            return int(kibibytes[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
+    values = read_json(path)
+    check_format(path, values, FORMAT, RunFileError)
+    try:
+        check_kind(values, {key: _KINDS[key] for key in _KINDS.keys() & values.keys()})
+        for key in _KINDS.keys() & values.keys():
+            if finite(values[key]) != values[key]:
+                raise ValueError(f"`{key}` must hold finite numbers, got {str(values[key])[:60]}")
+        if not all(rank >= 0 for rank in values.get("final_ranks", {}).values()):
+            raise ValueError("`final_ranks` must hold ranks of at least 0")
+    except ValueError as error:
+        raise wrong_record(path, str(error)) from error
+    return values
+
+
+def read_status(path: Path, values: Mapping[str, Any]) -> str:
+    """Return the status of a run.
+
+    Raises:
+        RunFileError: If it is missing or unknown.
+    """
+    status, known = values.get("status"), ["finished", *UNFINISHED]
+    if status not in known:
+        given = str(status)[:60]
+        raise wrong_record(path, f"`status` must be one of {', '.join(known)}, got {given!r}")
+    return str(status)
+
+
+def wrong_record(path: Path, fault: str) -> RunFileError:
+    """Return the error for a fault in `run.json`."""
+    return RunFileError(
+        f"{path} must be as `dynlora train` writes it, but {fault}: restore the file from a copy, "
+        "or train again."
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the mapping in `config.yaml`.
+
+    Raises:
+        RunFileError: If the file is missing or is not a YAML mapping.
+    """
+    text = read_text(path)
+    try:
+        return as_object(parse_yaml(text))
+    except ValueError as error:
+        raise RunFileError(
+            f"{path} must be the YAML of a run's configuration, got {len(text)} characters that "
+            f"are not ({error}): restore the file from a copy, or train again."
+        ) from error

@@ -1,10 +1,5 @@
-"""Find the checkpoint to resume from, and check that it is complete, intact and of the same run.
+"""Find the checkpoint to resume from, and check that it is whole and of the same run."""
 
-A checkpoint contains the Trainer's files and `job.json`, written last with checksums of all other
-files. Without `job.json` a checkpoint is incomplete; if the checksums differ, it is damaged.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,35 +8,14 @@ from typing import Any
 from transformers import TrainerState
 
 from dynlora.errors import ResumeError, RunFileError
-from dynlora.files.json_files import as_object, read_json, write_json
+from dynlora.files.json_files import read_json
 from dynlora.files.kinds import Kind, check_kind
-from dynlora.files.manifest import damage, manifest_of
-from dynlora.files.plain_values import parse_json
 from dynlora.integrations.checkpoint import VALUES, load_state
-from dynlora.runs.checkpoints import PROGRESS, checkpoints
-from dynlora.runs.checkpoints import complete_checkpoints as checkpoints_in
+from dynlora.runs.checkpoints import checkpoints, complete_checkpoints, unseal
 from dynlora.runs.folder import RunFolder
-from dynlora.runs.values import read_yaml
-from dynlora.train.config import JobConfig
-from dynlora.train.config_file import flatten, plain_values
+from dynlora.runs.record import read_config, read_record
 
 STATE = "trainer_state.json"
-_SECONDS = ("training_steps", "evaluation")
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """Size and checksum of a file in a checkpoint's manifest."""
-
-    bytes: int
-    sha256: str
-
-
-_PROGRESS_KINDS: Mapping[str, Kind] = {
-    "step": int,
-    "seconds": dict.fromkeys(_SECONDS, float),
-    "files": dict[str, _Figures],
-}
 _STATE_KINDS: Mapping[str, Kind] = {
     "global_step": int,
     "epoch": float,
@@ -54,11 +28,6 @@ _STATE_KINDS: Mapping[str, Kind] = {
     "stateful_callbacks": {"TrainerControl": dict[str, Any]},
 }
 """Values of `TrainerState` read on a resume."""
-_RUN_KINDS: Mapping[str, Kind] = {
-    "metrics_before": dict[str, float | None],
-    "adapter_start_seconds": float,
-}
-"""Optional values of `run.json` read on a resume."""
 MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
 """Keys that may differ between a run and the job that resumes it."""
 
@@ -85,46 +54,36 @@ class Past:
     skipped: Sequence[str] = ()
     """Reasons for skipping later checkpoints."""
 
+    def is_in(self, folder: RunFolder) -> bool:
+        """Return whether the checkpoint is of the run in a folder."""
+        return self.source.root == folder.root.resolve()
 
-def save_progress(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
-    """Complete a checkpoint: write step, seconds and checksums of all files to `job.json`.
+
+def find_past(folder: RunFolder, config: Mapping[str, Any]) -> Past | None:
+    """Return the checkpoint to resume from, or None for a new run.
 
     Args:
-        checkpoint: The checkpoint's folder.
-        step: Completed optimizer steps.
-        train: Seconds in these steps.
-        evaluation: Seconds in evaluations.
-    """
-    seconds = dict(zip(_SECONDS, (train, evaluation), strict=True))
-    (checkpoint / PROGRESS).unlink(missing_ok=True)  # a manifest must not list an older one
-    files = manifest_of(checkpoint)
-    write_json(checkpoint / PROGRESS, {"step": step, "seconds": seconds, "files": files})
-
-
-def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
-    """Return the checkpoint to resume from, or None for a new run.
+        folder: Folder of the run.
+        config: The job's configuration, as nested plain values.
 
     Raises:
         ResumeError: If the checkpoint is missing, incomplete, damaged or of another run.
         RunFolderError: If `folder` cannot be used, or contains another run without `overwrite`.
     """
     folder.check_usable()
-    resume = config.training.resume
-    if resume == "none":
-        if not config.overwrite:
+    training = config["training"]
+    if training["resume"] == "none":
+        if not config["overwrite"]:
             folder.refuse_run()
         return None
-    if resume == "latest-good":
-        past = _latest_good(folder)
-    else:
-        past = _read(_latest(folder) if resume == "latest" else Path(resume))
+    past = _chosen(folder, training["resume"])
     _check_same_config(past, config)
-    if config.training.load_best_model_at_end and past.best and not past.best.is_dir():
+    if training["load_best_model_at_end"] and past.best and not past.best.is_dir():
         raise ResumeError(
             "a run that ends with its best checkpoint must have it beside the one it goes on from, "
             f"got no {past.best}: restore it, or start again."
         )
-    if past.source.root.resolve() != folder.root.resolve() and not config.overwrite:
+    if not past.is_in(folder) and not config["overwrite"]:
         folder.refuse_run()
     return past
 
@@ -148,19 +107,19 @@ def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
             )
 
 
-def complete_checkpoints(folder: RunFolder) -> dict[int, Path]:
-    """Return the complete checkpoints by optimizer step."""
-    return checkpoints_in(folder.checkpoints)
-
-
-def _latest(folder: RunFolder) -> Path:
-    found = complete_checkpoints(folder)
+def _chosen(folder: RunFolder, resume: str) -> Past:
+    """Return the checkpoint that `training.resume` names."""
+    if resume == "latest-good":
+        return _latest_good(folder)
+    if resume != "latest":
+        return _read(Path(resume))
+    found = complete_checkpoints(folder.checkpoints)
     if not found:
         raise ResumeError(
             f"`training.resume: latest` needs a checkpoint in {folder.checkpoints}, got none: "
             "leave `training.resume: none` to start afresh."
         )
-    return found[max(found)]
+    return _read(found[max(found)])
 
 
 def _latest_good(folder: RunFolder) -> Past:
@@ -170,7 +129,7 @@ def _latest_good(folder: RunFolder) -> Past:
     for step in sorted(found, reverse=True):
         try:
             past = _read(found[step])
-            if past.source.root != folder.root.resolve():
+            if not past.is_in(folder):
                 raise ResumeError(
                     f"a checkpoint must lie in the folder of its run, got {found[step]}, a link to "
                     f"{found[step].resolve()}."
@@ -191,14 +150,8 @@ def _read(checkpoint: Path) -> Past:
             "`training.resume` must be none, latest, latest-good or the folder of a checkpoint, "
             f"got {checkpoint}, which has no {STATE}."
         )
-    progress = _progress(checkpoint)
-    wrong = damage(checkpoint, progress["files"])
-    if wrong is not None:
-        raise ResumeError(
-            f"a checkpoint must be as it was written, got {checkpoint}, in which {wrong}: resume "
-            "from an earlier one, which `training.resume: latest-good` finds, or start again."
-        )
-    state = _trainer_state(checkpoint, progress["step"])
+    sealed = unseal(checkpoint)
+    state = _trainer_state(checkpoint, sealed["step"])
     if (checkpoint / VALUES).exists():
         load_state(checkpoint)
     source = RunFolder(checkpoint.resolve().parent.parent)
@@ -206,33 +159,13 @@ def _read(checkpoint: Path) -> Past:
     return Past(
         checkpoint=checkpoint,
         source=source,
-        step=progress["step"],
-        train_seconds=progress["seconds"]["training_steps"],
-        eval_seconds=progress["seconds"]["evaluation"],
-        run=_run_values(source.run) if source.run.is_file() else {},
+        step=sealed["step"],
+        train_seconds=sealed["seconds"]["training_steps"],
+        eval_seconds=sealed["seconds"]["evaluation"],
+        run=read_record(source.run) if source.run.is_file() else {},
         log=state["log_history"],
         best=None if best is None else source.checkpoints / Path(best).name,
     )
-
-
-def _progress(checkpoint: Path) -> dict[str, Any]:
-    """Return the values written by `save_progress`.
-
-    Raises:
-        ResumeError: If they are missing or invalid.
-    """
-    try:
-        progress = parse_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        check_kind(progress, _PROGRESS_KINDS)
-        seconds = progress["seconds"].values()
-        if progress["step"] < 0 or not all(0 <= value < math.inf for value in seconds):
-            raise ValueError("`step` and `seconds` must be finite and at least 0")
-    except (OSError, ValueError) as error:
-        raise ResumeError(
-            f"a checkpoint must be complete, got {checkpoint} without a readable {PROGRESS}, which "
-            f"is written last ({error}): resume from an earlier one."
-        ) from error
-    return as_object(progress)
 
 
 def _trainer_state(checkpoint: Path, step: int) -> dict[str, Any]:
@@ -256,31 +189,14 @@ def _trainer_state(checkpoint: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def _run_values(path: Path) -> dict[str, Any]:
-    """Return the values of `run.json`.
-
-    Raises:
-        RunFileError: If the file cannot be read, or a value has the wrong type.
-    """
-    values = read_json(path)
-    try:
-        check_kind(values, {key: _RUN_KINDS[key] for key in _RUN_KINDS.keys() & values.keys()})
-    except ValueError as error:
-        raise RunFileError(
-            f"{path} must be as `dynlora train` writes it, but {error}: restore the file from a "
-            "copy, or train again."
-        ) from error
-    return values
-
-
-def _check_same_config(past: Past, config: JobConfig) -> None:
+def _check_same_config(past: Past, config: Mapping[str, Any]) -> None:
     path = past.source.config
     if not path.is_file():
         raise ResumeError(
             f"a checkpoint must lie in the folder of its run, got {past.checkpoint}: {path} is "
             "missing."
         )
-    then, now = flatten(read_yaml(path)), flatten(plain_values(config))
+    then, now = flatten(read_config(path)), flatten(config)
     differing = [
         f"{key} (was {then.get(key)}, now {now.get(key)})"
         for key in sorted((then.keys() | now.keys()) - MAY_DIFFER)
@@ -292,3 +208,12 @@ def _check_same_config(past: Past, config: JobConfig) -> None:
             f"a resumed run must have the configuration of its checkpoint {past.checkpoint}, but "
             f"{keys}: {', '.join(differing)}. Use {path} as CONFIG."
         )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
+        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
+    return flat

@@ -12,25 +12,19 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from rich.console import Console
 from torch.optim import Optimizer
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.config import METRICS, JobConfig, TrainingConfig
-from dynlora.train.early_stopping import EarlyStopping
-from dynlora.train.epoch_end import SaveAfterEvaluation
+from dynlora.train.config_file import plain_values
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva
 from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
-from dynlora.train.recorder import (
-    CheckpointRecorder,
-    MetricsRecorder,
-    RankRecorder,
-    Stopwatch,
-)
-from dynlora.train.stop_signals import StopSignals
+from dynlora.train.recorder import Recorder
+from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, TrainerParts, load_data
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
@@ -55,12 +49,14 @@ class Job:
     prepared: Prepared
     trainer: Any
     """A `transformers.Trainer` whose `sampler` is an `EpochSampler`."""
-    metrics: MetricsRecorder
-    ranks: RankRecorder | None
-    stopping: EarlyStopping | None
-    stopwatch: Stopwatch
-    signals: StopSignals
+    recorder: Recorder
+    stopping: Stopping
     progress: ProgressBar
+
+    @property
+    def begins_folder(self) -> bool:
+        """Whether the run starts in an empty folder, not in the folder it resumes from."""
+        return self.past is None or not self.past.is_in(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +117,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
     """
     check_trackers(config.training.report_to)
     folder = RunFolder(Path(config.output))
-    past = find_past(config, folder)
-    if past is None or past.source.root.resolve() != folder.root.resolve():
+    past = find_past(folder, plain_values(config))
+    if past is None or not past.is_in(folder):
         folder.check_apart(inputs(config))
     loaded = load_inputs(config)
     task, data = loaded.task, loaded.data
@@ -130,27 +126,10 @@ def build_job(config: JobConfig, console: Console) -> Job:
     note_rank(config)
     if past is not None:
         check_same_task(past, identity(data, prepared))
-    stopwatch, metrics = Stopwatch(), MetricsRecorder(folder.metrics)
-    progress = ProgressBar(console, METRICS[config.task])
-    dynamic = prepared.dynamic
-    ranks = None if dynamic is None else RankRecorder(folder.ranks, dynamic)
-    # The stopwatch and the recorders must run after the method's callbacks.
-    callbacks: list[TrainerCallback] = [*prepared.callbacks, stopwatch, metrics, progress]
-    if ranks is not None:
-        callbacks.append(ranks)
     best_metric = config.training.best_metric or METRICS[config.task][0]
-    patience = config.training.early_stopping_patience
-    stopping = None if patience is None else EarlyStopping(best_metric, patience)
-    if stopping is not None:
-        callbacks.append(stopping)
-    signals = StopSignals()
-    recorder = CheckpointRecorder(
-        stopwatch,
-        metrics,
-        limit=config.training.save_total_limit,
-        best=None if past is None else past.best,
-    )
-    callbacks += [signals, SaveAfterEvaluation(), recorder]
+    progress = ProgressBar(console, METRICS[config.task])
+    stopping = Stopping(best_metric, config.training.early_stopping_patience)
+    recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
     # Use a temporary folder, because the Trainer creates its folder at once.
     with TemporaryDirectory() as nowhere:
         trainer = task.make_trainer(
@@ -162,7 +141,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
                 data=data,
                 processor=loaded.processor,
                 penalty=prepared.penalty,
-                callbacks=callbacks,
+                callbacks=[*prepared.callbacks, progress, stopping, recorder],
                 optimizer=_make_optimizer(prepared.model, config.training),
             )
         )
@@ -170,7 +149,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     trainer.remove_callback(PrinterCallback)
     if past is None:
         prepared = _begin_from_data(prepared, config, trainer)
-        stopwatch.seconds = prepared.start_seconds
+        recorder.train_seconds = prepared.start_seconds
     return Job(
         config=config,
         folder=folder,
@@ -180,11 +159,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
         steps=loaded.steps,
         prepared=prepared,
         trainer=trainer,
-        metrics=metrics,
-        ranks=ranks,
+        recorder=recorder,
         stopping=stopping,
-        stopwatch=stopwatch,
-        signals=signals,
         progress=progress,
     )
 

@@ -1,7 +1,6 @@
 """Write `config.yaml`: the resolved configuration in a run's folder, valid for `dynlora train`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ def plain_values(config: JobConfig) -> dict[str, Any]:
         if inside[key] is not None:
             inside[key] = str(Path(inside[key]).absolute())
     return values
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
-    return flat
 
 
 def write_config(path: Path, config: JobConfig) -> None:

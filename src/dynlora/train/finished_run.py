@@ -9,14 +9,12 @@ from typing import Any
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from dynlora.adapter_files.adapter import CONFIG, WEIGHTS, read_adapter
+from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import attach, check_fits
-from dynlora.errors import AdapterError, RunFileError
-from dynlora.files.json_files import read_json
-from dynlora.runs.checkpoints import finish_command
+from dynlora.errors import AdapterError
 from dynlora.runs.folder import RunFolder
-from dynlora.runs.reader import UNFINISHED
-from dynlora.runs.values import whole, wrong_value
+from dynlora.runs.reader import check_finished
+from dynlora.runs.record import read_record, wrong_record
 from dynlora.train.config import JobConfig
 from dynlora.train.methods.full_modules import reload_in_float32
 from dynlora.train.pretrained import locate
@@ -49,13 +47,13 @@ def outputs_of(adapter: Path) -> dict[str, Any]:
         adapter: Folder of an adapter; the result is empty if it is not in a run's folder.
 
     Raises:
-        RunFileError: If `class_names` in the run's `run.json` is not a list of texts.
+        RunFileError: If a value of the run's `run.json` has the wrong type.
     """
     folder = RunFolder(adapter.absolute().parent)
     if folder.adapter != adapter.absolute() or not folder.run.is_file():
         return {}
-    facts = read_json(folder.run)
-    names = _class_names(folder.run, facts)
+    facts = read_record(folder.run)
+    names = facts.get("class_names")
     said: dict[str, Any] = {}
     if facts.get("task") in PROBLEMS:
         said["problem_type"] = PROBLEMS[facts["task"]]
@@ -63,44 +61,6 @@ def outputs_of(adapter: Path) -> dict[str, Any]:
         said["id2label"] = dict(enumerate(names))
         said["label2id"] = {name: place for place, name in enumerate(names)}
     return said
-
-
-def check_finished(folder: RunFolder) -> Mapping[str, Any]:
-    """Return the values of `run.json` of a finished run.
-
-    Raises:
-        RunFileError: If the folder is not a run's, the run is not finished, or its configuration
-            or model is missing.
-    """
-    if not folder.run.is_file():
-        inside = folder.root.parent
-        hint = f": give {inside}" if RunFolder(inside).run.is_file() else ""
-        raise RunFileError(
-            f"RUN must be the folder of a finished run, got {folder.root}, which has no "
-            f"{folder.run.name}{hint or ': give the `output` of a `dynlora train`'}."
-        )
-    facts = read_json(folder.run)
-    status = facts.get("status")
-    if status != "finished":
-        why = UNFINISHED.get(str(status), f"has the status {status!r}")
-        raise RunFileError(
-            f"RUN must be finished, got {folder.root}, which {why}: finish it with "
-            f"`{finish_command(folder.root, str(facts.get('method')))}`."
-        )
-    for path in (folder.config, *_saved(folder, str(facts.get("method")))):
-        if not path.is_file():
-            raise RunFileError(
-                f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
-                f"{folder.root}: restore it from a copy, or train again."
-            )
-    return facts
-
-
-def _saved(folder: RunFolder, method: str) -> tuple[Path, ...]:
-    """Return the model files that must exist, because loading might otherwise query the hub."""
-    if method == "full":
-        return (folder.full_model / "config.json",)
-    return (folder.adapter / CONFIG, folder.adapter / WEIGHTS)
 
 
 def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
@@ -129,26 +89,17 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         processor=processor,
         model=base.eval() if full else _with_adapter(base, folder.adapter, config),
         num_labels=num_labels,
-        class_names=_class_names(folder.run, facts),
+        class_names=facts.get("class_names"),
     )
 
 
 def _num_labels(path: Path, facts: Mapping[str, Any], task: Task) -> int | None:
-    count = whole(path, facts, "num_labels")
+    count: int | None = facts.get("num_labels")
     if count is None and task.head is no_head:
         return None
     if count is None or count < 1:
-        raise wrong_value(path, "num_labels", "a whole number of at least 1", count)
+        raise wrong_record(path, f"`num_labels` must be at least 1, got {count}")
     return count
-
-
-def _class_names(path: Path, facts: Mapping[str, Any]) -> Sequence[str] | None:
-    names = facts.get("class_names")
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise wrong_value(path, "class_names", "a list of texts", names)
-    return names
 
 
 def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:

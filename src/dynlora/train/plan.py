@@ -1,13 +1,32 @@
-"""Compute the parameters per method from a configuration, without training or writing files."""
+"""Plan a job without its files: parameters per method, and the peak memory of two real steps.
 
+A child process measures memory: `python -m dynlora.train.plan` reads a pickled `JobConfig` and
+prints one line of JSON.
+"""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from rich.console import Console
 
-from dynlora.errors import DynamicLoraError
+from dynlora.errors import ConfigError, DynamicLoraError
 from dynlora.train.build import JobInputs, load_inputs, prepare_method
 from dynlora.train.config import JobConfig, Method
+from dynlora.train.job import train_briefly
+
+STEPS = 2
+"""Measured optimizer steps: the optimizer's state exists from the second step on."""
+SECONDS = 3600
+"""Time limit of a child, enforced by the system even if the parent was killed."""
+COMMAND = (sys.executable, "-P", "-m", "dynlora.train.plan")
 
 
 def plan_job(config: JobConfig, console: Console) -> dict[str, Any]:
@@ -56,3 +75,79 @@ def _parameters(inputs: JobInputs, config: JobConfig) -> dict[str, int]:
         "trainable": sum(each.numel() for each in parameters if each.requires_grad),
         "total": sum(each.numel() for each in parameters),
     }
+
+
+def measure_methods(
+    config: JobConfig, methods: Iterable[Method], console: Console
+) -> dict[str, dict[Method, Any]]:
+    """Measure methods one by one; a failed method does not stop the others.
+
+    Args:
+        config: The job; nothing is written to its `output`.
+        methods: Methods to measure.
+        console: Shows progress.
+
+    Returns:
+        `measured`: peak memory per method, and `not_measured`: the reason per failed method.
+    """
+    found: dict[str, dict[Method, Any]] = {"measured": {}, "not_measured": {}}
+    for method in methods:
+        console.print(f"training method {method} for {STEPS} steps", highlight=False)
+        try:
+            found["measured"][method] = measure_peak(replace(config, method=method))
+        except ConfigError as error:
+            found["not_measured"][method] = str(error)
+    return found
+
+
+def measure_peak(config: JobConfig) -> dict[str, int | None]:
+    """Evaluate a batch and train for `STEPS` steps in a child process, the longest rows first.
+
+    Args:
+        config: The job; nothing is written to its `output`.
+
+    Returns:
+        `peak_memory_bytes` and `peak_gpu_memory_bytes`, as in `run.json`.
+
+    Raises:
+        ConfigError: If the child ends before it has trained.
+    """
+    training = replace(
+        config.training,
+        max_steps=STEPS,
+        group_by_length=True,
+        eval="no",
+        save="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+        report_to=(),
+        resume="none",
+    )
+    with TemporaryDirectory() as folder:
+        short = replace(config, output=str(Path(folder) / "run"), training=training)
+        child = subprocess.run(COMMAND, input=pickle.dumps(short), capture_output=True, check=False)
+    if child.returncode != 0:
+        raise ConfigError(_reason(child.returncode, child.stderr.decode(errors="replace")))
+    peak: dict[str, int | None] = json.loads(child.stdout.splitlines()[-1])
+    return peak
+
+
+def _reason(code: int, log: str) -> str:
+    """Return the reason for a child's end, from its exit code and standard error."""
+    if code == -signal.SIGALRM:
+        return f"the process was stopped after {SECONDS} seconds."
+    if code == -signal.SIGKILL:
+        return "the process was killed: most likely memory ran out; lower `training.batch_size`."
+    lines = log.strip().splitlines()
+    return lines[-1] if lines else f"the process ended with exit code {code}."
+
+
+def main() -> None:
+    """Measure the job on standard input."""
+    signal.alarm(SECONDS)
+    config = pickle.load(sys.stdin.buffer)
+    print(json.dumps(train_briefly(config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 PLAIN_LINES = 10
 """Loss lines per run without a terminal."""
@@ -47,24 +50,20 @@ class ProgressBar(TrainerCallback):
         """Stop the live display."""
         self.progress.stop()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the bar."""
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
         self.progress.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Advance the bar."""
         self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Args,
+        state: State,
+        control: Control,
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -73,14 +72,11 @@ class ProgressBar(TrainerCallback):
         if "loss" in values:
             self._show_loss(values["loss"], state)
         if "eval_loss" in values:
-            metrics = ", ".join(
-                f"{name} {values['eval_' + name]:.4f}"
-                for name in self.metrics
-                if f"eval_{name}" in values
-            )
+            found = [name for name in self.metrics if f"eval_{name}" in values]
+            metrics = ", ".join(f"{name} {values[f'eval_{name}']:.4f}" for name in found)
             self._print(state, f"validation {metrics}")
 
-    def _show_loss(self, loss: float, state: TrainerState) -> None:
+    def _show_loss(self, loss: float, state: State) -> None:
         """Show the loss beside the bar, or print it ten times per run without a terminal."""
         self.progress.update(self.task, note=f"loss {loss:.3f}")
         tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
@@ -88,12 +84,10 @@ class ProgressBar(TrainerCallback):
             self._tenth = tenth
             self._print(state, f"training loss {loss:.4f}")
 
-    def _print(self, state: TrainerState, text: str) -> None:
+    def _print(self, state: State, text: str) -> None:
         steps = f"{state.global_step}/{state.max_steps}" if state.max_steps else "0"
         self.console.print(f"step {steps}: {text}", highlight=False, soft_wrap=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Stop the bar, which stays visible."""
         self.stop()

@@ -6,8 +6,7 @@ They start before the seed is set, so that trackers do not change a run.
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,27 +27,6 @@ PROJECT = "dynlora"
 """Project name in W&B and Trackio; `WANDB_PROJECT` overrides it for W&B."""
 OWN_MODE = ("WANDB_MODE", "WANDB_API_KEY")
 """Environment variables that override W&B's offline mode."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Folder, name and first step of a tracked run."""
-
-    folder: Path
-    """The tracker's existing folder."""
-    name: str
-    """Name of the run."""
-    first_step: int
-    """Next optimizer step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tracker:
-    """One tracker."""
-
-    start: Callable[[Trainer, Place], TrainerCallback]
-    finish: Callable[[Any], None]
-    """Closes the tracker, if the Trainer has not."""
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
@@ -81,46 +59,40 @@ def tracking(
     Raises:
         ConfigError: If a tracker cannot be started.
     """
-    started: list[tuple[Tracker, TrainerCallback]] = []
     before = list(trainer.callback_handler.callbacks)
-    try:
+    with ExitStack() as trackers:
+        trackers.callback(setattr, trainer.callback_handler, "callbacks", before)
         for name in dict.fromkeys(names):
-            place = Place(folder / name, folder.parent.name, steps_done + 1)
-            place.folder.mkdir(parents=True, exist_ok=True)
-            tracker = TRACKERS[name]
-            callback = tracker.start(trainer, place)
-            started.append((tracker, callback))
-            trainer.add_callback(callback)
-        if started and ranks:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            start = TRACKERS[name](trainer, folder / name, steps_done + 1)
+            trainer.add_callback(trackers.enter_context(start))
+        if names and ranks:
             track_ranks(trainer)
         yield
-    finally:
-        trainer.callback_handler.callbacks = before
-        for tracker, callback in started:
-            tracker.finish(callback)
 
 
-def _start_tensorboard(_trainer: Trainer, place: Place) -> TrainerCallback:
+@contextmanager
+def _tensorboard(_: Trainer, folder: Path, first_step: int) -> Iterator[TrainerCallback]:
     from torch.utils.tensorboard import SummaryWriter
 
     # Hide logged steps that will be repeated.
-    writer = SummaryWriter(str(place.folder), purge_step=place.first_step)
-    callback: TrainerCallback = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
-    return callback
+    writer = SummaryWriter(str(folder), purge_step=first_step)
+    callback: Any = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
+    try:
+        yield callback
+    finally:
+        if callback.tb_writer is not None:
+            callback.tb_writer.close()
 
 
-def _finish_tensorboard(callback: Any) -> None:
-    if callback.tb_writer is not None:
-        callback.tb_writer.close()
-
-
-def _start_wandb(trainer: Trainer, place: Place) -> TrainerCallback:
+@contextmanager
+def _wandb(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
     wandb = import_module("wandb")
     try:
         wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=place.name,
-            dir=str(place.folder),
+            name=_run_name(folder),
+            dir=str(folder),
             mode=None if any(key in os.environ for key in OWN_MODE) else "offline",
             # Print nothing, and do not capture stdout and stderr.
             settings=wandb.Settings(silent=True, console="off"),
@@ -130,24 +102,29 @@ def _start_wandb(trainer: Trainer, place: Place) -> TrainerCallback:
             f"`training.report_to: [wandb]` needs a run that wandb can start, got: {error}. Set "
             "WANDB_MODE=offline, or mend what it says."
         ) from error
-    return _set_up(WandbCallback(), trainer)  # type: ignore[no-untyped-call]
+    try:
+        yield _set_up(WandbCallback(), trainer)  # type: ignore[no-untyped-call]
+    finally:
+        wandb.finish()
 
 
-def _finish_wandb(_callback: Any) -> None:
-    import_module("wandb").finish()
-
-
-def _start_trackio(trainer: Trainer, place: Place) -> TrainerCallback:
-    os.environ.setdefault("TRACKIO_DIR", str(place.folder))  # trackio reads it at import
-    trainer.args.project, trainer.args.run_name = PROJECT, place.name
+@contextmanager
+def _trackio(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
+    os.environ.setdefault("TRACKIO_DIR", str(folder))  # trackio reads it at import
+    trainer.args.project, trainer.args.run_name = PROJECT, _run_name(folder)
     with redirect_stdout(io.StringIO()):  # trackio prints advice
-        return _set_up(TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
+        callback = _set_up(TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
+    try:
+        yield callback
+    finally:
+        trackio = import_module("trackio")
+        if trackio.context_vars.current_run.get() is not None:
+            trackio.finish()
 
 
-def _finish_trackio(_callback: Any) -> None:
-    trackio = import_module("trackio")
-    if trackio.context_vars.current_run.get() is not None:
-        trackio.finish()
+def _run_name(folder: Path) -> str:
+    """Return the name of the run's folder, from its folder of a tracker."""
+    return folder.parent.parent.name
 
 
 def _set_up(callback: Any, trainer: Trainer) -> TrainerCallback:
@@ -156,8 +133,8 @@ def _set_up(callback: Any, trainer: Trainer) -> TrainerCallback:
     return found
 
 
-TRACKERS: Mapping[TrackerName, Tracker] = {
-    "tensorboard": Tracker(_start_tensorboard, _finish_tensorboard),
-    "wandb": Tracker(_start_wandb, _finish_wandb),
-    "trackio": Tracker(_start_trackio, _finish_trackio),
-}
+TRACKERS: Mapping[
+    TrackerName, Callable[[Trainer, Path, int], AbstractContextManager[TrainerCallback]]
+] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+"""Starts a tracker: the Trainer, the tracker's folder and the next optimizer step in, its callback
+out."""

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dynlora.runs.resume import flatten
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig, TrainingConfig
-from dynlora.train.config_file import flatten, plain_values, write_config
+from dynlora.train.config_file import plain_values, write_config
 
 
 def test_the_written_configuration_is_plain_yaml(tmp_path: Path) -> None:

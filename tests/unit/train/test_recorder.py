@@ -1,8 +1,9 @@
-"""Callbacks that write what happens while it happens."""
+"""The recorder writes a run's files during training."""
 
 import json
 import math
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from dynlora import DynamicLoraCallback
 from dynlora.files.json_files import write_lines
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past
-from dynlora.train.recorder import CheckpointRecorder, MetricsRecorder, Stopwatch, started
+from dynlora.train.recorder import Recorder, started
 
 
 @pytest.fixture
-def args(tmp_path: Path) -> TrainingArguments:
-    return TrainingArguments(output_dir=str(tmp_path / "checkpoints"))
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def args(tmp_path_factory: pytest.TempPathFactory) -> TrainingArguments:
+    return TrainingArguments(output_dir=str(tmp_path_factory.mktemp("args")))
 
 
 def at(step: int) -> TrainerState:
@@ -32,89 +38,65 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def past(folder: Path, step: int) -> Past:
-    return Past(
-        checkpoint=folder, source=RunFolder(folder), step=step, train_seconds=0.0,
-        eval_seconds=0.0, run={}, log=(),
-    )  # fmt: skip
-
-
-def test_what_is_logged_before_the_folder_opens_is_written_when_it_does(
-    tmp_path: Path, args: TrainingArguments
+def test_log_entries_are_written_once_the_folder_is_open(
+    folder: RunFolder, args: TrainingArguments
 ) -> None:
-    recorder = MetricsRecorder(tmp_path / "metrics.jsonl")
+    recorder = Recorder(folder, None, limit=None)
     recorder.on_log(args, at(0), TrainerControl(), {"eval_loss": 1.0, "eval_runtime": 0.5})
-    assert not (tmp_path / "metrics.jsonl").exists()
-    recorder.start(None)
-    recorder.on_log(args, at(5), TrainerControl(), {"loss": 0.5})
-    assert lines(tmp_path / "metrics.jsonl") == [
-        {"step": 0, "eval_loss": 1.0, "eval_runtime": 0.5}, {"step": 5, "loss": 0.5},
-    ]  # fmt: skip
+    assert not folder.metrics.exists()
+    recorder.open(None)
+    recorder.on_log(args, at(5), TrainerControl(), {"loss": math.inf, "eval_runtime": 0.25})
+    assert lines(folder.metrics) == [
+        {"step": 0, "eval_loss": 1.0, "eval_runtime": 0.5},
+        {"step": 5, "loss": None, "eval_runtime": 0.25},
+    ]
+    assert recorder.eval_seconds == 0.75
 
 
-def test_a_new_run_drops_old_lines_and_a_resumed_one_keeps_those_up_to_its_checkpoint(
-    tmp_path: Path, args: TrainingArguments
+def test_a_resumed_run_keeps_the_lines_and_seconds_up_to_its_checkpoint(folder: RunFolder) -> None:
+    write_lines(folder.metrics, [{"step": step} for step in (0, 4, 5, 6)])
+    recorder = Recorder(folder, None, limit=None)
+    recorder.open(
+        Past(
+            checkpoint=folder.root, source=folder, step=5, train_seconds=2.0,
+            eval_seconds=1.0, run={}, log=(),
+        )
+    )  # fmt: skip
+    assert lines(folder.metrics) == [{"step": step} for step in (0, 4, 5)]
+    assert (recorder.train_seconds, recorder.eval_seconds) == (2.0, 1.0)
+    Recorder(folder, None, limit=None).open(None)
+    assert lines(folder.metrics) == []
+
+
+def test_training_seconds_exclude_the_time_between_steps(
+    folder: RunFolder, args: TrainingArguments
 ) -> None:
-    path = tmp_path / "metrics.jsonl"
-    write_lines(path, [{"step": step} for step in (0, 4, 5, 6)])
-    MetricsRecorder(path).start(past(tmp_path, 5))
-    assert lines(path) == [{"step": step} for step in (0, 4, 5)]
-    MetricsRecorder(path).start(None)
-    assert lines(path) == []
-
-
-def test_evaluation_time_adds_up(tmp_path: Path, args: TrainingArguments) -> None:
-    recorder = MetricsRecorder(tmp_path / "metrics.jsonl")
-    for seconds in (0.5, 0.25):
-        recorder.on_log(args, at(1), TrainerControl(), {"eval_runtime": seconds})
-    recorder.on_log(args, at(1), TrainerControl(), {"loss": 3.0})
-    assert recorder.seconds == 0.75
-
-
-def test_a_number_that_json_does_not_have_becomes_null(
-    tmp_path: Path, args: TrainingArguments
-) -> None:
-    recorder = MetricsRecorder(tmp_path / "metrics.jsonl")
-    recorder.start(None)
-    values = {"grad_norm": math.nan, "loss": math.inf, "epoch": 1}
-    recorder.on_log(args, at(1), TrainerControl(), values)
-    assert lines(recorder.path) == [{"step": 1, "grad_norm": None, "loss": None, "epoch": 1}]
-
-
-def test_the_stopwatch_adds_up_steps_and_not_what_lies_between(args: TrainingArguments) -> None:
-    watch = Stopwatch()
+    recorder = Recorder(folder, None, limit=None)
     for _ in range(2):
-        watch.on_step_begin(args, at(0), TrainerControl())
+        recorder.on_step_begin(args, at(0), TrainerControl())
         time.sleep(0.02)
-        watch.on_step_end(args, at(0), TrainerControl())
+        recorder.on_step_end(args, at(0), TrainerControl())
         time.sleep(0.1)
-    assert 0.04 <= watch.seconds < 0.1
+    assert 0.04 <= recorder.train_seconds < 0.1
 
 
-def test_a_checkpoint_is_completed_with_the_seconds_so_far(
-    tmp_path: Path, args: TrainingArguments
+def test_a_checkpoint_is_sealed_and_the_oldest_beyond_the_limit_are_deleted(
+    folder: RunFolder, args: TrainingArguments
 ) -> None:
-    watch, metrics = Stopwatch(), MetricsRecorder(tmp_path / "metrics.jsonl")
-    watch.seconds, metrics.seconds = 7.5, 1.25
-    CheckpointRecorder(watch, metrics, limit=None).on_save(args, at(20), TrainerControl())
-    path = tmp_path / "checkpoints" / "checkpoint-20" / "job.json"
-    assert json.loads(path.read_text()) == {
-        "step": 20, "seconds": {"training_steps": 7.5, "evaluation": 1.25}, "files": {},
+    others = {"checkpoint-2-keep", "checkpoint-best", "notes"}
+    for name in ("checkpoint-2", "checkpoint-9", "checkpoint-10", "checkpoint-20", *others):
+        (folder.checkpoints / name).mkdir(parents=True)
+    recorder = Recorder(folder, None, limit=2)
+    recorder.train_seconds, recorder.eval_seconds = 7.5, 1.25
+    recorder.on_save(args, at(20), TrainerControl())
+    kept = {path.name for path in folder.checkpoints.iterdir()}
+    assert kept == {"checkpoint-10", "checkpoint-20", *others}
+    assert json.loads((folder.checkpoints / "checkpoint-20" / "job.json").read_text()) == {
+        "format": 1, "dynlora": version("dynlora"), "step": 20,
+        "seconds": {"training_steps": 7.5, "evaluation": 1.25}, "files": {},
     }  # fmt: skip
 
 
 def test_the_controller_is_not_there_before_training() -> None:
     with pytest.raises(RuntimeError, match="from on_train_begin on"):
         started(DynamicLoraCallback())
-
-
-def test_what_is_deleted_are_the_oldest_checkpoints_by_their_numbers_and_nothing_else(
-    tmp_path: Path, args: TrainingArguments
-) -> None:
-    folder = tmp_path / "checkpoints"
-    others = {"checkpoint-2-keep", "checkpoint-best", "notes"}
-    for name in ("checkpoint-2", "checkpoint-9", "checkpoint-10", "checkpoint-20", *others):
-        (folder / name).mkdir(parents=True)
-    recorder = CheckpointRecorder(Stopwatch(), MetricsRecorder(tmp_path / "m"), limit=2)
-    recorder.on_save(args, at(20), TrainerControl())
-    assert {path.name for path in folder.iterdir()} == {"checkpoint-10", "checkpoint-20", *others}

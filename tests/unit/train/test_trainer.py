@@ -1,6 +1,5 @@
 """The order of examples, the number of steps, and the precision."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from dynlora.train.config import TrainingConfig
 from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
-    JobTrainer,
     argument_values,
     make_job_trainer,
     make_sampler,
@@ -44,7 +42,7 @@ def parts(config: TrainingConfig, folder: Path, best_metric: str = "accuracy") -
 LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
 
 
-@pytest.mark.parametrize("batch_size", [None, 4, 8])
+@pytest.mark.parametrize("batch_size", [None, 8])
 def test_each_epoch_holds_every_example_once(batch_size: int | None) -> None:
     sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=0)
     for epoch in range(3):
@@ -93,9 +91,9 @@ def test_rows_are_as_long_as_their_tokens_and_images_all_alike() -> None:
     assert row_lengths(datasets.Dataset.from_dict({"image": [b"a", b"bc"]})) == [1, 1]
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "epochs"), [(1, 1, 0.5), (8, 3, 1.0), (1, 3, 2.5), (8, 1, 2.5)]
+)
 def test_steps_are_counted_as_the_trainer_counts_them(
     tmp_path: Path, batch_size: int, accumulation: int, epochs: float
 ) -> None:
@@ -116,11 +114,8 @@ def test_steps_are_counted_as_the_trainer_counts_them(
         assert total_steps(rows, config) == expected
 
 
-def test_given_steps_win_over_epochs() -> None:
+def test_given_steps_and_precision_win() -> None:
     assert total_steps(1000, TrainingConfig(epochs=5, max_steps=3)) == 3
-
-
-def test_a_precision_that_is_given_is_taken_and_auto_asks_the_device() -> None:
     assert use_bf16(True) is True
     assert use_bf16(False) is False
     assert use_bf16("auto") in {True, False}
@@ -144,45 +139,13 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("metric", "greater"),
-    [
-        ("accuracy", True),
-        ("pearson", True),
-        ("loss", False),
-        ("rmse", False),
-        ("perplexity", False),
-    ],
-)
-def test_the_best_checkpoint_is_the_one_with_less_loss_or_more_of_anything_else(
+@pytest.mark.parametrize(("metric", "greater"), [("accuracy", True), ("rmse", False)])
+def test_the_best_checkpoint_has_less_loss_or_more_of_anything_else(
     tmp_path: Path, metric: str, greater: bool
 ) -> None:
     args = training_arguments(parts(TrainingConfig(bf16=False), tmp_path, metric))
     assert args.metric_for_best_model == metric
     assert args.greater_is_better is greater
-
-
-def test_an_evaluation_leaves_no_trace_in_the_random_state(tmp_path: Path) -> None:
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 2)
-
-        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            logits = self.layer(x)
-            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-    rows = datasets.Dataset.from_dict({"x": [[0.0], [1.0]], "labels": [0, 1]})
-    trainer = JobTrainer(
-        EpochSampler([1, 1], batch_size=None, seed=0),
-        None,
-        model=Model(),
-        args=training_arguments(parts(TrainingConfig(bf16=False, eval="no"), tmp_path)),
-        eval_dataset=rows,
-    )
-    before = torch.get_rng_state()
-    assert math.isfinite(trainer.evaluate()["eval_loss"])
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path: Path) -> None:

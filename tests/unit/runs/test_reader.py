@@ -136,23 +136,39 @@ def test_a_run_json_cut_short_is_named_with_its_length(tmp_path: Path, text: str
     ("key", "value", "told"),
     [
         ("status", "done", "`status` .* one of finished, running, .* 'done'"),
-        ("metrics_after", {"loss": "low"}, "`metrics_after` .* object of numbers"),
-        ("parameters", [1, 2], "`parameters` .* object of numbers"),
+        ("status", {"x": 1}, "`status` .* one of finished"),
+        ("metrics_after", {"loss": "low"}, "`loss` of `metrics_after` .* a number, got 'low'"),
+        ("metrics_after", {"loss": float("nan")}, "`metrics_after` .* finite numbers, got .*nan"),
+        ("seconds", {"training_steps": float("inf")}, "`seconds` .* finite numbers, got .*inf"),
+        ("parameters", [1, 2], "`parameters` .* an object"),
         ("steps", "many", "`steps` .* whole number, got 'many'"),
         ("budget", True, "`budget` .* whole number, got 'True'"),
+        ("budget", 10**400, r"run\.json must be one whole JSON object.*number beyond"),
         ("peak_memory_bytes", 1.5, "`peak_memory_bytes` .* whole number, got '1.5'"),
-        ("final_ranks", {"a": 1.5}, "`final_ranks` .* object of whole numbers"),
+        ("final_ranks", {"a": 1.5}, "`a` of `final_ranks` .* whole number"),
+        ("final_ranks", {"a": -1}, "`final_ranks` .* at least 0"),
         ("final_ranks", {"a": 4}, "`final_ranks` .* of the layers in ranks.jsonl"),
+        ("class_names", ["a", 7], "`class_names` .* a text, got '7'"),
+        ("format", 7, "written by dynlora 9.8, format 7; this version reads up to 1: upgrade"),
+        ("format", "new", "`format` .* whole number from 1 to 1, but got 'new'"),
+        ("format", 0, "`format` .* whole number from 1 to 1, but got '0'"),
     ],
 )
 def test_a_value_of_another_kind_is_named(
     tmp_path: Path, key: str, value: object, told: str
 ) -> None:
-    root = write_run(tmp_path / "run", events=EVENTS, run=run_values(**{key: value}))
-    if key == "status":
-        (root / "run.json").write_text(json.dumps(run_values(status=value)))
+    root = write_run(tmp_path / "run", events=EVENTS)
+    values = run_values(dynlora="9.8", **{key: value})
+    (root / "run.json").write_text(json.dumps(values))
     with pytest.raises(RunFileError, match=told):
         read_run(root)
+
+
+@pytest.mark.parametrize("stamp", [{}, {"format": 1, "dynlora": "0.1.0"}])
+def test_this_format_is_read_with_and_without_its_number(
+    tmp_path: Path, stamp: dict[str, object]
+) -> None:
+    assert read_run(write_run(tmp_path / "run", run=run_values(**stamp))).steps == 100
 
 
 def test_a_missing_or_broken_configuration_is_named(tmp_path: Path) -> None:
@@ -176,12 +192,19 @@ def layer(**changes: object) -> dict[str, object]:
     [
         ("{not json", "'{not json'"),
         ("[]", "not an object but list"),
-        ("{}", "KeyError: 'step'"),
-        (json.dumps(layer(rank_after="8")), "must be whole numbers"),
-        (json.dumps(layer(rank_after=-1)), "at least 0"),
-        (json.dumps(layer(more=1)), "unexpected keyword"),
-        (json.dumps(layer() | {"agreement": "much"}), "figures must be finite numbers"),
-        (json.dumps(layer() | {"step": 9}), "steps in order"),
+        ("{}", "must hold `step`"),
+        (json.dumps(layer(rank_after="8")), "`rank_after` .* whole number, got '8'"),
+        (json.dumps(layer(rank_after=True)), "`rank_after` .* whole number, got 'True'"),
+        (json.dumps(layer(rank_after=-1)), "ranks must be at least 0"),
+        (json.dumps(layer(more=1)), "got `more`"),
+        (json.dumps(layer(score={})), "`score`"),
+        (json.dumps(layer(score=float("nan"))), "must be finite"),
+        (json.dumps(layer(share="x")), "`share`"),
+        (json.dumps(layer(waits=1)), "`waits` .* true or false"),
+        (json.dumps(layer(variance=[1])), "`variance`"),
+        (json.dumps(layer(directions="x")), "`directions`"),
+        (json.dumps(layer() | {"agreement": "much"}), "`agreement`"),
+        (json.dumps(layer() | {"step": 9}), "`step` in order"),
         (json.dumps(make_events(["other"], [20])[0].to_dict()), "those of the line before"),
     ],
 )
@@ -189,9 +212,8 @@ def test_a_broken_event_is_named_with_its_line(tmp_path: Path, line: str, told: 
     root = write_run(tmp_path / "run", events=EVENTS)
     first = (root / "ranks.jsonl").read_text().splitlines()[0]
     (root / "ranks.jsonl").write_text(f"{first}\n{line}\n")
-    with pytest.raises(RunFileError, match=told) as raised:
+    with pytest.raises(RunFileError, match=f"(?s){told}.* in line 2"):
         read_run(root)
-    assert "in line 2" in str(raised.value)
 
 
 def test_events_written_before_directions_were_counted_are_read(tmp_path: Path) -> None:
@@ -206,53 +228,6 @@ def test_events_written_before_directions_were_counted_are_read(tmp_path: Path) 
 def test_a_logged_line_without_its_step_is_named(tmp_path: Path) -> None:
     root = write_run(tmp_path / "run", metrics=[{"step": 1}, {"step": "two"}])
     with pytest.raises(RunFileError, match="step 'two' in line 2"):
-        read_run(root)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("status", {"x": 1}, "`status` .* must be one of finished"),
-        (
-            "seconds",
-            {"training_steps": float("inf")},
-            "`seconds` .* object of numbers, got .*(inf|nan)",
-        ),
-        (
-            "metrics_after",
-            {"loss": float("nan")},
-            "`metrics_after` .* object of numbers, got .*(inf|nan)",
-        ),
-        ("budget", 10**400, r"run\.json must be one whole JSON object.*number beyond"),
-    ],
-)
-def test_values_that_cannot_be_shown_are_refused(
-    tmp_path: Path, key: str, value: object, told: str
-) -> None:
-    root = write_run(tmp_path / "run", events=EVENTS, run=run_values(**{key: value}))
-    with pytest.raises(RunFileError, match=told):
-        read_run(root)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("score", {}),
-        ("share", "x"),
-        ("waits", 1),
-        ("variance", [1]),
-        ("directions", "x"),
-        ("rank_after", True),
-    ],
-)
-def test_events_whose_figures_are_of_another_type_are_refused(
-    tmp_path: Path, key: str, value: object
-) -> None:
-    root = write_run(tmp_path / "run", events=EVENTS)
-    event = EVENTS[0].to_dict()
-    event["layers"][NAMES[0]][key] = value
-    (root / "ranks.jsonl").write_text(json.dumps(event) + "\n")
-    with pytest.raises(RunFileError, match=r"ranks\.jsonl must be .*TypeError.* in line 1"):
         read_run(root)
 
 

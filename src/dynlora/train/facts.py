@@ -1,0 +1,88 @@
+"""The facts of a run for `run.json` and the final table: before training, and after it."""
+
+from pathlib import Path
+from typing import Any
+
+from dynlora.report.summary import RunReport
+from dynlora.runs.record import versions
+from dynlora.train.build import Job, identity
+from dynlora.train.machine import machine, peak_memory
+
+
+def first_facts(job: Job) -> dict[str, Any]:
+    """Return the values of `run.json` that are known before training."""
+    config, past = job.config, job.past
+    start_seconds = round(job.prepared.start_seconds, 3)
+    if past is not None:  # the original run initialized the adapter
+        start_seconds = float(past.run.get("adapter_start_seconds", start_seconds))
+    return {
+        "task": config.task,
+        "method": config.method,
+        "seed": config.training.seed,
+        "resumed_from_step": None if past is None else past.step,
+        "versions": versions(),
+        "machine": machine(),
+        "bf16": bool(job.trainer.args.bf16),
+        **identity(job.data, job.prepared),
+        "adapter_start_seconds": start_seconds,
+        "texts_cut": dict(job.data.cut),
+    }
+
+
+def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> RunReport:
+    """Return the results of a finished run.
+
+    Args:
+        job: The job after training.
+        before: Metrics before training.
+        after: Metrics of the saved model.
+    """
+    config, folder, dynamic = job.config, job.folder, job.recorder.dynamic
+    places = {"adapter": folder.adapter}
+    if config.method == "full":
+        places = {"model": folder.full_model}
+    if config.training.report_to:
+        places["trackers"] = folder.tracking
+    if dynamic is not None:
+        places |= {"rank history": folder.ranks, "rank heat map": folder.heatmap}
+    return RunReport(
+        method=config.method,
+        before=before,
+        after=after,
+        budget=job.prepared.budget,
+        parameters=job.prepared.live_parameters(),
+        peak_parameters=job.prepared.peak_parameters(),
+        initial_ranks=job.recorder.initial_ranks,
+        final_ranks={} if dynamic is None else dynamic.ranks,
+        events=() if dynamic is None else tuple(dynamic.history),
+        train_seconds=job.recorder.train_seconds,
+        dynamic_seconds=0.0 if dynamic is None else dynamic.seconds,
+        places=places | {"all about the run": folder.run},
+    )
+
+
+def last_facts(job: Job, report: RunReport) -> dict[str, Any]:
+    """Return the values of `run.json` that are known after training."""
+    state, dynamic = job.trainer.state, job.recorder.dynamic
+    best = state.best_model_checkpoint if job.config.training.load_best_model_at_end else None
+    parameters = {
+        "start": job.prepared.start_parameters,
+        "peak": report.peak_parameters,
+        "end": report.parameters,
+    }
+    if job.prepared.first is not None:  # saved as a difference, with the initial factors
+        parameters["saved"] = 2 * report.parameters
+    return {
+        "steps": state.global_step,
+        "metrics_after": report.after,
+        "parameters": parameters,
+        "seconds": {
+            "training_steps": round(report.train_seconds, 3),
+            "dynamic_part": round(report.dynamic_seconds, 3),
+            "evaluation": round(job.recorder.eval_seconds, 3),
+        },
+        **peak_memory(),
+        "skipped_observations": {} if dynamic is None else dict(dynamic.skipped),
+        "best_checkpoint": None if best is None else str(Path(best).absolute()),
+        "final_ranks": dict(report.final_ranks),
+    }
