@@ -24,23 +24,18 @@ def refused(arguments: list[str], capsys: Captured) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("path", [LONG, TEXT], ids=["name", "text"])
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "path"),
     [
-        ["train", "PATH"],
-        ["plan", "PATH"],
-        ["eval", "PATH"],
-        ["predict", "PATH", "rows.jsonl"],
-        ["report", "PATH"],
-        ["compare", "PATH", "PATH"],
-        ["inspect", "PATH"],
-        ["export", "PATH", "--format", "native", "--output", "made"],
-        ["export", "adapter", "--format", "native", "--output", "PATH"],
-        ["compress", "PATH", "--budget", "9", "--output", "made"],
-        ["compress", "adapter", "--budget", "9", "--output", "PATH"],
+        (["train", "PATH"], LONG),
+        (["eval", "PATH"], TEXT),
+        (["predict", "PATH", "rows.jsonl"], LONG),
+        (["compare", "PATH", "PATH"], LONG),
+        (["inspect", "PATH"], TEXT),
+        (["export", "adapter", "--format", "native", "--output", "PATH"], LONG),
+        (["compress", "PATH", "--budget", "9", "--output", "made"], LONG),
     ],
-    ids=" ".join,
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_name_that_is_too_long_is_told_with_the_systems_reason(
     arguments: list[str], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -63,10 +58,7 @@ def test_so_is_a_key_of_the_configuration(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["output", "data.path", "data.train_split", "model.path", "lora.start_from", "training.resume"],
-)
+@pytest.mark.parametrize("key", ["output", "data.train_split", "training.resume"])
 def test_a_key_with_a_character_that_no_path_has_is_refused(
     key: str, error: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -111,46 +103,25 @@ def test_an_error_of_the_system_without_a_file_keeps_its_traceback(
             main(["schema"])
 
 
-@pytest.mark.parametrize("given", ["", " "])
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "given", "told"),
     [
-        ["eval", "run", "--output", "GIVEN"],
-        ["predict", "run", "rows.jsonl", "--output", "GIVEN"],
-        ["report", "run", "--output", "GIVEN"],
-        ["export", "adapter", "--format", "native", "--output", "GIVEN"],
-        ["compress", "adapter", "--budget", "9", "--output", "GIVEN"],
-        ["inspect", "GIVEN"],
-        ["report", "GIVEN"],
+        (["eval", "run", "--output", "GIVEN"], "", "must be a path, got ''"),
+        (["predict", "run", "rows.jsonl", "--output", "GIVEN"], " ", "must be a path, got ' '"),
+        (["report", "GIVEN"], "", "must be a path, got ''"),
+        (["compress", "adapter", "--budget", "9", "--output", "GIVEN"], "", "must be a path"),
+        (["inspect", "GIVEN"], " ", "must be a path, got ' '"),
+        (["eval", "GIVEN"], "a\0b", "must be a path without NUL, got 'a\\x00b'"),
+        (["predict", "run", "GIVEN"], "a\0b", "must be a path without NUL, got 'a\\x00b'"),
     ],
-    ids=" ".join,
 )
-def test_an_empty_path_is_not_the_folder_one_is_in(
-    arguments: list[str], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_an_empty_path_and_one_with_nul_are_refused(
+    arguments: list[str], given: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    line = refused([given if word == "GIVEN" else word for word in arguments], capsys)
-    assert f"must be a path, got {given!r}" in line
+    assert told in refused([given if word == "GIVEN" else word for word in arguments], capsys)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["eval", "GIVEN"],
-        ["predict", "run", "GIVEN"],
-        ["report", "run", "--output", "GIVEN"],
-        ["inspect", "GIVEN"],
-        ["compress", "adapter", "--budget", "9", "--output", "GIVEN"],
-    ],
-    ids=" ".join,
-)
-def test_a_path_with_a_character_that_no_path_has_is_refused(
-    arguments: list[str], capsys: Captured
-) -> None:
-    line = refused(["a\0b" if word == "GIVEN" else word for word in arguments], capsys)
-    assert "must be a path without NUL, got 'a\\x00b'" in line
 
 
 def test_an_empty_output_of_a_job_is_refused(
