@@ -27,7 +27,6 @@ from dynlora.train.tasks.sequence import PROBLEMS
 class FinishedRun:
     """A finished run, loaded."""
 
-    folder: RunFolder
     config: JobConfig
     task: Task
     processor: Any
@@ -83,7 +82,6 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
     processor = task.load_processor(source, config.data)
     base = task.load_model(source, num_labels, processor)
     return FinishedRun(
-        folder=folder,
         config=config,
         task=task,
         processor=processor,
