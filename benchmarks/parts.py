@@ -42,9 +42,9 @@ from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.new_rows import new_rows
 from dynlora.adapters.strengths import component_powers
 from dynlora.adjuster import LayerBounds, bound_layers
-from dynlora.cli.job_parser import parse_values
 from dynlora.features import effective_rank
 from dynlora.runs.reader import read_run
+from dynlora.train.config_file import make_job
 from dynlora.train.job import run_job
 from dynlora.train.methods import adapter
 from dynlora.types import RankPlan
@@ -124,7 +124,7 @@ def _again(
             text = text.replace(name, str(place))
         values: dict[str, Any] = json.loads(text) | {"output": f"{folder}/run"}
         with _changed(change, values, record["final_ranks"], other["final_ranks"]):
-            run_job(parse_values(values), Console(quiet=True))
+            run_job(make_job(values), Console(quiet=True))
         return float(read_run(Path(folder) / "run").after["loss"])
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +18,23 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from dynlora.cli.job_options import job_of
+from dynlora.cli.output import Output
+from dynlora.cli.train import COMMAND
+from dynlora.train.config import JobConfig
+
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "old", "new", "cat", "dog")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_POSITIONS = 32
 HIDDEN = 16
+
+
+def parse_job(*words: object) -> JobConfig:
+    """Return the job of the words after `dynlora train`."""
+    context = COMMAND.make_context("train", [str(word) for word in words])
+    config = job_of(SimpleNamespace(**context.params), Output(as_json=False, quiet=True))
+    assert config is not None
+    return config
 
 
 def save_model(folder: Path, *, seed: int = 0, hidden: int = HIDDEN, labels: int = 2) -> Path:

@@ -13,9 +13,9 @@ from itertools import product
 from typing import Any, get_type_hints
 
 from benchmarks.harness.study import Exam, Fragment, Study
-from dynlora.cli.job_parser import parse_values
 from dynlora.errors import ConfigError
 from dynlora.train.config import METRICS, JobConfig
+from dynlora.train.config_file import make_job
 
 NOWHERE = "runs/of-a-study"
 """Placeholder for the folder of a run."""
@@ -193,7 +193,7 @@ def resolve_jobs(study: Study) -> Jobs:
         parts = (study.base, study.models[model], study.tasks[task], study.methods[method])
         made_of = f"model {model}, task {task} and method {method} of {study.file}"
         try:
-            config = parse_values(merge({"output": NOWHERE}, *parts))
+            config = make_job(merge({"output": NOWHERE}, *parts))
             _check_exam(study, task, config)
             configs[model, task, method] = config
             _check_tuning(study, config)

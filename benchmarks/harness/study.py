@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from benchmarks.harness.checked import check
-from dynlora.cli.job_parser import check_keys
 from dynlora.errors import ConfigError, DynamicLoraError
 from dynlora.files.plain_values import parse_yaml
+from dynlora.train.config.keys import check_keys
 
 Fragment = Mapping[str, Any]
 """Part of a job's configuration, nested as in its YAML file."""
@@ -212,7 +212,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _check_fragment(fragment: Fragment, place: str) -> None:
     """Check that a fragment contains known keys, and none that the study sets."""
-    check_keys(fragment, f" in {place}")
+    check_keys(fragment, f"in {place}")
     for key in _dotted(fragment):
         if key in OWN_KEYS:
             raise ConfigError(f"`{key}` must not be in {place}: {OWN_KEYS[key]}. Remove it.")

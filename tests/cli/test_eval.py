@@ -340,7 +340,7 @@ def test_rows_that_do_not_hold_what_is_needed_are_counted_and_shown(
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--batch-size", 0], "at least 1"), (["--splt", "test"], "--splt")],
+    [(["--batch-size", 0], "x>=1"), (["--splt", "test"], "No such option '--splt'")],
 )
 def test_arguments_that_are_not_known_are_refused(
     refused: Refused, finished: Path, arguments: list[object], told: str

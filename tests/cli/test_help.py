@@ -1,100 +1,123 @@
-"""What the command line says about itself, and that the examples it comes with are valid."""
+"""What the command line says about itself: help, version, missing packages."""
 
 import json
-import re
 import subprocess
 import sys
-from dataclasses import asdict
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from dynlora.cli.job_parser import parse_job, valid_keys
-from dynlora.cli.main import main
-from dynlora.train.config import LoraSettings
+from dynlora.__main__ import PACKAGES
+from dynlora.__main__ import main as entry
+from dynlora.cli import version as environment
+from dynlora.cli.main import VERBS, main
+from dynlora.runs.release import release
+from dynlora.train.config.keys import describe, settings
+from tests.jobs import parse_job
 from tests.processes import run_in_group
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-def test_help_names_the_verbs(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_verb(arguments: list[str], capsys: Captured) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "train CONFIG" in text
-    assert "--version" in text
+    for word in (*VERBS, "--version", "--json", "--quiet"):
+        assert f" {word} " in text
 
 
-def test_version_comes_with_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
-    from importlib.metadata import version
-
-    assert main(["--version"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["dynlora"].strip().startswith(version("dynlora"))
-    assert lines["torch"].strip() == version("torch")
-    assert {"python", "platform", "transformers", "peft"} <= lines.keys()
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: dynlora {verb} [OPTIONS]")
+    assert "--json" in text
 
 
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help_of_train_names_every_key_and_its_default(
-    option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_help_of_train_names_every_key_with_its_values_and_default(
+    job: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    assert main(["train", option]) == 0
-    text = capsys.readouterr().out
-    assert text.startswith("usage: dynlora train CONFIG [--output DIR] [--dotted.key value ...]")
-    for key, hint in valid_keys():
-        section = hasattr(hint, "__dataclass_fields__")
-        assert (re.search(rf"--{re.escape(key)} ", text) is None) == section, key
-    flat = " ".join(text.split())
-    assert "Rank of each layer; with `method: dynamic` their mean." in flat
-    assert "(type: a whole number, default: 8)" in flat
-    assert "(type: one of nf4, int8 or null, default: null)" in flat
-    assert not re.search(r"\b(Literal|Optional|Union|tuple|int|float|bool)\b", flat)
-    assert "CONFIG  " not in text, "sections cannot be given as files"
+    assert main(["train", str(job), "-h"]) == 0, "help wins over a configuration"
+    flat = " ".join(capsys.readouterr().out.split())
+    for key, schema in settings().items():
+        default = f"default: {json.dumps(schema['default'])}" if key != "output" else "required"
+        assert f"--{key} VALUE" in flat
+        assert f"({describe(schema)}; {default})" in flat
+    assert "Rank of each layer; with `method: dynamic` the mean rank." in flat
+    assert "--dry-run" in flat
 
 
-def test_help_wins_over_a_configuration(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(job), "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: dynlora train")
-
-
-def test_the_configuration_can_be_printed_without_training(
-    job: Path, output: Path, capsys: pytest.CaptureFixture[str]
+def test_the_resolved_configuration_can_be_printed_without_training(
+    job: Path, output: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert main(["train", str(job), "--lora.r", "5", "--print_config"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    lora = LoraSettings(r=5, lora_alpha=4.0)
-    assert printed["lora"] == json.loads(json.dumps(asdict(lora)))
+    options = ("--lora.r", "5", "--dynamic.preset", "paper")
+    assert main(["train", str(job), *options, "--print_config"]) == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert yaml.safe_load(again.read_text())["lora"]["r"] == 5
+    assert parse_job(again) == parse_job(job, *options)
     assert not output.exists()
 
 
-def test_there_are_examples() -> None:
-    assert {path.name for path in EXAMPLES} >= {"quickstart.yaml", "mrpc.yaml"}
+def test_the_version_comes_first_then_the_environment(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["dynlora", release()]
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.1\nGCC version: 12\n")
+    for threads, shown, nvidia, found in (
+        ("3", "3", tmp_path / "none", "none found"),
+        ("", "as torch chooses", driver, "NVIDIA UNIX x86_64 Kernel Module  570.1"),
+    ):
+        monkeypatch.setattr(environment, "NVIDIA", nvidia)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert main(["--version", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["threads"], told["nvidia driver"]) == (shown, found)
+        assert (told["torch"], told["no-such-package"]) == (version("torch"), "not installed")
+        assert told["python"] == sys.version.partition(" ")[0]
+        assert int(told["cpus"]) >= 1
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_valid(path: Path) -> None:
-    config = parse_job([str(path)])
-    assert config is not None
-    assert Path(config.output).parts[0] == "runs", "ignored by git, removed by `make clean`"
+def test_the_package_can_be_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "dynlora", "--version", "--json"]
+    done = run_in_group(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["dynlora"] == release()
 
 
-def test_the_mrpc_example_has_the_settings_its_results_were_got_with() -> None:
-    config = parse_job([str(path) for path in EXAMPLES if path.name == "mrpc.yaml"])
-    assert config is not None
-    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (8, 16, 0)
-    assert set(config.lora.target_modules) == {"query", "key", "value", "dense"}
-    assert (config.training.epochs, config.training.batch_size) == (3, 32)
-    assert config.training.learning_rate == 1e-3
-    assert (config.training.warmup_ratio, config.training.max_grad_norm) == (0.06, 1)
-    assert config.data.max_length == 128
-
-
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_version_schema_and_completion_do_not_wait_for_torch() -> None:
     script = (
-        "import sys; from dynlora.cli.main import main; main(['train', '--help']); "
-        "assert 'torch' not in sys.modules"
+        "import sys; from dynlora.cli.main import main\n"
+        "for words in (['--version'], ['--help'], ['train', '--help'], ['schema'], "
+        "['completion', 'bash']): assert main(words) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
     )
     run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_entry_point_looks_for_the_packages_of_the_extra() -> None:
+    extra = {
+        canonicalize_name(each.name)
+        for each in map(Requirement, requires("dynlora") or ())
+        if each.marker and each.marker.evaluate({"extra": "cli"})
+    }
+    distributions = packages_distributions()
+    assert {canonicalize_name(distributions[name][0]) for name in PACKAGES} == extra
+
+
+def test_a_missing_package_ends_in_one_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("dynlora.__main__.find_spec", lambda name: None if name == "trl" else name)
+    assert entry() == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "error: the command line needs trl: pip install 'dynlora[cli]'\n"

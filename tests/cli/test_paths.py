@@ -63,7 +63,7 @@ def test_a_key_with_a_character_that_no_path_has_is_refused(
     key: str, error: Callable[..., str], tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    assert error(f"--{key}", "a\0b").startswith(f"`{key}` must be a text without NUL, got '")
+    assert error(f"--{key}", "a\0b").startswith(f"`{key}` must be a text without NUL, but got '")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -72,7 +72,7 @@ def test_a_file_of_such_a_key_is_refused(
 ) -> None:
     values = yaml.safe_load(job.read_text())
     job.write_text(yaml.safe_dump(values | {"output": "a\0b"}))
-    assert "`output` must be a text without NUL, got 'a\\x00b'" in refused(
+    assert "`output` must be a text without NUL, but got 'a\\x00b'" in refused(
         ["train", str(job)], capsys
     )
 
@@ -106,13 +106,13 @@ def test_an_error_of_the_system_without_a_file_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("arguments", "given", "told"),
     [
-        (["eval", "run", "--output", "GIVEN"], "", "must be a path, got ''"),
-        (["predict", "run", "rows.jsonl", "--output", "GIVEN"], " ", "must be a path, got ' '"),
-        (["report", "GIVEN"], "", "must be a path, got ''"),
+        (["eval", "run", "--output", "GIVEN"], "", "must be a path, but got ''"),
+        (["predict", "run", "rows.jsonl", "--output", "GIVEN"], " ", "must be a path, but got ' '"),
+        (["report", "GIVEN"], "", "must be a path, but got ''"),
         (["compress", "adapter", "--budget", "9", "--output", "GIVEN"], "", "must be a path"),
-        (["inspect", "GIVEN"], " ", "must be a path, got ' '"),
-        (["eval", "GIVEN"], "a\0b", "must be a path without NUL, got 'a\\x00b'"),
-        (["predict", "run", "GIVEN"], "a\0b", "must be a path without NUL, got 'a\\x00b'"),
+        (["inspect", "GIVEN"], " ", "must be a path, but got ' '"),
+        (["eval", "GIVEN"], "a\0b", "must be a path without NUL, but got 'a\\x00b'"),
+        (["predict", "run", "GIVEN"], "a\0b", "must be a path without NUL, but got 'a\\x00b'"),
     ],
 )
 def test_an_empty_path_and_one_with_nul_are_refused(
@@ -129,5 +129,5 @@ def test_an_empty_output_of_a_job_is_refused(
 ) -> None:
     for given in ("", " "):
         told = error("--output", given)
-        assert told.startswith(f"`output` must be the path of a folder, got {given!r}")
+        assert told.startswith(f"`output` must be the path of a folder, but got {given!r}")
     assert not output.exists()

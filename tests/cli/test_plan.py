@@ -187,9 +187,9 @@ def test_what_train_refuses_is_refused(
 
 def test_a_configuration_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan"]) == 2
-    assert "must come first: dynlora plan CONFIG" in capsys.readouterr().err
+    assert "Missing argument 'CONFIG'" in capsys.readouterr().err
     assert main(["plan", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: dynlora plan CONFIG")
+    assert capsys.readouterr().out.startswith("Usage: dynlora plan [OPTIONS] CONFIG")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from dynlora import DynamicLoraConfig
-from dynlora.cli.job_parser import parse_job
 from dynlora.cli.main import main
+from dynlora.train.config_file import read_job
 from tests.jobs import job_values, write_job
-
-Error = Callable[..., str]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -41,9 +38,7 @@ def test_a_run_with_a_preset_leaves_a_complete_configuration(paper: Path, output
     written = yaml.safe_load((output / "config.yaml").read_text())
     assert "preset" not in written["dynamic"]
     assert written["dynamic"].keys() == set(expected.__slots__)
-    again = parse_job([str(output / "config.yaml")])
-    assert again is not None
-    assert again.dynamic == expected
+    assert read_job(output / "config.yaml").dynamic == expected
     whole = weights(output)
     shutil.rmtree(output / "checkpoints" / "checkpoint-12")
     assert main(["train", str(output / "config.yaml"), "--training.resume", "latest"]) == 0
@@ -77,8 +72,3 @@ def test_every_metric_can_be_chosen(
     assert len(set(known)) > 1
     outside = {name for name, score in scores.items() if score is None}
     assert outside == ({"bert.pooler.dense"} if metric == "attention_entropy" else set())
-
-
-def test_an_unknown_preset_is_told_with_those_that_there_are(error: Error) -> None:
-    told = error("--dynamic.preset", "papers")
-    assert told == "`dynamic.preset` must be one of default, paper, got papers."

@@ -152,7 +152,7 @@ def test_arguments_that_do_not_fit_are_refused_with_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", *arguments]) == 2
-    assert "usage: dynlora report" in refused(capsys)
+    assert "Usage: dynlora report" in refused(capsys)
 
 
 @pytest.mark.parametrize("verb", ["report", "compare"])
@@ -162,4 +162,4 @@ def test_help_comes_without_torch(verb: str) -> None:
         "assert 'torch' not in sys.modules"
     )
     done = run_in_group([sys.executable, "-c", script], check=True, capture_output=True)
-    assert done.stdout.startswith(f"usage: dynlora {verb}".encode())
+    assert done.stdout.startswith(f"Usage: dynlora {verb}".encode())

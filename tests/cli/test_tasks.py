@@ -352,4 +352,4 @@ def test_a_text_model_in_another_tasks_place_is_refused(
 
 def test_a_best_metric_of_another_task_is_refused(refused: Callable[..., str]) -> None:
     message = refused("regression", "--training.best_metric", "accuracy")
-    assert "`task: regression`, one of pearson, spearman, rmse, loss, got accuracy" in message
+    assert "`task: regression`, one of pearson, spearman, rmse, loss, but got accuracy" in message

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,10 @@ from jsonschema import Draft202012Validator
 from transformers import TrainingArguments
 
 from dynlora import DynamicLoraCallback
-from dynlora.cli.main import main
+from dynlora.cli.main import VERBS, main
 from dynlora.cli.output import ReaderLeftError
-from dynlora.cli.schema import job_schema
-from dynlora.cli.verbs import VERBS
 from dynlora.integrations.trackers import rank_figures
+from dynlora.train.config.keys import job_schema
 from tests.integration.test_trainer import trainer_of
 from tests.jobs import job_values, save_model, write_data, write_job
 from tests.models import lora_llama
@@ -42,8 +42,10 @@ def commands() -> list[str]:
 
 
 def test_the_table_of_verbs_is_that_of_the_command_line() -> None:
-    wanted = [[f"`dynlora {verb.usage}`", verb.summary] for verb in VERBS.values()]
-    assert table("<!-- verbs -->") == wanted
+    found = {usage.strip("`").split()[1]: summary for usage, summary in table("<!-- verbs -->")}
+    assert list(found) == list(VERBS)
+    for verb, summary in found.items():
+        assert import_module(f"dynlora.cli.{verb}").COMMAND.short_help == summary
 
 
 def test_the_commands_are_those_tested_here() -> None:

@@ -141,7 +141,7 @@ def test_every_command_of_a_page_runs(
 
 
 def test_there_is_a_command_of_every_verb() -> None:
-    from dynlora.cli.verbs import VERBS
+    from dynlora.cli.main import VERBS
 
     given = [command for page in PAGES for command in commands(page)]
     assert {words[0] for program, words in given if program == "dynlora"} >= set(VERBS)

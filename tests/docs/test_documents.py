@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 
 import dynlora
 from dynlora import DynamicLora
-from dynlora.cli.job_parser import parse_job
 from dynlora.config import METRICS, DynamicLoraConfig, load
+from dynlora.train.config_file import read_job
 from tests.models import adamw, bare_llama, loss_of, sequences, train
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +74,7 @@ def test_the_extension_of_the_documents_runs_as_it_stands(tiny_llama):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_valid_and_writes_under_runs(path):
-    config = parse_job([str(path)])
-    assert config is not None
+    config = read_job(path)
     assert config.output == f"runs/{path.stem}"
 
 

@@ -66,9 +66,9 @@ def use_run(folder: str, other: str) -> list[str]:
 
 def read_job(path: str) -> list[str]:
     """Read the configuration of a job."""
-    from dynlora.cli.job_parser import parse_job
+    from dynlora.train.config_file import read_job
 
-    return _errors(lambda: parse_job([path]))
+    return _errors(lambda: read_job(Path(path)))
 
 
 def read_study(path: str) -> list[str]:

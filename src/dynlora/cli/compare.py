@@ -1,26 +1,24 @@
 """`dynlora compare A B ...`: read finished runs and print their differences."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FOLDER, Verb
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `compare` on the command line.
+        given: Parsed arguments.
         output: Shows the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
     if len(given.runs) < 2:
         names = f"got {len(given.runs)}" + "".join(f", {path}" for path in given.runs)
         raise ConfigError(f"`dynlora compare` needs at least two runs, {names}: give another.")
@@ -33,10 +31,17 @@ def run(arguments: Sequence[str], output: Output) -> None:
     output.show(comparison_table(found), found.to_dict())
 
 
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("compare")
-    parser.add_argument(
-        "runs", metavar="RUN", type=Path, nargs="*", help="folders of two or more finished runs"
-    )
-    return parser
+COMMAND = Verb(
+    "compare",
+    "two runs side by side: metrics, parameters, ranks",
+    run,
+    [
+        click.Argument(
+            ["runs"],
+            type=FOLDER,
+            metavar="RUN...",
+            nargs=-1,
+            help="Folders of two or more finished runs.",
+        )
+    ],
+)

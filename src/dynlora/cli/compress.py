@@ -1,10 +1,10 @@
 """`dynlora compress ADAPTER --budget N --output DIR`: cut a LoRA adapter without training."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FILE, FOLDER, Verb
 from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
@@ -13,19 +13,16 @@ ROWS = 256
 """Default number of rows to read from the data."""
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `compress` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
     _check_options(given)
     budget = _read_budget(given.budget)
 
@@ -42,37 +39,6 @@ def run(arguments: Sequence[str], output: Output) -> None:
     write_adapter(made.adapter, given.output)
     values = {"output": str(given.output), **made.to_dict()}
     output.show(_table(values), values)
-
-
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("compress")
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
-    parser.add_argument(
-        "--budget",
-        required=True,
-        metavar="N",
-        help="LoRA parameters at most, or a part of what the adapter has, such as 50%%",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="texts (.parquet, .csv, .jsonl): keep what changes the layers' outputs on them",
-    )
-    parser.add_argument("--text", metavar="COLUMN", help="with --data: the column of texts")
-    parser.add_argument("--text-pair", metavar="COLUMN", help="with --data: second texts, if any")
-    parser.add_argument(
-        "--rows", type=int, metavar="N", help=f"with --data: rows to read, {ROWS} unless given"
-    )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="with --data: the base model's folder, GGUF file or hub name, where the adapter does "
-        "not name a folder that exists",
-    )
-    return parser
 
 
 def _check_options(given: Any) -> None:
@@ -147,3 +113,41 @@ def _table(values: dict[str, Any]) -> Any:
     ]
     title = f"adapter of at most {values['budget']:,} parameters: {values['output']}"
     return layer_table(title, columns, rows)
+
+
+COMMAND = Verb(
+    "compress",
+    "cut any LoRA adapter down to a budget, no training",
+    run,
+    [
+        click.Argument(
+            ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
+        ),
+        click.Option(
+            ["--budget"],
+            required=True,
+            metavar="N",
+            help="Maximum LoRA parameters, or a percentage of the adapter's, such as 50%.",
+        ),
+        click.Option(["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."),
+        click.Option(
+            ["--data"],
+            type=FILE,
+            metavar="FILE",
+            help="Texts (.parquet, .csv, .jsonl) on which the layers' outputs are preserved.",
+        ),
+        click.Option(["--text"], metavar="COLUMN", help="With --data: column of the texts."),
+        click.Option(
+            ["--text-pair"], metavar="COLUMN", help="With --data: column of second texts, if any."
+        ),
+        click.Option(
+            ["--rows"], type=int, metavar="N", help=f"With --data: rows to read (default: {ROWS})."
+        ),
+        click.Option(
+            ["--model"],
+            metavar="PATH",
+            help="With --data: folder, GGUF file or hub name of the base model, if the adapter "
+            "does not name an existing folder.",
+        ),
+    ],
+)

@@ -1,28 +1,25 @@
 """`dynlora eval RUN`: compute metrics of a finished run's model on any split or file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FILE, Verb
 from dynlora.cli.output import Output
-from dynlora.cli.run_argument import add_run, open_run
+from dynlora.cli.run_argument import OVERWRITE, open_run, run_parameters
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `eval` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
-
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
     from dynlora.files.json_files import finite, to_json
@@ -97,25 +94,29 @@ def _table(values: dict[str, Any]) -> Any:
     return table
 
 
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("eval")
-    add_run(parser)
-    parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="split of the data (default: the run's validation split)",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="FILE_OR_FOLDER",
-        type=Path,
-        help="other data with the same columns: a file, or a folder with the split",
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="write the result as JSON to a new file too"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output if it is there"
-    )
-    return parser
+COMMAND = Verb(
+    "eval",
+    "metrics of a finished run, on any split or file",
+    run,
+    [
+        *run_parameters(),
+        click.Option(
+            ["--split"],
+            metavar="NAME",
+            help="Split of the data (default: the run's validation split).",
+        ),
+        click.Option(
+            ["--data"],
+            type=FILE,
+            metavar="FILE_OR_FOLDER",
+            help="Other data with the same columns: a file, or a folder with the split.",
+        ),
+        click.Option(
+            ["--output"],
+            type=FILE,
+            metavar="FILE",
+            help="Also write the result to a new JSON file.",
+        ),
+        OVERWRITE,
+    ],
+)

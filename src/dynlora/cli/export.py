@@ -1,10 +1,10 @@
 """`dynlora export ADAPTER --format FORMAT --output DIR`: rewrite an adapter, or merge it."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FOLDER, Verb
 from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
@@ -19,19 +19,16 @@ TAKES = {"rank": ("uniform", "svd-uniform"), "model": ("merged",)}
 """Formats that accept an option, by option."""
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `export` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
     _check_options(given)
 
     # Only now: these load torch, and `--help` need not wait for it.
@@ -41,32 +38,6 @@ def run(arguments: Sequence[str], output: Output) -> None:
     adapter = read_adapter(given.adapter)
     show = _merge if given.format == "merged" else _rewrite
     show(adapter, given, output)
-
-
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("export")
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        required=True,
-        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()),
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--rank",
-        type=int,
-        metavar="R",
-        help="rank of all layers; svd-uniform needs it, uniform takes the highest that a layer has",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="merged: the base model's folder, GGUF file or hub name, where the adapter does not "
-        "name a folder that exists",
-    )
-    return parser
 
 
 def _check_options(given: Any) -> None:
@@ -154,3 +125,35 @@ def _table(values: dict[str, Any]) -> Any:
         for layer in values["layers"]
     ]
     return layer_table(f"{values['format']} adapter: {values['output']}", columns, rows)
+
+
+COMMAND = Verb(
+    "export",
+    "rewrite an adapter for a server, or merge it",
+    run,
+    [
+        click.Argument(
+            ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
+        ),
+        click.Option(
+            ["--format"],
+            type=click.Choice(list(FORMATS)),
+            required=True,
+            help="; ".join(f"{name}: {purpose}" for name, purpose in FORMATS.items()),
+        ),
+        click.Option(["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."),
+        click.Option(
+            ["--rank"],
+            type=int,
+            metavar="R",
+            help="Rank of all layers. svd-uniform needs it; uniform defaults to the highest rank "
+            "of a layer.",
+        ),
+        click.Option(
+            ["--model"],
+            metavar="PATH",
+            help="merged: folder, GGUF file or hub name of the base model, if the adapter does not "
+            "name an existing folder.",
+        ),
+    ],
+)

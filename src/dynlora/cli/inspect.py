@@ -1,40 +1,29 @@
 """`dynlora inspect ADAPTER`: print rank, parameters and energy of a LoRA adapter's layers."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FOLDER, Verb
 from dynlora.cli.layer_table import layer_table
 from dynlora.cli.output import Output
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `inspect` on the command line.
+        given: Parsed arguments.
         output: Shows the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
-
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.adapter_files.adapter import read_adapter
 
     values = _summary(read_adapter(given.adapter))
     output.show(_table(values), values)
-
-
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("inspect")
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a LoRA adapter")
-    return parser
 
 
 def _summary(adapter: Any) -> dict[str, Any]:
@@ -103,3 +92,11 @@ def _table(values: dict[str, Any]) -> Any:
         notes += f" Other modules: {values['other_parameters']:,} parameters."
     table.caption, table.caption_justify = Text(notes), "left"
     return table
+
+
+COMMAND = Verb(
+    "inspect",
+    "a LoRA adapter's layers: rank, parameters, energy",
+    run,
+    [click.Argument(["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter.")],
+)

@@ -5,44 +5,36 @@ Exit code 0: success. 2: the user must correct the input; one line on standard e
 such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
 """
 
-import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 
+import click
+from click.shell_completion import shell_complete
+
+from dynlora.cli.arguments import WIDTH, call, common_options
+from dynlora.cli.completion import VARIABLE
 from dynlora.cli.messages import fewer_remarks, only_errors
 from dynlora.cli.output import Output, ReaderLeftError
-from dynlora.cli.verbs import VERBS
-from dynlora.errors import ConfigError, DynamicLoraError, is_out_of_memory
+from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.train.signals import sigterm_stops
 
-USAGE = """\
-usage: dynlora VERB ... [--json] [--quiet]
-
-Fine-tune with LoRA ranks that move between layers while the model trains.
-
-verbs:
-{verbs}
-
-options:
-  --json          print the result as one JSON object on the standard output
-  --quiet         print nothing but errors, and the result with --json
-  -h, --help      show this help; `dynlora VERB --help` shows a verb's
-  --version       show the version and the environment
-"""
+VERBS = (
+    "train", "plan", "eval", "predict", "report", "compare", "inspect", "export", "compress",
+    "schema", "completion",
+)  # fmt: skip
+"""The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
 OUTPUT_OPTIONS = ("--json", "--quiet")
-OWN_OPTIONS = ("--help", "--version")
-"""Options in place of a verb."""
 READER_LEFT = 141
 """Exit code of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE."""
 SHOWN = 80
 """Maximum characters of a path in an error, because it may be pasted text."""
 LONGEST_ERROR = 4000
 """Maximum characters of an error, because quoted values may be huge."""
-
 
 Dispatch = Callable[[list[str], Output], None]
 """Runs the command given by the arguments without output options."""
@@ -57,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2, 130, 141 or 143.
     """
+    if instruction := os.environ.get(VARIABLE):
+        return shell_complete(dynlora(), {}, "dynlora", VARIABLE, instruction)
     return run_command(argv, _dispatch)
 
 
@@ -129,27 +123,58 @@ def _short_of_memory(error: Exception) -> str:
     )
 
 
+class Verbs(click.Group):
+    """The verbs of `dynlora`, each imported only when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a verb; None if there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"dynlora.cli.{cmd_name}").COMMAND
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return a verb with its arguments; name the nearest verb of an unknown one."""
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+def dynlora() -> Verbs:
+    """Return the whole command line."""
+
+    def show_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            import_module("dynlora.cli.version").run(ctx.obj)
+            ctx.exit()
+
+    version = click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show_version,
+        help="Show the version and the environment.",
+    )
+    return Verbs(
+        "dynlora",
+        help="Fine-tune with LoRA ranks that move between layers while the model trains.",
+        params=[*common_options(), version],
+        subcommand_metavar="VERB ...",
+        add_help_option=False,
+        no_args_is_help=False,
+        context_settings=WIDTH,
+    )
+
+
 def _dispatch(arguments: list[str], output: Output) -> None:
-    verb = arguments[0] if arguments else "--help"
-    if verb in {"-h", "--help"}:
-        width = max(len(entry.usage) for entry in VERBS.values())
-        lines = (f"  {entry.usage:<{width}}  {entry.summary}" for entry in VERBS.values())
-        output.line(USAGE.format(verbs="\n".join(lines)).rstrip())
-    elif verb == "--version":
-        _run("version", [], output)
-    elif verb in VERBS:
-        _run(verb, arguments[1:], output)
-    else:
-        near = difflib.get_close_matches(verb, [*VERBS, *OWN_OPTIONS], n=1)
-        advice = f"the nearest is {near[0]}; " if near else ""
-        raise ConfigError(
-            f"the first argument must be a verb, got {verb!r}: {advice}see `dynlora --help`."
-        )
-
-
-def _run(module: str, arguments: list[str], output: Output) -> None:
-    # Only now: a verb's module may be slow to import, and `--help` need not wait for it.
-    import_module(f"dynlora.cli.{module}").run(arguments, output)
+    call(dynlora(), arguments or ["--help"], output)
 
 
 if __name__ == "__main__":

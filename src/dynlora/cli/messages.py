@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 
@@ -19,15 +19,14 @@ HUSHED = ("bitsandbytes",)
 @contextmanager
 def fewer_remarks() -> Iterator[None]:
     """Silence libraries that log on import, except for errors."""
-    loggers = [logging.getLogger(name) for name in HUSHED]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = {name: logging.getLogger(name).level for name in HUSHED}
+    for name in HUSHED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager
@@ -51,8 +50,7 @@ def readable_messages(console: Console) -> Iterator[None]:
     quiet.
     """
     sink = io.StringIO() if console.quiet else sys.stderr
-    downloads = _quiet_datasets() if console.quiet else nullcontext()
-    with redirect_stdout(sink), _quiet_transformers(), downloads, _notes(console):
+    with redirect_stdout(sink), _quiet_libraries(downloads=console.quiet), _notes(console):
         yield
 
 
@@ -73,27 +71,21 @@ def _notes(console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and remarks of transformers."""
+def _quiet_libraries(*, downloads: bool) -> Iterator[None]:
+    """Silence remarks and progress bars of transformers, and of datasets if `downloads`."""
     from transformers.utils import logging as hub_logging
 
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.ERROR)
     hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if downloads:
+        from datasets.utils import logging as data_logging
+
+        data_logging.disable_progress_bar()
     try:
         yield
     finally:
         hub_logging.set_verbosity(level)
         hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Silence progress bars of datasets."""
-    from datasets.utils import logging as data_logging
-
-    data_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        data_logging.enable_progress_bar()
+        if downloads:
+            data_logging.enable_progress_bar()

@@ -86,35 +86,21 @@ class Output:
                 self._console(table).print(table)
 
     def write(self, text: str, values: Mapping[str, Any]) -> None:
-        """Print the content of a file, even with `--quiet`.
+        """Print the content of a file, even with `--quiet`; raises as `show` does.
 
         Args:
             text: The file's content.
             values: The result for `--json`.
-
-        Raises:
-            ConfigError: If standard output cannot be written.
-            ReaderLeftError: If its reader closed the pipe.
         """
         self.line(to_json(values) if self.as_json else text)
 
     def line(self, text: str) -> None:
-        """Print a line and flush it.
-
-        Raises:
-            ConfigError: If standard output cannot be written.
-            ReaderLeftError: If its reader closed the pipe.
-        """
+        """Print a line and flush it; raises as `show` does."""
         with self._writing():
             print(text, file=self.result)
 
     def finish(self) -> None:
-        """Flush the result.
-
-        Raises:
-            ConfigError: If standard output cannot be written.
-            ReaderLeftError: If its reader closed the pipe.
-        """
+        """Flush the result; raises as `show` does."""
         with self._writing():
             pass
 
@@ -123,17 +109,14 @@ class Output:
         try:
             yield
             self.result.flush()
-        except BrokenPipeError as error:
+        except (BrokenPipeError, ReaderLeftError) as error:
             self._drop_rest()
             raise ReaderLeftError from error
-        except ReaderLeftError:
-            self._drop_rest()
-            raise
         except OSError as error:
             self._drop_rest()
             raise ConfigError(
-                f"the standard output must take the result, got {error.strerror or error}: make "
-                "room, or send it elsewhere."
+                f"standard output must be writable, but got {error.strerror or error}. Free some "
+                "space, or redirect it."
             ) from error
 
     def _drop_rest(self) -> None:

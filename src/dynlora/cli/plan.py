@@ -1,24 +1,26 @@
 """`dynlora plan CONFIG`: print the parameters, and with `--measure` the peak memory, per method."""
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
-from dynlora.cli.job_parser import MEASURE, parse_job
+import click
+
+from dynlora.cli.job_options import JobVerb, job_of
 from dynlora.cli.output import Output
 from dynlora.cli.train import KERNELS
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `plan` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    config = parse_job([word for word in arguments if word != MEASURE], "plan")
+    config = job_of(given, output)
     if config is None:
         return
 
@@ -30,6 +32,20 @@ def run(arguments: Sequence[str], output: Output) -> None:
 
     with readable_messages(output.progress):
         values = plan_job(config, output.progress)
-        if MEASURE in arguments:
+        if given.measure:
             values |= measure_methods(config, values["methods"], output.progress)
     output.show(plan_table(values), values)
+
+
+COMMAND = JobVerb(
+    "plan",
+    "parameters per method before a run; peak memory with --measure",
+    run,
+    [
+        click.Option(
+            ["--measure"],
+            is_flag=True,
+            help="Also train each method for two steps and measure its peak memory.",
+        )
+    ],
+)

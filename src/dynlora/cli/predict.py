@@ -1,27 +1,24 @@
 """`dynlora predict RUN FILE`: write a finished run's predictions for each row of a file."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import COUNT, FILE, Verb
 from dynlora.cli.output import Output
-from dynlora.cli.run_argument import add_run, at_least_one, open_run
+from dynlora.cli.run_argument import OVERWRITE, open_run, run_parameters
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `predict` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
-
     # Only now: these load torch, and `--help` need not wait for it.
     from rich.text import Text
 
@@ -48,30 +45,31 @@ def run(arguments: Sequence[str], output: Output) -> None:
                 output.line(line)
 
 
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("predict")
-    add_run(parser)
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="rows with the columns that the run learned from, or a folder of images; labels are "
-        "not needed",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=at_least_one,
-        help="causal_lm: most tokens to write for a row (default: the run's data.max_new_tokens)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="a new .jsonl, .csv or .parquet file (default: JSON lines on the standard output)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output if it is there"
-    )
-    return parser
+COMMAND = Verb(
+    "predict",
+    "predictions of a finished run's model for each row of FILE",
+    run,
+    [
+        *run_parameters(),
+        click.Argument(
+            ["file"],
+            type=FILE,
+            metavar="FILE",
+            help="Rows with the run's columns, or a folder of images; labels are not needed.",
+        ),
+        click.Option(
+            ["--max-new-tokens"],
+            metavar="N",
+            type=COUNT,
+            help="causal_lm: maximum tokens to generate per row (default: the run's "
+            "data.max_new_tokens).",
+        ),
+        click.Option(
+            ["--output"],
+            metavar="FILE",
+            type=FILE,
+            help="A new .jsonl, .csv or .parquet file (default: JSON lines on standard output).",
+        ),
+        OVERWRITE,
+    ],
+)

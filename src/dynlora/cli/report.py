@@ -1,26 +1,23 @@
 """`dynlora report RUN`: write an HTML report about a run."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from dynlora.cli.arguments import VerbParser, parse, verb_parser
+import click
+
+from dynlora.cli.arguments import FILE, FOLDER, Verb
 from dynlora.cli.output import Output
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `report` on the command line.
+        given: Parsed arguments.
         output: Shows notes and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
-
     # Only now: these load torch, and `--help` need not wait for it.
     from rich.table import Table
     from rich.text import Text
@@ -49,11 +46,19 @@ def run(arguments: Sequence[str], output: Output) -> None:
     output.show(table, values)
 
 
-def make_parser() -> VerbParser:
-    """Return the verb's parser."""
-    parser = verb_parser("report")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="file to write (default: RUN/report.html)"
-    )
-    return parser
+COMMAND = Verb(
+    "report",
+    "one HTML file about a run: ranks, diagram, losses, events",
+    run,
+    [
+        click.Argument(
+            ["run"], type=FOLDER, metavar="RUN", help="Folder of a `dynlora train` run."
+        ),
+        click.Option(
+            ["--output"],
+            type=FILE,
+            metavar="FILE",
+            help="File to write (default: RUN/report.html).",
+        ),
+    ],
+)

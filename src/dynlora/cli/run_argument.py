@@ -4,47 +4,44 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dynlora.cli.arguments import VerbParser
-from dynlora.cli.job_parser import parse_job
+import click
+
+from dynlora.cli.arguments import COUNT, FOLDER
 from dynlora.errors import ConfigError
+from dynlora.train.config_file import read_job
 
 GGUF = ".gguf"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """Name of a model on the Hugging Face hub: `owner/name`, or `name` for old ones."""
 
 
-def add_run(parser: VerbParser) -> None:
-    """Add RUN, `--model`, `--batch-size` and `--input-adaptive` to a verb's parser."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder that `dynlora train` wrote")
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="folder, GGUF file or hub name of the base model, if it is no longer where the run "
-        "found it",
-    )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=at_least_one,
-        help="rows in a forward pass (default: the run's training.eval_batch_size)",
-    )
-    parser.add_argument(
-        "--input-adaptive",
-        choices=("on", "off"),
-        help="whether each row uses only as many components as its complexity asks for (default: "
-        "on for runs trained with dynamic.input_adaptive)",
-    )
+OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
 
 
-def at_least_one(text: str) -> int:
-    """Convert an option to a positive number; argparse reports the `ValueError`."""
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
-
-
-at_least_one.__name__ = "a whole number of at least 1"  # name in argparse's error
+def run_parameters() -> list[click.Parameter]:
+    """Return RUN, `--model`, `--batch-size` and `--input-adaptive`."""
+    return [
+        click.Argument(
+            ["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run."
+        ),
+        click.Option(
+            ["--model"],
+            metavar="PATH",
+            help="Folder, GGUF file or hub name of the base model, if it has moved since the run.",
+        ),
+        click.Option(
+            ["--batch-size"],
+            metavar="N",
+            type=COUNT,
+            help="Rows per forward pass (default: the run's training.eval_batch_size).",
+        ),
+        click.Option(
+            ["--input-adaptive"],
+            type=click.Choice(["on", "off"]),
+            help="Whether each row uses only as many components as its complexity needs (default: "
+            "on for runs with dynamic.input_adaptive).",
+        ),
+    ]
 
 
 def open_run(
@@ -71,9 +68,8 @@ def open_run(
 
     folder = RunFolder(run)
     check_finished(folder)
-    written = [] if max_new_tokens is None else [f"--data.max_new_tokens={max_new_tokens}"]
-    config = parse_job([str(folder.config), *_moved(model), *written])
-    assert config is not None
+    written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
+    config = read_job(folder.config, _moved(model) | written)
     if max_new_tokens is not None and config.task != "causal_lm":
         raise ConfigError(
             f"`--max-new-tokens` goes with runs of `task: causal_lm` only, got {max_new_tokens} "
@@ -96,14 +92,14 @@ def open_run(
     return loaded
 
 
-def _moved(model: str | None) -> list[str]:
-    """Return the options that override the location of the base model."""
+def _moved(model: str | None) -> dict[str, str | None]:
+    """Return the keys that override the location of the base model."""
     if model is None:
-        return []
+        return {}
     path = Path(model)
     if path.suffix.lower() == GGUF:
-        return ["--model.path", str(path.parent), "--model.gguf_file", path.name]
+        return {"model.path": str(path.parent), "model.gguf_file": path.name}
     if not path.exists() and HUB_NAME.fullmatch(model):
-        hub = ["--model.name", model, "--model.path", "null", "--model.package", "null"]
-        return [*hub, "--model.gguf_file", "null"]
-    return ["--model.path", model, "--model.gguf_file", "null"]
+        hub = {"model.name": model, "model.path": None, "model.package": None}
+        return {**hub, "model.gguf_file": None}
+    return {"model.path": model, "model.gguf_file": None}

@@ -4,9 +4,11 @@ With `--dry-run`, load and check everything and print a summary, but do not trai
 """
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
-from dynlora.cli.job_parser import DRY_RUN, parse_job
+import click
+
+from dynlora.cli.job_options import JobVerb, job_of
 from dynlora.cli.output import Output
 
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
@@ -14,17 +16,17 @@ KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 exceed this number, and generating kernels again slows every step."""
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the verb.
 
     Args:
-        arguments: Words after `train` on the command line.
+        given: Parsed arguments.
         output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    config = parse_job([word for word in arguments if word != DRY_RUN])
+    config = job_of(given, output)
     if config is None:
         return
 
@@ -37,10 +39,22 @@ def run(arguments: Sequence[str], output: Output) -> None:
     from dynlora.train.job import check_job, run_job
 
     with readable_messages(output.progress):
-        if DRY_RUN in arguments:
+        if given.dry_run:
             outlook, metrics = check_job(config, output.progress)
             values = {"dry_run": True, **outlook.to_dict(), "metrics_before": metrics}
             output.show(Text(outlook.text(metrics)), values)
         else:
             report = run_job(config, output.progress)
             output.show(summary_table(report), report.to_dict())
+
+
+COMMAND = JobVerb(
+    "train",
+    "train and evaluate as CONFIG (a YAML file) specifies",
+    run,
+    [
+        click.Option(
+            ["--dry-run"], is_flag=True, help="Load and check everything, and write nothing."
+        )
+    ],
+)

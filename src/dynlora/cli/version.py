@@ -5,7 +5,6 @@ It imports no libraries, because torch alone takes seconds.
 
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,24 +15,14 @@ from dynlora.cli.output import Output
 from dynlora.runs.release import release
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "trl",
-    "bitsandbytes",
-    "safetensors",
-    "gguf",
-    "tensorboard",
-    "wandb",
-    "trackio",
-)
+    "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes",
+    "safetensors", "gguf", "tensorboard", "wandb", "trackio",
+)  # fmt: skip
 NVIDIA = Path("/proc/driver/nvidia/version")
 """File with the NVIDIA driver's version on Linux."""
 
 
-def run(_arguments: Sequence[str], output: Output) -> None:
+def run(output: Output) -> None:
     """Print the versions of all relevant packages, and the machine."""
     found = {
         "python": platform.python_version(),

@@ -1,17 +1,126 @@
-"""Write `config.yaml`: the resolved configuration in a run's folder, valid for `dynlora train`."""
+"""Files of jobs: a YAML file and overrides in, a checked `JobConfig` out; and `config.yaml`.
 
+`config.yaml` is the resolved configuration in a run's folder, valid for `dynlora train`.
+"""
+
+import difflib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from dynlora.errors import ConfigError
+from dynlora.files.plain_values import parse_yaml
 from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig
+from dynlora.train.config.keys import (
+    check_keys,
+    choices,
+    describe,
+    job_adapter,
+    limits,
+    settings,
+)
 
 PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
 """Keys of paths, written as absolute because runs are used from other directories."""
+OUT_OF_RANGE = ("greater", "less")
+"""First words of pydantic's names of errors for numbers outside their limits."""
+
+
+def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfig:
+    """Read a job.
+
+    Args:
+        path: YAML file.
+        overrides: Values by dotted key from the command line, which win over the file's.
+
+    Raises:
+        ConfigError: If the file or a value is invalid; the message names the key and its place.
+    """
+    overrides = overrides or {}
+    values = _read_values(path)
+    check_keys(values, f"in {path}")
+    for key, value in overrides.items():
+        section, _, leaf = key.rpartition(".")
+        inside = values.setdefault(section, {}) if section else values
+        inside[leaf] = value
+    return _validate(values, lambda key: "command line" if key in overrides else str(path))
+
+
+def make_job(values: Mapping[str, Any]) -> JobConfig:
+    """Return the job of nested values, as in a file.
+
+    Raises:
+        ConfigError: If a key or value is invalid.
+    """
+    check_keys(values, "in a job")
+    return _validate(values, lambda _: "")
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"CONFIG must be a YAML file, but got {path}, which is not a file.")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"CONFIG must be a YAML file, but got {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"CONFIG must contain keys and values, but got {path} without any.")
+    return values
+
+
+def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConfig:
+    """Return the job.
+
+    Raises:
+        ConfigError: For the first fault; with key, requirement, value and place.
+    """
+    for key, value in flatten(values).items():
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"`{key}` must be a text without NUL, but got {value!r}. Remove it.")
+    try:
+        return job_adapter().validate_python(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = ".".join(map(str, fault["loc"][:2]))
+        key = name if name in settings() else str(fault["loc"][0])
+        where = f" ({place(key)})" if place(key) else ""
+        if fault["type"] == "missing":
+            option = f"--{key}" if key in settings() else f"--{key}.name"
+            raise ConfigError(
+                f"`{key}` must be given, but got nothing{where}. Add it, or use {option}."
+            ) from error
+        section, _, leaf = key.rpartition(".")
+        value = (values[section] if section else values)[leaf]
+        numeric = fault["type"].startswith(OUT_OF_RANGE)
+        required = limits(settings()[key]) if numeric else describe(settings()[key])
+        raise ConfigError(
+            f"`{key}` must be {required}, but got {_show(value)}{where}.{_advise(key, value)}"
+        ) from error
+
+
+def _show(value: Any) -> str:
+    """Return a value as in YAML."""
+    plain = isinstance(value, str) and value.strip()
+    return str(value) if plain else json.dumps(value, default=str)
+
+
+def _advise(key: str, value: Any) -> str:
+    """Return the next step for a value near a valid one; may be empty."""
+    valid = choices(settings()[key])
+    if value is False and "no" in valid:
+        return " YAML reads a bare no as false. Write 'no' in quotes."
+    near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)
+    if not near:
+        return ""
+    if near == [value]:
+        return f" Write it as a list: [{value}]."
+    return f" The nearest valid value is {near[0]}."
 
 
 def plain_values(config: JobConfig) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""The job's configuration checks its values when it is made."""
+"""The job's configuration: limits of each key, and how keys fit together."""
 
-import dataclasses
 import math
-from pathlib import Path
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
+from dynlora import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.config import (
     METRICS,
@@ -18,82 +20,112 @@ from dynlora.train.config import (
     TaskName,
     TrainingConfig,
 )
+from dynlora.train.config_file import make_job
 
-PARTS: dict[str, Any] = {
-    "output": "out",
-    "model": ModelConfig(name="m"),
-    "data": DataConfig(name="d"),
-}
+MINIMAL: dict[str, Any] = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
 
 
-@pytest.mark.parametrize(
-    "sources", [{"name": "m"}, {"path": "p"}, {"package": "a/b"}, {"name": "m", "path": "p"}]
-)
-def test_a_model_has_one_source_beside_a_path(sources: dict[str, str]) -> None:
-    assert ModelConfig(**sources) == ModelConfig(**sources)
+def job(**sections: Any) -> JobConfig:
+    return make_job(MINIMAL | sections)
 
 
 @pytest.mark.parametrize(
-    ("sources", "found"), [({}, "got none"), ({"name": "m", "package": "a/b"}, "name` and `model")]
-)
-def test_no_source_or_two_are_refused(sources: dict[str, str], found: str) -> None:
-    with pytest.raises(ConfigError, match=found):
-        ModelConfig(**sources)
-
-
-def test_data_needs_one_source_too() -> None:
-    with pytest.raises(ConfigError, match=r"`data\.path` or `data\.name` or `data\.embedded`"):
-        DataConfig()
-    with pytest.raises(ConfigError, match=r"`data\.name` and `data\.embedded`"):
-        DataConfig(name="d", embedded="stdlib")
-    assert DataConfig(name="d", path="p").path == "p"
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "wrong", "right"),
+    ("section", "key", "wrong", "right"),
     [
-        (DataConfig, "validation_fraction", (0.0, 1.0), (0.01, 0.99)),
-        (DataConfig, "max_length", (7,), (8,)),
-        (DataConfig, "num_labels", (1,), (2, None)),
-        (DataConfig, "max_train_rows", (0,), (1, None)),
-        (DataConfig, "max_validation_rows", (0,), (1, None)),
-        (LoraSettings, "r", (0,), (1,)),
-        (LoraSettings, "lora_alpha", (0.0, -1.0), (0.1,)),
-        (LoraSettings, "lora_dropout", (-0.1, 1.0), (0.0, 0.9)),
-        (LoraSettings, "target_modules", ((),), (("q",), "all-linear")),
-        (AdaLoraSettings, "initial_fraction", (-0.1, 1.0), (0.0, 0.6)),
-        (AdaLoraSettings, "final_fraction", (-0.1, 0.9), (0.0, 0.89)),
-        (AdaLoraSettings, "interval", (0,), (1,)),
-        (AdaLoraSettings, "orth_reg_weight", (-0.1,), (0.0,)),
-        (DataConfig, "validation_rows_from_train", (0,), (1, None)),
-        (TrainingConfig, "epochs", (0.0, math.inf, math.nan), (0.5,)),
-        (TrainingConfig, "max_steps", (0,), (1, None)),
-        (TrainingConfig, "batch_size", (0,), (1,)),
-        (TrainingConfig, "eval_batch_size", (0,), (1,)),
-        (TrainingConfig, "gradient_accumulation", (0,), (1,)),
-        (TrainingConfig, "learning_rate", (0.0, math.inf), (1e-9,)),
-        (TrainingConfig, "weight_decay", (-0.1, math.inf), (0.0,)),
-        (TrainingConfig, "warmup_ratio", (-0.1, 1.0), (0.0, 0.99)),
-        (TrainingConfig, "max_grad_norm", (-1.0,), (0.0,)),
-        (TrainingConfig, "eval_steps", (0,), (1,)),
-        (TrainingConfig, "save_steps", (0,), (1,)),
-        (TrainingConfig, "save_total_limit", (0,), (1, None)),
-        (TrainingConfig, "seed", (-1, 2**32), (0, 2**32 - 1)),
-        (TrainingConfig, "logging_steps", (0,), (1,)),
+        ("data", "validation_fraction", (0.0, 1.0), (0.01, 0.99)),
+        ("data", "max_length", (7,), (8,)),
+        ("data", "max_new_tokens", (0,), (1,)),
+        ("data", "num_labels", (1,), (2, None)),
+        ("data", "max_train_rows", (0,), (1, None)),
+        ("data", "max_validation_rows", (0,), (1, None)),
+        ("data", "validation_rows_from_train", (0,), (1, None)),
+        ("lora", "r", (0, True, 8.0), (1,)),
+        ("lora", "lora_alpha", (0.0, -1.0, True), (0.1, 3)),
+        ("lora", "lora_dropout", (-0.1, 1.0), (0.0, 0.9)),
+        ("lora", "target_modules", ((),), (("q",), "all-linear")),
+        ("adalora", "initial_fraction", (-0.1, 1.0), (0.0, 0.6)),
+        ("adalora", "final_fraction", (-0.1, 0.9), (0.0, 0.89)),
+        ("adalora", "interval", (0,), (1,)),
+        ("adalora", "orth_reg_weight", (-0.1,), (0.0,)),
+        ("dynamic", "temperature", (0.0,), (0.1,)),
+        ("dynamic", "uniform_mix", (-0.1, 1.1), (0.0, 1.0)),
+        ("dynamic", "max_rank", (0,), (1, None)),
+        ("dynamic", "first_event", (0.0, 1.1), (0.3,)),
+        ("dynamic", "last_event", (0.04, 1.1), (0.05, 1.0)),
+        ("training", "epochs", (0.0, math.inf, math.nan), (0.5,)),
+        ("training", "max_steps", (0,), (1, None)),
+        ("training", "batch_size", (0,), (1,)),
+        ("training", "learning_rate", (0.0, math.inf), (1e-9,)),
+        ("training", "loraplus_lr_ratio", (0.0, math.inf), (16.0, None)),
+        ("training", "weight_decay", (-0.1, math.inf), (0.0,)),
+        ("training", "warmup_ratio", (-0.1, 1.0), (0.0, 0.99)),
+        ("training", "max_grad_norm", (-1.0,), (0.0,)),
+        ("training", "save_total_limit", (0,), (1, None)),
+        ("training", "seed", (-1, 2**32), (0, 2**32 - 1)),
     ],
 )
-def test_each_number_is_held_to_its_range(
-    kind: Any, key: str, wrong: tuple[Any, ...], right: tuple[Any, ...]
+def test_each_number_has_its_limits(
+    section: str, key: str, wrong: tuple[Any, ...], right: tuple[Any, ...]
 ) -> None:
-    base = {"name": "d"} if kind is DataConfig else {}
+    start = MINIMAL.get(section, {})
     for value in right:
-        assert getattr(kind(**base, **{key: value}), key) == value
+        made = job(**{section: start | {key: value}})
+        assert getattr(getattr(made, section), key) == value
     for value in wrong:
-        shown = "[]" if value == () else str(value)
-        with pytest.raises(ConfigError) as error:
-            kind(**base, **{key: value})
-        assert f".{key}` must be" in str(error.value)
-        assert f"got {shown}." in str(error.value)
+        with pytest.raises(ConfigError, match=rf"`{section}\.{key}` must be .*got"):
+            job(**{section: start | {key: value}})
+
+
+def test_sections_are_checked_when_they_are_made_in_python() -> None:
+    with pytest.raises(ValidationError):
+        LoraSettings(r=0)
+    with pytest.raises(ValidationError):
+        LoraSettings(rank=8)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"`lora\.r` must be even .* got 3"):
+        LoraSettings(r=3, init_lora_weights="orthogonal")
+
+
+def test_a_job_can_be_pickled_and_replaced_but_not_changed() -> None:
+    made = job(lora={"target_modules": ["q"]}, dynamic={"events": 3})
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert replace(made, method="lora").dynamic == DynamicLoraConfig(events=3)
+    with pytest.raises(FrozenInstanceError):
+        made.output = "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "model", [{"name": "m"}, {"path": "p"}, {"package": "a/b"}, {"name": "m", "path": "p"}]
+)
+def test_a_model_has_one_source_beside_a_path(model: dict[str, str]) -> None:
+    assert job(model=model).model == ModelConfig(**model)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"model": {}}, "got none"),
+        ({"model": {"name": "m", "package": "a/b"}}, "`model.name` and `model.package`"),
+        ({"model": {"path": "a/b.gguf"}}, "`model.path: a` and `model.gguf_file: b.gguf`"),
+        ({"data": {}}, "`data.path` or `data.name` or `data.embedded`, but got none"),
+        ({"data": {"name": "d", "embedded": "stdlib"}}, "`data.name` and `data.embedded`"),
+        ({"data": {"name": "d", "prompt": "p"}}, "only `data.prompt`"),
+        ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
+        ({"output": "~/runs/x"}, "`output` must be a full path"),
+        ({"output": " "}, "`output` must be the path of a folder"),
+        ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),
+        ({"adalora": {"init_r": 8}}, "> lora.r=8, AdaLoRA's target rank, but got 8"),
+        ({"method": "adalora", "training": {"resume": "latest"}}, "PEFT does not save"),
+        (
+            {"method": "adalora", "training": {"load_best_model_at_end": True}},
+            "PEFT does not save",
+        ),
+        ({"dynamic": {"mode": "static"}}, "auto or physical in one process"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_named(sections: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job(**sections)
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +134,6 @@ def test_each_number_is_held_to_its_range(
         ({"eval": "epoch", "save": "epoch"}, True),
         ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 5}, True),
         ({"eval": "steps", "save": "steps", "eval_steps": 5, "save_steps": 10}, False),
-        ({"eval": "steps", "save": "steps", "eval_steps": 10, "save_steps": 5}, False),
         ({"eval": "epoch", "save": "steps"}, False),
         ({"eval": "no", "save": "no"}, False),
     ],
@@ -116,69 +147,27 @@ def test_the_best_checkpoint_needs_one_at_each_evaluation(values: Any, fits: boo
             TrainingConfig(load_best_model_at_end=True, **values)
 
 
-@pytest.mark.parametrize("method", ["adalora", "full"])
-def test_a_scale_that_the_method_does_not_have_is_refused(method: Any) -> None:
-    told = f"`lora.use_rslora` must be false with `method: {method}`, got true"
-    with pytest.raises(ConfigError, match=told):
-        JobConfig(**PARTS, method=method, lora=LoraSettings(use_rslora=True))
-
-
-@pytest.mark.parametrize("output", ["~", "~/runs/x", "~me/x"])
-def test_a_home_that_no_shell_has_put_in_is_refused(output: str) -> None:
-    with pytest.raises(ConfigError, match=f"`output` must be a path in full, .* got {output}"):
-        JobConfig(**PARTS | {"output": output})
-
-
-def test_adalora_must_start_above_its_target() -> None:
-    JobConfig(**PARTS, lora=LoraSettings(r=8), adalora=AdaLoraSettings(init_r=9))
-    with pytest.raises(ConfigError, match=r"above lora\.r=8, got 8"):
-        JobConfig(**PARTS, lora=LoraSettings(r=8), adalora=AdaLoraSettings(init_r=8))
-
-
-@pytest.mark.parametrize("training", [{"resume": "latest"}, {"load_best_model_at_end": True}])
-def test_adalora_cannot_load_its_own_checkpoints(training: Any) -> None:
-    with pytest.raises(ConfigError, match="PEFT does not save"):
-        JobConfig(**PARTS, method="adalora", training=TrainingConfig(**training))
-    assert JobConfig(**PARTS, method="lora", training=TrainingConfig(**training))
-
-
-def test_every_field_says_what_it_is() -> None:
-    """The string under a field is its only description; help and documentation read it."""
-    import ast
-
-    from dynlora.train import config
-
-    seen = set()
-    for path in Path(str(config.__file__)).parent.glob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, ast.ClassDef):
-                continue
-            for field, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign):
-                    described = isinstance(after, ast.Expr) and isinstance(
-                        after.value, ast.Constant
-                    )
-                    assert described, f"{node.name}.{ast.unparse(field.target)}"
-                    seen.add(f"{node.name}.{ast.unparse(field.target)}")
-    assert seen >= {"JobConfig.task", "DataConfig.text", "LoraSettings.r", "TrainingConfig.seed"}
-
-
-@pytest.mark.parametrize("task", list(METRICS))
+@pytest.mark.parametrize("task", get_args(TaskName))
 def test_the_best_metric_must_be_one_of_the_tasks(task: Any) -> None:
-    for metric in METRICS[task]:
-        training = TrainingConfig(best_metric=metric)
-        assert JobConfig(**PARTS, task=task, training=training).training.best_metric == metric
-    shown = ", ".join(METRICS[task])
-    with pytest.raises(ConfigError, match=rf"metric of `task: {task}`, one of {shown}, got bleu"):
-        JobConfig(**PARTS, task=task, training=TrainingConfig(best_metric="bleu"))
+    names = METRICS[task]
+    assert names[0] != "loss"
+    assert names[-1] == "loss"
+    for metric in names:
+        assert job(task=task, training={"best_metric": metric}).task == task
+    with pytest.raises(ConfigError, match=rf"`task: {task}`, one of .*, but got bleu"):
+        job(task=task, training={"best_metric": "bleu"})
 
 
-def test_each_task_has_metrics_and_every_one_has_the_loss() -> None:
-    assert set(METRICS) == set(get_args(TaskName))
-    assert all(names[0] != "loss" and names[-1] == "loss" for names in METRICS.values())
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    given = {"preset": "paper", "events": 8, "uniform_mix": 0.2}
+    # The mix is given, although at its default: the preset's own does not count.
+    expected = DynamicLoraConfig.from_preset("paper", events=8, uniform_mix=0.2)
+    assert job(dynamic=given).dynamic == expected
+    assert job(dynamic={}).dynamic == DynamicLoraConfig()
 
 
-def test_configurations_cannot_be_changed() -> None:
-    job = JobConfig(**PARTS)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        job.output = "elsewhere"
+def test_sections_of_defaults_are_equal_to_sections_left_out() -> None:
+    whole = job(lora={}, adalora={}, training={}, dynamic={"preset": "default"})
+    assert whole == job()
+    assert (whole.lora, whole.adalora) == (LoraSettings(), AdaLoraSettings())
+    assert whole.data == DataConfig(name="d")

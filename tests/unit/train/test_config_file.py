@@ -1,67 +1,266 @@
-"""The configuration as a run's folder keeps it."""
+"""Job files: values and options in, errors with key and place out, and `config.yaml`."""
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from dynlora import DynamicLoraConfig
+from dynlora.errors import ConfigError
+from dynlora.train.config import LoraSettings
+from dynlora.train.config.keys import settings, words
 from dynlora.runs.resume import flatten
-from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig, TrainingConfig
-from dynlora.train.config_file import plain_values, write_config
+from dynlora.train.config_file import make_job, plain_values, read_job, write_config
+from tests.jobs import parse_job
+
+MINIMAL: dict[str, Any] = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
+TRACKERS = "tensorboard, wandb, trackio"
+Write = Callable[..., Path]
 
 
-def test_the_written_configuration_is_plain_yaml(tmp_path: Path) -> None:
-    config = JobConfig(
-        output="out",
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        lora=LoraSettings(target_modules=("query", "value")),
-    )
-    write_config(tmp_path / "config.yaml", config)
-    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert values["lora"]["target_modules"] == ["query", "value"]
-    assert values["dynamic"]["pinned"] == []
-    assert list(values)[:4] == ["output", "overwrite", "task", "method"], (
-        "in the order of the classes"
-    )
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Return a writer of a job file of the smallest job with these sections."""
+
+    def file(**sections: Any) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(MINIMAL | sections))
+        return path
+
+    return file
 
 
-def test_what_was_said_for_one_start_alone_is_not_written(tmp_path: Path) -> None:
-    config = JobConfig(
-        output="out",
-        overwrite=True,
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        training=TrainingConfig(resume="latest"),
-    )
-    write_config(tmp_path / "config.yaml", config)
-    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert (values["overwrite"], values["training"]["resume"]) == (False, "none")
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Return the part of a file that sets one dotted key."""
+    section, _, leaf = key.rpartition(".")
+    return {section: MINIMAL.get(section, {}) | {leaf: value}} if section else {leaf: value}
 
 
-def test_places_are_written_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_of_the_file_arrives(write: Write) -> None:
+    """A configuration in which no value is a default comes back as it was written."""
+    values = {
+        "output": "somewhere", "overwrite": True, "task": "sequence_classification",
+        "method": "lora",
+        "model": {"name": None, "path": "models/a", "package": "p/q", "gguf_file": "m.gguf",
+                  "dtype": "bfloat16", "quantization": "nf4"},
+        "data": {
+            "name": "n", "subset": "s", "path": None, "embedded": None, "text": "a",
+            "text_pair": "b", "prompt": "p", "completion": "q", "separator": " ",
+            "as_chat": True, "messages": None, "completion_only": False, "max_new_tokens": 5,
+            "image": "i", "label": "c", "num_labels": 3, "train_split": "t",
+            "validation_split": "v", "validation_fraction": 0.5, "max_length": 9,
+            "max_train_rows": 7, "max_validation_rows": 6, "validation_rows_from_train": 4,
+        },
+        "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"],
+                 "modules_to_save": ["y"], "use_rslora": True, "use_dora": True,
+                 "init_lora_weights": "gaussian", "start_from": "z"},
+        "dynamic": {
+            "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
+            "feature": "variance", "feature_weight": 0.5, "layer_weights": True,
+            "input_adaptive": True, "min_rank": 2, "max_rank": 9,
+            "pinned": ["p"], "total_steps": 77, "first_event": 0.2, "last_event": 0.6,
+            "events": 4, "hysteresis": 0.5, "shrink_tolerance": 0.2, "fused": False,
+            "mode": "physical", "on_nonfinite": "stop", "seed": 5,
+        },
+        "adalora": {
+            "init_r": 30, "initial_fraction": 0.2, "final_fraction": 0.1, "interval": 3,
+            "orth_reg_weight": 0.7,
+        },
+        "training": {
+            "epochs": 1.5, "max_steps": 8, "batch_size": 2, "eval_batch_size": 3,
+            "gradient_accumulation": 4, "learning_rate": 0.5, "loraplus_lr_ratio": 8.0,
+            "weight_decay": 0.1, "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0,
+            "bf16": True, "group_by_length": False, "eval": "steps", "eval_steps": 5,
+            "eval_on_start": False, "save": "steps", "save_steps": 5, "save_total_limit": 1,
+            "load_best_model_at_end": True, "best_metric": "f1", "early_stopping_patience": 2,
+            "logging_steps": 3, "report_to": ["tensorboard", "trackio"], "seed": 4,
+            "resume": "latest",
+        },
+    }  # fmt: skip
+    assert json.loads(json.dumps(asdict(read_job(write(**values))))) == values
+    assert flatten(values).keys() == settings().keys() - {"dynamic.preset"}
+
+
+def test_options_win_over_the_file_and_keep_their_types(write: Write) -> None:
+    config = parse_job(
+        write(lora={"r": 4}, dynamic={"events": 2}),
+        "--lora.r", "6", "--dynamic.events=9", "--lora.target_modules=[query, value]",
+        "--dynamic.pinned=[bert.pooler*]", "--training.learning_rate=2e-4",
+        "--training.bf16=true", "--training.save_total_limit=null", "--data.text_pair=other",
+        "--overwrite", "yes", "--training.eval", "no", "--data.separator", "null",
+    )  # fmt: skip
+    assert config.lora == LoraSettings(r=6, target_modules=("query", "value"))
+    assert config.dynamic == DynamicLoraConfig(events=9, pinned=("bert.pooler*",))
+    assert config.training.learning_rate == 2e-4
+    assert config.training.bf16 is True
+    assert config.training.save_total_limit is None
+    assert config.training.eval == "no"
+    assert config.data.text_pair == "other"
+    assert config.data.separator == "null"
+    assert config.overwrite is True
+    assert config.method == "dynamic"
+
+
+def test_a_number_without_a_dot_in_exponent_notation_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "training: {learning_rate: 1e-4}\n")
+    assert read_job(path).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("value", ["hello !!world", "!", "a: [", "%", "[a]", "5", "!!bool x"])
+def test_a_text_on_the_command_line_stays_as_it_is(write: Write, value: str) -> None:
+    assert parse_job(write(), "--data.text", value).data.text == value
+
+
+def test_words_offered_for_a_key_are_valid(write: Write) -> None:
+    offered = {key: words(schema) for key, schema in settings().items()}
+    assert offered["method"] == ["dynamic", "lora", "adalora", "full"]
+    assert offered["training.bf16"] == ["auto", "true", "false"]
+    assert offered["lora.r"] == offered["training.report_to"] == []
+    for key in ("training.schedule", "training.bf16", "overwrite", "lora.target_modules"):
+        for word in offered[key]:
+            assert parse_job(write(), f"--{key}", word).output == "out"
+
+
+def test_a_preset_of_the_command_line_keeps_the_files_values(write: Write) -> None:
+    path = write(dynamic={"preset": "default", "events": 8})
+    config = parse_job(path, "--dynamic.preset=paper", "--dynamic.hysteresis", "0")
+    expected = DynamicLoraConfig.from_preset("paper", events=8, hysteresis=0.0)
+    assert config.dynamic == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("lora.alpha", "`lora.lora_alpha`"),
+        ("lora.rank", "`lora.r`"),
+        ("training.lr", "`training.learning_rate`"),
+        ("lora.learning_rate", "`training.learning_rate`"),
+        ("lora.wd", "`training.weight_decay`"),
+        ("batch_size", "`training.batch_size`"),
+        ("data.max_len", "`data.max_length`"),
+        ("model.paht", "`model.path`"),
+        ("dynamic.presets", "`dynamic.preset`"),
+        ("ouput", "`output`"),
+        ("lora.zzz", "Valid names are `lora.r`"),
+    ],
+)
+def test_an_unknown_key_leads_to_valid_ones(write: Write, key: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key `{key}` on the command line") as error:
+        parse_job(write(), f"--{key}", "1")
+    assert near in str(error.value)
+    with pytest.raises(ConfigError, match=f"unknown key `{key}` in .*job.yaml") as error:
+        read_job(write(**nested(key, 1)))
+    assert near in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("training.schedule", "linera", "one of linear, cosine, constant, but got linera {w}. The"),
+        ("training.report_to", "wandb", "a list of {t}, but got wandb {w}. Write it as a list: [w"),
+        ("training.report_to", ["tensorbord"], 'a list of {t}, but got ["tensorbord"] {w}'),
+        ("data.embedded", "stdlb", "stdlib or null, but got stdlb {w}. The nearest valid value is"),
+        ("data.num_labels", "two", "a whole number >= 2 or null, but got two {w}"),
+        ("overwrite", "maybe", "true or false, but got maybe {w}"),
+        ("lora.lora_alpha", "big", "a number > 0, but got big {w}"),
+        ("lora.r", None, "a whole number >= 1, but got null {w}"),
+        ("lora.r", 0, ">= 1, but got 0 {w}"),
+        ("training.learning_rate", -1, "> 0, but got -1 {w}"),
+        ("training.seed", -1, ">= 0 and < 4294967296, but got -1 {w}"),
+        ("training.epochs", float("nan"), "a number > 0, but got NaN {w}"),
+        ("training.bf16", "maybe", "auto or true or false, but got maybe {w}"),
+        ("dynamic.pinned", None, "a list such as [a, b], but got null {w}"),
+        ("dynamic.preset", "papr", "one of default, paper, but got papr {w}"),
+        ("data.text", ["a"], 'a text, but got ["a"] {w}'),
+    ],
+)
+def test_a_wrong_value_is_named_with_key_requirement_and_place(
+    write: Write, key: str, value: Any, told: str
+) -> None:
+    path = write(**nested(key, value))
+    with pytest.raises(ConfigError) as error:
+        read_job(path)
+    assert f"`{key}` must be {told.format(w=f'({path})', t=TRACKERS)}" in str(error.value)
+    if key != "data.text":
+        with pytest.raises(ConfigError) as error:
+            parse_job(write(), f"--{key}={'null' if value is None else value}")
+        assert f"`{key}` must be " in str(error.value)
+        assert "(command line)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("lora: 8", "`lora` must contain keys, but got 8 in {path}: r, lora_alpha"),
+        ("dynamic:", "`dynamic` must contain keys, but got null in {path}: preset, importance"),
+        ("training.epochs: 1", "Write it in its section, `training: {{epochs: ...}}`."),
+        ("1: 2", "unknown key `1` in {path}"),
+        ("just words", "must contain keys and values, but got {path}"),
+        ("", "must contain keys and values, but got {path}"),
+        ("output: [", "must be a YAML file, but got {path}"),
+        ("a: &a [*a]", "must be a YAML file, but got {path}"),
+        ("[" * 1000, "must be a YAML file, but got {path}: it nests deeper than 64 levels"),
+        ("training: {seed: 1" + "0" * 40 + "}", "beyond 9223372036854775807"),
+        ("method: lora", "`output` must be given, but got nothing ({path}). Add it, or use --out"),
+        ("output: o\ndata: {name: d}", "`model` must be given"),
+        ("output: o\nmodel: {name: m}\ndata: {name: d}\ntraining: {eval: no}", "'no' in quotes"),
+        ('output: "a\\0b"\nmodel: {name: m}\ndata: {name: d}', "`output` must be a text without"),
+        ("output: o\nmodel: {name: m}\ndata: {name: d}\nlora: {lora_alpha: 1e999}", "`lora.lora_"),
+    ],
+)
+def test_a_faulty_file_is_explained(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_job(path)
+    assert told.format(path=path) in str(error.value)
+
+
+def test_a_limit_between_keys_is_told_with_the_section_of_its_key(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"^`dynamic\.last_event` must be .*0\.01"):
+        read_job(write(dynamic={"last_event": 0.01}))
+
+
+def test_the_written_configuration_reads_back_the_same_but_for_one_time_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    config = JobConfig(
-        output="out",
-        model=ModelConfig(path="models/it"),
-        data=DataConfig(path="data"),
-        lora=LoraSettings(start_from="before/adapter"),
-    )
-    values = plain_values(config)
+    values = MINIMAL | {
+        "output": str(tmp_path / "out"),
+        "lora": {"target_modules": ["query", "value"]},
+        "dynamic": {"preset": "paper"},
+        "overwrite": True,
+        "training": {"resume": "latest"},
+    }
+    write_config(tmp_path / "config.yaml", make_job(values))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert list(written)[:4] == ["output", "overwrite", "task", "method"]
+    assert (written["overwrite"], written["training"]["resume"]) == (False, "none")
+    assert "preset" not in written["dynamic"]
+    again = values | {"overwrite": False, "training": {}}
+    assert read_job(tmp_path / "config.yaml") == make_job(again)
+
+
+def test_places_are_written_in_full_and_names_stay_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {
+        "output": "out",
+        "model": {"path": "models/it"},
+        "data": {"path": "data"},
+        "lora": {"start_from": "before/adapter"},
+    }
+    values = plain_values(make_job(places))
     assert values["output"] == str(tmp_path / "out")
     assert values["model"]["path"] == str(tmp_path / "models" / "it")
     assert values["data"]["path"] == str(tmp_path / "data")
     assert values["lora"]["start_from"] == str(tmp_path / "before" / "adapter")
-
-
-def test_names_on_the_hub_stay_names() -> None:
-    config = JobConfig(output="out", model=ModelConfig(name="a/b"), data=DataConfig(name="c/d"))
-    values = plain_values(config)
-    assert (values["model"]["name"], values["data"]["name"]) == ("a/b", "c/d")
+    values = plain_values(make_job(MINIMAL | {"model": {"name": "a/b"}}))
+    assert values["model"]["name"] == "a/b"
     assert values["model"]["path"] is values["data"]["path"] is None
-
-
-def test_nested_values_are_flattened_to_dotted_keys() -> None:
-    assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}, "f": {}}) == {
-        "a": 1, "b.c": [2], "b.d.e": None,
-    }  # fmt: skip

@@ -1,15 +1,13 @@
-"""The configuration of a training job: what the YAML file and the dotted options may say.
+"""The configuration of a training job, as in its YAML file: one pydantic dataclass per section.
 
-One file a section. No defaults for model and data. The string under a field is its only
-description; the command line's help shows it. Nothing heavy is imported here, so that the help
-appears at once.
+The string under a key is its only description, which help and schema show. Nothing heavy is
+imported here, so that help appears immediately.
 """
 
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
 from dynlora.train.config.data import DataConfig
-from dynlora.train.config.job import JobConfig, Method
+from dynlora.train.config.job import METRICS, JobConfig, Method, TaskName
 from dynlora.train.config.model import ModelConfig
-from dynlora.train.config.tasks import METRICS, TaskName
 from dynlora.train.config.training import Interval, TrainingConfig
 
 __all__ = [

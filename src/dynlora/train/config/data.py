@@ -1,110 +1,115 @@
-"""Section `data`: which rows to learn from, and what their columns mean."""
+"""Section `data`: rows to learn from, and the meaning of their columns."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from dynlora.errors import ConfigError
-from dynlora.train.config.checks import require, require_one
+from dynlora.train.config.values import SECTION, Count, InnerFraction, Switch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
 class DataConfig:
-    """Which rows to learn from, and which columns hold what."""
+    """Rows to learn from, and the meaning of their columns."""
 
     name: str | None = None
     """Data set on the Hugging Face hub, such as `nyu-mll/glue`."""
     subset: str | None = None
     """Configuration of the hub data set, such as `mrpc`."""
     path: str | None = None
-    """Local folder with one .parquet, .csv, .jsonl or (images) .npz file a split, named after it,
-    or one such file, of which `validation_fraction` is held out; or a folder with one folder a
-    split, in which one folder a class holds images. Wins over `name` and `embedded`."""
+    """Local folder with one .parquet, .csv, .jsonl or (images) .npz file per split, named after
+    the split; or one such file, of which `validation_fraction` is held out; or a folder with one
+    folder per split that contains one folder of images per class. Wins over `name` and
+    `embedded`."""
     embedded: Literal["stdlib"] | None = None
-    """Data set made on this machine: `stdlib` pairs the first sentence of each docstring of
-    Python's standard library with a function signature; label 1 if it describes that function."""
+    """Data set built on this machine. `stdlib` pairs the first sentence of each docstring of
+    Python's standard library with a function signature; the label is 1 if it describes that
+    function."""
     text: str = "text"
-    """Column of the text, or of the first text of a pair; of a list of words for
-    `token_classification`."""
+    """Column of the text, or of the first text of a pair; for `token_classification` a list of
+    words."""
     text_pair: str | None = None
-    """Column of the second text of a pair; null where there is one text."""
+    """Column of the second text of a pair; null for single texts."""
     prompt: str | None = None
-    """Column of what `causal_lm` goes on from; null where `text` or `messages` holds it all."""
+    """Column of the prompt for `causal_lm`; null if `text` or `messages` contains everything."""
     completion: str | None = None
-    """Column of what is to come after the prompt."""
+    """Column of the text to learn after the prompt."""
     separator: str = "\n"
-    """Text between prompt and completion; without effect with `as_chat`."""
-    as_chat: bool = False
-    """Make the prompt a user's turn and the completion the assistant's, in the model's chat
+    """Text between prompt and completion; no effect with `as_chat`."""
+    as_chat: Switch = False
+    """Use the prompt as the user's turn and the completion as the assistant's, in the model's chat
     template."""
     messages: str | None = None
-    """Column of conversations for `causal_lm`, each a list of `{role, content}`, put into the
+    """Column of conversations for `causal_lm`, each a list of `{role, content}`, formatted with the
     model's chat template."""
-    completion_only: bool = True
-    """Learn the completion alone, of conversations the assistant's turns; false learns every token,
-    as is always done with `text`."""
-    max_new_tokens: int = 128
-    """Most tokens that `causal_lm` writes when it predicts, at least 1."""
+    completion_only: Switch = True
+    """Learn only the completion, and of conversations only the assistant's turns. false learns
+    every token, as with `text`."""
+    max_new_tokens: Count = 128
+    """Maximum tokens that `causal_lm` generates in a prediction."""
     image: str = "image"
-    """Column of the images for `image_classification`: encoded bytes, such as a JPEG's; a path,
-    which begins at the data file's folder; or Hugging Face's `{bytes, path}`."""
+    """Column of the images for `image_classification`: encoded bytes, such as a JPEG's; a path
+    relative to the data file's folder; or Hugging Face's `{bytes, path}`."""
     label: str = "label"
-    """Column of what is to be learned: a class (a whole number from 0 on); a number for
-    `regression`; a list of classes for `multi_label`; a list of numbers, as many as the model's
-    hidden size, for `embedding`; and one class a word for `token_classification`."""
-    num_labels: int | None = None
-    """Number of classes; null takes the highest training label plus 1."""
+    """Column of the label: a class (a whole number from 0); a number for `regression`; a list of
+    classes for `multi_label`; a list of numbers of the model's hidden size for `embedding`; one
+    class per word for `token_classification`."""
+    num_labels: Annotated[int, Field(strict=True, ge=2)] | None = None
+    """Number of classes; null means the highest training label plus 1."""
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
     """Split to evaluate on."""
-    validation_rows_from_train: int | None = None
-    """Hold out this many training rows and evaluate on them instead of on `validation_split`, which
-    is then left for a test. Which rows they are depends on the training split alone, not on a seed
-    or on `max_train_rows`; null holds out none. At least 1."""
-    validation_fraction: float = 0.1
-    """Part of the rows held out for validation where `path` is a single file, in (0, 1);
+    validation_rows_from_train: Count | None = None
+    """Number of training rows to hold out for evaluation instead of `validation_split`, which
+    remains for a test. They depend only on the training split, not on a seed or on
+    `max_train_rows`. null holds out none."""
+    validation_fraction: InnerFraction = 0.1
+    """Fraction of the rows held out for validation if `path` is a single file;
     `validation_rows_from_train` wins over it."""
-    max_length: int = 128
-    """Longest input in tokens, special tokens included; longer texts are cut. At least 8."""
-    max_train_rows: int | None = None
-    """Train on a random sample of this many rows; null takes all."""
-    max_validation_rows: int | None = None
-    """Evaluate on a random sample of this many rows; null takes all."""
+    max_length: Annotated[int, Field(strict=True, ge=8)] = 128
+    """Maximum input length in tokens, special tokens included; longer texts are cut."""
+    max_train_rows: Count | None = None
+    """Train on a random sample of this many rows; null uses all."""
+    max_validation_rows: Count | None = None
+    """Evaluate on a random sample of this many rows; null uses all."""
 
     def __post_init__(self) -> None:
-        """Check the source, then each value.
+        """Check the source, then the columns of prompts and conversations.
 
         Raises:
-            ConfigError: If there is no source or more than one, a value is outside its range, or
-                columns of two formats are named.
+            ConfigError: If there is no source or more than one, or columns of two formats are
+                named.
         """
-        if self.path is None:
-            require_one("data", name=self.name, embedded=self.embedded)
-        fraction = self.validation_fraction
-        require(0 < fraction < 1, "data.validation_fraction", "in (0, 1)", fraction)
-        require(self.max_length >= 8, "data.max_length", "at least 8", self.max_length)
-        limits = ("max_train_rows", "max_validation_rows", "validation_rows_from_train")
-        for key in ("num_labels", *limits):
-            value, low = getattr(self, key), 2 if key == "num_labels" else 1
-            require(value is None or value >= low, f"data.{key}", f"at least {low}", value)
-        require(self.max_new_tokens >= 1, "data.max_new_tokens", "at least 1", self.max_new_tokens)
-        self._check_format()
-
-    def _check_format(self) -> None:
-        pair, messages = (self.prompt, self.completion), self.messages
+        check_source("data", path=self.path, name=self.name, embedded=self.embedded)
+        pair = (self.prompt, self.completion)
         if pair.count(None) == 1:
             raise ConfigError(
-                "`data.prompt` and `data.completion` must be given together, got only "
-                f"`data.{'prompt' if self.completion is None else 'completion'}`: name both "
+                "`data.prompt` and `data.completion` must be given together, but got only "
+                f"`data.{'prompt' if self.completion is None else 'completion'}`. Name both "
                 "columns, or use `data.text` for texts without a prompt."
             )
-        if messages is not None and self.prompt is not None:
+        if self.messages is not None and self.prompt is not None:
             raise ConfigError(
-                f"`data.messages` must be null with `data.prompt`, got {messages}: conversations "
-                "hold their prompts themselves, so leave out one of the two."
+                f"`data.messages` must be null with `data.prompt`, but got {self.messages}: "
+                "conversations contain their prompts. Leave out one of the two."
             )
         if self.as_chat and self.prompt is None:
             raise ConfigError(
-                "`data.as_chat` must be false without `data.prompt`, got true: it makes two turns "
-                "of a prompt and a completion; conversations need only `data.messages`."
+                "`data.as_chat` must be false without `data.prompt`, but got true: it builds two "
+                "turns from a prompt and a completion. Conversations need only `data.messages`."
             )
+
+
+def check_source(section: str, *, path: str | None, **others: str | None) -> None:
+    """Check that a section has exactly one source; `path` wins over the others.
+
+    Raises:
+        ConfigError: If it has none, or more than one.
+    """
+    given = [key for key, value in others.items() if value is not None]
+    if path is None and len(given) != 1:
+        keys = " or ".join(f"`{section}.{key}`" for key in ("path", *others))
+        found = " and ".join(f"`{section}.{key}`" for key in given) or "none"
+        raise ConfigError(f"one source must be given, {keys}, but got {found}.")

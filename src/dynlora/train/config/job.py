@@ -1,44 +1,67 @@
 """The whole configuration of one training job."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
+
+from pydantic.dataclasses import dataclass
 
 from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
-from dynlora.train.config.checks import require
 from dynlora.train.config.data import DataConfig
+from dynlora.train.config.dynamic import DynamicSection
 from dynlora.train.config.model import ModelConfig
-from dynlora.train.config.tasks import METRICS, TaskName
 from dynlora.train.config.training import TrainingConfig
+from dynlora.train.config.values import SECTION, Switch, require
 
+TaskName = Literal[
+    "sequence_classification",
+    "regression",
+    "multi_label",
+    "embedding",
+    "token_classification",
+    "causal_lm",
+    "image_classification",
+]
 Method = Literal["dynamic", "lora", "adalora", "full"]
 
+METRICS: Mapping[TaskName, tuple[str, ...]] = {
+    "sequence_classification": ("accuracy", "f1", "matthews", "loss"),
+    "regression": ("pearson", "spearman", "rmse", "loss"),
+    "multi_label": ("micro_f1", "macro_f1", "exact_match", "loss"),
+    "embedding": ("r2", "cosine", "loss"),
+    "token_classification": ("accuracy", "macro_f1", "loss"),
+    "causal_lm": ("token_accuracy", "perplexity", "loss"),
+    "image_classification": ("accuracy", "f1", "matthews", "loss"),
+}
+"""Validation metrics by task, in display order, the main one first."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
 class JobConfig:
     """One training job."""
 
     output: str
     """Folder of the run: adapter, metrics, rank history, checkpoints."""
-    overwrite: bool = False
-    """Replace the run that `output` already holds."""
+    overwrite: Switch = False
+    """Replace the run that `output` already contains."""
     task: TaskName = "sequence_classification"
-    """What the model learns to do: `sequence_classification` (one class a text), `regression` (a
-    number), `multi_label` (any number of classes), `embedding` (a vector, as the mean of the last
-    hidden states), `token_classification` (a class a word), `causal_lm` (to go on with a text), or
+    """What the model learns: `sequence_classification` (one class per text), `regression` (a
+    number), `multi_label` (any number of classes), `embedding` (a vector, the mean of the last
+    hidden states), `token_classification` (a class per word), `causal_lm` (to continue a text), or
     `image_classification`."""
     method: Method = "dynamic"
     """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
     `full` trains every weight."""
     model: ModelConfig
-    """Which pretrained model to fine-tune."""
+    """The pretrained model to fine-tune."""
     data: DataConfig
-    """Which texts and labels to learn from."""
+    """Rows to learn from."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """The LoRA adapter."""
-    dynamic: DynamicLoraConfig = field(default_factory=DynamicLoraConfig)
+    dynamic: DynamicSection = field(default_factory=DynamicLoraConfig)
     """How ranks move with `method: dynamic`."""
     adalora: AdaLoraSettings = field(default_factory=AdaLoraSettings)
     """AdaLoRA's own settings with `method: adalora`."""
@@ -46,23 +69,19 @@ class JobConfig:
     """How to train."""
 
     def __post_init__(self) -> None:
-        """Check what spans sections.
+        """Check how sections fit together.
 
         Raises:
-            ConfigError: If the task has no such metric, the method cannot do what another section
-                asks for, AdaLoRA's ranks do not fall, or `output` is empty.
+            ConfigError: If the task lacks a metric, the method does not support another section's
+                value, AdaLoRA's ranks do not fall, or `output` is not a path.
         """
         output = self.output
         require(bool(output.strip()), "output", "the path of a folder", repr(output))
         home = output.startswith("~")
-        require(not home, "output", "a path in full, since only a shell knows what ~ is", output)
-        self._check_best_metric()
-        init_r = self.adalora.init_r
-        if init_r is not None and init_r <= self.lora.r:
-            raise ConfigError(
-                f"`adalora.init_r` must be above lora.r={self.lora.r}, got {init_r}: AdaLoRA "
-                "starts with more rank than its target and gives it up."
-            )
+        require(not home, "output", "a full path, because only shells expand ~", output)
+        metric, known = self.training.best_metric, METRICS[self.task]
+        required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
+        require(metric is None or metric in known, "training.best_metric", required, metric)
         self._check_method()
         self._check_start()
 
@@ -75,45 +94,37 @@ class JobConfig:
         static = self.dynamic.mode == "static"
         require(not static, "dynamic.mode", "auto or physical in one process", "static")
         if self.method == "full":
-            # A rounded weight cannot take the small steps of training.
-            bits, dtype = self.model.quantization, self.model.dtype
-            require(bits is None, "model.quantization", unset, bits)
-            require(dtype == "float32", "model.dtype", "float32 with `method: full`", dtype)
-        if self.method != "adalora":
-            return
-        if self.training.resume != "none" or self.training.load_best_model_at_end:
+            # Training steps are smaller than the rounding of such weights.
+            self._require_full_precision("with `method: full`")
+        init_r, target = self.adalora.init_r, self.lora.r
+        required = f"> lora.r={target}, AdaLoRA's target rank"
+        require(init_r is None or init_r > target, "adalora.init_r", required, init_r)
+        loads = self.training.resume != "none" or self.training.load_best_model_at_end
+        if self.method == "adalora" and loads:
             raise ConfigError(
                 "`method: adalora` cannot load its own checkpoints, because PEFT does not save "
-                "the importance and masks that its ranks follow: leave `training.resume: none` "
+                "the importance and masks that its ranks follow. Set `training.resume: none` "
                 "and `training.load_best_model_at_end: false`, or use `method: dynamic`."
             )
 
     def _check_start(self) -> None:
-        """Check that the method can do what the adapter shall be and how it shall begin."""
+        """Check that the method supports the adapter's variant and initialization."""
         method, start = self.method, self.lora.init_lora_weights
-        if method != "lora":
-            unset = f"false with `method: {method}`"
-            require(not self.lora.use_dora, "lora.use_dora", unset, "true")
+        unset = f"false with `method: {method}`"
+        require(method == "lora" or not self.lora.use_dora, "lora.use_dora", unset, "true")
         if method in ("adalora", "full"):
             required = f"true with `method: {method}`"
             require(start is True, "lora.init_lora_weights", required, start)
-            unset = f"false with `method: {method}`"
             require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")
         if method == "dynamic":
             known = ("true", "gaussian", "orthogonal", "eva")
             required = f"one of {', '.join(known)} with `method: dynamic`"
             require(str(start).lower() in known, "lora.init_lora_weights", required, start)
         if changes_base(start):
-            # A base model that is rounded cannot give away a part and get it back exactly.
-            beside = f"with `lora.init_lora_weights: {start}`"
-            bits, dtype = self.model.quantization, self.model.dtype
-            require(bits is None, "model.quantization", f"null {beside}", bits)
-            require(dtype == "float32", "model.dtype", f"float32 {beside}", dtype)
+            # A part of rounded weights cannot be removed and restored exactly.
+            self._require_full_precision(f"with `lora.init_lora_weights: {start}`")
 
-    def _check_best_metric(self) -> None:
-        given, known = self.training.best_metric, METRICS[self.task]
-        if given is not None and given not in known:
-            raise ConfigError(
-                f"`training.best_metric` must be a metric of `task: {self.task}`, one of "
-                f"{', '.join(known)}, got {given}."
-            )
+    def _require_full_precision(self, reason: str) -> None:
+        bits, dtype = self.model.quantization, self.model.dtype
+        require(bits is None, "model.quantization", f"null {reason}", bits)
+        require(dtype == "float32", "model.dtype", f"float32 {reason}", dtype)

