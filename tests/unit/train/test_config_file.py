@@ -11,9 +11,9 @@ import yaml
 
 from dynlora import DynamicLoraConfig
 from dynlora.errors import ConfigError
+from dynlora.runs.resume import flatten
 from dynlora.train.config import LoraSettings
 from dynlora.train.config.keys import settings, words
-from dynlora.runs.resume import flatten
 from dynlora.train.config_file import make_job, plain_values, read_job, write_config
 from tests.jobs import parse_job
 
