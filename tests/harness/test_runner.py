@@ -14,7 +14,7 @@ from benchmarks.harness.runner import Runner, select
 from benchmarks.harness.runs import Jobs, Run
 from benchmarks.harness.study import StudyError
 from benchmarks.harness.tuning import open_tuner
-from dynlora.runs.resume import flatten
+from dynlora.files.plain_values import flatten
 from tests.harness.studies import FOUND, TUNE, StandIn, completed, make_jobs
 
 Told = list[tuple[Run, Mapping[str, Any], bool]]

@@ -6,7 +6,7 @@ the file's name.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -155,3 +155,12 @@ def _values_in(value: Any) -> Iterator[Any]:
         case dict():
             yield from value
             yield from value.values()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
+        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
+    return flat

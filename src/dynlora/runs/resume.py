@@ -10,6 +10,7 @@ from transformers import TrainerState
 from dynlora.errors import ResumeError, RunFileError
 from dynlora.files.json_files import read_json
 from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.plain_values import flatten
 from dynlora.integrations.checkpoint import VALUES, load_state
 from dynlora.runs.checkpoints import checkpoints, complete_checkpoints, unseal
 from dynlora.runs.folder import RunFolder
@@ -208,12 +209,3 @@ def _check_same_config(past: Past, config: Mapping[str, Any]) -> None:
             f"a resumed run must have the configuration of its checkpoint {past.checkpoint}, but "
             f"{keys}: {', '.join(differing)}. Use {path} as CONFIG."
         )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat.update(nested if nested is not None else {f"{prefix}{key}": value})
-    return flat

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynlora.errors import ConfigError
-from dynlora.files.plain_values import parse_yaml
+from dynlora.files.plain_values import flatten, parse_yaml
 from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig
 from dynlora.train.config.keys import (

@@ -11,7 +11,7 @@ import yaml
 
 from dynlora import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.runs.resume import flatten
+from dynlora.files.plain_values import flatten
 from dynlora.train.config import LoraSettings
 from dynlora.train.config.keys import settings, words
 from dynlora.train.config_file import make_job, plain_values, read_job, write_config
