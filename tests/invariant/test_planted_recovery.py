@@ -9,10 +9,8 @@ from tests.planted import RANK, STEPS, concentrated, oracle_ranks, spread
 
 pytestmark = pytest.mark.timeout(1200)  # many runs; minutes on a busy machine
 
-SEEDS = [
-    pytest.param(range(1), id="one seed"),
-    pytest.param(range(10), id="ten seeds", marks=pytest.mark.slow),
-]
+SEEDS = range(3)
+"""Sums and means over them are compared: a single task does not show each of the bounds."""
 METRICS = ("signal", "spectral", "sensitivity", "gradient_norm")
 """Those that claim to find needs."""
 LEARNING_RATE = 3e-3
@@ -27,11 +25,11 @@ def mean_ratio(pairs):
     return math.prod(mine / other for mine, other in pairs) ** (1 / len(pairs))
 
 
-@pytest.fixture(scope="module", params=SEEDS)
-def outcomes(request):
+@pytest.fixture(scope="module")
+def outcomes():
     """Train uniform ranks, the oracle's and the default configuration on the same tasks."""
     found = []
-    for seed in request.param:
+    for seed in SEEDS:
         _, uniform, _ = concentrated(seed, scale=UNIFORM[1]).train(HELD, lr=UNIFORM[0])
         known = concentrated(seed, oracle_ranks(seed), scale=ORACLE[1])
         _, oracle, _ = known.train(HELD, lr=ORACLE[0])
@@ -59,10 +57,9 @@ def test_the_default_configuration_has_more_than_half_of_what_the_oracle_gains(o
     assert max(loss / uniform for _, uniform, _, loss, _ in outcomes) < 0.9
 
 
-@pytest.mark.parametrize("seeds", SEEDS)
-def test_where_need_is_spread_over_all_layers_nothing_is_lost(seeds):
+def test_where_need_is_spread_over_all_layers_nothing_is_lost():
     pairs = []
-    for seed in seeds:
+    for seed in SEEDS[:2]:
         _, uniform, _ = spread(seed, scale=SPREAD[1]).train(HELD, lr=SPREAD[0])
         _, loss, _ = spread(seed, scale=SPREAD[1]).train(MOVED, lr=SPREAD[0])
         pairs.append((loss, uniform))
@@ -82,11 +79,12 @@ def scored():
     return task.names, scores
 
 
-@pytest.mark.parametrize("seeds", SEEDS)
-def test_random_targets_move_nothing(seeds):
-    for seed in seeds:
-        dynamic, _, _ = concentrated(seed).train(
-            MOVED, lr=LEARNING_RATE, steps=STEPS // 2, random_targets=True
-        )
-        assert len(dynamic.history) == MOVED.events
-        assert set(dynamic.ranks.values()) == {RANK}
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
+def test_random_targets_move_nothing(seed):
+    dynamic, _, _ = concentrated(seed).train(
+        MOVED, lr=LEARNING_RATE, steps=STEPS // 2, random_targets=True
+    )
+    assert len(dynamic.history) == MOVED.events
+    assert set(dynamic.ranks.values()) == {RANK}
