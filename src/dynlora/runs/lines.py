@@ -50,7 +50,9 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
             event = Event.from_dict(line)
             _check_event(event, events[-1] if events else event)
         except ValueError as error:
-            raise broken_line(path, number, f"one that is not an event ({error})") from error
+            raise broken_line(
+                path, number, f"one that is not an event ({str(error)[:300]})"
+            ) from error
         events.append(event)
     return events, cut
 

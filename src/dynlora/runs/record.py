@@ -106,8 +106,8 @@ def read_status(path: Path, values: Mapping[str, Any]) -> str:
 def wrong_record(path: Path, fault: str) -> RunFileError:
     """Return the error for a fault in `run.json`."""
     return RunFileError(
-        f"{path} must be as `dynlora train` writes it, but {fault}: restore the file from a copy, "
-        "or train again."
+        f"{path} must be as `dynlora train` writes it, but {fault[:300]}: restore the file from a "
+        "copy, or train again."
     )
 
 
