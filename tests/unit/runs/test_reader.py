@@ -68,7 +68,7 @@ def test_an_adapter_with_an_endless_name_is_refused(tmp_path: Path) -> None:
     (root / "adapter").mkdir()
     tensors = {f"{'x' * 1_000_000}.lora_A.weight": np.zeros((2, 3), np.float32)}
     save_file(tensors, root / "adapter" / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match="at most 2000 characters, got one of 1000014"):
+    with pytest.raises(AdapterError, match=r"at most 2000 characters.* 1000014"):
         read_run(root)
 
 
