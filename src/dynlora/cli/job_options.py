@@ -13,9 +13,8 @@ from click.shell_completion import CompletionItem
 from dynlora.cli.arguments import FILE, Run, Verb
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
-from dynlora.files.plain_values import parse_yaml
 from dynlora.train.config import JobConfig
-from dynlora.train.config.keys import choices, describe, sections, settings, unknown_key, words
+from dynlora.train.config.keys import describe, sections, settings, unknown_key, words
 from dynlora.train.config_file import read_job
 
 PATHS = {
@@ -115,23 +114,10 @@ def job_of(given: Any, output: Output) -> JobConfig | None:
         ConfigError: If a key or value is unknown, missing or out of range.
     """
     texts = {key: vars(given)[_name(key)] for key in settings()}
-    overrides = {key: _read(key, text) for key, text in texts.items() if text is not None}
-    config = read_job(given.config, overrides)
+    given_texts = {key: text for key, text in texts.items() if text is not None}
+    config = read_job(given.config, given_texts)
     if not given.print_config:
         return config
     values = json.loads(json.dumps(asdict(config)))  # tuples become lists
     output.write(yaml.safe_dump(values, sort_keys=False).rstrip(), values)
     return None
-
-
-def _read(key: str, text: str) -> Any:
-    """Convert the text of an option: unchanged where any text is valid, else as in YAML."""
-    schema = settings()[key]
-    parts = schema.get("anyOf", [schema])
-    free = any(part["type"] == "string" and not choices(part) for part in parts)
-    if free or text in choices(schema):
-        return None if text == "null" and {"type": "null"} in parts else text
-    try:
-        return parse_yaml(text)
-    except ValueError:
-        return text

@@ -23,6 +23,7 @@ from dynlora.train.config.keys import (
     describe,
     job_adapter,
     limits,
+    sections,
     settings,
 )
 
@@ -37,7 +38,7 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
 
     Args:
         path: YAML file.
-        overrides: Values by dotted key from the command line, which win over the file's.
+        overrides: Values, or their texts, by dotted key from the command line; they win.
 
     Raises:
         ConfigError: If the file or a value is invalid; the message names the key and its place.
@@ -47,8 +48,10 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
     check_keys(values, f"in {path}")
     for key, value in overrides.items():
         section, _, leaf = key.rpartition(".")
-        inside = values.setdefault(section, {}) if section else values
-        inside[leaf] = value
+        if section:
+            values[section] = {**values.get(section, {}), leaf: value}
+        else:
+            values[leaf] = value
     return _validate(values, lambda key: "command line" if key in overrides else str(path))
 
 
@@ -80,9 +83,11 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
     Raises:
         ConfigError: For the first fault; with key, requirement, value and place.
     """
+    values = {key: dict(value) if key in sections() else value for key, value in values.items()}
     for key, value in flatten(values).items():
-        if isinstance(value, str) and "\0" in value:
-            raise ConfigError(f"`{key}` must be a text without NUL, but got {value!r}. Remove it.")
+        if key in settings() and isinstance(value, str):
+            section, _, leaf = key.rpartition(".")
+            (values[section] if section else values)[leaf] = _read_text(key, value)
     try:
         return job_adapter().validate_python(values)
     except ValidationError as error:
@@ -102,6 +107,25 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
         raise ConfigError(
             f"`{key}` must be {required}, but got {_show(value)}{where}.{_advise(key, value)}"
         ) from error
+
+
+def _read_text(key: str, text: str) -> Any:
+    """Return the value of a text from an option or in quotes; only texts are not read as YAML.
+
+    Raises:
+        ConfigError: If the text contains NUL, which no path can contain.
+    """
+    if "\0" in text:
+        raise ConfigError(f"`{key}` must be a text without NUL, but got {text!r}. Remove it.")
+    schema = settings()[key]
+    parts = schema.get("anyOf", [schema])
+    free = any(part["type"] == "string" and not choices(part) for part in parts)
+    if free or text in choices(schema) or not text.strip():
+        return None if text in ("null", "~") and {"type": "null"} in parts else text
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text
 
 
 def _show(value: Any) -> str:
@@ -126,9 +150,9 @@ def _advise(key: str, value: Any) -> str:
 def plain_values(config: JobConfig) -> dict[str, Any]:
     """Return the configuration as plain YAML and JSON values, with absolute paths."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
-    for *sections, key in PLACES:
+    for *path, key in PLACES:
         inside = values
-        for section in sections:
+        for section in path:
             inside = inside[section]
         if inside[key] is not None:
             inside[key] = str(Path(inside[key]).absolute())

@@ -105,10 +105,18 @@ def test_options_win_over_the_file_and_keep_their_types(write: Write) -> None:
     assert config.method == "dynamic"
 
 
-def test_a_number_without_a_dot_in_exponent_notation_is_a_number(tmp_path: Path) -> None:
+def test_quoted_values_of_a_file_are_read_as_their_keys_need(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(MINIMAL) + "training: {learning_rate: 1e-4}\n")
-    assert read_job(path).training.learning_rate == 1e-4
+    path.write_text(
+        yaml.safe_dump(MINIMAL)
+        + "training: {learning_rate: 1e-4, bf16: 'yes', eval: 'no', max_steps: 'null'}\n"
+        + "lora: {r: '6', lora_alpha: '0.5', target_modules: '[a, b]'}\n"
+    )
+    config = read_job(path)
+    assert config.training.learning_rate == 1e-4  # a text in YAML 1.1
+    assert (config.training.bf16, config.training.eval) == (True, "no")
+    assert config.training.max_steps is None
+    assert config.lora == LoraSettings(r=6, lora_alpha=0.5, target_modules=("a", "b"))
 
 
 @pytest.mark.parametrize("value", ["hello !!world", "!", "a: [", "%", "[a]", "5", "!!bool x"])
@@ -165,6 +173,7 @@ def test_an_unknown_key_leads_to_valid_ones(write: Write, key: str, near: str) -
         ("training.report_to", "wandb", "a list of {t}, but got wandb {w}. Write it as a list: [w"),
         ("training.report_to", ["tensorbord"], 'a list of {t}, but got ["tensorbord"] {w}'),
         ("data.embedded", "stdlb", "stdlib or null, but got stdlb {w}. The nearest valid value is"),
+        ("data.num_labels", "", 'a whole number >= 2 or null, but got "" {w}'),
         ("data.num_labels", "two", "a whole number >= 2 or null, but got two {w}"),
         ("overwrite", "maybe", "true or false, but got maybe {w}"),
         ("lora.lora_alpha", "big", "a number > 0, but got big {w}"),
