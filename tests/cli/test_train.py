@@ -394,7 +394,7 @@ def test_too_little_memory_is_told_in_a_line_with_what_takes_less(
     monkeypatch.setattr("dynlora.train.job._save_model", full)
     assert train("--training.max_steps", 1) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert line.startswith("error: there must be memory for what is asked, got ")
+    assert line.startswith("error: there must be enough memory, but got ")
     assert "--training.batch_size" in line
     assert read_json(output / "run.json")["status"] == "failed"
 

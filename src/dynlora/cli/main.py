@@ -107,16 +107,13 @@ def _refused_file(error: OSError) -> str:
     """Describe the operating system's error for a path."""
     path = str(error.filename)
     shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}... ({len(path)} characters)"
-    return (
-        f"a path must be one that the operating system lets dynlora use, got {shown}: "
-        f"{error.strerror}."
-    )
+    return f"a path must be accessible, but got {shown} ({error.strerror})."
 
 
 def _short_of_memory(error: Exception) -> str:
-    said = next(iter(str(error).splitlines()), "no more of it")
+    said = next(iter(str(error).splitlines()), "no details")
     return (
-        f"there must be memory for what is asked, got {said}: use smaller batches "
+        f"there must be enough memory, but got {said}. Use smaller batches "
         "(`--training.batch_size` with more `--training.gradient_accumulation`, or "
         "`--batch-size`), a lower `--data.max_length` or a lower `--lora.r`; `dynlora plan CONFIG "
         "--measure` measures the peak memory of each method."
