@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from importlib.metadata import packages_distributions, requires, version
+import tomllib
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from dynlora.train.config.keys import describe, settings
 from tests.jobs import parse_job
 from tests.processes import run_in_group
 
+ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -104,10 +106,10 @@ def test_help_version_schema_and_completion_do_not_wait_for_torch() -> None:
 
 
 def test_the_entry_point_looks_for_the_packages_of_the_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = {
-        canonicalize_name(each.name)
-        for each in map(Requirement, requires("dynlora") or ())
-        if each.marker and each.marker.evaluate({"extra": "cli"})
+        canonicalize_name(Requirement(each).name)
+        for each in project["optional-dependencies"]["cli"]
     }
     distributions = packages_distributions()
     assert {canonicalize_name(distributions[name][0]) for name in PACKAGES} == extra
