@@ -59,7 +59,7 @@ def test_the_commands_are_those_tested_here() -> None:
 @pytest.mark.parametrize("command", commands()[1:])
 def test_a_command_that_makes_a_file_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command.partition(" > ")[0])[1:]) == 0
-    assert len(capsys.readouterr().out) > 1000
+    assert len(capsys.readouterr().out) > 500
 
 
 def test_a_dry_run_has_the_keys_that_are_named(
@@ -68,7 +68,7 @@ def test_a_dry_run_has_the_keys_that_are_named(
     model, data = save_model(tmp_path / "model"), write_data(tmp_path / "data")
     job = write_job(tmp_path / "job.yaml", job_values(model, data, tmp_path / "run"))
     assert main(["train", str(job), "--dry-run", "--json"]) == 0
-    passage = TEXT[TEXT.index("whose keys are") : TEXT.index("## In an editor")]
+    passage = TEXT[TEXT.index("the result is an object") : TEXT.index("## In an editor")]
     assert set(json.loads(capsys.readouterr().out)) == set(re.findall(r"`(\w+)`", passage))
 
 
