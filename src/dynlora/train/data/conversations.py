@@ -101,28 +101,28 @@ def encode_conversations(
         ConfigError: If the template does not reveal the assistant turns.
         DataError: If a conversation has no assistant turn to learn, or the template rejects it.
     """
-    _each(split, conversations, partial(_write, tokenizer))
+    template = None
+    if completion_only:
+        refuse_rows(
+            split,
+            "conversations must hold a turn of the `assistant` to learn",
+            [
+                (row, [message["role"] for message in conversation])
+                for row, conversation in enumerate(conversations)
+                if not any(message["role"] == "assistant" for message in conversation)
+            ],
+            "Remove these rows, rename their roles, or set `data.completion_only: false`.",
+        )
+        template = _marked_template(tokenizer)
+        if template is None:
+            by_turns = _each(split, conversations, partial(_encode_by_turns, tokenizer))
+            return datasets.Dataset.from_list(by_turns)
+    _each(split, conversations, partial(_write, tokenizer, chat_template=template))
     # As JSON, messages keep their own keys; a plain table would give each the keys of all.
     features = datasets.Features({"messages": datasets.List(datasets.Json())})
     rows = datasets.Dataset.from_dict({"messages": list(conversations)}, features=features)
-    if not completion_only:
-        return prepare(rows, tokenizer)
-    refuse_rows(
-        split,
-        "conversations must hold a turn of the `assistant` to learn",
-        [
-            (row, [message["role"] for message in conversation])
-            for row, conversation in enumerate(conversations)
-            if not any(message["role"] == "assistant" for message in conversation)
-        ],
-        "Remove these rows, rename their roles, or set `data.completion_only: false`.",
-    )
-    template = _marked_template(tokenizer)
-    if template is None:
-        by_turns = _each(split, conversations, partial(_encode_by_turns, tokenizer))
-        return datasets.Dataset.from_list(by_turns)
     try:
-        return prepare(rows, tokenizer, assistant_only=True, template=template)
+        return prepare(rows, tokenizer, assistant_only=completion_only, template=template)
     except RuntimeError as error:
         raise _unmaskable(tokenizer, "marks no token of some") from error
 

@@ -14,7 +14,6 @@ import datasets
 from trl import SFTConfig, SFTTrainer
 
 from dynlora.train.data.columns import UNLABELLED
-from dynlora.train.data.splits import RawSplit
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +36,12 @@ def encode_texts(texts: Sequence[str], tokenizer: Any) -> Any:
 
 
 def encode_pairs(
-    split: RawSplit, prompts: Sequence[str], completions: Sequence[str], tokenizer: Any
+    prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, split: str
 ) -> Any:
     """Return a `datasets.Dataset` of `input_ids` and `labels`; only completions are learned.
 
-    Warns about tokens that span the end of a prompt and the start of its completion.
+    Warns, with the name of the `split`, about tokens that span the end of a prompt and the start
+    of its completion.
     """
     rows = datasets.Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
     encoded = prepare(rows, tokenizer, completion_only=True)
@@ -53,7 +53,7 @@ def encode_pairs(
         logger.warning(
             "in %d of %d %s rows the last letters of the prompt and the first of the completion "
             "make one token, which is learned: end `data.separator` with a line break.",
-            merged, len(prompts), split.name,
+            merged, len(prompts), split,
         )  # fmt: skip
     return encoded
 

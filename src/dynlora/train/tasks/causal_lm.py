@@ -68,7 +68,7 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
     if not only:
         whole = [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)]
         return encode_texts(whole, tokenizer)
-    return encode_pairs(split, prompts, completions, tokenizer)
+    return encode_pairs(prompts, completions, tokenizer, split.name)
 
 
 def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ FORMS = {
     "pairs": (
         CHAT,
         {"prompt": PROMPTS, "completion": ANSWERS},
-        lambda t: encode_pairs(split_of(PROMPTS), PROMPTS, ANSWERS, t),
+        lambda t: encode_pairs(PROMPTS, ANSWERS, t, "training"),
     ),
     # TRL finds the answer's tokens by the prompt's, and cannot for more than one answer.
     "unmarked": (
@@ -99,7 +99,7 @@ def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        encoded = encode_pairs(split_of([0]), ["red g"], ["reen"], tokenizer)  # "g" is no word
+        encoded = encode_pairs(["red g"], ["reen"], tokenizer, "training")  # "g" is no word
     assert learned(tokenizer, encoded) == ["green", "<eos>"]
     assert [r.message.partition(" rows")[0] for r in caplog.records] == ["in 1 of 1 training"]
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from dynlora.errors import ConfigError, NonFiniteError
 from dynlora.train.config import TrainingConfig
 from dynlora.train.data.language import encode_pairs, fit
-from dynlora.train.data.splits import RawSplit
 from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.tasks.sft import make_sft_trainer
 from tests.language import make_pairs, save_language_model
@@ -29,8 +28,7 @@ def inputs(folder: Path, count: int, seed: int) -> Any:
     rows = make_pairs(count, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [f"{row['ask']}\n" for row in rows], [row["tell"] for row in rows]
-    split = RawSplit(name="training", source="d", table=None, rows=())
-    return fit(encode_pairs(split, *texts, tokenizer), 48).inputs
+    return fit(encode_pairs(*texts, tokenizer, "training"), 48).inputs
 
 
 def adapted(folder: Path, **lora: Any) -> Any:
