@@ -17,7 +17,6 @@ from dynlora.cli.main import main
 from tests.cli.test_resume import assert_same_end, stop_at
 from tests.jobs import write_job
 from tests.language import (
-    FORMATS,
     language_job,
     make_pairs,
     save_language_model,
@@ -69,7 +68,7 @@ def completion_loss(model: Any, folder: Path, data: Path) -> float:
 # peft 0.21 reads AdaLoRA's masks as rank patterns too.
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
 @pytest.mark.usefixtures("moving")
-@pytest.mark.parametrize("method", ["dynamic", "lora", "adalora"])
+@pytest.mark.parametrize("method", ["dynamic", "adalora"])
 def test_stock_peft_loads_the_adapter_and_finds_the_reported_loss(
     train: Train, output: Path, model: Path, data: Path, method: str
 ) -> None:
@@ -103,8 +102,8 @@ def test_full_training_saves_a_model_with_the_reported_loss(
     assert loss < run["metrics_before"]["loss"] - 0.2
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_every_format_is_learned(
+@pytest.mark.parametrize("form", ["text", "as_chat", "messages"])
+def test_formats_besides_pairs_are_learned(
     train: Train, job: Path, model: Path, data: Path, output: Path, form: str
 ) -> None:
     write_job(job, language_job(model, data, output, form))
@@ -179,16 +178,10 @@ def test_the_best_checkpoint_is_found_by_token_accuracy(train: Train, output: Pa
 
 
 @pytest.mark.usefixtures("moving")
-@pytest.mark.parametrize(("method", "bits"), [("dynamic", "nf4"), ("lora", "int8")])
 def test_a_quantized_model_is_trained_and_resumed(
-    train: Train,
-    output: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    bits: str,
+    train: Train, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--method", method, "--model.quantization", bits)
+    options = ("--method", "dynamic", "--model.quantization", "nf4")
     assert train(*options) == 0
     run = read_json(output / "run.json")
     assert run["metrics_after"]["loss"] < run["metrics_before"]["loss"] - 0.1
@@ -198,7 +191,7 @@ def test_a_quantized_model_is_trained_and_resumed(
         with pytest.raises(SystemExit):
             train(*options, "--output", stopped)
     assert train(*options, "--output", stopped, "--training.resume", "latest") == 0
-    assert_same_end(output, stopped, method)
+    assert_same_end(output, stopped, "dynamic")
 
 
 @pytest.mark.usefixtures("moving")

@@ -123,7 +123,8 @@ def tokenize(
 
     columns = encode(range(len(texts)), max_length + 1)
     long = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
-    for name, values in encode(long, max_length).items() if long else ():
+    again = encode(long, max_length) if long else {}
+    for name, values in again.items():
         for row, value in zip(long, values, strict=True):
             columns[name][row] = value
     return columns, len(long)

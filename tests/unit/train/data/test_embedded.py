@@ -10,11 +10,6 @@ from dynlora.errors import DataError
 from dynlora.train.data.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
 
 
-@pytest.fixture(scope="module")
-def own() -> tuple[list[dict[str, str | int]], list[dict[str, str | int]]]:
-    return stdlib_pairs()
-
-
 def write_library(folder: Path, modules: int, functions: int) -> None:
     for module in range(modules):
         lines = [
@@ -66,34 +61,31 @@ def test_each_function_gives_a_true_and_a_false_pair_of_its_own_module(tmp_path:
         assert row["module"] == f"m{module}.py"
 
 
-def test_neither_text_alone_tells_the_label(
-    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
-) -> None:
+def test_neither_text_alone_tells_the_label(tmp_path: Path) -> None:
+    write_library(tmp_path, 11, 100)
     for key in ("sentence", "signature"):
-        for rows in own:
+        for rows in stdlib_pairs(tmp_path):
             labels: dict[tuple[object, object], list[object]] = {}
             for row in rows:
                 labels.setdefault((row[key], row["module"]), []).append(row["label"])
             assert all(sorted(seen) == [0, 1] for seen in labels.values())
 
 
-def test_splits_share_no_module_and_no_sentence(
-    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
-) -> None:
-    train, validation = own
+def test_splits_share_no_module_and_no_sentence(tmp_path: Path) -> None:
+    write_library(tmp_path, 11, 100)
+    train, validation = stdlib_pairs(tmp_path)
     for key in ("module", "sentence"):
         assert not {row[key] for row in train} & {row[key] for row in validation}
     share = len(validation) / (len(train) + len(validation))
     assert 0.2 < share < 0.35
 
 
-def test_it_is_large_balanced_and_shuffled(
-    own: tuple[list[dict[str, str | int]], list[dict[str, str | int]]],
-) -> None:
-    train, validation = own
+@pytest.mark.slow
+def test_pythons_own_library_is_large_balanced_and_shuffled() -> None:
+    train, validation = stdlib_pairs()
     assert len(train) > 4000
     assert len(validation) > 1000
-    for rows in own:
+    for rows in (train, validation):
         assert sum(int(row["label"]) for row in rows) * 2 == len(rows)
         assert 0.3 < sum(int(row["label"]) for row in rows[:200]) / 200 < 0.7
 

@@ -1,7 +1,6 @@
 """Quantized models: held in few bits, read by their adapters, refused where that cannot be."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +106,3 @@ def test_without_bitsandbytes_its_extra_is_named(
     with pytest.raises(ConfigError, match=r"`model\.quantization: nf4` .*'dynlora\[quantized\]'"):
         locate(ModelConfig(path=str(folder), quantization="nf4"))
     assert locate(ModelConfig(path=str(folder)))
-
-
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
-    with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
-        load(tmp_path, quantization="nf4")

@@ -216,8 +216,11 @@ def test_neither_labels_nor_padding_matter() -> None:
         torch.testing.assert_close(tensor, found[1][name], atol=1e-4, rtol=0)
 
 
-def test_inputs_that_never_fill_the_rank_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_never_fill_the_rank_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynlora.train.methods.starts.PATIENCE", 1)
     model = prepare(bert(), bert_job("lora"), 100).model
-    with pytest.raises(ConfigError, match=r"lora.r=2 directions .* settle in 300 batches"):
+    with pytest.raises(ConfigError, match=r"lora.r=2 directions .* settle in 100 batches"):
         begin_with_eva(trainer(rows(count=4), batch=1), model)  # one row a batch for the pooler
     assert capsys.readouterr().out == "", "PEFT prints; the result of a verb stands there"
