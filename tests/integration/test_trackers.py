@@ -1,18 +1,25 @@
 """Trackers get ranks under stable names, with and without the command line, and change nothing."""
 
 import importlib.util
+import io
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import types
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dynlora.cli.main import main
@@ -26,97 +33,147 @@ from tests.models import lora_llama
 from tests.processes import run_in_group
 
 Lines = list[dict[str, Any]]
+BOARD = ("--training.report_to", "[tensorboard]")
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def moving() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgreementTest, "is_significant", lambda self: True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a job of 12 steps with events at 3, 6 and 9."""
-    model, data = save_model(tmp_path / "model"), write_data(tmp_path / "data")
-    return write_job(tmp_path / "job.yaml", job_values(model, data, tmp_path / "run"))
+    folder = tmp_path_factory.mktemp("job")
+    model, data = save_model(folder / "model"), write_data(folder / "data")
+    return write_job(folder / "job.yaml", job_values(model, data, folder / "run"))
 
 
-@pytest.fixture
-def moving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AgreementTest, "is_significant", lambda self: True)
+def train(job: Path, output: Path, *options: str) -> int:
+    return main(["train", str(job), "--output", str(output), "--quiet", *options])
 
 
-def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Read TensorBoard's files back with TensorBoard: value by step by tag."""
+@pytest.fixture(scope="module")
+def tracked(job: Path, moving: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run in TensorBoard."""
+    run = tmp_path_factory.mktemp("tracked") / "run"
+    with redirect_stdout(io.StringIO()) as printed:
+        assert train(job, run, *BOARD, "--json") == 0
+    assert json.loads(printed.getvalue())["places"]["trackers"] == str(run / "tracking")
+    return run
+
+
+def read_scalars(run: Path) -> dict[str, dict[int, float]]:
+    """Read a run's TensorBoard files back with TensorBoard: value by step by tag."""
+    return read_board(run / "tracking" / "tensorboard")
+
+
+def read_board(folder: Path) -> dict[str, dict[int, float]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     for tag, values in scalars.items():
-        if tag.startswith(("ranks/", "dynamic/")) or tag == "train/loss":
+        if of_ranks(tag) or tag == "train/loss":
             assert len({event.step for event in values}) == len(values), tag
     return {tag: {e.step: e.value for e in values} for tag, values in scalars.items()}
+
+
+def of_ranks(tag: str) -> bool:
+    return tag.startswith(("ranks/", "dynamic/"))
 
 
 def read_lines(path: Path) -> Lines:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def expected(events: Lines, initial: dict[str, int]) -> dict[str, dict[int, float]]:
-    """Return what the trackers must hold, from the run's own `ranks.jsonl`."""
+def expected(events: Lines) -> dict[str, dict[int, float]]:
+    """Return the figures of ranks in trackers, from the run's own `ranks.jsonl`."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for name, rank in initial.items():
-        found[f"ranks/{name}"][0] = rank
+    for name, layer in events[0]["layers"].items():
+        found[f"ranks/{name}"][0] = layer["rank_before"]
     for event in events:
-        layers = event["layers"]
+        layers, step = event["layers"], event["step"]
         for name, layer in layers.items():
-            found[f"ranks/{name}"][event["step"]] = layer["rank_after"]
+            found[f"ranks/{name}"][step] = layer["rank_after"]
         ranks = [layer["rank_after"] for layer in layers.values()]
-        found["ranks/mean"][event["step"]] = sum(ranks) / len(ranks)
-        found["dynamic/parameters"][event["step"]] = event["parameters"]
-        found["dynamic/agreement"][event["step"]] = event["agreement"]
+        found["ranks/mean"][step] = sum(ranks) / len(ranks)
+        found["dynamic/parameters"][step] = event["parameters"]
+        found["dynamic/agreement"][step] = event["agreement"]
         moved = sum(x["rank_before"] != x["rank_after"] for x in layers.values())
-        found["dynamic/moved_layers"][event["step"]] = moved
+        found["dynamic/moved_layers"][step] = moved
     return found
 
 
-@pytest.mark.usefixtures("moving")
-def test_tensorboard_gets_metrics_and_ranks_of_a_job(job: Path, tmp_path: Path) -> None:
-    assert main(["train", str(job), "--training.report_to", "[tensorboard]", "--quiet"]) == 0
-    run = tmp_path / "run"
-    found = read_scalars(run / "tracking" / "tensorboard")
-    events = read_lines(run / "ranks.jsonl")
-    initial = {name: layer["rank_before"] for name, layer in events[0]["layers"].items()}
-    wanted = expected(events, initial)
-    assert {tag for tag in found if tag.startswith(("ranks/", "dynamic/"))} == wanted.keys()
-    assert any(len(set(found[f"ranks/{name}"].values())) > 1 for name in initial), "ranks moved"
+def check_figures(found: dict[str, dict[int, float]], events: Lines) -> None:
+    wanted = expected(events)
+    assert {tag for tag in found if of_ranks(tag)} == wanted.keys()
     for tag, values in wanted.items():
         for step, value in values.items():
             assert found[tag][step] == pytest.approx(value, rel=1e-6), (tag, step)
+
+
+def check_logged(logged: Lines, run: Path) -> None:
+    """Check figures logged as dictionaries with their step."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for line in logged:
+        for tag, value in line.items():
+            found[tag][line["train/global_step"]] = value
+    check_figures(found, read_lines(run / "ranks.jsonl"))
+    assert sorted(found["train/loss"]) == list(range(1, 13))
+    assert "eval/accuracy" in found
+
+
+def test_tensorboard_gets_metrics_and_ranks_of_a_job(tracked: Path) -> None:
+    found = read_scalars(tracked)
+    check_figures(found, read_lines(tracked / "ranks.jsonl"))
+    assert any(len(set(found[tag].values())) > 1 for tag in found if tag.startswith("ranks/"))
     assert sorted(found["train/loss"]) == list(range(1, 13))
     assert {"eval/loss", "eval/accuracy"} <= found.keys()
+    written = yaml.safe_load((tracked / "config.yaml").read_text())
+    assert written["training"]["report_to"] == ["tensorboard"]
 
 
 @pytest.mark.usefixtures("moving")
-def test_a_resumed_job_is_tracked_as_one_run_without_a_step_twice(
-    job: Path, tmp_path: Path
+def test_tracking_changes_nothing_in_a_job(job: Path, tracked: Path, tmp_path: Path) -> None:
+    """The same weights, history and metrics, bit for bit."""
+    plain = tmp_path / "plain"
+    assert train(job, plain) == 0
+    assert not (plain / "tracking").exists()
+    weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (plain, tracked)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert (plain / "ranks.jsonl").read_bytes() == (tracked / "ranks.jsonl").read_bytes()
+    logs = [
+        json.loads((run / "checkpoints/checkpoint-12/trainer_state.json").read_text())
+        for run in (plain, tracked)
+    ]
+    for one, other in zip(*(log["log_history"] for log in logs), strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("loss") == other.get("loss")
+
+
+@pytest.mark.usefixtures("moving")
+def test_a_resumed_run_has_no_step_twice_and_a_new_one_no_old_figures(
+    job: Path, tracked: Path, tmp_path: Path
 ) -> None:
-    track = ["--training.report_to", "[tensorboard]", "--quiet"]
-    assert main(["train", str(job), *track]) == 0
-    folder = tmp_path / "run" / "tracking" / "tensorboard"
-    whole = read_scalars(folder)
-    for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-12"):
-        (path / "job.json").unlink()  # as if the run had been killed before step 12
-    assert main(["train", str(job), *track, "--training.resume", "latest"]) == 0
-    resumed = read_scalars(folder)
+    run = tmp_path / "run"
+    shutil.copytree(tracked, run)
+    whole = read_scalars(run)
+    (run / "checkpoints/checkpoint-12/job.json").unlink()  # as if killed before step 12
+    assert train(job, run, *BOARD, "--training.resume", "latest") == 0
+    resumed = read_scalars(run)
     assert sorted(resumed["train/loss"]) == list(range(1, 13))
     for tag in whole:
-        if tag.startswith(("ranks/", "dynamic/", "train/loss")):
+        if of_ranks(tag) or tag == "train/loss":
             kept = {step: value for step, value in resumed[tag].items() if step in whole[tag]}
             assert kept == whole[tag], tag
 
-
-def test_a_new_run_in_the_same_place_does_not_keep_the_old_ones_figures(
-    job: Path, tmp_path: Path
-) -> None:
-    track = ["--training.report_to", "[tensorboard]", "--quiet"]
-    assert main(["train", str(job), *track]) == 0
-    assert main(["train", str(job), *track, "--overwrite", "true", "--training.epochs", "1"]) == 0
-    found = read_scalars(tmp_path / "run" / "tracking" / "tensorboard")
+    options = ["--method", "lora", "--overwrite", "true", "--training.epochs", "1"]
+    assert train(job, run, *BOARD, *options) == 0
+    found = read_scalars(run)
     assert max(found["train/loss"]) == 6
+    assert not [tag for tag in found if of_ranks(tag)]
 
 
 def test_a_missing_package_is_named_before_anything_is_written(
@@ -126,18 +183,19 @@ def test_a_missing_package_is_named_before_anything_is_written(
     monkeypatch.setattr(
         "dynlora.train.trackers.find_spec", lambda name: None if name == "wandb" else real(name)
     )
-    assert main(["train", str(job), "--training.report_to", "[tensorboard, wandb]"]) == 2
+    run = tmp_path / "run"
+    assert train(job, run, "--training.report_to", "[tensorboard, wandb]") == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: `training.report_to` needs the package of each tracker, ")
     assert "`pip install wandb`" in printed
-    assert not (tmp_path / "run").exists()
+    assert not run.exists()
 
 
-@pytest.mark.parametrize("given", ["[mlflow]", "[tensorboard, mlflow]", "tensorboard"])
-def test_an_unknown_tracker_is_told_those_known(
+@pytest.mark.parametrize("given", ["[tensorboard, mlflow]", "tensorboard"])
+def test_an_unknown_tracker_is_refused_with_the_known_ones(
     given: str, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(job), "--training.report_to", given]) == 2
+    assert train(job, tmp_path / "run", "--training.report_to", given) == 2
     printed = capsys.readouterr().err
     assert "`training.report_to` must be a list of tensorboard, wandb, trackio" in printed
     assert printed.count("\n") == 1
@@ -158,16 +216,14 @@ def test_an_interrupted_run_leaves_the_trainer_as_it_was(tmp_path: Path) -> None
     assert trainer.callback_handler.callbacks == before
 
 
-def test_tracking_ranks_changes_neither_weights_nor_random_states(
+def test_ranks_of_a_trainer_of_ones_own_are_tracked_without_an_effect_on_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     runs = []
-    for tracked in (False, True):
-        trainer, _ = trainer_of(
-            lora_llama(r=8), tmp_path, report_to=["tensorboard"] if tracked else "none"
-        )
-        if tracked:
+    for report_to in ("none", ["tensorboard"]):
+        trainer, callback = trainer_of(lora_llama(r=8), tmp_path, report_to=report_to)
+        if report_to != "none":
             track_ranks(trainer)
         trainer.train()
         # Python's own state is not compared: the type checks in tests draw from it.
@@ -175,6 +231,9 @@ def test_tracking_ranks_changes_neither_weights_nor_random_states(
         runs.append((lora_weights(trainer.model), states))
     assert_equal_weights(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
+    check_figures(read_board(tmp_path / "board"), [e.to_dict() for e in callback.dynamic.history])
+    logged = {key for line in trainer.state.log_history for key in line}
+    assert not [key for key in logged if "ranks" in key or "dynamic" in key]
 
 
 @pytest.mark.parametrize("without", ["tracker", "dynamic"])
@@ -196,147 +255,82 @@ def test_the_names_are_those_promised() -> None:
     }
 
 
-def run_apart(job: Path, tracker: str, **environment: str) -> None:
-    """Run a job in a process of its own: trackers keep their state in their modules."""
-    unset = ("WANDB_MODE", "WANDB_API_KEY", "TRACKIO_DIR")
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
+def test_trackio_gets_metrics_and_ranks_in_the_runs_folder(job: Path, tmp_path: Path) -> None:
+    """In a process of its own, because trackio keeps its state in its modules."""
+    pytest.importorskip("trackio", exc_type=ImportError)
+    words = ["train", str(job), "--output", str(tmp_path / "run"), "--json"]
     script = (
         "import sys; from dynlora.cli.main import main\n"
         "from dynlora.importance.agreement import AgreementTest\n"
         "AgreementTest.is_significant = lambda self: True\n"
-        f"sys.exit(main(['train', {str(job)!r}, '--training.report_to', '[{tracker}]', '--json']))"
+        f"sys.exit(main({[*words, '--training.report_to', '[trackio]']!r}))"
     )
+    kept = {name: value for name, value in os.environ.items() if name != "TRACKIO_DIR"}
     done = run_in_group(
-        [sys.executable, "-c", script],
-        capture_output=True, text=True, env=kept | environment, cwd=job.parent,
-    )  # fmt: skip
+        [sys.executable, "-c", script], capture_output=True, text=True, env=kept, cwd=job.parent
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["method"] == "dynamic"
     assert "\x1b" not in done.stderr
-
-
-def test_trackio_gets_metrics_and_ranks_in_the_runs_folder(job: Path, tmp_path: Path) -> None:
-    pytest.importorskip("trackio", exc_type=ImportError)
-    run_apart(job, "trackio")
     database = tmp_path / "run" / "tracking" / "trackio" / "dynlora.db"
     with sqlite3.connect(database) as connection:
         rows = connection.execute("SELECT run_name, metrics FROM metrics ORDER BY id").fetchall()
     assert {name for name, _ in rows} == {"run"}
-    logged = [json.loads(metrics) for _, metrics in rows]
-    check_logged(logged, tmp_path / "run")
-
-
-def check_logged(logged: Lines, run: Path) -> None:
-    """Check figures logged as dictionaries with their step."""
-    found: dict[str, dict[int, float]] = defaultdict(dict)
-    for line in logged:
-        for tag, value in line.items():
-            found[tag][line["train/global_step"]] = value
-    events = read_lines(run / "ranks.jsonl")
-    initial = {name: layer["rank_before"] for name, layer in events[0]["layers"].items()}
-    for tag, values in expected(events, initial).items():
-        for step, value in values.items():
-            assert found[tag][step] == pytest.approx(value), (tag, step)
-    assert sorted(found["train/loss"]) == list(range(1, 13))
-    assert "eval/accuracy" in found
-
-
-def test_wandb_gets_metrics_and_ranks_offline_in_the_runs_folder(job: Path, tmp_path: Path) -> None:
-    pytest.importorskip("wandb", exc_type=ImportError, reason="needs `pip install wandb`")
-    run_apart(job, "wandb", HOME=str(tmp_path))
-    (folder,) = (tmp_path / "run" / "tracking" / "wandb" / "wandb").glob("offline-run-*")
-    (store,) = folder.glob("run-*.wandb")
-    content = store.read_bytes()
-    for tag in (b"dynamic/parameters", b"ranks/mean", b"train/loss"):
-        assert tag in content
-
-
-class FakeWandb(types.ModuleType):
-    """What the Trainer's integration and ours call of wandb, each call written down."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.__spec__ = importlib.util.spec_from_loader("wandb", loader=None)
-        self.run: Any = None
-        self.logged: Lines = []
-        self.started: list[dict[str, Any]] = []
-        self.finished = 0
-        self.errors = types.SimpleNamespace(Error=OSError)
-        self.config: dict[str, Any] = Config()
-        self.refuse = ""
-
-    def init(self, **given: Any) -> None:
-        if self.refuse:
-            raise OSError(self.refuse)
-        self.started.append(given)
-        self.run = types.SimpleNamespace(summary={}, _label=lambda **_: None)
-
-    def log(self, values: dict[str, Any]) -> None:
-        assert self.run is not None, "a run must have begun"
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.run, self.finished = None, self.finished + 1
-
-    def define_metric(self, *_: Any, **__: Any) -> None: ...
-
-    def Settings(self, **given: Any) -> dict[str, Any]:
-        return given
-
-
-class Config(dict[str, Any]):
-    def update(self, values: dict[str, Any], allow_val_change: bool = False) -> None:  # type: ignore[override]
-        super().update(values)
+    check_logged([json.loads(metrics) for _, metrics in rows], tmp_path / "run")
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
-    fake = FakeWandb()
-    parts = ("wandb", "wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util")
-    for part in parts[1:]:
-        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
-    sys.modules[parts[-1]].ConfigError = ValueError  # type: ignore[attr-defined]
+def wandb(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Replace wandb, which logs only between `init` and `finish`."""
+    fake = MagicMock(run=None, __spec__=importlib.util.spec_from_loader("wandb", loader=None))
+    fake.errors.Error = OSError
+    fake.init.side_effect = lambda **_: setattr(fake, "run", MagicMock())
+    fake.finish.side_effect = lambda: setattr(fake, "run", None)
+    fake.log.side_effect = lambda _: fake.run.log()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", bool_true)
+    for part in ("wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    sys.modules["wandb.sdk.lib.config_util"].ConfigError = ValueError  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        "transformers.integrations.integration_utils.is_wandb_available", lambda: True
+    )
     for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT"):
         monkeypatch.delenv(key, raising=False)
     return fake
 
 
-def bool_true() -> bool:
-    return True
-
-
 @pytest.mark.usefixtures("moving")
 def test_wandb_is_offline_unless_the_environment_configures_it(
-    job: Path, tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+    job: Path, tmp_path: Path, wandb: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--training.report_to", "[wandb]", "--quiet"]
-    assert main(["train", str(job), *options]) == 0
-    (started,) = wandb.started
-    assert started["mode"] == "offline"
-    assert started["dir"] == str(tmp_path / "run" / "tracking" / "wandb")
-    assert (started["project"], started["name"]) == ("dynlora", "run")
-    assert started["settings"] == {"silent": True, "console": "off"}
-    assert wandb.finished == 1
-    check_logged(wandb.logged, tmp_path / "run")
+    run = tmp_path / "run"
+    assert train(job, run, "--training.report_to", "[wandb]") == 0
+    wandb.Settings.assert_called_once_with(silent=True, console="off")
+    wandb.init.assert_called_once_with(
+        project="dynlora",
+        name="run",
+        dir=str(run / "tracking" / "wandb"),
+        mode="offline",
+        settings=wandb.Settings.return_value,
+    )
+    wandb.finish.assert_called_once()
+    check_logged([call.args[0] for call in wandb.log.call_args_list], run)
 
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    assert main(["train", str(job), *options, "--overwrite", "true"]) == 0
-    assert (wandb.started[1]["mode"], wandb.started[1]["project"]) == (None, "mine")
-
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert main(["train", str(job), *options, "--overwrite", "true"]) == 0
-    assert wandb.started[2]["mode"] is None
+    short = ["--training.report_to", "[wandb]", "--overwrite", "true", "--training.epochs", "1"]
+    for key, value in {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(key, value)
+            patch.setenv("WANDB_PROJECT", "mine")
+            assert train(job, run, *short) == 0
+        given = wandb.init.call_args.kwargs
+        assert (given["mode"], given["project"]) == (None, "mine")
 
 
 def test_a_wandb_that_refuses_ends_the_run_with_its_words(
-    job: Path, tmp_path: Path, wandb: FakeWandb, capsys: pytest.CaptureFixture[str]
+    job: Path, tmp_path: Path, wandb: MagicMock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wandb.refuse = "no such user"
-    assert main(["train", str(job), "--training.report_to", "[wandb]", "--quiet"]) == 2
+    wandb.init.side_effect = OSError("no such user")
+    assert train(job, tmp_path / "run", "--training.report_to", "[wandb]") == 2
     printed = capsys.readouterr().err
     assert "wandb can start, got: no such user. Set WANDB_MODE=offline" in printed
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
