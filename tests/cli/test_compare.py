@@ -1,4 +1,4 @@
-"""`dynlora compare`: finished runs side by side, and what it refuses."""
+"""`dynlora compare`: finished runs side by side, and the refused inputs."""
 
 import json
 from collections.abc import Callable
@@ -16,13 +16,6 @@ Train = Callable[..., int]
 @pytest.fixture
 def one(tmp_path: Path) -> Path:
     return write_run(tmp_path / "one", events=make_events(block_names(2), [10]))
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Path:
-    return write_run(
-        tmp_path / "two", events=make_events(block_names(2), [10, 20]), run=run_values(seed=1)
-    )
 
 
 @pytest.mark.usefixtures("moving")
@@ -44,47 +37,31 @@ def test_a_dynamic_run_and_plain_lora_are_compared_layer_by_layer(
     assert found["warnings"] == []
 
 
-def test_the_table_shows_both_and_warns_of_other_seeds(
-    one: Path, two: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_may_be_three_or_twice_the_same_and_other_seeds_are_a_warning(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    events = make_events(block_names(2), [10, 20])
+    two = write_run(tmp_path / "two", events=events, run=run_values(seed=1))
     assert main(["compare", str(one), str(two)]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "ranks that differ most" in said.out
-    assert "not comparable, other seeds: 0 against 1" in said.out
-    assert max(map(len, said.out.splitlines())) <= 100
-
-
-def test_three_runs_and_a_run_with_itself_are_fine(
-    one: Path, two: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "ranks that differ most" in printed.out
+    assert "not comparable, other seeds: 0 against 1" in printed.out
+    assert max(map(len, printed.out.splitlines())) <= 100
     assert main(["compare", str(one), str(two), str(one), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in found["runs"]] == [str(one), str(two), str(one)]
-    assert main(["compare", str(one), str(one), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["configuration"], found["warnings"]) == ({}, [])
-    assert {row["difference"] for row in found["ranks"]} == {0}
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_what_is_no_run_is_refused(
-    one: Path, tmp_path: Path, order: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", *[str(one), str(tmp_path)][::order]]) == 2
-    assert "a folder without one" in refused(capsys)
 
 
 @pytest.mark.parametrize(
-    ("method", "saved", "advice"),
+    ("status", "method", "saved", "advice"),
     [
-        ("lora", True, "--training.resume latest"),
-        ("lora", False, "--overwrite true"),
-        ("adalora", True, "--overwrite true"),
+        ("running", "lora", True, "--training.resume latest"),
+        ("interrupted", "lora", False, "--overwrite true"),
+        ("failed", "adalora", True, "--overwrite true"),
     ],
 )
-@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_an_unfinished_run_is_refused_by_name(
+def test_an_unfinished_run_is_refused_with_the_command_that_finishes_it(
     one: Path,
     tmp_path: Path,
     status: str,
@@ -93,20 +70,27 @@ def test_an_unfinished_run_is_refused_by_name(
     advice: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = write_run(tmp_path / "half", run=run_values(status=status, method=method))
+    values = run_values(status=status, method=method, steps=None)
+    root = write_run(tmp_path / "half", run=values)
     checkpoint = root / "checkpoints" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     if saved:
         (checkpoint / "job.json").write_text("{}")
     assert main(["compare", str(one), str(root)]) == 2
     line = refused(capsys)
-    assert "must be finished" in line
-    assert str(root) in line
+    assert f"must be finished, got {root}" in line
+    assert "after 100 steps" in line
     assert f"`dynlora train {root / 'config.yaml'} --output {root} {advice}`" in line
 
 
-def test_one_run_alone_is_refused(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(one)]) == 2
-    assert f"at least two runs, got 1, {one}: give another" in refused(capsys)
-    assert main(["compare"]) == 2
-    assert "at least two runs, got 0: give another" in refused(capsys)
+def test_fewer_than_two_runs_and_other_folders_are_refused(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, told in {
+        (): "at least two runs, got 0: give another",
+        (one,): f"at least two runs, got 1, {one}: give another",
+        (one, tmp_path): "a folder without one",
+        (tmp_path, one): "a folder without one",
+    }.items():
+        assert main(["compare", *map(str, arguments)]) == 2
+        assert told in refused(capsys)

@@ -350,7 +350,7 @@ def test_a_bug_of_ours_keeps_its_traceback(
     def broken(*given: object, **named: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("dynlora.train.job.write_heatmap", broken)
+    monkeypatch.setattr("dynlora.train.job.write_rank_map", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         train("--training.epochs", 1)
     run = read_json(output / "run.json")

@@ -12,13 +12,14 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from benchmarks.harness.report.results import Cell, Scores, StudyResults
 from benchmarks.harness.report.style import GREY, blank, drawing, svg
-from dynlora.report.blocks import block_of
-from dynlora.report.heatmap import COLOURS
+from dynlora.report.layers import block_of
 
 CELL_WIDTH, CELL_HEIGHT = 0.42, 0.21
 """Inches per layer."""
 LETTER = 0.08
 """Inches per character of a name."""
+COLOURS = "PuOr_r"
+"""Diverging colour map with a white middle, readable with colour blindness."""
 REACH = 3.0
 """Ratio to the mean rank at full colour."""
 TINY = 1e-9

@@ -24,8 +24,7 @@ def run(given: Any, output: Output) -> None:
         raise ConfigError(f"`dynlora compare` needs at least two runs, {names}: give another.")
 
     # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.report.comparison import compare_runs, read_finished
-    from dynlora.report.comparison_table import comparison_table
+    from dynlora.report.run_comparison import compare_runs, comparison_table, read_finished
 
     found = compare_runs([read_finished(path) for path in given.runs])
     output.show(comparison_table(found), found.to_dict())

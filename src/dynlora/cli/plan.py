@@ -27,7 +27,7 @@ def run(given: Any, output: Output) -> None:
     os.environ.setdefault(*KERNELS)  # read when torch is loaded, by the child processes too
     # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.cli.messages import readable_messages
-    from dynlora.report.plan_table import plan_table
+    from dynlora.report.outlook import plan_table
     from dynlora.train.plan import measure_methods, plan_job
 
     with readable_messages(output.progress):

@@ -22,8 +22,7 @@ def run(given: Any, output: Output) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dynlora.report.page import report_page
-    from dynlora.report.write_page import check_replaceable, write_page
+    from dynlora.report.page import check_replaceable, report_page, write_page
     from dynlora.runs.reader import read_run
 
     path = given.output or given.run / "report.html"

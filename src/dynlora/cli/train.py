@@ -35,7 +35,7 @@ def run(given: Any, output: Output) -> None:
     from rich.text import Text
 
     from dynlora.cli.messages import readable_messages
-    from dynlora.report.summary import summary_table
+    from dynlora.report.results import result_table
     from dynlora.train.job import check_job, run_job
 
     with readable_messages(output.progress):
@@ -45,7 +45,7 @@ def run(given: Any, output: Output) -> None:
             output.show(Text(outlook.text(metrics)), values)
         else:
             report = run_job(config, output.progress)
-            output.show(summary_table(report), report.to_dict())
+            output.show(result_table(report), report.to_dict())
 
 
 COMMAND = JobVerb(

@@ -1,26 +1,62 @@
-"""Build the report of a run as one HTML page without scripts or external files."""
+"""Write the report of a run as one HTML page without scripts or external files.
 
-from collections.abc import Iterator, Mapping
-from importlib.resources import files
+`templates/page.html.j2` contains the page; this file computes its values.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dynlora.report.curves import charts
-from dynlora.report.diagram import Ranks, diagram
-from dynlora.report.markup import Content, Node, append, node, to_html
-from dynlora.report.rank_map import rank_map
-from dynlora.report.shades import Shades, paint, shades_for
-from dynlora.report.tables import cost_table, events_table, metrics_table, parameters_table
-from dynlora.report.wording import count_text
+from dynlora.errors import RunFileError
+from dynlora.files import whole
+from dynlora.report.colours import DARK, LIGHT, RankScale
+from dynlora.report.curves import Chart, charts, draw_chart
+from dynlora.report.layers import arrange, short_names
+from dynlora.report.rank_map import rank_map, scale_of
+from dynlora.report.svg import to_svg
+from dynlora.report.wording import (
+    bytes_text,
+    change_text,
+    count_text,
+    listing,
+    metric_text,
+    seconds_text,
+    share_text,
+    verdict,
+)
 from dynlora.runs.reader import RunFiles
-from dynlora.types import moved, stillness
+from dynlora.types import Event, moved, stillness
 
-MARK = '<meta name="generator" content="dynlora report">'
+MARK = b'<meta name="generator" content="dynlora report">'
 """Marks a file as a report, which a new report may replace."""
+HEAD_BYTES = 1000
+"""Length of the file's beginning that contains `MARK`."""
 SOURCES = ("path", "name", "subset", "package", "gguf_file", "embedded")
 """Configuration keys that identify a model or a data set."""
-SWATCHES = 7
+MOVERS = 3
+"""Maximum number of layers listed per event."""
+PAGES = Environment(
+    loader=PackageLoader("dynlora.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.globals |= {
+    "light": LIGHT,
+    "dark": DARK,
+    "verdict": verdict,
+    "change": change_text,
+    "share": share_text,
+}
+PAGES.filters |= {
+    "metric": metric_text,
+    "count": count_text,
+    "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
+}
 
 
 def report_page(run: RunFiles) -> str:
@@ -29,45 +65,75 @@ def report_page(run: RunFiles) -> str:
     Args:
         run: Finished or unfinished.
     """
-    pairs = [(run.final_ranks[name], start) for name, start in run.initial_ranks.items()]
-    for event in run.events:
-        pairs += [(e.rank_after, run.initial_ranks[name]) for name, e in event.layers.items()]
-    shades = shades_for(pairs)
-    body = node("main", _header(run), *_numbers(run), *_ranks(run, shades))
-    for section in (*_curves(run), *_events(run), _configuration(run)):
-        append(body, section)
-    head = [
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        MARK,
-        '<meta name="color-scheme" content="light dark">',
-        to_html(node("title", f"{run.root.resolve().name}: dynlora report")),
-        f"<style>\n{files('dynlora.report').joinpath('page.css').read_text('utf-8')}</style>",
-    ]
-    start = '<!doctype html>\n<html lang="en">\n<head>\n'
-    return start + "\n".join(head) + f"\n</head>\n<body>\n{to_html(body)}\n</body>\n</html>\n"
+    metrics = list(dict.fromkeys([*run.before, *run.after]))
+    drawn = charts(run.metrics, metrics)
+    scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
+    budget = {} if run.budget is None else {"budget": run.budget}
+    return PAGES.get_template("page.html.j2").render(
+        run=run,
+        name=run.root.resolve().name,
+        facts=_facts(run),
+        metrics=metrics,
+        parameters={**run.parameters, **budget},
+        costs=list(_costs(run)),
+        scale=scale,
+        rank_map=_rank_map(run, scale) if run.initial_ranks else None,
+        parts=arrange(list(run.final_ranks)),
+        layers={name: _layer(run, name, scale) for name in run.final_ranks},
+        charts=list(_draw(drawn, run)),
+        evaluations=_evaluations(drawn),
+        events=list(_events(run)),
+        made={key: run.facts[key] for key in ("versions", "machine") if key in run.facts},
+    )
 
 
-def _header(run: RunFiles) -> Node:
-    facts = {
+def check_replaceable(path: Path) -> None:
+    """Check that a path is free or contains an earlier report.
+
+    Raises:
+        RunFileError: If the path contains another file.
+    """
+    whole.check_replaceable(
+        path,
+        _is_report,
+        required="a new file or an earlier report",
+        otherwise="which is neither: give another name.",
+        error=RunFileError,
+    )
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK in file.read(HEAD_BYTES)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page atomically.
+
+    Raises:
+        RunFileError: If the file cannot be written.
+    """
+    try:
+        with whole.whole_file(path) as draft:
+            draft.write_bytes(html.encode("utf-8", "replace"))
+    except OSError as error:
+        raise RunFileError(
+            f"`--output` must be a file that can be written, got {path}: {error}"
+        ) from error
+
+
+def _facts(run: RunFiles) -> dict[str, str]:
+    counts = [f"{count_text(count)} {split}" for split, count in run.rows.items()]
+    rows = f" ({', '.join(counts)} rows)" if counts else ""
+    return {
         "task": str(run.facts.get("task", "unknown")).replace("_", " "),
         "method": run.method,
         "model": _source(run.config.get("model")),
-        "data": f"{_source(run.config.get('data'))}{_rows(run)}",
+        "data": f"{_source(run.config.get('data'))}{rows}",
         "seed": "unknown" if run.seed is None else str(run.seed),
         "steps": count_text(run.steps),
         "written": run.written.replace("T", " ").replace("+00:00", " UTC"),
     }
-    listed = node("dl")
-    for name, value in facts.items():
-        append(listed, node("div", node("dt", name), node("dd", value)))
-    title = node(
-        "h1", run.root.resolve().name, " ", node("span", run.status, class_=f"status {run.status}")
-    )
-    header = node("header", node("p", "dynlora report", class_="kicker"), title, listed)
-    for note in run.notes:
-        append(header, node("p", note, class_="note"))
-    return header
 
 
 def _source(section: Any) -> str:
@@ -78,99 +144,86 @@ def _source(section: Any) -> str:
     return ", ".join(given) or "unknown"
 
 
-def _rows(run: RunFiles) -> str:
-    counts = [f"{count_text(count)} {split}" for split, count in run.rows.items()]
-    return f" ({', '.join(counts)} rows)" if counts else ""
+def _costs(run: RunFiles) -> Iterator[tuple[str, str, str]]:
+    """Yield seconds per activity and peak memory, with a share of the training steps."""
+    for name, value in run.seconds.items():
+        dynamic = name == "dynamic_part"
+        if not dynamic or run.initial_ranks:
+            share = share_text(value, run.seconds.get("training_steps")) if dynamic else ""
+            yield name.replace("_", " "), seconds_text(value), share
+    for name, size in run.memory.items():
+        if size is not None:
+            yield name.removesuffix("_bytes").replace("_", " "), bytes_text(size), ""
 
 
-def _section(title: str, *content: Content, hint: str = "") -> Node:
-    section = node("section", node("h2", title))
-    if hint:
-        append(section, node("p", hint, class_="hint"))
-    for item in content:
-        append(section, item)
-    return section
-
-
-def _numbers(run: RunFiles) -> Iterator[Node]:
-    tables = []
-    if run.before or run.after:
-        tables.append(metrics_table(run))
-    if run.parameters or run.budget is not None:
-        tables.append(parameters_table(run))
-    if run.seconds or any(size is not None for size in run.memory.values()):
-        tables.append(cost_table(run))
-    if tables:
-        yield _section("Before and after", node("div", *tables, class_="tables"))
-
-
-def _ranks(run: RunFiles, shades: Shades) -> Iterator[Node]:
-    if run.initial_ranks:
-        drawing = rank_map(run.events, run.initial_ranks, steps=run.steps, shades=shades)
-        yield _section(
-            "Ranks while training",
-            _legend(run, shades),
-            node("div", drawing, class_="scroll"),
-            hint=_told(run),
-        )
-    if run.final_ranks:
-        ranks = Ranks(run.final_ranks, run.initial_ranks, shades)
-        hint = "Bars are as long as ranks are high; a layer's whole name appears under the pointer."
-        yield _section(
-            "The model, layer by layer", node("div", diagram(ranks), class_="scroll"), hint=hint
-        )
-
-
-def _told(run: RunFiles) -> str:
-    """Describe the rank map in one or two sentences."""
-    still = stillness(run.events)
-    if still is not None:
-        return f"Ranks did not move: {still}."
-    count = sum(moved(event) for event in run.events)
-    return (
-        f"Ranks moved at {count} of {len(run.events)} events, the dashed lines. The numbers in the "
-        "rows are ranks; at the right stands how each layer began and ended."
-    )
-
-
-def _legend(run: RunFiles, shades: Shades) -> Node:
-    """Return the colour scale, from the strongest decrease to the strongest increase."""
+def _rank_map(run: RunFiles, scale: RankScale) -> dict[str, object]:
+    drawing = rank_map(run.events, run.initial_ranks, steps=run.steps, scale=scale)
     starts = set(run.initial_ranks.values())
-    start = f"rank at the start ({starts.pop()})" if len(starts) == 1 else "rank at the start"
-    legend = node("p", f"÷ {shades.reach:.3g} or lower ", class_="scale")
-    for place in range(-SWATCHES, SWATCHES + 1):
-        swatch = node("svg", width=14, height=12, viewBox="0 0 14 12", aria_hidden="true")
-        for style in ({"class_": "ground"}, paint(place / SWATCHES)):
-            append(swatch, node("rect", width=14, height=12, **style))
-        append(legend, swatch)
-    append(legend, f" × {shades.reach:.3g} or higher; in the middle the {start}")
-    return legend
-
-
-def _curves(run: RunFiles) -> Iterator[Node]:
-    names = list(dict.fromkeys([*run.before, *run.after]))
-    drawn = charts(run.metrics, names, at=[event.step for event in run.events], steps=run.steps)
-    if drawn:
-        marked = "Dashed lines are events. " if run.events else ""
-        hint = f"{marked}The horizontal axis is optimizer steps."
-        yield _section("Loss and metrics", node("div", *drawn, class_="charts"), hint=hint)
-
-
-def _events(run: RunFiles) -> Iterator[Node]:
-    if run.events:
+    still = stillness(run.events)
+    hint = f"Ranks did not move: {still}."
+    if still is None:
+        count = sum(map(moved, run.events))
         hint = (
-            "Agreement says how far consecutive gradients agree, in standard errors; layers are "
-            "scored from 2.5 on. A layer waits where losing rank would cost it too much output."
+            f"Ranks moved at {count} of {len(run.events)} events, the dashed lines. The numbers in "
+            "the rows are ranks; each layer's first and last rank are at the right."
         )
-        yield _section("Events", events_table(run), hint=hint)
+    start = f" ({starts.pop()})" if len(starts) == 1 else ""
+    return {"hint": hint, "start": start, "svg": to_svg(drawing, "ranks")}
 
 
-def _configuration(run: RunFiles) -> Node:
-    text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
-    details = node("details", node("summary", "All settings"), node("pre", text))
-    section = _section("Configuration", details)
-    made = {key: run.facts[key] for key in ("versions", "machine") if key in run.facts}
-    if made:
-        told = yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
-        append(section, node("details", node("summary", "Versions and machine"), node("pre", told)))
-    return section
+def _layer(run: RunFiles, name: str, scale: RankScale) -> dict[str, object]:
+    """Return a layer's rank in numbers, words and lengths of its bar."""
+    rank = run.final_ranks[name]
+    start = run.initial_ranks.get(name, rank)
+    strength = scale.strength(rank, start)
+    was = f", {start} at the start" if start != rank else ""
+    return {
+        "rank": rank,
+        "told": f"{name}: rank {rank}{was}",
+        "share": round(100 * rank / max([1, *run.final_ranks.values()]), 1),
+        "side": "up" if strength > 0 else "down",
+        "strength": round(100 * abs(strength)),
+    }
+
+
+def _draw(drawn: Sequence[Chart], run: RunFiles) -> Iterator[dict[str, object]]:
+    at = [event.step for event in run.events]
+    for number, chart in enumerate(drawn, start=1):
+        svg = to_svg(draw_chart(chart, at=at, steps=run.steps), f"chart-{number}")
+        last = {label: points[-1][1] for label, points in chart.lines.items()}
+        yield {"name": chart.name, "svg": svg, "last": last}
+
+
+def _evaluations(drawn: Sequence[Chart]) -> dict[int, list[str]]:
+    """Return the validation metrics as text by step, in the order of the charts."""
+    values = [dict(chart.lines.get("validation", ())) for chart in drawn]
+    steps = sorted({step for points in values for step in points})
+    return {
+        step: [metric_text(points[step]) if step in points else "–" for points in values]
+        for step in steps
+    }
+
+
+def _events(run: RunFiles) -> Iterator[dict[str, object]]:
+    short = short_names(list(run.initial_ranks))
+    for event in run.events:
+        moves = [layer.rank_after - layer.rank_before for layer in event.layers.values()]
+        waits = [short[name] for name, layer in event.layers.items() if layer.waits]
+        yield {
+            "step": event.step,
+            "agreement": event.agreement,
+            "parameters": event.parameters,
+            "up": sum(move > 0 for move in moves),
+            "down": sum(move < 0 for move in moves),
+            "movers": list(_movers(event, short)),
+            "waiting": listing(waits, MOVERS),
+        }
+
+
+def _movers(event: Event, short: Mapping[str, str]) -> Iterator[tuple[str, int, int]]:
+    """Yield the layers that moved most with their ranks before and after."""
+    ranks = {name: (x.rank_before, x.rank_after) for name, x in event.layers.items()}
+    moving = [name for name, (before, after) in ranks.items() if before != after]
+    moving.sort(key=lambda name: -abs(ranks[name][1] - ranks[name][0]))
+    for name in moving[:MOVERS]:
+        yield short[name], *ranks[name]

@@ -1,91 +1,149 @@
-"""Draw the rank history in SVG: one row per layer, time from left to right."""
+"""Draw the rank history: one row per layer, time from left to right."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from dynlora.report.axes import Scale, event_marks, step_axis
-from dynlora.report.blocks import block_of
-from dynlora.report.markup import Node, append, figure, node
-from dynlora.report.names import short_names
-from dynlora.report.shades import Shades, paint
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from dynlora.report.colours import LIGHT, RankScale, rank_scale
+from dynlora.report.layers import block_of, short_names
+from dynlora.report.svg import MONO, Drawing, blank, drawable, drawing_style, mark_events, write_png
 from dynlora.report.wording import shorten
-from dynlora.types import Event
+from dynlora.types import Event, moved
 
-ROW = 17
-"""Height of a layer's row, in pixels."""
-BLOCK_GAP = 4
+ROW = 17.0
+"""Maximum height of a layer's row, in pixels."""
+TALLEST = 8_000.0
+"""Approximate maximum height of all rows; with many layers, rows are thinner."""
+LABEL = 11.0
+"""Minimum height per row with text; of thinner rows only some have text."""
+BLOCK_GAP = 4.0
 """Space between two blocks."""
-CHARACTER = 6.65
-"""Width of a character of the names, in a monospaced font."""
+CHARACTER = 7
+"""Width of a character of the names."""
 DIGIT = 6.5
 """Width of a digit inside a row."""
 LONGEST_NAME = 44
-"""Maximum characters of a name; the row's title contains the full name."""
+"""Maximum characters of a name; the row's tooltip contains the full name."""
 PLOT = 600
 """Width of the time axis."""
 LEAST_SPELL = 0.03
 """Minimum width of the last ranks as a share of the run, so that a change in the last step is
 visible."""
-TOP = 56
-"""Pixel of the first row, below the axis and the event numbers."""
-ENDS = 76
-"""Width of the column with the first and last ranks."""
+ABOVE, BELOW, ENDS = 44, 26, 76
+"""Space for the axes and for the column with the first and last ranks."""
+EVENT_NUMBERS = 17
+"""Space for the numbers of the events."""
+HEADING = 48
+"""Space for the heading of a picture."""
+Spells = Sequence[tuple[int, int]]
+"""A layer's ranks, each with the step from which it applies."""
+
+
+def scale_of(
+    events: Sequence[Event], initial: Mapping[str, int], final: Mapping[str, int]
+) -> RankScale:
+    """Return the colour scale that covers the initial, all later and the final ranks."""
+    later = [(x.rank_after, initial[name]) for e in events for name, x in e.layers.items()]
+    return rank_scale([*later, *((final[name], start) for name, start in initial.items())])
 
 
 def rank_map(
-    events: Sequence[Event], initial: Mapping[str, int], *, steps: int, shades: Shades
-) -> Node:
+    events: Sequence[Event],
+    initial: Mapping[str, int],
+    *,
+    steps: int,
+    scale: RankScale,
+    heading: str = "",
+) -> Drawing:
     """Draw each layer's rank over the steps of a run, as numbers and colours.
 
     Args:
         events: In order; may be empty.
         initial: Rank before the first event by module name; at least one.
         steps: Optimizer steps of the whole run.
-        shades: Colour scale of rank changes.
+        scale: Colour scale of rank changes.
+        heading: Text above the map.
     """
-    names = {n: shorten(s, LONGEST_NAME) for n, s in short_names(list(initial)).items()}
+    names = {
+        name: shorten(drawable(short), LONGEST_NAME)
+        for name, short in short_names(list(initial)).items()
+    }
+    spells = {name: _spells(name, events, initial[name]) for name in initial}
+    row = min(ROW, TALLEST / len(initial))
+    tops = _tops(list(initial), row)
+    height = max(tops.values()) + row
     left = CHARACTER * max(map(len, names.values())) + 12
-    tops = _row_tops(list(initial))
-    bottom = max(tops.values()) + ROW + 2
+    above = ABOVE + (HEADING if heading else 0)
     at = [event.step for event in events]
-    time = Scale(
-        0, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]), left, left + PLOT
-    )
-    svg = figure(
+    end = max([1, steps, *(step + LEAST_SPELL * steps for step in at)])
+    with drawing_style():
+        box = (left, above, left + PLOT, above + height)
+        figure, axes = blank(left + PLOT + ENDS, above + height + BELOW, box)
+        axes.set(xlim=(0, end), ylim=(height, 0), yticks=[])
+        _draw_time(axes, 1 + EVENT_NUMBERS / height)
+        for number, name in enumerate(initial):
+            _draw_colours(axes, f"row-{number}", tops[name], row, spells[name], scale)
+            if number % math.ceil(LABEL / row) == 0:
+                _draw_texts(axes, tops[name] + 0.7 * row, names[name], spells[name])
+        mark_events(axes, at, -4)
+        if heading:
+            axes.text(0, -ABOVE - 8, heading, fontsize=12, linespacing=1.5)
+    return Drawing(
+        figure,
         "Rank of each layer over the optimizer steps",
-        f"{len(initial)} rows, one a layer, from the model's input to its output; the ranks are "
-        "written in the rows, and at the right how each began and ended.",
-        left + PLOT + ENDS,
-        bottom + 26,
-        "rank-map",
+        f"{len(initial)} rows, one per layer, from the model's input to its output. The rows "
+        "contain the ranks; the first and last rank are at the right.",
+        {f"row-{number}": _told(name, spells[name]) for number, name in enumerate(initial)},
     )
-    append(svg, step_axis(time, TOP - 22, offset=-8.0))
-    for name in initial:
-        append(
-            svg, _row(name, names[name], tops[name], _spells(name, events, initial), time, shades)
-        )
-    append(svg, event_marks(at, time, TOP - 3, bottom))
-    append(svg, step_axis(time, bottom + 2, offset=15.0))
-    return svg
 
 
-def _row_tops(names: Sequence[str]) -> dict[str, float]:
+def write_rank_map(
+    events: Sequence[Event],
+    path: Path,
+    *,
+    initial: Mapping[str, int],
+    budget: int,
+    steps: int,
+) -> None:
+    """Write the rank history as a PNG picture.
+
+    Args:
+        events: In order; may be empty.
+        path: PNG file to write.
+        initial: Rank before the first event by module name; at least one.
+        budget: Maximum number of LoRA parameters, for the heading.
+        steps: Optimizer steps of the whole run, at least 1.
+    """
+    count = sum(map(moved, events))
+    told = f"ranks moved at {count} of {len(events)} events (dashed)" if events else "no events"
+    scale = scale_of(events, initial, initial)
+    heading = (
+        f"Rank of each LoRA layer; budget {budget:,} parameters; {told}\n"
+        f"orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank"
+    )
+    write_png(rank_map(events, initial, steps=steps, scale=scale, heading=heading), path)
+
+
+def _tops(names: Sequence[str], row: float) -> dict[str, float]:
     """Return the upper pixel per row, with gaps between blocks."""
     tops: dict[str, float] = {}
-    y, last = float(TOP), None
+    top, last = 0.0, None
     for name in names:
         place = block_of(name)
         block = None if place is None else place[:2]
-        y += BLOCK_GAP if tops and block != last else 0
-        tops[name], last = y, block
-        y += ROW
+        top += BLOCK_GAP if tops and block != last else 0.0
+        tops[name], last = top, block
+        top += row
     return tops
 
 
-def _spells(
-    name: str, events: Sequence[Event], initial: Mapping[str, int]
-) -> list[tuple[int, int]]:
-    """Return a layer's ranks, each with the step from which it applies."""
-    spells = [(0, initial[name])]
+def _spells(name: str, events: Sequence[Event], start: int) -> Spells:
+    spells = [(0, start)]
     for event in events:
         rank = event.layers[name].rank_after
         if rank != spells[-1][1]:
@@ -93,36 +151,57 @@ def _spells(
     return spells
 
 
-def _row(
-    name: str,
-    short: str,
-    top: float,
-    spells: Sequence[tuple[int, int]],
-    time: Scale,
-    shades: Shades,
-) -> Node:
-    start, end = spells[0][1], spells[-1][1]
-    told = ", ".join([f"rank {start}", *(f"{rank} from step {at}" for at, rank in spells[1:])])
-    base = top + ROW - 5
-    group = node("g", node("title", f"{name}: {told}"))
-    append(group, node("text", short, class_="name", x=time.begin - 8, y=base, text_anchor="end"))
-    for shape in _cells(top, spells, time, shades):
-        append(group, shape)
-    moved = f"{start} → {end}" if start != end else f"{end}"
-    style = "ends" if start != end else "ends still"
-    append(group, node("text", moved, class_=style, x=time.end + 10, y=base))
-    return group
+def _told(name: str, spells: Spells) -> str:
+    later = (f", {rank} from step {step}" for step, rank in spells[1:])
+    return f"{name}: rank {spells[0][1]}{''.join(later)}"
 
 
-def _cells(
-    top: float, spells: Sequence[tuple[int, int]], time: Scale, shades: Shades
-) -> Iterator[Node]:
-    start = spells[0][1]
-    ends = [at for at, _ in spells[1:]] + [time.high]
-    for (at, rank), until in zip(spells, ends, strict=True):
-        x, width = time(at), time(until) - time(at)
-        shape = paint(shades.strength(rank, start))
-        yield node("rect", x=x, y=top, width=width, height=ROW - 1, class_="ground")
-        yield node("rect", x=x, y=top, width=width, height=ROW - 1, **shape)
-        if width >= DIGIT * len(str(rank)) + 7:
-            yield node("text", str(rank), class_="n", x=x + 5, y=top + ROW - 5)
+def _draw_time(axes: Axes, top: float) -> None:
+    """Draw the axis of steps below the rows and again at `top`, a share of the axes' height."""
+    for axis in (axes, axes.secondary_xaxis(top)):
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.tick_params(length=0, labelcolor=LIGHT["soft"], labelsize=11)
+        axis.spines[:].set_color(LIGHT["soft"])
+    axes.spines["bottom"].set_visible(True)
+
+
+def _until(spells: Spells, end: float) -> Iterator[tuple[int, int, float]]:
+    """Yield each rank's first step, the rank, and the step of the next rank."""
+    ends = [*(step for step, _ in spells[1:]), end]
+    for (begin, rank), until in zip(spells, ends, strict=True):
+        yield begin, rank, until
+
+
+def _draw_colours(
+    axes: Axes, gid: str, top: float, row: float, spells: Spells, scale: RankScale
+) -> None:
+    """Draw a layer's ranks as coloured rectangles on a neutral row."""
+    start, end = spells[0][1], axes.get_xlim()[1]
+    colours = [(0.0, end, to_rgba(LIGHT["ground"]))]
+    for begin, rank, until in _until(spells, end):
+        strength = scale.strength(rank, start)
+        if strength:
+            side = "up" if strength > 0 else "down"
+            colours.append((begin, until, to_rgba(LIGHT[side], abs(strength))))
+    bottom = top + row - min(1.0, 0.1 * row)
+    shapes = [[(b, top), (e, top), (e, bottom), (b, bottom)] for b, e, _ in colours]
+    faces = [colour for *_, colour in colours]
+    axes.add_collection(
+        PolyCollection(shapes, facecolors=faces, linewidths=0, gid=gid, clip_on=False)
+    )
+
+
+def _draw_texts(axes: Axes, base: float, name: str, spells: Spells) -> None:
+    """Write a layer's name, its ranks where there is room, and its first and last rank."""
+    end = axes.get_xlim()[1]
+    pixel = end / PLOT
+    axes.text(-8 * pixel, base, name, ha="right", fontsize=11, family=MONO)
+    for begin, rank, until in _until(spells, end):
+        if until - begin >= pixel * (DIGIT * len(str(rank)) + 7):
+            axes.text(begin + 5 * pixel, base, str(rank), fontsize=11)
+    first, last = spells[0][1], spells[-1][1]
+    if first == last:
+        axes.text(end + 10 * pixel, base, str(last), fontsize=11, color=LIGHT["soft"])
+    else:
+        axes.text(end + 10 * pixel, base, f"{first} → {last}", fontsize=11)

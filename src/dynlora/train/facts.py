@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dynlora.report.summary import RunReport
+from dynlora.report.results import RunResult
 from dynlora.runs.record import versions
 from dynlora.train.build import Job, identity
 from dynlora.train.machine import machine, peak_memory
@@ -29,7 +29,7 @@ def first_facts(job: Job) -> dict[str, Any]:
     }
 
 
-def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> RunReport:
+def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> RunResult:
     """Return the results of a finished run.
 
     Args:
@@ -45,7 +45,7 @@ def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> Ru
         places["trackers"] = folder.tracking
     if dynamic is not None:
         places |= {"rank history": folder.ranks, "rank heat map": folder.heatmap}
-    return RunReport(
+    return RunResult(
         method=config.method,
         before=before,
         after=after,
@@ -61,7 +61,7 @@ def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> Ru
     )
 
 
-def last_facts(job: Job, report: RunReport) -> dict[str, Any]:
+def last_facts(job: Job, report: RunResult) -> dict[str, Any]:
     """Return the values of `run.json` that are known after training."""
     state, dynamic = job.trainer.state, job.recorder.dynamic
     best = state.best_model_checkpoint if job.config.training.load_best_model_at_end else None

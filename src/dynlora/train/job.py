@@ -15,9 +15,9 @@ from rich.console import Console
 from transformers import set_seed
 
 from dynlora.input_adaptive.file import save_input_adaptive
-from dynlora.report.heatmap import write_heatmap
+from dynlora.report.rank_map import write_rank_map
 from dynlora.report.outlook import Outlook
-from dynlora.report.summary import RunReport
+from dynlora.report.results import RunResult
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
 from dynlora.train.build import Job, build_job
@@ -32,7 +32,7 @@ from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
 
 
-def run_job(config: JobConfig, console: Console) -> RunReport:
+def run_job(config: JobConfig, console: Console) -> RunResult:
     """Train, evaluate and write the run's folder.
 
     Args:
@@ -255,7 +255,7 @@ def _metrics_after(job: Job) -> dict[str, float]:
 def _draw_ranks(job: Job) -> None:
     """Draw the heat map of a dynamic run."""
     if job.recorder.dynamic is not None:
-        write_heatmap(
+        write_rank_map(
             job.recorder.dynamic.history,
             job.folder.heatmap,
             initial=job.recorder.initial_ranks,

@@ -1,4 +1,4 @@
-"""Table printed at the end of a run, for a terminal of 80 columns."""
+"""Results of a finished run, and the table that `train` prints on 80 columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.report.names import short_names
+from dynlora.report.layers import short_names
 from dynlora.types import Event, moved, stillness
 
 MOVERS = 3
@@ -17,7 +17,7 @@ MOVERS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
+class RunResult:
     """Results of a finished run."""
 
     method: str
@@ -52,74 +52,74 @@ class RunReport:
         return values | {"events": len(events), "events_that_moved": sum(map(moved, events))}
 
 
-def summary_table(report: RunReport) -> Table:
-    """Return the report as a table of two columns."""
-    table = Table(title=f"dynlora train: method {report.method}", show_header=False)
+def result_table(result: RunResult) -> Table:
+    """Return the results as a table of two columns."""
+    table = Table(title=f"dynlora train: method {result.method}", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for rows in (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows):
-        for label, text in rows(report):
+        for label, text in rows(result):
             table.add_row(label, Text(text))  # plain: paths may contain rich's square brackets
         table.add_section()
     return table
 
 
-def _metric_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    for name, after in report.after.items():
+def _metric_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    for name, after in result.after.items():
         text = f"{after:.4f}"
-        before = report.before.get(name)
+        before = result.before.get(name)
         if before is not None:  # None if the metric was not finite
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
 
 
-def _parameter_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    if report.method == "full":
-        yield "trained parameters", f"{report.parameters:,}"
+def _parameter_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    if result.method == "full":
+        yield "trained parameters", f"{result.parameters:,}"
         return
-    share = report.parameters / report.budget if report.budget else 0.0
-    text = f"{report.parameters:,} of the budget of {report.budget:,} ({share:.1%})"
+    share = result.parameters / result.budget if result.budget else 0.0
+    text = f"{result.parameters:,} of the budget of {result.budget:,} ({share:.1%})"
     yield "live LoRA parameters", text
-    if report.peak_parameters != report.parameters:
-        yield "at their peak", f"{report.peak_parameters:,}"
+    if result.peak_parameters != result.parameters:
+        yield "at their peak", f"{result.peak_parameters:,}"
 
 
-def _rank_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    ranks = report.final_ranks
+def _rank_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    ranks = result.final_ranks
     if not ranks:
         return
     low, middle, high = min(ranks.values()), median(ranks.values()), max(ranks.values())
     yield "ranks", f"lowest {low}, median {middle:g}, highest {high}"
-    still = stillness(report.events)
+    still = stillness(result.events)
     if still is not None:
         yield "ranks did not move", still
         return
-    count = sum(moved(event) for event in report.events)
-    moves = {name: rank - report.initial_ranks[name] for name, rank in ranks.items()}
+    count = sum(moved(event) for event in result.events)
+    moves = {name: rank - result.initial_ranks[name] for name, rank in ranks.items()}
     up, down = sum(move > 0 for move in moves.values()), sum(move < 0 for move in moves.values())
-    yield "ranks moved", f"at {count} of {len(report.events)} events: {up} layers up, {down} down"
+    yield "ranks moved", f"at {count} of {len(result.events)} events: {up} layers up, {down} down"
     by_gain = sorted(moves, key=lambda name: -moves[name])
-    yield "gained most", _movers([n for n in by_gain[:MOVERS] if moves[n] > 0], report)
-    yield "lost most", _movers([n for n in by_gain[: -MOVERS - 1 : -1] if moves[n] < 0], report)
+    yield "gained most", _movers([n for n in by_gain[:MOVERS] if moves[n] > 0], result)
+    yield "lost most", _movers([n for n in by_gain[: -MOVERS - 1 : -1] if moves[n] < 0], result)
 
 
-def _movers(names: Sequence[str], report: RunReport) -> str:
+def _movers(names: Sequence[str], result: RunResult) -> str:
     """Return a line per layer with its short name, first and last rank."""
-    short = short_names(list(report.final_ranks))
+    short = short_names(list(result.final_ranks))
     width = max((len(short[name]) for name in names), default=0)
     lines = [
-        f"{short[n]:<{width}}  {report.initial_ranks[n]} → {report.final_ranks[n]}" for n in names
+        f"{short[n]:<{width}}  {result.initial_ranks[n]} → {result.final_ranks[n]}" for n in names
     ]
     return "\n".join(lines) or "none"
 
 
-def _time_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    yield "training steps", f"{report.train_seconds:.1f} s"
-    if report.final_ranks:
-        part = report.dynamic_seconds / report.train_seconds if report.train_seconds else 0.0
-        yield "of it dynamic part", f"{report.dynamic_seconds:.2f} s ({part:.2%})"
+def _time_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    yield "training steps", f"{result.train_seconds:.1f} s"
+    if result.final_ranks:
+        part = result.dynamic_seconds / result.train_seconds if result.train_seconds else 0.0
+        yield "of it dynamic part", f"{result.dynamic_seconds:.2f} s ({part:.2%})"
 
 
-def _place_rows(report: RunReport) -> Iterator[tuple[str, str]]:
-    for what, where in report.places.items():
+def _place_rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    for what, where in result.places.items():
         yield what, str(where)

@@ -1,0 +1,238 @@
+"""Compare finished runs: ranks, settings and warnings about unequal conditions, side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dynlora.errors import RunFileError
+from dynlora.report.layers import short_names
+from dynlora.report.wording import (
+    bytes_text,
+    change_text,
+    count_text,
+    metric_text,
+    seconds_text,
+)
+from dynlora.runs.checkpoints import finish_command
+from dynlora.runs.reader import RunFiles, read_run
+from dynlora.runs.record import UNFINISHED
+
+IGNORED = ("output", "overwrite", "training.resume")
+"""Settings that do not affect a run's result."""
+ABSENT = "(not a setting)"
+"""Placeholder for a setting missing from a run's configuration, written by another version."""
+SAME_FOR_ALL = ("task", "model", "data")
+"""Sections of the configuration that must be equal for metrics to be comparable."""
+LAYERS = 10
+"""Maximum number of layers in the table of ranks; `--json` lists all."""
+Rows = Sequence[tuple[str, Sequence[str]]]
+"""Label and cells per row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunComparison:
+    """Differences between finished runs."""
+
+    runs: tuple[RunFiles, ...]
+    """In the order of the arguments; at least two."""
+    ranks: Mapping[str, tuple[int | None, ...]]
+    """Rank per run by module name, largest difference first; None where a run has no LoRA."""
+    settings: Mapping[str, tuple[Any, ...]]
+    """Values per run of each setting that differs, by dotted key."""
+    warnings: tuple[str, ...]
+    """Reasons why the runs are not fully comparable."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON-ready values."""
+        return {
+            "runs": [_run_dict(run) for run in self.runs],
+            "ranks": [
+                {"layer": name, "ranks": [*ranks], "difference": _difference(ranks)}
+                for name, ranks in self.ranks.items()
+            ],
+            "configuration": {key: [*values] for key, values in self.settings.items()},
+            "warnings": [*self.warnings],
+        }
+
+
+def read_finished(root: Path) -> RunFiles:
+    """Read a finished run.
+
+    Raises:
+        RunFileError: If the folder is not a run or the run is not finished.
+    """
+    run = read_run(root)
+    if run.status != "finished":
+        raise RunFileError(
+            f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
+            f"{run.steps} steps: finish it with `{finish_command(root, run.method)}`, or "
+            "see `dynlora report` for what there is."
+        )
+    return run
+
+
+def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
+    """Compare finished runs.
+
+    Args:
+        runs: At least two, all finished; may contain the same run twice.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.final_ranks)
+    ranks = {name: tuple(run.final_ranks.get(name) for run in runs) for name in names}
+    settings = _differences([dict(_flat(run.config)) for run in runs])
+    return RunComparison(
+        runs=tuple(runs),
+        ranks=dict(sorted(ranks.items(), key=lambda layer: -_difference(layer[1]))),
+        settings=settings,
+        warnings=tuple(_warnings(runs, settings)),
+    )
+
+
+def _difference(ranks: Sequence[int | None]) -> int:
+    """Return the highest minus the lowest rank among the runs that have the layer."""
+    found = [rank for rank in ranks if rank is not None]
+    return max(found) - min(found)
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    keys = dict.fromkeys(key for config in configs for key in config if key not in IGNORED)
+    values = {key: tuple(config.get(key, ABSENT) for config in configs) for key in keys}
+    return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
+
+
+def _warnings(runs: Sequence[RunFiles], settings: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    for key, values in settings.items():
+        section = key.partition(".")[0]
+        if section in SAME_FOR_ALL and ABSENT not in values:
+            yield f"other {section}: {key} is {_versus(values)}"
+    facts: dict[str, list[Any]] = {
+        "rows": [
+            ", ".join(f"{count_text(n)} {split}" for split, n in run.rows.items()) for run in runs
+        ],
+        "number of steps": [run.steps for run in runs],
+        "seeds": [run.seed for run in runs],
+    }
+    for name, values in facts.items():
+        if any(value != values[0] for value in values):
+            yield f"other {name}: {_versus(values)}"
+    machines = [run.facts.get("machine") for run in runs]
+    if any(machine != machines[0] for machine in machines):
+        yield "other machines: seconds and memory cannot be compared"
+
+
+def _versus(values: Sequence[object]) -> str:
+    return " against ".join(dict.fromkeys(map(_shown, values)))
+
+
+def _shown(value: object) -> str:
+    """Format a setting as in YAML."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _run_dict(run: RunFiles) -> dict[str, Any]:
+    return {
+        "run": str(run.root),
+        "method": run.method,
+        "seed": run.seed,
+        "steps": run.steps,
+        "rows": {**run.rows},
+        "metrics_before": {**run.before},
+        "metrics_after": {**run.after},
+        "budget": run.budget,
+        "parameters": {**run.parameters},
+        "seconds": {**run.seconds},
+        **run.memory,
+    }
+
+
+def comparison_table(found: RunComparison) -> RenderableType:
+    """Return the comparison as tables to print, with the warnings last."""
+    runs = found.runs
+    facts = [
+        ("method", [run.method for run in runs]),
+        ("seed", [_shown(run.seed) for run in runs]),
+        ("steps", [count_text(run.steps) for run in runs]),
+    ]
+    sections = (facts, [*_metrics(runs)], [*_parameters(runs)], [*_costs(runs)])
+    parts: list[RenderableType] = [*_table("dynlora compare", runs, sections)]
+    short = short_names(list(found.ranks))
+    differing = {short[name]: ranks for name, ranks in found.ranks.items() if _difference(ranks)}
+    if differing:
+        most = [(name, [*map(_rank, ranks)]) for name, ranks in differing.items()][:LAYERS]
+        title = f"ranks that differ most, {len(most)} of {len(differing)} layers"
+        parts += _table(title, runs, [most])
+    elif found.ranks:
+        parts.append(Text("no layer that two runs share has another rank"))
+    if found.settings:
+        settings = [(key, [*map(_shown, values)]) for key, values in found.settings.items()]
+        parts += _table("settings that differ", runs, [settings])
+    parts += [Text(f"not comparable, {warning}", style="yellow") for warning in found.warnings]
+    return Group(*parts)
+
+
+def _table(title: str, runs: Sequence[RunFiles], sections: Sequence[Rows]) -> tuple[Text, Table]:
+    """Return a heading and a table; unlike a table's title, the heading may be wider."""
+    table = Table()
+    table.add_column(style="bold", overflow="fold")
+    labels = [run.root.resolve().name for run in runs]
+    if len(set(labels)) < len(labels):
+        labels = [str(run.root) for run in runs]
+    for label in labels:
+        table.add_column(Text(label), justify="right", overflow="fold")
+    for rows in sections:
+        for name, cells in rows:
+            table.add_row(Text(name), *map(Text, cells))
+        table.add_section()
+    return Text(title, style="italic"), table
+
+
+def _metrics(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each metric before and after training, with the difference from the first run."""
+    for name in dict.fromkeys(name for run in runs for name in run.after):
+        yield f"{name} before", [_metric(run.before, name) for run in runs]
+        after = [_metric(run.after, name) for run in runs]
+        for place, run in enumerate(runs[1:], start=1):
+            change = change_text(runs[0].after.get(name), run.after.get(name))
+            after[place] += f" ({change})" if change else ""
+        yield f"{name} after", after
+
+
+def _rank(rank: int | None) -> str:
+    return "–" if rank is None else str(rank)
+
+
+def _metric(values: Mapping[str, float | None], name: str) -> str:
+    return metric_text(values[name]) if name in values else "–"
+
+
+def _parameters(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
+    yield "budget", [count_text(run.budget) for run in runs]
+    for key, name in (("end", "parameters"), ("peak", "at their peak")):
+        yield name, [count_text(run.parameters.get(key)) for run in runs]
+
+
+def _costs(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
+    for key in dict.fromkeys(key for run in runs for key in run.seconds):
+        yield key.replace("_", " "), [seconds_text(run.seconds.get(key)) for run in runs]
+    for key in runs[0].memory:
+        sizes = [run.memory.get(key) for run in runs]
+        if any(size is not None for size in sizes):
+            yield (
+                key.removesuffix("_bytes").replace("_", " "),
+                [bytes_text(size) for size in sizes],
+            )

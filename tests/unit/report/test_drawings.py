@@ -1,0 +1,155 @@
+"""Drawings: the rank map and the curves, as pictures and as parts of a page."""
+
+import random
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from dynlora.report.colours import DARK, LIGHT, REACH, rank_scale
+from dynlora.report.curves import MOST_POINTS, charts, draw_chart
+from dynlora.report.rank_map import rank_map, scale_of, write_rank_map
+from dynlora.report.svg import to_svg
+from tests.unit.events import make_event
+from tests.unit.report.runs import METRICS
+
+START = {"m.0.q": 8, "m.0.k": 8, "m.1.q": 8}
+END = {"m.0.q": 16, "m.0.k": 4, "m.1.q": 8}
+
+
+def draw(path: Path, events: list[object], start: dict[str, int] = START) -> np.ndarray:
+    write_rank_map(events, path, initial=start, budget=1000, steps=100)
+    return imread(path)[..., :3]
+
+
+def saturated(image: np.ndarray) -> tuple[int, int]:
+    """Return the numbers of orange and of violet pixels."""
+    red, blue = image[..., 0], image[..., 2]
+    return int((red - blue > 0.2).sum()), int((blue - red > 0.15).sum())
+
+
+def test_growth_is_orange_loss_is_violet_and_no_change_is_neither(tmp_path: Path) -> None:
+    grown, lost = saturated(draw(tmp_path / "moved.png", [make_event(10, START, END)]))
+    assert grown > 10_000
+    assert lost > 10_000
+    assert saturated(draw(tmp_path / "still.png", [make_event(10, START, START)])) == (0, 0)
+    assert saturated(draw(tmp_path / "none.png", [])) == (0, 0)
+
+
+def test_a_change_after_the_last_step_is_visible(tmp_path: Path) -> None:
+    assert min(saturated(draw(tmp_path / "ranks.png", [make_event(100, START, END)]))) > 300
+
+
+@pytest.mark.parametrize("layers", [1, 700])
+def test_any_number_of_layers_can_be_drawn(tmp_path: Path, layers: int) -> None:
+    start = {f"model.layers.{n}.q_proj": 8 for n in range(layers)}
+    image = draw(tmp_path / "ranks.png", [], start)
+    assert 150 < image.shape[0] <= 14_000
+    assert image.shape[1] > 900
+
+
+def test_a_doubled_rank_is_as_strong_as_a_halved_one_within_limits() -> None:
+    scale = scale_of([make_event(10, START, END)], START, END)
+    assert scale.reach == 2
+    assert scale.strength(16, 8) == pytest.approx(1) == -scale.strength(4, 8)
+    assert 0 < scale.strength(9, 8) < scale.strength(12, 8) < 1
+    assert (scale.strength(8, 8), scale.strength(0, 0), scale.strength(0, 8)) == (0, 0, -1)
+    assert rank_scale([]).reach == rank_scale([(9, 8)]).reach == REACH[0]
+    assert rank_scale([(80, 8)]).reach == rank_scale([(0, 8)]).reach == REACH[1]
+    assert rank_scale([(80, 8)]).strength(80, 8) == 1
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Return WCAG's contrast ratio of two colours."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_can_be_read_on_every_colour(theme: dict[str, str]) -> None:
+    colours = {
+        name: tuple(int(code[n : n + 2], 16) / 255 for n in (1, 3, 5))
+        for name, code in theme.items()
+    }
+    for side in ("up", "down"):
+        for strength in (0, 0.25, 0.5, 0.75, 1):
+            pairs = zip(colours[side], colours["ground"], strict=True)
+            mixed = tuple(strength * a + (1 - strength) * b for a, b in pairs)
+            assert contrast(colours["ink"], mixed) >= 4.5, (side, strength)
+    for name in ("ink", "soft", "good", "bad", "training", "validation"):
+        assert contrast(colours[name], colours["paper"]) >= 4.3, name
+
+
+def test_a_drawing_is_the_same_each_time_and_has_only_the_colours_of_a_page() -> None:
+    events = [make_event(10, START, END)]
+    texts = []
+    for _ in range(2):
+        random.seed(len(texts))
+        drawing = rank_map(events, START, steps=100, scale=rank_scale([(16, 8)]))
+        chart = draw_chart(charts(METRICS, ["loss"])[0], at=[10], steps=100)
+        texts.append([to_svg(drawing, "map"), to_svg(chart, "chart")])
+    assert texts[0] == texts[1]
+    for text in texts[0]:
+        assert not re.search("#[0-9a-f]{6}|DejaVu|http|date", text)
+        ET.fromstring(text)
+
+
+def test_names_are_written_as_they_are_even_where_they_look_like_formulas() -> None:
+    shown = {
+        "a.$x$.b": "$x$.b",
+        "a.\n<b>": "�<b>",
+        "a.\x00\ud800": "��",
+        "a.图": "图",
+        'a.style="fill: #a99be0"': 'style="fill: #a99be0"',
+    }
+    drawing = rank_map([], dict.fromkeys(shown, 8), steps=1, scale=rank_scale([]))
+    svg = re.sub("<title>.*?</title>", "", to_svg(drawing, "map"), flags=re.DOTALL)
+    texts = [text.text for text in ET.fromstring(svg).iter("text")]
+    assert [text for text in texts if text in shown.values()] == list(shown.values())
+
+
+def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    draw(tmp_path / "ranks.png", [make_event(10, START, END)])
+    assert dict(mpl.rcParams) == before
+
+
+def test_there_is_a_chart_for_the_loss_and_for_each_metric_with_finite_values() -> None:
+    found = charts(METRICS, ["pearson", "loss", "never_logged"])
+    assert [(chart.name, chart.lines) for chart in found] == [
+        ("loss", {"training": [(10, 0.7), (30, 0.6)], "validation": [(0, 0.75), (100, 0.5)]}),
+        ("pearson", {"validation": [(0, 0.125), (100, 0.625)]}),
+    ]
+    odd = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": "x"}, {"step": 3, "loss": 1e301}]
+    assert charts(odd, ["loss"]) == []
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [3e5, 4e9], [1e20], [-1e300, 1e300]]
+)
+def test_points_are_inside_the_chart_and_higher_for_larger_values(values: list[float]) -> None:
+    metrics = [{"step": n, "eval_m": value} for n, value in enumerate(values)]
+    (chart,) = charts(metrics, ["m"])
+    svg = ET.fromstring(to_svg(draw_chart(chart, at=[], steps=len(values)), "chart"))
+    points = [(float(use.get("x", "")), float(use.get("y", ""))) for use in svg.iter("use")]
+    assert len(points) == len(values)
+    assert all(39 <= y <= 187 for _, y in points)
+    if len(set(values)) == 2:
+        assert points[0][0] < points[1][0]
+        assert points[0][1] > points[1][1]
+
+
+def test_long_series_become_means_of_neighbouring_points() -> None:
+    (chart,) = charts([{"step": n, "loss": float(n % 7)} for n in range(1234)], [])
+    points = chart.lines["training"]
+    assert len(points) <= MOST_POINTS
+    assert (points[0], points[-1][0]) == ((2, 1.0), 1233)
