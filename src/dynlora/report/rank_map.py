@@ -161,6 +161,7 @@ def _draw_time(axes: Axes, top: float) -> None:
     for axis in (axes, axes.secondary_xaxis(top)):
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.patch.set_visible(False)
         axis.tick_params(length=0, labelcolor=LIGHT["soft"], labelsize=11)
         axis.spines[:].set_color(LIGHT["soft"])
     axes.spines["bottom"].set_visible(True)
