@@ -14,7 +14,8 @@ from jaxtyping import install_import_hook
 CONF = BeartypeConf(
     is_pep484_tower=True,
     claw_is_pep526=False,
-    claw_skip_package_names=("dynlora.config",),  # the configuration checks its own values
+    # Configurations check their own values.
+    claw_skip_package_names=("dynlora.config", "dynlora.train.config"),
 )
 checked = beartype(conf=CONF)
 
