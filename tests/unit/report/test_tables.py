@@ -15,8 +15,17 @@ from dynlora.report.run_comparison import (
     comparison_table,
     read_finished,
 )
-from dynlora.report.wording import bytes_text, listing, metric_text, seconds_text, shorten, verdict
+from dynlora.report.wording import (
+    LOWER_IS_BETTER,
+    bytes_text,
+    listing,
+    metric_text,
+    seconds_text,
+    shorten,
+    verdict,
+)
 from dynlora.runs.reader import RunFiles
+from dynlora.train.config import METRICS
 from tests.unit.events import make_event
 from tests.unit.report.runs import config_values, run_values, write_run
 
@@ -235,6 +244,10 @@ def test_errors_improve_by_falling_and_other_metrics_by_rising(
     metric: str, before: float | None, after: float | None, better: str
 ) -> None:
     assert verdict(metric, before, after) == better
+
+
+def test_every_metric_of_a_task_has_a_direction() -> None:
+    assert {metric for metrics in METRICS.values() for metric in metrics} <= LOWER_IS_BETTER.keys()
 
 
 def test_numbers_have_units_and_few_digits() -> None:
