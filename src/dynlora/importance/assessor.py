@@ -26,17 +26,24 @@ class LayerImportanceAssessor:
     """Scores layers by one metric, and counts the gradients and scores that are not finite."""
 
     def __init__(
-        self, metric: ImportanceMetric, layers: Sequence[LoraLayer], *, stops: bool = False
+        self,
+        metric: ImportanceMetric,
+        layers: Sequence[LoraLayer],
+        *,
+        device: torch.device,
+        stops: bool = False,
     ) -> None:
         """Start without gradients.
 
         Args:
             metric: Importance metric.
             layers: All layers, in the same order on every process.
+            device: Device of the adapter.
             stops: Whether a non-finite gradient or score stops the run.
         """
         self._metric = metric
         self._layers = layers
+        self._device = device
         self._names = [layer.name for layer in layers]
         self._stops = stops
         self._gradients = ConsecutiveGradients()
@@ -47,10 +54,6 @@ class LayerImportanceAssessor:
         self._unreached = set(self._names)
         self._skipped: Counter[str] = Counter()
         self._unread: Tensor | None = None  # counts of non-finite gradients, on their device
-
-    @property
-    def _device(self) -> torch.device:
-        return self._layers[0].lora_A.device
 
     def observe(self, layers: Sequence[LoraLayer], *, step: int) -> None:
         """Read the gradients, between `backward` and the optimizer's step.

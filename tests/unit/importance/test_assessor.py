@@ -23,7 +23,8 @@ def learn(observe, layers, steps, *, agreeing=True):
 
 
 def assessor_of(layers, metric=None, **given):
-    assessor = LayerImportanceAssessor(metric or UniformMetric(), layers, **given)
+    device = torch.device("cpu")
+    assessor = LayerImportanceAssessor(metric or UniformMetric(), layers, device=device, **given)
     return assessor, partial(assessor.observe, step=1)
 
 
