@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynlora.adapters.extension import Extension, Extensions, Host
+from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
 from dynlora.adapters.hooks import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
@@ -104,7 +104,10 @@ class DynamicLora:
         self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._follow)
         self._layers = list(self._adapters.layers.values())
         self._assessor = LayerImportanceAssessor(
-            metric, self._layers, stops=config.on_nonfinite == "stop"
+            metric,
+            self._layers,
+            device=self._adapters.device,
+            stops=config.on_nonfinite == "stop",
         )
         self.budget = self._adapters.budget
         """Parameter budget of all layers together."""
@@ -357,7 +360,7 @@ class DynamicLora:
         )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         self._extensions.attach(self._host)
-        self._extensions.load_state_dict(state["extensions"])
+        self._extensions.load_state_dict(saved_extensions(state))
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
@@ -367,11 +370,13 @@ class DynamicLora:
     def take_shapes(self, state: Mapping[str, Any]) -> None:
         """Load only ranks, scales and extensions, after loading the weights of the same step.
 
+        Statistics of gradients and features stay as they are.
+
         Args:
             state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
-        self._extensions.load_state_dict(state["extensions"])
+        self._extensions.load_state_dict(saved_extensions(state))
 
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)
@@ -504,7 +509,7 @@ class DynamicLora:
         """
         names = sorted(self._extensions.by_name)
         given = {"budget": budget, **self.config.to_dict(), "extensions": names}
-        saved_names = self._extensions.saved_names(state["extensions"])
+        saved_names = self._extensions.saved_names(saved_extensions(state))
         saved = {"budget": state["budget"], **state["config"], "extensions": saved_names}
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))

@@ -742,9 +742,51 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
     train(tiny_llama, optimizer, resumed, 4)
     resumed.close()
     assert first.calls[2:] == ["freeze", "close"]
-    assert second.calls == ["attach", "attach", "load 8", "event 12", "freeze", "freeze", "close"]
+    assert second.calls == [
+        "attach", "close", "attach", "load 8", "event 12", "freeze", "freeze", "close",
+    ]  # fmt: skip
     with pytest.raises(ResumeError, match=r"`extensions` was \['.*Follower'\], now \[\]"):
         run().load_state_dict(state)
+
+
+def test_a_saved_state_of_extensions_does_not_change_as_they_go_on():
+    class Counting(Follower):
+        def attach(self, host):
+            self.count = torch.zeros(1)
+
+        def begin_step(self, step, *, sampled):
+            self.step = step
+            self.count += 1
+
+        def state_dict(self):
+            return {"count": self.count}
+
+    model = lora_chain(8, 8)
+    config = DynamicLoraConfig(total_steps=4)
+    dynamic = DynamicLora(model, adamw(model), config, extensions=[Counting()])
+    (count,) = dynamic.state_dict()["extensions"].values()
+    dynamic.step()
+    assert count.tolist() == [1]
+
+
+def test_a_state_from_before_there_were_extensions_is_read(tiny_llama):
+    optimizer, config = (
+        adamw(tiny_llama),
+        DynamicLoraConfig(events=2, input_adaptive=True, **MOVING),
+    )
+    dynamic = DynamicLora(tiny_llama, optimizer, config)
+    train(tiny_llama, optimizer, dynamic, 5)
+    now = dynamic.state_dict()
+    before = {key: value for key, value in now.items() if key != "extensions"}
+    before["input_adaptive"] = {
+        key.removeprefix("input_adaptive/"): value for key, value in now["extensions"].items()
+    }
+    resumed = DynamicLora(tiny_llama, optimizer, config)
+    resumed.load_state_dict(before)
+    restored = resumed.state_dict()["extensions"]
+    assert restored.keys() == now["extensions"].keys()
+    assert all(torch.equal(restored[key], value) for key, value in now["extensions"].items())
+    resumed.take_shapes(before)
 
 
 def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others():

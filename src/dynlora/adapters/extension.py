@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -95,6 +95,7 @@ class Extensions:
         Raises:
             ConfigError: If two extensions are of one class, because their states would share a key.
         """
+        self._attached = False
         self.by_name: dict[str, Extension] = {
             setting: load(path)()
             for setting, path in EXTENSIONS.items()
@@ -113,12 +114,14 @@ class Extensions:
             self._all.append(metric)
 
     def attach(self, host: Host) -> None:
-        """Attach all, or none if one refuses."""
+        """Attach all, or none if one refuses; attached ones are closed first."""
+        self.close()
         with ExitStack() as undo:
             for extension in self._all:
                 extension.attach(host)
                 undo.callback(extension.close)
             undo.pop_all()
+        self._attached = True
 
     def remove_others(self, layers: Sequence[LoraView]) -> list[str]:
         """Remove hooks of earlier runs' extensions without a setting now; return their settings."""
@@ -141,14 +144,16 @@ class Extensions:
             extension.freeze()
 
     def close(self) -> None:
-        """Close all extensions."""
-        for extension in self._all:
-            extension.close()
+        """Close all attached extensions."""
+        if self._attached:
+            for extension in self._all:
+                extension.close()
+        self._attached = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all states as tensors keyed ``<name>/<key>``."""
+        """Return a copy of all states as tensors keyed ``<name>/<key>``."""
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": value.detach().clone()
             for name, extension in self.by_name.items()
             for key, value in extension.state_dict().items()
         }
@@ -165,3 +170,14 @@ class Extensions:
         """Return the names of a saved run's extensions; those without state are taken as equal."""
         names = {key.split("/")[0] for key in state}
         return sorted(names.union(n for n, e in self.by_name.items() if not e.state_dict()))
+
+
+def saved_extensions(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return the state of extensions in `DynamicLora.state_dict()`.
+
+    States saved before there were extensions keep input-adaptive ranks in a group of their own.
+    """
+    if "extensions" in state:
+        found: Mapping[str, Tensor] = state["extensions"]
+        return found
+    return {f"input_adaptive/{key}": value for key, value in state["input_adaptive"].items()}
