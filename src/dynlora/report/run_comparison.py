@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynlora.errors import RunFileError
+from dynlora.files.plain_values import flatten
 from dynlora.report.layers import short_names
 from dynlora.report.wording import (
     bytes_text,
@@ -84,7 +85,7 @@ def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
     """
     names = dict.fromkeys(name for run in runs for name in run.final_ranks)
     ranks = {name: tuple(run.final_ranks.get(name) for run in runs) for name in names}
-    settings = _differences([dict(_flat(run.config)) for run in runs])
+    settings = _differences([flatten(run.config) for run in runs])
     return RunComparison(
         runs=tuple(runs),
         ranks=dict(sorted(ranks.items(), key=lambda layer: -_difference(layer[1]))),
@@ -97,14 +98,6 @@ def _difference(ranks: Sequence[int | None]) -> int:
     """Return the highest minus the lowest rank among the runs that have the layer."""
     found = [rank for rank in ranks if rank is not None]
     return max(found) - min(found)
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
