@@ -116,18 +116,21 @@ def prepare(
     trainer._tokenizer, trainer.chat_template = tokenizer, template
     trainer.completion_only_loss = completion_only
     options.assistant_only_loss, options.max_length = assistant_only, None
-    with _quiet_about_merged_tokens():
+    with _quiet():
         prepared = trainer._prepare_dataset(rows, tokenizer, options, False, None, "")
     return prepared.select_columns(["input_ids", "labels"])
 
 
 @contextmanager
-def _quiet_about_merged_tokens() -> Iterator[None]:
-    """Silence TRL's warning about merged tokens, which `encode_pairs` replaces with a count."""
+def _quiet() -> Iterator[None]:
+    """Hide progress bars, and TRL's warning on merged tokens, which `encode_pairs` counts."""
     trl = logging.getLogger("trl")
-    before = trl.level
+    level, bars = trl.level, not datasets.are_progress_bars_disabled()
     trl.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
-        trl.setLevel(before)
+        trl.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

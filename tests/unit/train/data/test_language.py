@@ -95,6 +95,15 @@ def test_rows_are_prepared_as_in_a_trainer_of_trl(
         assert mine["labels"] == [-100, *theirs["labels"][1:]]  # no token precedes the first
 
 
+def test_preparation_shows_no_progress_bars(
+    tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets.enable_progress_bars()
+    encode_texts(["red", "blue"], tokenizer)
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+
+
 def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
