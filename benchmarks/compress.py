@@ -25,7 +25,7 @@ from dynlora.adapter_files.spectrum import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks, plan_ranks
 from dynlora.allocator import allocate_shares
 
-COLUMNS = ("sentence1", "sentence2")
+COLUMNS = {"--text": "sentence1", "--text-pair": "sentence2"}
 Parts = Mapping[str, Components]
 Views = Mapping[str, Seen]
 

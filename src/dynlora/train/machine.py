@@ -81,7 +81,7 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next step, which raises peak memory by a few percent.
 
     By default glibc returns blocks above 32 MiB and free memory at the top of the heap to the
-    system, which clears every page before the next step can use it. See `docs/performance.md`.
+    system, which clears every page before the next step can use it.
 
     Returns:
         Whether the setting was changed: False with another C library, or if the environment
