@@ -176,7 +176,7 @@ def test_other_tasks_are_planned_and_measured(plan: Plan, tmp_path: Path, task: 
         (["--lora.rank", 8], "unknown key `lora.rank`"),
         (["--model.path", "nowhere"], "nowhere, which has no config.json"),
         (["--dynamic.min_rank", 3], "lower `min_rank`"),
-        (["extra"], "options only, got extra: dynlora plan CONFIG"),
+        (["extra"], "unexpected extra argument (extra)"),
     ],
 )
 def test_what_train_refuses_is_refused(

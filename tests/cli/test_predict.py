@@ -256,7 +256,7 @@ def test_a_number_of_tokens_is_for_runs_that_write(
 ) -> None:
     message = refused(file, "--max-new-tokens", 5)
     assert "`task: causal_lm` only, got 5" in message
-    assert "at least 1" in refused(file, "--max-new-tokens", 0)
+    assert "0 is not in the range x>=1" in refused(file, "--max-new-tokens", 0)
 
 
 def test_a_folder_is_refused_where_texts_are_read(refused: Refused, tmp_path: Path) -> None:

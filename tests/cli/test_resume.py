@@ -355,7 +355,7 @@ sys.exit(main(["train", job, "--output", output]))
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        (1_000, r"error: a path .*/full/.*: File too large"),
+        (1_000, r"error: a path must be accessible, but got .*/full/.*File too large"),
         (30_000, r"error: a checkpoint must be written whole, but in .*checkpoint-10 the disk"),
     ],
 )

@@ -65,7 +65,7 @@ def make_job(values: Mapping[str, Any]) -> JobConfig:
     return _validate(values, lambda _: "")
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ConfigError(f"CONFIG must be a YAML file, but got {path}, which is not a file.")
     try:
