@@ -118,7 +118,7 @@ def test_characters_that_cannot_be_encoded_are_escaped(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "a name: \\ud800\n"
 
 
-@pytest.mark.parametrize("options", [[], ["--json"], ["--quiet"], ["--quiet", "--json"]])
+@pytest.mark.parametrize("options", [[], ["--quiet", "--json"]])
 def test_a_run_writes_each_stream_as_its_options_say(
     job: Path, output: Path, options: list[str]
 ) -> None:
