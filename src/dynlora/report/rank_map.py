@@ -123,8 +123,8 @@ def write_rank_map(
     told = f"ranks moved at {count} of {len(events)} events (dashed)" if events else "no events"
     scale = scale_of(events, initial, initial)
     heading = (
-        f"Rank of each LoRA layer; budget {budget:,} parameters; {told}\n"
-        f"orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank"
+        f"Rank of each LoRA layer by optimizer step; budget {budget:,} parameters\n"
+        f"{told}; orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank"
     )
     write_png(rank_map(events, initial, steps=steps, scale=scale, heading=heading), path)
 
