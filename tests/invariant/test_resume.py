@@ -4,6 +4,7 @@ The loop of one's own is here; the Trainer's own resume is in `integration/test_
 """
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from dynlora.integrations.checkpoint import load_state, save_state
 from tests.models import WINDOW, adamw, attached, lora_llama, loss_of, sequences, train
 
 STEPS = 40
-KILLED_AT = {
-    "sensitivity": 6, "gradient_norm": 7, "fisher": 5, "attention_entropy": 13, "random": 20
-}  # fmt: skip
+KILLS = [
+    *(("signal", step) for step in (1, 5, 6, 7, 13, 20, 39)),
+    ("sensitivity", 6), ("gradient_norm", 7), ("fisher", 5), ("attention_entropy", 13),
+    ("random", 20),
+]  # fmt: skip
+"""All steps for the default metric, one for each other."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 
 
@@ -31,16 +35,13 @@ def batches_from(step):
     return batches
 
 
-@pytest.fixture(
-    scope="module",
-    params=["signal", "sensitivity", "gradient_norm", "fisher", "attention_entropy", "random"],
-)
-def whole(request):
-    """Train without interruption, keeping a checkpoint of every step in memory."""
+@cache
+def whole(importance):
+    """Train without interruption; return weights, events and a checkpoint of every step."""
     torch.manual_seed(0)
     model = lora_llama(r=8)
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=request.param, **CONFIG)
+    dynamic = attached(model, optimizer, importance=importance, **CONFIG)
     checkpoints = {}
 
     def keep(step):
@@ -49,14 +50,12 @@ def whole(request):
 
     train(model, optimizer, dynamic, STEPS, after=keep)
     assert len(set(dynamic.ranks.values())) > 1
-    return request.param, lora_weights(model), dynamic.history, checkpoints
+    return lora_weights(model), dynamic.history, checkpoints
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 6, 7, 13, 20, 39])
-def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(whole, killed_at, tmp_path):
-    importance, weights, history, checkpoints = whole
-    if killed_at != KILLED_AT.get(importance, killed_at):
-        pytest.skip("all steps for the default metric, one for each other")
+@pytest.mark.parametrize(("importance", "killed_at"), KILLS)
+def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(importance, killed_at, tmp_path):
+    weights, history, checkpoints = whole(importance)
     state, saved_weights, saved_optimizer = checkpoints[killed_at]
     save_state(tmp_path, state)
 
