@@ -19,7 +19,7 @@ from pydantic import (
 
 from benchmarks.harness.checked import check
 from dynlora.errors import ConfigError, DynamicLoraError
-from dynlora.files.plain_values import parse_yaml
+from dynlora.files.plain_values import read_yaml
 from dynlora.train.config.keys import check_keys
 
 Fragment = Mapping[str, Any]
@@ -194,14 +194,7 @@ def read_study(path: Path) -> Study:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"STUDY must be a YAML file, but got {path}, which is not a file.")
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"STUDY must be a YAML file, but got {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"STUDY must contain keys and values, but got {path} without any.")
+    content = read_yaml(path, "STUDY")
     if re.match(NAME, path.stem) is None:
         raise ConfigError(
             f"STUDY must have a name of letters, digits and _.+-, but got {path.stem!r}. Rename "

@@ -7,9 +7,12 @@ the file's name.
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dynlora.errors import ConfigError
 
 DEEPEST = 64
 """Most levels of nesting, more than any configuration or record has."""
@@ -155,6 +158,27 @@ def _values_in(value: Any) -> Iterator[Any]:
         case dict():
             yield from value
             yield from value.values()
+
+
+def read_yaml(path: Path, name: str) -> dict[Any, Any]:
+    """Return the keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        name: Name of the command's argument, for messages.
+
+    Raises:
+        ConfigError: If it is not a file, not YAML, or has no keys.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{name} must be a YAML file, but got {path}, which is not a file.")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{name} must be a YAML file, but got {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must contain keys and values, but got {path} without any.")
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynlora.errors import ConfigError
-from dynlora.files.plain_values import flatten, parse_yaml
+from dynlora.files.plain_values import flatten, parse_yaml, read_yaml
 from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig
 from dynlora.train.config.keys import (
@@ -44,7 +44,7 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
         ConfigError: If the file or a value is invalid; the message names the key and its place.
     """
     overrides = overrides or {}
-    values = _read_values(path)
+    values = read_yaml(path, "CONFIG")
     check_keys(values, f"in {path}")
     for key, value in overrides.items():
         section, _, leaf = key.rpartition(".")
@@ -63,18 +63,6 @@ def make_job(values: Mapping[str, Any]) -> JobConfig:
     """
     check_keys(values, "in a job")
     return _validate(values, lambda _: "")
-
-
-def _read_values(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise ConfigError(f"CONFIG must be a YAML file, but got {path}, which is not a file.")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"CONFIG must be a YAML file, but got {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"CONFIG must contain keys and values, but got {path} without any.")
-    return values
 
 
 def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConfig:
