@@ -62,17 +62,19 @@ the records in `benchmarks/results`. All timings: torch {result["torch"]}, PEFT 
 
 ![Step time relative to PEFT LoRA](performance.svg)
 
-The table shows step time relative to PEFT LoRA: below 1 is faster. The variants of a column ran in
-one process, one step each in turn. Each number is the median over pairs of steps; brackets contain
-the quartiles. Compare numbers within a column only.
+The table shows step time relative to PEFT LoRA: below 1 is faster. The columns are named by model,
+batch size × tokens, and dtype. The variants of a column ran in one process and took steps in turn.
+Each number is the median over pairs of a variant's step and one of PEFT LoRA; brackets contain the
+quartiles. Compare numbers within a column only.
 
-Peak memory is the peak of a process that loads the model and takes six steps. The last row is from
-separate processes with the settings of `dynlora train`, which also keep freed memory.
+Peak memory is measured in a process that loads the model and takes six steps. The last row is
+measured in separate processes with the settings of `dynlora train`, which keep freed memory
+([your-code.md](your-code.md#speed)).
 
-Outputs and gradients of fused LoRA were compared with those of PEFT before each timing. The fused
-rows were timed when one call computed all layers that read one tensor. Now each layer computes its
-own output, which adds about 3 % to a step of MiniLM in float32 and 5 % in bfloat16
-([log.md](log.md)).
+Before each timing, outputs and gradients of fused LoRA were compared with those of PEFT. The rows
+with fused layers are from an earlier version, in which one call computed all layers with the same
+input. Now each layer computes its own output, which adds about 3 % to a step of MiniLM in float32
+and 5 % in bfloat16 ([log.md](log.md)).
 
 Reproduce a column with, for example:
 
@@ -120,10 +122,11 @@ on the same batches:
 
 - dynlora with its defaults: {_more(result, "over_plain", "moved")} against PEFT LoRA.
 - dynlora with its defaults: {_more(result, "over_fused", "moved")} against fused LoRA alone.
-- The same, but no rank moves: {_more(result, "over_fused", "observed")} against fused LoRA alone.
+- dynlora without a change of rank: {_more(result, "over_fused", "observed")} against fused LoRA
+  alone.
   Most of the cost is due to layers with different ranks, not to observing and planning.
-- The controller accounts for {100 * booked["moved"]:.2f} % of the run. One of the
-  {result["events"]} events takes {1e3 * result["seconds_per_event"]:.0f} ms.
+- The controller accounts for {100 * booked["moved"]:.2f} % of the run. Each of the
+  {result["events"]} events takes {1e3 * result["seconds_per_event"]:.0f} ms on average.
 """
 
 
@@ -137,18 +140,17 @@ def _growth(result: Result) -> str:
     return f"""\
 ## How costs grow
 
-`python -m benchmarks.scale` times chains of linear layers on {result["tokens"]} tokens. A cost that
-grows linearly has exponent 1.
+`python -m benchmarks.scale` times chains of linear layers on {result["tokens"]} tokens. Time grows
+with a power of the number of layers, the rank or the width; exponent 1 is linear growth.
 
-- With the number of layers, an event grows with exponent {layers["event"]:.2f} and a step of
-  dynlora with {layers["dynamic"]:.2f} (PEFT LoRA: {layers["lora"]:.2f}).
-- With the rank, an event grows with exponent {rank["event"]:.2f} and observing gradients with
-  {rank["observe"]:.2f}.
-- With the width, an event grows with exponent {width["event"]:.2f} and the frozen layers with
-  {width["floor"]:.2f}: the wider the model, the smaller dynlora's share.
-- Fused layers need large calls. Relative to PEFT, forward and backward take {small} with 16 rows
-  and {large} with 1,024. Calls with fewer than 2^18 elements of input and output use PEFT's
-  forward.
+- Number of layers: exponent {layers["event"]:.2f} for an event, {layers["dynamic"]:.2f} for a step
+  of dynlora and {layers["lora"]:.2f} for one of PEFT LoRA.
+- Rank: exponent {rank["event"]:.2f} for an event and {rank["observe"]:.2f} for observing gradients.
+- Width: exponent {width["event"]:.2f} for an event and {width["floor"]:.2f} for the frozen layers.
+  So dynlora's part of the time is smaller in wider models.
+- Fused layers save time in large calls only. Forward and backward take {small} times as long as
+  PEFT's with 16 rows, and {large} times with 1,024. Calls with fewer than 2^18 elements of input
+  and output use PEFT's forward.
 """
 
 
@@ -176,12 +178,12 @@ with their number anyway. With {counts} processes:
 - A step between events takes {dynamic}; a step of plain LoRA takes {plain}.
   Calls this small use PEFT's forward, which in static mode computes at the full width of the
   tensors, here 64.
-- A process sends {sent:,.0f} bytes per event. {tokens:,} of them are sampled tokens, which are
-  summed. They do not grow with the number of processes, but with the width of all inputs: 10,000
-  layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
-- The others are keys. Each process receives {KEY_BYTES:,} bytes from every other per input: 1 MB
-  from 1,000 processes if all layers see the same tokens, but 10 GB for 10,000 layers with separate
-  tokens.
+- A process sends {sent:,.0f} bytes per event. {tokens:,} of them are sampled tokens, in a sum over
+  processes. Their size does not grow with the number of processes, but with the width of all
+  inputs: 10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
+- The remaining bytes are the tokens' keys. Each process receives {KEY_BYTES:,} bytes from every
+  other per input: 1 MB from 1,000 processes if all layers read the same tokens, but 10 GB for
+  10,000 layers with separate tokens.
 """
 
 
