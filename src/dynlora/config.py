@@ -139,16 +139,16 @@ class DynamicLoraConfig:
     """Relative gain above which a rank moves to another layer, at least 0."""
     shrink_tolerance: float = 0.05
     """Largest norm of the output that a shrink may drop, relative to the norm of the layer's output
-    on observed tokens, in [0, 1]; a shrink above it waits."""
+    on observed tokens, in [0, 1]; a larger shrink is postponed."""
     fused: bool = True
     """Compute each layer and its adapter together (see `FusedLora`): faster, and equal up to
     rounding. False keeps PEFT's forwards, bit for bit."""
     mode: ModeName = "auto"
-    """Shape of the tensors: `physical` for the live rank, `static` for a fixed one, the highest
-    possible, which several processes require; `auto` chooses."""
+    """Shape of the tensors: `physical` has the live rank; `static` is padded to the highest
+    possible rank, as several processes require; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
-    """Reaction to a NaN or infinite gradient: skip and count it, or stop the run. To stop in time,
-    every step waits for its gradients."""
+    """Reaction to a NaN or infinite gradient: `skip` ignores and counts it, `stop` ends the run.
+    With `stop`, every step waits for its gradients."""
     seed: int = 0
     """Seed of the `random` metric, and of new directions without an observed input."""
 

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class DynamicLora:
-    """One budget of LoRA parameters that moves between layers while the model trains.
+    """Moves one budget of LoRA parameters between layers while the model trains.
 
     Example:
         >>> dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=1000))
@@ -79,8 +79,7 @@ class DynamicLora:
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
             adapter_name: The adapter to resize; None for the active one.
-            extensions: Code of yours to run beside the controller, besides the extensions that
-                `config` switches on.
+            extensions: Your own extensions, in addition to those that `config` switches on.
 
         Raises:
             BudgetError: If the budget does not fit between `min_rank` and `max_rank`.

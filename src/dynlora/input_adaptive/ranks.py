@@ -26,7 +26,7 @@ from dynlora.input_adaptive.reader import ComplexityReader, Reading, sampling_ke
 
 
 class InputAdaptiveRanks:
-    """Hooks, thresholds and, in training, the sample from which thresholds are computed.
+    """Masks by which each example uses only part of a layer's components, by its complexity.
 
     Example:
         >>> adaptive = load_input_adaptive(model, "adapter")
