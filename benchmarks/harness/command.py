@@ -6,18 +6,22 @@ Errors become exit codes as in `dynlora`.
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.arguments import Parser, at_least_one, parse
+import click
+
 from benchmarks.harness.assignment import RUNS_PER_PROCESS, Executor
-from benchmarks.harness.records import Records, open_records
-from benchmarks.harness.runner import Runner, Selection, select
+from benchmarks.harness.records import open_records
+from benchmarks.harness.runner import Runner, select
 from benchmarks.harness.runs import Jobs, resolve_jobs
-from benchmarks.harness.study import Study, StudyError, read_study
+from benchmarks.harness.study import StudyError, read_study
+from dynlora.cli.arguments import COUNT, FILE, FOLDER, Verb, call
 from dynlora.cli.main import run_command
 from dynlora.cli.output import Output
+from dynlora.cli.train import KERNELS
 from dynlora.errors import ConfigError
 from dynlora.train.signals import Stopped
 
@@ -41,53 +45,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str], output: Output) -> None:
     if arguments[:1] == [REPORT]:
-        from benchmarks.harness.report.command import run as report
+        from benchmarks.harness.report.command import COMMAND
 
-        report(arguments[1:], output)
+        call(COMMAND, arguments[1:], output)
     else:
-        run(arguments, output)
+        summary = f"run a study; `{PROGRAM} {REPORT}` writes tables and figures from the records"
+        call(Verb(PROGRAM, summary, partial(_run, arguments), PARAMETERS), arguments, output)
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
     """Run a study.
-
-    Args:
-        arguments: Words after `python -m benchmarks` on the command line.
-        output: Shows progress and the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input, or runs did not complete.
         KeyboardInterrupt: If the user stopped it; the message explains how to resume.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
+    from benchmarks.harness.progress import Progress, show_outlook, trials_of
+
     jobs = resolve_jobs(read_study(given.study))
     places = _places(given, jobs)
     records = open_records(jobs.study)
     selection = select(jobs, given.only)
     if given.dry_run:
-        from benchmarks.harness.progress import show_outlook
-
         show_outlook(output, jobs, records, selection)
-    else:
-        _run(given, output, jobs, records, selection, places)
-
-
-def _run(
-    given: Any,
-    output: Output,
-    jobs: Jobs,
-    records: Records,
-    selection: Selection,
-    places: Mapping[str, Path],
-) -> None:
-    from benchmarks.harness.progress import Progress, trials_of
-    from dynlora.cli.train import KERNELS
-
-    study = jobs.study
-    total = trials_of(study, selection.combinations) + len(selection.finals)
-    progress = Progress(output, study.name, total)
+        return
+    total = trials_of(jobs.study, selection.combinations) + len(selection.finals)
+    progress = Progress(output, jobs.study.name, total)
     tuner = _tuner(jobs)
     os.environ.setdefault(*KERNELS)  # read by workers when they load torch
     executor, threads = _executor(given)
@@ -103,25 +86,20 @@ def _run(
     try:
         problems = runner.run(selection, tuner)
     except KeyboardInterrupt as stop:
-        command = shlex.join([*PROGRAM.split(), *_words(given)])
+        command = shlex.join([*PROGRAM.split(), *arguments])
         told = f"after {progress.done} of {total} runs; continue with: {command}"
         raise Stopped(told, getattr(stop, "signum", signal.SIGINT)) from None
     finally:
         executor.close()
         records.merge()
-    progress.show(study, problems)
-    _check_complete(study, progress.unfinished, problems)
-
-
-def _check_complete(study: Study, unfinished: int, problems: Sequence[str]) -> None:
-    reasons = list(problems)
-    if unfinished:
-        reasons.append(f"{unfinished} final runs did not complete")
-    if reasons:
+    progress.show(jobs.study, problems)
+    if progress.unfinished:
+        problems.append(f"{progress.unfinished} final runs did not complete")
+    if problems:
         raise StudyError(
-            f"every run of {study.file} must complete, but got: {'; '.join(reasons)}. The column "
-            f"`error` of {study.results / study.name}.csv contains the reason. Run the study "
-            "again to do what is missing."
+            f"every run of {jobs.study.file} must complete, but got: {'; '.join(problems)}. The "
+            f"column `error` of {jobs.study.results / jobs.study.name}.csv contains the reason. "
+            "Run the study again to do what is missing."
         )
 
 
@@ -159,7 +137,7 @@ def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
     Raises:
         ConfigError: If one is not a folder, or a placeholder of the study has no folder.
     """
-    values = {"data": given.data, "models": given.models}
+    values = {name: getattr(given, name) for name in PLACES}
     places = {name: path.absolute() for name, path in values.items() if path is not None}
     for name, folder in places.items():
         if not folder.is_dir():
@@ -175,60 +153,32 @@ def _places(given: Any, jobs: Jobs) -> dict[str, Path]:
     return places
 
 
-def _words(given: Any) -> list[str]:
-    """Return the arguments that repeat the command."""
-    options = {
-        "--data": given.data,
-        "--models": given.models,
-        "--workers": given.workers,
-        "--ray": given.ray,
-        "--keep-runs": given.keep_runs,
-    }
-    words = [str(given.study), *(["--fresh"] if given.fresh else [])]
-    words += [word for glob in given.only for word in ("--only", glob)]
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
-    return words
-
-
-def make_parser() -> Parser:
-    """Return the command's parser."""
-    parser = Parser(PROGRAM, "Run a study: methods, tasks, models, budgets and seeds.")
-    parser.epilog = f"`{PROGRAM} report` writes tables and figures from the records."
-    parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file of the study")
-    parser.add_argument(
-        "--data", metavar="DIR", type=Path, help="folder that {data} in the study stands for"
-    )
-    parser.add_argument(
-        "--models", metavar="DIR", type=Path, help="folder that {models} in the study stands for"
-    )
-    parser.add_argument(
-        "--only",
-        metavar="GLOB",
-        action="append",
-        default=[],
-        help="do the final runs of these names: model/task/method/rBUDGET/sSEED; may be repeated",
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=at_least_one,
-        help="runs at once (default: 1; with --ray what the cluster has room for)",
-    )
-    parser.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="do the runs on a Ray cluster: auto or HOST:PORT joins one, local starts one here",
-    )
-    parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="start a process for each run: slower, but its peak of memory is its own alone",
-    )
-    parser.add_argument(
-        "--keep-runs", metavar="DIR", type=Path, help="keep the runs' folders in this one"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list what would be run and what is there"
-    )
-    return parser
+PARAMETERS = (
+    click.Argument(["study"], type=FILE, metavar="STUDY", help="YAML file of the study."),
+    *(
+        click.Option(
+            [f"--{place}"], type=FOLDER, metavar="DIR", help=f"Folder for {{{place}}} in the study."
+        )
+        for place in PLACES
+    ),
+    click.Option(
+        ["--only"], metavar="GLOB", multiple=True,
+        help="Final runs to do, as model/task/method/rBUDGET/sSEED; may be repeated.",
+    ),
+    click.Option(
+        ["--workers"], type=COUNT, metavar="N",
+        help="Runs at once (default: 1; with --ray as many as the cluster has room for).",
+    ),
+    click.Option(
+        ["--ray"], metavar="ADDRESS",
+        help="Run on a Ray cluster: auto or HOST:PORT joins one, local starts one.",
+    ),
+    click.Option(
+        ["--fresh"], is_flag=True,
+        help="Start a process per run: slower, but peaks of memory exclude earlier runs.",
+    ),
+    click.Option(
+        ["--keep-runs"], type=FOLDER, metavar="DIR", help="Folder in which run folders are kept."
+    ),
+    click.Option(["--dry-run"], is_flag=True, help="List the state of all runs; run nothing."),
+)  # fmt: skip

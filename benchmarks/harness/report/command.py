@@ -1,30 +1,27 @@
 """`python -m benchmarks report`: write tables and figures from the records of studies."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness.arguments import Parser, parse
+import click
+
+from dynlora.cli.arguments import FILE, FOLDER, Verb
 from dynlora.cli.output import Output
 
-PROGRAM = "python -m benchmarks report"
 RESULTS = Path("benchmarks/results")
 DOCUMENT = Path("runs/results.md")
 
 
-def run(arguments: Sequence[str], output: Output) -> None:
+def run(given: Any, output: Output) -> None:
     """Run the command.
 
     Args:
-        arguments: Words after `python -m benchmarks report` on the command line.
+        given: Parsed arguments.
         output: Shows the result.
 
     Raises:
         DynamicLoraError: If the user must correct the input.
     """
-    given = parse(make_parser(), arguments)
-    if given is None:
-        return
-
     # Only now: these load matplotlib and scipy, and `--help` need not wait for them.
     from benchmarks.harness.report.document import make_document
     from benchmarks.harness.report.results import group, read_results
@@ -44,30 +41,26 @@ def run(arguments: Sequence[str], output: Output) -> None:
     )
 
 
-def make_parser() -> Parser:
-    """Return the command's parser."""
-    parser = Parser(PROGRAM, "Write tables and figures from the records of studies.")
-    parser.add_argument(
-        "results",
-        metavar="RESULTS",
-        type=Path,
-        nargs="*",
-        help=f"folder of results, or the .csv file of a study (default: {RESULTS})",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        default=DOCUMENT,
-        help=f"Markdown file to write (default: {DOCUMENT})",
-    )
-    parser.add_argument(
-        "--figures",
-        metavar="FOLDER",
-        type=Path,
-        help="folder for the figures (default: the file's path without its ending)",
-    )
-    parser.add_argument(
-        "--reference", metavar="METHOD", help="method that others are compared with (default: lora)"
-    )
-    return parser
+COMMAND = Verb(
+    "python -m benchmarks report",
+    "tables and figures from the records of studies",
+    run,
+    [
+        click.Argument(
+            ["results"], type=FOLDER, metavar="RESULTS", nargs=-1,
+            help=f"Folders of results, or .csv files of studies (default: {RESULTS}).",
+        ),
+        click.Option(
+            ["--output"], type=FILE, metavar="FILE", default=DOCUMENT,
+            help=f"Markdown file to write (default: {DOCUMENT}).",
+        ),
+        click.Option(
+            ["--figures"], type=FOLDER, metavar="FOLDER",
+            help="Folder for the figures (default: the file's path without its ending).",
+        ),
+        click.Option(
+            ["--reference"], metavar="METHOD",
+            help="Method that others are compared with (default: lora).",
+        ),
+    ],
+)  # fmt: skip
