@@ -8,8 +8,7 @@ import multiprocessing
 import resource
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,7 +16,7 @@ ROOM = 512 * 2**20
 """Bytes of address space that reading may take beyond what the process has when warm."""
 SECONDS = 1.0
 """Processor time that one file may take."""
-MOST_SECONDS = 3
+MOST_SECONDS = 2
 """Processor time after which a process is ended: it may be in a loop without end."""
 PATIENCE = 120.0
 """Seconds after which a process counts as waiting for ever; much more than the above, since the
@@ -30,13 +29,6 @@ Read = Callable[..., list[str]]
 """Reads a file and returns the texts of the named errors that it met; none if all is well."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    said: list[str]
-    crash: str | None
-    seconds: float
-
-
 class LimitedProcess:
     """The process; a new one is started where the last one died."""
 
@@ -47,9 +39,7 @@ class LimitedProcess:
             read: What to do with each file; a function of a module.
             *warm: Arguments for each call that must succeed before memory is limited.
         """
-        self._read, self._warm = read, warm
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._pipe: Connection | None = None
+        self._given = read, warm
         self._start()
 
     def read(self, *arguments: object) -> list[str]:
@@ -58,64 +48,53 @@ class LimitedProcess:
         Raises:
             AssertionError: If it ended otherwise, took too long, or ended the process.
         """
-        if self._pipe is None:
+        if not self._process.is_alive():
             self._start()
-        outcome = self._ask(arguments, PATIENCE)
-        assert outcome.crash is None, outcome.crash
-        assert outcome.seconds < SECONDS, f"took {outcome.seconds:.2f} s of processor time"
-        return outcome.said
+        self._pipe.send(arguments)
+        said, crash, seconds = self._answer(PATIENCE)
+        assert crash is None, crash
+        assert seconds < SECONDS, f"took {seconds:.2f} s of processor time"
+        return said
 
     def close(self) -> None:
         """End the process."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process = None
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(*self._given, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        for arguments in self._warm:
-            first = self._ask(arguments, START)
-            assert (first.said, first.crash) == ([], None), first
-        assert self._pipe is not None
-        self._pipe.send(None)
+        said, crash, _ = self._answer(START)
+        assert (said, crash) == ([], None), (said, crash)
 
-    def _ask(self, arguments: tuple[object, ...], patience: float) -> _Outcome:
-        assert self._pipe is not None
-        assert self._process is not None
-        self._pipe.send(arguments)
+    def _answer(self, patience: float) -> tuple[list[str], str | None, float]:
+        """Return the texts, the crash, and the seconds of the last call."""
         try:
             if self._pipe.poll(patience):
-                answer: _Outcome = self._pipe.recv()
+                answer: tuple[list[str], str | None, float] = self._pipe.recv()
                 return answer
             why = f"was not done after {patience} s"
         except EOFError:
             self._process.join()
             why = f"ended the process with exit code {self._process.exitcode}"
         self.close()
-        return _Outcome(said=[], crash=why, seconds=0.0)
+        return [], why, 0.0
 
 
-def _serve(read: Read, pipe: Connection) -> None:
-    warm = False
+def _serve(read: Read, warm: Sequence[tuple[object, ...]], pipe: Connection) -> None:
+    first = [_try(read, arguments) for arguments in warm]
+    pipe.send(next((answer for answer in first if answer[:2] != ([], None)), ([], None, 0.0)))
+    _limit_memory()
     while True:
         try:
             arguments = pipe.recv()
         except EOFError:
             return
-        if arguments is None:
-            warm = True
-            _limit_memory()
-            continue
-        if warm:
-            _limit_seconds()
+        _limit_seconds()
         pipe.send(_try(read, arguments))
 
 
@@ -133,11 +112,11 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _try(read: Read, arguments: tuple[object, ...]) -> _Outcome:
+def _try(read: Read, arguments: tuple[object, ...]) -> tuple[list[str], str | None, float]:
     said: list[str] = []
     crash, started = None, time.process_time()
     try:
         said = read(*arguments)
     except BaseException:  # noqa: BLE001  whatever it is, it is what the test is about
         crash = traceback.format_exc()[-4000:]
-    return _Outcome(said, crash, time.process_time() - started)
+    return said, crash, time.process_time() - started

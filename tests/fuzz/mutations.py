@@ -20,39 +20,13 @@ LONG = 100_000
 """Characters of a text that no message can show."""
 
 ODD_JSON = (
-    "null",
-    "true",
-    "0",
-    "-1",
-    "1.5",
-    "1e999",
-    "-1e308",
-    "NaN",
-    "Infinity",
-    str(2**63),
-    str(-(2**63)),
-    "9" * 400,
-    "9" * 5000,
-    '""',
-    '"8"',
-    f'"{"x" * LONG}"',
-    r'"\ud800"',
-    r'"\u0000"',
-    r'"\u001b[31m[bold]{0}%s\n"',
-    '"../../../etc/passwd"',
-    "[]",
-    "{}",
-    "[null]",
-    '[[["x"]]]',
-    '{"": {"": {"": null}}}',
-    "[" * DEEP + "]" * DEEP,
-    "[" * 500 + "]" * 500,
-    "[" * 60 + "]" * 60,
-    '{"a":' * DEEP + "1" + "}" * DEEP,
-    "{" + ",".join(f'"{n}": {n}' for n in range(200)) + "}",
-    '{"((a|a)*)*!": 3, "(.*.*.*)*!": 3, "(": 3, "[[a]": 3}',
-    "",
-)
+    "null", "true", "0", "-1", "1.5", "1e999", "-1e308", "NaN", "Infinity", str(2**63),
+    str(-(2**63)), "9" * 400, "9" * 5000, '""', '"8"', f'"{"x" * LONG}"', r'"\ud800"', r'"\u0000"',
+    r'"\u001b[31m[bold]{0}%s\n"', '"../../../etc/passwd"', "[]", "{}", "[null]", '[[["x"]]]',
+    '{"": {"": {"": null}}}', "[" * DEEP + "]" * DEEP, "[" * 500 + "]" * 500, "[" * 60 + "]" * 60,
+    '{"a":' * DEEP + "1" + "}" * DEEP, "{" + ",".join(f'"{n}": {n}' for n in range(200)) + "}",
+    '{"((a|a)*)*!": 3, "(.*.*.*)*!": 3, "(": 3, "[[a]": 3}', "",
+)  # fmt: skip
 """Values as they stand in a file; the last leaves a gap."""
 
 
@@ -64,38 +38,15 @@ def _bomb(first: str, repeat: str) -> str:
 
 
 ODD_YAML = (
-    *ODD_JSON,
-    "~",
-    "no",
-    "2001-99-99",
-    "2001-01-01",
-    "1:99:99",
-    "0x" + "f" * 5000,
-    "1_000",
-    ".inf",
-    ".nan",
-    "'a: b'",
-    "&it [*it]",
-    "&it {a: *it}",
-    "*missing",
-    "{? [1]: 2}",
-    "{1: 2, null: 3, true: 4}",
-    "!!python/object/apply:os.system [exit]",
-    "!!int x",
-    "!!int ''",
-    "!!float x",
-    "!!bool maybe",
-    "!!timestamp never",
-    "!!binary '%'",
-    "!!set [1]",
-    "!!omap [1]",
-    "!!null x",
-    "!own x",
-    "{<<: 1}",
+    *ODD_JSON, "~", "no", "2001-99-99", "2001-01-01", "1:99:99", "0x" + "f" * 5000, "1_000", ".inf",
+    ".nan", "'a: b'", "&it [*it]", "&it {a: *it}", "*missing", "{? [1]: 2}",
+    "{1: 2, null: 3, true: 4}", "!!python/object/apply:os.system [exit]", "!!int x", "!!int ''",
+    "!!float x", "!!bool maybe", "!!timestamp never", "!!binary '%'", "!!set [1]", "!!omap [1]",
+    "!!null x", "!own x", "{<<: 1}",
     _bomb("[x, x]", "[{}, {}, {}, {}, {}, {}, {}, {}, {}]"),
     _bomb("{x: 1}", "{{a: {}, b: {}, c: {}, d: {}, e: {}, f: {}, g: {}, h: {}, i: {}}}"),
     _bomb("{x: 1}", "{{<<: [{}, {}, {}, {}, {}, {}, {}, {}, {}]}}"),
-)
+)  # fmt: skip
 """Values as they stand in YAML, whose flow style has all of JSON in it."""
 
 
@@ -106,19 +57,14 @@ def mutated_bytes(valid: bytes) -> st.SearchStrategy[bytes]:
     def mutate(draw: Draw) -> bytes:
         content = bytearray(valid)
         for _ in range(draw(st.integers(1, 4))):
-            draw(st.sampled_from(_BYTE_EDITS))(draw, content)
+            _edit_bytes(draw, content)
         return bytes(content)
 
     return mutate()
 
 
 def mutated_json(valid: Any, odd: Sequence[str] = ODD_JSON) -> st.SearchStrategy[bytes]:
-    """Return a strategy of JSON like a valid value's: other values, types, keys, and bytes.
-
-    Args:
-        valid: An object or a list.
-        odd: What may stand in the place of a value.
-    """
+    """Return a strategy of JSON like a valid object's or list's: other values, keys, and bytes."""
 
     @st.composite
     def mutate(draw: Draw) -> bytes:
@@ -126,7 +72,7 @@ def mutated_json(valid: Any, odd: Sequence[str] = ODD_JSON) -> st.SearchStrategy
         for _ in range(draw(st.integers(1, 3))):
             places = [*_places(value)]
             if places:
-                draw(st.sampled_from(_VALUE_EDITS))(draw, *draw(st.sampled_from(places)), odd)
+                _edit_value(draw, *draw(st.sampled_from(places)), odd)
         return _written(value, odd)
 
     whole = mutate()
@@ -163,12 +109,7 @@ def mutated_lines(valid: Sequence[Mapping[str, Any]]) -> st.SearchStrategy[bytes
 
 
 def mutated_yaml(valid: Mapping[str, Any], text: bytes) -> st.SearchStrategy[bytes]:
-    """Return a strategy of YAML like a valid mapping's.
-
-    Args:
-        valid: The mapping.
-        text: The same as it stands in a file.
-    """
+    """Return a strategy of YAML like a valid mapping's, whose text in a file is given too."""
     return st.one_of(mutated_json(valid, ODD_YAML), mutated_bytes(text))
 
 
@@ -184,51 +125,33 @@ def mutated_safetensors(valid: bytes) -> st.SearchStrategy[bytes]:
         for _ in range(draw(st.integers(0, 2))):
             name = draw(st.sampled_from(names))
             if name in described:
-                draw(st.sampled_from(_TENSOR_EDITS))(draw, described, name, header[name])
+                _edit_tensor(draw, described, name, header[name])
         text = _mostly(draw, _written(described, ODD_JSON), mutated_json(described))
-        told = _mostly(draw, len(text), _lengths(len(text), len(valid)))
+        told = _mostly(draw, len(text), st.sampled_from(_lengths(len(text), len(valid))))
         rest = _mostly(draw, body, st.one_of(_floats(body), mutated_bytes(body)))
         return struct.pack("<Q", told) + text + rest
 
     return st.one_of(mutate(), mutated_bytes(valid))
 
 
-def _flip(draw: Draw, content: bytearray) -> None:
-    if content:
-        content[draw(_place(content))] ^= 1 << draw(st.integers(0, 7))
-
-
-def _insert(draw: Draw, content: bytearray) -> None:
-    place = draw(_place(content))
-    content[place:place] = draw(st.binary(min_size=1, max_size=8))
-
-
-def _delete(draw: Draw, content: bytearray) -> None:
-    place = draw(_place(content))
-    del content[place : place + draw(st.integers(1, 16))]
-
-
-def _duplicate(draw: Draw, content: bytearray) -> None:
-    place = draw(_place(content))
-    part = content[place : place + draw(st.integers(1, 64))]
-    content[place:place] = part * draw(st.sampled_from([1, 1, 200]))
-
-
-def _truncate(draw: Draw, content: bytearray) -> None:
-    del content[draw(_place(content)) :]
-
-
-def _overwrite(draw: Draw, content: bytearray) -> None:
-    number = draw(st.sampled_from([b"\x00" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\xff" * 8]))
-    place = draw(_place(content))
-    content[place : place + len(number)] = number
-
-
-_BYTE_EDITS = (_flip, _insert, _delete, _duplicate, _truncate, _overwrite)
-
-
-def _place(content: bytearray) -> st.SearchStrategy[int]:
-    return st.integers(0, max(0, len(content) - 1))
+def _edit_bytes(draw: Draw, content: bytearray) -> None:
+    place = draw(st.integers(0, max(0, len(content) - 1)))
+    match draw(st.sampled_from(["flip", "insert", "delete", "repeat", "cut", "overwrite"])):
+        case "flip" if content:
+            content[place] ^= 1 << draw(st.integers(0, 7))
+        case "insert":
+            content[place:place] = draw(st.binary(min_size=1, max_size=8))
+        case "delete":
+            del content[place : place + draw(st.integers(1, 16))]
+        case "repeat":
+            part = content[place : place + draw(st.integers(1, 64))]
+            content[place:place] = part * draw(st.sampled_from([1, 1, 200]))
+        case "cut":
+            del content[place:]
+        case "overwrite":
+            numbers = [b"\x00" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\xff" * 8]
+            number = draw(st.sampled_from(numbers))
+            content[place : place + len(number)] = number
 
 
 def _mostly(draw: Draw, usual: Any, others: st.SearchStrategy[Any]) -> Any:
@@ -245,37 +168,24 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(value[key])
 
 
-def _replace(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
-    inside[key] = draw(_mark(odd))
-
-
-def _remove(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
-    del inside[key]
-
-
-def _add(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
-    if isinstance(inside, dict):
-        inside[draw(st.sampled_from(["", "extra", "__class__", "r", "\ud800", "x" * LONG]))] = draw(
-            _mark(odd)
-        )
-    else:
-        inside.append(draw(_mark(odd)))
-
-
-def _wrap(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
-    inside[key] = draw(st.sampled_from([lambda v: [v], lambda v: {"x": v}, lambda v: [v] * 3]))(
-        inside[key]
-    )
-
-
-def _negate(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
-    """Change a number by a little or by much, within its type."""
-    if isinstance(inside[key], int | float):
-        change = draw(st.sampled_from([-1, 0, 1e-300, 2, 10**6, 10**12]))
-        inside[key] = type(inside[key])(inside[key] * change)
-
-
-_VALUE_EDITS = (_replace, _replace, _replace, _remove, _add, _wrap, _negate)
+def _edit_value(draw: Draw, inside: Any, key: Any, odd: Sequence[str]) -> None:
+    edits = ["replace", "replace", "replace", "remove", "add", "wrap", "negate"]
+    match draw(st.sampled_from(edits)):
+        case "replace":
+            inside[key] = draw(_mark(odd))
+        case "remove":
+            del inside[key]
+        case "add" if isinstance(inside, dict):
+            names = ["", "extra", "__class__", "r", "\ud800", "x" * LONG]
+            inside[draw(st.sampled_from(names))] = draw(_mark(odd))
+        case "add":
+            inside.append(draw(_mark(odd)))
+        case "wrap":
+            value = inside[key]
+            inside[key] = draw(st.sampled_from([[value], {"x": value}, [value] * 3]))
+        case "negate" if isinstance(inside[key], int | float):
+            change = draw(st.sampled_from([-1, 0, 1e-300, 2, 10**6, 10**12]))
+            inside[key] = type(inside[key])(inside[key] * change)
 
 
 def _mark(odd: Sequence[str]) -> st.SearchStrategy[str]:
@@ -290,10 +200,10 @@ def _written(value: Any, odd: Sequence[str]) -> bytes:
     return text.encode("utf-8")
 
 
-def _lengths(true: int, whole: int) -> st.SearchStrategy[int]:
-    """Return a strategy of lies about the length of a header of `true` bytes."""
+def _lengths(true: int, whole: int) -> list[int]:
+    """Return lies about the length of a header of `true` bytes."""
     lies = [0, 1, true - 1, true + 1, whole - 8, whole, 10**8, 10**8 + 1, 2**31, 2**63, 2**64 - 1]
-    return st.sampled_from([lie for lie in lies if lie >= 0])
+    return [lie for lie in lies if lie >= 0]
 
 
 DTYPES = (
@@ -306,49 +216,39 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1, "U8": 1, "B
 """Bytes of a number."""
 
 
-def _retype(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    header[name]["dtype"] = draw(st.sampled_from(DTYPES))
-
-
-def _reshape(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    shape = true["shape"]
-    others = ([], [0], [0, 2**62], [2**63, 2], [2**32, 2**32], [-1, 4], [1] * 70, [10**9, 10**9])
-    same = (shape[::-1], [*shape, 1], [1, *shape], [math.prod(shape)])
-    header[name]["shape"] = draw(st.sampled_from([*others, *same]))
-
-
-def _view(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    """Read the same bytes as numbers of another type, in a shape that fits them."""
-    begin, end = true["data_offsets"]
-    dtype = draw(st.sampled_from(sorted(SIZES)))
-    rows = true["shape"][0]
-    columns = (end - begin) // SIZES[dtype] // rows
-    header[name] |= {"dtype": dtype, "shape": [rows, columns]}
-
-
-def _move(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    begin, end = true["data_offsets"]
-    places = (
-        [begin, begin], [end, begin], [begin - 4, end - 4], [begin + 1, end + 1], [0, end - begin],
-        [-4, end - begin - 4], [begin, 2**63], [2**63, 2**63 + end - begin], [2**64 - 4, 4],
-        [begin], [begin, end, end], [0.5, 1.5], ["0", "4"],
-    )  # fmt: skip
-    header[name]["data_offsets"] = list(draw(st.sampled_from(places)))
-
-
-def _rename(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    half = name.partition(".lora_")[2]
-    names = ("", "x", f"x.lora_{half}", f".lora_{half}", f"{'x' * 9999}.lora_{half}",
-             f"\x00\x1b[31m[bold].lora_{half}", f"a.²3.lora_{half}", f"{'9' * 5000}.lora_{half}",
-             f"{'9.' * 9}lora_{half}", f"\n.lora_{half}", "x.lora_magnitude_vector")  # fmt: skip
-    header[draw(st.sampled_from(names))] = header.pop(name)
-
-
-def _forget(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
-    del header[name]
-
-
-_TENSOR_EDITS = (_retype, _reshape, _view, _view, _move, _rename, _forget)
+def _edit_tensor(draw: Draw, header: dict[str, Any], name: str, true: Mapping[str, Any]) -> None:
+    tensor, shape, (begin, end) = header[name], true["shape"], true["data_offsets"]
+    edits = ["retype", "reshape", "view", "view", "move", "rename", "forget"]
+    match draw(st.sampled_from(edits)):
+        case "retype":
+            tensor["dtype"] = draw(st.sampled_from(DTYPES))
+        case "reshape":
+            shapes = (
+                [], [0], [0, 2**62], [2**63, 2], [2**32, 2**32], [-1, 4], [1] * 70, [10**9, 10**9],
+                shape[::-1], [*shape, 1], [1, *shape], [math.prod(shape)],
+            )  # fmt: skip
+            tensor["shape"] = draw(st.sampled_from(shapes))
+        case "view":  # the same bytes as numbers of another type, in a shape that fits them
+            dtype = draw(st.sampled_from(sorted(SIZES)))
+            columns = (end - begin) // SIZES[dtype] // shape[0]
+            header[name] |= {"dtype": dtype, "shape": [shape[0], columns]}
+        case "move":
+            places = (
+                [begin, begin], [end, begin], [begin - 4, end - 4], [begin + 1, end + 1],
+                [0, end - begin], [-4, end - begin - 4], [begin, 2**63],
+                [2**63, 2**63 + end - begin], [2**64 - 4, 4], [begin], [begin, end, end],
+                [0.5, 1.5], ["0", "4"],
+            )  # fmt: skip
+            tensor["data_offsets"] = list(draw(st.sampled_from(places)))
+        case "rename":
+            half = name.partition(".lora_")[2]
+            ends = (f"x.lora_{half}", f".lora_{half}", f"{'x' * 9999}.lora_{half}", "",
+                    f"\x00\x1b[31m[bold].lora_{half}", f"a.²3.lora_{half}", "x",
+                    f"{'9' * 5000}.lora_{half}", f"{'9.' * 9}lora_{half}", f"\n.lora_{half}",
+                    "x.lora_magnitude_vector")  # fmt: skip
+            header[draw(st.sampled_from(ends))] = header.pop(name)
+        case "forget":
+            del header[name]
 
 
 def _floats(body: bytes) -> st.SearchStrategy[bytes]:

@@ -79,12 +79,7 @@ def read_study(path: str) -> list[str]:
 
 
 def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
-    """Read a file of rows as a job's data, and if it has texts as those an adapter is cut by.
-
-    Args:
-        path: The file.
-        readers: By column, the function of `train.columns` that reads it.
-    """
+    """Read rows as a job's data, each column by a function, and texts as `compress` reads them."""
     from dynlora.adapter_files.activations import read_texts
     from dynlora.train.config import DataConfig
     from dynlora.train.data import columns

@@ -16,22 +16,12 @@ from hypothesis import strategies as st
 from tests.fuzz.mutations import LONG, Draw, mutated_bytes, mutated_lines
 
 ROWS: list[dict[str, Any]] = [
-    {
-        "text": f"round {number}, “red”",
-        "label": number % 3,
-        "score": number / 4,
-        "words": ["big", "cat"],
-        "tags": [0, 1],
-        "vector": [0.5, -1.0],
-    }
-    for number in range(12)
-]
+    {"text": f"round {n}, “red”", "label": n % 3, "score": n / 4, "words": ["big", "cat"],
+     "tags": [0, 1], "vector": [0.5, -1.0]}
+    for n in range(12)
+]  # fmt: skip
 PLAIN = {"text": "read_texts", "label": "read_classes", "score": "read_numbers"}
-READERS = PLAIN | {
-    "words": "read_words",
-    "tags": "read_class_lists",
-    "vector": "read_vectors",
-}
+READERS = PLAIN | {"words": "read_words", "tags": "read_class_lists", "vector": "read_vectors"}
 """By column, what reads it."""
 
 
@@ -60,12 +50,11 @@ MARKUP = (
 @st.composite
 def csv_files(draw: Draw) -> bytes:
     """CSV with pieces of markup in places where they mean something else."""
-    content = CSV
+    content = bytearray(CSV)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(content)))
-        gone = draw(st.integers(0, 3))
-        content = content[:place] + draw(st.sampled_from(MARKUP)) + content[place + gone :]
-    return content
+        content[place : place + draw(st.integers(0, 3))] = draw(st.sampled_from(MARKUP))
+    return bytes(content)
 
 
 def _wrong_utf8(count: int) -> pa.Array:
@@ -82,38 +71,27 @@ def _nested(count: int) -> pa.Array:
 
 ODD_COLUMNS: tuple[Callable[[int], pa.Array], ...] = (
     pa.nulls,
-    lambda n: pa.array([None] * n, pa.string()),
-    lambda n: pa.array([""] * n),
-    lambda n: pa.array([b"\xff"] * n),
-    lambda n: pa.array(["x"] * n, pa.large_string()),
+    *(
+        lambda n, values=values, kind=kind: pa.array((values * n)[:n], kind)
+        for values, kind in (
+            ([None], pa.string()), ([""], None), ([b"\xff"], None), (["x"], pa.large_string()),
+            ([0, 1], pa.uint8()), ([0.0, 1.0], pa.float16()), ([2**64 - 1], pa.uint64()),
+            ([-(2**63)], None), ([float("nan"), float("inf")], None), ([True, None], None),
+            ([Decimal("1.5")], None), ([Decimal(10) ** 70], pa.decimal256(76)),
+            ([1], pa.timestamp("ns")), ([2**62], pa.timestamp("ms")),
+            ([-(2**62)], pa.timestamp("us", "UTC")), ([1], pa.timestamp("us", "Nowhere/Land")),
+            ([2**31 - 1], pa.date32()), ([1], pa.time64("ns")), ([2**62], pa.duration("s")),
+            ([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64())),
+            ([{"a": [None, {"b": b"x"}]}], None), ([[]], pa.list_(pa.int64())),
+            ([[None]], pa.list_(pa.string())), ([["x", ""]], None), ([[1.5, float("nan")]], None),
+            ([[1, 2]], pa.list_(pa.int64(), 2)), ([[2**63 - 1]], None),
+        )
+    ),
     lambda n: pa.array(["x"] * n).dictionary_encode(),
-    lambda n: pa.array([0, 1] * (n // 2), pa.uint8()),
-    lambda n: pa.array([0.0, 1.0] * (n // 2), pa.float16()),
-    lambda n: pa.array([2**64 - 1] * n, pa.uint64()),
-    lambda n: pa.array([-(2**63)] * n),
-    lambda n: pa.array([float("nan"), float("inf")] * (n // 2)),
-    lambda n: pa.array([True, None] * (n // 2)),
-    lambda n: pa.array([Decimal("1.5")] * n),
-    lambda n: pa.array([Decimal(10) ** 70] * n, pa.decimal256(76)),
-    lambda n: pa.array([1] * n, pa.timestamp("ns")),
-    lambda n: pa.array([2**62] * n, pa.timestamp("ms")),
-    lambda n: pa.array([-(2**62)] * n, pa.timestamp("us", "UTC")),
-    lambda n: pa.array([1] * n, pa.timestamp("us", "Nowhere/Land")),
-    lambda n: pa.array([2**31 - 1] * n, pa.date32()),
-    lambda n: pa.array([1] * n, pa.time64("ns")),
-    lambda n: pa.array([2**62] * n, pa.duration("s")),
-    lambda n: pa.array([[("a", 1), ("a", 2)]] * n, pa.map_(pa.string(), pa.int64())),
     lambda n: pa.StructArray.from_arrays([pa.array([1] * n)] * 2, names=["a", "a"]),
-    lambda n: pa.array([{"a": [None, {"b": b"x"}]}] * n),
-    lambda n: pa.array([[]] * n, pa.list_(pa.int64())),
-    lambda n: pa.array([[None]] * n, pa.list_(pa.string())),
-    lambda n: pa.array([["x", ""]] * n),
-    lambda n: pa.array([[1.5, float("nan")]] * n),
-    lambda n: pa.array([[1, 2]] * n, pa.list_(pa.int64(), 2)),
-    lambda n: pa.array([[2**63 - 1]] * n),
     _wrong_utf8,
     _nested,
-)
+)  # fmt: skip
 """Columns of types that are no text, no class and no number, or only look like one."""
 
 
@@ -168,9 +146,8 @@ def npz_files(draw: Draw) -> bytes:
     odd = st.sampled_from(ODD_DESCRIPTIONS)
     images = npy(draw(st.one_of(st.just(IMAGES[0]), odd)), IMAGES[1])
     classes = npy(draw(st.one_of(st.just(CLASSES[0]), odd)), CLASSES[1])
-    names = draw(
-        st.sampled_from([("images", "labels"), ("images", "label"), ("x", "x2"), ("", "/")])
-    )
+    pairs = [("images", "labels"), ("images", "label"), ("x", "x2"), ("", "/")]
+    names = draw(st.sampled_from(pairs))
     method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
     return npz(dict(zip(names, (images, classes), strict=True)), method)
 
@@ -181,9 +158,7 @@ FILES = {
     "rows.parquet": (
         parquet(TABLE),
         st.one_of(
-            parquet_tables(),
-            mutated_bytes(parquet(TABLE, "none")),
-            mutated_bytes(parquet(TABLE, "zstd")),
+            parquet_tables(), *(mutated_bytes(parquet(TABLE, how)) for how in ("none", "zstd"))
         ),
         READERS,
     ),
