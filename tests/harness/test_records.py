@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.harness.assignment import Outcome
 from benchmarks.harness.records import RecordFiles, open_records
-from benchmarks.harness.report.results import read_result
 from benchmarks.harness.runs import Choice, Jobs
 from dynlora.errors import RunFileError
 from tests.harness.studies import DYNAMIC, FOUND, LORA, make_jobs
@@ -32,25 +31,6 @@ def fill(jobs: Jobs, count: int = 2, outcome: Outcome = DONE) -> None:
     for seed in range(count):
         records.write(jobs.final(LORA, seed, None), outcome)
     records.merge()
-
-
-def test_a_record_contains_what_a_report_needs(tmp_path):
-    jobs = make_jobs(tmp_path, description="Why?")
-    run = jobs.final(LORA, 1, Choice(learning_rate=0.5, scale=4.0))
-    open_records(jobs.study).write(run, DONE)
-    (values,) = RecordFiles(jobs.study.results, "small").read()
-    assert {key: values[key] for key in ("study", "kind", "key", "model", "task", "method")} == {
-        "study": "small", "kind": "final", "key": run.key, "model": "tiny", "task": "rows",
-        "method": "lora",
-    }  # fmt: skip
-    assert (values["budget"], values["seed"], values["status"]) == (2, 1, "completed")
-    assert values["tuned"] == {"learning_rate": 0.5, "scale": 4.0}
-    assert values["config"]["data"]["path"] == "{data}/rows"
-    assert (values["error"], values["notes"]) == (None, ["cut"])
-    assert str(tmp_path) not in json.dumps(values)
-    read = read_result(tmp_path, values)
-    assert read.scores is not None
-    assert (read.scores.metric, read.scores.parameters.end) == (0.75, 9)
 
 
 def test_tables_have_a_row_per_run_and_a_column_per_value_that_varies(tmp_path):
@@ -102,25 +82,6 @@ def test_texts_that_look_like_other_values_stay_texts(tmp_path):
     read = RecordFiles(jobs.study.results, "small").read()
     found = {record["seed"]: record["error"] for record in read}
     assert found == dict(enumerate(texts))
-
-
-@pytest.mark.parametrize("merged", [True, False])
-def test_a_final_run_with_other_settings_is_put_aside_and_kept(tmp_path, merged):
-    jobs = make_jobs(tmp_path)
-    records = open_records(jobs.study)
-    old = jobs.final(LORA, 0, None)
-    kept = [jobs.final(LORA, 1, None), jobs.trial(LORA, 9, 0, jobs.defaults(LORA))]
-    for run in (old, *kept):
-        records.write(run, DONE)
-    if merged:
-        records.merge()
-    new = jobs.final(LORA, 0, Choice(learning_rate=0.5, scale=4.0))
-    records = open_records(jobs.study)
-    records.put_aside([new])
-    aside = tmp_path / "results" / "small.superseded" / f"final-{old.key}.json"
-    assert json.loads(aside.read_text())["validation"] == FOUND["validation"]
-    assert open_records(jobs.study).status(old) is None
-    assert all(open_records(jobs.study).ended(run) for run in kept)
 
 
 def test_a_record_older_than_a_setting_is_found_and_replaced(tmp_path):
@@ -185,18 +146,14 @@ def test_a_kill_while_tables_are_replaced_loses_no_run(tmp_path, monkeypatch, mo
     assert files(tmp_path) == TABLES
 
 
-@pytest.mark.parametrize("content", [{"a": 1}, {"study": "small", "kind": "final"}])
-def test_a_file_that_is_no_record_is_refused(tmp_path, content):
-    jobs = make_jobs(tmp_path)
-    parts = RecordFiles(jobs.study.results, "small").parts
-    parts.mkdir(parents=True)
-    (parts / "notes.json").write_text(json.dumps(content))
-    with pytest.raises(RunFileError, match=r"the record of a run, but got notes.json without"):
-        open_records(jobs.study)
-
-
-def test_results_must_be_a_folder(tmp_path):
+def test_a_file_that_is_no_record_is_refused(tmp_path):
     jobs = make_jobs(tmp_path)
     jobs.study.results.write_text("")
     with pytest.raises(RunFileError, match=r"`results` of .* must be a folder, but got .*, a file"):
+        open_records(jobs.study)
+    jobs.study.results.unlink()
+    parts = RecordFiles(jobs.study.results, "small").parts
+    parts.mkdir(parents=True)
+    (parts / "notes.json").write_text('{"study": "small", "kind": "final"}')
+    with pytest.raises(RunFileError, match=r"the record of a run, but got notes.json without"):
         open_records(jobs.study)

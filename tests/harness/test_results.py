@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.harness.records import RecordFiles
 from benchmarks.harness.report.results import Cell, Result, group, read_result, read_results
-from benchmarks.harness.runs import Choice
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import write_json
 from tests.harness.records import values, write
@@ -19,34 +18,6 @@ PATH = Path("results/first/0.json")
 
 def results(*runs: dict, folder: str = "first") -> list[Result]:
     return [read_result(Path(f"results/{folder}/{n}.json"), run) for n, run in enumerate(runs)]
-
-
-def test_a_completed_run_is_read_as_written():
-    found = read_result(
-        PATH,
-        values(
-            loss=0.4, accuracy=0.8, test={"loss": 0.5, "accuracy": 0.7}, collapsed=True,
-            parameters={"start": 10, "peak": 30, "end": 20}, final_ranks={"a": 3},
-            description="  one\x07\n\ntwo\n",
-        ),
-    )  # fmt: skip
-    assert (found.run.study, found.cell, found.run.method) == ("first", CELL, "lora")
-    assert found.tuned == Choice(learning_rate=3e-4, scale=2.0)
-    assert found.run.description == "one \n\ntwo"
-    scores = found.scores
-    assert scores
-    assert (scores.loss, scores.metric, scores.collapsed) == (0.4, 0.8, True)
-    assert scores.test == {"loss": 0.5, "accuracy": 0.7}
-    assert (scores.parameters.peak, scores.parameters.end) == (30, 20)
-    assert scores.final_ranks == {"a": 3}
-    assert scores.is_finite
-
-
-@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
-def test_a_loss_that_is_no_number_makes_a_run_non_finite(loss):
-    scores = read_result(PATH, values() | {"validation": {"loss": loss, "accuracy": 0.7}}).scores
-    assert scores
-    assert not scores.is_finite
 
 
 def test_only_a_completed_final_run_needs_scores():
@@ -61,24 +32,15 @@ def test_only_a_completed_final_run_needs_scores():
     ("change", "message"),
     [
         ({"study": ...}, r"`study` must be given, but got nothing \(results/first/0.json\)"),
-        ({"parameters": ...}, r"`parameters` must be given"),
-        ({"validation": {"loss": 1.0}}, r"`validation.accuracy` must be given"),
         ({"test": {"loss": 1.0}}, r"`test.accuracy` must be given"),
         ({"tuned": {"learning_rate": 1.0}}, r"`tuned.scale` must be given"),
-        ({"parameters": {"end": 1}}, r"`parameters.peak` must be given"),
         ({"validation": None}, r"`validation` must be keys and values, but got null"),
         ({"validation": {"loss": "low", "accuracy": 1}}, r"`validation.loss` .* but got low"),
-        ({"validation": {"loss": True, "accuracy": 1}}, r"`validation.loss` .* but got True"),
-        ({"parameters": {"end": 1.5, "peak": 2}}, r"`parameters.end` .* but got 1.5"),
         ({"final_ranks": {"a": -1}}, r"`final_ranks.a` .* equal to 0, but got -1"),
         ({"budget": "8"}, r"`budget` must be a whole number, but got 8"),
-        ({"seed": True}, r"`seed` must be a whole number, but got True"),
         ({"status": "fine"}, r"`status` must be 'completed', .* but got fine"),
-        ({"kind": ["final"]}, r"`kind` must be 'final' or 'trial', but got \['final'\]"),
         ({"method": " "}, r"`method` must be a name of printable characters"),
-        ({"model": "a\ud800"}, r"`model` must be "),
         ({"collapsed": "yes"}, r"`collapsed` must be true or false, but got yes"),
-        ({"error": 3}, r"`error` must be a text, but got 3"),
     ],
 )
 def test_an_invalid_value_is_named_with_key_and_place(change, message):
@@ -101,16 +63,19 @@ def test_studies_and_runs_are_sorted_in_any_order_of_records():
     assert study.descriptions == ["16", "2", "8"]
 
 
+NO_NUMBERS = [(4, None), (5, math.nan), (6, math.inf)]
+
+
 def test_only_completed_and_finite_final_runs_are_usable():
     runs = [
         values(seed=0),
         values(seed=1, status="failed"),
-        {**values(seed=2), "validation": {"loss": None, "accuracy": 0.7}},
+        *({**values(seed=n), "validation": {"loss": x, "accuracy": 0.7}} for n, x in NO_NUMBERS),
         *(values(seed=3, kind="trial", key=str(n)) for n in range(2)),
     ]
     (study,) = group(results(*runs))
     assert list(study.usable(CELL, "lora")) == [0]
-    assert study.not_finite(CELL, "lora") == [2]
+    assert study.not_finite(CELL, "lora") == [4, 5, 6]
 
 
 def test_mixed_results_are_refused():
@@ -137,21 +102,11 @@ def test_folders_and_single_studies_are_read_once_with_unmerged_runs(tmp_path):
     assert [r.run.seed for r in read_results([table])] == [0, 1, 2]
 
 
-def test_a_place_without_records_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "empty").mkdir()
-    for name, told in (("empty", "has none"), ("missing", "not exist"), ("file", "is neither")):
-        with pytest.raises(RunFileError, match=rf"got .*{name}, which .*{told}"):
-            read_results([tmp_path / name])
-
-
 @pytest.mark.parametrize(
     ("ending", "text"),
     [
         (".config.json", '{"format": '),
-        (".config.json", "[1]"),
         (".config.json", json.dumps({"format": 2, "shared": {}, "layers": [[]]})),
-        (".csv", ""),
         (".csv", "kind,model\nfinal,minilm\n"),
         (".ranks.csv", "key,step,layer,rank\n0000,1\n"),
         (".ranks.csv", "key,step,layer,rank\n0000,one,a,2\n"),

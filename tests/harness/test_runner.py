@@ -1,5 +1,6 @@
 """The order of a study's runs, and the assignments that the executor receives."""
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -62,18 +63,6 @@ def test_every_final_run_is_done_once_and_a_larger_study_adds_runs(tmp_path):
     run_study(more, again)
     asked = {(given.config.method, given.config.training.seed) for given in again.asked}
     assert asked == {("adalora", 0), ("adalora", 1), ("adalora", 2), ("lora", 2), ("dynamic", 2)}
-
-
-@pytest.mark.parametrize("status", ["failed", "out_of_memory", "interrupted"])
-def test_only_an_incomplete_run_is_repeated(tmp_path, status):
-    jobs = make_jobs(tmp_path)
-    broken = failing(lambda given: given.config.method == "dynamic", Outcome(status=status))
-    told, _ = run_study(jobs, broken)
-    assert [record["status"] for _, record, _ in told] == ["completed", status] * 2
-    executor = StandIn()
-    told, _ = run_study(jobs, executor)
-    assert [given.config.method for given in executor.asked] == ["dynamic", "dynamic"]
-    assert {record["status"] for _, record, _ in told} == {"completed"}
 
 
 def test_assignments_of_methods_differ_only_in_their_fragments(tmp_path):
@@ -142,13 +131,18 @@ def test_a_diverged_trial_counts_and_is_not_repeated(tmp_path):
     assert again.asked == []
 
 
-def test_a_changed_study_puts_only_the_selected_old_runs_aside(tmp_path):
-    run_study(make_jobs(tmp_path), StandIn())
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_changed_study_puts_only_the_selected_old_runs_aside(tmp_path, merged):
+    old, results = make_jobs(tmp_path), tmp_path / "results"
+    run_study(old, StandIn())
+    if merged:
+        open_records(old.study).merge()
     changed = make_jobs(tmp_path, base={"training": {"epochs": 9}})
     told, _ = run_study(changed, StandIn(), only=["*/lora/*"])
     assert [run.name for run, _, _ in told] == [f"tiny/rows/lora/r2/s{seed}" for seed in (0, 1)]
-    assert len(list((tmp_path / "results" / "small.superseded").iterdir())) == 2
-    found = [record["method"] for record in RecordFiles(tmp_path / "results", "small").read()]
+    aside = [json.loads(path.read_text()) for path in (results / "small.superseded").iterdir()]
+    assert [record["config"]["training"]["epochs"] for record in aside] == [2, 2]
+    found = [record["method"] for record in RecordFiles(results, "small").read()]
     assert sorted(found) == ["dynamic"] * 2 + ["lora"] * 2
     with pytest.raises(StudyError, match=r"such as tiny/rows/lora/r2/s0, but got lora. Quote it"):
         select(changed, ["*", "lora"])

@@ -47,11 +47,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Served]]:
         assert not served.workspace.exists()
 
 
-def after_start(started: list[Served], act: Callable[[], None]) -> threading.Thread:
-    """Act in another thread as soon as there is a process."""
+def after_start(started: list[Served], count: int, act: Callable[[], None]) -> threading.Thread:
+    """Act in another thread as soon as there are more than `count` processes."""
 
     def wait() -> None:
-        while not started:
+        while len(started) <= count:
             time.sleep(0.01)
         act()
 
@@ -60,34 +60,27 @@ def after_start(started: list[Served], act: Callable[[], None]) -> threading.Thr
     return thread
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "error"),
-    [
+def test_a_killed_process_has_an_outcome_and_another_continues(assignment, started):
+    worker = Worker(threads=1)
+    for number, status, error in (
         (signal.SIGKILL, "out_of_memory", "the process was killed by signal 9: most likely the s"),
         (signal.SIGTERM, "failed", "the process was ended by signal 15"),
-    ],
-)
-def test_a_killed_process_has_an_outcome_and_another_continues(
-    assignment, started, number, status, error
-):
-    worker = Worker(threads=1)
-    killer = after_start(started, lambda: started[0].process.send_signal(number))
-    outcome = worker.execute(assignment)
-    killer.join()
-    assert (outcome.status, outcome.values) == (status, None)
-    assert str(outcome.error).startswith(error)
-    if number == signal.SIGKILL:
-        for _ in range(2):
-            outcome = worker.execute(assignment)
-            assert outcome.status == "failed"
-            assert str(outcome.error).startswith("ConfigError: `model.path` must ")
-        assert len(started) == 2, "both runs must share a process"
+    ):
+        count = len(started)
+        killer = after_start(
+            started, count, lambda number=number: started[-1].process.send_signal(number)
+        )
+        outcome = worker.execute(assignment)
+        killer.join()
+        assert (outcome.status, outcome.values) == (status, None)
+        assert str(outcome.error).startswith(error)
+        assert len(started) == count + 1
     worker.close()
 
 
 def test_a_stop_ends_the_current_run_and_starts_no_other(assignment, started):
     executor = LocalExecutor(1)
-    stopper = after_start(started, executor.stop)
+    stopper = after_start(started, 0, executor.stop)
     assert executor.execute(assignment) == Outcome(status="interrupted")
     stopper.join()
     assert executor.execute(assignment) == Outcome(status="interrupted")
@@ -165,25 +158,20 @@ def test_ray_executes_runs_and_uses_gpus_if_there_are_some(ray, assignment):
     assert ray.remote.call_args.kwargs["num_gpus"] == 1
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(OutOfMemoryError, "out_of_memory"), (RayError, "failed")]
-)
-def test_an_error_of_ray_becomes_an_outcome(ray, assignment, error, status):
-    ray.get.side_effect = error("on node 7\nof 8")
-    outcome = RayExecutor("auto").execute(assignment)
-    assert outcome == Outcome(status=status, error=f"{error.__name__}: on node 7 of 8")
-
-
-def test_a_stop_cancels_the_current_run_of_ray(ray, assignment):
+def test_an_error_or_a_stop_of_ray_becomes_an_outcome(ray, assignment):
     executor = RayExecutor("auto")
+    for error, status in ((OutOfMemoryError, "out_of_memory"), (RayError, "failed")):
+        ray.get.side_effect = error("on node 7\nof 8")
+        expected = Outcome(status=status, error=f"{error.__name__}: on node 7 of 8")
+        assert executor.execute(assignment) == expected
 
     def stop(_: object) -> Outcome:
         executor.stop()
         raise RayError("cancelled")
 
     ray.get.side_effect = stop
-    assert executor.execute(assignment) == Outcome(status="interrupted")
-    assert executor.execute(assignment) == Outcome(status="interrupted")
+    for _ in range(2):
+        assert executor.execute(assignment) == Outcome(status="interrupted")
     assert [call.kwargs for call in ray.cancel.call_args_list] == [{"force": True}]
 
 
