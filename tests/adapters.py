@@ -33,14 +33,11 @@ class Convolutions(nn.Module):
         return self.head(torch.relu(self.conv2(grid)).mean(dim=(2, 3)))
 
 
-def bare_gpt2():
+def bare_gpt2(**settings: object) -> nn.Module:
     """Return a random GPT-2, whose layers hold their weights transposed (`fan_in_fan_out`)."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=16, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.06
-        )
-    )
+    sizes = {"vocab_size": 16, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.06, **settings))
 
 
 def randomised(model: nn.Module, *, seed: int = 1, scale: float = 0.1) -> nn.Module:
@@ -52,17 +49,15 @@ def randomised(model: nn.Module, *, seed: int = 1, scale: float = 0.1) -> nn.Mod
     return model.eval()
 
 
+ALL = {"r": 4, "target_modules": "all-linear"}
 PATTERNS = {
     "rank_pattern": {"q_proj": 7, r"layers\.1\.mlp.*": 2, "model.layers.0.self_attn.v_proj": 1},
     "alpha_pattern": {"o_proj": 3, "down_proj": 0.5},
 }
 CASES = {
-    "plain": (bare_llama, {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),
-    "patterns": (bare_llama, {"r": 4, "target_modules": "all-linear", **PATTERNS}),
-    "rslora": (
-        bare_llama,
-        {"r": 4, "lora_alpha": 5, "target_modules": "all-linear", "use_rslora": True, **PATTERNS},
-    ),
+    "plain": (bare_llama, ALL | {"lora_alpha": 8}),
+    "patterns": (bare_llama, ALL | PATTERNS),
+    "rslora": (bare_llama, ALL | PATTERNS | {"lora_alpha": 5, "use_rslora": True}),
     "embedding": (
         bare_llama,
         {"r": 3, "target_modules": ["embed_tokens", "v_proj"], "rank_pattern": {"v_proj": 5}},

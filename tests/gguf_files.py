@@ -52,11 +52,16 @@ def save_gguf(file: Path, model: LlamaForCausalLM, tokens: list[str]) -> Path:
     writer.add_pad_token_id(2)
     for name, values in _tensors(model).items():
         writer.add_tensor(name, values)
+    finish(writer)
+    return file
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
 
 
 def _tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
@@ -87,8 +92,5 @@ def save_bogus_gguf(file: Path, architecture: str = "bogus") -> Path:
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_block_count(1)
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return file

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -10,47 +10,56 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from dynlora import DynamicLora
-from tests.models import VOCABULARY, bare_llama, sequences
+from tests import models
+from tests.adapters import bare_gpt2
+from tests.models import adamw, bare_llama, sequences
 
 Batch = dict[str, Tensor]
 
 
+def unchanged(model: nn.Module) -> None:
+    """Leave a model as it is."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A base model, the settings of its LoRA, and its data."""
+    """A base model, the settings of its LoRA, what is done to both, and its data."""
 
     base: Callable[[], nn.Module]
     lora: dict[str, object]
     batches: Callable[..., Iterator[Batch]]
-    layer: str
+    layer: str = ""
     """The name of a layer of this kind."""
+    prepare: Callable[[nn.Module], object] = unchanged
+    """Done to the model once it carries LoRA."""
+    optimizer: dict[str, object] = field(default_factory=dict)
+    """Settings of AdamW."""
 
     def model(self, *, r: int = 4, seed: int = 0, **lora: object) -> nn.Module:
         """Return the base with a fresh adapter, as PEFT makes it."""
         base = self.base()
         torch.manual_seed(seed + 1)
         settings = {"lora_alpha": 2 * r} | self.lora | lora
-        return get_peft_model(base, LoraConfig(r=r, **settings))
+        model = get_peft_model(base, LoraConfig(r=r, **settings))
+        self.prepare(model)
+        return model
 
     def load(self, folder: object) -> nn.Module:
         """Return the base with the adapter that a folder holds, as stock PEFT loads it.
 
         In training mode, because bitsandbytes has another kernel for evaluation.
         """
-        return PeftModel.from_pretrained(self.base(), folder).train()
+        model = PeftModel.from_pretrained(self.base(), folder)
+        self.prepare(model)
+        return model.train()
 
     def adamw(self, model: nn.Module) -> AdamW:
         """Return AdamW over what is trained."""
-        return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        return adamw(model, **({"lr": 1e-2} | self.optimizer))
 
 
 class Net(nn.Module):
@@ -95,21 +104,9 @@ def bare_net() -> nn.Module:
     return Net()
 
 
-def bare_gpt2() -> nn.Module:
-    """Return a random GPT-2, whose layers are `Conv1D` and whose head is its embedding."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=32,
-        initializer_range=0.06,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-    )
-    return GPT2LMHeadModel(config)
+def gpt2_without_dropout() -> nn.Module:
+    """Return a random GPT-2 without dropout, whose layers are `Conv1D`."""
+    return bare_gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 
 
 def quantised_llama(**settings: object) -> nn.Module:
@@ -130,24 +127,15 @@ EMBEDDING = {"target_modules": ["embed_tokens", "q_proj", "v_proj", "down_proj"]
 CONV1D = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
 LINEAR = {"target_modules": "all-linear"}
 
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 CASES = {
     "Linear": Case(bare_llama, LINEAR, texts, LAYER),
-    "Conv1D": Case(bare_gpt2, CONV1D, texts, "transformer.h.0.attn.c_attn"),
+    "Conv1D": Case(gpt2_without_dropout, CONV1D, texts, "transformer.h.0.attn.c_attn"),
     "Embedding": Case(bare_llama, EMBEDDING, texts, "model.embed_tokens"),
     "Conv2d": Case(
         bare_net, {"target_modules": ["first", "second", "third", "head"]}, images, "second"
     ),
-    "NF4": Case(
-        partial(
-            quantised_llama,
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.float32,
-        ),
-        LINEAR,
-        texts,
-        LAYER,
-    ),
+    "NF4": Case(partial(quantised_llama, **NF4), LINEAR, texts, LAYER),
     "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
 }
 """By the kind's name; `Linear` is the control."""
@@ -162,16 +150,4 @@ def train(
     after: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
     """Train with the two calls; return the losses."""
-    losses = []
-    for step in range(1, steps + 1):
-        loss = model(**next(batches)).loss
-        loss.backward()
-        if dynamic is not None:
-            dynamic.observe()
-        optimizer.step()
-        if dynamic is not None:
-            dynamic.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-        after(step)
-    return losses
+    return models.train(model, optimizer, dynamic, steps, batches=batches, after=after)

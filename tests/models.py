@@ -1,6 +1,6 @@
 """Models and loops that tests build in code: small enough to train in seconds on one core."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -80,9 +80,10 @@ def sequences(*, batch: int = 8, length: int = 12, seed: int = 0) -> Iterator[Te
         yield torch.stack(tokens, dim=1)
 
 
-def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the causal language modelling loss."""
-    return model(input_ids=tokens, labels=tokens).loss
+def loss_of(model: nn.Module, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Return the loss of a batch; of tokens alone, as a language model's."""
+    given = {"input_ids": batch, "labels": batch} if isinstance(batch, Tensor) else batch
+    return model(**given).loss
 
 
 def adamw(model: nn.Module, lr: float = 5e-3, **settings: object) -> AdamW:
@@ -96,7 +97,7 @@ def train(
     dynamic: DynamicLora | None,
     steps: int,
     *,
-    batches: Iterator[Tensor] | None = None,
+    batches: Iterator[Tensor] | Iterator[dict[str, Tensor]] | None = None,
     after: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
     """Train with the two calls, or as plain PEFT without `dynamic`; return the losses.

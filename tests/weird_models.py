@@ -1,57 +1,19 @@
 """Small models that are wired as few are, each with a task that it can learn."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from functools import partial
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import AdamW
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from tests.layer_kinds import EMBEDDING, LINEAR, Batch, texts
+from tests.layer_kinds import EMBEDDING, LINEAR, Batch, Case, texts
 from tests.models import bare_llama
 
 CLASSES = 4
 WIDTH = 8
-
-
-def _nothing(model: nn.Module) -> None:
-    """Leave a model as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeirdCase:
-    """A base model, the settings of its LoRA, what is done to both, and its data."""
-
-    base: Callable[[], nn.Module]
-    lora: dict[str, object]
-    batches: Callable[..., Iterator[Batch]]
-    prepare: Callable[[nn.Module], object] = _nothing
-    """Done to the model once it carries LoRA."""
-    optimizer: dict[str, object] = field(default_factory=dict)
-    """Settings of AdamW."""
-
-    def model(self, *, seed: int = 1) -> nn.Module:
-        """Return the base with a fresh adapter of rank 4."""
-        base = self.base()
-        torch.manual_seed(seed)
-        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, **self.lora))
-        self.prepare(model)
-        return model.train()
-
-    def load(self, folder: object) -> nn.Module:
-        """Return the base with the adapter that a folder holds, as stock PEFT loads it."""
-        model = PeftModel.from_pretrained(self.base(), folder)
-        self.prepare(model)
-        return model
-
-    def adamw(self, model: nn.Module) -> AdamW:
-        """Return AdamW over what is trained, as a Trainer makes it."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return AdamW(trained, **({"lr": 1e-2} | self.optimizer))
 
 
 class Classifier(nn.Module):
@@ -190,9 +152,7 @@ def words(*, batch: int = 64, seed: int = 0) -> Iterator[Batch]:
         yield {"inputs": inputs, "labels": (5 * inputs + 3) % 64}
 
 
-def short_llama() -> nn.Module:
-    """Return a Llama of one block."""
-    return bare_llama(layers=1)
+short_llama = partial(bare_llama, layers=1)
 
 
 def tied_llama() -> nn.Module:
@@ -213,39 +173,22 @@ def freeze_first_block(model: nn.Module) -> None:
 TIED = {**EMBEDDING, "ensure_weight_tying": False}
 TIED["target_modules"] = [*EMBEDDING["target_modules"], "lm_head"]
 CASES = {
-    "tied weights": WeirdCase(base=tied_llama, lora=TIED, batches=texts),
-    "shared layers": WeirdCase(
-        base=Recurrent, lora={"target_modules": ["first", "up", "down", "mix"]}, batches=points
+    "tied weights": Case(tied_llama, TIED, texts),
+    "shared layers": Case(Recurrent, {"target_modules": ["first", "up", "down", "mix"]}, points),
+    "used twice": Case(Twins, {"target_modules": ["encode", "mix"]}, points),
+    "no gradient in some steps": Case(
+        Routed, {"target_modules": r"first|experts\.\d|mix"}, routed_points, optimizer={"lr": 2e-2}
     ),
-    "used twice": WeirdCase(
-        base=Twins, lora={"target_modules": ["encode", "mix"]}, batches=points
+    "frozen layers": Case(bare_llama, LINEAR, texts, prepare=freeze_first_block),
+    "narrower than the rank": Case(
+        Bottleneck, {"target_modules": ["first", "narrow", "widen", "mix"]}, points
     ),
-    "no gradient in some steps": WeirdCase(
-        base=Routed, lora={"target_modules": r"first|experts\.\d|mix"}, batches=routed_points,
-        optimizer={"lr": 2e-2},
-    ),
-    "frozen layers": WeirdCase(
-        base=bare_llama, lora=LINEAR, batches=texts, prepare=freeze_first_block
-    ),
-    "narrower than the rank": WeirdCase(
-        base=Bottleneck, lora={"target_modules": ["first", "narrow", "widen", "mix"]},
-        batches=points,
-    ),
-    "unequal cost": WeirdCase(
-        base=Uneven, lora={"target_modules": ["embed", "first", "second", "head"]}, batches=words
-    ),
-    "bfloat16": WeirdCase(
-        base=short_llama, lora=LINEAR, batches=texts, prepare=nn.Module.bfloat16
-    ),
+    "unequal cost": Case(Uneven, {"target_modules": ["embed", "first", "second", "head"]}, words),
+    "bfloat16": Case(short_llama, LINEAR, texts, prepare=nn.Module.bfloat16),
     # Adam's usual epsilon is 0 in float16, with or without dynlora.
-    "float16": WeirdCase(
-        base=short_llama, lora=LINEAR, batches=texts, prepare=nn.Module.half,
-        optimizer={"eps": 1e-4},
-    ),
-    "bfloat16 under float32": WeirdCase(
-        base=lambda: short_llama().bfloat16(), lora=LINEAR, batches=texts
-    ),
-}  # fmt: skip
+    "float16": Case(short_llama, LINEAR, texts, prepare=nn.Module.half, optimizer={"eps": 1e-4}),
+    "bfloat16 under float32": Case(lambda: short_llama().bfloat16(), LINEAR, texts),
+}
 """By what is weird about them."""
 
 

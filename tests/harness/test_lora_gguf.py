@@ -11,17 +11,10 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.engines.gguf_files import dequantize_gguf, permute_rows, write_lora_gguf
+from tests.gguf_files import BLOCK, finish
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, RANK = 4, 2, 6, 24, 3
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+LAYERS = {theirs: ours for theirs, ours in BLOCK.items() if not theirs.endswith("norm")}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +47,7 @@ def test_every_lora_matrix_comes_back_under_llama_cpps_name_with_its_values(fold
     saved = load_file(adapter / "adapter_model.safetensors")
     expected = {}
     for index in range(2):
-        for ours, theirs in NAMES.items():
+        for theirs, ours in LAYERS.items():
             key = f"base_model.model.model.layers.{index}.{ours}.lora_"
             name = f"blk.{index}.{theirs}.weight.lora_"
             heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(theirs)
@@ -127,10 +120,7 @@ def test_a_dequantised_copy_has_the_same_numbers_and_metadata(tmp_path):
     kind = gguf.GGMLQuantizationType.Q8_0
     writer.add_tensor("token_embd.weight", gguf.quantize(values, kind), raw_dtype=kind)
     writer.add_tensor("output_norm.weight", values[0])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
     dequantize_gguf(tmp_path / "source.gguf", tmp_path / "copy.gguf")
 
