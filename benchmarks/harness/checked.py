@@ -49,7 +49,7 @@ def _explain(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
         case "missing":
             return f"`{key}` must be given, but got nothing ({place})."
         case "extra_forbidden":
-            return _unknown(fault, kind, place)
+            return f"unknown key `{key}` ({place}). {_valid_names(fault, kind)}."
         case "value_error":
             required = str(fault["ctx"]["error"])
         case _:
@@ -58,21 +58,16 @@ def _explain(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
     return f"`{key}` {required}, but got {given} ({place})."
 
 
-def _unknown(fault: ErrorDetails, kind: type[BaseModel], place: object) -> str:
-    """Return the message for an unknown key, with the nearest valid names."""
+def _valid_names(fault: ErrorDetails, kind: type[BaseModel]) -> str:
+    """Return the nearest valid names of an unknown key."""
     *sections, key = map(str, fault["loc"])
-    prefix = "".join(f"{section}." for section in sections)
     for section in sections:
-        kind = _section(kind, section)
+        hint = kind.model_fields[section].annotation
+        parts = getattr(hint, "__args__", (hint,))  # the section may be optional
+        kind = next(
+            part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)
+        )
     known = [field.alias or name for name, field in kind.model_fields.items()]
     near = difflib.get_close_matches(key, known, n=1)
-    names = ", ".join(f"`{prefix}{name}`" for name in near or known)
-    advice = "The nearest valid name is" if near else "Valid names are"
-    return f"unknown key `{prefix}{key}` ({place}). {advice} {names}."
-
-
-def _section(kind: type[BaseModel], name: str) -> type[BaseModel]:
-    """Return the model of a section, which may be optional."""
-    hint = kind.model_fields[name].annotation
-    parts = getattr(hint, "__args__", (hint,))
-    return next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
+    names = ", ".join(f"`{'.'.join([*sections, name])}`" for name in near or known)
+    return f"{'The nearest valid name is' if near else 'Valid names are'} {names}"

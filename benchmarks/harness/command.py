@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
         show_outlook(output, jobs, records, selection)
         return
     total = trials_of(jobs.study, selection.combinations) + len(selection.finals)
-    progress = Progress(output, jobs.study.name, total)
+    progress = Progress(output, jobs.study, total)
     tuner = _tuner(jobs)
     os.environ.setdefault(*KERNELS)  # read by workers when they load torch
     executor, threads = _executor(given)
@@ -87,12 +87,12 @@ def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
         problems = runner.run(selection, tuner)
     except KeyboardInterrupt as stop:
         command = shlex.join([*PROGRAM.split(), *arguments])
-        told = f"after {progress.done} of {total} runs; continue with: {command}"
+        told = f"after {len(progress.runs)} of {total} runs; continue with: {command}"
         raise Stopped(told, getattr(stop, "signum", signal.SIGINT)) from None
     finally:
         executor.close()
         records.merge()
-    progress.show(jobs.study, problems)
+    progress.show(problems)
     if progress.unfinished:
         problems.append(f"{progress.unfinished} final runs did not complete")
     if problems:

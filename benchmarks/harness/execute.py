@@ -20,13 +20,13 @@ from rich.console import Console
 
 from benchmarks.harness.assignment import Assignment, Outcome
 from benchmarks.harness.runs import ExamRows
-from dynlora.errors import DynamicLoraError, NonFiniteError, is_out_of_memory
+from dynlora.errors import NonFiniteError, is_out_of_memory
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import RunFiles, read_run
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.selected import find_split
 from dynlora.train.data.splits import sample
-from dynlora.train.evaluation import Evaluation, evaluate_run
+from dynlora.train.evaluation import evaluate_run
 from dynlora.train.finished_run import load_run
 from dynlora.train.job import run_job
 
@@ -39,20 +39,14 @@ def execute(given: Assignment) -> Outcome:
     with _notes() as notes:
         try:
             values = _run_within(given)
-        except NonFiniteError as error:
-            return Outcome(status="failed", error=_text(error), diverged=True, notes=tuple(notes))
-        except DynamicLoraError as error:
-            return Outcome(status="failed", error=_text(error), notes=tuple(notes))
         except Exception as error:  # noqa: BLE001  the record contains the error
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
-            return Outcome(status=status, error=_text(error), notes=tuple(notes))
+            said = f"{type(error).__name__}: {error}"
+            diverged = isinstance(error, NonFiniteError)
+            return Outcome(status=status, error=said, diverged=diverged, notes=tuple(notes))
         finally:
             gc.collect()
     return Outcome(status="completed", values=values, notes=tuple(notes))
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _run_within(given: Assignment) -> dict[str, Any]:
@@ -79,16 +73,15 @@ def _run(given: Assignment, folder: Path) -> dict[str, Any]:
 def _examine(folder: Path, config: JobConfig, exam: ExamRows) -> dict[str, Any]:
     """Evaluate a finished run's model on the exam's rows."""
     run = load_run(RunFolder(folder), config)
-    rows = sample(find_split(config.data, exam.split, run.class_names), exam.max_rows)
-    found = evaluate_run(run, rows)
-    return {"test": dict(found.metrics), "test_rows": found.rows, **_class_facts(found)}
-
-
-def _class_facts(found: Evaluation) -> dict[str, Any]:
-    if not found.classes:
-        return {"collapsed": None, "majority": None}
-    commonest = max(count.labelled for count in found.classes)
-    return {"collapsed": found.collapsed is not None, "majority": commonest / found.rows}
+    found = evaluate_run(
+        run, sample(find_split(config.data, exam.split, run.class_names), exam.max_rows)
+    )
+    values = {"test": dict(found.metrics), "test_rows": found.rows}
+    if found.classes:
+        commonest = max(count.labelled for count in found.classes)
+        values["collapsed"] = found.collapsed is not None
+        values["majority"] = commonest / found.rows
+    return values
 
 
 def _values(run: RunFiles, config: JobConfig) -> dict[str, Any]:

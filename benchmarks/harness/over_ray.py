@@ -28,7 +28,14 @@ class RayExecutor:
         Raises:
             ConfigError: If Ray is not installed, or there is no cluster at the address.
         """
-        self._ray = _import_ray()
+        try:
+            import ray
+            import ray.exceptions
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "`--ray` needs Ray, which is not installed. Run `pip install ray`, or omit `--ray`."
+            ) from error
+        self._ray: Any = ray
         try:
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -57,23 +64,19 @@ class RayExecutor:
                 return Outcome(status="interrupted")
             reference = self._task.remote(assignment)
             self._under_way.add(reference)
-        errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
-        except errors.OutOfMemoryError as error:
-            return self._lost("out_of_memory", error)
-        except errors.RayError as error:
-            return self._lost("failed", error)
+        except self._ray.exceptions.RayError as error:
+            if self._stopped:
+                return Outcome(status="interrupted")
+            full = isinstance(error, self._ray.exceptions.OutOfMemoryError)
+            said = " ".join(str(error).split())
+            status = "out_of_memory" if full else "failed"
+            return Outcome(status=status, error=f"{type(error).__name__}: {said}")
         finally:
             with self._lock:
                 self._under_way.discard(reference)
         return outcome
-
-    def _lost(self, status: str, error: Exception) -> Outcome:
-        if self._stopped:
-            return Outcome(status="interrupted")
-        said = " ".join(str(error).split())
-        return Outcome(status=status, error=f"{type(error).__name__}: {said}")
 
     def stop(self) -> None:
         """Cancel all current runs."""
@@ -85,14 +88,3 @@ class RayExecutor:
     def close(self) -> None:
         """Leave the cluster, and end it if it was started here."""
         self._ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "`--ray` needs Ray, which is not installed. Run `pip install ray`, or omit `--ray`."
-        ) from error
-    return ray

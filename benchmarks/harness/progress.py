@@ -22,7 +22,7 @@ class Progress:
     """Prints a line per run and collects the results."""
 
     output: Output
-    study: str
+    study: Study
     total: int
     """Number of runs, trials included."""
     runs: list[tuple[Run, Record, bool]] = field(default_factory=list)
@@ -36,13 +36,8 @@ class Progress:
         found = ": ".join(word for word in (record["status"], record["error"]) if word)
         if record["status"] == "completed":
             found = f"{_metrics(record)}, {record['seconds']['whole']:.0f} s"
-        line = f"{self.study} {self.done} of {self.total}: {run.name}: {found}"
+        line = f"{self.study.name} {len(self.runs)} of {self.total}: {run.name}: {found}"
         self.output.progress.print(Text(" ".join(line.split())), soft_wrap=True)
-
-    @property
-    def done(self) -> int:
-        """Number of runs with a record."""
-        return len(self.runs)
 
     @property
     def unfinished(self) -> int:
@@ -50,9 +45,30 @@ class Progress:
         finals = [record for run, record, _ in self.runs if run.kind == "final"]
         return sum(record["status"] != "completed" for record in finals)
 
-    def show(self, study: Study, problems: Sequence[str]) -> None:
+    def show(self, problems: Sequence[str]) -> None:
         """Print the result of all runs."""
-        self.output.show(_summary(study, self.runs), _values(study, self.runs, problems))
+        study, told = self.study, ("status", "error", "main_metric", "validation", "test", "tuned")
+        runs = [
+            {"name": run.name, "kind": run.kind, "key": run.key, "was_there": was_there}
+            | {key: record[key] for key in told}
+            for run, record, was_there in self.runs
+        ]
+        values = {"study": study.name, "results": str(study.results), "problems": [*problems]}
+        self.output.show(self._summary(), values | {"runs": runs})
+
+    def _summary(self) -> Table:
+        table = Table(title=self.study.name, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for kind in ("trial", "final"):
+            mine = [(record, there) for run, record, there in self.runs if run.kind == kind]
+            if mine:
+                counts = Counter(record["status"] for record, _ in mine)
+                text = ", ".join(f"{count} {status}" for status, count in counts.items())
+                there = sum(was_there for _, was_there in mine)
+                table.add_row(f"{kind} runs", Text(f"{text}; {there} were there before"))
+        table.add_row("records", Text(str(self.study.results)))
+        return table
 
 
 def trials_of(study: Study, combinations: Sequence[Combination]) -> int:
@@ -91,46 +107,10 @@ def _state(jobs: Jobs, records: Records, combination: Combination, seed: int) ->
 
 def _metrics(record: Record) -> str:
     """Format a completed run's main metric and loss on validation rows and, if any, test rows."""
-    names = dict.fromkeys((record["main_metric"], "loss"))
     parts = []
     for split in ("validation", "test"):
-        found = record[split]
-        if found is not None:
-            shown = ", ".join(f"{name} {_number(found[name])}" for name in names)
-            parts.append(f"{split} {shown}")
+        if record[split] is not None:
+            found = {name: record[split][name] for name in (record["main_metric"], "loss")}
+            texts = [f"{k} {'not finite' if v is None else f'{v:.4f}'}" for k, v in found.items()]
+            parts.append(f"{split} {', '.join(texts)}")
     return "; ".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def _summary(study: Study, runs: Sequence[tuple[Run, Record, bool]]) -> Table:
-    table = Table(title=study.name, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for kind in ("trial", "final"):
-        mine = [(record, there) for run, record, there in runs if run.kind == kind]
-        if mine:
-            counts = Counter(record["status"] for record, _ in mine)
-            text = ", ".join(f"{count} {status}" for status, count in counts.items())
-            there = sum(was_there for _, was_there in mine)
-            table.add_row(f"{kind} runs", Text(f"{text}; {there} were there before"))
-    table.add_row("records", Text(str(study.results)))
-    return table
-
-
-def _values(
-    study: Study, runs: Sequence[tuple[Run, Record, bool]], problems: Sequence[str]
-) -> dict[str, Any]:
-    told = ("status", "error", "main_metric", "validation", "test", "tuned")
-    return {
-        "study": study.name,
-        "results": str(study.results),
-        "problems": list(problems),
-        "runs": [
-            {"name": run.name, "kind": run.kind, "key": run.key, "was_there": was_there}
-            | {key: record[key] for key in told}
-            for run, record, was_there in runs
-        ],
-    }

@@ -5,7 +5,7 @@ killed process loses nothing. A process moves these files into the tables when i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,10 @@ NEEDED = (
     "config",
 )  # fmt: skip
 """Required keys of a record."""
-EMPTY: Mapping[str, Any] = {
-    "main_metric": None,
-    "validation": None,
-    "test": None,
-    "collapsed": None,
-    "majority": None,
-    "parameters": None,
-    "seconds": None,
-    "peak_memory_bytes": None,
-    "initial_ranks": {},
-    "final_ranks": {},
-    "steps": None,
-    "versions": None,
-    "machine": None,
-}
+EMPTY: Mapping[str, Any] = dict.fromkeys(
+    ("main_metric", "validation", "test", "collapsed", "majority", "parameters", "seconds",
+     "peak_memory_bytes", "steps", "versions", "machine")
+) | {"initial_ranks": {}, "final_ranks": {}}  # fmt: skip
 """Values of a run that did not complete."""
 LONGEST_ERROR = 4000
 """Maximum characters of an error in a record, because quoted values may be huge."""
@@ -65,7 +54,7 @@ class RecordFiles:
         return self.of(".parts")
 
     @property
-    def pending(self) -> Path:
+    def _pending(self) -> Path:
         """Folder of complete new tables while they replace the old ones."""
         return self.of(".pending")
 
@@ -102,7 +91,7 @@ class RecordFiles:
 
     def _newest(self, ending: str) -> Path:
         path = self.of(ending)
-        waiting = self.pending / path.name
+        waiting = self._pending / path.name
         return waiting if waiting.exists() else path
 
     def read_parts(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -116,16 +105,16 @@ class RecordFiles:
     def replace(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write new tables; if killed, leave either the old or the new ones."""
         self._finish()
-        with whole_folder(self.pending) as draft:
+        with whole_folder(self._pending) as draft:
             for ending, text in to_texts(records).items():
                 (draft / self.of(ending).name).write_text(text, encoding="utf-8")
         self._finish()
 
     def _finish(self) -> None:
-        if self.pending.is_dir():
-            for path in list(self.pending.iterdir()):
+        if self._pending.is_dir():
+            for path in list(self._pending.iterdir()):
                 path.replace(self.results / path.name)
-            self.pending.rmdir()
+            self._pending.rmdir()
 
 
 def _read_part(path: Path) -> dict[str, Any]:
@@ -169,18 +158,15 @@ class Records:
 
     def status_at(self, combination: Combination, seed: int) -> str | None:
         """Return the status of a final run with any tuned settings; None without a record."""
-        place = (combination.model, combination.task, combination.method, combination.budget, seed)
-        for record in self._found.values():
-            if record["kind"] == "final" and _place(record) == place:
-                return str(record["status"])
-        return None
+        place = (*astuple(combination), seed)
+        found = (r for r in self._found.values() if r["kind"] == "final" and _place(r) == place)
+        return next((str(record["status"]) for record in found), None)
 
     def trials(self, combination: Combination) -> int:
         """Return the number of ended trials of a combination, with any settings."""
-        place = (combination.model, combination.task, combination.method, combination.budget)
         return sum(
             record["kind"] == "trial"
-            and _place(record)[:-1] == place
+            and _place(record)[:-1] == astuple(combination)
             and (record["status"] == "completed" or record["diverged"])
             for record in self._found.values()
         )
@@ -195,7 +181,7 @@ class Records:
 
     def put_aside(self, runs: Sequence[Run]) -> None:
         """Move records of the same final runs with other keys into the folder `.superseded`."""
-        mine = {_place_of(run): run.key for run in runs if run.kind == "final"}
+        mine = {(*astuple(run.combination), run.seed): run.key for run in runs}
         old = {
             (kind, key): record
             for (kind, key), record in self._found.items()
@@ -239,11 +225,6 @@ def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(record[key] for key in ("model", "task", "method", "budget", "seed"))
 
 
-def _place_of(run: Run) -> tuple[Any, ...]:
-    combination = run.combination
-    return (combination.model, combination.task, combination.method, combination.budget, run.seed)
-
-
 def open_records(study: Study) -> Records:
     """Read the records of a study, if there are any.
 
@@ -267,10 +248,7 @@ def as_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
         "description": study.description,
         "kind": run.kind,
         "key": run.key,
-        "model": run.combination.model,
-        "task": run.combination.task,
-        "method": run.combination.method,
-        "budget": run.combination.budget,
+        **asdict(run.combination),
         "seed": run.seed,
         "trial": run.trial,
         "status": outcome.status,

@@ -114,19 +114,16 @@ class Runner:
         Raises:
             KeyboardInterrupt: If the user stopped it; current runs are recorded as interrupted.
         """
-        tuned: dict[Combination, Choice | None] = dict.fromkeys(selection.combinations)
-        problems: list[str] = []
+        tuned: dict[Combination, Choice | StudyError | None]
+        tuned = dict.fromkeys(selection.combinations)
         if tuner is not None:
             found = self._all(partial(self._tune, tuner), selection.combinations)
-            chosen = dict(zip(selection.combinations, found, strict=True))
-            tuned = {
-                combination: made.choice for combination, made in chosen.items() if made.choice
-            }
-            problems = [made.problem for made in found if made.problem]
+            tuned = dict(zip(selection.combinations, found, strict=True))
+        problems = [str(choice) for choice in tuned.values() if isinstance(choice, StudyError)]
         finals = [
-            self.jobs.final(combination, seed, tuned[combination])
+            self.jobs.final(combination, seed, choice)
             for combination, seed in selection.finals
-            if combination in tuned
+            if not isinstance(choice := tuned[combination], StudyError)
         ]
         self.records.put_aside(finals)
         self._all(self.do, finals)
@@ -151,13 +148,9 @@ class Runner:
             self.watch(run, record, False)
         return record
 
-    def _tune(self, tuner: Tuner, combination: Combination) -> "Tuned":
-        try:
-            return Tuned(tuner.tune(combination, self._measure(tuner, combination)), None)
-        except StudyError as error:
-            return Tuned(None, str(error))
+    def _tune(self, tuner: Tuner, combination: Combination) -> Choice | StudyError:
+        """Return the best choice, or the reason for its absence."""
 
-    def _measure(self, tuner: Tuner, combination: Combination) -> Measure:
         def measure(number: int, choice: Choice) -> float | None:
             record = self.do(self.jobs.trial(combination, tuner.tuning.seed, number, choice))
             if record["status"] != "completed":
@@ -165,7 +158,10 @@ class Runner:
             value = record["validation"][tuner.metric(combination)]
             return float("inf") if value is None else float(value)
 
-        return measure
+        try:
+            return tuner.tune(combination, measure)
+        except StudyError as error:
+            return error
 
     def _all(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Process items concurrently and return their results in order."""
@@ -178,14 +174,6 @@ class Runner:
                     future.cancel()
                 self.executor.stop()
                 raise
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """Result of tuning a combination: a choice, or the reason for its absence."""
-
-    choice: Choice | None
-    problem: str | None
 
 
 def place(run: Run, places: Mapping[str, Path]) -> JobConfig:

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import product
 from typing import Any, get_type_hints
 
-from benchmarks.harness.study import Exam, Fragment, Study
+from benchmarks.harness.study import Fragment, Study
 from dynlora.errors import ConfigError
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import make_job
@@ -69,7 +69,7 @@ class ExamRows:
     max_rows: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run."""
 
@@ -118,27 +118,16 @@ class Jobs:
     def final(self, combination: Combination, seed: int, tuned: Choice | None) -> Run:
         """Return a final run."""
         exam = self.study.evaluate
-        return Run(
-            kind="final",
-            combination=combination,
-            seed=seed,
-            config=self._resolve(combination, seed, tuned or self.defaults(combination)),
-            tuned=tuned,
-            exam=None if exam is None else _rows(exam, combination.task),
-        )
+        rows = None
+        if exam is not None:
+            rows = ExamRows(split=exam.split_of(combination.task), max_rows=exam.max_rows)
+        config = self._resolve(combination, seed, tuned or self.defaults(combination))
+        return Run("final", combination, seed, config, tuned, rows)
 
     def trial(self, combination: Combination, seed: int, number: int, choice: Choice) -> Run:
         """Return a trial, which has no exam."""
         config = self._resolve(combination, seed, choice)
-        return Run(
-            kind="trial",
-            combination=combination,
-            seed=seed,
-            config=config,
-            tuned=choice,
-            exam=None,
-            trial=number,
-        )
+        return Run("trial", combination, seed, config, choice, None, number)
 
     def config(self, combination: Combination) -> JobConfig:
         """Return the job of a combination without its budget, scale and seed."""
@@ -176,10 +165,6 @@ def _check_tuning(study: Study, config: JobConfig) -> None:
             f"`tune.metric` must be a metric of `task: {config.task}`, one of {', '.join(known)}, "
             f"but got {tuning.metric}"
         )
-
-
-def _rows(exam: Exam, task: str) -> ExamRows:
-    return ExamRows(split=exam.split_of(task), max_rows=exam.max_rows)
 
 
 def resolve_jobs(study: Study) -> Jobs:

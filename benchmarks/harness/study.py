@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic import (
 
 from benchmarks.harness.checked import check
 from dynlora.errors import ConfigError, DynamicLoraError
-from dynlora.files.plain_values import read_yaml
+from dynlora.files.plain_values import flatten, read_yaml
 from dynlora.train.config.keys import check_keys
 
 Fragment = Mapping[str, Any]
@@ -65,14 +65,14 @@ def _text(text: str) -> str:
     return text
 
 
+T = TypeVar("T")
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Text = Annotated[str, AfterValidator(_text)]
 Number = Annotated[float, BeforeValidator(_number)]
 Numbers = Annotated[tuple[Number, ...], Field(min_length=1)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0)]
-Budgets = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
 Fragments = Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
 
 
@@ -149,9 +149,9 @@ class Study(BaseModel, extra="forbid"):
     models: Fragments
     tasks: Fragments
     methods: Fragments
-    budgets: Budgets
+    budgets: Distinct[Count]
     """Values of `lora.r`."""
-    seeds: Seeds
+    seeds: Distinct[Seed]
     """Training seeds of the final runs."""
     base: dict[str, Any] = {}
     """Configuration shared by all jobs."""
@@ -183,7 +183,13 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: If the file is invalid; the message names the key and its valid values.
     """
-    study = check(Study, _load(path), path, ConfigError)
+    content = read_yaml(path, "STUDY")
+    if re.match(NAME, path.stem) is None:
+        raise ConfigError(
+            f"STUDY must have a name of letters, digits and _.+-, but got {path.stem!r}. Rename "
+            f"{path}."
+        )
+    study = check(Study, content, path, ConfigError)
     study._file = path
     _check_fragment(study.base, f"base in {path}")
     for section in ("models", "tasks", "methods"):
@@ -193,29 +199,12 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    content = read_yaml(path, "STUDY")
-    if re.match(NAME, path.stem) is None:
-        raise ConfigError(
-            f"STUDY must have a name of letters, digits and _.+-, but got {path.stem!r}. Rename "
-            f"{path}."
-        )
-    return content
-
-
 def _check_fragment(fragment: Fragment, place: str) -> None:
     """Check that a fragment contains known keys, and none that the study sets."""
     check_keys(fragment, f"in {place}")
-    for key in _dotted(fragment):
+    for key in flatten(fragment):
         if key in OWN_KEYS:
             raise ConfigError(f"`{key}` must not be in {place}: {OWN_KEYS[key]}. Remove it.")
-
-
-def _dotted(fragment: Fragment, prefix: str = "") -> Iterator[str]:
-    for key, value in fragment.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def _check_together(study: Study) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -109,8 +110,8 @@ class Worker:
 def _start(threads: int) -> Served:
     workspace = Path(tempfile.mkdtemp(prefix="dynlora-bench-"))
     ours, theirs = Pipe()
-    words = [str(theirs.fileno()), str(workspace), str(threads), str(os.getpid())]
-    with (workspace / LOG).open("wb") as log:
+    with theirs, (workspace / LOG).open("wb") as log:
+        words = [str(theirs.fileno()), str(workspace), str(threads), str(os.getpid())]
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.worker", *words],
             # The working folder may be outside the repository.
@@ -120,7 +121,6 @@ def _start(threads: int) -> Served:
             stdout=log,
             stderr=log,
         )
-    theirs.close()
     return Served(process, ours, workspace)
 
 
@@ -177,11 +177,9 @@ def serve(pipe: Connection, threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):
+        while True:
             pipe.send(execute(pipe.recv()))
-        except (EOFError, BrokenPipeError):
-            return
 
 
 def watch(parent: int, workspace: Path) -> None:
@@ -200,13 +198,9 @@ def remove(workspace: Path) -> None:
             return
 
 
-def main(pipe: int, workspace: Path, threads: int, parent: int) -> None:
-    """Start the parent watch and serve runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=watch, args=(parent, workspace), daemon=True).start()
-    serve(Connection(pipe), threads)
-    remove(workspace)  # in case the parent was killed
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    PLACE = Path(sys.argv[2])
+    threading.Thread(target=watch, args=(int(sys.argv[4]), PLACE), daemon=True).start()
+    serve(Connection(int(sys.argv[1])), int(sys.argv[3]))
+    remove(PLACE)  # in case the parent was killed
