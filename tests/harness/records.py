@@ -7,32 +7,14 @@ from pathlib import Path
 from benchmarks.harness.records import RecordFiles
 
 RUN = {
-    "study": "first",
-    "kind": "final",
-    "key": "0123456789ab",
-    "model": "minilm",
-    "task": "mrpc",
-    "method": "lora",
-    "budget": 8,
-    "seed": 0,
-    "status": "completed",
-    "error": None,
-    "diverged": False,
-    "config": {},
-    "tuned": {"learning_rate": 3e-4, "scale": 2.0},
-    "main_metric": "accuracy",
-    "validation": {"loss": 0.5, "accuracy": 0.75},
-    "test": None,
-    "collapsed": False,
-    "majority": 0.68,
-    "parameters": {"start": 73_728, "peak": 73_728, "end": 73_728},
-    "peak_memory_bytes": None,
-    "initial_ranks": {},
-    "final_ranks": {},
-    "steps": 100,
-    "versions": {},
-    "machine": {},
-}
+    "study": "first", "kind": "final", "key": "0123456789ab", "model": "minilm", "task": "mrpc",
+    "method": "lora", "budget": 8, "seed": 0, "status": "completed", "error": None,
+    "diverged": False, "config": {}, "tuned": {"learning_rate": 3e-4, "scale": 2.0},
+    "main_metric": "accuracy", "validation": {"loss": 0.5, "accuracy": 0.75}, "test": None,
+    "collapsed": False, "majority": 0.68,
+    "parameters": {"start": 73_728, "peak": 73_728, "end": 73_728}, "peak_memory_bytes": None,
+    "initial_ranks": {}, "final_ranks": {}, "steps": 100, "versions": {}, "machine": {},
+}  # fmt: skip
 KINDS = ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 
 

@@ -13,28 +13,18 @@ from benchmarks.harness.assignment import Assignment, Outcome
 from benchmarks.harness.runs import Combination, Jobs, merge, resolve_jobs
 from benchmarks.harness.study import Study, read_study
 
+SCORES = {"accuracy": 0.75, "f1": 0.7, "matthews": 0.5, "loss": 0.5}
 FOUND: Mapping[str, Any] = {
-    "main_metric": "accuracy",
-    "validation": {"accuracy": 0.75, "f1": 0.7, "matthews": 0.5, "loss": 0.5},
-    "test": None,
-    "collapsed": None,
-    "majority": None,
-    "parameters": {"start": 10, "peak": 12, "end": 9},
+    "main_metric": "accuracy", "validation": SCORES, "test": None, "collapsed": None,
+    "majority": None, "parameters": {"start": 10, "peak": 12, "end": 9},
     "seconds": {"training_steps": 1.0, "dynamic_part": 0.0, "evaluation": 0.5, "whole": 2.0},
-    "peak_memory_bytes": 1000,
-    "initial_ranks": {},
-    "final_ranks": {"query": 2},
-    "steps": 10,
-    "versions": {},
-    "machine": {},
-}
+    "peak_memory_bytes": 1000, "initial_ranks": {}, "final_ranks": {"query": 2}, "steps": 10,
+    "versions": {}, "machine": {},
+}  # fmt: skip
 """Results of a run, by the record's keys."""
 TUNE: Mapping[str, Any] = {
-    "trials": 3,
-    "seed": 1000,
-    "learning_rate": [1.0e-3, 1.0e-1],
-    "scale": [1, 8],
-}
+    "trials": 3, "seed": 1000, "learning_rate": [1.0e-3, 1.0e-1], "scale": [1, 8],
+}  # fmt: skip
 LORA = Combination("tiny", "rows", "lora", 2)
 DYNAMIC = Combination("tiny", "rows", "dynamic", 2)
 

@@ -76,15 +76,13 @@ def test_runs_without_adapter_parameters_are_drawn():
 
 
 def test_ranks_are_averaged_over_seeds_and_written_in_their_fields():
-    names = ["m.0.q", "m.1.q", "head"]
     runs = [
-        values(method="a", seed=seed, final_ranks=dict(zip(names, ranks, strict=True)))
-        for seed, ranks in enumerate([[1, 4, 0], [2, 5, 0]])
+        values(method="a", seed=seed, final_ranks={"m.0.q": low, "m.1.q": low + 3, "head": 0})
+        for seed, low in enumerate((1, 2))
     ]
     (pattern,) = moved_patterns(study_of(*runs), SETTING, "lora")
     assert pattern.ranks == {"m.0.q": 1.5, "m.1.q": 4.5, "head": 0.0}
-    shown = texts(rank_figure([pattern]))
-    assert {"1.5", "4.5", "0.0", "head", "q"} <= {*shown}
+    assert {"1.5", "4.5", "0.0", "head", "q"} <= {*texts(rank_figure([pattern]))}
 
 
 def test_every_field_of_a_rank_map_has_a_colour_even_of_rank_0():
@@ -116,14 +114,8 @@ def test_63_methods_look_different_and_the_reference_like_none_of_them():
 
 
 def test_file_names_are_plain_short_and_different():
-    runs = [
-        values(study="A b", model="/models/MiniLM/", task="x/y"),
-        values(study="A b", model="other/minilm", task="x/y"),
-        values(study="A b", model="..", task="$"),
-    ]
-    study = study_of(*runs)
-    assert stems([study]) == {
-        ("A b", ("..", "$")): "a-b--",
-        ("A b", ("/models/MiniLM/", "x/y")): "a-b-minilm-x-y",
-        ("A b", ("other/minilm", "x/y")): "a-b-minilm-x-y-2",
-    }
+    settings = (("/models/MiniLM/", "x/y"), ("other/minilm", "x/y"), ("..", "$"))
+    study = study_of(*(values(study="A b", model=model, task=task) for model, task in settings))
+    found = stems([study])
+    names = [found["A b", setting] for setting in settings]
+    assert names == ["a-b-minilm-x-y", "a-b-minilm-x-y-2", "a-b--"]

@@ -48,23 +48,6 @@ def here(report: Report, written: Path) -> None:
     shutil.copytree(written, Path.cwd(), dirs_exist_ok=True)
 
 
-@pytest.fixture
-def refused(report: Report, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return a runner of what must be refused; it returns the one line that is said."""
-
-    def run(*arguments: object) -> str:
-        before = snapshot(Path.cwd())
-        capsys.readouterr()
-        assert report(*arguments) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        (line,) = said.err.splitlines()
-        assert snapshot(Path.cwd()) == before
-        return line.removeprefix("error: ")
-
-    return run
-
-
 def test_the_defaults_read_benchmarks_results_and_write_into_runs(report, results, capsys):
     Path("benchmarks").mkdir()
     Path("benchmarks/results").symlink_to(results)
@@ -94,12 +77,17 @@ def test_the_same_records_give_the_same_bytes_wherever_they_lie(report, results,
     assert snapshot(Path.cwd()) == first
 
 
-def test_json_has_the_figures_files_and_every_comparison(report, results, capsys):
-    assert report(results, "--output", "report.md", "--figures", "pictures", "--json") == 0
+def test_json_has_the_figures_and_every_comparison_and_links_lead_to_any_folder(
+    report, results, capsys
+):
+    assert report(results, "--output", "a/report.md", "--figures", "b (1)/c", "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["report"] == "report.md"
-    assert {Path(path).parent for path in said["figures"]} == {Path("pictures")}
-    assert all(Path(path).is_file() for path in said["figures"])
+    assert said["report"] == "a/report.md"
+    text = Path("a/report.md").read_text(encoding="utf-8")
+    links = {(Path("a") / unquote(link)).resolve() for link in re.findall(r"\]\(([^)]*)\)", text)}
+    assert links == {Path(path).resolve() for path in said["figures"]}
+    assert len(links) == 5
+    assert all(link.is_file() for link in links)
     first = said["studies"]["first"]
     assert (first["runs"], first["completed"]) == (36, 36)
     wanted = ("dynamic", "validation loss")
@@ -134,14 +122,6 @@ def test_names_with_markup_are_printed_unchanged(report, tmp_path, capsys):
     assert r"## a \[b\] \$x_1\$ \| \<c\>" in text
 
 
-def test_links_lead_to_figures_in_any_folder(report, results):
-    assert report(results, "--output", "a/report.md", "--figures", "b (1)/c") == 0
-    text = Path("a/report.md").read_text(encoding="utf-8")
-    links = [unquote(link) for link in re.findall(r"\]\(([^)]*)\)", text)]
-    assert len(links) == 5
-    assert all((Path("a") / link).is_file() for link in links)
-
-
 def test_another_reference_can_be_chosen_quietly(report, results, capsys):
     assert report(results, "--reference", "random", "--output", "report.md", "--quiet") == 0
     said = capsys.readouterr()
@@ -172,11 +152,16 @@ def test_another_reference_can_be_chosen_quietly(report, results, capsys):
         (["{results}", "--output", ""], "Usage: python -m benchmarks report"),
     ],
 )
-def test_bad_input_is_refused_and_changes_nothing(refused, results, arguments, message):
+def test_bad_input_is_refused_and_changes_nothing(report, results, capsys, arguments, message):
     Path("notes.md").write_text("# Mine")
     Path("file").write_text("")
     for folder in ("empty", "mine"):
         Path(folder).mkdir()
     Path("mine/second-minilm-mrpc-ranks.svg").write_text("<svg/>")
     (write(Path("broken"), values()) / "first.config.json").write_text('{"format":')
-    assert message in refused(*(word.replace("{results}", str(results)) for word in arguments))
+    before = snapshot(Path.cwd())
+    assert report(*(word.replace("{results}", str(results)) for word in arguments)) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert message in said.err
+    assert snapshot(Path.cwd()) == before

@@ -1,14 +1,12 @@
 """Worker processes and Ray: lost processes become outcomes, and the study continues."""
 
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -88,40 +86,22 @@ def test_a_stop_ends_the_current_run_and_starts_no_other(assignment, started):
     assert len(started) == 1
 
 
-@pytest.fixture
-def answering(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[Outcome], list[tuple[int, Any]]]:
-    """Return a function that makes workers answer at once; it returns their threads and pipes."""
-
-    def begin(outcome: Outcome) -> list[tuple[int, Any]]:
-        found: list[tuple[int, Any]] = []
-        pipe = {"send": lambda *_: None, "recv": lambda *_: outcome, "close": lambda *_: None}
-
-        def start(threads: int) -> Any:
-            found.append((threads, type("Pipe", (), pipe)()))
-            process = subprocess.Popen(["true"])
-            served = {"process": process, "pipe": found[-1][1], "workspace": tmp_path / "w"}
-            return type("Stub", (), served)
-
-        monkeypatch.setattr(module, "_start", start)
-        return found
-
-    return begin
-
-
 @pytest.mark.parametrize(
     ("status", "runs", "processes"), [("completed", 2, 3), ("out_of_memory", 9, 5)]
 )
 def test_a_process_is_replaced_after_some_runs_or_without_memory(
-    assignment, answering, status, runs, processes
+    assignment, monkeypatch, tmp_path, status, runs, processes
 ):
-    started = answering(Outcome(status=status))
+    pipe = MagicMock()
+    pipe.recv.return_value = Outcome(status=status)
+    served = SimpleNamespace(process=MagicMock(), pipe=pipe, workspace=tmp_path / "w")
+    start = MagicMock(return_value=served)
+    monkeypatch.setattr(module, "_start", start)
     worker = Worker(threads=0, runs=runs)
     for _ in range(5):
         worker.execute(assignment)
-    assert len(started) == processes
     worker.close()
+    assert start.call_count == pipe.close.call_count == processes
 
 
 class RayError(Exception):
@@ -134,12 +114,12 @@ class OutOfMemoryError(RayError):
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    stand_in = MagicMock()
-    stand_in.exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=OutOfMemoryError)
+    errors = SimpleNamespace(RayError=RayError, OutOfMemoryError=OutOfMemoryError)
+    stand_in = MagicMock(exceptions=errors)
     stand_in.cluster_resources.return_value = {"CPU": 6.0}
     stand_in.get.return_value = Outcome(status="completed")
     monkeypatch.setitem(sys.modules, "ray", stand_in)
-    monkeypatch.setitem(sys.modules, "ray.exceptions", stand_in.exceptions)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
     return stand_in
 
 
