@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.importance import build_metric
-from tests.models import bare_bert
+from tests.models import adamw, bare_bert
 
 RANK = 4
 SCALE = 2.0
@@ -81,15 +80,7 @@ class Planted:
         ranks: Mapping[str, int] | None,
         scale: float,
     ) -> None:
-        """Build both.
-
-        Args:
-            seed: Of the base, the change, the adapters and the data.
-            needs: Rank of the change by layer.
-            size: Norm of each change over that of the weight.
-            ranks: Adapter's rank by layer; None for `RANK` everywhere.
-            scale: `lora_alpha` over the rank.
-        """
+        """Change the layers of `needs` to these ranks, by `size` times the norm of the weight."""
         base = bare_bert(seed=seed)
         self.names = list(needs)
         self.teacher = copy.deepcopy(base).eval()
@@ -130,9 +121,7 @@ class Planted:
         metrics: Sequence[str] = (),
     ) -> tuple[DynamicLora, float, dict[str, dict[str, float]]]:
         """Train; return the controller, the mean of the last 30 losses, and the metrics' scores."""
-        optimizer = AdamW([p for p in self.student.parameters() if p.requires_grad], lr=lr)
-        for group in optimizer.param_groups:
-            group["weight_decay"] = 0.0
+        optimizer = adamw(self.student, lr, weight_decay=0.0)
         schedule = LambdaLR(optimizer, lambda s: min((s + 1) / 30, 1.0) * (STEPS - s) / STEPS)
         dynamic = DynamicLora(self.student, optimizer, config)
         watching = {name: build_metric(name, seed=0) for name in metrics}

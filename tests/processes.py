@@ -18,13 +18,6 @@ def process_group(command: Sequence[Any], **options: Any) -> Iterator[subprocess
     """Start a process in its own process group, and kill all of it at the end of the block.
 
     Kills the descendants in other groups too, because torchrun starts each worker in a new session.
-
-    Args:
-        command: Program and arguments.
-        **options: Options of `subprocess.Popen`.
-
-    Yields:
-        The process.
     """
     with subprocess.Popen(command, start_new_session=True, **options) as process:
         try:
@@ -48,22 +41,7 @@ def run_in_group(
     capture_output: bool = False,
     **options: Any,
 ) -> subprocess.CompletedProcess[Any]:
-    """Run a command as `subprocess.run` does, and kill all its processes at the end.
-
-    Args:
-        command: Program and arguments.
-        timeout: Seconds that the command may take.
-        check: Whether an exit code other than 0 is an error.
-        capture_output: Whether to return both output streams.
-        **options: Options of `subprocess.Popen`.
-
-    Returns:
-        The exit code and the captured output.
-
-    Raises:
-        subprocess.TimeoutExpired: If the command, or a process that holds its output, takes longer.
-        subprocess.CalledProcessError: If `check` is set and the exit code is not 0.
-    """
+    """Run a command as `subprocess.run` does, and kill all its processes at the end."""
     if capture_output:
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with process_group(command, **options) as process:

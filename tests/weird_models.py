@@ -36,9 +36,8 @@ class Classifier(nn.Module):
         self, inputs: Tensor, labels: Tensor | None = None, **more: Tensor
     ) -> SequenceClassifierOutput:
         logits = self.head(self.mix(self.hidden(inputs, **more).relu()).relu())
-        # The mean over the batch, and 0 for one without examples.
         loss = None
-        if labels is not None:
+        if labels is not None:  # the mean over the batch, and 0 for one without examples
             loss = cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -16,7 +16,7 @@ ROOM = 512 * 2**20
 """Bytes of address space that reading may take beyond what the process has when warm."""
 SECONDS = 1.0
 """Processor time that one file may take."""
-MOST_SECONDS = 2
+MOST_SECONDS = 1
 """Processor time after which a process is ended: it may be in a loop without end."""
 PATIENCE = 120.0
 """Seconds after which a process counts as waiting for ever; much more than the above, since the
@@ -33,21 +33,12 @@ class LimitedProcess:
     """The process; a new one is started where the last one died."""
 
     def __init__(self, read: Read, *warm: tuple[object, ...]) -> None:
-        """Start it.
-
-        Args:
-            read: What to do with each file; a function of a module.
-            *warm: Arguments for each call that must succeed before memory is limited.
-        """
+        """Start it, and call `read` with each of `warm` before memory is limited."""
         self._given = read, warm
         self._start()
 
     def read(self, *arguments: object) -> list[str]:
-        """Return the texts of the named errors that reading met.
-
-        Raises:
-            AssertionError: If it ended otherwise, took too long, or ended the process.
-        """
+        """Return the named errors; fail if reading crashed, took too long or ended the process."""
         if not self._process.is_alive():
             self._start()
         self._pipe.send(arguments)
