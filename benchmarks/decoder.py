@@ -21,7 +21,7 @@ from sacrebleu.metrics import BLEU
 from scipy.stats import t as student
 
 from benchmarks.harness.records import RecordFiles
-from dynlora.cli.run_argument import open_run
+from dynlora.cli.arguments import open_run
 from dynlora.train.continuation import continuations
 from dynlora.train.task import Predictor
 

@@ -14,9 +14,8 @@ from packaging.utils import canonicalize_name
 
 from dynlora.__main__ import PACKAGES
 from dynlora.__main__ import main as entry
-from dynlora.cli import version as environment
 from dynlora.cli.main import VERBS, main
-from dynlora.runs.release import release
+from dynlora.runs.record import release
 from dynlora.train.config.keys import describe, settings
 from tests.jobs import parse_job
 from tests.processes import run_in_group
@@ -72,14 +71,14 @@ def test_the_version_comes_first_then_the_environment(
 ) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["dynlora", release()]
-    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("dynlora.cli.main.PACKAGES", ("torch", "no-such-package"))
     driver = tmp_path / "version"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.1\nGCC version: 12\n")
     for threads, shown, nvidia, found in (
         ("3", "3", tmp_path / "none", "none found"),
         ("", "as torch chooses", driver, "NVIDIA UNIX x86_64 Kernel Module  570.1"),
     ):
-        monkeypatch.setattr(environment, "NVIDIA", nvidia)
+        monkeypatch.setattr("dynlora.cli.main.NVIDIA", nvidia)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         assert main(["--version", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)

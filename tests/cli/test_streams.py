@@ -15,8 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dynlora.cli.main import main
-from dynlora.cli.messages import fewer_remarks, only_errors, readable_messages
-from dynlora.cli.output import PIPED_WIDTH, Output
+from dynlora.cli.output import (
+    PIPED_WIDTH,
+    Output,
+    fewer_remarks,
+    only_errors,
+    readable_messages,
+)
 from tests.processes import process_group, run_in_group
 
 Train = Callable[..., int]

@@ -1,1 +1,4 @@
-"""The command line: one module per verb."""
+"""The command line: one module per verb.
+
+Verbs import slow libraries when they run, so that `--help` does not wait for torch.
+"""

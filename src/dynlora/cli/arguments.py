@@ -1,5 +1,6 @@
 """Commands and arguments of the command line, built on click."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,8 @@ from dynlora.errors import ConfigError
 
 WIDTH = {"max_content_width": 100}
 """Columns of help at most."""
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""Name of a model on the Hugging Face hub: `owner/name`, or `name` for old ones."""
 Run = Callable[[Any, Output], None]
 """Runs a command with its parsed arguments, as attributes."""
 
@@ -56,12 +59,7 @@ class PathType(click.ParamType[Path]):
     name = "path"
 
     def __init__(self, kind: str) -> None:
-        """Create the type.
-
-        Args:
-            kind: `file` or `dir`, for shell completion.
-        """
-        self.kind = kind
+        self.kind = kind  # `file` or `dir`, for shell completion
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path."""
@@ -80,6 +78,35 @@ class PathType(click.ParamType[Path]):
 
 FILE, FOLDER = PathType("file"), PathType("dir")
 COUNT = click.IntRange(min=1)
+ADAPTER = click.Argument(
+    ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
+)
+NEW_FOLDER = click.Option(
+    ["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."
+)
+OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
+RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")
+LOADED_RUN = (
+    RUN,
+    click.Option(
+        ["--model"],
+        metavar="PATH",
+        help="Folder, GGUF file or hub name of the base model, if it has moved since the run.",
+    ),
+    click.Option(
+        ["--batch-size"],
+        metavar="N",
+        type=COUNT,
+        help="Rows per forward pass (default: the run's training.eval_batch_size).",
+    ),
+    click.Option(
+        ["--input-adaptive"],
+        type=click.Choice(["on", "off"]),
+        help="Whether each row uses only as many components as its complexity needs (default: "
+        "on for runs with dynamic.input_adaptive).",
+    ),
+)
+"""Arguments of verbs that load a finished run with `open_run`."""
 
 
 def common_options() -> list[click.Parameter]:
@@ -99,15 +126,14 @@ def common_options() -> list[click.Parameter]:
         click.Option([name], is_flag=True, expose_value=False, help=text)
         for name, text in texts.items()
     ]
-    shown = click.Option(
-        ["-h", "--help"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=show_help,
-        help="Show this help.",
+    return [*switches, eager_flag("-h", "--help", help="Show this help.", callback=show_help)]
+
+
+def eager_flag(*names: str, help: str, callback: Callable[..., None]) -> click.Option:  # noqa: A002
+    """Return an option that runs `callback` before other arguments are checked."""
+    return click.Option(
+        names, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help
     )
-    return [*switches, shown]
 
 
 def call(command: click.Command, words: Sequence[str], output: Output) -> None:
@@ -131,3 +157,65 @@ def call(command: click.Command, words: Sequence[str], output: Output) -> None:
         usage = "" if error.ctx is None else f" {error.ctx.get_usage()}"
         reason = error.format_message()
         raise ConfigError(f"{reason}{'' if reason[-1] in '.?' else '.'}{usage}") from error
+
+
+def open_run(
+    run: Path, model: str | None, input_adaptive: str | None, max_new_tokens: int | None = None
+) -> Any:
+    """Load a finished run.
+
+    Args:
+        run: Folder of the run.
+        model: Current location of the base model; None uses the run's configuration.
+        input_adaptive: "on" or "off"; None uses the run's configuration.
+        max_new_tokens: Maximum tokens to generate per row; None uses the run's configuration.
+
+    Returns:
+        A `dynlora.train.finished_run.FinishedRun`.
+
+    Raises:
+        DynamicLoraError: If the run is not finished, or a required file is missing or broken.
+    """
+    from dynlora.input_adaptive.file import load_input_adaptive
+    from dynlora.runs.folder import RunFolder
+    from dynlora.runs.reader import check_finished
+    from dynlora.train.config_file import read_job
+    from dynlora.train.finished_run import load_run
+
+    folder = RunFolder(run)
+    check_finished(folder)
+    written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
+    config = read_job(folder.config, _moved(model) | written)
+    if max_new_tokens is not None and config.task != "causal_lm":
+        raise ConfigError(
+            f"`--max-new-tokens` goes with runs of `task: causal_lm` only, got {max_new_tokens} "
+            f"for {run}, a run of {config.task}: leave it out."
+        )
+    if model is not None and config.method == "full":
+        raise ConfigError(
+            f"`--model` must be left out for a run with `method: full`, got {model}: {run} holds "
+            "the whole model."
+        )
+    trained = config.method == "dynamic" and config.dynamic.input_adaptive
+    if input_adaptive == "on" and not trained:
+        raise ConfigError(
+            f"`--input-adaptive on` goes with runs of `dynamic.input_adaptive: true` only, got "
+            f"{run}, which was trained without: leave it out."
+        )
+    loaded = load_run(folder, config)
+    if trained and input_adaptive != "off":
+        load_input_adaptive(loaded.model, folder.adapter)
+    return loaded
+
+
+def _moved(model: str | None) -> dict[str, str | None]:
+    """Return the keys that override the location of the base model."""
+    if model is None:
+        return {}
+    path = Path(model)
+    if path.suffix.lower() == ".gguf":
+        return {"model.path": str(path.parent), "model.gguf_file": path.name}
+    keys: dict[str, str | None] = {"model.path": model, "model.gguf_file": None}
+    if not path.exists() and HUB_NAME.fullmatch(model):
+        keys |= {"model.path": None, "model.name": model, "model.package": None}
+    return keys

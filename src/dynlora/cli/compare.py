@@ -9,21 +9,11 @@ from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
+def _run(given: Any, output: Output) -> None:
     if len(given.runs) < 2:
         names = f"got {len(given.runs)}" + "".join(f", {path}" for path in given.runs)
         raise ConfigError(f"`dynlora compare` needs at least two runs, {names}: give another.")
 
-    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.report.run_comparison import compare_runs, comparison_table, read_finished
 
     found = compare_runs([read_finished(path) for path in given.runs])
@@ -33,7 +23,7 @@ def run(given: Any, output: Output) -> None:
 COMMAND = Verb(
     "compare",
     "two runs side by side: metrics, parameters, ranks",
-    run,
+    _run,
     [
         click.Argument(
             ["runs"],

@@ -4,29 +4,18 @@ from typing import Any
 
 import click
 
-from dynlora.cli.arguments import FILE, FOLDER, Verb
-from dynlora.cli.layer_table import layer_table
-from dynlora.cli.output import Output
+from dynlora.cli.arguments import ADAPTER, FILE, NEW_FOLDER, Verb
+from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
 ROWS = 256
 """Default number of rows to read from the data."""
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
+def _run(given: Any, output: Output) -> None:
     _check_options(given)
     budget = _read_budget(given.budget)
 
-    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.adapter_files.adapter import check_free, read_adapter, write_adapter
     from dynlora.adapter_files.compress import check_affordable, compress
 
@@ -79,7 +68,6 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
     )
     from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
     from dynlora.adapter_files.base_models import position_limit
-    from dynlora.cli.messages import readable_messages
 
     named = {"--text": given.text, "--text-pair": given.text_pair}
     columns = {option: column for option, column in named.items() if column is not None}
@@ -118,18 +106,16 @@ def _table(values: dict[str, Any]) -> Any:
 COMMAND = Verb(
     "compress",
     "cut any LoRA adapter down to a budget, no training",
-    run,
+    _run,
     [
-        click.Argument(
-            ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
-        ),
+        ADAPTER,
         click.Option(
             ["--budget"],
             required=True,
             metavar="N",
             help="Maximum LoRA parameters, or a percentage of the adapter's, such as 50%.",
         ),
-        click.Option(["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."),
+        NEW_FOLDER,
         click.Option(
             ["--data"],
             type=FILE,

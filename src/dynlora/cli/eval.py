@@ -4,24 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
 
-from dynlora.cli.arguments import FILE, Verb
-from dynlora.cli.output import Output
-from dynlora.cli.run_argument import OVERWRITE, open_run, run_parameters
+from dynlora.cli.arguments import FILE, LOADED_RUN, OVERWRITE, Verb, open_run
+from dynlora.cli.output import Output, readable_messages
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
-    # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.cli.messages import readable_messages
+def _run(given: Any, output: Output) -> None:
     from dynlora.files.json_files import finite, to_json
     from dynlora.train.data.selected import find_rows
     from dynlora.train.evaluation import evaluate_run
@@ -69,9 +59,6 @@ def _adaptive(found: Any, asked: str | None) -> dict[str, Any]:
 
 
 def _table(values: dict[str, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(title=f"dynlora eval: {values['task']}", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -97,9 +84,9 @@ def _table(values: dict[str, Any]) -> Any:
 COMMAND = Verb(
     "eval",
     "metrics of a finished run, on any split or file",
-    run,
+    _run,
     [
-        *run_parameters(),
+        *LOADED_RUN,
         click.Option(
             ["--split"],
             metavar="NAME",

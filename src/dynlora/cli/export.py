@@ -4,9 +4,8 @@ from typing import Any
 
 import click
 
-from dynlora.cli.arguments import FOLDER, Verb
-from dynlora.cli.layer_table import layer_table
-from dynlora.cli.output import Output
+from dynlora.cli.arguments import ADAPTER, NEW_FOLDER, Verb
+from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
 FORMATS = {
@@ -19,19 +18,9 @@ TAKES = {"rank": ("uniform", "svd-uniform"), "model": ("merged",)}
 """Formats that accept an option, by option."""
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
+def _run(given: Any, output: Output) -> None:
     _check_options(given)
 
-    # Only now: these load torch, and `--help` need not wait for it.
     from dynlora.adapter_files.adapter import check_free, read_adapter
 
     check_free(given.output)
@@ -59,7 +48,6 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
     from dynlora.adapter_files.adapter_base import locate_base
     from dynlora.adapter_files.merge import merge_adapter
-    from dynlora.cli.messages import readable_messages
     from dynlora.train.finished_run import outputs_of
 
     source = locate_base(adapter, given.model)
@@ -130,18 +118,16 @@ def _table(values: dict[str, Any]) -> Any:
 COMMAND = Verb(
     "export",
     "rewrite an adapter for a server, or merge it",
-    run,
+    _run,
     [
-        click.Argument(
-            ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
-        ),
+        ADAPTER,
         click.Option(
             ["--format"],
             type=click.Choice(list(FORMATS)),
             required=True,
             help="; ".join(f"{name}: {purpose}" for name, purpose in FORMATS.items()),
         ),
-        click.Option(["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."),
+        NEW_FOLDER,
         click.Option(
             ["--rank"],
             type=int,

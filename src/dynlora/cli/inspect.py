@@ -2,24 +2,13 @@
 
 from typing import Any
 
-import click
+from rich.text import Text
 
-from dynlora.cli.arguments import FOLDER, Verb
-from dynlora.cli.layer_table import layer_table
-from dynlora.cli.output import Output
+from dynlora.cli.arguments import ADAPTER, Verb
+from dynlora.cli.output import Output, layer_table
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
-    # Only now: these load torch, and `--help` need not wait for it.
+def _run(given: Any, output: Output) -> None:
     from dynlora.adapter_files.adapter import read_adapter
 
     values = _summary(read_adapter(given.adapter))
@@ -56,8 +45,6 @@ def _summary(adapter: Any) -> dict[str, Any]:
 
 
 def _table(values: dict[str, Any]) -> Any:
-    from rich.text import Text
-
     layers = values["layers"]
     ranks = [layer["rank"] for layer in layers]
     columns = {
@@ -94,9 +81,4 @@ def _table(values: dict[str, Any]) -> Any:
     return table
 
 
-COMMAND = Verb(
-    "inspect",
-    "a LoRA adapter's layers: rank, parameters, energy",
-    run,
-    [click.Argument(["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter.")],
-)
+COMMAND = Verb("inspect", "a LoRA adapter's layers: rank, parameters, energy", _run, [ADAPTER])

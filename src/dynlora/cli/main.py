@@ -6,21 +6,25 @@ such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
 """
 
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import click
 from click.shell_completion import shell_complete
+from rich.table import Table
+from rich.text import Text
 
-from dynlora.cli.arguments import WIDTH, call, common_options
+from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
 from dynlora.cli.completion import VARIABLE
-from dynlora.cli.messages import fewer_remarks, only_errors
-from dynlora.cli.output import Output, ReaderLeftError
+from dynlora.cli.output import Output, ReaderLeftError, fewer_remarks, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
+from dynlora.runs.record import installed, release
 from dynlora.train.signals import sigterm_stops
 
 VERBS = (
@@ -28,6 +32,13 @@ VERBS = (
     "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes",
+    "safetensors", "gguf", "tensorboard", "wandb", "trackio",
+)  # fmt: skip
+"""Packages whose versions a bug report needs."""
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""File with the NVIDIA driver's version on Linux."""
 OUTPUT_OPTIONS = ("--json", "--quiet")
 READER_LEFT = 141
 """Exit code of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE."""
@@ -148,17 +159,11 @@ def dynlora() -> Verbs:
 
     def show_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
         if given and not ctx.resilient_parsing:
-            import_module("dynlora.cli.version").run(ctx.obj)
+            _show_environment(ctx.obj)
             ctx.exit()
 
-    version = click.Option(
-        ["--version"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=show_version,
-        help="Show the version and the environment.",
-    )
+    shown = "Show the version and the environment."
+    version = eager_flag("--version", help=shown, callback=show_version)
     return Verbs(
         "dynlora",
         help="Fine-tune with LoRA ranks that move between layers while the model trains.",
@@ -168,6 +173,29 @@ def dynlora() -> Verbs:
         no_args_is_help=False,
         context_settings=WIDTH,
     )
+
+
+def _show_environment(output: Output) -> None:
+    """Print the versions of all relevant packages, which are not imported, and the machine."""
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": str(os.cpu_count() or "unknown"),
+        "threads": os.environ.get("OMP_NUM_THREADS") or "as torch chooses",
+        "nvidia driver": _nvidia_driver(),
+    }
+    found |= {package: installed(package) for package in PACKAGES} | {"dynlora": release()}
+    table = Table.grid(padding=(0, 2))
+    for name in ("dynlora", *(name for name in found if name != "dynlora")):
+        table.add_row(name, Text(found[name]))
+    output.show(table, found)
+
+
+def _nvidia_driver() -> str:
+    try:
+        return NVIDIA.read_text(encoding="utf-8").partition("\n")[0].removeprefix("NVRM version: ")
+    except OSError:
+        return "none found"
 
 
 def _dispatch(arguments: list[str], output: Output) -> None:

@@ -1,15 +1,18 @@
 """Output of a verb: progress on standard error, the result on standard output."""
 
 import io
+import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
 from dynlora.errors import ConfigError
 from dynlora.files.json_files import to_json
@@ -23,14 +26,10 @@ class ReaderLeftError(Exception):
 
 
 class PipeConsole(Console):
-    """`rich.console.Console` that raises an error when a pipe is closed."""
+    """`rich.console.Console` that raises `ReaderLeftError` when a pipe is closed."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise an error instead of exiting the process as rich does.
-
-        Raises:
-            ReaderLeftError: Always.
-        """
+        """Raise an error instead of exiting the process as rich does."""
         raise ReaderLeftError
 
 
@@ -45,24 +44,20 @@ class ProgressConsole(PipeConsole):
             self.quiet = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """Prints a verb's progress and result; in colour on terminals, or if rich is configured so."""
 
-    as_json: bool
-    """Whether to print the result as one JSON object instead of a table."""
-    quiet: bool
-    """Whether to omit progress and table."""
-    progress: Console = field(init=False)
-    """Console for progress and notes."""
-    result: TextIO = field(init=False)
-    """Standard output at the start, because libraries may redirect it later."""
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        """Open the streams for progress and result.
 
-    def __post_init__(self) -> None:
-        """Open the streams for progress and result."""
-        object.__setattr__(self, "progress", ProgressConsole(stderr=True, quiet=self.quiet))
-        # The process may have no standard output.
-        object.__setattr__(self, "result", sys.stdout or io.StringIO())
+        Args:
+            as_json: Whether to print the result as one JSON object instead of a table.
+            quiet: Whether to omit progress and table.
+        """
+        self.as_json, self.quiet = as_json, quiet
+        self.progress: Console = ProgressConsole(stderr=True, quiet=quiet)
+        # Standard output before libraries redirect it; the process may have none.
+        self.result: TextIO = sys.stdout or io.StringIO()
         # As on standard error: names from files may contain characters that cannot be encoded.
         if isinstance(self.result, io.TextIOWrapper):
             self.result.reconfigure(errors="backslashreplace")
@@ -86,12 +81,7 @@ class Output:
                 self._console(table).print(table)
 
     def write(self, text: str, values: Mapping[str, Any]) -> None:
-        """Print the content of a file, even with `--quiet`; raises as `show` does.
-
-        Args:
-            text: The file's content.
-            values: The result for `--json`.
-        """
+        """Print a file's content, or `values` with `--json`, even with `--quiet`; see `show`."""
         self.line(to_json(values) if self.as_json else text)
 
     def line(self, text: str) -> None:
@@ -133,3 +123,98 @@ class Output:
         endless = console.options.update(width=10_000)
         width = Measurement.get(console, endless, table).maximum
         return PipeConsole(file=self.result, width=max(PIPED_WIDTH, width))
+
+
+def layer_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table with one line per layer.
+
+    Args:
+        title: Its title.
+        columns: Footer by heading; the first column has the layers' names, all others numbers.
+        rows: Cells of each line.
+    """
+    table = Table(title=Text(title), title_justify="left", show_footer=True, box=None)
+    first, *others = columns.items()
+    table.add_column(*first, overflow="fold")
+    for heading, footer in others:
+        table.add_column(heading, footer, justify="right", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def note(console: Console, text: str) -> None:
+    """Print a line `note: ...`."""
+    console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def fewer_remarks() -> Iterator[None]:
+    """Silence a library that logs irrelevant remarks on import, except for errors."""
+    logger = logging.getLogger("bitsandbytes")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Suppress all warnings and all log lines below errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.console, record.getMessage())
+
+
+@contextmanager
+def readable_messages(console: Console) -> Iterator[None]:
+    """Show dynlora's warnings as `note:` lines on `console`, and silence transformers.
+
+    Library output to standard output is redirected to standard error, or dropped if `console` is
+    quiet.
+    """
+    logger, notes = logging.getLogger("dynlora"), _Notes(console)
+    logger.addHandler(notes)
+    sink = io.StringIO() if console.quiet else sys.stderr
+    try:
+        with redirect_stdout(sink), _quiet_libraries(downloads=console.quiet):
+            yield
+    finally:
+        logger.removeHandler(notes)
+
+
+@contextmanager
+def _quiet_libraries(*, downloads: bool) -> Iterator[None]:
+    """Silence remarks and progress bars of transformers, and of datasets if `downloads`."""
+    from transformers.utils import logging as hub_logging
+
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
+    hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if downloads:
+        from datasets.utils import logging as data_logging
+
+        data_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if downloads:
+            data_logging.enable_progress_bar()

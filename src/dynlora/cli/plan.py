@@ -6,27 +6,16 @@ from typing import Any
 import click
 
 from dynlora.cli.job_options import JobVerb, job_of
-from dynlora.cli.output import Output
+from dynlora.cli.output import Output, readable_messages
 from dynlora.cli.train import KERNELS
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
+def _run(given: Any, output: Output) -> None:
     config = job_of(given, output)
     if config is None:
         return
 
     os.environ.setdefault(*KERNELS)  # read when torch is loaded, by the child processes too
-    # Only now: these load torch, and `--help` need not wait for it.
-    from dynlora.cli.messages import readable_messages
     from dynlora.report.outlook import plan_table
     from dynlora.train.plan import measure_methods, plan_job
 
@@ -40,7 +29,7 @@ def run(given: Any, output: Output) -> None:
 COMMAND = JobVerb(
     "plan",
     "parameters per method before a run; peak memory with --measure",
-    run,
+    _run,
     [
         click.Option(
             ["--measure"],

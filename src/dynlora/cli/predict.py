@@ -3,26 +3,13 @@
 from typing import Any
 
 import click
+from rich.text import Text
 
-from dynlora.cli.arguments import COUNT, FILE, Verb
-from dynlora.cli.output import Output
-from dynlora.cli.run_argument import OVERWRITE, open_run, run_parameters
+from dynlora.cli.arguments import COUNT, FILE, LOADED_RUN, OVERWRITE, Verb, open_run
+from dynlora.cli.output import Output, readable_messages
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
-    # Only now: these load torch, and `--help` need not wait for it.
-    from rich.text import Text
-
-    from dynlora.cli.messages import readable_messages
+def _run(given: Any, output: Output) -> None:
     from dynlora.train.data.selected import find_inputs
     from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
 
@@ -48,9 +35,9 @@ def run(given: Any, output: Output) -> None:
 COMMAND = Verb(
     "predict",
     "predictions of a finished run's model for each row of FILE",
-    run,
+    _run,
     [
-        *run_parameters(),
+        *LOADED_RUN,
         click.Argument(
             ["file"],
             type=FILE,

@@ -3,25 +3,14 @@
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
 
-from dynlora.cli.arguments import FILE, FOLDER, Verb
-from dynlora.cli.output import Output
+from dynlora.cli.arguments import FILE, RUN, Verb
+from dynlora.cli.output import Output, note
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows notes and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
-    # Only now: these load torch, and `--help` need not wait for it.
-    from rich.table import Table
-    from rich.text import Text
-
+def _run(given: Any, output: Output) -> None:
     from dynlora.report.page import check_replaceable, report_page, write_page
     from dynlora.runs.reader import read_run
 
@@ -29,8 +18,8 @@ def run(given: Any, output: Output) -> None:
     check_replaceable(path)
     found = read_run(given.run)
     write_page(path, report_page(found))
-    for note in found.notes:
-        output.progress.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    for text in found.notes:
+        note(output.progress, text)
     table = Table(title="dynlora report", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -48,11 +37,9 @@ def run(given: Any, output: Output) -> None:
 COMMAND = Verb(
     "report",
     "one HTML file about a run: ranks, diagram, losses, events",
-    run,
+    _run,
     [
-        click.Argument(
-            ["run"], type=FOLDER, metavar="RUN", help="Folder of a `dynlora train` run."
-        ),
+        RUN,
         click.Option(
             ["--output"],
             type=FILE,

@@ -7,34 +7,22 @@ import os
 from typing import Any
 
 import click
+from rich.text import Text
 
 from dynlora.cli.job_options import JobVerb, job_of
-from dynlora.cli.output import Output
+from dynlora.cli.output import Output, readable_messages
 
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 """On a CPU torch generates kernels per shape and keeps 1,024. Combinations of rank and batch length
 exceed this number, and generating kernels again slows every step."""
 
 
-def run(given: Any, output: Output) -> None:
-    """Run the verb.
-
-    Args:
-        given: Parsed arguments.
-        output: Shows progress and the result.
-
-    Raises:
-        DynamicLoraError: If the user must correct the input.
-    """
+def _run(given: Any, output: Output) -> None:
     config = job_of(given, output)
     if config is None:
         return
 
     os.environ.setdefault(*KERNELS)  # read when torch is loaded
-    # Only now: these load torch, and `--help` need not wait for it.
-    from rich.text import Text
-
-    from dynlora.cli.messages import readable_messages
     from dynlora.report.results import result_table
     from dynlora.train.job import check_job, run_job
 
@@ -51,7 +39,7 @@ def run(given: Any, output: Output) -> None:
 COMMAND = JobVerb(
     "train",
     "train and evaluate as CONFIG (a YAML file) specifies",
-    run,
+    _run,
     [
         click.Option(
             ["--dry-run"], is_flag=True, help="Load and check everything, and write nothing."

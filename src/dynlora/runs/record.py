@@ -1,6 +1,7 @@
 """`run.json` and `config.yaml` of a run: write the record, read both as checked values."""
 
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +14,12 @@ from dynlora.files.format_version import check_format, stamp
 from dynlora.files.json_files import as_object, finite, read_json, read_text, write_json
 from dynlora.files.kinds import Kind, check_kind
 from dynlora.files.plain_values import parse_yaml
-from dynlora.runs.release import release
 
 FORMAT = 1
 """Format of `run.json` and of the other files of a run's folder."""
+PACKAGE = Path(__file__).parents[1]
+PLACE = "src/dynlora/"
+"""Path of the package in its own checkout, which tells it from other projects' checkouts."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 UNFINISHED = {
     "running": "is still running, or was killed before it could say so",
@@ -60,13 +63,44 @@ class RunRecord:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect a run's result."""
-    found = {"python": platform.python_version(), "dynlora": release()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = {package: installed(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "dynlora": release(), **packages}
+
+
+def installed(package: str) -> str:
+    """Return the version of a package, or `not installed`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def release(package: Path = PACKAGE) -> str:
+    """Return the version; in a checkout with commit and `.dirty`, as `0.1.0+g0123456789ab.dirty`.
+
+    Args:
+        package: Folder of the package; only changes in it count as dirty.
+    """
+    number = version("dynlora")
+    if _git(package, "rev-parse", "--show-prefix") != PLACE:
+        return number
+    commit = _git(package, "rev-parse", "--short=12", "HEAD")
+    changed = ".dirty" if _git(package, "status", "--porcelain", ".") else ""
+    return f"{number}+g{commit}{changed}" if commit else number
+
+
+def _git(folder: Path, *words: str) -> str:
+    """Return git's output; empty without git or a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from dynlora.runs.record import RunRecord, versions
-from dynlora.runs.release import release
+from dynlora.runs.record import RunRecord, release, versions
 
 
 def test_each_update_is_on_disk_at_once_beside_what_was_known(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from dynlora.runs.release import release
+from dynlora.runs.record import release
 from tests.processes import run_in_group
 
 
