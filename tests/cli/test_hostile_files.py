@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dynlora.cli.main import main
 from dynlora.files.json_files import read_json, write_json
-from dynlora.files.manifest import manifest_of
 from dynlora.integrations.checkpoint import load_state, save_state
-from dynlora.runs.checkpoints import SEAL
+from dynlora.runs.checkpoints import SEAL, manifest_of
 
 Train = Callable[..., int]
 IN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

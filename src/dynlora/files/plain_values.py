@@ -6,7 +6,8 @@ the file's name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +84,21 @@ _PlainLoader.yaml_implicit_resolvers = {
 
 
 def _check_size(node: yaml.Node) -> None:
-    """Check the nodes of a text before constructing values.
-
-    Raises:
-        ValueError: If values are too many or nested too deeply, a value contains itself, a key is
-            repeated, or a string has a lone surrogate, which other YAML parsers refuse.
-    """
+    """Refuse too many values, deep nesting, repeated keys, and lone surrogates in strings."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, level: int) -> int:
         if level > DEEPEST:
             raise ValueError(_TOO_DEEP)
-        if isinstance(node, yaml.ScalarNode):
-            node.value.encode("utf-8")
         if id(node) not in sizes:
-            if isinstance(node, yaml.MappingNode):
+            inside = node.value
+            if isinstance(node, yaml.ScalarNode):
+                inside.encode("utf-8")
+                inside = []
+            elif isinstance(node, yaml.MappingNode):
                 _check_keys(node)
-            sizes[id(node)] = 1 + sum(size(inner, level + 1) for inner in _nodes_in(node))
+                inside = chain.from_iterable(node.value)
+            sizes[id(node)] = 1 + sum(size(inner, level + 1) for inner in inside)
         return sizes[id(node)]
 
     if size(node, 0) > MOST_NODES:
@@ -107,11 +106,7 @@ def _check_size(node: yaml.Node) -> None:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Check that no key is repeated, because PyYAML silently uses the last value.
-
-    Raises:
-        ValueError: If a key is repeated.
-    """
+    """Refuse repeated keys, of which PyYAML silently uses the last value."""
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
@@ -125,22 +120,8 @@ def _check_keys(node: yaml.MappingNode) -> None:
         lines[key.tag, key.value] = line
 
 
-def _nodes_in(node: yaml.Node) -> Iterator[yaml.Node]:
-    match node:
-        case yaml.SequenceNode():
-            yield from node.value
-        case yaml.MappingNode():
-            for key, value in node.value:
-                yield key
-                yield value
-
-
 def _check_bounds(value: Any) -> None:
-    """Check the nesting of a value and the magnitude of its integers.
-
-    Raises:
-        ValueError: If either is out of bounds.
-    """
+    """Refuse deep nesting and huge integers."""
     level = [value]
     for _ in range(DEEPEST + 1):
         if any(isinstance(one, int) and abs(one) > LARGEST for one in level):
@@ -151,13 +132,10 @@ def _check_bounds(value: Any) -> None:
     raise ValueError(_TOO_DEEP)
 
 
-def _values_in(value: Any) -> Iterator[Any]:
-    match value:
-        case list():
-            yield from value
-        case dict():
-            yield from value
-            yield from value.values()
+def _values_in(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
 
 
 def read_yaml(path: Path, name: str) -> dict[Any, Any]:

@@ -38,8 +38,7 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} must be a readable {path.suffix} file: {reason}") from error
+        raise DataError(f"{path} must be a readable {path.suffix} file: {_line(error)}") from error
     return table
 
 
@@ -57,12 +56,15 @@ def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
     try:
         values: list[Any] = table[column].to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
         raise DataError(
             f"column {column!r} of {source} must hold values that Python has, got a "
-            f"{table[column].type} ({reason}): write them as texts or numbers."
+            f"{table[column].type} ({_line(error)}): write them as texts or numbers."
         ) from error
     return values
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -85,32 +87,19 @@ def _block_size(path: Path) -> int:
 
 
 def _refuse_wide(columns: int) -> None:
-    """Refuse a table with too many columns, because pyarrow needs 50 µs per column.
-
-    Raises:
-        pyarrow.ArrowInvalid: If it has too many columns.
-    """
+    """Refuse a table with too many columns, because pyarrow needs 50 µs per column."""
     if columns > MOST_COLUMNS:
         raise pa.ArrowInvalid(f"it has {columns} columns, and {MOST_COLUMNS} are the most")
 
 
 def _check_width(path: Path) -> None:
-    """Check the number of columns of a CSV file by the commas in its first line.
-
-    Raises:
-        pyarrow.ArrowInvalid: If it has too many columns.
-    """
+    """Check the number of columns of a CSV file by the commas in its first line."""
     with path.open(encoding="latin-1") as file:
         _refuse_wide(file.readline().count(",") + 1)
 
 
-def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
-    """Read a CSV file; empty cells are missing values.
-
-    Args:
-        path: The file.
-        texts: Columns of texts, whose values may look like numbers.
-    """
+def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
+    """Read a CSV file; empty cells are missing values."""
     _check_width(path)
     return pyarrow.csv.read_csv(
         path,
@@ -125,20 +114,16 @@ def read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     )
 
 
-def read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
+def _read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
     """Read a CSV file such that its cells can be written again unchanged.
 
     A column becomes numeric only if all its cells are canonical numbers: 00123 is a text.
-
-    Args:
-        path: The file.
-        texts: Columns of texts, whose values may look like numbers.
     """
     _check_width(path)
     whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
     with pyarrow.csv.open_csv(path, read_options=whole, parse_options=_CSV) as head:
         names = head.schema.names
-    table = read_csv(path, names)
+    table = _read_csv(path, names)
     columns = [
         column if name in texts else _numbers_if_exact(column)
         for name, column in zip(names, table.columns, strict=True)
@@ -157,7 +142,7 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
+def _read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
     """Read a file of JSON lines; strings that look like dates remain texts."""
     _check_structure(path.read_bytes())
     whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
@@ -173,11 +158,7 @@ _OUTSIDE = bytes(set(range(256)) - set(b'[]{}:"'))
 
 
 def _check_structure(content: bytes) -> None:
-    """Check nesting depth, because pyarrow crashes on deep values, and the number of keys.
-
-    Raises:
-        pyarrow.ArrowInvalid: If a value nests too deeply or an object has too many keys.
-    """
+    """Check nesting depth, because pyarrow crashes on deep values, and the number of keys."""
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     bare = re.sub(rb'"[^"]*"', b"", unescaped.translate(None, _OUTSIDE))
     marks = np.frombuffer(bare, np.uint8)
@@ -195,11 +176,10 @@ def without_times(kind: pa.DataType) -> pa.DataType:
     """Return a type with dates and times replaced by strings."""
     if pa.types.is_temporal(kind):
         return pa.string()
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(is_kind(kind) for is_kind in lists):
-        return pa.list_(without_times(kind.value_type))
     if pa.types.is_map(kind):
         return pa.map_(without_times(kind.key_type), without_times(kind.item_type))
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        return pa.list_(without_times(kind.value_type))
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(without_times(field.type)) for field in kind])
     return kind
@@ -207,9 +187,9 @@ def without_times(kind: pa.DataType) -> pa.DataType:
 
 TABLES: Mapping[str, Reader] = {
     ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
-    ".csv": read_csv,
-    ".jsonl": read_json_lines,
+    ".csv": _read_csv,
+    ".jsonl": _read_json_lines,
 }
 """Readers by file ending."""
-AS_WRITTEN: Mapping[str, Reader] = {**TABLES, ".csv": read_csv_as_written}
+AS_WRITTEN: Mapping[str, Reader] = {**TABLES, ".csv": _read_csv_as_written}
 """Readers that keep every cell as written."""

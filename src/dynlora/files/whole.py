@@ -26,11 +26,7 @@ def drafts_in(folder: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with its content, or a link but not its target, if it exists.
-
-    Raises:
-        OSError: If removal fails.
-    """
+    """Remove a file, a folder with its content, or a link but not its target, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -59,11 +55,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to errors without a file name, such as the error for a full disk.
-
-    Raises:
-        OSError: If the block raises it.
-    """
+    """Add `path` to errors without a file name, such as the error for a full disk."""
     try:
         yield
     except OSError as error:
@@ -96,11 +88,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, atomically.
-
-    Raises:
-        OSError: If writing fails.
-    """
+    """Write a file in UTF-8, atomically."""
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
 

@@ -14,9 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
-from dynlora.files.format_version import FORMAT, WRITER, check_format, stamp
-from dynlora.files.json_files import as_object
-from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.json_files import (
+    FORMAT,
+    WRITER,
+    Kind,
+    as_object,
+    check_format,
+    check_kind,
+    stamp,
+)
 from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import whole_file
 from dynlora.types import Event

@@ -4,6 +4,7 @@ The seal `job.json` is written last and has the checksums of all other files. A 
 it is incomplete; one whose files have other checksums is damaged.
 """
 
+import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -12,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import ResumeError
-from dynlora.files.format_version import check_format, stamp
-from dynlora.files.json_files import as_object, write_json
-from dynlora.files.kinds import Kind, check_kind
-from dynlora.files.manifest import damage, manifest_of
+from dynlora.files.json_files import Kind, as_object, check_format, check_kind, stamp, write_json
 from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import remove
 from dynlora.runs.record import FORMAT
@@ -97,13 +95,47 @@ def unseal(checkpoint: Path) -> dict[str, Any]:
             f"a checkpoint must be complete, got {checkpoint} without a readable {SEAL}, which "
             f"is written last ({error}): resume from an earlier one."
         ) from error
-    wrong = damage(checkpoint, values["files"])
+    wrong = _damage(checkpoint, values["files"])
     if wrong is not None:
         raise ResumeError(
             f"a checkpoint must be as it was written, got {checkpoint}, in which {wrong}: resume "
             "from an earlier one, which `training.resume: latest-good` finds, or start again."
         )
     return values
+
+
+def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size in bytes and SHA-256 of each file in a folder tree, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): _figures(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _damage(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the fault of the first file that differs from the manifest; None without a fault.
+
+    Files outside the manifest are ignored.
+    """
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        try:
+            if path.stat().st_size != expected["bytes"]:
+                return f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if _figures(path) != expected:
+                return f"{path} has other content than was written"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def can_resume(root: Path, method: str) -> bool:

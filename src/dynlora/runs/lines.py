@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dynlora.files.json_files import broken_line, finite, read_lines
-from dynlora.files.kinds import check_kind
+from dynlora.files.json_files import broken_line, check_kind, finite, read_lines
 from dynlora.types import Event
 
 _AT_LAST = {"train_runtime", "best_loss"}

@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
-from dynlora.files.format_version import check_format, stamp
-from dynlora.files.json_files import as_object, finite, read_json, read_text, write_json
-from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.json_files import (
+    Kind,
+    as_object,
+    check_format,
+    check_kind,
+    finite,
+    read_json,
+    read_text,
+    stamp,
+    write_json,
+)
 from dynlora.files.plain_values import parse_yaml
 
 FORMAT = 1

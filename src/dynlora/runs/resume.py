@@ -8,8 +8,7 @@ from typing import Any
 from transformers import TrainerState
 
 from dynlora.errors import ResumeError, RunFileError
-from dynlora.files.json_files import read_json
-from dynlora.files.kinds import Kind, check_kind
+from dynlora.files.json_files import Kind, check_kind, read_json
 from dynlora.files.plain_values import flatten
 from dynlora.integrations.checkpoint import VALUES, load_state
 from dynlora.runs.checkpoints import checkpoints, complete_checkpoints, unseal
