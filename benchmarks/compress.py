@@ -21,7 +21,7 @@ from dynlora.adapter_files.activations import batch_texts, observe_texts, read_t
 from dynlora.adapter_files.adapter import SavedAdapter, read_adapter, write_adapter
 from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base
 from dynlora.adapter_files.compress import cut_to, measure, plan_cut
-from dynlora.adapter_files.spectrum import Components, Seen, find_components
+from dynlora.adapter_files.layer import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks, plan_ranks
 from dynlora.allocator import allocate_shares
 

@@ -4,21 +4,18 @@ Only the r x r moment of ``A x`` and the output norm are accumulated, in float64
 not depend on the number of tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.adapter_base import BaseSource
 from dynlora.adapter_files.base_models import UNLOADABLE
-from dynlora.adapter_files.spectrum import Seen
+from dynlora.adapter_files.layer import SavedLayer, Seen
 from dynlora.errors import AdapterError, DataError
 from dynlora.files.tables import TABLES, column_values, read_table, shown_names
 
@@ -34,9 +31,6 @@ def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[s
         path: A Parquet, CSV or JSON Lines file.
         columns: One or two column names, by command-line option.
         rows: At least 1.
-
-    Returns:
-        A list of texts per column.
 
     Raises:
         DataError: If the file is unreadable or has no rows, or a column is missing or not of texts.
@@ -68,11 +62,7 @@ def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[s
 
 
 def check_reads_texts(base: Any, source: BaseSource) -> None:
-    """Check that a base model reads texts.
-
-    Raises:
-        AdapterError: If it reads images or audio.
-    """
+    """Raise `AdapterError` if a base model reads images or audio instead of texts."""
     read = base.main_input_name
     if read != "input_ids":
         raise AdapterError(
@@ -85,12 +75,9 @@ def check_reads_texts(base: Any, source: BaseSource) -> None:
 def batch_texts(
     columns: Sequence[Sequence[str]], source: BaseSource, limit: int | None
 ) -> list[dict[str, Tensor]]:
-    """Tokenize texts into batches of arguments for a model's `forward`.
+    """Tokenize texts, or pairs of texts, into batches of arguments for a model's `forward`.
 
-    Args:
-        columns: Texts, and the second texts of pairs, if any.
-        source: The base model, whose tokenizer is used.
-        limit: Maximum number of positions of the model; None if unlimited.
+    `limit` is the maximum number of positions of the model; None if unlimited.
 
     Raises:
         DataError: If the tokenizer cannot be loaded or cannot pad, or the texts have no tokens.
@@ -135,21 +122,22 @@ def observe_texts(
     Raises:
         AdapterError: If a layer received no input, or non-finite input.
     """
-    mask: list[Tensor] = []
-    sums = {layer.name: _Sums(layer.r) for layer in adapter.layers}
-    with ExitStack() as stack:
-        for layer in adapter.layers:
-            module = model.base_model.model.get_submodule(layer.name)
-            rows = partial(_rows, masks=mask, channels_second=layer.lora_A.dim() > 2)
-            stack.enter_context(_watched(module, sums[layer.name], rows))
+    find = model.base_model.model.get_submodule
+    watches = {layer.name: _Watch(find(layer.name), layer) for layer in adapter.layers}
+    try:
         for batch in batches:
-            mask[:] = [batch["attention_mask"].bool()] if "attention_mask" in batch else []
+            for watch in watches.values():
+                watch.mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
             more: dict[str, Tensor] = {}
             if model.config.is_encoder_decoder:  # the decoder reads the same text, shifted
                 shift = model.get_base_model().prepare_decoder_input_ids_from_labels
                 more = {"decoder_input_ids": shift(batch["input_ids"])}
             model(**batch, **more)
-    for name, found in sums.items():
+    finally:
+        for watch in watches.values():
+            for handle in watch.handles:
+                handle.remove()
+    for name, found in watches.items():
         if not found.tokens or not torch.isfinite(found.gram).all():
             raise AdapterError(
                 f"every layer must receive finite input from the texts, but got {found.tokens} "
@@ -161,59 +149,42 @@ def observe_texts(
             output_power=found.power / max(found.outputs, 1),
             tokens=found.tokens,
         )
-        for name, found in sums.items()
+        for name, found in watches.items()
     }
 
 
-class _Sums:
-    """Sums over all inputs and outputs of one layer."""
+class _Watch:
+    """Sums over all inputs and outputs of one PEFT LoRA layer, collected by hooks."""
 
-    def __init__(self, rank: int) -> None:
-        self.gram = torch.zeros(rank, rank, dtype=torch.float64)
-        self.tokens = 0
+    def __init__(self, module: Any, layer: SavedLayer) -> None:
+        (self.adapter,) = module.active_adapters
+        self.channels_second = layer.lora_A.dim() > 2
+        self.mask: Tensor | None = None
+        self.gram = torch.zeros(layer.r, layer.r, dtype=torch.float64)
         self.power = 0.0
-        self.outputs = 0
+        self.tokens = self.outputs = 0
+        self.handles = [module.register_forward_hook(self._on_output)]
+        if self.adapter in module.lora_A:
+            self.handles.append(module.lora_A[self.adapter].register_forward_hook(self._on_inner))
 
-    def add_inner(self, inner: Float[Tensor, "n r"]) -> None:
-        wide = inner.double()
+    def _on_inner(self, _: nn.Module, __: Any, inner: Tensor) -> None:
+        wide = self._rows(inner).double()
         self.gram += (wide.T @ wide).cpu()
-        self.tokens += len(inner)
+        self.tokens += len(wide)
 
-    def add_output(self, output: Float[Tensor, "n out"]) -> None:
-        self.power += float(output.double().square().sum())
-        self.outputs += len(output)
-
-
-@contextmanager
-def _watched(module: Any, sums: _Sums, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Collect sums of one PEFT LoRA layer; `rows` returns one row per token of a tensor."""
-    (adapter,) = module.active_adapters
-
-    def on_inner(_: nn.Module, __: Any, output: Tensor) -> None:
-        sums.add_inner(rows(output))
-
-    def on_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        sums.add_output(rows(output))
-        if adapter in module.lora_embedding_A:  # a parameter, so there is no module to hook
-            columns = module.lora_embedding_A[adapter].T[inputs[0]]
+    def _on_output(self, module: Any, inputs: Any, output: Tensor) -> None:
+        rows = self._rows(output)
+        self.power += float(rows.double().square().sum())
+        self.outputs += len(rows)
+        if self.adapter in module.lora_embedding_A:  # a parameter, so there is no module to hook
+            columns = module.lora_embedding_A[self.adapter].T[inputs[0]]
             scale = module._get_embed_scale()  # scales base and adapter, as in Gemma
-            sums.add_inner(rows(columns if scale is None else columns * scale))
+            self._on_inner(module, inputs, columns if scale is None else columns * scale)
 
-    handles = [module.register_forward_hook(on_output)]
-    if adapter in module.lora_A:
-        handles.append(module.lora_A[adapter].register_forward_hook(on_inner))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows(values: Tensor, *, masks: Sequence[Tensor], channels_second: bool) -> Tensor:
-    """Return a row per token without padding; for images, a row per position."""
-    if channels_second:
-        values = values.movedim(1, -1)
-    for mask in masks:
-        if values.shape[:-1] == mask.shape:
-            return values[mask]
-    return values.flatten(0, -2)
+    def _rows(self, values: Tensor) -> Tensor:
+        """Return a row per token without padding; for images, a row per position."""
+        if self.channels_second:
+            values = values.movedim(1, -1)
+        if self.mask is not None and values.shape[:-1] == self.mask.shape:
+            return values[self.mask]
+        return values.flatten(0, -2)

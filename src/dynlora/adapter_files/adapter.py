@@ -7,11 +7,11 @@ pickle can run code, and every tensor is checked.
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import multimode
 from typing import Any
 
 from safetensors import SafetensorError
@@ -76,9 +76,9 @@ class SavedAdapter:
         """Return the adapter with other layers and a configuration that matches them."""
         ranks = {layer.name: layer.r for layer in layers}
         alphas = {layer.name: layer.lora_alpha for layer in layers}
-        r, alpha = _most_common([*ranks.values()]), _most_common([*alphas.values()])
+        r, alpha = min(multimode(ranks.values())), min(multimode(alphas.values()))
         changed = {
-            "r": int(r),
+            "r": r,
             "lora_alpha": whole(alpha),
             "rank_pattern": name_patterns(ranks, r),
             "alpha_pattern": name_patterns(alphas, alpha),
@@ -88,12 +88,6 @@ class SavedAdapter:
             "eva_config": None,
         }
         return replace(self, layers=tuple(layers), config={**self.config, **changed})
-
-
-def _most_common(values: Sequence[float]) -> float:
-    """Return the most common value, or the smallest of several, in any order."""
-    counts = Counter(values)
-    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def read_adapter(folder: Path) -> SavedAdapter:

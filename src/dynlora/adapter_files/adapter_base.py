@@ -66,10 +66,9 @@ class BaseSource:
 def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
     """Return the location of an adapter's base model.
 
-    Args:
-        adapter: Its configured model name counts only if it is a folder or a downloaded hub model,
-            because an untrusted adapter must not trigger downloads.
-        given: Folder, GGUF file or hub name from the user, which overrides the configured name.
+    `given` is a folder, GGUF file or hub name from the user. Without it, the adapter's own name
+    counts only if it is a folder or a downloaded hub model, because an untrusted adapter must not
+    trigger downloads.
 
     Raises:
         AdapterError: If neither names a model.
@@ -158,11 +157,7 @@ def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
 
 
 def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
-    """Check by names and shapes that every tensor of an adapter fits a model.
-
-    Args:
-        adapter: The adapter.
-        base: The model without adapters, with its head.
+    """Check by names and shapes that every tensor of an adapter fits a model with its head.
 
     Raises:
         AdapterError: If a layer is missing or has another shape.
@@ -215,10 +210,7 @@ def untie(base: Any, adapter: SavedAdapter) -> None:
 
 
 def _unpacked(model: Any) -> Any:
-    """Return a GGUF model as an ordinary one.
-
-    transformers unpacks the weights, but cannot save the model because it is marked as quantized.
-    """
+    """Return a GGUF model as an ordinary one, which transformers can save."""
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     plain = type(model)(config).to(model.dtype)

@@ -58,11 +58,7 @@ def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[
 
 
 def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
-    """Refuse a model with randomly initialized weights.
-
-    Raises:
-        UnfitWeightsError: If `drawn` is not empty.
-    """
+    """Raise `UnfitWeightsError` if any weights are randomly initialized."""
     if not drawn:
         return
     names = list(model.state_dict())

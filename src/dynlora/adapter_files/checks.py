@@ -29,10 +29,6 @@ LARGEST = torch.finfo(torch.float32).max
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Check that a configuration is plain LoRA with valid values.
 
-    Args:
-        config: The configuration.
-        where: The adapter, for messages.
-
     Raises:
         AdapterError: If the method or variant differs, or a value has the wrong type or range.
     """
@@ -85,14 +81,6 @@ def check_factors(
 ) -> None:
     """Check that a layer's tensors match each other and the configured rank.
 
-    Args:
-        name: Name of the layer.
-        A: Its `lora_A`.
-        B: Its `lora_B`.
-        bias: Bias of `lora_B`, if any.
-        rank: Configured rank.
-        where: The adapter, for messages.
-
     Raises:
         AdapterError: If a shape or dtype does not match.
     """
@@ -122,16 +110,7 @@ def check_factors(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
-    """Check that every weight is finite.
-
-    Args:
-        tensors: Tensors by name.
-        where: The adapter, for messages.
-        advice: Likely reason and remedy, for messages.
-
-    Raises:
-        AdapterError: If a weight is not finite.
-    """
+    """Raise `AdapterError` with place and advice if a weight is not finite."""
     for key, tensor in tensors.items():
         wrong = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
         if wrong:

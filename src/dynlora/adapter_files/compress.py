@@ -1,4 +1,4 @@
-"""Cut a trained adapter to a parameter budget, without training.
+"""Cut a trained adapter to a parameter budget or to one rank, without training.
 
 Each next rank goes to the layer whose next component has the most energy (squared Frobenius norm)
 per parameter (`adjuster.grant_ranks`). Energies decrease within a layer, so no other ranks of the
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.spectrum import Components, Seen, find_components
+from dynlora.adapter_files.layer import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
-from dynlora.errors import BudgetError
+from dynlora.errors import AdapterError, BudgetError
 
 FAINT = 1e-9
 """Relative weight of unseen inputs, which orders the directions that the texts do not use."""
@@ -71,10 +71,7 @@ def compress(
 ) -> Compressed:
     """Cut an adapter to at most `budget` LoRA parameters with the smallest loss of energy.
 
-    Args:
-        adapter: The adapter.
-        budget: Maximum number of LoRA parameters.
-        seen: Statistics per layer by name; None weights all inputs equally.
+    `seen` has statistics per layer by name; None weights all inputs equally.
 
     Raises:
         BudgetError: If the budget is below one rank per layer.
@@ -87,11 +84,7 @@ def compress(
 
 
 def check_affordable(adapter: SavedAdapter, budget: int) -> None:
-    """Check that a budget is enough for one rank per layer.
-
-    Raises:
-        BudgetError: If it is not.
-    """
+    """Raise `BudgetError` if a budget is not enough for one rank per layer."""
     low = sum(layer.parameters - layer.cost * (layer.r - 1) for layer in adapter.layers)
     if budget < low:
         share = math.ceil(100 * low / adapter.parameters)
@@ -172,3 +165,36 @@ def cut_to(
         weighted=seen is not None,
         energy_kept=kept / total if total else 1.0,
     )
+
+
+def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
+    """Return the adapter with one rank and a scaling of 1 in every layer; its function is the same.
+
+    Engines with a single rank and `lora_alpha` need this. Layers are padded with zeros, and their
+    scaling is folded into `lora_B`. None uses the highest rank of any layer.
+
+    Raises:
+        AdapterError: If a layer has a higher rank.
+    """
+    highest = max(adapter.layers, key=lambda layer: layer.r)
+    rank = highest.r if rank is None else rank
+    if rank < highest.r:
+        raise AdapterError(
+            f"`--rank` must be at least the highest rank, which is {highest.r} in layer "
+            f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `--format "
+            "svd-uniform`."
+        )
+    return adapter.with_layers([layer.folded().padded(rank) for layer in adapter.layers])
+
+
+def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
+    """Cut every layer to its best update of rank `rank`, and rewrite the adapter like `uniform`.
+
+    Returns:
+        The adapter, and the kept share of energy by layer, in ``[0, 1]``.
+    """
+    parts = {layer.name: find_components(layer) for layer in adapter.layers if layer.r > rank}
+    cut = [parts[old.name].cut(rank) if old.name in parts else old for old in adapter.layers]
+    kept = {layer.name: 1.0 for layer in adapter.layers}
+    kept |= {name: part.kept(rank) for name, part in parts.items()}
+    return uniform(adapter.with_layers(cut), rank), kept

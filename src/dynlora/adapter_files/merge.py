@@ -1,8 +1,6 @@
 """Merge a saved adapter into its base model and save a plain model."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,10 @@ from dynlora.adapter_files.adapter import SavedAdapter, new_folder
 from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base, untie
 from dynlora.adapter_files.base_models import UNLOADABLE
 
-COMPANIONS: Mapping[str, tuple[str, Callable[..., Any]]] = {
-    "tokenizer": ("tokenizer_config.json", AutoTokenizer.from_pretrained),
-    # Pillow is always installed, and the saved processor names no backend package.
-    "image processor": (
-        "preprocessor_config.json",
-        partial(AutoImageProcessor.from_pretrained, backend="pil"),
-    ),
-}
-"""Tokenizer and image processor, each with the file that shows its presence and its loader."""
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """A tokenizer or image processor, and whether it was saved with the model."""
-
-    kind: str
-    """A key of `COMPANIONS`."""
-    saved: bool
-
 
 def merge_adapter(
     adapter: SavedAdapter, source: BaseSource, output: Path, head: Mapping[str, Any]
-) -> Companion:
+) -> tuple[str, bool]:
     """Write the base model with the merged adapter, and its tokenizer or image processor.
 
     Args:
@@ -42,6 +21,9 @@ def merge_adapter(
         source: Location of the base model.
         output: A new folder.
         head: Configuration values about the outputs, such as label names, which adapters lack.
+
+    Returns:
+        `tokenizer` or `image processor`, and whether it was saved.
 
     Raises:
         AdapterError: If the model cannot be loaded or does not match the adapter, or `output` is
@@ -51,8 +33,10 @@ def merge_adapter(
     base.config.update(dict(head))
     untie(base, adapter)
     merged = attach(adapter, base).merge_and_unload(safe_merge=True)
-    kind = "image processor" if base.main_input_name == "pixel_values" else "tokenizer"
-    file, load = COMPANIONS[kind]
+    if base.main_input_name == "pixel_values":
+        kind, file, load = "image processor", "preprocessor_config.json", _image_processor
+    else:
+        kind, file, load = "tokenizer", "tokenizer_config.json", AutoTokenizer.from_pretrained
     own = (adapter.folder / file).is_file()
     place = BaseSource(str(adapter.folder), local_only=True) if own else source
     with new_folder(output) as draft:
@@ -60,5 +44,10 @@ def merge_adapter(
         try:
             load(place.place, **place.options).save_pretrained(draft)
         except UNLOADABLE:
-            return Companion(kind, saved=False)
-        return Companion(kind, saved=True)
+            return kind, False
+        return kind, True
+
+
+def _image_processor(place: str, **options: Any) -> Any:
+    # Pillow is always installed, and the saved processor names no backend package.
+    return AutoImageProcessor.from_pretrained(place, backend="pil", **options)

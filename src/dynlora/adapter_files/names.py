@@ -23,11 +23,7 @@ BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
 
 
 def check_names(names: Iterable[str], path: object) -> None:
-    """Check that the tensor names of a file are not too long.
-
-    Raises:
-        AdapterError: If a name is too long.
-    """
+    """Raise `AdapterError` if a tensor name of a file is too long."""
     longest = max(map(len, names), default=0)
     if longest > LONGEST:
         raise AdapterError(
@@ -54,14 +50,8 @@ def match_names(
 ) -> dict[str, Any]:
     """Return the value per layer, from the first key that matches the end of its name.
 
-    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds.
-
-    Args:
-        patterns: Value by key.
-        names: Names of the layers.
-        default: Value of layers that match no key.
-        field: `rank_pattern` or `alpha_pattern`.
-        where: The adapter, for messages.
+    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds. Layers
+    that match no key get `default`; `field` and `where` name the keys in messages.
 
     Raises:
         AdapterError: If a key is not a regular expression, is too long or takes too long.

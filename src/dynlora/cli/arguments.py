@@ -25,14 +25,7 @@ class Verb(click.Command):
     """A command that runs with its arguments and the `Output` of the call."""
 
     def __init__(self, name: str, summary: str, run: Run, parameters: Sequence[click.Parameter]):
-        """Create the command.
-
-        Args:
-            name: Last word of the command, such as `train`.
-            summary: Purpose in a few words, for help.
-            run: Runs it.
-            parameters: Its own arguments and options.
-        """
+        """Create a command; `summary` is its purpose in a few words, for help."""
         super().__init__(
             name,
             help=f"{summary[0].upper()}{summary[1:]}.",
@@ -137,12 +130,7 @@ def eager_flag(*names: str, help: str, callback: Callable[..., None]) -> click.O
 
 
 def call(command: click.Command, words: Sequence[str], output: Output) -> None:
-    """Run a command.
-
-    Args:
-        command: The command.
-        words: The command line without the command's name.
-        output: Shows progress, result and help.
+    """Run a command on `words`, the command line without the command's name.
 
     Raises:
         ConfigError: If an argument is missing, unknown or of the wrong type.
@@ -162,16 +150,13 @@ def call(command: click.Command, words: Sequence[str], output: Output) -> None:
 def open_run(
     run: Path, model: str | None, input_adaptive: str | None, max_new_tokens: int | None = None
 ) -> Any:
-    """Load a finished run.
+    """Load a finished run as a `dynlora.train.finished_run.FinishedRun`.
 
     Args:
         run: Folder of the run.
         model: Current location of the base model; None uses the run's configuration.
         input_adaptive: "on" or "off"; None uses the run's configuration.
         max_new_tokens: Maximum tokens to generate per row; None uses the run's configuration.
-
-    Returns:
-        A `dynlora.train.finished_run.FinishedRun`.
 
     Raises:
         DynamicLoraError: If the run is not finished, or a required file is missing or broken.

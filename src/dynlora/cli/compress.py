@@ -1,8 +1,10 @@
 """`dynlora compress ADAPTER --budget N --output DIR`: cut a LoRA adapter without training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from rich.table import Table
 
 from dynlora.cli.arguments import ADAPTER, FILE, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
@@ -27,7 +29,8 @@ def _run(given: Any, output: Output) -> None:
     made = compress(adapter, parameters, seen)
     write_adapter(made.adapter, given.output)
     values = {"output": str(given.output), **made.to_dict()}
-    output.show(_table(values), values)
+    title = f"adapter of at most {parameters:,} parameters: {given.output}"
+    output.show(cut_table(title, values, rank="rank_after"), values)
 
 
 def _check_options(given: Any) -> None:
@@ -81,25 +84,26 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
         return observe_texts(attach(adapter, base), adapter, batches)
 
 
-def _table(values: dict[str, Any]) -> Any:
+def cut_table(title: str, values: Mapping[str, Any], *, rank: str) -> Table:
+    """Return a table of a rewritten adapter's layers; `rank` is the key of their new ranks."""
+    weighted = values.get("weighted", False)
     columns = {
         "layer": f"{len(values['layers'])} layers",
         "rank": "",
         "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
-        "energy kept": f"{values['energy_kept']:.1%}",
+        "energy kept": f"{values['energy_kept']:.1%}" if "energy_kept" in values else "",
     }
-    columns |= {"output lost": ""} if values["weighted"] else {}
+    columns |= {"output lost": ""} if weighted else {}
     rows = [
         (
             layer["name"],
-            f"{layer['rank_before']} -> {layer['rank_after']}",
+            f"{layer['rank_before']} -> {layer[rank]}",
             f"{layer['parameters']:,}",
             f"{layer['energy_kept']:.1%}",
-            *([f"{layer['output_lost']:.2%}"] if values["weighted"] else []),
+            *([f"{layer['output_lost']:.2%}"] if weighted else []),
         )
         for layer in values["layers"]
     ]
-    title = f"adapter of at most {values['budget']:,} parameters: {values['output']}"
     return layer_table(title, columns, rows)
 
 

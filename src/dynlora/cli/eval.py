@@ -1,11 +1,8 @@
 """`dynlora eval RUN`: compute metrics of a finished run's model on any split or file."""
 
-from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from dynlora.cli.arguments import FILE, LOADED_RUN, OVERWRITE, Verb, open_run
 from dynlora.cli.output import Output, readable_messages
@@ -23,19 +20,17 @@ def _run(given: Any, output: Output) -> None:
         found = open_run(given.run, given.model, given.input_adaptive)
         rows = find_rows(found.config.data, given.split, given.data, found.class_names)
         result = evaluate_run(found, rows, given.batch_size)
-    values = finite(
-        _values(given.run, found, rows, result) | _adaptive(found, given.input_adaptive)
-    )
+    values = finite(_values(given, found, rows, result))
     if given.output is not None:
         with new_file(given.output) as draft:
             draft.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
     output.show(_table(values), values)
 
 
-def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
-    """Return JSON-ready results."""
-    return {
-        "run": str(run),
+def _values(given: Any, found: Any, rows: Any, result: Any) -> dict[str, Any]:
+    """Return JSON-ready results; `input_adaptive` only for runs trained with it."""
+    values = {
+        "run": str(given.run),
         "task": found.config.task,
         "method": found.config.method,
         "split": rows.name,
@@ -49,36 +44,32 @@ def _values(run: Path, found: Any, rows: Any, result: Any) -> dict[str, Any]:
         ],
         "collapsed": result.collapsed,
     }
-
-
-def _adaptive(found: Any, asked: str | None) -> dict[str, Any]:
-    """Return whether rows used only some components; empty for runs without `input_adaptive`."""
     if found.config.method == "dynamic" and found.config.dynamic.input_adaptive:
-        return {"input_adaptive": asked != "off"}
-    return {}
+        values["input_adaptive"] = given.input_adaptive != "off"
+    return values
 
 
 def _table(values: dict[str, Any]) -> Any:
-    table = Table(title=f"dynlora eval: {values['task']}", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    from dynlora.report.results import fact_table
+
     cut = f", {values['cut']:,} cut" if values["cut"] else ""
-    table.add_row("run", Text(f"{values['run']} (method {values['method']})"))
-    table.add_row(
-        "rows", Text(f"{values['rows']:,} of {values['source']} ({values['split']}){cut}")
-    )
+    facts = {
+        "run": f"{values['run']} (method {values['method']})",
+        "rows": f"{values['rows']:,} of {values['source']} ({values['split']}){cut}",
+    }
     if "input_adaptive" in values:
-        table.add_row("input-adaptive", "on" if values["input_adaptive"] else "off")
-    table.add_section()
-    for name, value in values["metrics"].items():
-        table.add_row(name, "not finite" if value is None else f"{value:.4f}")
+        facts["input-adaptive"] = "on" if values["input_adaptive"] else "off"
+    metrics = {
+        name: "not finite" if value is None else f"{value:.4f}"
+        for name, value in values["metrics"].items()
+    }
+    collapsed = {}
     if values["collapsed"] is not None:
-        table.add_section()
         given, name = values["collapsed"], values["classes"][values["collapsed"]]["name"]
         called = "" if name is None else f" ({name})"
-        said = f"every row was given class {given}{called}, whatever its label"
-        table.add_row("collapsed", Text(said))
-    return table
+        collapsed["collapsed"] = f"every row was given class {given}{called}, whatever its label"
+    title = f"dynlora eval: {values['task']}"
+    return fact_table(title, facts.items(), metrics.items(), collapsed.items())
 
 
 COMMAND = Verb(

@@ -3,9 +3,11 @@
 from typing import Any
 
 import click
+from rich.text import Text
 
 from dynlora.cli.arguments import ADAPTER, NEW_FOLDER, Verb
-from dynlora.cli.output import Output, layer_table, readable_messages
+from dynlora.cli.compress import cut_table
+from dynlora.cli.output import Output, readable_messages
 from dynlora.errors import ConfigError
 
 FORMATS = {
@@ -44,8 +46,6 @@ def _check_options(given: Any) -> None:
 
 
 def _merge(adapter: Any, given: Any, output: Output) -> None:
-    from rich.text import Text
-
     from dynlora.adapter_files.adapter_base import locate_base
     from dynlora.adapter_files.merge import merge_adapter
     from dynlora.train.finished_run import outputs_of
@@ -53,21 +53,21 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
         head = outputs_of(adapter.folder)
-        companion = merge_adapter(adapter, source, given.output, head)
+        kind, saved = merge_adapter(adapter, source, given.output, head)
     values = {
         "format": "merged",
         "output": str(given.output),
         "base_model": source.path,
-        "tokenizer": companion.saved and companion.kind == "tokenizer",
-        "image_processor": companion.saved and companion.kind == "image processor",
+        "tokenizer": saved and kind == "tokenizer",
+        "image_processor": saved and kind == "image processor",
     }
-    missing = "" if companion.saved else f", without a {companion.kind}"
+    missing = "" if saved else f", without a {kind}"
     output.show(Text(f"merged model: {given.output}, from {source.path}{missing}"), values)
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.adapter import write_adapter
-    from dynlora.adapter_files.rewrite import svd_uniform, uniform
+    from dynlora.adapter_files.compress import svd_uniform, uniform
 
     kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
     if given.format == "native":
@@ -93,26 +93,8 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
             for before, after in zip(adapter.layers, made.layers, strict=True)
         ],
     }
-    output.show(_table(values), values)
-
-
-def _table(values: dict[str, Any]) -> Any:
-    columns = {
-        "layer": f"{len(values['layers'])} layers",
-        "rank": "",
-        "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
-        "energy kept": "",
-    }
-    rows = [
-        (
-            layer["name"],
-            f"{layer['rank_before']} -> {layer['rank']}",
-            f"{layer['parameters']:,}",
-            f"{layer['energy_kept']:.1%}",
-        )
-        for layer in values["layers"]
-    ]
-    return layer_table(f"{values['format']} adapter: {values['output']}", columns, rows)
+    title = f"{given.format} adapter: {given.output}"
+    output.show(cut_table(title, values, rank="rank"), values)
 
 
 COMMAND = Verb(

@@ -17,7 +17,7 @@ def _run(given: Any, output: Output) -> None:
 
 def _summary(adapter: Any) -> dict[str, Any]:
     """Return the figures of a saved adapter; shares and `kept_by_half` are in ``[0, 1]``."""
-    from dynlora.adapter_files.spectrum import find_components
+    from dynlora.adapter_files.layer import find_components
 
     parts = [find_components(layer) for layer in adapter.layers]
     total = sum(part.energy for part in parts)

@@ -35,14 +35,7 @@ class JobVerb(Verb):
     """A verb with a CONFIG and all keys of a job as options."""
 
     def __init__(self, name: str, summary: str, run: Run, flags: Sequence[click.Option]) -> None:
-        """Create the command.
-
-        Args:
-            name: Name of the verb.
-            summary: Purpose in a few words.
-            run: Runs it; `job_of` reads its job.
-            flags: Options apart from the keys.
-        """
+        """Create the verb; `flags` are options apart from the keys."""
         config = click.Argument(["config"], type=FILE, metavar="CONFIG", help="YAML file of a job")
         printed = click.Option(
             ["--print_config"], is_flag=True, help="Print the resolved configuration and exit."

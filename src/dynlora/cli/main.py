@@ -52,28 +52,18 @@ Dispatch = Callable[[list[str], Output], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `dynlora`.
-
-    Args:
-        argv: Arguments without the program name; None uses the process's arguments.
-
-    Returns:
-        The exit code: 0, 2, 130, 141 or 143.
-    """
+    """Run `dynlora` with the arguments, or the process's own, and return the exit code."""
     if instruction := os.environ.get(VARIABLE):
         return shell_complete(dynlora(), {}, "dynlora", VARIABLE, instruction)
     return run_command(argv, _dispatch)
 
 
 def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
-    """Run a command, and turn its errors into one line and an exit code.
+    """Run a command and return the exit code; an error becomes one line.
 
     Args:
         argv: Arguments without the program name; None uses the process's arguments.
         dispatch: Runs the command.
-
-    Returns:
-        The exit code: 0, 2, 130, 141 or 143.
 
     Raises:
         OSError: If the operating system reports an error without a file name.

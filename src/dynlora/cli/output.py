@@ -48,12 +48,7 @@ class Output:
     """Prints a verb's progress and result; in colour on terminals, or if rich is configured so."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        """Open the streams for progress and result.
-
-        Args:
-            as_json: Whether to print the result as one JSON object instead of a table.
-            quiet: Whether to omit progress and table.
-        """
+        """Print one JSON object with `as_json`; no progress and no table with `quiet`."""
         self.as_json, self.quiet = as_json, quiet
         self.progress: Console = ProgressConsole(stderr=True, quiet=quiet)
         # Standard output before libraries redirect it; the process may have none.
@@ -128,10 +123,7 @@ class Output:
 def layer_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
     """Return a table with one line per layer.
 
-    Args:
-        title: Its title.
-        columns: Footer by heading; the first column has the layers' names, all others numbers.
-        rows: Cells of each line.
+    `columns` has the footer by heading; the first column has the layers' names, all others numbers.
     """
     table = Table(title=Text(title), title_justify="left", show_footer=True, box=None)
     first, *others = columns.items()

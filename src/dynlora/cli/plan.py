@@ -16,7 +16,7 @@ def _run(given: Any, output: Output) -> None:
         return
 
     os.environ.setdefault(*KERNELS)  # read when torch is loaded, by the child processes too
-    from dynlora.report.outlook import plan_table
+    from dynlora.report.results import plan_table
     from dynlora.train.plan import measure_methods, plan_job
 
     with readable_messages(output.progress):

@@ -3,8 +3,6 @@
 from typing import Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from dynlora.cli.arguments import FILE, RUN, Verb
 from dynlora.cli.output import Output, note
@@ -12,6 +10,7 @@ from dynlora.cli.output import Output, note
 
 def _run(given: Any, output: Output) -> None:
     from dynlora.report.page import check_replaceable, report_page, write_page
+    from dynlora.report.results import fact_table
     from dynlora.runs.reader import read_run
 
     path = given.output or given.run / "report.html"
@@ -20,18 +19,14 @@ def _run(given: Any, output: Output) -> None:
     write_page(path, report_page(found))
     for text in found.notes:
         note(output.progress, text)
-    table = Table(title="dynlora report", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     size = path.stat().st_size
-    for label, text in (
-        ("run", f"{found.method}, {found.status}"),
-        ("report", str(path)),
-        ("size", f"{size / 1000:.0f} kB"),
-    ):
-        table.add_row(label, Text(text))
+    facts = {
+        "run": f"{found.method}, {found.status}",
+        "report": str(path),
+        "size": f"{size / 1000:.0f} kB",
+    }
     values = {"report": str(path), "bytes": size, "status": found.status, "notes": [*found.notes]}
-    output.show(table, values)
+    output.show(fact_table("dynlora report", facts.items()), values)
 
 
 COMMAND = Verb(

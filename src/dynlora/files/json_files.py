@@ -65,11 +65,7 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a run's file.
-
-    Raises:
-        RunFileError: If the file is missing, unreadable, or not UTF-8.
-    """
+    """Return the text of a run's file; raise `RunFileError` if that fails."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -124,11 +120,7 @@ def broken_line(path: Path, number: int, given: str) -> RunFileError:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return a parsed value if it is an object.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Return a parsed value if it is an object; raise `ValueError` otherwise."""
     if not isinstance(value, dict):
         raise ValueError(f"not an object but {type(value).__name__}")
     return value
@@ -142,16 +134,9 @@ def stamp(newest: int) -> dict[str, int | str]:
 def check_format(
     path: Path, values: Mapping[str, Any], newest: int, error: type[DynamicLoraError]
 ) -> None:
-    """Check that this version reads the format of a file.
+    """Raise `error` if the format of a file is newer than `newest` or not a positive whole number.
 
-    Args:
-        path: The file.
-        values: Its content.
-        newest: Newest format that this version reads; all older ones are read too.
-        error: Class of the error.
-
-    Raises:
-        DynamicLoraError: As `error`, if the format is newer or is not a positive whole number.
+    All older formats are read too.
     """
     found = values.get(FORMAT, 1)
     if type(found) is not int or found < 1:
@@ -167,12 +152,7 @@ def check_format(
 
 
 def check_kind(value: object, kind: Kind, name: str = "its content") -> None:
-    """Check that a value from a file is of a kind.
-
-    Args:
-        value: The value.
-        kind: The required kind.
-        name: The value's name in the message.
+    """Check that a value from a file is of a kind; `name` is its name in the message.
 
     Raises:
         ValueError: If the value or a nested value is of another kind, missing, or unknown.

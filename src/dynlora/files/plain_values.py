@@ -139,11 +139,7 @@ def _values_in(value: Any) -> list[Any]:
 
 
 def read_yaml(path: Path, name: str) -> dict[Any, Any]:
-    """Return the keys and values of a YAML file.
-
-    Args:
-        path: The file.
-        name: Name of the command's argument, for messages.
+    """Return the keys and values of a YAML file; `name` is the command's argument in messages.
 
     Raises:
         ConfigError: If it is not a file, not YAML, or has no keys.

@@ -20,12 +20,9 @@ Reader = Callable[[Path, Sequence[str]], pa.Table]
 
 
 def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) -> pa.Table:
-    """Read and validate a whole file.
+    """Read and validate a whole file; `texts` are columns of texts.
 
-    Args:
-        path: The file.
-        texts: Columns of texts.
-        readers: Readers by file ending: `TABLES`, or `AS_WRITTEN` if cells are written again.
+    `readers` are `TABLES`, or `AS_WRITTEN` if cells are written again.
 
     Raises:
         DataError: If the file is unreadable or empty.
@@ -43,12 +40,7 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
 
 
 def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
-    """Return the values of a column as Python objects.
-
-    Args:
-        table: The table.
-        column: Its name, which must be unique.
-        source: Origin of the table, for messages.
+    """Return the values of a column with a unique name; `source` names the table in messages.
 
     Raises:
         DataError: If a value has no Python equivalent, such as a date in year 9,999,999.

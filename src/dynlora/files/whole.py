@@ -38,9 +38,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of a draft, which replaces `path` on success and is removed on an exception.
 
     The draft is created first, so that disk errors appear before the content is computed.
-
-    Raises:
-        OSError: If creating, writing or renaming fails.
     """
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +66,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a draft folder, which becomes `path` on success and is removed on an exception.
 
     Its files get the permissions of new files, because some libraries restrict them to the owner.
-
-    Raises:
-        OSError: If writing fails, or `path` exists and is not an empty folder.
+    `path` may be an empty folder.
     """
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +103,7 @@ def check_replaceable(
         may_replace: Whether an existing file may be replaced.
         required: Valid values, for the message.
         otherwise: Description of the existing file and the next step, for the message.
-        error: Class of the error.
-
-    Raises:
-        DynamicLoraError: As `error`, if `path` is a folder, device, pipe or irreplaceable file.
+        error: Class of the error raised for a folder, device, pipe or irreplaceable file.
     """
     if path.is_dir():
         raise error(f"`--output` must be a file, got {path}, which is a folder: give a file in it.")

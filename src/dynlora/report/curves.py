@@ -7,8 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from dynlora.report.colours import LIGHT
-from dynlora.report.svg import Drawing, blank, drawable, drawing_style, mark_events
+from dynlora.report.svg import LIGHT, Drawing, blank, drawable, drawing_style, mark_events
 from dynlora.report.wording import lower_is_better, metric_text
 
 WIDTH, HEIGHT = 420, 220
@@ -33,9 +32,7 @@ class Chart:
 def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Chart]:
     """Return a chart of the loss and one per validation metric with logged values.
 
-    Args:
-        metrics: Lines of `metrics.jsonl`.
-        names: Validation metrics, without the prefix `eval_`.
+    `names` are validation metrics without the prefix `eval_`.
     """
     found = []
     for name in dict.fromkeys(["loss", *names]):
@@ -46,13 +43,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[C
 
 
 def draw_chart(chart: Chart, *, at: Sequence[int], steps: int) -> Drawing:
-    """Draw a chart.
-
-    Args:
-        chart: The chart.
-        at: Steps of the events.
-        steps: Optimizer steps of the whole run.
-    """
+    """Draw a chart of a run of `steps` optimizer steps with events `at` some of them."""
     name = drawable(chart.name)
     with drawing_style():
         figure, axes = blank(WIDTH, HEIGHT, BOX)

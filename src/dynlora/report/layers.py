@@ -51,15 +51,10 @@ def block_of(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _prefix(name: str) -> str | None:
-    place = block_of(name)
-    return None if place is None else place[0]
-
-
 def arrange(names: Sequence[str]) -> list[Stack | Loose]:
     """Group neighbouring module names into stacks and loose layers, in the same order."""
     parts: list[Stack | Loose] = []
-    for prefix, group in groupby(names, key=_prefix):
+    for prefix, group in groupby(names, key=lambda name: (block_of(name) or (None,))[0]):
         members = tuple(group)
         stack = Stack(prefix or "")
         for name in members:
@@ -72,25 +67,19 @@ def arrange(names: Sequence[str]) -> list[Stack | Loose]:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return a short, unique name per module name, in the same order.
+    """Return a short, unique name per distinct module name, in the same order.
 
     The part before the first number, which counts the block, is cut:
     ``bert.encoder.layer.0.attention.self.query`` becomes ``0.attention.self.query``. A name without
     a number loses the prefix common to all names. If two short names are equal, all names lose only
     that prefix.
-
-    Args:
-        names: Distinct module names.
     """
     parts = [name.split(".") for name in names]
     shared = 0
     while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
-    plain = [".".join(p[shared:]) for p in parts]
-    short = [".".join(p[_first_number(p, shared) :]) for p in parts]
+    plain = [".".join(part[shared:]) for part in parts]
+    blocks = map(block_of, names)
+    short = [".".join(b[1:]) if b else p for b, p in zip(blocks, plain, strict=True)]
     chosen = short if len(set(short)) == len(short) else plain
     return dict(zip(names, chosen, strict=True))
-
-
-def _first_number(parts: Sequence[str], otherwise: int) -> int:
-    return next((place for place, part in enumerate(parts[:-1]) if part.isdigit()), otherwise)

@@ -12,11 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynlora.errors import RunFileError
 from dynlora.files import whole
-from dynlora.report.colours import DARK, LIGHT, RankScale
 from dynlora.report.curves import Chart, charts, draw_chart
 from dynlora.report.layers import arrange, short_names
 from dynlora.report.rank_map import rank_map, scale_of
-from dynlora.report.svg import to_svg
+from dynlora.report.svg import DARK, LIGHT, RankScale, to_svg
 from dynlora.report.wording import (
     bytes_text,
     change_text,
@@ -60,11 +59,7 @@ PAGES.filters |= {
 
 
 def report_page(run: RunFiles) -> str:
-    """Return the page as HTML.
-
-    Args:
-        run: Finished or unfinished.
-    """
+    """Return the page about a finished or unfinished run as HTML."""
     metrics = list(dict.fromkeys([*run.before, *run.after]))
     drawn = charts(run.metrics, metrics)
     scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
@@ -88,11 +83,7 @@ def report_page(run: RunFiles) -> str:
 
 
 def check_replaceable(path: Path) -> None:
-    """Check that a path is free or contains an earlier report.
-
-    Raises:
-        RunFileError: If the path contains another file.
-    """
+    """Raise `RunFileError` if a path is neither free nor an earlier report."""
     whole.check_replaceable(
         path,
         _is_report,
@@ -108,11 +99,7 @@ def _is_report(path: Path) -> bool:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page atomically.
-
-    Raises:
-        RunFileError: If the file cannot be written.
-    """
+    """Write a page atomically; raise `RunFileError` if that fails."""
     try:
         with whole.whole_file(path) as draft:
             draft.write_bytes(html.encode("utf-8", "replace"))

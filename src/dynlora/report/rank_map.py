@@ -9,9 +9,19 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from dynlora.report.colours import LIGHT, RankScale, rank_scale
 from dynlora.report.layers import block_of, short_names
-from dynlora.report.svg import MONO, Drawing, blank, drawable, drawing_style, mark_events, write_png
+from dynlora.report.svg import (
+    LIGHT,
+    MONO,
+    Drawing,
+    RankScale,
+    blank,
+    drawable,
+    drawing_style,
+    mark_events,
+    rank_scale,
+    write_png,
+)
 from dynlora.report.wording import shorten
 from dynlora.types import Event, moved
 

@@ -1,11 +1,12 @@
-"""Results of a finished run, and the table that `train` prints on 80 columns."""
+"""Results that `train` and `plan` print: before training, and of a finished run."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,104 @@ from dynlora.types import Event, moved, stillness
 
 MOVERS = 3
 """Maximum number of layers listed as gaining most and as losing most."""
+UNMEASURED = "Peak memory: add --measure, which trains each method for two steps."
+MEASURED = "Peak memory of a process that evaluated one batch and trained for two steps."
+ON_CPU = (
+    "With `training.bf16` on a CPU, torch also keeps a kernel per batch length and rank: a whole "
+    "run then needs more memory."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """Data, method and output folder of a job before training."""
+
+    task: str
+    method: str
+    train_rows: int
+    validation_rows: int
+    num_labels: int | None
+    """Outputs of the model's head; None for tasks without labels."""
+    start_parameters: int
+    """Parameters in use at the start."""
+    budget: int
+    """Maximum number of parameters for the method."""
+    steps: int
+    resumes_from_step: int | None
+    """Steps already taken; None for a new run."""
+    output: Path
+    replaces_run: bool
+    """Whether the run replaces an earlier one in `output`."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line about the data and one about the method."""
+        labels = "" if self.num_labels is None else f", {_plural(self.num_labels, 'output')}"
+        yield f"data: {_rows(self.train_rows, self.validation_rows)}{labels}"
+        trained = "LoRA parameters" if self.method != "full" else "parameters, all of the model's"
+        steps = _plural(self.steps, "step")
+        yield f"method {self.method}: {self.start_parameters:,} {trained}; {steps}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self) | {"output": str(self.output)}
+
+    def text(self, metrics: Mapping[str, float]) -> str:
+        """Return the text of `--dry-run`, with validation metrics before training."""
+        past = self.resumes_from_step
+        start = "" if past is None else f", going on from step {past}"
+        instead = ", replacing the run there" if self.replaces_run else ""
+        measured = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        return "\n".join(
+            (
+                *self.lines(),
+                f"validation before training: {measured}",
+                f"would train and write to {self.output}{start}{instead}; "
+                "nothing was written (--dry-run)",
+            )
+        )
+
+
+def plan_table(values: Mapping[str, Any]) -> Group:
+    """Return parameters and measured peak memory per method as a table with notes.
+
+    `values` come from `plan_job`; after a measurement also `measured` and `not_measured`.
+    """
+    measured = values.get("measured")
+    peaks = {"peak_memory_bytes": "peak memory"} if measured is not None else {}
+    if any(peak["peak_gpu_memory_bytes"] is not None for peak in (measured or {}).values()):
+        peaks["peak_gpu_memory_bytes"] = "peak GPU memory"
+    table = Table("method")
+    for heading in ("adapter budget", "trained parameters", "share of the model", *peaks.values()):
+        table.add_column(heading, justify="right")
+    for method, plan in values["methods"].items():
+        table.add_row(
+            method,
+            "–" if method == "full" else f"{plan['budget']:,}",
+            f"{plan['trainable']:,}",
+            f"{plan['trainable'] / plan['total']:.2%}",
+            *(_mebibytes((measured or {}).get(method), key) for key in peaks),
+        )
+    notes = [f"{name} is not possible: {why}" for name, why in values["impossible"].items()]
+    failed = values.get("not_measured", {})
+    notes += [f"{name} could not be measured: {why}" for name, why in failed.items()]
+    notes.append(UNMEASURED if measured is None else MEASURED)
+    if measured and len(peaks) == 1:
+        notes.append(ON_CPU)
+    rows = _rows(values["rows"]["train"], values["rows"]["validation"])
+    overview = f"{values['task']}: {rows}, {values['steps']:,} steps"
+    return Group(Text(overview), table, *map(Text, notes))
+
+
+def _mebibytes(peak: Mapping[str, int] | None, key: str) -> str:
+    return "–" if peak is None else f"{peak[key] / 2**20:,.0f} MiB"
+
+
+def _rows(train: int, validation: int) -> str:
+    return f"{train:,} training and {validation:,} validation rows"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,15 +121,12 @@ class RunResult:
 
     method: str
     before: Mapping[str, float]
-    """Validation metrics before training."""
     after: Mapping[str, float]
     """Validation metrics of the saved model."""
     budget: int
     """Maximum number of parameters for the method."""
     parameters: int
-    """Parameters in use at the end."""
     peak_parameters: int
-    """Maximum number of parameters in use."""
     initial_ranks: Mapping[str, int]
     """Rank by module name at the start; empty for methods with fixed ranks."""
     final_ranks: Mapping[str, int]
@@ -38,7 +134,6 @@ class RunResult:
     events: Sequence[Event]
     """Events at which ranks could change; empty for methods with fixed ranks."""
     train_seconds: float
-    """Seconds in optimizer steps."""
     dynamic_seconds: float
     """Seconds of the dynamic part, included in `train_seconds`."""
     places: Mapping[str, Path]
@@ -52,16 +147,23 @@ class RunResult:
         return values | {"events": len(events), "events_that_moved": sum(map(moved, events))}
 
 
-def result_table(result: RunResult) -> Table:
-    """Return the results as a table of two columns."""
-    table = Table(title=f"dynlora train: method {result.method}", show_header=False)
+def fact_table(title: str, *sections: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of labels and texts, with a line between sections."""
+    table = Table(title=title, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for rows in (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows):
-        for label, text in rows(result):
+    for rows in sections:
+        for label, text in rows:
             table.add_row(label, Text(text))  # plain: paths may contain rich's square brackets
         table.add_section()
     return table
+
+
+def result_table(result: RunResult) -> Table:
+    """Return the results as a table of two columns."""
+    sections = (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows)
+    title = f"dynlora train: method {result.method}"
+    return fact_table(title, *(rows(result) for rows in sections))
 
 
 def _metric_rows(result: RunResult) -> Iterator[tuple[str, str]]:

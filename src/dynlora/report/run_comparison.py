@@ -62,11 +62,7 @@ class RunComparison:
 
 
 def read_finished(root: Path) -> RunFiles:
-    """Read a finished run.
-
-    Raises:
-        RunFileError: If the folder is not a run or the run is not finished.
-    """
+    """Read a run; raise `RunFileError` if it is not a finished one."""
     run = read_run(root)
     if run.status != "finished":
         raise RunFileError(
@@ -78,11 +74,7 @@ def read_finished(root: Path) -> RunFiles:
 
 
 def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
-    """Compare finished runs.
-
-    Args:
-        runs: At least two, all finished; may contain the same run twice.
-    """
+    """Compare two or more finished runs; the same run may come twice."""
     names = dict.fromkeys(name for run in runs for name in run.final_ranks)
     ranks = {name: tuple(run.final_ranks.get(name) for run in runs) for name in names}
     settings = _differences([flatten(run.config) for run in runs])

@@ -1,9 +1,10 @@
-"""Turn matplotlib figures into SVG inside a page that follows its light and dark colours."""
+"""Colours of a report, and matplotlib figures as SVG in a page that follows light and dark mode."""
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -13,8 +14,38 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dynlora.report.colours import LIGHT
-
+LIGHT = {
+    "paper": "#fdfdfc",
+    "ink": "#1d1f23",
+    "soft": "#62666f",
+    "line": "#dcdee3",
+    "ground": "#eceef1",
+    "empty": "#f6f7f8",
+    "up": "#f0a04b",
+    "down": "#a99be0",
+    "training": "#6f7885",
+    "validation": "#0f6cbd",
+    "good": "#1d7044",
+    "bad": "#b3261e",
+}
+"""Colours by CSS variable. Drawings use them too, so that each is one colour of `DARK`."""
+DARK = {
+    "paper": "#15171b",
+    "ink": "#e8eaee",
+    "soft": "#a3a9b4",
+    "line": "#343942",
+    "ground": "#2a2f37",
+    "empty": "#20242a",
+    "up": "#9c5208",
+    "down": "#6252b5",
+    "training": "#98a1af",
+    "validation": "#6cb2f5",
+    "good": "#6fce9c",
+    "bad": "#ff8a80",
+}
+REACH = (1.5, 3.0)
+"""Minimum and maximum ratio at full colour. The maximum keeps smaller changes visible when one
+layer grows tenfold."""
 MONO, SANS = "DejaVu Sans Mono", "DejaVu Sans"
 """Fonts of the figures, which matplotlib contains; pages use the reader's own."""
 STYLE = {
@@ -39,6 +70,27 @@ _VARIABLE = re.compile("|".join(map(re.escape, VARIABLES)))
 
 
 @dataclass(frozen=True, slots=True)
+class RankScale:
+    """The colour scale of all ranks of a run: violet lost rank, orange gained."""
+
+    reach: float
+    """Ratio to the rank at the start at full colour."""
+
+    def strength(self, rank: int, start: int) -> float:
+        """Return the log ratio of a rank to its start, scaled to [-1, 1]."""
+        if rank < 1 or start < 1:
+            return float((rank > start) - (rank < start))
+        return max(-1.0, min(1.0, math.log(rank / start) / math.log(self.reach)))
+
+
+def rank_scale(moves: Iterable[tuple[int, int]]) -> RankScale:
+    """Return a scale that covers all pairs of rank and rank at the start, within `REACH`."""
+    least, most = REACH
+    ratios = [max(rank, start) / max(1, min(rank, start)) for rank, start in moves]
+    return RankScale(min(max([least, *ratios]), most))
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure with its content in words."""
 
@@ -60,13 +112,7 @@ def drawing_style() -> Iterator[None]:
 def blank(
     width: float, height: float, box: tuple[float, float, float, float]
 ) -> tuple[Figure, Axes]:
-    """Return a new figure and its axes without frame.
-
-    Args:
-        width: Of the figure, in pixels.
-        height: Of the figure, in pixels.
-        box: Left, top, right and bottom of the axes, in pixels.
-    """
+    """Return a figure and its frameless axes; `box` is left, top, right, bottom; in pixels."""
     figure = Figure(
         figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), dpi=PIXELS_PER_INCH
     )
@@ -83,10 +129,7 @@ def blank(
 def mark_events(axes: Axes, at: Sequence[int], y: float) -> None:
     """Draw a dashed line per event, with its number where there is room.
 
-    Args:
-        axes: Their horizontal axis is optimizer steps.
-        at: Steps of the events.
-        y: Height of the numbers, in data coordinates.
+    The horizontal axis is optimizer steps; `y` is the numbers' height in data coordinates.
     """
     last = -float("inf")
     for number, step in enumerate(at, start=1):
@@ -103,12 +146,7 @@ def drawable(text: str) -> str:
 
 
 def to_svg(drawing: Drawing, key: str) -> str:
-    """Return a drawing as an element of a page; equal drawings give equal text.
-
-    Args:
-        drawing: The drawing.
-        key: Prefix of the element ids, unique in the page.
-    """
+    """Return a drawing as an element of a page, reproducibly; `key` is a unique prefix of ids."""
     file = io.StringIO()
     with drawing_style():
         drawing.figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})

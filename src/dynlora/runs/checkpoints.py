@@ -40,9 +40,6 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     """Return a run's checkpoints, complete or not, by optimizer step.
 
     Folders with longer names, such as a user's copies, are ignored.
-
-    Args:
-        folder: Folder of the run's checkpoints.
     """
     found = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
     return {int(number): path for number, path in found.items() if number.isdecimal()}
@@ -64,11 +61,7 @@ def delete_old(folder: Path, limit: int, kept: set[str]) -> None:
 def seal(checkpoint: Path, *, step: int, train: float, evaluation: float) -> None:
     """Complete a checkpoint: write step, seconds and the checksums of all files to `job.json`.
 
-    Args:
-        checkpoint: The checkpoint's folder.
-        step: Completed optimizer steps.
-        train: Seconds in these steps.
-        evaluation: Seconds in evaluations.
+    `train` and `evaluation` are the seconds in completed steps and in evaluations.
     """
     (checkpoint / SEAL).unlink(missing_ok=True)  # a manifest must not list an older one
     seconds = {"training_steps": train, "evaluation": evaluation}
@@ -114,10 +107,7 @@ def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _damage(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the fault of the first file that differs from the manifest; None without a fault.
-
-    Files outside the manifest are ignored.
-    """
+    """Return the fault of the first file that differs from the manifest, if any."""
     for name, expected in manifest.items():
         path = folder / name
         if not path.is_file():
@@ -139,12 +129,7 @@ def _figures(path: Path) -> dict[str, Any]:
 
 
 def can_resume(root: Path, method: str) -> bool:
-    """Return whether a run can resume from a checkpoint.
-
-    Args:
-        root: Folder of the run.
-        method: Method of the run; `adalora` cannot load its checkpoints.
-    """
+    """Return whether a run can resume; `adalora` cannot load its checkpoints."""
     return method != "adalora" and bool(complete_checkpoints(root / "checkpoints"))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,68 +10,27 @@ from dynlora.errors import RunFolderError
 from dynlora.files.whole import drafts_in, remove
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths inside a run's folder."""
+    """Paths inside a run's folder, and the checks before a run writes there."""
 
-    root: Path
-
-    @property
-    def adapter(self) -> Path:
-        """A stock PEFT adapter."""
-        return self.root / "adapter"
-
-    @property
-    def full_model(self) -> Path:
-        """The whole model and its tokenizer, with `method: full`."""
-        return self.root / "model"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, accepted by `dynlora train`."""
-        return self.root / "config.yaml"
-
-    @property
-    def run(self) -> Path:
-        """Versions, seed, parameters, metrics and times."""
-        return self.root / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per Trainer log entry."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def ranks(self) -> Path:
-        """One line per event, with `method: dynamic`."""
-        return self.root / "ranks.jsonl"
-
-    @property
-    def heatmap(self) -> Path:
-        """Ranks by layer and step, with `method: dynamic`."""
-        return self.root / "ranks.png"
-
-    @property
-    def report(self) -> Path:
-        """The page of `dynlora report`; a new run removes it."""
-        return self.root / "report.html"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The Trainer's checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def tracking(self) -> Path:
-        """One folder per tracker, with `training.report_to`."""
-        return self.root / "tracking"
-
-    @property
-    def _all(self) -> tuple[Path, ...]:
-        """All files and folders of a run, except the lock file."""
-        folders = (self.adapter, self.full_model, self.checkpoints, self.tracking)
-        files = (self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run)
-        return (*folders, *files)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.adapter = root / "adapter"  # a stock PEFT adapter
+        self.full_model = root / "model"  # the whole model and its tokenizer, with `method: full`
+        self.config = root / "config.yaml"  # the resolved configuration, for `dynlora train`
+        self.run = root / "run.json"  # versions, seed, parameters, metrics and times
+        self.metrics = root / "metrics.jsonl"  # one line per Trainer log entry
+        self.ranks = root / "ranks.jsonl"  # one line per event, with `method: dynamic`
+        self.heatmap = root / "ranks.png"  # ranks by layer and step, with `method: dynamic`
+        self.report = root / "report.html"  # the page of `dynlora report`; a new run removes it
+        self.checkpoints = root / "checkpoints"  # the Trainer's
+        self.tracking = root / "tracking"  # one folder per tracker, with `training.report_to`
+        # A killed run leaves the lock file, but no lock.
+        self._lock = root / "run.lock"
+        self._all = (
+            *(self.adapter, self.full_model, self.checkpoints, self.tracking),
+            *(self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run),
+        )
 
     def model_files(self, method: str) -> tuple[Path, ...]:
         """Return the model files that must exist, because loading might otherwise query the hub."""
@@ -104,17 +62,8 @@ class RunFolder:
             with self.held():
                 pass
 
-    @property
-    def _lock(self) -> Path:
-        """Lock file of the writing process; a killed run leaves the file, but no lock."""
-        return self.root / "run.lock"
-
     def refuse_run(self) -> None:
-        """Refuse to replace an existing run.
-
-        Raises:
-            RunFolderError: If the folder contains a run.
-        """
+        """Raise `RunFolderError` if the folder contains a run."""
         if self.run.exists():
             raise RunFolderError(
                 f"`output` must be a folder without a run, got {self.root}, which holds one: give "
@@ -147,13 +96,9 @@ class RunFolder:
             lock.release()
 
     def check_apart(self, inputs: Mapping[str, str | None]) -> None:
-        """Check that `clear` would not remove an input of the job.
+        """Raise `RunFolderError` if `clear` would remove an input of the job.
 
-        Args:
-            inputs: Path per configuration key; None if the key is unset.
-
-        Raises:
-            RunFolderError: If it would.
+        `inputs` has the path per configuration key, None if unset.
         """
         owned = [path.resolve() for path in self._all]
         for key, place in inputs.items():

@@ -57,12 +57,7 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
 
 
 def _check_event(event: Event, past: Event) -> None:
-    """Check the range of an event's values, and that it fits the previous event.
-
-    Raises:
-        ValueError: If a count is negative, a number is not finite, the step is earlier, or the
-            layers differ.
-    """
+    """Check the range of an event's values, and that it fits the previous event."""
     layers = event.layers.values()
     counts = [event.step, event.parameters]
     counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]

@@ -3,13 +3,16 @@
 An unfinished run is read as far as its files go; `notes` list the missing parts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from dynlora.adapter_files.names import check_names, natural_key
 from dynlora.errors import RunFileError
-from dynlora.runs.adapter_ranks import read_adapter_ranks
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import read_events, read_metrics
@@ -22,6 +25,9 @@ from dynlora.runs.record import (
 )
 from dynlora.types import Event
 
+WEIGHTS = "adapter_model.safetensors"
+FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
+"""Name under which PEFT saves `lora_A`, whose first axis is the rank."""
 MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
@@ -30,13 +36,11 @@ class RunFiles:
     """The contents of a run's folder."""
 
     root: Path
-    """Folder of the run."""
     status: str
     """`finished`, or a key of `UNFINISHED`."""
     method: str
     """`dynamic`, `lora`, `adalora` or `full`."""
     seed: int | None
-    """Seed of initial weights, data order and dropout."""
     written: str
     """Time of the last write of `run.json`, in ISO 8601, or `unknown`."""
     steps: int
@@ -50,19 +54,14 @@ class RunFiles:
     parameters: Mapping[str, float | None]
     """Parameters in use at the `start`, at the `peak` and at the `end`."""
     seconds: Mapping[str, float | None]
-    """Seconds by activity."""
     memory: Mapping[str, int | None]
-    """Peak memory in bytes, by kind."""
     rows: Mapping[str, float | None]
-    """Rows by split."""
     facts: Mapping[str, Any]
     """Full content of `run.json`."""
     config: Mapping[str, Any]
     """The resolved configuration, as nested mappings."""
     metrics: Sequence[Mapping[str, Any]]
-    """Lines of `metrics.jsonl`."""
     events: Sequence[Event]
-    """Lines of `ranks.jsonl`."""
     initial_ranks: Mapping[str, int]
     """Rank by module name before the first event; empty for methods with fixed ranks."""
     final_ranks: Mapping[str, int]
@@ -153,11 +152,30 @@ def _ranks(
     """Return initial and latest ranks, from the events, `run.json` or the adapter."""
     ranks: dict[str, int] = facts.get("final_ranks", {})
     if not events:
-        return ranks, ranks or read_adapter_ranks(folder.adapter)
+        return ranks, ranks or _adapter_ranks(folder.adapter)
     last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
     if ranks and ranks.keys() != last.keys():
         raise wrong_record(folder.run, "`final_ranks` must be of the layers in ranks.jsonl")
     return {name: layer.rank_before for name, layer in events[0].layers.items()}, ranks or last
+
+
+def _adapter_ranks(folder: Path) -> dict[str, int]:
+    """Return the rank per module from the adapter's header, in natural order; or nothing."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            keys = file.keys()
+            check_names(keys, path)
+            found = {match["module"]: key for key in keys if (match := FACTOR.match(key))}
+            modules = sorted(found, key=natural_key)
+            return {module: file.get_slice(found[module]).get_shape()[0] for module in modules}
+    except (OSError, SafetensorError) as error:
+        raise RunFileError(
+            f"an adapter's {WEIGHTS} must be a whole safetensors file, got {error} for {path} of "
+            f"{path.stat().st_size} bytes: restore the file from a copy, or train again."
+        ) from error
 
 
 def _notes(

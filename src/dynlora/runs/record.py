@@ -84,11 +84,7 @@ def installed(package: str) -> str:
 
 
 def release(package: Path = PACKAGE) -> str:
-    """Return the version; in a checkout with commit and `.dirty`, as `0.1.0+g0123456789ab.dirty`.
-
-    Args:
-        package: Folder of the package; only changes in it count as dirty.
-    """
+    """Return the version; in a checkout, as `0.1.0+g0123456789ab.dirty`."""
     number = version("dynlora")
     if _git(package, "rev-parse", "--show-prefix") != PLACE:
         return number

@@ -42,9 +42,7 @@ class Past:
     step: int
     """Completed optimizer steps."""
     train_seconds: float
-    """Seconds in these steps."""
     eval_seconds: float
-    """Seconds in evaluations so far."""
     run: Mapping[str, Any]
     """Values of `run.json`; empty if the file is missing."""
     log: Sequence[Mapping[str, Any]]
@@ -89,15 +87,7 @@ def find_past(folder: RunFolder, config: Mapping[str, Any]) -> Past | None:
 
 
 def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
-    """Check that model and data are the same as when the run began.
-
-    Args:
-        past: The run to resume.
-        now: Values that must equal those in its `run.json`.
-
-    Raises:
-        ResumeError: If a value differs.
-    """
+    """Raise `ResumeError` if values in the past run's `run.json` differ from those of `now`."""
     for key, value in now.items():
         if past.run.get(key, value) != value:
             raise ResumeError(
@@ -169,11 +159,7 @@ def _read(checkpoint: Path) -> Past:
 
 
 def _trainer_state(checkpoint: Path, step: int) -> dict[str, Any]:
-    """Return the values of `trainer_state.json`.
-
-    Raises:
-        ResumeError: If a value is missing, unknown or of the wrong type, or the step differs.
-    """
+    """Return the values of `trainer_state.json`, checked."""
     try:
         state = read_json(checkpoint / STATE)
         check_kind(state, _STATE_KINDS)

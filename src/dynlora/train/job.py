@@ -15,9 +15,8 @@ from rich.console import Console
 from transformers import set_seed
 
 from dynlora.input_adaptive.file import save_input_adaptive
-from dynlora.report.outlook import Outlook
 from dynlora.report.rank_map import write_rank_map
-from dynlora.report.results import RunResult
+from dynlora.report.results import Outlook, RunResult
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
 from dynlora.train.build import Job, build_job

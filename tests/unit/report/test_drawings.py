@@ -8,12 +8,12 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from dynlora.report.colours import DARK, LIGHT, REACH, rank_scale
 from dynlora.report.curves import MOST_POINTS, charts, draw_chart
 from dynlora.report.rank_map import rank_map, scale_of, write_rank_map
-from dynlora.report.svg import to_svg
+from dynlora.report.svg import DARK, LIGHT, REACH, rank_scale, to_svg
 from tests.unit.events import make_event
 from tests.unit.report.runs import METRICS
 
@@ -36,22 +36,18 @@ def test_growth_is_orange_loss_is_violet_and_no_change_is_neither(tmp_path: Path
     grown, lost = saturated(draw(tmp_path / "moved.png", [make_event(10, START, END)]))
     assert grown > 10_000
     assert lost > 10_000
+    last = draw(tmp_path / "last.png", [make_event(100, START, END)])
+    assert min(saturated(last)) > 300, "a change in the last step is visible"
     assert saturated(draw(tmp_path / "still.png", [make_event(10, START, START)])) == (0, 0)
+    before = dict(mpl.rcParams)
     assert saturated(draw(tmp_path / "none.png", [])) == (0, 0)
+    assert dict(mpl.rcParams) == before, "matplotlib's global state stays"
 
 
-def test_a_change_after_the_last_step_is_visible(tmp_path: Path) -> None:
-    assert min(saturated(draw(tmp_path / "ranks.png", [make_event(100, START, END)]))) > 300
-
-
-@pytest.mark.parametrize("layers", [1, 60])
-def test_the_rows_of_many_layers_are_thin(
-    tmp_path: Path, layers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rows_of_many_layers_are_thin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynlora.report.rank_map.TALLEST", 300.0)
-    image = draw(tmp_path / "ranks.png", [], {f"model.layers.0.part{n}": 8 for n in range(layers)})
+    image = draw(tmp_path / "ranks.png", [], {f"model.layers.0.part{n}": 8 for n in range(60)})
     assert 150 < image.shape[0] < 700
-    assert image.shape[1] > 900
 
 
 def test_a_doubled_rank_is_as_strong_as_a_halved_one_within_limits() -> None:
@@ -60,33 +56,25 @@ def test_a_doubled_rank_is_as_strong_as_a_halved_one_within_limits() -> None:
     assert scale.strength(16, 8) == pytest.approx(1) == -scale.strength(4, 8)
     assert 0 < scale.strength(9, 8) < scale.strength(12, 8) < 1
     assert (scale.strength(8, 8), scale.strength(0, 0), scale.strength(0, 8)) == (0, 0, -1)
-    assert rank_scale([]).reach == rank_scale([(9, 8)]).reach == REACH[0]
-    assert rank_scale([(80, 8)]).reach == rank_scale([(0, 8)]).reach == REACH[1]
+    for moves, reach in (([], REACH[0]), ([(9, 8)], REACH[0]), ([(80, 8), (0, 8)], REACH[1])):
+        assert rank_scale(moves).reach == reach
     assert rank_scale([(80, 8)]).strength(80, 8) == 1
 
 
-def luminance(colour: tuple[float, ...]) -> float:
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+def contrast(*colours: np.ndarray) -> float:
     """Return WCAG's contrast ratio of two colours."""
-    low, high = sorted((luminance(one), luminance(other)))
+    linear = [np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in colours]
+    low, high = sorted(float(c @ (0.2126, 0.7152, 0.0722)) for c in linear)
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_text_can_be_read_on_every_colour(theme: dict[str, str]) -> None:
-    colours = {
-        name: tuple(int(code[n : n + 2], 16) / 255 for n in (1, 3, 5))
-        for name, code in theme.items()
-    }
+    colours = {name: np.array(to_rgb(code)) for name, code in theme.items()}
     for side in ("up", "down"):
-        for strength in (0, 0.25, 0.5, 0.75, 1):
-            pairs = zip(colours[side], colours["ground"], strict=True)
-            mixed = tuple(strength * a + (1 - strength) * b for a, b in pairs)
-            assert contrast(colours["ink"], mixed) >= 4.5, (side, strength)
+        for share in (0, 0.5, 1):
+            mixed = share * colours[side] + (1 - share) * colours["ground"]
+            assert contrast(colours["ink"], mixed) >= 4.5, (side, share)
     for name in ("ink", "soft", "good", "bad", "training", "validation"):
         assert contrast(colours[name], colours["paper"]) >= 4.3, name
 
@@ -119,12 +107,6 @@ def test_names_are_written_as_they_are_even_where_they_look_like_formulas() -> N
     assert [text for text in texts if text in shown.values()] == list(shown.values())
 
 
-def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
-    before = dict(mpl.rcParams)
-    draw(tmp_path / "ranks.png", [make_event(10, START, END)])
-    assert dict(mpl.rcParams) == before
-
-
 def test_there_is_a_chart_for_the_loss_and_for_each_metric_with_finite_values() -> None:
     found = charts(METRICS, ["pearson", "loss", "never_logged"])
     assert [(chart.name, chart.lines) for chart in found] == [
@@ -135,9 +117,7 @@ def test_there_is_a_chart_for_the_loss_and_for_each_metric_with_finite_values() 
     assert charts(odd, ["loss"]) == []
 
 
-@pytest.mark.parametrize(
-    "values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [3e5, 4e9], [1e20], [-1e300, 1e300]]
-)
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [-1e300, 1e300]])
 def test_points_are_inside_the_chart_and_higher_for_larger_values(values: list[float]) -> None:
     metrics = [{"step": n, "eval_m": value} for n, value in enumerate(values)]
     (chart,) = charts(metrics, ["m"])

@@ -14,9 +14,6 @@ def test_blocks_form_a_grid_and_layers_outside_blocks_are_listed() -> None:
         "bert.encoder.layer", ["0", "1", "2"], KINDS,
     )  # fmt: skip
     assert last == Loose(("bert.pooler.dense", "classifier", "heads.0"))
-
-
-def test_each_stack_has_its_own_grid_which_begins_at_the_first_number() -> None:
     names = [f"{side}.block.{n}.layer.1.q" for side in ("encoder", "decoder") for n in range(2)]
     parts = arrange([*names, "0.q"])
     assert [(part.prefix, part.kinds) for part in parts if isinstance(part, Stack)] == [
@@ -36,7 +33,6 @@ def test_stacks_of_many_or_unlike_kinds_are_listed() -> None:
     [
         (["b.layer.1.q", "b.layer.0.q", "b.pooler"], ["1.q", "0.q", "pooler"]),
         (["t5.a.block.0.q", "t5.b.block.0.q"], ["a.block.0.q", "b.block.0.q"]),
-        (["m.layers.1.q", "m.layers.0.q"], ["1.q", "0.q"]),
         (["model.query"], ["query"]),
         (["a.0", "a.1"], ["0", "1"]),
         ([], []),

@@ -1,18 +1,18 @@
 """Which checkpoint a job goes on from."""
 
-import dataclasses
 import json
 import math
 import re
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from dynlora.errors import ResumeError, RunFileError, RunFolderError
+from dynlora.errors import ResumeError, RunFileError
 from dynlora.files.json_files import write_json
 from dynlora.runs import resume
 from dynlora.runs.checkpoints import complete_checkpoints, seal
@@ -36,8 +36,16 @@ def config(folder: RunFolder, resume: str = "none", **training: object) -> JobCo
     )
 
 
-def find_past(config: JobConfig, folder: RunFolder) -> Past | None:
-    return resume.find_past(folder, plain_values(config))
+def find_past(folder: RunFolder, resume_from: str = "latest", **training: object) -> Past:
+    job = config(folder, resume_from, **training)
+    past = resume.find_past(folder, plain_values(job))
+    assert past is not None
+    return past
+
+
+def refuse(folder: RunFolder, told: str, **training: object) -> None:
+    with pytest.raises(ResumeError, match=told):
+        find_past(folder, **training)
 
 
 def begin(folder: RunFolder, *steps: int) -> None:
@@ -45,20 +53,11 @@ def begin(folder: RunFolder, *steps: int) -> None:
     write_json(folder.run, {"budget": 10, "metrics_before": {"loss": 1.0}})
     for step in steps:
         checkpoint = folder.checkpoints / f"checkpoint-{step}"
-        checkpoint.mkdir(parents=True)
+        (checkpoint / "deep").mkdir(parents=True)
         state = TrainerState(global_step=step, stateful_callbacks=[TrainerControl()])
         state.save_to_json(str(checkpoint / "trainer_state.json"))
-        (checkpoint / "optimizer.pt").write_bytes(bytes(100))
+        (checkpoint / "deep" / "optimizer.pt").write_bytes(bytes(100))
         seal(checkpoint, step=step, train=2.5, evaluation=0.5)
-
-
-def test_a_job_that_does_not_resume_has_no_past(folder: RunFolder) -> None:
-    assert find_past(config(folder), folder) is None
-    begin(folder, 5)
-    with pytest.raises(RunFolderError, match="holds one"):
-        find_past(config(folder), folder)
-    again = dataclasses.replace(config(folder), overwrite=True)
-    assert find_past(again, folder) is None
 
 
 def test_the_newest_complete_checkpoint_is_the_latest(folder: RunFolder) -> None:
@@ -66,39 +65,29 @@ def test_the_newest_complete_checkpoint_is_the_latest(folder: RunFolder) -> None
     write_json(folder.checkpoints / "checkpoint-110" / "trainer_state.json", {})
     newest = folder.checkpoints / "checkpoint-100"
     shutil.copytree(newest, newest.with_name("checkpoint-999-keep"))  # a user's copy
+    (newest / "later").write_text("not in the seal")
     assert sorted(complete_checkpoints(folder.checkpoints)) == [5, 90, 100]
-    past = find_past(config(folder, "latest"), folder)
-    assert past is not None
-    assert past.checkpoint == folder.checkpoints / "checkpoint-100"
+    past = find_past(folder)
+    assert past.checkpoint == newest
     assert (past.step, past.train_seconds, past.eval_seconds) == (100, 2.5, 0.5)
     assert past.run["metrics_before"] == {"loss": 1.0}
     assert past.source.root == folder.root.resolve()
+    check_same_task(past, {"budget": 10, "unknown to old runs": 3})
+    with pytest.raises(ResumeError, match=r"`budget` of .*run\.json is 10 and now 20"):
+        check_same_task(past, {"budget": 20})
 
 
 def test_a_lost_run_json_is_no_obstacle(folder: RunFolder, tmp_path: Path) -> None:
     begin(folder, 5)
     folder.run.unlink()
-    other = RunFolder(tmp_path / "other")
-    past = find_past(config(other, str(folder.checkpoints / "checkpoint-5")), other)
-    assert past is not None
+    past = find_past(RunFolder(tmp_path / "other"), str(folder.checkpoints / "checkpoint-5"))
     assert past.run == {}
 
 
 def test_any_other_setting_that_differs_is_named(folder: RunFolder) -> None:
     begin(folder, 5)
-    with pytest.raises(ResumeError, match=r"1 key differs: training\.seed \(was 0, now 7\)"):
-        find_past(config(folder, "latest", seed=7), folder)
-    with pytest.raises(ResumeError, match="2 keys differ"):
-        find_past(config(folder, "latest", seed=7, epochs=1), folder)
-
-
-def test_another_model_or_data_behind_the_same_settings_is_refused(folder: RunFolder) -> None:
-    begin(folder, 5)
-    past = find_past(config(folder, "latest"), folder)
-    assert past is not None
-    check_same_task(past, {"budget": 10, "unknown to old runs": 3})
-    with pytest.raises(ResumeError, match=r"`budget` of .*run\.json is 10 and now 20"):
-        check_same_task(past, {"budget": 20})
+    refuse(folder, r"1 key differs: training\.seed \(was 0, now 7\)", seed=7)
+    refuse(folder, "2 keys differ", seed=7, epochs=1)
 
 
 def cut_short(path: Path) -> None:
@@ -111,46 +100,38 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGES = [
-    (cut_short, r"optimizer\.pt has 95 bytes, not 100"),
-    (flip_a_bit, r"optimizer\.pt has other content than was written"),
-    (Path.unlink, r"optimizer\.pt is missing"),
-]
-
-
-@pytest.mark.parametrize(("harm", "told"), DAMAGES)
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (cut_short, r"optimizer\.pt has 95 bytes, not 100"),
+        (flip_a_bit, r"optimizer\.pt has other content than was written"),
+        (Path.unlink, r"optimizer\.pt is missing"),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused_with_the_file_and_latest_good_passes_it_over(
     folder: RunFolder, harm: Callable[[Path], None], told: str
 ) -> None:
     begin(folder, 5, 10)
-    harm(folder.checkpoints / "checkpoint-10" / "optimizer.pt")
-    with pytest.raises(ResumeError, match=told):
-        find_past(config(folder, "latest"), folder)
-    past = find_past(config(folder, "latest-good"), folder)
-    assert past is not None
+    harm(folder.checkpoints / "checkpoint-10" / "deep" / "optimizer.pt")
+    refuse(folder, told)
+    past = find_past(folder, "latest-good")
     assert past.step == 5
     (reason,) = past.skipped
     assert re.search(told, reason)
+    harm(folder.checkpoints / "checkpoint-5" / "deep" / "optimizer.pt")
+    refuse(folder, f"got 2 of which none is.*{told}", resume_from="latest-good")
 
 
 def test_latest_good_passes_over_checkpoints_that_were_not_completed(folder: RunFolder) -> None:
     begin(folder, 5, 10, 15)
     (folder.checkpoints / "checkpoint-15" / "job.json").unlink()
     (folder.checkpoints / "checkpoint-20").mkdir()
-    past = find_past(config(folder, "latest-good"), folder)
-    assert past is not None
+    past = find_past(folder, "latest-good")
     assert past.step == 10
     assert [re.search(r"checkpoint-\d+", reason)[0] for reason in past.skipped] == [
         "checkpoint-20",
         "checkpoint-15",
     ]
-
-
-def test_where_no_checkpoint_is_good_latest_good_says_why(folder: RunFolder) -> None:
-    begin(folder, 5)
-    cut_short(folder.checkpoints / "checkpoint-5" / "optimizer.pt")
-    with pytest.raises(ResumeError, match=r"got 1 of which none is.*optimizer\.pt has 95 bytes"):
-        find_past(config(folder, "latest-good"), folder)
 
 
 PROGRESS: dict[str, Any] = {
@@ -171,14 +152,12 @@ PROGRESS: dict[str, Any] = {
                 {"files": {"optimizer.pt": {"bytes": "100", "sha256": 7}}},
             )
         ),
-        json.dumps(PROGRESS).replace("5", "1e999", 1),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_refused_by_its_name(folder: RunFolder, content: str) -> None:
     begin(folder, 5)
     (folder.checkpoints / "checkpoint-5" / "job.json").write_text(content)
-    with pytest.raises(ResumeError, match=r"without a readable job\.json"):
-        find_past(config(folder, "latest"), folder)
+    refuse(folder, r"without a readable job\.json")
 
 
 @pytest.mark.parametrize(
@@ -186,50 +165,33 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder: RunFolder, conte
     [
         ({"global_step": 3}, "`global_step` must be 5, got 3"),
         ({"global_step": 5.0}, r"`global_step` of its content must be a whole number, got '5\.0'"),
-        ({"log_history": {}}, "`log_history` of its content must be a list"),
         ({"log_history": [{"step": 1, "eval_loss": "low"}]}, "`eval_loss`"),
         ({"best_metric": []}, "`best_metric`"),
         ({"best_model_checkpoint": 7}, "`best_model_checkpoint`"),
         ({"stateful_callbacks": {}}, "`TrainerControl`"),
         ({"unknown": 7}, "unknown"),
+        ("[]", "not an object"),
+        ("{}", "must hold `global_step`"),
     ],
 )
 def test_a_trainer_state_of_another_kind_is_refused_and_latest_good_passes_it_over(
-    folder: RunFolder, changed: dict[str, Any], told: str
+    folder: RunFolder, changed: dict[str, Any] | str, told: str
 ) -> None:
     begin(folder, 2, 5)
     checkpoint = folder.checkpoints / "checkpoint-5"
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state | changed))
+    path = checkpoint / "trainer_state.json"
+    given = json.loads(path.read_text())
+    path.write_text(changed if isinstance(changed, str) else json.dumps(given | changed))
     seal(checkpoint, step=5, train=2.5, evaluation=0.5)
-    with pytest.raises(ResumeError, match=rf"(?s)trainer_state\.json.*checkpoint-5.*{told}"):
-        find_past(config(folder, "latest"), folder)
-    past = find_past(config(folder, "latest-good"), folder)
-    assert past is not None
-    assert past.step == 2
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", "{"])
-def test_a_trainer_state_that_is_no_object_or_lacks_a_value_is_refused(
-    folder: RunFolder, content: str
-) -> None:
-    begin(folder, 5)
-    checkpoint = folder.checkpoints / "checkpoint-5"
-    (checkpoint / "trainer_state.json").write_text(content)
-    seal(checkpoint, step=5, train=2.5, evaluation=0.5)
-    with pytest.raises(ResumeError, match=r"trainer_state\.json of its step"):
-        find_past(config(folder, "latest"), folder)
+    refuse(folder, rf"(?s)trainer_state\.json.*checkpoint-5.*{told}")
+    assert find_past(folder, "latest-good").step == 2
 
 
 def test_a_record_of_another_kind_is_refused_by_its_name(folder: RunFolder) -> None:
     begin(folder, 5)
     write_json(folder.run, {"metrics_before": {"loss": "low"}})
     with pytest.raises(RunFileError, match=r"run\.json must be as .*metrics_before"):
-        find_past(config(folder, "latest"), folder)
-
-
-def link(folder: RunFolder, to: Path) -> None:
-    (folder.checkpoints / "checkpoint-10").symlink_to(to)
+        find_past(folder)
 
 
 def test_latest_good_follows_a_link_into_its_run_and_passes_over_all_others(
@@ -242,34 +204,22 @@ def test_latest_good_follows_a_link_into_its_run_and_passes_over_all_others(
     own, theirs = (one.checkpoints / "checkpoint-5" for one in (folder, other))
     newest = folder.checkpoints / "checkpoint-10"
     for target in (elsewhere, theirs, tmp_path / "nowhere", newest, own):
-        link(folder, target)
-        past = find_past(config(folder, "latest-good"), folder)
-        assert past is not None
-        assert past.step == 5
-        assert past.source.root == folder.root.resolve()
+        newest.symlink_to(target)
+        past = find_past(folder, "latest-good")
+        assert (past.step, past.source.root) == (5, folder.root.resolve())
         assert past.checkpoint == (newest if target == own else own)
         assert len(past.skipped) == (0 if target == own else 1)
         newest.unlink()
 
 
-def test_a_checkpoint_of_a_newer_format_is_named_with_its_version_and_passed_over(
+def test_a_checkpoint_without_a_format_is_read_and_one_of_a_newer_format_named_and_passed_over(
     folder: RunFolder,
 ) -> None:
     begin(folder, 5, 10)
-    path = folder.checkpoints / "checkpoint-10" / "job.json"
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps(values | {"format": 2, "dynlora": "9.8"}))
-    with pytest.raises(ResumeError, match=r"job\.json was written by dynlora 9\.8, format 2;"):
-        find_past(config(folder, "latest"), folder)
-    past = find_past(config(folder, "latest-good"), folder)
-    assert past is not None
-    assert past.step == 5
-
-
-def test_a_checkpoint_without_a_format_is_read(folder: RunFolder) -> None:
-    begin(folder, 5)
-    path = folder.checkpoints / "checkpoint-5" / "job.json"
-    values = json.loads(path.read_text())
-    del values["format"], values["dynlora"]
-    path.write_text(json.dumps(values))
-    assert find_past(config(folder, "latest"), folder) is not None
+    for step, version in ((5, {}), (10, {"format": 2, "dynlora": "9.8"})):
+        path = folder.checkpoints / f"checkpoint-{step}" / "job.json"
+        values = json.loads(path.read_text())
+        assert (values.pop("format"), values.pop("dynlora")) == (1, metadata.version("dynlora"))
+        path.write_text(json.dumps(values | version))
+    refuse(folder, r"job\.json was written by dynlora 9\.8, format 2;")
+    assert find_past(folder, "latest-good").step == 5
