@@ -33,21 +33,19 @@ def merge_adapter(
     base.config.update(dict(head))
     untie(base, adapter)
     merged = attach(adapter, base).merge_and_unload(safe_merge=True)
+    loader: Any
+    more: dict[str, str] = {}
+    kind, file, loader = "tokenizer", "tokenizer_config.json", AutoTokenizer
     if base.main_input_name == "pixel_values":
-        kind, file, load = "image processor", "preprocessor_config.json", _image_processor
-    else:
-        kind, file, load = "tokenizer", "tokenizer_config.json", AutoTokenizer.from_pretrained
+        kind, file, loader = "image processor", "preprocessor_config.json", AutoImageProcessor
+        more = {"backend": "pil"}  # always installed, and the saved file names no backend package
     own = (adapter.folder / file).is_file()
     place = BaseSource(str(adapter.folder), local_only=True) if own else source
     with new_folder(output) as draft:
         merged.save_pretrained(draft)
         try:
-            load(place.place, **place.options).save_pretrained(draft)
+            found = loader.from_pretrained(place.place, **place.options, **more)
+            found.save_pretrained(draft)
         except UNLOADABLE:
             return kind, False
         return kind, True
-
-
-def _image_processor(place: str, **options: Any) -> Any:
-    # Pillow is always installed, and the saved processor names no backend package.
-    return AutoImageProcessor.from_pretrained(place, backend="pil", **options)

@@ -25,31 +25,17 @@ from dynlora.report.svg import (
 from dynlora.report.wording import shorten
 from dynlora.types import Event, moved
 
-ROW = 17.0
-"""Maximum height of a layer's row, in pixels."""
-TALLEST = 8_000.0
-"""Approximate maximum height of all rows; with many layers, rows are thinner."""
-LABEL = 11.0
-"""Minimum height per row with text; of thinner rows only some have text."""
-BLOCK_GAP = 4.0
-"""Space between two blocks."""
-CHARACTER = 7
-"""Width of a character of the names."""
-DIGIT = 6.5
-"""Width of a digit inside a row."""
-LONGEST_NAME = 44
-"""Maximum characters of a name; the row's tooltip contains the full name."""
-PLOT = 600
-"""Width of the time axis."""
-LEAST_SPELL = 0.03
-"""Minimum width of the last ranks as a share of the run, so that a change in the last step is
-visible."""
-ABOVE, BELOW, ENDS = 44, 26, 76
-"""Space for the axes and for the column with the first and last ranks."""
-EVENT_NUMBERS = 17
-"""Space for the numbers of the events."""
-HEADING = 48
-"""Space for the heading of a picture."""
+# All sizes are in pixels.
+ROW = 17.0  # maximum height of a layer's row
+TALLEST = 8_000.0  # approximate maximum height of all rows; with many layers, rows are thinner
+LABEL = 11.0  # minimum height per row with text; of thinner rows only some have text
+BLOCK_GAP = 4.0  # between two blocks
+CHARACTER, DIGIT = 7, 6.5  # widths of a character of the names and of a digit inside a row
+LONGEST_NAME = 44  # characters; the row's tooltip contains the full name
+PLOT = 600  # width of the time axis
+LEAST_SPELL = 0.03  # minimum share of the axis for the last ranks, to show a change at the end
+ABOVE, BELOW, ENDS = 44, 26, 76  # for the axes and the column with the first and last ranks
+EVENT_NUMBERS, HEADING = 17, 48  # for the numbers of the events and the heading of a picture
 Spells = Sequence[tuple[int, int]]
 """A layer's ranks, each with the step from which it applies."""
 

@@ -161,9 +161,10 @@ def fact_table(title: str, *sections: Iterable[tuple[str, str]]) -> Table:
 
 def result_table(result: RunResult) -> Table:
     """Return the results as a table of two columns."""
-    sections = (_metric_rows, _parameter_rows, _rank_rows, _time_rows, _place_rows)
+    rows = (_metric_rows, _parameter_rows, _rank_rows, _time_rows)
+    places = [(what, str(where)) for what, where in result.places.items()]
     title = f"dynlora train: method {result.method}"
-    return fact_table(title, *(rows(result) for rows in sections))
+    return fact_table(title, *(section(result) for section in rows), places)
 
 
 def _metric_rows(result: RunResult) -> Iterator[tuple[str, str]]:
@@ -220,8 +221,3 @@ def _time_rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if result.final_ranks:
         part = result.dynamic_seconds / result.train_seconds if result.train_seconds else 0.0
         yield "of it dynamic part", f"{result.dynamic_seconds:.2f} s ({part:.2%})"
-
-
-def _place_rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    for what, where in result.places.items():
-        yield what, str(where)

@@ -158,7 +158,10 @@ def comparison_table(found: RunComparison) -> RenderableType:
     short = short_names(list(found.ranks))
     differing = {short[name]: ranks for name, ranks in found.ranks.items() if _difference(ranks)}
     if differing:
-        most = [(name, [*map(_rank, ranks)]) for name, ranks in differing.items()][:LAYERS]
+        most = [
+            (name, ["–" if rank is None else str(rank) for rank in ranks])
+            for name, ranks in list(differing.items())[:LAYERS]
+        ]
         title = f"ranks that differ most, {len(most)} of {len(differing)} layers"
         parts += _table(title, runs, [most])
     elif found.ranks:
@@ -195,10 +198,6 @@ def _metrics(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
             change = change_text(runs[0].after.get(name), run.after.get(name))
             after[place] += f" ({change})" if change else ""
         yield f"{name} after", after
-
-
-def _rank(rank: int | None) -> str:
-    return "–" if rank is None else str(rank)
 
 
 def _metric(values: Mapping[str, float | None], name: str) -> str:
