@@ -1,7 +1,6 @@
 """Run texts through an adapted model and collect second moments per LoRA layer.
 
-Only the r x r moment of ``A x`` and the output norm are accumulated, in float64, so memory does
-not depend on the number of tokens.
+Only the r x r moment of ``A x`` and the output norm are kept, whatever the number of tokens.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
-"""The folder of a PEFT LoRA adapter: read and check one, or write one to a new folder.
+"""The folder of a PEFT LoRA adapter, perhaps from an untrusted source: read, check, write.
 
-Adapters may come from untrusted sources: weights are read only from safetensors, because loading a
-pickle can run code, and every tensor is checked.
+Weights are read only from safetensors, because loading a pickle can run code.
 """
 
 import json
@@ -35,17 +34,10 @@ PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
 """Names of the tensors of a plain LoRA layer: `lora_A`, `lora_B` or the bias of `lora_B`."""
 COMPANIONS = (
-    "README.md",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
+    "README.md", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja",
-)
+)  # fmt: skip
 """Files to copy with an adapter's weights."""
 
 
@@ -238,11 +230,7 @@ def check_free(output: Path) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which becomes `output` unless an error is raised.
-
-    Raises:
-        AdapterError: If `output` is not free or cannot be written.
-    """
+    """Yield a folder that becomes `output`; raise `AdapterError` if that fails."""
     check_free(output)
     try:
         with whole_folder(output) as draft:

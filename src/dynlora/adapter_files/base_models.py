@@ -1,7 +1,6 @@
-"""Base models: a folder or hub name in; the model and its randomly initialized weights out.
+"""Load base models without running code beside them, and find randomly initialized weights.
 
-Code beside a model never runs. Transformers initializes missing or mismatched weights randomly and
-only logs it; `refuse_drawn` makes that an error.
+Transformers only logs such weights; `refuse_drawn` makes them an error.
 """
 
 import struct
@@ -12,16 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 UNLOADABLE = (
-    OSError,
-    ValueError,
-    ImportError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    struct.error,
-    SafetensorError,
-    StrictDataclassError,
-)
+    OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, struct.error,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 """Errors of transformers for missing or broken files, an unknown architecture, or a missing
 package."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions")

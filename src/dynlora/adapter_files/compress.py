@@ -1,12 +1,9 @@
 """Cut a trained adapter to a parameter budget or to one rank, without training.
 
 Each next rank goes to the layer whose next component has the most energy (squared Frobenius norm)
-per parameter (`adjuster.grant_ranks`). Energies decrease within a layer, so no other ranks of the
-same cost keep more energy, except for the last rank that does not fit.
-
-Data does not change ranks. It changes the directions that a layer keeps to the ones with the
-largest part in its output. Choosing ranks by outputs too changed predictions more
-(`benchmarks/compress.py`).
+per parameter, which no other ranks of the same cost beat, except for the last one that does not
+fit. Data does not change ranks, but selects the directions with the largest part in the output:
+choosing ranks by outputs too changed predictions more (`benchmarks/compress.py`).
 """
 
 import math
@@ -184,7 +181,7 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
             f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `--format "
             "svd-uniform`."
         )
-    return adapter.with_layers([layer.folded().padded(rank) for layer in adapter.layers])
+    return adapter.with_layers([layer.at_rank(rank) for layer in adapter.layers])
 
 
 def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:

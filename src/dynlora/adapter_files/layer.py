@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dynlora.small_matrices import output_directions
 
@@ -92,34 +93,24 @@ class SavedLayer:
             lora_alpha=alpha,
         )
 
-    def folded(self) -> "SavedLayer":
-        """Return the same update with `scaling` folded into `lora_B` and bias, and ``alpha = r``.
+    def at_rank(self, rank: int) -> "SavedLayer":
+        """Return the same update padded with zeros to `rank`, with a scaling of 1.
 
-        If the folded `lora_B` is not exact in half precision, the layer becomes float32.
+        `scaling` is folded into `lora_B` and bias. If the folded `lora_B` is not exact in half
+        precision, the layer becomes float32.
         """
         exact = self.lora_B.double() * self.scaling
         dtype = self.lora_B.dtype
         if dtype.itemsize < 4 and not torch.equal(exact.to(dtype).double(), exact):
             dtype = torch.float32
+        more = (0, rank - self.r)
         return replace(
             self,
-            lora_A=self.lora_A.to(dtype),
-            lora_B=exact.to(dtype),
+            lora_A=pad(self.lora_A.to(dtype), (0, 0) * (self.lora_A.dim() - 1) + more),
+            lora_B=pad(exact.to(dtype), (0, 0) * (exact.dim() - 2) + more),
             bias=None if self.bias is None else (self.bias.double() * self.scaling).to(dtype),
-            lora_alpha=float(self.r),
-            use_rslora=False,
-        )
-
-    def padded(self, rank: int) -> "SavedLayer":
-        """Return a folded layer padded with zeros to `rank`; its update stays the same."""
-        missing = rank - self.r
-        zero_rows = self.lora_A.new_zeros(missing, *self.lora_A.shape[1:])
-        zero_columns = self.lora_B.new_zeros(self.outputs, missing, *self.lora_B.shape[2:])
-        return replace(
-            self,
-            lora_A=torch.cat([self.lora_A, zero_rows]),
-            lora_B=torch.cat([self.lora_B, zero_columns], dim=1),
             lora_alpha=float(rank),
+            use_rslora=False,
         )
 
 

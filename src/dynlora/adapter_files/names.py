@@ -1,7 +1,6 @@
 """Names of an adapter's layers: check their length, sort them, match the configuration's patterns.
 
-PEFT treats the keys of `rank_pattern` and `alpha_pattern` as regular expressions. An untrusted key
-may never finish (`(a|a)*[bc]`), so matching uses `regex`, which has a timeout, instead of `re`.
+An untrusted pattern may never finish (`(a|a)*[bc]`), so `regex`, which has a timeout, matches.
 """
 
 import re

@@ -133,8 +133,7 @@ def call(command: click.Command, words: Sequence[str], output: Output) -> None:
     """Run a command on `words`, the command line without the command's name.
 
     Raises:
-        ConfigError: If an argument is missing, unknown or of the wrong type.
-        DynamicLoraError: If the command refuses its input.
+        DynamicLoraError: If an argument is wrong, or the command refuses its input.
     """
     try:
         with command.make_context(command.name, list(words), obj=output) as context:

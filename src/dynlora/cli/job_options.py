@@ -46,11 +46,7 @@ class JobVerb(Verb):
         self.help = f"{self.help} {KEYS}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words; name the nearest key of an unknown one.
-
-        Raises:
-            ConfigError: If an option is neither a key nor a flag.
-        """
+        """Parse the words; raise `ConfigError` with the nearest key of an unknown one."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

@@ -1,8 +1,7 @@
 """Entry of the command line `dynlora`: select the verb and turn errors into exit codes.
 
-Exit code 0: success. 2: the user must correct the input; one line on standard error explains how.
-130 and 143: stopped by the user; one line explains how to resume. 141: the reader of the output,
-such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
+0: success. 2: the user must correct the input. 130 and 143: stopped by the user. 141: the reader of
+the output, such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
 """
 
 import os

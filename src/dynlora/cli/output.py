@@ -48,7 +48,7 @@ class Output:
     """Prints a verb's progress and result; in colour on terminals, or if rich is configured so."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        """Print one JSON object with `as_json`; no progress and no table with `quiet`."""
+        """Open the streams; `as_json` prints a JSON object, `quiet` neither progress nor table."""
         self.as_json, self.quiet = as_json, quiet
         self.progress: Console = ProgressConsole(stderr=True, quiet=quiet)
         # Standard output before libraries redirect it; the process may have none.

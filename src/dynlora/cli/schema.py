@@ -1,7 +1,4 @@
-"""`dynlora schema`: print the JSON Schema of a job file (draft 2020-12), for editors.
-
-Rules that involve several keys are checked only by the command line.
-"""
+"""`dynlora schema`: print the JSON Schema of a job file, which does not check keys together."""
 
 import json
 from typing import Any

@@ -1,7 +1,4 @@
-"""`dynlora train CONFIG`: train a job and print its results.
-
-With `--dry-run`, load and check everything and print a summary, but do not train.
-"""
+"""`dynlora train CONFIG`: train a job, or with `--dry-run` check it, and print its results."""
 
 import os
 from typing import Any

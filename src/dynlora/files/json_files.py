@@ -1,7 +1,4 @@
-"""JSON files with one object per file or per line: written, read, and checked.
-
-NaN and infinity become null, because JSON does not have them.
-"""
+"""JSON files with one object per file or per line, NaN as null: written, read, and checked."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -76,11 +73,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a run's file.
-
-    Raises:
-        RunFileError: If the file is missing, truncated, or contains anything else.
-    """
+    """Return the JSON object in a run's file; raise `RunFileError` if it is anything else."""
     text = read_text(path)
     try:
         return as_object(parse_json(text))

@@ -1,8 +1,7 @@
 """Untrusted JSON and YAML: text in, plain values within bounds out.
 
 Parsers accept numbers of thousands of digits, nesting beyond the stack, and YAML aliases that
-expand to gigabytes. Here, bad syntax and values out of bounds raise `ValueError`; the caller adds
-the file's name.
+expand to gigabytes. Here, bad syntax and values out of bounds raise `ValueError`.
 """
 
 import json

@@ -1,7 +1,6 @@
-"""Atomic writes of files and folders.
+"""Atomic writes of files and folders: to a draft beside the target, which is then renamed.
 
-Content is written to a draft with a unique name beside the target, then renamed. Readers see the
-old or the new content, and concurrent writers do not collide.
+Readers see the old or the new content, and concurrent writers do not collide.
 """
 
 import shutil

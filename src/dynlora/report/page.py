@@ -27,7 +27,7 @@ from dynlora.report.wording import (
     verdict,
 )
 from dynlora.runs.reader import RunFiles
-from dynlora.types import Event, moved, stillness
+from dynlora.types import moved, stillness
 
 MARK = b'<meta name="generator" content="dynlora report">'
 """Marks a file as a report, which a new report may replace."""
@@ -194,23 +194,16 @@ def _evaluations(drawn: Sequence[Chart]) -> dict[int, list[str]]:
 def _events(run: RunFiles) -> Iterator[dict[str, object]]:
     short = short_names(list(run.initial_ranks))
     for event in run.events:
-        moves = [layer.rank_after - layer.rank_before for layer in event.layers.values()]
+        ranks = {short[name]: (x.rank_before, x.rank_after) for name, x in event.layers.items()}
+        moves = {name: after - before for name, (before, after) in ranks.items() if after != before}
+        largest = sorted(moves, key=lambda name: -abs(moves[name]))[:MOVERS]
         waits = [short[name] for name, layer in event.layers.items() if layer.waits]
         yield {
             "step": event.step,
             "agreement": event.agreement,
             "parameters": event.parameters,
-            "up": sum(move > 0 for move in moves),
-            "down": sum(move < 0 for move in moves),
-            "movers": list(_movers(event, short)),
+            "up": sum(move > 0 for move in moves.values()),
+            "down": sum(move < 0 for move in moves.values()),
+            "movers": [(name, *ranks[name]) for name in largest],
             "waiting": listing(waits, MOVERS),
         }
-
-
-def _movers(event: Event, short: Mapping[str, str]) -> Iterator[tuple[str, int, int]]:
-    """Yield the layers that moved most with their ranks before and after."""
-    ranks = {name: (x.rank_before, x.rank_after) for name, x in event.layers.items()}
-    moving = [name for name, (before, after) in ranks.items() if before != after]
-    moving.sort(key=lambda name: -abs(ranks[name][1] - ranks[name][0]))
-    for name in moving[:MOVERS]:
-        yield short[name], *ranks[name]

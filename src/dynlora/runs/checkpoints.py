@@ -1,7 +1,6 @@
 """Checkpoints of a run: list them, seal a new one, check the seal of an old one.
 
-The seal `job.json` is written last and has the checksums of all other files. A checkpoint without
-it is incomplete; one whose files have other checksums is damaged.
+The seal `job.json` is written last and has the checksums of all other files.
 """
 
 import hashlib

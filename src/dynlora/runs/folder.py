@@ -73,11 +73,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Create the folder, and lock it against other processes.
-
-        Raises:
-            RunFolderError: If another process has the lock, or the folder cannot be written.
-        """
+        """Create and lock the folder; raise `RunFolderError` if another process has the lock."""
         lock = FileLock(self._lock, blocking=False)
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -25,11 +25,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Return the metrics up to a step, without the final lines of a finished run.
-
-    Raises:
-        RunFileError: As `read_metrics`.
-    """
+    """Return the metrics up to a step, without the final lines of a finished run."""
     lines, _ = read_metrics(path)
     return [line for line in lines if line["step"] <= step and not line.keys() & _AT_LAST]
 

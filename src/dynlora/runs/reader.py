@@ -1,7 +1,4 @@
-"""Read a run's folder: its contents for pages and comparisons, or only whether it is finished.
-
-An unfinished run is read as far as its files go; `notes` list the missing parts.
-"""
+"""Read a run's folder as far as its files go, or check that it is finished."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -120,8 +117,7 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
     """Return the values of `run.json` of a finished run.
 
     Raises:
-        RunFileError: If the folder is not a run's, the run is not finished, or its configuration
-            or model is missing.
+        RunFileError: If the run is not finished, or its configuration or model is missing.
     """
     if not folder.run.is_file():
         inside = folder.root.parent
@@ -160,7 +156,7 @@ def _ranks(
 
 
 def _adapter_ranks(folder: Path) -> dict[str, int]:
-    """Return the rank per module from the adapter's header, in natural order; or nothing."""
+    """Return the rank per module in natural order, from the file's header; empty without a file."""
     path = folder / WEIGHTS
     if not path.exists():
         return {}

@@ -111,8 +111,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the values of `run.json`.
 
     Raises:
-        RunFileError: If the file cannot be read or has a newer format, or a value is of another
-            kind than `dynlora train` writes.
+        RunFileError: If the file cannot be read, has a newer format, or a value of a wrong kind.
     """
     values = read_json(path)
     check_format(path, values, FORMAT, RunFileError)
@@ -129,11 +128,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_status(path: Path, values: Mapping[str, Any]) -> str:
-    """Return the status of a run.
-
-    Raises:
-        RunFileError: If it is missing or unknown.
-    """
+    """Return the status of a run; raise `RunFileError` if it is missing or unknown."""
     status, known = values.get("status"), ["finished", *UNFINISHED]
     if status not in known:
         given = str(status)[:60]
@@ -150,11 +145,7 @@ def wrong_record(path: Path, fault: str) -> RunFileError:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the mapping in `config.yaml`.
-
-    Raises:
-        RunFileError: If the file is missing or is not a YAML mapping.
-    """
+    """Return the mapping in `config.yaml`; raise `RunFileError` if there is none."""
     text = read_text(path)
     try:
         return as_object(parse_yaml(text))

@@ -58,10 +58,11 @@ def test_embeddings_and_convolutions_are_seen_in_their_own_terms(tmp_path):
     layers = {layer.name: layer for layer in adapter.layers}
     columns = layers["embed"].A.double().T[tokens.flatten()]
     torch.testing.assert_close(seen["embed"].gram, columns.T @ columns / 48, rtol=1e-5, atol=1e-7)
-    adapted.base_model.model.embed.get_base_layer().embed_scale = torch.tensor(3.0)  # as in Gemma
+    embed = adapted.base_model.model.embed.get_base_layer()
+    embed.embed_scale = torch.tensor(3.0)  # as in Gemma
     scaled = observe_texts(adapted, adapter, [{"tokens": tokens}])["embed"].gram
     torch.testing.assert_close(scaled, 9 * seen["embed"].gram)
-    del adapted.base_model.model.embed.get_base_layer().embed_scale
+    del embed.embed_scale
     grid, _ = by_hand(adapted, layers["conv2"], lambda: adapted(tokens))
     patches = torch.nn.functional.unfold(grid, (3, 2), stride=2).transpose(1, 2).flatten(0, 1)
     inner = patches.double() @ layers["conv2"].A.double().T

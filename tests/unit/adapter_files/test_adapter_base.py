@@ -7,6 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoTokenizer,
@@ -14,6 +16,8 @@ from transformers import (
     BartForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -21,6 +25,7 @@ from transformers import (
 
 from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
+from dynlora.adapter_files.base_models import load_weights, position_limit, within
 from dynlora.adapter_files.merge import merge_adapter
 from dynlora.errors import AdapterError
 from tests.adapters import randomised
@@ -51,14 +56,6 @@ def save(folder, base, **lora):
     made = randomised(get_peft_model(base, LoraConfig(r=3, **lora)))
     made.save_pretrained(folder)
     return made
-
-
-def cached(folder, hub, name):
-    """Put a model's files into the hub's cache, as after a download."""
-    store = hub / f"models--{name.replace('/', '--')}"
-    shutil.copytree(folder, store / "snapshots" / "abc")
-    (store / "refs").mkdir()
-    (store / "refs" / "main").write_text("abc")
 
 
 def test_an_untrusted_adapter_does_not_decide_on_downloads(folder):
@@ -124,23 +121,20 @@ def test_a_gguf_file_that_cannot_be_read_is_refused_by_name(tmp_path):
         load_base(adapter, locate_base(adapter, str(file)))
 
 
-def save_image_adapter(folder, base_folder):
-    """Save a ViT with its processor, and an adapter of it with a head of three classes."""
-    save_vit(base_folder)
-    base = AutoModelForImageClassification.from_pretrained(
-        base_folder, num_labels=3, ignore_mismatched_sizes=True
-    )
-    linear = [name for name, m in base.named_modules() if type(m) is torch.nn.Linear]
-    targets = [name for name in linear if name != "classifier"]
-    return save(folder, base, target_modules=targets, modules_to_save=["classifier"])
-
-
 @torch.no_grad()
 def test_an_image_model_of_the_hub_is_merged_with_its_preprocessing(tmp_path, monkeypatch):
-    given = save_image_adapter(tmp_path / "adapter", tmp_path / "base")
+    save_vit(tmp_path / "base")
+    base = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True
+    )
+    targets = r".*(query|key|value|dense)"
+    given = save(tmp_path / "adapter", base, target_modules=targets, modules_to_save=["classifier"])
     pixels = torch.randn(2, 3, SIDE, SIDE)
     expected = given(pixels).logits
-    cached(tmp_path / "base", tmp_path / "hub", "someone/vit")
+    cache = tmp_path / "hub" / "models--someone--vit"  # as after a download
+    shutil.copytree(tmp_path / "base", cache / "snapshots" / "abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     adapter = configure(tmp_path / "adapter", base_model_name_or_path="someone/vit")
     source = locate_base(adapter, None)
@@ -202,3 +196,33 @@ def test_a_pooler_that_no_head_reads_may_be_missing(model, tmp_path):
     drop_weights(base, "bert.pooler")
     adapter = read_adapter(tmp_path / "adapter")
     assert load_base(adapter, locate_base(adapter, str(base)))
+
+
+def test_a_model_with_tied_weights_has_nothing_drawn(tmp_path):
+    tied = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2))
+    tied.transformer.save_pretrained(tmp_path)
+    assert load_weights(AutoModelForCausalLM, str(tmp_path))[1] == frozenset()
+
+
+def test_a_name_is_within_its_module_and_not_within_its_namesake():
+    assert within("bert.pooler.dense.weight", ["bert.pooler"])
+    assert within("bert.pooler", ["bert.pooler"])
+    assert not within("bert.pooler2.weight", ["bert.pooler"])
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("bert", 20), ("roberta", 18), ("mpnet", 18)])
+def test_a_model_reads_as_many_tokens_as_it_has_positions_for(kind, limit):
+    config = AutoConfig.for_model(
+        kind, vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    model = AutoModel.from_config(config).eval()
+    assert position_limit(model) == limit
+    model(torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, limit + 1), 5))
+
+
+def test_a_model_of_relative_positions_reads_any_number_of_tokens():
+    config = AutoConfig.for_model("t5", vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1)
+    assert position_limit(AutoModel.from_config(config)) is None

@@ -1,16 +1,77 @@
-"""Cutting to a budget: brute force over all ranks and dense updates are the oracles."""
+"""Cutting layers and adapters: dense SVDs and brute force over all ranks are the oracles."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from dynlora.adapter_files.adapter import read_adapter, write_adapter
 from dynlora.adapter_files.compress import compress
-from dynlora.adapter_files.layer import Seen
+from dynlora.adapter_files.layer import SavedLayer, Seen, find_components
 from dynlora.errors import BudgetError
 from tests.adapters import load_adapter, outputs, save_adapter
-from tests.unit.adapter_files.test_spectrum import dense
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def make_layer(*, r=6, outputs=12, scaling=1.5, use_rslora=False):
+    generator = torch.Generator().manual_seed(0)
+    divisor = math.sqrt(r) if use_rslora else r
+    return SavedLayer(
+        name="model.q_proj",
+        key_A="A",
+        key_B="B",
+        lora_A=torch.randn(r, 20, generator=generator),
+        lora_B=torch.randn(outputs, r, generator=generator),
+        lora_alpha=scaling * divisor,
+        use_rslora=use_rslora,
+    )
+
+
+def dense(layer):
+    return layer.scaling * layer.B.double() @ layer.A.double()
+
+
+def best(update, rank):
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vh[:rank]
+
+
+@pytest.mark.parametrize(
+    ("rank", "use_rslora", "scaling"),
+    [(1, False, 1.5), (2, True, -0.25), (6, True, 1.5), (9, False, 1.5)],
+)
+def test_a_cut_is_the_best_update_of_its_rank(rank, use_rslora, scaling):
+    layer = make_layer(use_rslora=use_rslora, scaling=scaling)
+    parts = find_components(layer)
+    torch.testing.assert_close(parts.values, torch.linalg.svdvals(dense(layer))[:6], **TOLERANCE)
+    cut = parts.cut(rank)
+    assert cut.r == min(rank, 6)
+    torch.testing.assert_close(dense(cut), best(dense(layer), rank), **TOLERANCE)
+    if rank < 6:  # balanced, so that half precision can represent both factors
+        torch.testing.assert_close(cut.A.norm(dim=1), cut.B.norm(dim=0))
+
+
+def test_no_more_ranks_are_kept_than_the_update_has_directions():
+    assert len(find_components(make_layer(r=6, outputs=4)).values) == 4
+    twin = make_layer(r=6)
+    twin.lora_B[:, 3:] = twin.lora_B[:, :3]
+    parts = find_components(twin)
+    assert len(parts.values) == 3
+    torch.testing.assert_close(dense(parts.cut(6)), dense(twin), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("scaling", "trained"), [(1.5, False), (0.0, True), (1e-308, True)])
+def test_a_layer_without_energy_keeps_a_row_that_can_be_trained(scaling, trained):
+    layer = make_layer(scaling=scaling)
+    layer.lora_B.mul_(trained)
+    parts = find_components(layer)
+    assert (parts.energies, parts.energy, parts.effective_rank, parts.kept(1)) == ([], 0, 0, 1)
+    cut = parts.cut(4)
+    assert torch.equal(cut.A, layer.A[:1])
+    assert not cut.B.any()
+
 
 FEW = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {}, "r": 3}
 
@@ -44,13 +105,12 @@ def test_no_ranks_of_the_same_cost_keep_more_energy(few, part):
         for other in itertools.product(range(1, 4), repeat=len(ranks))
         if sum(r * layer.cost for r, layer in zip(other, few.layers, strict=True)) <= spent
     ]
-    best = min(lost(few, other) for other in others)
-    assert lost(few, ranks) == pytest.approx(best, rel=1e-6)
+    least = min(lost(few, other) for other in others)
+    assert lost(few, ranks) == pytest.approx(least, rel=1e-6)
     for before, after, cut in zip(few.layers, made.adapter.layers, made.layers, strict=True):
-        U, S, Vh = torch.linalg.svd(dense(before), full_matrices=False)
-        k = cut.rank_after
-        torch.testing.assert_close(dense(after), U[:, :k] * S[:k] @ Vh[:k], rtol=1e-6, atol=1e-7)
-        kept = float(S[:k].square().sum() / S.square().sum())
+        k, squares = cut.rank_after, torch.linalg.svdvals(dense(before)).square()
+        torch.testing.assert_close(dense(after), best(dense(before), k), rtol=1e-6, atol=1e-7)
+        kept = float(squares[:k].sum() / squares.sum())
         assert cut.energy_kept == pytest.approx(kept, rel=1e-6)
         assert cut.output_lost is None
 
@@ -63,10 +123,8 @@ def see(adapter, *, power=1.0, tokens=500):
         spread = torch.logspace(0, -2, layer.inputs, dtype=torch.float64)
         x = torch.randn(tokens, layer.inputs, generator=generator).double() * spread
         inner = x @ layer.A.double().T
-        views[layer.name] = (
-            x,
-            Seen(gram=inner.T @ inner / tokens, output_power=power, tokens=tokens),
-        )
+        seen = Seen(gram=inner.T @ inner / tokens, output_power=power, tokens=tokens)
+        views[layer.name] = (x, seen)
     return views
 
 
@@ -91,11 +149,9 @@ def test_data_decides_on_directions_and_not_on_ranks(few):
 def test_directions_that_no_text_uses_are_kept_if_the_budget_allows(few):
     budget = int(0.65 * few.parameters)
     one_token = {name: view for name, (_, view) in see(few, tokens=1).items()}
-    one_axis = {}
-    for layer in few.layers:
-        gram = torch.zeros(layer.r, layer.r, dtype=torch.float64)
-        gram[0, 0] = 1.0
-        one_axis[layer.name] = Seen(gram=gram, output_power=1.0, tokens=1)
+    gram = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    seen = Seen(gram=gram, output_power=1.0, tokens=1)
+    one_axis = {layer.name: seen for layer in few.layers}
     blind = [layer.r for layer in compress(few, budget).adapter.layers]
     assert 2 in blind  # neither cut to one nor left whole
     for views in (one_token, one_axis):
@@ -129,9 +185,8 @@ def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path):
         assert module.r["default"] == cut.rank_after
         assert module.scaling["default"] == pytest.approx(layer.scaling, rel=1e-6)
     for before, after in zip(adapter.layers, made.adapter.layers, strict=True):
-        U, S, Vh = torch.linalg.svd(dense(before), full_matrices=False)
-        best = U[:, : after.r] * S[: after.r] @ Vh[: after.r]
-        torch.testing.assert_close(dense(after), best, rtol=1e-5, atol=1e-6)
+        expected = best(dense(before), after.r)
+        torch.testing.assert_close(dense(after), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(outputs(loaded), given, atol=1e-4)
 
 
@@ -146,11 +201,7 @@ def test_a_budget_below_one_rank_a_layer_is_refused_with_the_range(few):
 def test_a_layer_whose_output_is_zero_loses_nothing_of_it(few):
     for layer in few.layers:
         layer.lora_B.zero_()
-    views = {
-        layer.name: Seen(gram=torch.zeros(3, 3).double(), output_power=0.0, tokens=5)
-        for layer in few.layers
-    }
-    made = compress(few, few.parameters // 2, views)
-    assert {(cut.rank_after, cut.energy_kept, cut.output_lost) for cut in made.layers} == {
-        (1, 1, 0)
-    }
+    seen = Seen(gram=torch.zeros(3, 3).double(), output_power=0.0, tokens=5)
+    made = compress(few, few.parameters // 2, {layer.name: seen for layer in few.layers})
+    kept = {(cut.rank_after, cut.energy_kept, cut.output_lost) for cut in made.layers}
+    assert kept == {(1, 1, 0)}

@@ -33,7 +33,7 @@ def make_events(names: Sequence[str], steps: Sequence[int], *, start: int = 8) -
 
 
 def run_values(**changes: Any) -> dict[str, Any]:
-    """Return what `run.json` holds, with some values replaced; None leaves a key out."""
+    """Return the values of `run.json`, some replaced; None leaves a key out."""
     values = {
         "status": "finished",
         "written": "2026-11-25T01:00:00+00:00",

@@ -110,7 +110,6 @@ def test_lines_cut_short_are_left_out_and_told(tmp_path: Path) -> None:
     ("key", "value", "told"),
     [
         ("status", "done", "`status` .* one of finished, running, .* 'done'"),
-        ("status", {"x": 1}, "`status` .* one of finished"),
         ("metrics_after", {"loss": "low"}, "`loss` of `metrics_after` .* a number, got 'low'"),
         ("metrics_after", {"loss": float("nan")}, "`metrics_after` .* finite numbers, got .*nan"),
         ("seconds", {"evaluation": True}, "`evaluation` of `seconds` .* a number, got 'True'"),
@@ -121,11 +120,9 @@ def test_lines_cut_short_are_left_out_and_told(tmp_path: Path) -> None:
         ("final_ranks", {"a": 1.5}, "`a` of `final_ranks` .* whole number"),
         ("final_ranks", {"a": -1}, "`final_ranks` .* at least 0"),
         ("final_ranks", {"a": 4}, "`final_ranks` .* of the layers in ranks.jsonl"),
-        ("class_names", "ab", "`class_names` .* a list, got 'ab'"),
         ("class_names", ["a", 7], "`class_names` .* a text, got '7'"),
         ("format", 7, "written by dynlora 9.8, format 7; this version reads up to 1: upgrade"),
         ("format", "new", "`format` .* whole number from 1 to 1, but got 'new'"),
-        ("format", 0, "`format` .* whole number from 1 to 1, but got '0'"),
     ],
 )
 def test_a_value_of_another_kind_is_named(
@@ -165,17 +162,14 @@ def layer(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{not json", "'{not json'"),
         ("[]", "not an object but list"),
         ("{}", "must hold `step`"),
-        (json.dumps(layer(rank_after="8")), "`rank_after` .* whole number, got '8'"),
         (json.dumps(layer(rank_after=True)), "`rank_after` .* whole number, got 'True'"),
         (json.dumps(layer(rank_after=-1)), "ranks must be at least 0"),
         (json.dumps(layer(more=1)), "got `more`"),
         (json.dumps(layer(score={})), "`score`"),
         (json.dumps(layer(score=float("nan"))), "must be finite"),
         (json.dumps(layer(waits=1)), "`waits` .* true or false"),
-        (json.dumps(layer(directions="x")), "`directions`"),
         (json.dumps(layer() | {"agreement": "much"}), "`agreement`"),
         (json.dumps(layer() | {"step": 9}), "`step` in order"),
         (json.dumps(make_events(["other"], [20])[0].to_dict()), "those of the line before"),
