@@ -22,8 +22,8 @@ from scipy.stats import t as student
 
 from benchmarks.harness.records import RecordFiles
 from dynlora.cli.arguments import open_run
-from dynlora.train.continuation import continuations
 from dynlora.train.task import Predictor
+from dynlora.train.tasks.causal_lm import continuations
 
 BATCH = 32
 

@@ -305,7 +305,7 @@ def refused(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("embedding", {"label": None}, "list of finite numbers in every row, but 1 of 48"),
         ("embedding", {"label": [0.5]}, "lists of one length, 16 as in the first row, but 1 of 48"),
         ("token_classification", {"text": ["red"]}, "one class for each word in 'text', but 1 of"),
-        ("image_classification", {"image": b"GIF89a no"}, "but 1 of 48 of the training split"),
+        ("image_classification", {"image": b"GIF89a no"}, "but 1 of 48 rows of the training split"),
     ],
 )
 def test_a_faulty_row_is_counted_and_named(

@@ -86,9 +86,9 @@ def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
     from dynlora.train.data.splits import RawSplit, load_splits
 
     def read_column(split: RawSplit, column: str, name: str) -> None:
-        columns.check_columns(split, {"data.label": column})
+        key = ["data.text"] if name == "read_texts" else []
         more = [None] if name in ("read_classes", "read_class_lists") else []
-        getattr(columns, name)(split, column, *more)
+        getattr(columns, name)(split, *key, column, *more)
 
     splits: list[RawSplit] = []
     errors = _errors(lambda: splits.extend(load_splits(DataConfig(path=path))))

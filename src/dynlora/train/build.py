@@ -4,7 +4,6 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from rich.console import Console
 from torch.optim import Optimizer
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
@@ -25,38 +24,12 @@ from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.stopping import Stopping
-from dynlora.train.task import Task, TaskData, TrainerParts, load_data
+from dynlora.train.task import Task, TaskData, load_data, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
-from dynlora.train.trainer import total_steps
+from dynlora.train.trainer import TrainerParts, total_steps
 
 ROWS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A job, ready to train."""
-
-    config: JobConfig
-    folder: RunFolder
-    past: Past | None
-    """Checkpoint to resume from; None for a new run."""
-    processor: Any
-    """Tokenizer or image processor."""
-    data: TaskData
-    steps: int
-    """Optimizer steps of the whole run."""
-    prepared: Prepared
-    trainer: Any
-    """A `transformers.Trainer` whose `sampler` is an `EpochSampler`."""
-    recorder: Recorder
-    stopping: Stopping
-    progress: ProgressBar
-
-    @property
-    def begins_folder(self) -> bool:
-        """Whether the run starts in an empty folder, not in the folder it resumes from."""
-        return self.past is None or not self.past.is_in(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +43,28 @@ class JobInputs:
     data: TaskData
     steps: int
     """Optimizer steps of the whole run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job, ready to train."""
+
+    config: JobConfig
+    folder: RunFolder
+    past: Past | None
+    """Checkpoint to resume from; None for a new run."""
+    inputs: JobInputs
+    prepared: Prepared
+    trainer: Any
+    """A `transformers.Trainer` whose `sampler` is an `EpochSampler`."""
+    recorder: Recorder
+    stopping: Stopping
+    progress: ProgressBar
+
+    @property
+    def begins_folder(self) -> bool:
+        """Whether the run starts in an empty folder, not in the folder it resumes from."""
+        return self.past is None or not self.past.is_in(self.folder)
 
 
 def load_inputs(config: JobConfig) -> JobInputs:
@@ -119,10 +114,10 @@ def build_job(config: JobConfig, console: Console) -> Job:
     folder = RunFolder(Path(config.output))
     past = find_past(folder, plain_values(config))
     if past is None or not past.is_in(folder):
-        folder.check_apart(inputs(config))
-    loaded = load_inputs(config)
-    task, data = loaded.task, loaded.data
-    prepared = prepare_method(loaded, config, None if past is None else past.checkpoint)
+        folder.check_apart(input_paths(config))
+    inputs = load_inputs(config)
+    data = inputs.data
+    prepared = prepare_method(inputs, config, None if past is None else past.checkpoint)
     note_rank(config)
     if past is not None:
         check_same_task(past, identity(data, prepared))
@@ -130,23 +125,21 @@ def build_job(config: JobConfig, console: Console) -> Job:
     progress = ProgressBar(console, METRICS[config.task])
     stopping = Stopping(best_metric, config.training.early_stopping_patience)
     recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
-    # Use a temporary folder, because the Trainer creates its folder at once.
-    with TemporaryDirectory() as nowhere:
-        trainer = task.make_trainer(
-            TrainerParts(
-                model=prepared.model,
-                training=config.training,
-                best_metric=best_metric,
-                checkpoints=Path(nowhere),
-                data=data,
-                processor=loaded.processor,
-                penalty=prepared.penalty,
-                callbacks=[*prepared.callbacks, progress, stopping, recorder],
-                optimizer=_make_optimizer(prepared.model, config.training),
-            )
-        )
-    trainer.args.output_dir = str(folder.checkpoints)
-    trainer.remove_callback(PrinterCallback)
+    trainer = make_trainer(
+        inputs.task,
+        TrainerParts(
+            model=prepared.model,
+            training=config.training,
+            best_metric=best_metric,
+            train=data.train,
+            validation=data.validation,
+            processor=inputs.processor,
+            checkpoints=folder.checkpoints,
+            penalty=prepared.penalty,
+            callbacks=[*prepared.callbacks, progress, stopping, recorder],
+            optimizer=_make_optimizer(prepared.model, config.training),
+        ),
+    )
     if past is None:
         prepared = _begin_from_data(prepared, config, trainer)
         recorder.train_seconds = prepared.start_seconds
@@ -154,9 +147,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
         config=config,
         folder=folder,
         past=past,
-        processor=loaded.processor,
-        data=data,
-        steps=loaded.steps,
+        inputs=inputs,
         prepared=prepared,
         trainer=trainer,
         recorder=recorder,
@@ -166,10 +157,9 @@ def build_job(config: JobConfig, console: Console) -> Job:
 
 
 def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
-    """Return AdamW with LoRA+'s parameter groups, or None for the Trainer's default.
+    """Return AdamW with the parameter groups of LoRA+ (Hayou, Ghosh and Yu 2024, arXiv 2402.12354).
 
-    Reference:
-        Hayou, Ghosh and Yu 2024, "LoRA+", arXiv 2402.12354.
+    None leaves the choice to the Trainer.
     """
     if config.loraplus_lr_ratio is None:
         return None
@@ -193,7 +183,7 @@ def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Pre
     return replace(prepared, start_seconds=time.perf_counter() - began)
 
 
-def inputs(config: JobConfig) -> dict[str, str | None]:
+def input_paths(config: JobConfig) -> dict[str, str | None]:
     """Return the input paths of a job, by configuration key."""
     return {
         "model.path": config.model.path,

@@ -34,10 +34,10 @@ OUT_OF_RANGE = ("greater", "less")
 
 
 def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfig:
-    """Read a job.
+    """Read a job from a YAML file.
 
     Args:
-        path: YAML file.
+        path: The file.
         overrides: Values, or their texts, by dotted key from the command line; they win.
 
     Raises:
@@ -66,11 +66,7 @@ def make_job(values: Mapping[str, Any]) -> JobConfig:
 
 
 def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConfig:
-    """Return the job.
-
-    Raises:
-        ConfigError: For the first fault; with key, requirement, value and place.
-    """
+    """Return the job, or raise an error for the first fault, with requirement, value and place."""
     values = {key: dict(value) if key in sections() else value for key, value in values.items()}
     for key, value in flatten(values).items():
         if key in settings() and isinstance(value, str):
@@ -98,11 +94,7 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
 
 
 def _read_text(key: str, text: str) -> Any:
-    """Return the value of a text from an option or in quotes; only texts are not read as YAML.
-
-    Raises:
-        ConfigError: If the text contains NUL, which no path can contain.
-    """
+    """Return the value of a text from an option or in quotes; only texts are not read as YAML."""
     if "\0" in text:
         raise ConfigError(f"`{key}` must be a text without NUL, but got {text!r}. Remove it.")
     schema = settings()[key]

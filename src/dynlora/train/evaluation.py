@@ -3,17 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from transformers import EvalPrediction, PrinterCallback, Trainer
+from transformers import EvalPrediction
 
 from dynlora.train.config import METRICS
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.finished_run import FinishedRun
-from dynlora.train.task import Split, TaskData, TrainerParts
+from dynlora.train.task import make_trainer
+from dynlora.train.trainer import TrainerParts
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
 """Tasks with a single class per row."""
@@ -53,7 +52,7 @@ class Evaluation:
 
 
 def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = None) -> Evaluation:
-    """Evaluate a finished run's model.
+    """Evaluate a finished run's model on labelled rows.
 
     Args:
         run: The loaded run.
@@ -64,70 +63,46 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
         DataError: If a column is missing or a row is invalid for the task.
         NonFiniteError: If the loss is not finite.
     """
+    task, training = run.config.task, run.config.training
+    if batch_size is not None:
+        training = replace(training, eval_batch_size=batch_size)
     rows = run.task.read_split(split, run.config.data, run.processor, run.num_labels)
-    trainer = _make_trainer(run, rows, batch_size)
-    seen = _count_classes(trainer) if run.config.task in ONE_CLASS_A_ROW else {}
+    parts = TrainerParts(
+        model=run.model,
+        training=training,
+        best_metric=METRICS[task][0],
+        train=rows.inputs,
+        validation=rows.inputs,
+        processor=run.processor,
+    )
+    trainer = make_trainer(run.task, parts)
+    seen = _count_classes(trainer) if task in ONE_CLASS_A_ROW else None
     logged = trainer.evaluate()
     return Evaluation(
         rows=len(rows.inputs),
         cut=rows.cut,
-        metrics={name: logged[f"eval_{name}"] for name in METRICS[run.config.task]},
-        classes=[
-            ClassCount(
-                labelled=seen["labelled"][place], predicted=seen["predicted"][place], name=name
-            )
-            for place, name in enumerate(_names(run))
-        ]
-        if seen
-        else (),
+        metrics={name: logged[f"eval_{name}"] for name in METRICS[task]},
+        classes=() if seen is None else _classes(run, *seen),
     )
 
 
-def _names(run: FinishedRun) -> Sequence[str | None]:
-    """Return one name per class; None for unnamed classes."""
-    count = run.num_labels or 0
-    return [*(run.class_names or ()), *[None] * count][:count]
+def _classes(run: FinishedRun, labelled: Counter[int], predicted: Counter[int]) -> list[ClassCount]:
+    names = [*(run.class_names or ()), *[None] * (run.num_labels or 0)][: run.num_labels]
+    return [
+        ClassCount(labelled=labelled[place], predicted=predicted[place], name=name)
+        for place, name in enumerate(names)
+    ]
 
 
-def _make_trainer(run: FinishedRun, rows: Split, batch_size: int | None) -> Trainer:
-    training = run.config.training
-    if batch_size is not None:
-        training = replace(training, eval_batch_size=batch_size)
-    # The Trainer creates its folder, but writes nothing there.
-    with TemporaryDirectory() as nowhere:
-        trainer = run.task.make_trainer(
-            TrainerParts(
-                model=run.model,
-                training=training,
-                best_metric=training.best_metric or METRICS[run.config.task][0],
-                checkpoints=Path(nowhere),
-                data=TaskData(
-                    train=rows.inputs,
-                    validation=rows.inputs,
-                    num_labels=run.num_labels,
-                    cut={},
-                ),
-                processor=run.processor,
-                penalty=None,
-                callbacks=(),
-                optimizer=None,
-            )
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _count_classes(trainer: Trainer) -> dict[str, Counter[int]]:
-    """Make `compute_metrics` count classes too, and return the counters it fills."""
-    measure, seen = trainer.compute_metrics, {"labelled": Counter[int](), "predicted": Counter()}
-    assert measure is not None
+def _count_classes(trainer: Any) -> tuple[Counter[int], Counter[int]]:
+    """Make `compute_metrics` also count labelled and predicted classes; return the counters."""
+    measure, labelled, predicted = trainer.compute_metrics, Counter[int](), Counter[int]()
 
     def counted(prediction: EvalPrediction) -> dict[str, Any]:
-        guesses = np.asarray(prediction.predictions).argmax(axis=-1)
-        seen["predicted"].update(guesses.tolist())
-        seen["labelled"].update(np.asarray(prediction.label_ids).tolist())
+        predicted.update(np.asarray(prediction.predictions).argmax(axis=-1).tolist())
+        labelled.update(np.asarray(prediction.label_ids).tolist())
         metrics: dict[str, Any] = measure(prediction)
         return metrics
 
     trainer.compute_metrics = counted
-    return seen
+    return labelled, predicted

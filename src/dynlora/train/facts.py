@@ -23,20 +23,14 @@ def first_facts(job: Job) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
         "bf16": bool(job.trainer.args.bf16),
-        **identity(job.data, job.prepared),
+        **identity(job.inputs.data, job.prepared),
         "adapter_start_seconds": start_seconds,
-        "texts_cut": dict(job.data.cut),
+        "texts_cut": dict(job.inputs.data.cut),
     }
 
 
 def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> RunResult:
-    """Return the results of a finished run.
-
-    Args:
-        job: The job after training.
-        before: Metrics before training.
-        after: Metrics of the saved model.
-    """
+    """Return the results of a finished run, from the metrics before and after training."""
     config, folder, dynamic = job.config, job.folder, job.recorder.dynamic
     places = {"adapter": folder.adapter}
     if config.method == "full":

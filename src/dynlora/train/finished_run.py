@@ -42,8 +42,7 @@ class FinishedRun:
 def outputs_of(adapter: Path) -> dict[str, Any]:
     """Return the problem type and label names for a model's configuration.
 
-    Args:
-        adapter: Folder of an adapter; the result is empty if it is not in a run's folder.
+    Empty unless `adapter` is the folder of an adapter in a run's folder.
 
     Raises:
         RunFileError: If a value of the run's `run.json` has the wrong type.
@@ -63,11 +62,7 @@ def outputs_of(adapter: Path) -> dict[str, Any]:
 
 
 def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
-    """Load a finished run.
-
-    Args:
-        folder: The run's folder.
-        config: Its configuration, possibly with another path of the base model.
+    """Load a finished run; `config` may have another path of the base model than the folder's.
 
     Raises:
         RunFileError: If the run is not finished, or one of its files or values is missing or wrong.

@@ -32,18 +32,10 @@ from dynlora.train.trainer import row_lengths
 
 
 def run_job(config: JobConfig, console: Console) -> RunResult:
-    """Train, evaluate and write the run's folder.
-
-    Args:
-        config: The job.
-        console: Shows progress.
-
-    Returns:
-        The values of the final table.
+    """Train, evaluate and write the run's folder; return the values of the final table.
 
     Raises:
-        DynamicLoraError: If model, data, configuration or output folder do not fit.
-        EngineError: If there are several processes or several visible GPUs.
+        DynamicLoraError: If model, data, configuration, machine or output folder do not fit.
         KeyboardInterrupt: If the user stops the run; after training has begun, the text contains
             the command to resume.
     """
@@ -65,15 +57,11 @@ def run_job(config: JobConfig, console: Console) -> RunResult:
 def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
     """Build the job and evaluate it once, without writing to the run's folder.
 
-    Args:
-        config: The job.
-        console: Shows notes.
-
     Returns:
         A summary of the planned run, and the validation metrics before training.
 
     Raises:
-        DynamicLoraError: If model, data, configuration or output folder do not fit.
+        DynamicLoraError: As in `run_job`.
     """
     job = _begin(config, console)
     return outlook(job), _metrics_before(job)
@@ -92,9 +80,10 @@ def train_briefly(config: JobConfig) -> dict[str, int | None]:
         DynamicLoraError: If model, data and configuration do not fit.
     """
     job = _begin(config, Console(quiet=True))
-    lengths = row_lengths(job.data.validation)
+    rows = job.inputs.data.validation
+    lengths = row_lengths(rows)
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    job.trainer.evaluate(job.data.validation.select(order[: config.training.eval_batch_size]))
+    job.trainer.evaluate(rows.select(order[: config.training.eval_batch_size]))
     open_folder(job, {})
     _train(job)
     return peak_memory()
@@ -114,12 +103,12 @@ def outlook(job: Job) -> Outlook:
     return Outlook(
         task=job.config.task,
         method=job.config.method,
-        train_rows=len(job.data.train),
-        validation_rows=len(job.data.validation),
-        num_labels=job.data.num_labels,
+        train_rows=len(job.inputs.data.train),
+        validation_rows=len(job.inputs.data.validation),
+        num_labels=job.inputs.data.num_labels,
         start_parameters=job.prepared.start_parameters,
         budget=job.prepared.budget,
-        steps=job.steps,
+        steps=job.inputs.steps,
         resumes_from_step=None if past is None else past.step,
         output=job.folder.root,
         replaces_run=job.folder.run.exists() and job.begins_folder,
@@ -159,11 +148,7 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
 
 @contextmanager
 def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
-    """Write the status of a run that does not finish.
-
-    Raises:
-        Stopped: If the user stops the run, with the command to continue it.
-    """
+    """Write the status of a run that does not finish; explain how to continue a stopped one."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -180,7 +165,7 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
 
 def _train(job: Job) -> None:
     past, config, stopping = job.past, job.config.training, job.stopping
-    if past is not None and (past.step >= job.steps or stopping.is_over(past.log)):
+    if past is not None and (past.step >= job.inputs.steps or stopping.is_over(past.log)):
         stopping.complete = job.trainer.sampler.closed = True
     with tracking(
         job.trainer,
@@ -214,7 +199,7 @@ def _save_model(job: Job) -> None:
     model, dynamic = job.prepared.model, job.recorder.dynamic
     if job.config.method == "full":
         model.save_pretrained(job.folder.full_model)
-        job.processor.save_pretrained(job.folder.full_model)
+        job.inputs.processor.save_pretrained(job.folder.full_model)
     elif job.prepared.first is not None:
         write_difference(model, job.prepared.first, job.folder.adapter)
     else:

@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 from dynlora.errors import NonFiniteError
 
@@ -44,13 +47,10 @@ class TaskLoss(TrainerCallback):
     """Loss of a batch; a callback too, to report the step of a NaN."""
 
     def __init__(self, summed: SummedLoss) -> None:
-        """Store the task's loss."""
         self.summed = summed
         self.step = 0
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Store the number of completed optimizer steps."""
         self.step = state.global_step
 
@@ -79,7 +79,7 @@ class TaskLoss(TrainerCallback):
 
 
 def check_finite(loss: Float[Tensor, ""], step: int) -> None:
-    """Check that a loss is finite.
+    """Check that the loss after `step` optimizer steps is finite.
 
     Raises:
         NonFiniteError: If it is NaN or infinite.

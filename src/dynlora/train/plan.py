@@ -32,10 +32,6 @@ COMMAND = (sys.executable, "-P", "-m", "dynlora.train.plan")
 def plan_job(config: JobConfig, console: Console) -> dict[str, Any]:
     """Load the data once, and prepare the model for each method as in `dynlora train`.
 
-    Args:
-        config: The job; `output` is not read.
-        console: Shows progress.
-
     Returns:
         JSON-ready values. `methods`: parameters per possible method, the configured method first.
         `impossible`: the reason per other method.
@@ -82,11 +78,6 @@ def measure_methods(
 ) -> dict[str, dict[Method, Any]]:
     """Measure methods one by one; a failed method does not stop the others.
 
-    Args:
-        config: The job; nothing is written to its `output`.
-        methods: Methods to measure.
-        console: Shows progress.
-
     Returns:
         `measured`: peak memory per method, and `not_measured`: the reason per failed method.
     """
@@ -102,9 +93,6 @@ def measure_methods(
 
 def measure_peak(config: JobConfig) -> dict[str, int | None]:
     """Evaluate a batch and train for `STEPS` steps in a child process, the longest rows first.
-
-    Args:
-        config: The job; nothing is written to its `output`.
 
     Returns:
         `peak_memory_bytes` and `peak_gpu_memory_bytes`, as in `run.json`.

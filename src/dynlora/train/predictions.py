@@ -91,13 +91,8 @@ def _rows(table: pa.Table) -> Iterator[Row]:
         try:
             yield from part.to_pylist()
         except (ValueError, OverflowError):  # a time out of Python's range, such as year 18029
-            columns = [_with_times_as_texts(column) for column in part.columns]
+            columns = [column.cast(without_times(column.type)) for column in part.columns]
             yield from pa.Table.from_arrays(columns, part.column_names).to_pylist()
-
-
-def _with_times_as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column with dates and times as text, also in lists and records."""
-    return column.cast(without_times(column.type))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -127,7 +122,7 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     try:
         values = column.to_pylist()
     except (ValueError, OverflowError):
-        values = _with_times_as_texts(column).to_pylist()
+        values = column.cast(without_times(column.type)).to_pylist()
     written = [
         None if value is None else json.dumps(finite(value), ensure_ascii=False, default=str)
         for value in values

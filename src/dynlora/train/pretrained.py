@@ -82,11 +82,7 @@ def locate(config: ModelConfig) -> Source:
 
 
 def _place(config: ModelConfig) -> str:
-    """Return the folder or hub name to load from.
-
-    Raises:
-        ConfigError: If the folder or package does not exist or contains no model.
-    """
+    """Return the folder or hub name to load from."""
     if config.path is not None:
         return _checked(Path(config.path), "model.path", config.gguf_file)
     if config.package is None:
@@ -168,10 +164,10 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def check_length(model: Any, config: DataConfig) -> None:
-    """Check that the model has at least `data.max_length` positions.
+    """Check that the model, whose configuration can overstate it, has `data.max_length` positions.
 
     Raises:
-        ConfigError: If it has fewer; the configuration can overstate the limit.
+        ConfigError: If it has fewer.
     """
     limit = position_limit(model)
     if limit is not None and config.max_length > limit:
@@ -205,12 +201,12 @@ def _check_vocabulary(
 
 
 def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
-    """Load the model at `source` with the head of `auto_class`.
+    """Load the model at `source` with the head of `auto_class`, an auto class of transformers.
 
     The head is initialized from torch's random state unless the files contain one that fits.
 
     Args:
-        auto_class: An auto class of transformers, such as `AutoModelForSequenceClassification`.
+        auto_class: Such as `AutoModelForSequenceClassification`.
         source: Location and loading options; the default dtype is float32.
         head: Arguments of the head, such as `num_labels`. Without any, the files must contain all
             weights except those of an unused pooler.

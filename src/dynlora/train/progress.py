@@ -25,12 +25,7 @@ class ProgressBar(TrainerCallback):
     """A bar of optimizer steps with the latest loss, and one line per evaluation above it."""
 
     def __init__(self, console: Console, metrics: Sequence[str]) -> None:
-        """Prepare the bar.
-
-        Args:
-            console: Draws the bar if it is a terminal.
-            metrics: Names of the validation metrics to show, in order.
-        """
+        """Prepare a bar for a terminal, and the order of the validation metrics."""
         self.console = console
         self.metrics = metrics
         self.progress = Progress(
@@ -59,16 +54,9 @@ class ProgressBar(TrainerCallback):
         """Advance the bar."""
         self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self,
-        args: Args,
-        state: State,
-        control: Control,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the loss, and print validation metrics as a line."""
-        values = logs or {}
+        values: dict[str, float] = kwargs["logs"]
         if "loss" in values:
             self._show_loss(values["loss"], state)
         if "eval_loss" in values:

@@ -21,10 +21,10 @@ from dynlora.runs.resume import Past
 
 
 def started(callback: DynamicLoraCallback) -> DynamicLora:
-    """Return the callback's controller, which exists once training has begun.
+    """Return the callback's controller.
 
     Raises:
-        RuntimeError: If training has not begun.
+        RuntimeError: Before training.
     """
     if callback.dynamic is None:
         raise RuntimeError("the controller exists from on_train_begin on")
@@ -105,16 +105,9 @@ class Recorder(TrainerCallback):
             append_line(self.folder.ranks, event.to_dict())
         self._events_written = len(history)
 
-    def on_log(
-        self,
-        args: Args,
-        state: State,
-        control: Control,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Append the log entry to `metrics.jsonl`, or keep it until `open`."""
-        values = logs or {}
+        values: dict[str, float] = kwargs["logs"]
         self.eval_seconds += values.get("eval_runtime", 0.0)
         if self.of_best:
             values = {key.replace("eval_", "best_", 1): value for key, value in values.items()}

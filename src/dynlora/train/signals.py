@@ -9,25 +9,15 @@ from typing import NoReturn
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped the command."""
+    """A signal has stopped the command; the text says how to continue, if that is possible."""
 
     def __init__(self, text: str, signum: int) -> None:
-        """Store the message and the signal.
-
-        Args:
-            text: How to continue; empty if there is nothing to continue.
-            signum: Signal number.
-        """
         super().__init__(text)
         self.signum = signum
 
 
 def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
-    """Handle a signal by stopping the command.
-
-    Raises:
-        Stopped: Always.
-    """
+    """Handle a signal by raising `Stopped`."""
     raise Stopped("", signum)
 
 

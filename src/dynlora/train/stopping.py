@@ -52,11 +52,7 @@ class Stopping(TrainerCallback):
         self._before: dict[signal.Signals, Any] = {}
 
     def is_over(self, log: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether the last `patience` evaluations of a log brought no improvement.
-
-        Args:
-            log: The Trainer's log since training began.
-        """
+        """Return whether the last `patience` evaluations of a log brought no improvement."""
         if self.patience is None:
             return False
         key = f"eval_{self.metric}"
@@ -66,10 +62,7 @@ class Stopping(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Stop training after a signal inside the block; a second signal stops at once.
-
-        Only default signal handlers are replaced.
-        """
+        """Stop training after a signal, and at once after a second; keep other handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -5,19 +5,19 @@ Each file of `tasks` contains one task, or several with the same inputs.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer
 
-from dynlora.train.config import DataConfig, TrainingConfig
+from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit, load_splits
-from dynlora.train.loss import Penalty
 from dynlora.train.pretrained import Source
+from dynlora.train.trainer import TrainerParts
 
 logger = logging.getLogger(__name__)
 
@@ -54,33 +54,6 @@ def no_head(_model: Any) -> list[str]:
     return []
 
 
-def leave_head(_model: Any, _data: TaskData) -> None:
-    """Keep the head's initial weights."""
-
-
-def accept_model(_model: Any, _config: DataConfig) -> None:
-    """Accept any model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerParts:
-    """Arguments of `Task.make_trainer`."""
-
-    model: Any
-    training: TrainingConfig
-    best_metric: str
-    """Validation metric for `load_best_model_at_end`."""
-    checkpoints: Path
-    data: TaskData
-    processor: Any
-    penalty: Penalty | None
-    """Added to the loss in training."""
-    callbacks: Sequence[TrainerCallback]
-    """In execution order."""
-    optimizer: Optimizer | None
-    """None leaves the choice to the Trainer."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictor:
     """Model, processor and batch size for predictions."""
@@ -106,9 +79,9 @@ class Task:
     """Validates and encodes a split with the processor; the number of labels may be None."""
     load_model: Callable[[Source, int | None, Any], Any]
     """Returns the pretrained model with a head for the number of labels, given the processor."""
-    begin_head: Callable[[Any, TaskData], None] = leave_head
+    begin_head: Callable[[Any, TaskData], None] = lambda _model, _data: None
     """Initializes a new head from the training labels."""
-    check_model: Callable[[Any, DataConfig], None] = accept_model
+    check_model: Callable[[Any, DataConfig], None] = lambda _model, _config: None
     """Refuses a model whose context is too short for the configured inputs and outputs."""
     make_trainer: Callable[[TrainerParts], Trainer]
     """Returns a Trainer whose evaluations return the metrics in `config.METRICS`."""
@@ -119,11 +92,8 @@ class Task:
 def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
     """Load, validate and encode both splits, and warn about truncated rows.
 
-    The number of labels comes from the configuration, or else from the training rows.
-
     Raises:
-        DataError: If a column or split is missing, a split is empty, or a row is invalid for the
-            task.
+        DataError: If a column or split is missing, a split is empty, or a row is invalid.
     """
     train_split, validation_split = load_splits(config)
     train = task.read_split(train_split, config, processor, config.num_labels)
@@ -143,10 +113,19 @@ def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
     )
 
 
-def batch_logits(
+def make_trainer(task: Task, parts: TrainerParts) -> Any:
+    """Return the task's Trainer, without writing files or printing."""
+    with TemporaryDirectory() as nowhere:  # the Trainer creates its folder at once
+        trainer = task.make_trainer(replace(parts, checkpoints=Path(nowhere)))
+    trainer.args.output_dir = str(parts.checkpoints)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def row_logits(
     predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
 ) -> Iterator[torch.Tensor]:
-    """Yield the float32 logits per batch, on the CPU, in row order.
+    """Yield the float32 logits per row, on the CPU.
 
     Args:
         predictor: Model and batch size.
@@ -162,4 +141,4 @@ def batch_logits(
         moved = {name: value.to(device) for name, value in batch.items()}
         with torch.no_grad():
             logits = model(**moved).logits
-        yield logits.float().cpu()
+        yield from logits.float().cpu()

@@ -5,18 +5,19 @@ torch's global random state, so its order changes after a resume.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dynlora.report.wording import lower_is_better
 from dynlora.train.config import TrainingConfig
 from dynlora.train.loss import Penalty, SummedLoss, TaskLoss
-from dynlora.train.task import TrainerParts
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -66,7 +67,6 @@ class JobTrainer(Trainer):
     """`transformers.Trainer` with an explicit sampler, and evaluation without side effects."""
 
     def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
-        """Store sampler and regulariser, and pass other arguments to the Trainer."""
         self.sampler = sampler
         self.penalty = penalty
         super().__init__(**kwargs)
@@ -79,8 +79,11 @@ class JobTrainer(Trainer):
         return found + self.penalty() / self.current_gradient_accumulation_steps
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without changing torch's random state (see `without_trace`)."""
-        with without_trace():
+        """Evaluate without changing torch's random state, from which data loaders draw.
+
+        Otherwise the evaluation schedule would change training, also after a resume.
+        """
+        with torch.random.fork_rng():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -88,35 +91,49 @@ class JobTrainer(Trainer):
         return self.sampler
 
 
-def without_trace() -> AbstractContextManager[None]:
-    """Return a context that restores torch's random state.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerParts:
+    """The parts of a Trainer that do not depend on the task."""
 
-    Data loaders draw from it, so otherwise the evaluation schedule would change training, also
-    after a resume.
-    """
-    return torch.random.fork_rng()
+    model: Any
+    training: TrainingConfig
+    best_metric: str
+    """Validation metric for `load_best_model_at_end`."""
+    train: Any
+    """`datasets.Dataset` of model inputs, with `labels`."""
+    validation: Any
+    """As `train`."""
+    processor: Any
+    """Tokenizer or image processor."""
+    checkpoints: Path = Path()
+    penalty: Penalty | None = None
+    """Added to the loss in training."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """In execution order."""
+    optimizer: Optimizer | None = None
+    """None leaves the choice to the Trainer."""
 
 
 def make_job_trainer(
-    parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics, collator: Any
+    parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics, collate: Callable[[Any], Any]
 ) -> JobTrainer:
-    """Return the Trainer of a task with loss and metrics computed from logits.
+    """Return a Trainer with loss and metrics computed from logits.
 
     Args:
-        parts: Arguments shared by all tasks.
+        parts: The parts that do not depend on the task.
         loss: The task's loss, summed over labels.
         metrics: Returns metrics by name from all logits and labels of an evaluation.
-        collator: Combines rows into a batch.
+        collate: Returns a processor's collator, which combines rows into a batch.
     """
     task_loss = TaskLoss(loss)
     return JobTrainer(
-        make_sampler(row_lengths(parts.data.train), parts.training),
+        make_sampler(row_lengths(parts.train), parts.training),
         parts.penalty,
         model=parts.model,
-        args=training_arguments(parts),
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
-        data_collator=collator,
+        args=TrainingArguments(**argument_values(parts)),
+        train_dataset=parts.train,
+        eval_dataset=parts.validation,
+        data_collator=collate(parts.processor),
         compute_loss_func=task_loss,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=_logits_alone,
@@ -170,13 +187,8 @@ def _trains_on_cpu() -> bool:
     return device is None or device.type == "mps"
 
 
-def training_arguments(parts: TrainerParts) -> TrainingArguments:
-    """Return the Trainer's arguments, with its own reporting disabled."""
-    return TrainingArguments(**argument_values(parts))
-
-
 def argument_values(parts: TrainerParts) -> dict[str, Any]:
-    """Return the values of `TrainingArguments` by name."""
+    """Return the values of `TrainingArguments` by name, with its own reporting disabled."""
     config = parts.training
     return {
         "output_dir": str(parts.checkpoints),
@@ -196,7 +208,7 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "eval_steps": config.eval_steps,
         "save_strategy": config.save,
         "save_steps": config.save_steps,
-        "save_total_limit": None,  # `CheckpointRecorder` deletes old checkpoints
+        "save_total_limit": None,  # `Recorder` deletes old checkpoints
         "load_best_model_at_end": config.load_best_model_at_end,
         "metric_for_best_model": parts.best_metric,
         "greater_is_better": not lower_is_better(parts.best_metric),

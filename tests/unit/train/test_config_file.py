@@ -145,14 +145,10 @@ def test_a_preset_of_the_command_line_keeps_the_files_values(write: Write) -> No
     ("key", "near"),
     [
         ("lora.alpha", "`lora.lora_alpha`"),
-        ("lora.rank", "`lora.r`"),
         ("training.lr", "`training.learning_rate`"),
         ("lora.learning_rate", "`training.learning_rate`"),
-        ("lora.wd", "`training.weight_decay`"),
         ("batch_size", "`training.batch_size`"),
-        ("data.max_len", "`data.max_length`"),
         ("model.paht", "`model.path`"),
-        ("dynamic.presets", "`dynamic.preset`"),
         ("ouput", "`output`"),
         ("lora.zzz", "Valid names are `lora.r`"),
     ],
@@ -175,16 +171,11 @@ def test_an_unknown_key_leads_to_valid_ones(write: Write, key: str, near: str) -
         ("data.embedded", "stdlb", "stdlib or null, but got stdlb {w}. The nearest valid value is"),
         ("data.num_labels", "", 'a whole number >= 2 or null, but got "" {w}'),
         ("data.num_labels", "two", "a whole number >= 2 or null, but got two {w}"),
-        ("overwrite", "maybe", "true or false, but got maybe {w}"),
         ("lora.lora_alpha", "big", "a number > 0, but got big {w}"),
-        ("lora.r", None, "a whole number >= 1, but got null {w}"),
-        ("lora.r", 0, ">= 1, but got 0 {w}"),
-        ("training.learning_rate", -1, "> 0, but got -1 {w}"),
         ("training.seed", -1, ">= 0 and < 4294967296, but got -1 {w}"),
         ("training.epochs", float("nan"), "a number > 0, but got NaN {w}"),
         ("training.bf16", "maybe", "auto or true or false, but got maybe {w}"),
         ("dynamic.pinned", None, "a list such as [a, b], but got null {w}"),
-        ("dynamic.preset", "papr", "one of default, paper, but got papr {w}"),
         ("data.text", ["a"], 'a text, but got ["a"] {w}'),
     ],
 )
@@ -210,13 +201,10 @@ def test_a_wrong_value_is_named_with_key_requirement_and_place(
         ("training.epochs: 1", "Write it in its section, `training: {{epochs: ...}}`."),
         ("1: 2", "unknown key `1` in {path}"),
         ("just words", "must contain keys and values, but got {path}"),
-        ("", "must contain keys and values, but got {path}"),
-        ("output: [", "must be a YAML file, but got {path}"),
         ("a: &a [*a]", "must be a YAML file, but got {path}"),
         ("[" * 1000, "must be a YAML file, but got {path}: it nests deeper than 64 levels"),
         ("training: {seed: 1" + "0" * 40 + "}", "beyond 9223372036854775807"),
         ("method: lora", "`output` must be given, but got nothing ({path}). Add it, or use --out"),
-        ("output: o\ndata: {name: d}", "`model` must be given"),
         ("output: o\nmodel: {name: m}\ndata: {name: d}\ntraining: {eval: no}", "'no' in quotes"),
         ('output: "a\\0b"\nmodel: {name: m}\ndata: {name: d}', "`output` must be a text without"),
         ("output: o\nmodel: {name: m}\ndata: {name: d}\nlora: {lora_alpha: 1e999}", "`lora.lora_"),
@@ -255,21 +243,14 @@ def test_the_written_configuration_reads_back_the_same_but_for_one_time_keys(
     assert read_job(tmp_path / "config.yaml") == make_job(again)
 
 
-def test_places_are_written_in_full_and_names_stay_names(
+def test_paths_are_written_in_full_and_names_stay_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {
-        "output": "out",
-        "model": {"path": "models/it"},
-        "data": {"path": "data"},
-        "lora": {"start_from": "before/adapter"},
-    }
-    values = plain_values(make_job(places))
-    assert values["output"] == str(tmp_path / "out")
-    assert values["model"]["path"] == str(tmp_path / "models" / "it")
-    assert values["data"]["path"] == str(tmp_path / "data")
-    assert values["lora"]["start_from"] == str(tmp_path / "before" / "adapter")
-    values = plain_values(make_job(MINIMAL | {"model": {"name": "a/b"}}))
-    assert values["model"]["name"] == "a/b"
-    assert values["model"]["path"] is values["data"]["path"] is None
+    given = {"output": "out", "data.path": "data", "lora.start_from": "before/adapter"}
+    job = MINIMAL | nested("data.path", "data") | nested("lora.start_from", "before/adapter")
+    values = flatten(plain_values(make_job(job | {"model": {"name": "a/b", "path": "m"}})))
+    for key, path in (given | {"model.path": "m"}).items():
+        assert values[key] == str(tmp_path / path)
+    assert values["model.name"] == "a/b"
+    assert plain_values(make_job(MINIMAL))["model"]["path"] is None

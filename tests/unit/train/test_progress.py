@@ -23,9 +23,9 @@ def run(args: TrainingArguments, steps: int, *, terminal: bool) -> str:
     for step in range(1, steps + 1):
         state.global_step = step
         bar.on_step_end(args, state, TrainerControl())
-        bar.on_log(args, state, TrainerControl(), {"loss": 1 / step, "learning_rate": 0.1})
+        bar.on_log(args, state, TrainerControl(), logs={"loss": 1 / step})
     metrics = {"eval_loss": 0.5, "eval_accuracy": 0.75, "eval_runtime": 3.0}
-    bar.on_log(args, state, TrainerControl(), metrics)
+    bar.on_log(args, state, TrainerControl(), logs=metrics)
     bar.on_train_end(args, state, TrainerControl())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -49,12 +49,6 @@ def test_a_terminal_gets_a_bar_with_the_newest_loss(args: TrainingArguments) -> 
 def test_an_evaluation_before_training_is_step_0(args: TrainingArguments) -> None:
     console = Console(file=io.StringIO(), width=80)
     bar = ProgressBar(console, ("accuracy", "loss"))
-    bar.on_log(args, TrainerState(), TrainerControl(), {"eval_loss": 0.25})
+    bar.on_log(args, TrainerState(), TrainerControl(), logs={"eval_loss": 0.25})
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "step 0: validation loss 0.2500\n"
-
-
-def test_stopping_twice_or_before_the_start_is_harmless() -> None:
-    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True), ())
-    bar.stop()
-    bar.stop()

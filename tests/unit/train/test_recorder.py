@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dynlora import DynamicLoraCallback
 from dynlora.files.json_files import write_lines
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past
-from dynlora.train.recorder import Recorder, started
+from dynlora.train.recorder import Recorder
 
 
 @pytest.fixture
@@ -42,10 +41,10 @@ def test_log_entries_are_written_once_the_folder_is_open(
     folder: RunFolder, args: TrainingArguments
 ) -> None:
     recorder = Recorder(folder, None, limit=None)
-    recorder.on_log(args, at(0), TrainerControl(), {"eval_loss": 1.0, "eval_runtime": 0.5})
+    recorder.on_log(args, at(0), TrainerControl(), logs={"eval_loss": 1.0, "eval_runtime": 0.5})
     assert not folder.metrics.exists()
     recorder.open(None)
-    recorder.on_log(args, at(5), TrainerControl(), {"loss": math.inf, "eval_runtime": 0.25})
+    recorder.on_log(args, at(5), TrainerControl(), logs={"loss": math.inf, "eval_runtime": 0.25})
     assert lines(folder.metrics) == [
         {"step": 0, "eval_loss": 1.0, "eval_runtime": 0.5},
         {"step": 5, "loss": None, "eval_runtime": 0.25},
@@ -95,8 +94,3 @@ def test_a_checkpoint_is_sealed_and_the_oldest_beyond_the_limit_are_deleted(
         "format": 1, "dynlora": version("dynlora"), "step": 20,
         "seconds": {"training_steps": 7.5, "evaluation": 1.25}, "files": {},
     }  # fmt: skip
-
-
-def test_the_controller_is_not_there_before_training() -> None:
-    with pytest.raises(RuntimeError, match="from on_train_begin on"):
-        started(DynamicLoraCallback())

@@ -7,35 +7,31 @@ import datasets
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction, Trainer, default_data_collator
+from transformers import EvalPrediction, Trainer, TrainingArguments, default_data_collator
 from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 
 from dynlora.train.config import TrainingConfig
-from dynlora.train.task import TaskData, TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
+    TrainerParts,
     argument_values,
     make_job_trainer,
     make_sampler,
     row_lengths,
     total_steps,
-    training_arguments,
-    use_bf16,
 )
 
 
-def parts(config: TrainingConfig, folder: Path, best_metric: str = "accuracy") -> TrainerParts:
+def parts(config: TrainingConfig, folder: Path) -> TrainerParts:
     """Return what the Trainer's arguments are read from; model and data are not looked at."""
     return TrainerParts(
         model=None,
         training=config,
-        best_metric=best_metric,
-        checkpoints=folder,
-        data=TaskData(train=None, validation=None, num_labels=None, cut={}),
+        best_metric="accuracy",
+        train=None,
+        validation=None,
         processor=None,
-        penalty=None,
-        callbacks=(),
-        optimizer=None,
+        checkpoints=folder,
     )
 
 
@@ -43,31 +39,21 @@ LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])
-def test_each_epoch_holds_every_example_once(batch_size: int | None) -> None:
-    sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=0)
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        assert sorted(sampler) == list(range(103))
-    assert len(sampler) == 103
-
-
-@pytest.mark.parametrize("batch_size", [None, 8])
-def test_the_order_depends_on_seed_and_epoch_alone(batch_size: int | None) -> None:
+def test_each_epoch_has_every_example_in_an_order_of_seed_and_epoch_alone(
+    batch_size: int | None,
+) -> None:
     def order(seed: int, epoch: int) -> list[int]:
         sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
+    before = torch.get_rng_state()
     orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(sorted(found) == list(range(103)) for found in orders.values())
     torch.manual_seed(99)
     assert all(order(*key) == value for key, value in orders.items())
     assert len({tuple(value) for value in orders.values()}) == 4
-
-
-def test_iterating_leaves_the_global_random_state_alone() -> None:
-    before = torch.get_rng_state()
-    list(EpochSampler(LENGTHS, batch_size=8, seed=0))
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
@@ -77,11 +63,8 @@ def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
         return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
     assert padding(8) < 0.5 * padding(None)
-
-
-def test_grouping_counts_the_batches_of_an_optimizer_step_as_one() -> None:
     config = TrainingConfig(batch_size=4, gradient_accumulation=2)
-    assert make_sampler(LENGTHS, config).batch_size == 8
+    assert make_sampler(LENGTHS, config).batch_size == 8, "the batches of a step are one group"
     assert make_sampler(LENGTHS, TrainingConfig(group_by_length=False)).batch_size is None
 
 
@@ -106,19 +89,12 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     )
     for rows in (1, 7, 8, 9, 100):
         data = datasets.Dataset.from_dict({"input": [0.0] * rows})
-        trainer = Trainer(
-            torch.nn.Linear(1, 1), training_arguments(parts(config, tmp_path)), train_dataset=data
-        )
+        args = TrainingArguments(**argument_values(parts(config, tmp_path)))
+        trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=data)
         loader = trainer.get_train_dataloader()
         expected = trainer.set_initial_training_values(trainer.args, loader)[-1]
         assert total_steps(rows, config) == expected
-
-
-def test_given_steps_and_precision_win() -> None:
-    assert total_steps(1000, TrainingConfig(epochs=5, max_steps=3)) == 3
-    assert use_bf16(True) is True
-    assert use_bf16(False) is False
-    assert use_bf16("auto") in {True, False}
+    assert total_steps(1000, replace(config, max_steps=3)) == 3
 
 
 def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -> None:
@@ -127,7 +103,7 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
         schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
         logging_steps=9, seed=11,
     )  # fmt: skip
-    args = training_arguments(parts(config, tmp_path, "loss"))
+    args = TrainingArguments(**argument_values(parts(config, tmp_path)))
     assert (args.num_train_epochs, args.max_steps) == (2, -1)
     assert (args.per_device_train_batch_size, args.learning_rate) == (3, 0.25)
     assert (args.weight_decay, args.max_grad_norm, args.seed) == (0.5, 0, 11)
@@ -137,15 +113,6 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert args.optim.startswith("adamw_torch")
     assert args.report_to == []
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("metric", "greater"), [("accuracy", True), ("rmse", False)])
-def test_the_best_checkpoint_has_less_loss_or_more_of_anything_else(
-    tmp_path: Path, metric: str, greater: bool
-) -> None:
-    args = training_arguments(parts(TrainingConfig(bf16=False), tmp_path, metric))
-    assert args.metric_for_best_model == metric
-    assert args.greater_is_better is greater
 
 
 def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path: Path) -> None:
@@ -170,11 +137,12 @@ def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path
         replace(
             parts(TrainingConfig(bf16=False), tmp_path),
             model=Talkative(),
-            data=TaskData(train=rows, validation=rows, num_labels=2, cut={}),
+            train=rows,
+            validation=rows,
         ),
         loss=lambda logits, labels: cross_entropy(logits, labels, reduction="sum"),
         metrics=measure,
-        collator=default_data_collator,
+        collate=lambda _: default_data_collator,
     )
     trainer.evaluate()
     assert seen[0].tolist() == [[1, -1], [2, -2], [3, -3]]

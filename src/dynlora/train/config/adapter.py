@@ -56,11 +56,7 @@ class LoraSettings:
     with `method: dynamic`: a larger `r` than the adapter's raises the budget."""
 
     def __post_init__(self) -> None:
-        """Check how values fit together.
-
-        Raises:
-            ConfigError: If two values contradict each other.
-        """
+        """Check how values fit together."""
         start = self.init_lora_weights
         if start is False:
             raise ConfigError(
@@ -101,11 +97,7 @@ class AdaLoraSettings:
     [orth_reg_weight]"""
 
     def __post_init__(self) -> None:
-        """Check that ranks have time to fall.
-
-        Raises:
-            ConfigError: If the two fractions leave no steps.
-        """
+        """Check that ranks have time to fall."""
         rest = 1 - self.initial_fraction
         last = self.final_fraction
         require(last < rest, "adalora.final_fraction", f"< {rest:g}", last)

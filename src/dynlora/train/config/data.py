@@ -76,12 +76,7 @@ class DataConfig:
     """Evaluate on a random sample of this many rows; null uses all."""
 
     def __post_init__(self) -> None:
-        """Check the source, then the columns of prompts and conversations.
-
-        Raises:
-            ConfigError: If there is no source or more than one, or columns of two formats are
-                named.
-        """
+        """Check the source, then the columns of prompts and conversations."""
         check_source("data", path=self.path, name=self.name, embedded=self.embedded)
         pair = (self.prompt, self.completion)
         if pair.count(None) == 1:
@@ -103,11 +98,7 @@ class DataConfig:
 
 
 def check_source(section: str, *, path: str | None, **others: str | None) -> None:
-    """Check that a section has exactly one source; `path` wins over the others.
-
-    Raises:
-        ConfigError: If it has none, or more than one.
-    """
+    """Raise a `ConfigError` unless a section has one source; `path` wins over the others."""
     given = [key for key, value in others.items() if value is not None]
     if path is None and len(given) != 1:
         keys = " or ".join(f"`{section}.{key}`" for key in ("path", *others))

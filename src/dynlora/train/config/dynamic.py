@@ -66,11 +66,7 @@ def _make_section() -> type[BaseModel]:
 
 
 def _read(given: Any, validate: Callable[[Any], BaseModel]) -> DynamicLoraConfig:
-    """Return the configuration; values that are not given are those of the preset.
-
-    Raises:
-        ConfigError: If values do not fit together.
-    """
+    """Return the configuration; values that are not given are those of the preset."""
     if isinstance(given, DynamicLoraConfig):
         return given
     values = validate(given).model_dump(exclude_unset=True)

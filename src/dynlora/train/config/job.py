@@ -69,12 +69,7 @@ class JobConfig:
     """How to train."""
 
     def __post_init__(self) -> None:
-        """Check how sections fit together.
-
-        Raises:
-            ConfigError: If the task lacks a metric, the method does not support another section's
-                value, AdaLoRA's ranks do not fall, or `output` is not a path.
-        """
+        """Check how sections fit together."""
         output = self.output
         require(bool(output.strip()), "output", "the path of a folder", repr(output))
         home = output.startswith("~")

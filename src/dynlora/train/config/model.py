@@ -34,12 +34,7 @@ class ModelConfig:
     (pip install 'dynlora[quantized]'); computation uses `dtype`."""
 
     def __post_init__(self) -> None:
-        """Check the source and the GGUF file.
-
-        Raises:
-            ConfigError: If there is no source, or both `name` and `package`, or a GGUF file in the
-                wrong key.
-        """
+        """Check the source and the GGUF file."""
         check_source("model", path=self.path, name=self.name, package=self.package)
         for key, place in (("path", self.path), ("name", self.name), ("package", self.package)):
             if place is not None and place.endswith(GGUF):

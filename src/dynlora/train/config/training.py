@@ -86,11 +86,7 @@ class TrainingConfig:
     checkpoint."""
 
     def __post_init__(self) -> None:
-        """Check how evaluations and checkpoints fit together.
-
-        Raises:
-            ConfigError: If two values contradict each other.
-        """
+        """Check how evaluations and checkpoints fit together."""
         if self.early_stopping_patience is not None:
             required = "`epoch` or `steps` with `training.early_stopping_patience`"
             require(self.eval != "no", "training.eval", required, self.eval)

@@ -35,10 +35,6 @@ Switch = Annotated[bool, Field(strict=True)]
 
 
 def require(holds: bool, key: str, required: str, given: object) -> None:
-    """Check a value that depends on another one.
-
-    Raises:
-        ConfigError: If `holds` is false.
-    """
+    """Raise a `ConfigError` about a value that depends on another one, unless `holds`."""
     if not holds:
         raise ConfigError(f"`{key}` must be {required}, but got {given}.")

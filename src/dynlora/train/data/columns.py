@@ -4,7 +4,7 @@ Each reader returns one value per row, or raises a `DataError` that lists the in
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from dynlora.errors import DataError
 from dynlora.files.tables import column_values, shown_names
 from dynlora.train.data.splits import RawSplit
 
+LABEL = "data.label"
 UNLABELLED = -100
 """Label that the loss ignores."""
 LARGEST = float(np.finfo(np.float32).max)
@@ -21,26 +22,12 @@ SHOWN = 5
 """Maximum number of invalid rows listed in a message."""
 
 
-def check_columns(split: RawSplit, named: Mapping[str, str | None]) -> None:
-    """Check that a split has rows, and each named column exactly once.
-
-    Args:
-        split: The split.
-        named: Column per configuration key; None if the key is unset.
+def check_column(split: RawSplit, key: str, column: str) -> None:
+    """Check that the column which configuration key `key` names is there once, with rows.
 
     Raises:
-        DataError: If it does not.
+        DataError: If it is not.
     """
-    for key, column in named.items():
-        if column is not None:
-            _check_column(split, key, column)
-    if split.table.num_rows == 0:
-        raise DataError(
-            f"the {split.name} split must hold at least 1 row, got 0 in {split.source}."
-        )
-
-
-def _check_column(split: RawSplit, key: str, column: str) -> None:
     found = split.table.column_names
     if column not in found:
         near = difflib.get_close_matches(column, found, n=1)
@@ -54,41 +41,56 @@ def _check_column(split: RawSplit, key: str, column: str) -> None:
             f"`{key}` must name one column, got {column!r}, which the {split.name} split "
             f"({split.source}) has more than once: rename all but one."
         )
+    if split.table.num_rows == 0:
+        raise DataError(
+            f"the {split.name} split must hold at least 1 row, got 0 in {split.source}."
+        )
 
 
-def read_texts(split: RawSplit, column: str) -> list[str]:
+def read_column(split: RawSplit, key: str, column: str) -> list[Any]:
+    """Return the values of a column after `check_column`."""
+    check_column(split, key, column)
+    return column_values(split.table, column, split.source)
+
+
+def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
     """Return a column of texts."""
+    values = read_column(split, key, column)
     required = f"column {column!r} must hold a text in every row"
-    return _read(split, column, _is_text, required, "Remove these rows or fill them in.")
+    return _fitting(split, values, _is_text, required, "Remove these rows or fill them in.")
 
 
 def read_words(split: RawSplit, column: str) -> list[list[str]]:
-    """Return a column of non-empty lists of words."""
-    required = f"column {column!r} must hold a list of words in every row"
-    advice = "Remove these rows, or split their texts into words."
-    return _read(split, column, lambda value: _is_list_of(value, _is_text, 1), required, advice)
+    """Return the column `data.text` of non-empty lists of words."""
+    return _fitting(
+        split,
+        read_column(split, "data.text", column),
+        lambda value: _is_list_of(value, _is_text, 1),
+        f"column {column!r} must hold a list of words in every row",
+        "Remove these rows, or split their texts into words.",
+    )
 
 
 def read_numbers(split: RawSplit, column: str) -> list[float]:
-    """Return a column of finite float32 numbers other than -100."""
+    """Return the column `data.label` of finite float32 numbers other than -100."""
     required = f"label column {column!r} must hold, within float32, a finite number in every row"
-    values = _read(split, column, _is_number, required, "Remove these rows or fill them in.")
-    numbers = [float(value) for value in values]
-    refuse_rows(
+    advice = "Remove these rows or fill them in."
+    values = _fitting(split, read_column(split, LABEL, column), _is_number, required, advice)
+    return _fitting(
         split,
+        [float(value) for value in values],
+        lambda number: number != UNLABELLED,
         f"label column {column!r} must hold numbers other than {UNLABELLED}, by which "
         "transformers marks what has no label",
-        [(row, number) for row, number in enumerate(numbers) if number == UNLABELLED],
         "Shift or scale the numbers.",
     )
-    return numbers
 
 
 def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
-    """Return a column of lists of finite float32 numbers, all of the same length."""
-    values = _read(
+    """Return the column `data.label` of lists of finite float32 numbers, all of one length."""
+    values = _fitting(
         split,
-        column,
+        read_column(split, LABEL, column),
         lambda value: _is_list_of(value, _is_number, 1),
         f"label column {column!r} must hold, within float32, a list of finite numbers in every row",
         "Remove these rows or fill them in.",
@@ -106,19 +108,24 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
 
 
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
-    """Return a column of classes; `num_labels` is None if these labels determine it."""
+    """Return the column `data.label` of classes; `num_labels` is None if they determine it."""
     required = f"label column {column!r} must hold a whole number in every row"
     advice = "Number the classes 0, 1, 2, ... and remove rows without a label."
-    labels = [int(value) for value in _read(split, column, _is_whole, required, advice)]
+    values = _fitting(split, read_column(split, LABEL, column), _is_whole, required, advice)
+    labels = [int(value) for value in values]
     _refuse_classes(split, f"label column {column!r} must hold classes", labels, num_labels)
     return labels
 
 
 def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> list[list[int]]:
-    """Return a column of lists of classes; `num_labels` is None if these labels determine it."""
-    required = f"label column {column!r} must hold a list of whole numbers in every row"
-    advice = "Number the classes 0, 1, 2, ... and give rows without any an empty list."
-    values = _read(split, column, lambda value: _is_list_of(value, _is_whole), required, advice)
+    """Return the column `data.label` of lists of classes, like `read_classes`."""
+    values = _fitting(
+        split,
+        read_column(split, LABEL, column),
+        lambda value: _is_list_of(value, _is_whole),
+        f"label column {column!r} must hold a list of whole numbers in every row",
+        "Number the classes 0, 1, 2, ... and give rows without any an empty list.",
+    )
     labels = [[int(label) for label in value] for value in values]
     required = f"label column {column!r} must hold lists of classes"
     _refuse_classes(split, required, labels, num_labels)
@@ -156,7 +163,7 @@ def refuse_rows(
     advice: str,
     show: Callable[[Any], str] = short,
 ) -> None:
-    """Raise a `DataError` that counts and lists the invalid rows, if there are any.
+    """Refuse invalid rows, if there are any.
 
     Args:
         split: The split.
@@ -166,7 +173,7 @@ def refuse_rows(
         show: Formats an invalid value.
 
     Raises:
-        DataError: If there are faults.
+        DataError: With the number of faults, and the first ones.
     """
     if not faults:
         return
@@ -178,10 +185,13 @@ def refuse_rows(
     )
 
 
-def _read(
-    split: RawSplit, column: str, fits: Callable[[Any], bool], required: str, advice: str
+def _fitting(
+    split: RawSplit,
+    values: list[Any],
+    fits: Callable[[Any], bool],
+    required: str,
+    advice: str,
 ) -> list[Any]:
-    values = column_values(split.table, column, split.source)
     faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
     refuse_rows(split, required, faults, advice)
     return values

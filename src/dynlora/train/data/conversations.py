@@ -15,8 +15,7 @@ from trl.chat_template_utils import (
 from trl.data_utils import common_prefix_length
 
 from dynlora.errors import ConfigError
-from dynlora.files.tables import column_values
-from dynlora.train.data.columns import UNLABELLED, refuse_rows
+from dynlora.train.data.columns import UNLABELLED, read_column, refuse_rows
 from dynlora.train.data.language import prepare
 from dynlora.train.data.splits import RawSplit
 
@@ -47,7 +46,7 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
     Raises:
         DataError: If a row has no messages, or a message lacks a text `role` or `content`.
     """
-    rows: list[Conversation] = column_values(split.table, column, split.source)
+    rows: list[Conversation] = read_column(split, "data.messages", column)
     refuse_rows(
         split,
         f"column {column!r} must hold a list of messages in every row, each with the texts `role` "
@@ -148,9 +147,6 @@ def _encode_by_turns(tokenizer: Any, conversation: Conversation) -> dict[str, li
     """Encode a conversation with a template that renders turns independently of later turns.
 
     An assistant turn follows the tokens of all earlier messages and the generation prompt.
-
-    Raises:
-        ConfigError: If later turns matter, or the conversation begins with the assistant.
     """
     ids, text = _render(tokenizer, conversation), _write(tokenizer, conversation)
 
@@ -218,11 +214,7 @@ def _each(
     conversations: Sequence[Conversation],
     encode: Callable[[Conversation], Encoded],
 ) -> list[Encoded]:
-    """Encode each conversation.
-
-    Raises:
-        DataError: If the chat template rejects one.
-    """
+    """Encode each conversation, and refuse those that the chat template rejects."""
     encoded, refused = [], []
     for row, conversation in enumerate(conversations):
         try:

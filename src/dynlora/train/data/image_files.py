@@ -37,9 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of the class folders in a split's folder.
-
-    Names are sorted as numbers if all are numbers, else alphabetically.
+    """Return the names of a split's class folders, sorted as numbers if all are, else as texts.
 
     Raises:
         DataError: If there are fewer than two.

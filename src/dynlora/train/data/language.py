@@ -7,7 +7,6 @@ rows are counted here, because the number of rows must be known before the model
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -16,18 +15,6 @@ from trl import SFTConfig, SFTTrainer
 from dynlora.train.data.columns import UNLABELLED
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fitted:
-    """Rows truncated to the maximum length."""
-
-    inputs: Any
-    """`datasets.Dataset` of `input_ids` and `labels`."""
-    cut: int
-    """Truncated rows."""
-    dropped: int
-    """Rows dropped because no token in the loss remained."""
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Any) -> Any:
@@ -68,7 +55,7 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     ]
 
 
-def fit(encoded: Any, max_length: int) -> Fitted:
+def fit(encoded: Any, max_length: int) -> tuple[Any, int]:
     """Truncate rows to `max_length` tokens, and drop rows without a token in the loss.
 
     The first token of a row is never in the loss, because no token precedes it.
@@ -76,6 +63,9 @@ def fit(encoded: Any, max_length: int) -> Fitted:
     Args:
         encoded: `datasets.Dataset` of `input_ids` and `labels`.
         max_length: Maximum tokens per row.
+
+    Returns:
+        The remaining rows, and the number of truncated ones among them.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     cut = 0
@@ -85,8 +75,7 @@ def fit(encoded: Any, max_length: int) -> Fitted:
             cut += len(ids) > max_length
             columns["input_ids"].append(ids[:max_length])
             columns["labels"].append(kept)
-    dropped = len(encoded) - len(columns["labels"])
-    return Fitted(inputs=datasets.Dataset.from_dict(columns), cut=cut, dropped=dropped)
+    return datasets.Dataset.from_dict(columns), cut
 
 
 def prepare(

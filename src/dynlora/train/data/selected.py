@@ -10,13 +10,15 @@ from pathlib import Path
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig, TaskName
+from dynlora.train.data.image_files import read_images
 from dynlora.train.data.splits import (
+    UNLABELLED_READERS,
     RawSplit,
     Wanted,
-    load_file,
     load_split,
     load_splits,
-    load_unlabelled,
+    read_file,
+    whole_split,
 )
 
 Names = Sequence[str] | None
@@ -53,28 +55,26 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
         )
     if not place.is_file():
         raise DataError(f"`--data` must be a file or folder that exists, got {place}.")
-    return load_file(place, config)
+    return read_file("given", place, config)
 
 
 def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
     """Return all rows of a file, or all images in a folder; labels are not needed.
 
-    Args:
-        config: Column names.
-        task: The run's task; only `image_classification` accepts a folder.
-        place: The file or folder.
-
     Raises:
-        DataError: If `place` does not exist, cannot be read, or is a folder for another task.
+        DataError: If `place` does not exist, cannot be read, or is a folder for a task without
+            images.
     """
     if not place.exists():
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
-    if place.is_dir() and task != "image_classification":
+    if not place.is_dir():
+        return read_file("given", place, config, UNLABELLED_READERS)
+    if task != "image_classification":
         raise DataError(
             f"FILE must be a file, got {place}, which is a folder: only runs with `task: "
             f"image_classification` take one, of images, and this is one of {task}."
         )
-    return load_unlabelled(place, config)
+    return whole_split("given", str(place), read_images(place, config), place)
 
 
 def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:

@@ -20,7 +20,6 @@ from dynlora.train.data.embedded import stdlib_pairs
 from dynlora.train.data.image_files import (
     class_names,
     read_class_folders,
-    read_images,
     read_npz,
 )
 
@@ -95,17 +94,15 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
         DataError: If a file, split or data set is missing, unreadable or of unknown type, or has
             too few rows for `data.validation_rows_from_train`.
     """
-    path, count = (
-        None if config.path is None else Path(config.path),
-        config.validation_rows_from_train,
-    )
+    path = None if config.path is None else Path(config.path)
+    count = config.validation_rows_from_train
     if path is None and config.embedded is not None:
         found = [
-            _whole(name, "embedded", pa.Table.from_pylist(rows))
+            whole_split(name, "embedded", pa.Table.from_pylist(rows))
             for name, rows in zip(("training", "validation"), stdlib_pairs(), strict=True)
         ]
     elif path is not None and path.is_file():
-        whole = _from_file("training", path, config)
+        whole = read_file("training", path, config)
         found = [whole] if count is not None else _split_rows(whole, config.validation_fraction)
     else:
         if path is not None and not path.exists():
@@ -134,25 +131,26 @@ def load_split(
     return sample(_read_place(wanted, _locate(Path(config.path), wanted), config, classes), limit)
 
 
-def load_file(path: Path, config: DataConfig) -> RawSplit:
+def read_file(
+    name: str, path: Path, config: DataConfig, readers: Mapping[str, Reader] = READERS
+) -> RawSplit:
     """Return all rows of a file, unchecked.
 
     Raises:
-        DataError: If the file is unreadable or of unknown type.
+        DataError: If the file is unreadable, empty or of unknown type.
     """
-    return _from_file("given", path, config)
+    if path.suffix not in readers:
+        raise DataError(
+            f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
+            "convert it to one of these."
+        )
+    return whole_split(name, str(path), readers[path.suffix](path, config), path.parent)
 
 
-def load_unlabelled(path: Path, config: DataConfig) -> RawSplit:
-    """Return all rows of a file, or all images in a folder; labels may be missing.
-
-    Raises:
-        DataError: If the file is unreadable or of unknown type.
-    """
-    if path.is_dir():
-        return _whole("given", str(path), read_images(path, config), path)
-    table = _read_file(path, config, UNLABELLED_READERS)
-    return _whole("given", str(path), table, path.parent)
+def whole_split(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
+    """Return all rows of a table."""
+    rows = range(table.num_rows)
+    return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
 
 
 def _hold_out(train: RawSplit, count: int) -> list[RawSplit]:
@@ -183,9 +181,8 @@ def sample(split: RawSplit, limit: int | None) -> RawSplit:
 
 
 def _random_order(split: RawSplit) -> list[int]:
-    rows: list[int] = (
-        np.random.default_rng(HOLD_OUT_SEED).permutation(split.table.num_rows).tolist()
-    )
+    generator = np.random.default_rng(HOLD_OUT_SEED)
+    rows: list[int] = generator.permutation(split.table.num_rows).tolist()
     return rows
 
 
@@ -218,17 +215,12 @@ def _find(folder: Path | None, config: DataConfig, wanted: Sequence[Wanted]) -> 
     ]
 
 
-def _whole(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
-    rows = range(table.num_rows)
-    return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
-
-
 def _read_place(
     wanted: Wanted, place: Path, config: DataConfig, classes: Sequence[str] | None
 ) -> RawSplit:
     """Return the rows of a split's file, or of its folder of images."""
     if place.is_file():
-        return _from_file(wanted.name, place, config)
+        return read_file(wanted.name, place, config)
     if classes is None:
         raise DataError(
             f"one folder a class can be read only where the names of the classes are known from "
@@ -236,7 +228,7 @@ def _read_place(
             "file with the classes' numbers, or train on folders."
         )
     table = read_class_folders(place, classes, config)
-    return replace(_whole(wanted.name, str(place), table, place), class_names=list(classes))
+    return replace(whole_split(wanted.name, str(place), table, place), class_names=list(classes))
 
 
 def _locate(folder: Path, wanted: Wanted) -> Path:
@@ -256,10 +248,6 @@ def _locate(folder: Path, wanted: Wanted) -> Path:
     return places[0]
 
 
-def _from_file(name: str, path: Path, config: DataConfig) -> RawSplit:
-    return _whole(name, str(path), _read_file(path, config, READERS), path.parent)
-
-
 def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
     import datasets
 
@@ -272,18 +260,4 @@ def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
             f"the {wanted.name} split {wanted.split!r} of {where} could not be loaded from the "
             f"hub: {reason} {wanted.advice}"
         ) from error
-    return _whole(wanted.name, where, loaded.with_format("arrow")[:])
-
-
-def _read_file(path: Path, config: DataConfig, readers: Mapping[str, Reader]) -> pa.Table:
-    """Return all rows and columns of a file, unchecked.
-
-    Raises:
-        DataError: If the file is unreadable, empty or of unknown type.
-    """
-    if path.suffix not in readers:
-        raise DataError(
-            f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
-            "convert it to one of these."
-        )
-    return readers[path.suffix](path, config)
+    return whole_split(wanted.name, where, loaded.with_format("arrow")[:])

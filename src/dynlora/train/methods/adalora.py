@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig
 from peft.tuners.adalora import AdaLoraLayer
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
-from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 from dynlora.train.methods.adapter import common, wrap
 
@@ -16,17 +18,11 @@ def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, li
     """Return the model with AdaLoRA, and the AdaLoRA layers.
 
     Raises:
-        ConfigError: If no module of the model matches `lora.target_modules`, or there are too few
-            steps.
+        ConfigError: If no module of the model matches `lora.target_modules`.
     """
     own, r = config.adalora, config.lora.r
     init_r = own.init_r or r + max(1, r // 2)
     first, last = int(own.initial_fraction * total_steps), int(own.final_fraction * total_steps)
-    if first >= total_steps - last:
-        raise ConfigError(
-            f"AdaLoRA needs at least one step in which ranks fall, got none in {total_steps} "
-            f"steps with {first} before and {last} after: train longer."
-        )
     model = wrap(
         base,
         AdaLoraConfig(
@@ -46,15 +42,11 @@ def add_adalora(base: Any, config: JobConfig, total_steps: int) -> tuple[Any, li
 class AdaLoraCallback(TrainerCallback):
     """Calls AdaLoRA's `update_and_allocate` per optimizer step, before gradients are cleared."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Set AdaLoRA's total steps to the Trainer's, which accounts for several processes."""
         kwargs["model"].peft_config["default"].total_step = state.max_steps
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Mask the ranks of lowest importance according to AdaLoRA."""
         kwargs["model"].base_model.update_and_allocate(state.global_step)
 
@@ -62,12 +54,7 @@ class AdaLoraCallback(TrainerCallback):
 def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Tensor:
     """Return `weight` times the mean distance of the factors' Gram matrices from identity.
 
-    Args:
-        layers: AdaLoRA layers.
-        weight: At least 0.
-
-    Reference:
-        `AdaLoraModel.forward` in peft 0.21, which adds this term to `outputs.loss`.
+    `AdaLoraModel.forward` in peft 0.21 adds this term to `outputs.loss`.
     """
     grams = [
         gram

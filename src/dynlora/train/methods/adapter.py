@@ -104,11 +104,7 @@ def _peft_task(task: Task) -> TaskType | None:
 
 
 def common(base: Any, config: JobConfig) -> dict[str, Any]:
-    """Return the arguments shared by `LoraConfig` and `AdaLoraConfig`.
-
-    Raises:
-        ConfigError: If the model has no recognizable head for the task.
-    """
+    """Return the arguments shared by `LoraConfig` and `AdaLoraConfig`."""
     task, target = TASKS[config.task], config.lora.target_modules
     head = task.head(base)
     return {
@@ -159,9 +155,9 @@ def _saved_plainly(model: Any) -> Any:
 
 
 def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) -> None:
-    """Check that each ending matches a module; PEFT checks only that any of them does.
+    """Check that each ending, after `separator`, matches a module.
 
-    `separator` must precede an ending shorter than the full name.
+    PEFT checks only that any of them does.
     """
     names = [name for name, _ in base.named_modules()]
     for ending in wanted:

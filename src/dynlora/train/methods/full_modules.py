@@ -87,14 +87,10 @@ def _weighted(model: Any) -> list[str]:
 
 
 def hold_in_float32(model: Any) -> bool:
-    """Convert fully trained modules to float32.
+    """Convert fully trained modules of a PEFT model to float32; return whether any was not.
 
-    Args:
-        model: PEFT model, changed in place. Modules inside the pretrained part still output the
-            model's dtype; the head beside it outputs float32.
-
-    Returns:
-        Whether any module had another dtype.
+    Modules inside the pretrained part still output the model's dtype; the head beside it outputs
+    float32.
     """
     beside = list(model.get_base_model().children())
     changed = False
@@ -106,12 +102,7 @@ def hold_in_float32(model: Any) -> bool:
 
 
 def reload_in_float32(model: Any, folder: Path) -> None:
-    """Convert fully trained modules to float32, and reload their saved float32 weights.
-
-    Args:
-        model: PEFT model with the saved adapter, changed in place.
-        folder: The saved adapter.
-    """
+    """Convert fully trained modules to float32, and reload their float32 weights from `folder`."""
     if hold_in_float32(model):
         name = model.active_adapter
         model.load_adapter(folder, name, is_trainable=not model.peft_config[name].inference_mode)

@@ -61,8 +61,8 @@ def prepare(
         checkpoint: Folder to resume from; None for a new run.
 
     Raises:
-        ConfigError: If no module of the model matches `lora.target_modules`, there are too few
-            steps for AdaLoRA, or a layer does not support `lora.init_lora_weights`.
+        ConfigError: If no module of the model matches `lora.target_modules`, or a layer does not
+            support `lora.init_lora_weights`.
         DynamicLoraError: If the model's LoRA layers do not support `config.dynamic`.
     """
     return METHODS[config.method](base, config, total_steps, checkpoint)

@@ -74,8 +74,8 @@ def load_quantized(
 def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     """Return the names of the modules to leave unquantized: the head, and `more`.
 
-    transformers would choose the module with the model's last weight, and misses heads with bias.
-    None leaves the choice to transformers, if there is no pretrained part.
+    transformers, which chooses for None, would choose the module with the model's last weight, and
+    misses heads with bias.
     """
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
@@ -84,15 +84,12 @@ def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
 
 
 def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> BitsAndBytesConfig:
-    """Return bitsandbytes' settings: NF4 as in QLoRA, or 8 bits with the default threshold.
+    """Return bitsandbytes' settings: NF4 as in QLoRA (arXiv 2305.14314), or 8 bits.
 
     Args:
         quantization: `nf4` or `int8`.
         dtype: Compute dtype of `nf4`.
         whole: Modules to leave unquantized; None leaves the choice to transformers.
-
-    Reference:
-        Dettmers and others 2023, "QLoRA", arXiv 2305.14314.
     """
     if quantization == "int8":
         own: dict[str, Any] = {"load_in_8bit": True}

@@ -39,11 +39,7 @@ def takes_from_base(lora: LoraSettings) -> bool:
 
 
 def first_factors(model: Any, start: str) -> Factors:
-    """Return copies of a new adapter's initial weights.
-
-    Args:
-        model: PEFT model whose adapter was initialized from the base weights.
-        start: Its `init_lora_weights`.
+    """Return copies of the weights of a new adapter, initialized from the base weights.
 
     Raises:
         ConfigError: If a layer is too small, of an unsupported type, or shares its weight with
@@ -80,13 +76,7 @@ def _is_initialized(layer: LoraLayer, start: str) -> bool:
 
 
 def write_difference(model: Any, first: Factors, output: Path) -> None:
-    """Save the trained adapter as a plain one for the original base model.
-
-    Args:
-        model: Trained PEFT model.
-        first: Its initial weights.
-        output: Folder to write.
-    """
+    """Save the adapter, trained from the weights `first`, as a plain one for the original model."""
     with TemporaryDirectory() as place, warnings.catch_warnings():
         initial = Path(place) / "initial"
         initial.mkdir()

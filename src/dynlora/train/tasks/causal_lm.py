@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from dynlora.adapter_files.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.continuation import continuations
-from dynlora.train.data.columns import check_columns, read_texts, refuse_rows
+from dynlora.train.data.columns import read_texts, refuse_rows
 from dynlora.train.data.conversations import (
     as_conversations,
     check_template,
@@ -24,7 +24,7 @@ from dynlora.train.data.conversations import (
 from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TrainerParts
+from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.sft import make_sft_trainer
 
 logger = logging.getLogger(__name__)
@@ -48,17 +48,15 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
     """Return a `datasets.Dataset` of a split's tokens and labels, before truncation."""
     only = config.completion_only
     if config.messages is not None:
-        check_columns(split, {"data.messages": config.messages})
         conversations = read_conversations(split, config.messages)
         if only:
             said = [m["content"] for row in conversations for m in row if m["role"] == "assistant"]
             _require_one(split, config.messages, said)
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
     if config.prompt is None or config.completion is None:
-        check_columns(split, {"data.text": config.text})
-        return encode_texts(read_texts(split, config.text), tokenizer)
-    check_columns(split, {"data.prompt": config.prompt, "data.completion": config.completion})
-    prompts, completions = read_texts(split, config.prompt), read_texts(split, config.completion)
+        return encode_texts(read_texts(split, "data.text", config.text), tokenizer)
+    prompts = read_texts(split, "data.prompt", config.prompt)
+    completions = read_texts(split, "data.completion", config.completion)
     if only:
         _require_one(split, config.completion, completions)
     if config.as_chat:
@@ -72,11 +70,7 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
 
 
 def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
-    """Check that at least one answer is not empty.
-
-    Raises:
-        DataError: If all are empty, because the model would only learn to stop.
-    """
+    """Refuse answers that are all empty, because the model would only learn to stop."""
     if answers and not any(answer.strip() for answer in answers):
         raise DataError(
             f"column {column!r} must hold an answer to learn in at least one row, but all "
@@ -89,20 +83,21 @@ def _read_split(
     split: RawSplit, config: DataConfig, tokenizer: Any, _num_labels: int | None
 ) -> Split:
     encoded = _encode(split, config, tokenizer)
-    fitted = fit(encoded, config.max_length)
-    if fitted.dropped == len(encoded):
+    inputs, cut = fit(encoded, config.max_length)
+    dropped = len(encoded) - len(inputs)
+    if dropped == len(encoded):
         raise DataError(
             f"`data.max_length` must leave something to learn, got {config.max_length} tokens, "
             f"within which none of {len(encoded)} rows of the {split.name} split "
             f"({split.source}) has a token of its completion: raise it."
         )
-    if fitted.dropped:
+    if dropped:
         logger.warning(
             "%d of %d %s rows were left out: within data.max_length=%d tokens they have none of "
             "their completion.",
-            fitted.dropped, len(encoded), split.name, config.max_length,
+            dropped, len(encoded), split.name, config.max_length,
         )  # fmt: skip
-    return Split(inputs=fitted.inputs, cut=fitted.cut, num_labels=None)
+    return Split(inputs=inputs, cut=cut, num_labels=None)
 
 
 def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any:
@@ -110,18 +105,9 @@ def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any
 
 
 def _check_model(model: Any, config: DataConfig) -> None:
-    """Check that the longest row, and a prompt with its answer, fit the model's context.
-
-    Raises:
-        ConfigError: If they do not fit.
-    """
+    """Check that the longest row, and a prompt with its answer, fit the model's context."""
     check_length(model, config)
     _longest_prompt(model, config)
-
-
-def _make_trainer(parts: TrainerParts) -> Trainer:
-    trainer: Trainer = make_sft_trainer(parts)
-    return trainer
 
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
@@ -137,6 +123,56 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
     kept = [ids[-longest:] for ids in prompts]
     for text in continuations(predictor, kept, config.max_new_tokens):
         yield {"prediction": text}
+
+
+@torch.no_grad()
+def continuations(
+    predictor: Predictor, prompts: Sequence[list[int]], max_new_tokens: int
+) -> Iterator[str]:
+    """Yield the generated text per prompt, without special tokens.
+
+    Args:
+        predictor: Model, tokenizer and batch size.
+        prompts: Token ids per prompt.
+        max_new_tokens: Maximum generated tokens per prompt.
+    """
+    model, tokenizer = predictor.model.eval(), predictor.processor
+    settings = greedy(model, tokenizer, max_new_tokens)
+    device = next(model.parameters()).device
+    for start in range(0, len(prompts), predictor.batch_size):
+        batch = prompts[start : start + predictor.batch_size]
+        ids, mask = _pad_left(batch, tokenizer.pad_token_id)
+        written = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+        )
+        yield from tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+    """Return settings for greedy decoding that stop at the tokenizer's or model's stop tokens."""
+    stops = model.generation_config.eos_token_id
+    known = stops if isinstance(stops, list) else [stops]
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=1,
+        # `generate` reads unset values from the model's own generation config.
+        num_return_sequences=1,
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted({tokenizer.eos_token_id, *known} - {None}),
+    )
+
+
+def _pad_left(rows: Sequence[list[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return left-padded token ids and the attention mask, both ``(rows, longest)``."""
+    length = max(map(len, rows))
+    ids = [[padding] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 def _longest_prompt(model: Any, config: DataConfig) -> int:
@@ -155,14 +191,11 @@ def _longest_prompt(model: Any, config: DataConfig) -> int:
 def _prompts(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[list[int]]:
     """Return the prompt tokens per row; completions are not needed."""
     if config.messages is not None:
-        check_columns(split, {"data.messages": config.messages})
         conversations = read_conversations(split, config.messages)
         return encode_requests(split, conversations, tokenizer)
     if config.prompt is None:
-        check_columns(split, {"data.text": config.text})
-        return encode_prompts(read_texts(split, config.text), tokenizer)
-    check_columns(split, {"data.prompt": config.prompt})
-    prompts = read_texts(split, config.prompt)
+        return encode_prompts(read_texts(split, "data.text", config.text), tokenizer)
+    prompts = read_texts(split, "data.prompt", config.prompt)
     if config.as_chat:
         return encode_requests(split, as_conversations(prompts, [""] * len(prompts)), tokenizer)
     return encode_prompts([prompt + config.separator for prompt in prompts], tokenizer)
@@ -174,6 +207,6 @@ CAUSAL_LM = Task(
     read_split=_read_split,
     load_model=_load_model,
     check_model=_check_model,
-    make_trainer=_make_trainer,
+    make_trainer=make_sft_trainer,
     predict=_predict,
 )

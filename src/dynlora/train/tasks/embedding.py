@@ -4,7 +4,6 @@ For example, to distill a large embedding model, or to repair a pruned or quanti
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel
-from transformers.utils.generic import ModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dynlora.errors import DataError
 from dynlora.train.data.columns import read_vectors
@@ -22,15 +21,7 @@ from dynlora.train.methods.full_modules import unread_poolers
 from dynlora.train.pretrained import Source, check_length, load_model
 from dynlora.train.task import Task
 from dynlora.train.tasks.metrics import embedding_metrics
-from dynlora.train.tasks.sequence import load_processor, make_trainer, predict, read_split
-
-
-@dataclass
-class EmbeddingOutput(ModelOutput):
-    """Output of the model's forward pass."""
-
-    logits: Tensor | None = None
-    """Float32, of shape ``(batch, hidden_size)``."""
+from dynlora.train.tasks.sequence import load_processor, predict, read_split, text_trainer
 
 
 def read_vector_labels(
@@ -61,13 +52,13 @@ def _load_model(source: Source, num_labels: int | None, _tokenizer: Any) -> Any:
     return model
 
 
-def pooled(forward: Callable[..., Any]) -> Callable[..., EmbeddingOutput]:
+def pooled(forward: Callable[..., Any]) -> Callable[..., SequenceClassifierOutput]:
     """Wrap a forward pass to return the mean hidden state per text."""
 
     @wraps(forward)
-    def with_mean(*args: Any, **kwargs: Any) -> EmbeddingOutput:
+    def with_mean(*args: Any, **kwargs: Any) -> SequenceClassifierOutput:
         hidden = forward(*args, **kwargs).last_hidden_state
-        return EmbeddingOutput(logits=mean_of_tokens(hidden, kwargs["attention_mask"]))
+        return SequenceClassifierOutput(logits=mean_of_tokens(hidden, kwargs["attention_mask"]))
 
     return with_mean
 
@@ -93,6 +84,6 @@ EMBEDDING = Task(
     read_split=partial(read_split, read_labels=read_vector_labels),
     load_model=_load_model,
     check_model=check_length,
-    make_trainer=partial(make_trainer, loss=summed_squares, metrics=embedding_metrics),
+    make_trainer=partial(text_trainer, loss=summed_squares, metrics=embedding_metrics),
     predict=partial(predict, describe=describe_vector),
 )

@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
+from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator
 
 from dynlora.adapter_files.base_models import UNLOADABLE
-from dynlora.errors import ConfigError, DataError
+from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import SHOWN, check_columns, read_classes, refuse_rows
+from dynlora.train.data.columns import check_column, read_classes, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import Source, load_model, not_loaded
-from dynlora.train.task import Predictor, Split, Task, TrainerParts, batch_logits
+from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import classification_metrics
 from dynlora.train.tasks.sequence import describe_class
 from dynlora.train.trainer import make_job_trainer
@@ -66,7 +67,6 @@ def _load_processor(source: Source, _config: DataConfig) -> Any:
 def _read_split(
     split: RawSplit, config: DataConfig, processor: Any, num_labels: int | None
 ) -> Split:
-    check_columns(split, {"data.image": config.image, "data.label": config.label})
     labels = read_classes(split, config.label, num_labels)
     check_images(split, config.image)
     inputs = _pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
@@ -79,8 +79,9 @@ def check_images(split: RawSplit, column: str) -> None:
     """Check that every row contains an image that decodes.
 
     Raises:
-        DataError: If a row has no image, or an image does not decode.
+        DataError: If the column is missing, a row has no image, or an image does not decode.
     """
+    check_column(split, "data.image", column)
     rows = list(enumerate(split.table[column]))  # without decoding all bytes at once
     refuse_rows(
         split,
@@ -95,15 +96,13 @@ def check_images(split: RawSplit, column: str) -> None:
             read_rgb(value.as_py(), split.folder)
         except UNDECODABLE as error:
             failed.append((row, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-    if failed:
-        shown = ", ".join(str(split.rows[row]) for row, _ in failed[:SHOWN])
-        more = ", ..." if len(failed) > SHOWN else ""
-        raise DataError(
-            f"column {column!r} must hold images that decode, but {len(failed)} of "
-            f"{split.table.num_rows} of the {split.name} split ({split.source}, rows counted from "
-            f"0) do not: rows {shown}{more}. The first because of {failed[0][1]}. Remove these "
-            "rows or replace their images."
-        )
+    refuse_rows(
+        split,
+        f"column {column!r} must hold images that decode",
+        failed,
+        "Remove these rows or replace their images.",
+        show=str,
+    )
 
 
 def _given(value: Any) -> bool:
@@ -167,13 +166,6 @@ def _to_pixels(processor: Any, folder: Path) -> Callable[[dict[str, Any]], dict[
     return transform
 
 
-def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    batch = {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
-    if "labels" in rows[0]:
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])
-    return batch
-
-
 def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
     model = load_model(AutoModelForImageClassification, source, num_labels=num_labels)
     _check_pixels(model, processor, source)
@@ -185,9 +177,6 @@ def _check_pixels(model: Any, processor: Any, source: Source) -> None:
     """Check that the model accepts the processor's pixels.
 
     Runs a forward pass, because some models accept other sizes than the configured one.
-
-    Raises:
-        ConfigError: If the forward pass fails.
     """
     pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
     try:
@@ -201,18 +190,10 @@ def _check_pixels(model: Any, processor: Any, source: Source) -> None:
         ) from error
 
 
-def _make_trainer(parts: TrainerParts) -> Trainer:
-    return make_job_trainer(
-        parts, loss=summed_cross_entropy, metrics=classification_metrics, collator=_collate
-    )
-
-
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
-    check_columns(split, {"data.image": config.image})
     check_images(split, config.image)
     inputs = _pixel_inputs(split, config, predictor.processor, {})
-    for logits in batch_logits(predictor, inputs, _collate):
-        yield from map(describe_class, logits)
+    return map(describe_class, row_logits(predictor, inputs, default_data_collator))
 
 
 IMAGE_CLASSIFICATION = Task(
@@ -221,6 +202,11 @@ IMAGE_CLASSIFICATION = Task(
     load_processor=_load_processor,
     read_split=_read_split,
     load_model=_load_model,
-    make_trainer=_make_trainer,
+    make_trainer=partial(
+        make_job_trainer,
+        loss=summed_cross_entropy,
+        metrics=classification_metrics,
+        collate=lambda _processor: default_data_collator,
+    ),
     predict=_predict,
 )

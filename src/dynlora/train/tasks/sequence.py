@@ -13,13 +13,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
-    Trainer,
 )
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import (
-    check_columns,
     read_class_lists,
     read_classes,
     read_numbers,
@@ -27,16 +25,16 @@ from dynlora.train.data.columns import (
     refuse_rows,
 )
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.loss import SummedLoss, summed_binary, summed_cross_entropy, summed_squares
+from dynlora.train.loss import summed_binary, summed_cross_entropy, summed_squares
 from dynlora.train.methods.full_modules import head_modules, linear_layers
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TaskData, TrainerParts, batch_logits
+from dynlora.train.task import Predictor, Split, Task, TaskData, row_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,
     multi_label_metrics,
     regression_metrics,
 )
-from dynlora.train.trainer import Metrics, make_job_trainer
+from dynlora.train.trainer import make_job_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +44,7 @@ PROBLEMS = {
     "multi_label": "multi_label_classification",
 }
 """transformers' `problem_type` per task, which decides how outputs become probabilities."""
+text_trainer = partial(make_job_trainer, collate=DataCollatorWithPadding)
 Labels = tuple[list[Any], int]
 """Labels per row in the model's format, and the number of outputs."""
 
@@ -86,9 +85,9 @@ def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBas
 
 def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
     """Return the model's inputs by name, and the number of truncated rows."""
-    check_columns(split, {"data.text": config.text, "data.text_pair": config.text_pair})
-    pairs = None if config.text_pair is None else read_texts(split, config.text_pair)
-    texts = read_texts(split, config.text)
+    texts, pairs = read_texts(split, "data.text", config.text), None
+    if config.text_pair is not None:
+        pairs = read_texts(split, "data.text_pair", config.text_pair)
     columns, cut = tokenize(texts, pairs, tokenizer, config.max_length)
     refuse_rows(
         split,
@@ -139,9 +138,8 @@ def read_split(
     read_labels: Callable[[RawSplit, str, int | None], Labels],
 ) -> Split:
     """Tokenize a split's texts and read its labels with `read_labels`."""
-    check_columns(split, {"data.label": config.label})
-    columns, cut = encode(split, config, tokenizer)
     labels, count = read_labels(split, config.label, num_labels)
+    columns, cut = encode(split, config, tokenizer)
     inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
     return Split(inputs=inputs, cut=cut, num_labels=count)
 
@@ -166,25 +164,18 @@ def begin_at_mean(model: Any, data: TaskData) -> None:
         bias.fill_(float(np.mean(data.train["labels"])))
 
 
-def make_trainer(parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics) -> Trainer:
-    """Return the Trainer of a task with one label per text."""
-    collator = DataCollatorWithPadding(parts.processor)
-    return make_job_trainer(parts, loss=loss, metrics=metrics, collator=collator)
-
-
 def predict(
     predictor: Predictor,
     split: RawSplit,
     config: DataConfig,
     *,
-    describe: Callable[[Any], dict[str, Any]],
+    describe: Callable[[torch.Tensor], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """Yield `describe(logits)` per row."""
     columns, _ = encode(split, config, predictor.processor)
     inputs = datasets.Dataset.from_dict(columns)
     collator = DataCollatorWithPadding(predictor.processor)
-    for logits in batch_logits(predictor, inputs, collator):
-        yield from map(describe, logits)
+    return map(describe, row_logits(predictor, inputs, collator))
 
 
 def describe_class(logits: torch.Tensor) -> dict[str, Any]:
@@ -216,7 +207,7 @@ SEQUENCE_CLASSIFICATION = Task(
     read_split=partial(read_split, read_labels=read_class_labels),
     load_model=partial(_load_model, problem=PROBLEMS["sequence_classification"]),
     check_model=check_length,
-    make_trainer=partial(make_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
+    make_trainer=partial(text_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
     predict=partial(predict, describe=describe_class),
 )
 REGRESSION = replace(
@@ -224,13 +215,13 @@ REGRESSION = replace(
     read_split=partial(read_split, read_labels=read_number_labels),
     load_model=partial(_load_model, problem=PROBLEMS["regression"]),
     begin_head=begin_at_mean,
-    make_trainer=partial(make_trainer, loss=summed_squares, metrics=regression_metrics),
+    make_trainer=partial(text_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(predict, describe=describe_number),
 )
 MULTI_LABEL = replace(
     SEQUENCE_CLASSIFICATION,
     read_split=partial(read_split, read_labels=read_list_labels),
     load_model=partial(_load_model, problem=PROBLEMS["multi_label"]),
-    make_trainer=partial(make_trainer, loss=summed_binary, metrics=multi_label_metrics),
+    make_trainer=partial(text_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )

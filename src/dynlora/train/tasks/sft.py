@@ -16,13 +16,12 @@ from trl import SFTConfig, SFTTrainer
 
 from dynlora.errors import ConfigError
 from dynlora.train.loss import Penalty, check_finite
-from dynlora.train.task import TrainerParts
 from dynlora.train.trainer import (
     EpochSampler,
+    TrainerParts,
     argument_values,
     make_sampler,
     row_lengths,
-    without_trace,
 )
 
 
@@ -61,7 +60,6 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     _tag_names: ClassVar[list[str]] = []
 
     def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
-        """Store sampler and regulariser, and pass other arguments to the SFTTrainer."""
         self.sampler = sampler
         self.penalty = penalty
         self.sums = TokenSums()
@@ -112,8 +110,8 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without changing torch's random state (see `without_trace`)."""
-        with without_trace():
+        """Evaluate without changing torch's random state, as in `JobTrainer`."""
+        with torch.random.fork_rng():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -124,7 +122,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return self.sampler
 
     def _send_telemetry(self) -> None:
-        """Send no telemetry."""
+        """Send nothing."""
 
 
 def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
@@ -144,12 +142,12 @@ def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
     return SftJobTrainer(
-        make_sampler(row_lengths(parts.data.train), parts.training),
+        make_sampler(row_lengths(parts.train), parts.training),
         parts.penalty,
         model=parts.model,
         args=_arguments(parts),
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
+        train_dataset=parts.train,
+        eval_dataset=parts.validation,
         processing_class=parts.processor,
         callbacks=list(parts.callbacks),
         optimizers=(parts.optimizer, None),

@@ -1,6 +1,7 @@
 """Token classification: one class per word, predicted at the word's first token."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -9,14 +10,12 @@ from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
     PreTrainedTokenizerBase,
-    Trainer,
 )
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import (
     UNLABELLED,
-    check_columns,
     read_class_lists,
     read_words,
     refuse_rows,
@@ -25,7 +24,7 @@ from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TrainerParts, batch_logits
+from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import token_metrics
 from dynlora.train.trainer import make_job_trainer
 
@@ -45,7 +44,6 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
 def _read_split(
     split: RawSplit, config: DataConfig, tokenizer: Any, num_labels: int | None
 ) -> Split:
-    check_columns(split, {"data.text": config.text, "data.label": config.label})
     words = read_words(split, config.text)
     classes = read_class_lists(split, config.label, num_labels)
     pairs = [(len(row), len(these)) for row, these in zip(classes, words, strict=True)]
@@ -120,27 +118,15 @@ def _load_model(source: Source, num_labels: int | None, tokenizer: Any) -> Any:
     return model
 
 
-def _make_trainer(parts: TrainerParts) -> Trainer:
-    return make_job_trainer(
-        parts,
-        loss=summed_cross_entropy,
-        metrics=token_metrics,
-        collator=DataCollatorForTokenClassification(parts.processor),
-    )
-
-
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield one class per word, null if the word was truncated or has no token."""
-    check_columns(split, {"data.text": config.text})
     words = read_words(split, config.text)
     columns, starts, _ = tokenize_words(words, predictor.processor, config.max_length)
     inputs = datasets.Dataset.from_dict(columns)
-    collator = DataCollatorForTokenClassification(predictor.processor)
-    rows = iter(starts)
-    for logits in batch_logits(predictor, inputs, collator):
-        for guesses in logits.argmax(dim=-1).tolist():
-            places = next(rows)
-            yield {"prediction": [None if at is None else guesses[at] for at in places]}
+    rows = row_logits(predictor, inputs, DataCollatorForTokenClassification(predictor.processor))
+    for logits, places in zip(rows, starts, strict=True):
+        guesses = logits.argmax(dim=-1).tolist()
+        yield {"prediction": [None if at is None else guesses[at] for at in places]}
 
 
 TOKEN_CLASSIFICATION = Task(
@@ -150,6 +136,11 @@ TOKEN_CLASSIFICATION = Task(
     read_split=_read_split,
     load_model=_load_model,
     check_model=check_length,
-    make_trainer=_make_trainer,
+    make_trainer=partial(
+        make_job_trainer,
+        loss=summed_cross_entropy,
+        metrics=token_metrics,
+        collate=DataCollatorForTokenClassification,
+    ),
     predict=_predict,
 )

@@ -1,4 +1,4 @@
-"""The embedded data set, on a small library made here and on Python's own."""
+"""The embedded data set, from a small library written here."""
 
 import itertools
 import random
@@ -10,19 +10,19 @@ from dynlora.errors import DataError
 from dynlora.train.data.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
 
 
-def write_library(folder: Path, modules: int, functions: int) -> None:
+def write_library(folder: Path, modules: int, functions: int) -> Path:
     for module in range(modules):
         lines = [
             f'def f{module}_{n}(a, b={n}):\n    """Return the sum of module {module} and {n}."""\n'
             for n in range(functions)
         ]
         (folder / f"m{module}.py").write_text("\n".join(lines))
+    return folder
 
 
 @pytest.mark.parametrize(
     ("docstring", "sentence"),
     [
-        ("Return it. Then stop.", "Return it."),
         ("Return it, e.g. here. Then stop.", "Return it, e.g. here."),
         ("Return\n    it\n    now.\n\nMore.", "Return it now."),
         ("Is it? `x` is.", "Is it?"),
@@ -49,35 +49,26 @@ def test_functions_are_read_and_never_run(tmp_path: Path) -> None:
     assert "test/skipped.py" not in read
 
 
-def test_each_function_gives_a_true_and_a_false_pair_of_its_own_module(tmp_path: Path) -> None:
-    write_library(tmp_path, 11, 100)
-    train, validation = stdlib_pairs(tmp_path)
+def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path: Path) -> None:
+    train, validation = stdlib_pairs(write_library(tmp_path, 11, 100))
     assert len(train) + len(validation) == 2 * 11 * 100
+    assert 0.2 < len(validation) / (len(train) + len(validation)) < 0.35
     for row in itertools.chain(train, validation):
         module, number = str(row["signature"]).partition("(")[0][1:].split("_")
         own = f"Return the sum of module {module} and {number}."
         assert (row["sentence"] == own) == row["label"]
         assert f"of module {module} " in str(row["sentence"])
         assert row["module"] == f"m{module}.py"
-
-
-def test_neither_text_alone_tells_the_label(tmp_path: Path) -> None:
-    write_library(tmp_path, 11, 100)
-    for key in ("sentence", "signature"):
-        for rows in stdlib_pairs(tmp_path):
-            labels: dict[tuple[object, object], list[object]] = {}
+    for key in ("sentence", "signature"):  # neither text alone reveals the label
+        for rows in (train, validation):
+            labels: dict[object, list[object]] = {}
             for row in rows:
-                labels.setdefault((row[key], row["module"]), []).append(row["label"])
+                labels.setdefault(row[key], []).append(row["label"])
             assert all(sorted(seen) == [0, 1] for seen in labels.values())
-
-
-def test_splits_share_no_module_and_no_sentence(tmp_path: Path) -> None:
-    write_library(tmp_path, 11, 100)
-    train, validation = stdlib_pairs(tmp_path)
     for key in ("module", "sentence"):
         assert not {row[key] for row in train} & {row[key] for row in validation}
-    share = len(validation) / (len(train) + len(validation))
-    assert 0.2 < share < 0.35
+    random.seed(99)
+    assert stdlib_pairs(tmp_path) == (train, validation)
 
 
 @pytest.mark.slow
@@ -90,14 +81,6 @@ def test_pythons_own_library_is_large_balanced_and_shuffled() -> None:
         assert 0.3 < sum(int(row["label"]) for row in rows[:200]) / 200 < 0.7
 
 
-def test_the_same_library_always_gives_the_same_rows(tmp_path: Path) -> None:
-    write_library(tmp_path, 11, 100)
-    rows = stdlib_pairs(tmp_path)
-    random.seed(99)
-    assert stdlib_pairs(tmp_path) == rows
-
-
 def test_a_library_without_source_is_refused(tmp_path: Path) -> None:
-    write_library(tmp_path, 2, 10)
     with pytest.raises(DataError, match=f"at least {MIN_FUNCTIONS} .*, got 20 in {tmp_path}"):
-        stdlib_pairs(tmp_path)
+        stdlib_pairs(write_library(tmp_path, 2, 10))

@@ -32,27 +32,22 @@ def test_classes_stand_in_the_order_of_their_names_or_numbers(tmp_path: Path) ->
         class_names(tmp_path / "one")
 
 
-def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path: Path) -> None:
+def test_each_image_of_a_class_folder_has_its_class_and_its_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     save_class_folders(tmp_path, 3)
     (tmp_path / "bees" / "deep").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "bees" / "deep" / "X.PNG")
     (tmp_path / "bees" / ".DS_Store").write_text("")
-    table = read_class_folders(tmp_path, ["ants", "bees"], CONFIG)
+    (tmp_path / "ants" / "notes.txt").write_text("none")
+    with caplog.at_level(logging.WARNING, logger="dynlora"):
+        table = read_class_folders(tmp_path, ["ants", "bees"], CONFIG)
     assert table.to_pylist() == [
         {"image": "ants/000.jpg", "label": 0},
         {"image": "ants/002.jpg", "label": 0},
         {"image": "bees/001.jpg", "label": 1},
         {"image": "bees/deep/X.PNG", "label": 1},
     ]
-
-
-def test_files_that_are_no_images_are_left_out_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save_class_folders(tmp_path, 4)
-    (tmp_path / "ants" / "notes.txt").write_text("none")
-    with caplog.at_level(logging.WARNING, logger="dynlora"):
-        assert read_class_folders(tmp_path, ["ants", "bees"], CONFIG).num_rows == 4
     assert caplog.messages == [
         f"1 of 5 files in {tmp_path} are no images by their endings (.txt) and were left out."
     ]
@@ -65,10 +60,6 @@ def test_validation_takes_the_classes_of_training(tmp_path: Path) -> None:
     assert train.table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
     assert validation.table["label"].to_pylist() == [2, 2]
     assert validation.folder == tmp_path / "validation"
-    assert validation.source == str(tmp_path / "validation")
-    (tmp_path / "validation" / "flies").mkdir()
-    with pytest.raises(DataError, match="ants, bees, wasps, got also flies"):
-        load_splits(DataConfig(path=str(tmp_path)))
 
 
 def save(folder: Path, **arrays: Any) -> Path:
@@ -82,20 +73,14 @@ def pixels(content: bytes) -> Any:
         return np.asarray(image)
 
 
-SHAPES = [(5, 6, 7), (5, 6, 7, 1), (5, 6, 7, 4), (5, 3, 6, 7)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 1), (5, 6, 7, 4), (5, 3, 6, 7)])
 def test_arrays_become_the_same_pixels(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     table = read_npz(save(tmp_path, images=images, labels=np.arange(5)), CONFIG)
     assert table["label"].to_pylist() == [0, 1, 2, 3, 4]
     found = np.stack([pixels(content) for content in table["image"].to_pylist()])
-    channel = shape.index(max(shape)) and (
-        images if shape[1] == 6 else images.transpose(0, 2, 3, 1)
-    )
-    expected = channel[..., 0] if channel.shape[-1] == 1 else channel
-    assert np.array_equal(found, expected)
+    expected = images.transpose(0, 2, 3, 1) if shape[1] == 3 else images
+    assert np.array_equal(found, expected[..., 0] if shape[-1] == 1 else expected)
 
 
 def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
@@ -106,18 +91,10 @@ def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
     assert image.getpixel((0, 0)) == (40_000 // 256,) * 3
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"),
-    [("x", "y"), ("data", "targets")],
-)
-def test_arrays_are_found_by_their_usual_names(tmp_path: Path, images: str, labels: str) -> None:
-    path = save(tmp_path, **{images: np.zeros((2, 4, 4), np.uint8), labels: np.array([0, 1])})
-    assert read_npz(path, CONFIG).column_names == ["image", "label"]
-
-
-def test_the_name_that_the_configuration_gives_wins(tmp_path: Path) -> None:
+def test_the_names_of_the_configuration_win_over_usual_ones(tmp_path: Path) -> None:
     grey = np.zeros((2, 4, 4), np.uint8)
-    path = save(tmp_path, x=grey, inverted=grey + 255, y=np.array([0, 1]), z=np.array([3, 4]))
+    path = save(tmp_path, data=grey, inverted=grey + 255, targets=[0, 1], z=[3, 4])
+    assert pixels(read_npz(path, CONFIG)["image"][0].as_py()).max() == 0
     table = read_npz(path, DataConfig(name="d", image="inverted", label="z"))
     assert table["z"].to_pylist() == [3, 4]
     assert pixels(table["inverted"][0].as_py()).min() == 255
@@ -129,11 +106,7 @@ IMAGES = np.zeros((3, 4, 4), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        (
-            {"pictures": IMAGES, "y": [0, 1, 2]},
-            r"called image, images, .* got pictures, y: set `data",
-        ),
-        ({"x": IMAGES}, r"called label, labels, .*, got x: set `data\.label`"),
+        ({"pictures": IMAGES, "y": [0, 1, 2]}, r"called image, images, .* got pictures, y: set `d"),
         ({"x": IMAGES, "y": [0, 1]}, r"classes of shape \(2,\) for 3 images"),
         ({"x": IMAGES / 255, "y": [0, 1, 2]}, r"8 or 16 bits .* got float64 of shape \(3, 4, 4\)"),
         ({"x": IMAGES[0], "y": [0, 1, 2, 0]}, r"of shape \(n, height, width\) .*shape \(4, 4\)"),
@@ -149,14 +122,11 @@ def test_other_arrays_are_refused_by_name_type_or_shape(
         read_npz(save(tmp_path, **arrays), CONFIG)
 
 
-def test_a_file_that_holds_no_arrays_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "all.npz"
-    path.write_bytes(b"PK\x03\x04 and nothing more")
+@pytest.mark.parametrize("content", [b"PK\x03\x04 and nothing more", b""])
+def test_a_file_that_holds_no_arrays_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "all.npz").write_bytes(content)
     with pytest.raises(DataError, match="readable file of NumPy arrays"):
-        load_splits(DataConfig(path=str(path)))
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match="readable file of NumPy arrays: No data left"):
-        load_splits(DataConfig(path=str(path)))
+        load_splits(DataConfig(path=str(tmp_path / "all.npz")))
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (2**62, 2**62), (3, 400, 400)])

@@ -88,9 +88,9 @@ def test_rows_are_prepared_as_in_a_trainer_of_trl(
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=tokenizer,
     )
-    found = fit(prepare(tokenizer), 12)
-    assert len(found.inputs) == len(trainer.train_dataset) > 0
-    for mine, theirs in zip(found.inputs, trainer.train_dataset, strict=True):
+    found, _ = fit(prepare(tokenizer), 12)
+    assert len(found) == len(trainer.train_dataset) > 0
+    for mine, theirs in zip(found, trainer.train_dataset, strict=True):
         assert mine["input_ids"] == theirs["input_ids"]
         assert mine["labels"] == [-100, *theirs["labels"][1:]]  # no token precedes the first
 
@@ -125,16 +125,16 @@ def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer: Any) -> 
     assert encode_prompts(["red<eos>"], tokenizer) == [[*red, tokenizer.eos_token_id]]
 
 
-def test_rows_that_are_cut_and_rows_left_out_are_counted_apart() -> None:
+def test_rows_that_are_cut_are_counted_without_those_left_out() -> None:
     def row(length: int, known: int) -> dict[str, list[int]]:
         ids = list(range(10, 10 + length))
         return {"input_ids": ids, "labels": [-100] * known + ids[known:]}
 
     rows = [row(4, 2), row(9, 2), row(9, 5), row(9, 8), row(1, 0)]
-    fitted = fit(datasets.Dataset.from_list(rows), 5)
-    assert [len(ids) for ids in fitted.inputs["input_ids"]] == [4, 5]
-    assert fitted.inputs["labels"][1] == [-100, -100, 12, 13, 14]
-    assert (fitted.cut, fitted.dropped) == (1, 3)
+    inputs, cut = fit(datasets.Dataset.from_list(rows), 5)
+    assert [len(ids) for ids in inputs["input_ids"]] == [4, 5]
+    assert inputs["labels"][1] == [-100, -100, 12, 13, 14]
+    assert cut == 1
 
 
 @pytest.mark.parametrize(
@@ -189,25 +189,18 @@ def test_a_template_that_hides_the_turns_is_refused_unless_all_is_learned(
 
 
 @pytest.mark.parametrize(
-    ("row", "shown"),
+    ("rows", "shown"),
     [
-        (None, "None in row 1"),
-        ([], r"\[\] in row 1"),
-        ([{"role": "user", "content": None}], "'content': None"),
-        ([{"role": None, "content": "red"}], "'role': None"),
+        ([TALK, None, [], TALK], r"2 of 4 rows .*None in row 1, \[\] in row 2"),
+        ([[{"role": "user", "content": None}]], "1 of 1 rows .*'content': None"),
+        ([[{"role": None, "content": "red"}]], "1 of 1 rows .*'role': None"),
+        (["a text"], r"1 of 1 rows of the training split \(talks\.jsonl"),
+        ([["red"]], "1 of 1 rows"),
     ],
 )
-def test_rows_that_are_no_conversations_are_named(row: Any, shown: str) -> None:
-    with pytest.raises(
-        DataError, match=rf"each with the texts `role` and `content`, but 1 of 3 rows .*{shown}"
-    ):
-        read_conversations(split_of([TALK, row, TALK]), "chat")
-
-
-@pytest.mark.parametrize("column", [["a text", "another"], [["red"], ["green"]]])
-def test_a_column_of_something_else_is_refused(column: list[Any]) -> None:
-    with pytest.raises(DataError, match=r"2 of 2 rows of the training split \(talks\.jsonl"):
-        read_conversations(split_of(column), "chat")
+def test_rows_that_are_no_conversations_are_named(rows: list[Any], shown: str) -> None:
+    with pytest.raises(DataError, match=rf"each with the texts `role` and `content`, but {shown}"):
+        read_conversations(split_of(rows), "chat")
 
 
 def test_fields_of_some_messages_stay_theirs_alone(tokenizer: Any) -> None:
@@ -239,8 +232,7 @@ def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokeniz
     assert len(encode(rows, tokenizer, only=False)) == 2
 
 
-@pytest.mark.parametrize("only", [True, False])
-def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any, only: bool) -> None:
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn here') }}"
         "{% endif %}" + MARKED
@@ -250,7 +242,7 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any, only:
         match=r"must fit the model's chat template, but 1 of 2 rows of the training split .*"
         r"'No system turn here' in row 1\. These are its own words",
     ):
-        encode([TALK[1:], TALK], tokenizer, only=only)
+        encode([TALK[1:], TALK], tokenizer)
 
 
 def test_a_request_is_a_conversation_without_its_last_answer(tokenizer: Any) -> None:

@@ -22,7 +22,6 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
-from dynlora.train.methods.adapter import add_adapter
 from dynlora.train.methods.full_modules import (
     head_modules,
     hold_in_float32,
@@ -56,48 +55,33 @@ def build(name: str, config: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "head", "linear"),
+    ("name", "config", "head", "inside"),
     [
-        ("BertForSequenceClassification", BertConfig(**SMALL), ["classifier"], ["classifier"]),
-        (
-            "RobertaForSequenceClassification",
-            ROBERTA,
-            ["classifier"],
-            ["classifier.dense", "classifier.out_proj"],
-        ),
-        (
-            "DistilBertForSequenceClassification",
-            DISTIL,
-            ["pre_classifier", "classifier"],
-            ["pre_classifier", "classifier"],
-        ),
-        (
-            "BartForSequenceClassification",
-            BART,
-            ["classification_head"],
-            ["classification_head.dense", "classification_head.out_proj"],
-        ),
+        ("BertForSequenceClassification", BertConfig(**SMALL), ["classifier"], [""]),
+        ("RobertaForSequenceClassification", ROBERTA, ["classifier"], [".dense", ".out_proj"]),
+        ("DistilBertForSequenceClassification", DISTIL, ["pre_classifier", "classifier"], [""]),
+        ("BartForSequenceClassification", BART, ["classification_head"], [".dense", ".out_proj"]),
         (
             "GPT2ForTokenClassification",
             GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16),
             ["classifier"],
-            ["classifier"],
+            [""],
         ),
-        ("CLIPForImageClassification", CLIP, ["classifier"], ["classifier"]),
+        ("CLIPForImageClassification", CLIP, ["classifier"], [""]),
         (
             "ResNetForImageClassification",
             ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"),
             ["classifier"],
-            ["classifier.1"],
+            [".1"],
         ),
     ],
 )
 def test_the_head_is_what_stands_beside_the_pretrained_part(
-    name: str, config: Any, head: list[str], linear: list[str]
+    name: str, config: Any, head: list[str], inside: list[str]
 ) -> None:
     model = build(name, config)
     assert head_modules(model) == head
-    assert linear_layers(model, head) == linear
+    assert linear_layers(model, head) == [f"{name}{end}" for name in head for end in inside]
 
 
 def test_a_model_without_a_head_is_refused_by_its_modules() -> None:
@@ -204,49 +188,3 @@ def test_what_was_trained_is_read_exactly(tmp_path: Path, case: str) -> None:
     expected = model.eval()(input_ids=TOKENS).logits
     assert torch.equal(again.eval()(input_ids=TOKENS).logits, expected)
     assert not any(parameter.requires_grad for parameter in again.parameters())
-
-
-@torch.no_grad()
-def test_a_model_in_float32_is_left_as_it_is(tmp_path: Path) -> None:
-    form, lora = CASES["inside"]
-    model = adapted(base_of(form, tmp_path, torch.float32), lora)
-    assert hold_in_float32(model) is False
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def with_adapter(**lora: Any) -> Any:
-    job = JobConfig(
-        output="o",
-        method="lora",
-        task="causal_lm",
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        lora=LoraSettings(r=2, **lora),
-    )
-    base = bare_llama()
-    base.name_or_path = "someone/model"  # of which nothing is here: PEFT would look on the hub
-    return add_adapter(base, job)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("lora", "embedding"),
-    [
-        ({"target_modules": ("embed_tokens", "q_proj")}, ["lora_embedding_A", "lora_embedding_B"]),
-        ({"target_modules": ("q_proj",), "modules_to_save": ("embed_tokens",)}, ["weight"]),
-        ({"target_modules": ("q_proj",)}, []),
-    ],
-)
-def test_the_embedding_is_saved_as_it_was_trained_and_no_remark_is_made(
-    tmp_path: Path, lora: dict[str, Any], embedding: list[str]
-) -> None:
-    model = with_adapter(**lora)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn_like(parameter) / 10)
-    model.save_pretrained(tmp_path, state_dict=None, is_main_process=True)  # as the Trainer does
-    names = load_file(tmp_path / "adapter_model.safetensors")
-    found = sorted(name.rpartition("embed_tokens.")[2] for name in names if "embed_tokens" in name)
-    assert found == embedding
-    again = PeftModel.from_pretrained(bare_llama(), tmp_path).eval()
-    assert torch.equal(again(TOKENS).logits, model.eval()(TOKENS).logits)

@@ -1,5 +1,6 @@
 """Adapters that begin with part of the base model's weights, or with directions of the data."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,65 +36,6 @@ def job(**lora: Any) -> JobConfig:
     )
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("start", "use_rslora"), [("pissa", True), ("pissa_niter_4", False), ("olora", False)]
-)
-def test_a_saved_difference_on_the_original_model_is_the_trained_model(
-    tmp_path: Path, start: str, use_rslora: bool
-) -> None:
-    config = job(init_lora_weights=start, use_rslora=use_rslora, modules_to_save=("norm",))
-    prepared = prepare(bare_llama(), config, 10)
-    original = bare_llama()
-    before = prepared.model.eval()(TOKENS).logits
-    torch.testing.assert_close(before, original(TOKENS).logits, atol=1e-5, rtol=0)
-    moved = [
-        not torch.equal(mine.weight, theirs.weight)
-        for mine, theirs in zip(_targets(prepared.model), _targets(original), strict=True)
-    ]
-    assert all(moved), "the base model gave a part away"
-    torch.manual_seed(4)
-    for parameter in prepared.model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn_like(parameter) / 10)
-    after = prepared.model(TOKENS).logits
-    assert prepared.first is not None
-    write_difference(prepared.model, prepared.first, tmp_path / "adapter")
-    again = PeftModel.from_pretrained(bare_llama(), tmp_path / "adapter").eval()
-    torch.testing.assert_close(again(TOKENS).logits, after, atol=1e-5, rtol=0)
-    assert (after - before).abs().max() > 0.01
-
-
-def _targets(model: Any) -> list[Any]:
-    found = {n.removesuffix(".base_layer"): m for n, m in model.named_modules()}
-    return [found[name] for name in found if name.endswith(("q_proj", "down_proj"))]
-
-
-def test_saving_changes_nothing_of_what_is_trained(tmp_path: Path) -> None:
-    prepared = prepare(bare_llama(), job(init_lora_weights="pissa"), 10)
-    before = {name: t.clone() for name, t in prepared.model.state_dict().items()}
-    assert prepared.first is not None
-    for _ in range(2):  # the second replaces the first
-        write_difference(prepared.model, prepared.first, tmp_path / "adapter")
-    assert all(torch.equal(t, before[name]) for name, t in prepared.model.state_dict().items())
-    assert prepared.model.peft_config["default"].init_lora_weights == "pissa"
-    assert prepared.model.peft_config["default"].r == 2
-
-
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_pissa_takes_the_strongest_part_of_each_weight(start: str) -> None:
-    config = job(init_lora_weights=start)
-    layers = _targets(prepare(bare_llama(), config, 10).model)
-    for layer, plain in zip(layers, _targets(bare_llama()), strict=True):
-        weight = plain.weight.detach().double()
-        values = torch.linalg.svdvals(weight)
-        left = torch.linalg.svdvals(layer.weight.detach().double())
-        if start == "olora":
-            assert torch.linalg.matrix_rank(weight - layer.weight, atol=1e-5) == 2
-        else:
-            torch.testing.assert_close(left[:4], values[2:6], rtol=0.1, atol=0)
-
-
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     return GPT2LMHeadModel(
@@ -101,19 +43,62 @@ def gpt2() -> GPT2LMHeadModel:
     )
 
 
+def targets(model: Any, names: tuple[str, ...] = ("q_proj", "down_proj")) -> list[Any]:
+    found = {n.removesuffix(".base_layer"): m for n, m in model.named_modules()}
+    return [found[name] for name in found if name.endswith(names)]
+
+
 @PEFT_REMARKS
 @torch.no_grad()
-def test_a_transposed_layer_gives_its_part_back_too(tmp_path: Path) -> None:
-    config = job(init_lora_weights="pissa", target_modules=("c_attn", "c_proj"))
-    prepared = prepare(gpt2(), config, 10)
-    for name, parameter in prepared.model.named_parameters():
-        if "lora_A" in name:
-            parameter.mul_(1.5)
+@pytest.mark.parametrize(
+    ("base", "lora"),
+    [
+        (bare_llama, {"init_lora_weights": "pissa", "use_rslora": True}),
+        (bare_llama, {"init_lora_weights": "pissa_niter_4", "modules_to_save": ("norm",)}),
+        (bare_llama, {"init_lora_weights": "olora", "modules_to_save": ("norm",)}),
+        # Transposed layers.
+        (gpt2, {"init_lora_weights": "pissa", "target_modules": ("c_attn", "c_proj")}),
+    ],
+)
+def test_a_saved_difference_on_the_original_model_is_the_trained_model(
+    tmp_path: Path, base: Callable[[], Any], lora: dict[str, Any]
+) -> None:
+    prepared = prepare(base(), job(**lora), 10)
+    model, original = prepared.model, base().eval()
     assert prepared.first is not None
-    write_difference(prepared.model, prepared.first, tmp_path / "adapter")
-    again = PeftModel.from_pretrained(gpt2(), tmp_path / "adapter").eval()
-    expected = prepared.model.eval()(TOKENS).logits
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=0)
+    before = model.eval()(TOKENS).logits
+    torch.testing.assert_close(before, original(TOKENS).logits, atol=1e-5, rtol=0)
+    names = lora.get("target_modules", ("q_proj", "down_proj"))
+    for mine, theirs in zip(targets(model, names), targets(original, names), strict=True):
+        assert not torch.equal(mine.weight, theirs.weight), "the base model gave a part away"
+    torch.manual_seed(4)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) / 10)
+    after = model(TOKENS).logits
+    assert (after - before).abs().max() > 0.01
+    weights = {name: t.clone() for name, t in model.state_dict().items()}
+    for _ in range(2):  # the second replaces the first
+        write_difference(model, prepared.first, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(TOKENS).logits, after, atol=1e-5, rtol=0)
+    assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
+    assert model.peft_config["default"].init_lora_weights == lora["init_lora_weights"]
+    assert model.peft_config["default"].r == 2
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_pissa_takes_the_strongest_part_of_each_weight(start: str) -> None:
+    config = job(init_lora_weights=start)
+    layers = targets(prepare(bare_llama(), config, 10).model)
+    for layer, plain in zip(layers, targets(bare_llama()), strict=True):
+        weight = plain.weight.detach().double()
+        values = torch.linalg.svdvals(weight)
+        left = torch.linalg.svdvals(layer.weight.detach().double())
+        if start == "olora":
+            assert torch.linalg.matrix_rank(weight - layer.weight, atol=1e-5) == 2
+        else:
+            torch.testing.assert_close(left[:4], values[2:6], rtol=0.1, atol=0)
 
 
 @PEFT_REMARKS

@@ -98,31 +98,20 @@ def test_a_missing_column_is_named(tokenizer: Any, values: dict[str, str], missi
 
 
 @pytest.mark.parametrize(
-    ("form", "column"), [("text", "text"), ("pairs", "ask"), ("as_chat", "tell")]
+    ("form", "saved", "told"),
+    [
+        ("as_chat", {"template": None}, r"`data\.as_chat` needs a model with a chat template"),
+        ("messages", {"template": None}, r"`data\.messages` needs a model with a chat template"),
+        ("text", {"end": None}, r"must have an end-of-text token.*add `eos_token`"),
+    ],
 )
-def test_rows_without_a_text_are_named(tokenizer: Any, form: str, column: str) -> None:
-    rows = [ROWS[0], {**ROWS[1], column: None}]
-    with pytest.raises(DataError, match=rf"column '{column}' must hold a text.*None in row 1"):
-        read(rows, tokenizer, **FORMATS[form])
-
-
-@pytest.mark.parametrize(
-    ("form", "key"), [("as_chat", r"data\.as_chat"), ("messages", r"data\.messages")]
-)
-def test_chat_without_a_template_is_refused_before_data_is_read(
-    tmp_path: Path, form: str, key: str
+def test_a_tokenizer_that_a_format_cannot_use_is_refused(
+    tmp_path: Path, form: str, saved: dict[str, None], told: str
 ) -> None:
     save_language_model(tmp_path, template=None)
-    with pytest.raises(ConfigError, match=rf"`{key}` needs a model with a chat template"):
+    save_language_tokenizer(tmp_path, **{"template": None} | saved)
+    with pytest.raises(ConfigError, match=told):
         CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config(**FORMATS[form]))
-    assert CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config())
-
-
-def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
-    save_language_model(tmp_path)
-    save_language_tokenizer(tmp_path, end=None)
-    with pytest.raises(ConfigError, match=r"must have an end-of-text token.*add `eos_token`"):
-        CAUSAL_LM.load_processor(Source(place=str(tmp_path)), config())
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -154,26 +143,15 @@ def test_predictions_go_on_from_what_comes_before_the_completion(
         assert isinstance(row["prediction"], str)
 
 
-def test_predictions_need_no_completion_and_read_the_end_of_what_is_too_long(
-    folder: Path, tokenizer: Any
+@pytest.mark.parametrize(
+    "limits", [{"max_length": 8, "max_new_tokens": 3}, {"max_new_tokens": MAX_POSITIONS - 8}]
+)
+def test_of_a_long_prompt_the_end_is_read_with_room_for_the_answer(
+    folder: Path, tokenizer: Any, limits: dict[str, int]
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     predictor = Predictor(model=model, processor=tokenizer, batch_size=2)
-    given = config(**FORMATS["pairs"], max_length=8, max_new_tokens=3)
+    given = config(**FORMATS["pairs"], **limits)
     rows = [{"ask": "old old red cat dog dog"}, {"ask": "new red cat dog dog"}]
     first, second = CAUSAL_LM.predict(predictor, split_of(rows), given)
     assert first == second, "the last 8 tokens are the same"
-
-
-def test_a_prompt_leaves_room_for_the_answer(folder: Path, tokenizer: Any) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    predictor = Predictor(model=model, processor=tokenizer, batch_size=2)
-    rows = [{"text": "red cat dog"}, {"text": "big cat dog"}]  # 5 tokens, the last 4 the same
-
-    def predict(new: int) -> list[Any]:
-        return list(CAUSAL_LM.predict(predictor, split_of(rows), config(max_new_tokens=new)))
-
-    first, second = predict(MAX_POSITIONS - 4)
-    assert first == second
-    with pytest.raises(ConfigError, match=r"room for a prompt within the 64 tokens .* got 64"):
-        predict(MAX_POSITIONS)

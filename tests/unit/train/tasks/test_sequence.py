@@ -8,21 +8,18 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dynlora.errors import ConfigError, DataError
+from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.pretrained import check_length
 from dynlora.train.task import load_data
 from dynlora.train.tasks.sequence import (
     MULTI_LABEL,
-    REGRESSION,
     SEQUENCE_CLASSIFICATION,
     encode,
     tokenize,
 )
 from tests.jobs import WORDS, save_tokenizer, write_rows
 from tests.language import save_language_model
-from tests.models import bare_llama
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +38,20 @@ def test_a_text_without_any_token_is_refused_by_its_row(tmp_path: Path) -> None:
         encode(rows, DataConfig(name="d", text="text", max_length=8), tokenizer)
 
 
-def test_rows_longer_than_a_model_has_positions_for_are_refused() -> None:
-    model = bare_llama()
-    limit = model.config.max_position_embeddings
-    check_length(model, DataConfig(name="d", max_length=limit))
-    with pytest.raises(ConfigError, match=f"at most {limit}, the longest input of a Llama"):
-        check_length(model, DataConfig(name="d", max_length=limit + 1))
-
-
 def text_of(words: int) -> str:
     return " ".join(WORDS[n % len(WORDS)] for n in range(words))
 
 
-@pytest.mark.parametrize("words", [5, 6, 7])
-def test_a_text_is_cut_exactly_where_it_is_longer_than_the_limit(
-    tokenizer: PreTrainedTokenizerBase, words: int
+@pytest.mark.parametrize(
+    ("first", "second"), [(5, None), (6, None), (7, None), (3, 2), (3, 3), (1, 9)]
+)
+def test_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(
+    tokenizer: PreTrainedTokenizerBase, first: int, second: int | None
 ) -> None:
-    texts = ["red", text_of(words)]
-    inputs, cut = tokenize(texts, None, tokenizer, 8)
-    assert cut == (words + 2 > 8)
-    assert [len(ids) for ids in inputs["input_ids"]] == [3, min(words + 2, 8)]
-    expected = tokenizer(texts, truncation=True, max_length=8)
-    assert inputs["input_ids"] == expected["input_ids"]
-    assert inputs["attention_mask"] == expected["attention_mask"]
-
-
-@pytest.mark.parametrize(("first", "second"), [(3, 2), (3, 3), (1, 9)])
-def test_pairs_are_cut_as_the_tokenizer_cuts_them(
-    tokenizer: PreTrainedTokenizerBase, first: int, second: int
-) -> None:
-    texts, pairs = [text_of(first)], [text_of(second)]
+    texts = ["red", text_of(first)]
+    pairs = None if second is None else ["red", text_of(second)]
     inputs, cut = tokenize(texts, pairs, tokenizer, 8)
-    assert cut == (first + second + 3 > 8)
+    assert cut == (first + (2 if second is None else second + 3) > 8)
     expected = tokenizer(texts, pairs, truncation=True, max_length=8)
     for key in ("input_ids", "token_type_ids", "attention_mask"):
         assert inputs[key] == expected[key]
@@ -95,12 +74,6 @@ def test_the_number_of_classes_follows_from_training(
     assert classes([0, 0, 0], [1]) == 2
     with pytest.raises(DataError, match=r"\[0, 1\], but 1 of 1 rows of the validation split"):
         classes([0, 1], [2])
-
-
-def test_a_number_needs_one_output(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    data = load_data(REGRESSION, write(tmp_path, [0.5, -3], [7]), tokenizer)
-    assert data.num_labels == 1
-    assert data.train["labels"] == [0.5, -3.0]
 
 
 def test_any_number_of_classes_becomes_a_zero_or_one_for_each(

@@ -19,7 +19,7 @@ from dynlora.train.pretrained import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
 from dynlora.train.tasks.token_classification import tokenize_words
-from tests.jobs import WORDS, save_model, save_tokenizer
+from tests.jobs import save_model, save_tokenizer
 
 CONFIG = DataConfig(name="d", max_length=8)
 
@@ -36,21 +36,21 @@ def split(**columns: list[Any]) -> RawSplit:
     return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
 
 
-def test_the_first_token_of_each_word_has_its_class(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = split(text=[["red", "big-old", "cat"], ["dog"]], label=[[0, 2, 1], [1]])
-    found = TASK.read_split(rows, CONFIG, tokenizer, None)
-    # [CLS] red big - old cat [SEP]
-    assert found.inputs["labels"] == [[-100, 0, 2, -100, -100, 1, -100], [-100, 1, -100]]
-    assert (found.cut, found.num_labels) == (0, 3)
-
-
-def test_classes_of_words_that_were_cut_off_are_left_out(
+def test_the_first_token_of_each_word_that_is_kept_has_its_class(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    rows = split(text=[["red"] * 9, ["dog"]], label=[[1] * 9, [0]])
-    found = TASK.read_split(rows, CONFIG, tokenizer, 4)
-    assert found.inputs["labels"][0] == [-100, *[1] * 6, -100]
-    assert (found.cut, found.num_labels) == (1, 4)
+    words = [["red", "big-old", "cat"], ["red", "", "cat"], ["red"] * 6, ["red"] * 7]
+    rows = split(text=words, label=[[0, 2, 1], [1, 1, 0], [1] * 6, [1] * 7])
+    found = TASK.read_split(rows, CONFIG, tokenizer, None)
+    assert found.inputs["input_ids"][0] == tokenizer("red big - old cat")["input_ids"]
+    assert found.inputs["labels"] == [
+        [-100, 0, 2, -100, -100, 1, -100],  # [CLS] red big - old cat [SEP]
+        [-100, 1, 0, -100],
+        [-100, *[1] * 6, -100],
+        [-100, *[1] * 6, -100],
+    ]
+    assert (found.cut, found.num_labels) == (1, 3)
+    assert TASK.read_split(rows, CONFIG, tokenizer, 4).num_labels == 4
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,6 @@ def test_classes_of_words_that_were_cut_off_are_left_out(
             {"text": [["red"], ["", " "]], "label": [[0], [1, 1]]},
             r"of which the tokenizer makes tokens, but 1 of 2 .*: \['', ' '\] in row 1\.",
         ),
-        ({"text": ["a b"], "label": [[0, 1]]}, r"must hold a list of words .*: 'a b' in row 0"),
-        ({"text": [["a"]], "label": [0]}, r"must hold a list of whole numbers .*: 0 in row 0"),
-        ({"text": [["a"]], "label": [[2]]}, r"classes in \[0, 1\], but 1 of 1 .*: \[2\] in row 0"),
-        ({"words": [["a"]], "label": [[0]]}, r"`data\.text` names the column 'text'"),
-        ({"text": [["a"]], "tags": [[0]]}, r"`data\.label` names the column 'label'"),
     ],
 )
 def test_rows_that_cannot_be_learned_from_are_named(
@@ -114,28 +109,6 @@ def test_each_word_gets_the_likeliest_class_of_its_first_token(
         {"prediction": [None, *[number("cat")] * 6, None, None, None]},
         {"prediction": [number("new")]},
     ]
-
-
-def test_each_word_knows_where_its_first_token_is(tokenizer: PreTrainedTokenizerBase) -> None:
-    words = [["red", "big-old", "cat"], ["dog"], ["red", "", "cat"]]
-    columns, starts, cut = tokenize_words(words, tokenizer, 8)
-    # [CLS] red big - old cat [SEP]
-    assert starts == [[1, 2, 5], [1], [1, None, 2]]
-    assert cut == 0
-    assert columns["input_ids"][0] == tokenizer("red big - old cat")["input_ids"]
-    assert [len(ids) for ids in columns["input_ids"]] == [7, 3, 4]
-
-
-@pytest.mark.parametrize("count", [6, 7])
-def test_words_that_were_cut_off_have_no_place(
-    tokenizer: PreTrainedTokenizerBase, count: int
-) -> None:
-    words = list(WORDS[:count])
-    columns, starts, cut = tokenize_words([["red"], words], tokenizer, 8)
-    assert cut == (count + 2 > 8)
-    kept = min(count, 6)
-    assert starts == [[1], [*range(1, kept + 1), *[None] * (count - kept)]]
-    assert columns["input_ids"][1] == tokenizer(" ".join(WORDS[:kept]))["input_ids"]
 
 
 def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them() -> None:
