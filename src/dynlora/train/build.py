@@ -141,7 +141,10 @@ def build_job(config: JobConfig, console: Console) -> Job:
         ),
     )
     if past is None:
-        prepared = _begin_from_data(prepared, config, trainer)
+        if config.lora.init_lora_weights == "eva" and config.lora.start_from is None:
+            began = time.perf_counter()
+            begin_with_eva(trainer, prepared.model)
+            prepared = replace(prepared, start_seconds=time.perf_counter() - began)
         recorder.train_seconds = prepared.start_seconds
     return Job(
         config=config,
@@ -163,7 +166,7 @@ def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
     """
     if config.loraplus_lr_ratio is None:
         return None
-    optimizer: Optimizer = create_loraplus_optimizer(
+    return create_loraplus_optimizer(  # type: ignore[no-any-return]
         model,
         torch.optim.AdamW,
         lr=config.learning_rate,
@@ -171,16 +174,6 @@ def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
         weight_decay=config.weight_decay,
         fused=True,  # as in the Trainer; torch's default updates tensors one by one
     )
-    return optimizer
-
-
-def _begin_from_data(prepared: Prepared, config: JobConfig, trainer: Any) -> Prepared:
-    """Initialize the adapter with EVA if configured, and record the time."""
-    if config.lora.init_lora_weights != "eva" or config.lora.start_from is not None:
-        return prepared
-    began = time.perf_counter()
-    begin_with_eva(trainer, prepared.model)
-    return replace(prepared, start_seconds=time.perf_counter() - began)
 
 
 def input_paths(config: JobConfig) -> dict[str, str | None]:

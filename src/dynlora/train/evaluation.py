@@ -54,10 +54,7 @@ class Evaluation:
 def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = None) -> Evaluation:
     """Evaluate a finished run's model on labelled rows.
 
-    Args:
-        run: The loaded run.
-        split: Rows with labels.
-        batch_size: Rows per forward pass; None uses the run's own and reproduces its metrics.
+    Without `batch_size`, the run's own counts, which reproduces its metrics.
 
     Raises:
         DataError: If a column is missing or a row is invalid for the task.

@@ -40,7 +40,9 @@ def run_job(config: JobConfig, console: Console) -> RunResult:
             the command to resume.
     """
     job = _begin(config, console)
-    _announce(job, console)
+    skipped = () if job.past is None else job.past.skipped
+    for line in (*(f"skipped: {reason}" for reason in skipped), *outlook(job).lines()):
+        console.print(line, highlight=False, soft_wrap=True)
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
     with job.folder.held():
         record = open_folder(job, metrics_before)
@@ -113,13 +115,6 @@ def outlook(job: Job) -> Outlook:
         output=job.folder.root,
         replaces_run=job.folder.run.exists() and job.begins_folder,
     )
-
-
-def _announce(job: Job, console: Console) -> None:
-    """Print the skipped checkpoints and a summary of the run before training starts."""
-    skipped = () if job.past is None else job.past.skipped
-    for line in (*(f"skipped: {reason}" for reason in skipped), *outlook(job).lines()):
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
@@ -209,12 +204,9 @@ def _save_model(job: Job) -> None:
         save_input_adaptive(dynamic.input_adaptive, job.folder.adapter)
 
 
-def _evaluate(job: Job) -> dict[str, float]:
-    """Evaluate the current model, and return metrics without the prefix `eval_`."""
-    return _plain(job, job.trainer.evaluate())
-
-
-def _plain(job: Job, logged: dict[str, float]) -> dict[str, float]:
+def _evaluate(job: Job, logged: dict[str, float] | None = None) -> dict[str, float]:
+    """Return metrics without the prefix `eval_`, from a log entry or a new evaluation."""
+    logged = logged or job.trainer.evaluate()
     return {name: logged[f"eval_{name}"] for name in METRICS[job.config.task]}
 
 
@@ -231,9 +223,8 @@ def _metrics_after(job: Job) -> dict[str, float]:
         job.trainer.remove_callback(job.progress)  # it would print the wrong step
         return _evaluate(job)
     state = job.trainer.state
-    evaluated = [line for line in state.log_history if "eval_loss" in line]
-    newest = bool(evaluated) and evaluated[-1]["step"] == state.global_step
-    return _plain(job, evaluated[-1]) if newest else _evaluate(job)
+    steps = {line["step"]: line for line in state.log_history if "eval_loss" in line}
+    return _evaluate(job, steps.get(state.global_step))
 
 
 def _draw_ranks(job: Job) -> None:

@@ -25,14 +25,10 @@ Row = dict[str, Any]
 
 
 def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> Iterator[Row]:
-    """Yield one JSON-ready prediction per row, in row order.
+    """Yield one JSON-ready prediction per row, in row order; labels are not needed.
 
-    Predictions ignore `training.bf16`: there is no autocast.
-
-    Args:
-        run: The loaded run.
-        split: Rows; labels are not needed.
-        batch_size: Rows per forward pass; None uses the run's `training.eval_batch_size`.
+    Predictions ignore `training.bf16`: there is no autocast. Without `batch_size`, the run's
+    `training.eval_batch_size` counts.
 
     Raises:
         DataError: If a column is missing, a row is invalid for the task, or a column has the name
@@ -62,9 +58,7 @@ def _named(prediction: Row, names: Sequence[str]) -> Row:
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
-    """Yield one JSON object per row: its columns, then its prediction.
-
-    Columns of bytes, such as images, are omitted, because JSON cannot contain them.
+    """Yield one JSON object per row: its columns without bytes, such as images, then its prediction.
 
     Raises:
         DataError: If two columns have the same name.
@@ -151,12 +145,7 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
-    """Check that predictions can be written to a file.
-
-    Args:
-        output: File to write.
-        source: File with the input rows, if any; never overwritten.
-        overwrite: Whether an existing file may be replaced.
+    """Check that predictions can be written to a file, which must not be that of the rows, `source`.
 
     Raises:
         ConfigError: If the extension is unknown, or the file exists and must not be replaced.

@@ -50,11 +50,6 @@ class Source:
         return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
 
     @property
-    def is_on_hub(self) -> bool:
-        """Whether `place` is a hub name."""
-        return not Path(self.place).is_dir()
-
-    @property
     def label(self) -> str:
         """Folder or hub name, with the GGUF file if there is one."""
         return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
@@ -116,7 +111,6 @@ def _gguf_files(folder: Path) -> list[str]:
 
 
 def _check_gguf(path: Path) -> None:
-    """Check that a file exists and begins as a GGUF file."""
     if not path.is_file():
         raise ConfigError(
             f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
@@ -272,7 +266,6 @@ def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
             "Hugging Face folder."
         )
     advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
-    return ConfigError(
-        f"the {what} of {source.label} could not be loaded: {reason}"
-        f"{advice if source.is_on_hub else ''}"
-    )
+    if Path(source.place).is_dir():
+        advice = ""
+    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")

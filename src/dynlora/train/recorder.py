@@ -88,8 +88,8 @@ class Recorder(TrainerCallback):
         self._events_written = len(history)
         self.initial_ranks = self.dynamic.ranks
         if history:
-            first = history[0].layers
-            self.initial_ranks = {name: layer.rank_before for name, layer in first.items()}
+            first = history[0].layers.items()
+            self.initial_ranks = {name: layer.rank_before for name, layer in first}
 
     def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Start the clock."""

@@ -125,13 +125,7 @@ def make_trainer(task: Task, parts: TrainerParts) -> Any:
 def row_logits(
     predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
 ) -> Iterator[torch.Tensor]:
-    """Yield the float32 logits per row, on the CPU.
-
-    Args:
-        predictor: Model and batch size.
-        inputs: `datasets.Dataset` of model inputs.
-        collator: Combines rows into a batch.
-    """
+    """Yield the float32 logits per row of a `datasets.Dataset` of model inputs, on the CPU."""
     model = predictor.model.eval()
     device = next(model.parameters()).device
     loader: DataLoader[Any] = DataLoader(

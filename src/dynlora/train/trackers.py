@@ -127,10 +127,9 @@ def _run_name(folder: Path) -> str:
     return folder.parent.parent.name
 
 
-def _set_up(callback: Any, trainer: Trainer) -> TrainerCallback:
+def _set_up(callback: Any, trainer: Trainer) -> Any:
     callback.setup(trainer.args, trainer.state, trainer.model)
-    found: TrainerCallback = callback
-    return found
+    return callback
 
 
 TRACKERS: Mapping[

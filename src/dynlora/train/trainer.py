@@ -136,15 +136,11 @@ def make_job_trainer(
         data_collator=collate(parts.processor),
         compute_loss_func=task_loss,
         compute_metrics=metrics,
-        preprocess_logits_for_metrics=_logits_alone,
+        # The logits are the first of several outputs.
+        preprocess_logits_for_metrics=lambda made, _: made[0] if isinstance(made, tuple) else made,
         callbacks=[task_loss, *parts.callbacks],
         optimizers=(parts.optimizer, None),
     )
-
-
-def _logits_alone(outputs: Any, _: Any) -> Any:
-    """Return the logits, the first of the model's outputs."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def row_lengths(inputs: Any) -> list[int]:
@@ -181,15 +177,10 @@ def use_bf16(choice: bool | str) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def _trains_on_cpu() -> bool:
-    """Return whether no supported GPU exists; Apple's lacks float64, which rank changes need."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return device is None or device.type == "mps"
-
-
 def argument_values(parts: TrainerParts) -> dict[str, Any]:
     """Return the values of `TrainingArguments` by name, with its own reporting disabled."""
     config = parts.training
+    device = torch.accelerator.current_accelerator(check_available=True)
     return {
         "output_dir": str(parts.checkpoints),
         "num_train_epochs": config.epochs,
@@ -203,7 +194,8 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "lr_scheduler_type": SCHEDULES[config.schedule],
         "max_grad_norm": config.max_grad_norm,
         "bf16": use_bf16(config.bf16),
-        "use_cpu": _trains_on_cpu(),
+        # Apple's GPU lacks float64, which rank changes need.
+        "use_cpu": device is None or device.type == "mps",
         "eval_strategy": config.eval,
         "eval_steps": config.eval_steps,
         "save_strategy": config.save,

@@ -1,6 +1,5 @@
 """Job files: values and options in, errors with key and place out, and `config.yaml`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -40,49 +39,30 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return {section: MINIMAL.get(section, {}) | {leaf: value}} if section else {leaf: value}
 
 
-def test_every_value_of_the_file_arrives(write: Write) -> None:
-    """A configuration in which no value is a default comes back as it was written."""
-    values = {
-        "output": "somewhere", "overwrite": True, "task": "sequence_classification",
-        "method": "lora",
-        "model": {"name": None, "path": "models/a", "package": "p/q", "gguf_file": "m.gguf",
-                  "dtype": "bfloat16", "quantization": "nf4"},
-        "data": {
-            "name": "n", "subset": "s", "path": None, "embedded": None, "text": "a",
-            "text_pair": "b", "prompt": "p", "completion": "q", "separator": " ",
-            "as_chat": True, "messages": None, "completion_only": False, "max_new_tokens": 5,
-            "image": "i", "label": "c", "num_labels": 3, "train_split": "t",
-            "validation_split": "v", "validation_fraction": 0.5, "max_length": 9,
-            "max_train_rows": 7, "max_validation_rows": 6, "validation_rows_from_train": 4,
-        },
-        "lora": {"r": 3, "lora_alpha": 5.0, "lora_dropout": 0.5, "target_modules": ["x"],
-                 "modules_to_save": ["y"], "use_rslora": True, "use_dora": True,
-                 "init_lora_weights": "gaussian", "start_from": "z"},
-        "dynamic": {
-            "importance": "spectral", "temperature": 2.0, "uniform_mix": 0.25,
-            "feature": "variance", "feature_weight": 0.5, "layer_weights": True,
-            "input_adaptive": True, "min_rank": 2, "max_rank": 9,
-            "pinned": ["p"], "total_steps": 77, "first_event": 0.2, "last_event": 0.6,
-            "events": 4, "hysteresis": 0.5, "shrink_tolerance": 0.2, "fused": False,
-            "mode": "physical", "on_nonfinite": "stop", "seed": 5,
-        },
-        "adalora": {
-            "init_r": 30, "initial_fraction": 0.2, "final_fraction": 0.1, "interval": 3,
-            "orth_reg_weight": 0.7,
-        },
-        "training": {
-            "epochs": 1.5, "max_steps": 8, "batch_size": 2, "eval_batch_size": 3,
-            "gradient_accumulation": 4, "learning_rate": 0.5, "loraplus_lr_ratio": 8.0,
-            "weight_decay": 0.1, "warmup_ratio": 0.2, "schedule": "cosine", "max_grad_norm": 2.0,
-            "bf16": True, "group_by_length": False, "eval": "steps", "eval_steps": 5,
-            "eval_on_start": False, "save": "steps", "save_steps": 5, "save_total_limit": 1,
-            "load_best_model_at_end": True, "best_metric": "f1", "early_stopping_patience": 2,
-            "logging_steps": 3, "report_to": ["tensorboard", "trackio"], "seed": 4,
-            "resume": "latest",
-        },
-    }  # fmt: skip
-    assert json.loads(json.dumps(asdict(read_job(write(**values))))) == values
-    assert flatten(values).keys() == settings().keys() - {"dynamic.preset"}
+KEYS = {
+    "": "output overwrite task method",
+    "model.": "name path package gguf_file dtype quantization",
+    "data.": "name subset path embedded text text_pair prompt completion separator as_chat "
+    "messages completion_only max_new_tokens image label num_labels train_split validation_split "
+    "validation_rows_from_train validation_fraction max_length max_train_rows max_validation_rows",
+    "lora.": "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora "
+    "init_lora_weights start_from",
+    "dynamic.": "preset importance temperature uniform_mix feature feature_weight layer_weights "
+    "input_adaptive min_rank max_rank pinned total_steps first_event last_event events hysteresis "
+    "shrink_tolerance fused mode on_nonfinite seed",
+    "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
+    "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
+    "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm bf16 group_by_length eval "
+    "eval_on_start eval_steps save save_steps save_total_limit load_best_model_at_end best_metric "
+    "early_stopping_patience logging_steps report_to seed resume",
+}
+
+
+def test_the_keys_of_a_job_are_these() -> None:
+    named = {f"{section}{leaf}" for section, leaves in KEYS.items() for leaf in leaves.split()}
+    assert set(settings()) == named
+    values = asdict(make_job(MINIMAL))
+    assert flatten(values).keys() == named - {"dynamic.preset"}
 
 
 def test_options_win_over_the_file_and_keep_their_types(write: Write) -> None:

@@ -33,6 +33,10 @@ def test_the_first_signal_is_noted_with_a_word_and_the_second_interrupts(capsys)
         assert "stopping after this step" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    with Stopping("loss", None).listening():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_somebody_elses_handler_stays(others):
@@ -45,13 +49,6 @@ def test_somebody_elses_handler_stays(others):
         assert signal.getsignal(signal.SIGTERM) is theirs
     assert signal.getsignal(signal.SIGTERM) is theirs
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_nothing_is_listened_to_afterwards():
-    with Stopping("loss", None).listening():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def log(metric, *values):

@@ -85,16 +85,11 @@ def as_conversations(prompts: Sequence[str], completions: Sequence[str]) -> list
 def encode_conversations(
     split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any, *, completion_only: bool
 ) -> Any:
-    """Return a `datasets.Dataset` of `input_ids` and `labels`.
+    """Return a `datasets.Dataset` of `input_ids` and `labels`, one conversation per row of `split`.
 
-    The assistant's turns are the tokens between `{% generation %}` markers of the template, or of
-    TRL's variant of it. Other templates are compared turn by turn.
-
-    Args:
-        split: Source of the conversations, for error messages.
-        conversations: One per row of `split`.
-        tokenizer: Tokenizer with a chat template.
-        completion_only: Whether only assistant turns are learned.
+    With `completion_only`, only the assistant's turns are learned: the tokens between
+    `{% generation %}` markers of the template, or of TRL's variant of it. Other templates are
+    compared turn by turn.
 
     Raises:
         ConfigError: If the template does not reveal the assistant turns.

@@ -54,10 +54,7 @@ def class_names(folder: Path) -> list[str]:
 def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
     """Return the images in a split's class folders as relative paths, with their classes.
 
-    Args:
-        folder: The split's folder, with one folder per class.
-        classes: Names of the training split's class folders, in class order.
-        config: Column names.
+    `classes` are the names of the training split's class folders, in class order.
 
     Raises:
         DataError: If a folder is not one of the classes.
@@ -109,10 +106,8 @@ def _visible(path: Path) -> bool:
 def read_npz(path: Path, config: DataConfig, *, labelled: bool = True) -> pa.Table:
     """Return the images in a .npz file as PNG, with their classes.
 
-    Args:
-        path: The file.
-        config: Names of the arrays, which become the names of the columns.
-        labelled: Whether the file must contain classes.
+    Classes may be missing unless `labelled`. The names of the arrays, from `config` or usual ones,
+    become those in `config`.
 
     Raises:
         DataError: If an array is missing or invalid, or images and classes differ in number.

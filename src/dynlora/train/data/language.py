@@ -60,10 +60,6 @@ def fit(encoded: Any, max_length: int) -> tuple[Any, int]:
 
     The first token of a row is never in the loss, because no token precedes it.
 
-    Args:
-        encoded: `datasets.Dataset` of `input_ids` and `labels`.
-        max_length: Maximum tokens per row.
-
     Returns:
         The remaining rows, and the number of truncated ones among them.
     """

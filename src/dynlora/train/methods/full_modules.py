@@ -113,21 +113,19 @@ def _hold(module: nn.Module, *, inside: bool) -> bool:
     if not kinds:
         return False
     module.float()
-    module.register_forward_pre_hook(_take_float32, with_kwargs=True)
+    module.register_forward_pre_hook(
+        lambda _module, *given: _cast(given, torch.float32), with_kwargs=True
+    )
     if inside:
         (before,) = kinds
         module.register_forward_hook(lambda _module, _args, output: _cast(output, before))
     return True
 
 
-def _take_float32(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return _cast(args, torch.float32), _cast(kwargs, torch.float32)
-
-
 def _cast(values: Any, dtype: torch.dtype) -> Any:
     """Return nested values with all floating-point tensors cast to one dtype."""
-    return recursively_apply(lambda tensor: tensor.to(dtype), values, test_type=_is_floating)
 
+    def is_floating(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point()
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return recursively_apply(lambda tensor: tensor.to(dtype), values, test_type=is_floating)

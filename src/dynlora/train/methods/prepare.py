@@ -61,9 +61,7 @@ def prepare(
         checkpoint: Folder to resume from; None for a new run.
 
     Raises:
-        ConfigError: If no module of the model matches `lora.target_modules`, or a layer does not
-            support `lora.init_lora_weights`.
-        DynamicLoraError: If the model's LoRA layers do not support `config.dynamic`.
+        DynamicLoraError: If the method does not fit the model.
     """
     return METHODS[config.method](base, config, total_steps, checkpoint)
 
@@ -96,7 +94,6 @@ def _constant(model: Any, count: int) -> Prepared:
 def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None) -> Prepared:
     model = add_adapter(base, config)
     callback = DynamicLoraCallback(config.dynamic, resume_from=checkpoint)
-
     return Prepared(
         model=model,
         budget=_attachable_budget(model, config),

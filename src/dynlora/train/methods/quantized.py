@@ -43,19 +43,28 @@ def load_quantized(
     Args:
         auto_class: An auto class of transformers.
         place: Folder or hub name.
-        quantization: `nf4` or `int8`.
+        quantization: `nf4` as in QLoRA (Dettmers and others 2023, arXiv 2305.14314), or `int8`.
         source_options: Arguments of every `from_pretrained`, with `gguf_file` for a GGUF file.
         options: Further arguments of the model's `from_pretrained`, including `dtype`.
         whole: Names of modules to leave unquantized besides the head.
 
     Raises:
-        OSError: If files are missing or the temporary folder cannot be written.
         UNLOADABLE: If the model cannot be loaded.
     """
+    if quantization == "int8":
+        precision: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        precision = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": quantization,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": getattr(torch, options["dtype"]),
+        }
 
     def bits(shape: Any) -> dict[str, Any]:
         names = _unquantized_modules(shape, whole)
-        return {"quantization_config": bits_and_bytes(quantization, options["dtype"], names)}
+        settings: Any = BitsAndBytesConfig(llm_int8_skip_modules=names, **precision)  # type: ignore[no-untyped-call]
+        return {"quantization_config": settings}
 
     if "gguf_file" in source_options:
         with TemporaryDirectory() as folder:
@@ -81,26 +90,6 @@ def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     if model.base_model_prefix not in names:
         return list(more) or None
     return [*(name for name in names if name != model.base_model_prefix), *more]
-
-
-def bits_and_bytes(quantization: str, dtype: str, whole: list[str] | None) -> BitsAndBytesConfig:
-    """Return bitsandbytes' settings: NF4 as in QLoRA (arXiv 2305.14314), or 8 bits.
-
-    Args:
-        quantization: `nf4` or `int8`.
-        dtype: Compute dtype of `nf4`.
-        whole: Modules to leave unquantized; None leaves the choice to transformers.
-    """
-    if quantization == "int8":
-        own: dict[str, Any] = {"load_in_8bit": True}
-    else:
-        own = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": quantization,
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": getattr(torch, dtype),
-        }
-    return BitsAndBytesConfig(llm_int8_skip_modules=whole, **own)  # type: ignore[no-untyped-call]
 
 
 def make_trainable(model: Any) -> Any:

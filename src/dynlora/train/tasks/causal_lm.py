@@ -129,13 +129,7 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
 def continuations(
     predictor: Predictor, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Iterator[str]:
-    """Yield the generated text per prompt, without special tokens.
-
-    Args:
-        predictor: Model, tokenizer and batch size.
-        prompts: Token ids per prompt.
-        max_new_tokens: Maximum generated tokens per prompt.
-    """
+    """Yield the text generated per prompt of token ids, without special tokens."""
     model, tokenizer = predictor.model.eval(), predictor.processor
     settings = greedy(model, tokenizer, max_new_tokens)
     device = next(model.parameters()).device

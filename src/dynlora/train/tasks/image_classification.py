@@ -112,11 +112,7 @@ def _given(value: Any) -> bool:
 
 
 def read_rgb(value: Any, folder: Path) -> Image.Image:
-    """Return a row's image, upright and as RGB.
-
-    Args:
-        value: Encoded bytes, a path, or a mapping with `bytes` or `path`.
-        folder: Base folder of relative paths.
+    """Return an image, upright and as RGB, from bytes, a path below `folder`, or a record of both.
 
     Raises:
         OSError: If the image is missing or does not decode; Pillow raises others of `UNDECODABLE`.

@@ -57,7 +57,7 @@ def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> L
 
 def read_number_labels(split: RawSplit, column: str, _num_labels: int | None) -> Labels:
     """Return one number per row, and 1 as the number of outputs."""
-    return list(read_numbers(split, column)), 1
+    return read_numbers(split, column), 1
 
 
 def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
@@ -104,15 +104,9 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> tuple[dict[str, list[Any]], int]:
-    """Return the tokenizer's columns and the number of truncated rows.
+    """Return the tokenizer's columns of texts or pairs, and the number of truncated rows.
 
     The first pass truncates at `max_length + 1` tokens, so longer rows can be counted.
-
-    Args:
-        texts: One text per row.
-        pairs: Second text per row; None for single texts.
-        tokenizer: The model's tokenizer.
-        max_length: Maximum tokens per row, special tokens included.
     """
 
     def encode(rows: Sequence[int], limit: int) -> dict[str, Any]:
@@ -187,11 +181,6 @@ def describe_class(logits: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def describe_number(logits: torch.Tensor) -> dict[str, Any]:
-    """Return the predicted number from an output of shape ``(1,)``."""
-    return {"prediction": float(logits[0])}
-
-
 def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
     """Return the classes above probability 0.5 and all probabilities from logits ``(classes,)``."""
     return {
@@ -216,7 +205,7 @@ REGRESSION = replace(
     load_model=partial(_load_model, problem=PROBLEMS["regression"]),
     begin_head=begin_at_mean,
     make_trainer=partial(text_trainer, loss=summed_squares, metrics=regression_metrics),
-    predict=partial(predict, describe=describe_number),
+    predict=partial(predict, describe=lambda logits: {"prediction": float(logits[0])}),
 )
 MULTI_LABEL = replace(
     SEQUENCE_CLASSIFICATION,
