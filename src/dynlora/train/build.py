@@ -39,7 +39,6 @@ class JobInputs:
     task: Task
     source: Source
     processor: Any
-    """Tokenizer or image processor."""
     data: TaskData
     steps: int
     """Optimizer steps of the whole run."""

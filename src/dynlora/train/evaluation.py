@@ -23,11 +23,8 @@ class ClassCount:
     """One class in an evaluation."""
 
     labelled: int
-    """Rows with this label."""
     predicted: int
-    """Rows with this prediction."""
     name: str | None = None
-    """Class name, if known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +32,6 @@ class Evaluation:
     """Result of an evaluation."""
 
     rows: int
-    """Rows evaluated."""
     cut: int
     """Rows truncated to `data.max_length`."""
     metrics: Mapping[str, float]

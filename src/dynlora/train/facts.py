@@ -32,6 +32,11 @@ def first_facts(job: Job) -> dict[str, Any]:
 def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> RunResult:
     """Return the results of a finished run, from the metrics before and after training."""
     config, folder, dynamic = job.config, job.folder, job.recorder.dynamic
+    parameters = peak = job.prepared.start_parameters
+    if dynamic is not None:
+        parameters, peak = dynamic.parameters, dynamic.peak_parameters
+    elif job.prepared.unmasked is not None:
+        parameters = job.prepared.unmasked()
     places = {"adapter": folder.adapter}
     if config.method == "full":
         places = {"model": folder.full_model}
@@ -44,8 +49,8 @@ def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> Ru
         before=before,
         after=after,
         budget=job.prepared.budget,
-        parameters=job.prepared.live_parameters(),
-        peak_parameters=job.prepared.peak_parameters(),
+        parameters=parameters,
+        peak_parameters=peak,
         initial_ranks=job.recorder.initial_ranks,
         final_ranks={} if dynamic is None else dynamic.ranks,
         events=() if dynamic is None else tuple(dynamic.history),

@@ -30,7 +30,6 @@ class FinishedRun:
     config: JobConfig
     task: Task
     processor: Any
-    """Tokenizer or image processor."""
     model: Any
     """The base model with the saved adapter, or the saved full model."""
     num_labels: int | None

@@ -198,8 +198,7 @@ def _save_model(job: Job) -> None:
     elif job.prepared.first is not None:
         write_difference(model, job.prepared.first, job.folder.adapter)
     else:
-        # "auto" would query the hub for a changed vocabulary; jobs never change it.
-        model.save_pretrained(job.folder.adapter, save_embedding_layers=False)
+        model.save_pretrained(job.folder.adapter)
     if dynamic is not None and dynamic.input_adaptive is not None:
         save_input_adaptive(dynamic.input_adaptive, job.folder.adapter)
 

@@ -62,8 +62,8 @@ class TaskLoss(TrainerCallback):
     ) -> Float[Tensor, ""]:
         """Return the mean loss over the labels of one optimizer step.
 
-        `num_items_in_batch` counts the labels other than -100 in all batches of the step; None counts
-        those in this batch.
+        `num_items_in_batch` counts the labels other than -100 in all batches of the step; None
+        counts those in this batch.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite.

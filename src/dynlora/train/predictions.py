@@ -58,7 +58,7 @@ def _named(prediction: Row, names: Sequence[str]) -> Row:
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
-    """Yield one JSON object per row: its columns without bytes, such as images, then its prediction.
+    """Yield one JSON object per row: its columns, without bytes such as images; its prediction.
 
     Raises:
         DataError: If two columns have the same name.
@@ -145,7 +145,7 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
-    """Check that predictions can be written to a file, which must not be that of the rows, `source`.
+    """Check that predictions can be written to a file other than `source`, that of the rows.
 
     Raises:
         ConfigError: If the extension is unknown, or the file exists and must not be replaced.

@@ -20,17 +20,6 @@ from dynlora.runs.lines import metrics_until
 from dynlora.runs.resume import Past
 
 
-def started(callback: DynamicLoraCallback) -> DynamicLora:
-    """Return the callback's controller.
-
-    Raises:
-        RuntimeError: Before training.
-    """
-    if callback.dynamic is None:
-        raise RuntimeError("the controller exists from on_train_begin on")
-    return callback.dynamic
-
-
 class Recorder(TrainerCallback):
     """Writes the files of a run's folder that grow in training; must be the last callback."""
 
@@ -62,7 +51,7 @@ class Recorder(TrainerCallback):
     @property
     def dynamic(self) -> DynamicLora | None:
         """The controller, which exists once training has begun; None for fixed ranks."""
-        return None if self.source is None else started(self.source)
+        return None if self.source is None else self.source.dynamic
 
     def open(self, past: Past | None) -> None:
         """Create `metrics.jsonl` with earlier log entries, after a resumed run's lines."""

@@ -41,7 +41,6 @@ class TaskData:
     train: Any
     """`datasets.Dataset`, as in `Split.inputs`."""
     validation: Any
-    """As `train`."""
     num_labels: int | None
     cut: Mapping[str, int]
     """Truncated rows per split."""

@@ -102,9 +102,7 @@ class TrainerParts:
     train: Any
     """`datasets.Dataset` of model inputs, with `labels`."""
     validation: Any
-    """As `train`."""
     processor: Any
-    """Tokenizer or image processor."""
     checkpoints: Path = Path()
     penalty: Penalty | None = None
     """Added to the loss in training."""

@@ -5,9 +5,8 @@ imported here, so that help appears immediately.
 """
 
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
-from dynlora.train.config.data import DataConfig
 from dynlora.train.config.job import METRICS, JobConfig, Method, TaskName
-from dynlora.train.config.model import ModelConfig
+from dynlora.train.config.sources import DataConfig, ModelConfig
 from dynlora.train.config.training import Interval, TrainingConfig
 
 __all__ = [

@@ -9,10 +9,8 @@ from pydantic.dataclasses import dataclass
 from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
-from dynlora.train.config.data import DataConfig
-from dynlora.train.config.dynamic import DynamicSection
-from dynlora.train.config.model import ModelConfig
+from dynlora.train.config.adapter import AdaLoraSettings, DynamicSection, LoraSettings
+from dynlora.train.config.sources import DataConfig, ModelConfig
 from dynlora.train.config.training import TrainingConfig
 from dynlora.train.config.values import SECTION, Switch, require
 

@@ -51,20 +51,19 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
         split,
         f"column {column!r} must hold a list of messages in every row, each with the texts `role` "
         "and `content`",
-        [(row, value) for row, value in enumerate(rows) if not _is_conversation(value)],
+        [
+            (row, value)
+            for row, value in enumerate(rows)
+            if not isinstance(value, list) or not value or not all(map(_is_message, value))
+        ],
         'Write them as [{"role": "user", "content": "..."}, ...].',
     )
     return [[_without_missing(message) for message in row] for row in rows]
 
 
-def _is_conversation(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
-
-
 def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("role", "content")
-    )
+    texts = ("role", "content")
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in texts)
 
 
 def _without_missing(value: Any) -> Any:

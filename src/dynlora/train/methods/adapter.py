@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from dynlora.adapter_files.adapter import PREFIX, read_adapter
@@ -92,15 +92,11 @@ def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:
                 "that as `model.path`."
             )
     peft_config = LoraConfig.from_pretrained(str(folder))
-    peft_config.task_type = _peft_task(task)
+    peft_config.task_type = task.peft_type
     with _quiet_about_names():
         model = PeftModel.from_pretrained(base, folder, is_trainable=True, config=peft_config)
         reload_in_float32(model, folder)
     return _saved_plainly(model)
-
-
-def _peft_task(task: Task) -> TaskType | None:
-    return None if task.peft_type is None else TaskType(task.peft_type)
 
 
 def common(base: Any, config: JobConfig) -> dict[str, Any]:
@@ -113,7 +109,7 @@ def common(base: Any, config: JobConfig) -> dict[str, Any]:
         "target_modules": target if isinstance(target, str) else list(target),
         "modules_to_save": [*config.lora.modules_to_save, *head] or None,
         "exclude_modules": linear_layers(base, [*head, *task.unread(base)]) or None,
-        "task_type": _peft_task(task),
+        "task_type": task.peft_type,
     }
 
 
@@ -131,9 +127,10 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
         with _quiet_about_names():
             model = get_peft_model(base, peft_config)
     except ValueError as error:
+        shown = wanted if isinstance(wanted, str) else f"[{', '.join(sorted(wanted))}]"
         raise ConfigError(
             f"`lora.target_modules` must name modules that PEFT can adapt, got "
-            f"{_listed(wanted)} on a {type(base).__name__}, whose {_seen(base)} "
+            f"{shown} on a {type(base).__name__}, whose {_seen(base)} "
             f"({' '.join(str(error).split())})"
         ) from error
     hold_in_float32(model)
@@ -168,10 +165,6 @@ def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) 
                 f"`lora.{key}` must match modules of the model, got {ending!r}, which "
                 f"matches none of the {type(base).__name__}, whose {_seen(base)}{advice}"
             )
-
-
-def _listed(wanted: str | set[str] | list[str]) -> str:
-    return wanted if isinstance(wanted, str) else f"[{', '.join(sorted(wanted))}]"
 
 
 def _seen(base: Any) -> str:

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AdaLoraConfig
+from peft.tuners.adalora import AdaLoraLayer
 from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 from dynlora import DynamicLora, DynamicLoraCallback
+from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
 from dynlora.train.loss import Penalty
-from dynlora.train.methods.adalora import (
-    AdaLoraCallback,
-    add_adalora,
-    orthogonality_penalty,
-    unmasked_parameters,
-)
-from dynlora.train.methods.adapter import add_adapter, lora_parameters
+from dynlora.train.methods.adapter import add_adapter, common, lora_parameters, wrap
 from dynlora.train.methods.starts import Factors, first_factors, takes_from_base
-from dynlora.train.recorder import started
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +32,9 @@ class Prepared:
     """Maximum parameters that the method may add; all parameters of the model for `full`."""
     start_parameters: int
     """Parameters in use at the start."""
-    live_parameters: Callable[[], int]
-    """Returns the parameters in use now, without ranks masked by AdaLoRA."""
-    peak_parameters: Callable[[], int]
-    """Returns the peak of the parameters in use so far."""
+    unmasked: Callable[[], int] | None = None
+    """Returns the parameters without ranks masked by AdaLoRA."""
     callbacks: tuple[TrainerCallback, ...] = ()
-    """In execution order."""
     first: Factors | None = None
     """Initial factors taken from the base model, subtracted when the adapter is saved."""
     start_seconds: float = 0.0
@@ -67,28 +63,19 @@ def prepare(
 
 
 def _full(base: Any, _config: JobConfig, _steps: int, _checkpoint: Path | None) -> Prepared:
-    return _constant(base, sum(parameter.numel() for parameter in base.parameters()))
+    count = sum(parameter.numel() for parameter in base.parameters())
+    return Prepared(model=base, budget=count, start_parameters=count)
 
 
 def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -> Prepared:
     began = time.perf_counter()
     model = add_adapter(base, config)
-    constant = _constant(model, lora_parameters(model))
+    count = lora_parameters(model)
+    prepared = Prepared(model=model, budget=count, start_parameters=count)
     if not takes_from_base(config.lora):
-        return constant
+        return prepared
     first = first_factors(model, str(config.lora.init_lora_weights))
-    return replace(constant, first=first, start_seconds=time.perf_counter() - began)
-
-
-def _constant(model: Any, count: int) -> Prepared:
-    """Return a method with a constant parameter count."""
-    return Prepared(
-        model=model,
-        budget=count,
-        start_parameters=count,
-        live_parameters=lambda: count,
-        peak_parameters=lambda: count,
-    )
+    return replace(prepared, first=first, start_seconds=time.perf_counter() - began)
 
 
 def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None) -> Prepared:
@@ -98,8 +85,6 @@ def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None)
         model=model,
         budget=_attachable_budget(model, config),
         start_parameters=lora_parameters(model),
-        live_parameters=lambda: started(callback).parameters,
-        peak_parameters=lambda: started(callback).peak_parameters,
         callbacks=(callback,),
         dynamic=callback,
     )
@@ -113,17 +98,73 @@ def _attachable_budget(model: Any, config: JobConfig) -> int:
     return dynamic.budget
 
 
-def _adalora(base: Any, config: JobConfig, total_steps: int, _checkpoint: Path | None) -> Prepared:
-    model, layers = add_adalora(base, config, total_steps)
-    allocated, init_r = lora_parameters(model), model.peft_config["default"].init_r
+def _adalora(base: Any, config: JobConfig, steps: int, _checkpoint: Path | None) -> Prepared:
+    own, r = config.adalora, config.lora.r
+    init_r = own.init_r or r + max(1, r // 2)
+    first, last = int(own.initial_fraction * steps), int(own.final_fraction * steps)
+    if first >= steps - last:
+        raise ConfigError(
+            f"AdaLoRA needs at least one step in which ranks fall, got none in {steps} "
+            f"steps with {first} before and {last} after: train longer."
+        )
+    settings = AdaLoraConfig(
+        init_r=init_r,
+        target_r=r,
+        tinit=first,
+        tfinal=last,
+        deltaT=own.interval,
+        total_step=steps,
+        orth_reg_weight=own.orth_reg_weight,
+        **common(base, config) | {"lora_alpha": config.lora.lora_alpha * init_r / r},
+    )
+    model = wrap(base, settings)
+    layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
+    allocated = lora_parameters(model)
     return Prepared(
         model=model,
-        budget=allocated // init_r * config.lora.r,
+        budget=allocated // init_r * r,
         start_parameters=allocated,
-        live_parameters=lambda: unmasked_parameters(layers),
-        peak_parameters=lambda: allocated,
+        unmasked=lambda: unmasked_parameters(layers),
         callbacks=(AdaLoraCallback(),),
-        penalty=lambda: orthogonality_penalty(layers, config.adalora.orth_reg_weight),
+        penalty=lambda: orthogonality_penalty(layers, own.orth_reg_weight),
+    )
+
+
+class AdaLoraCallback(TrainerCallback):
+    """Calls AdaLoRA's `update_and_allocate` per optimizer step, before gradients are cleared."""
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Set AdaLoRA's total steps to the Trainer's, which accounts for several processes."""
+        kwargs["model"].peft_config["default"].total_step = state.max_steps
+
+    def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Mask the ranks of lowest importance according to AdaLoRA."""
+        kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Tensor:
+    """Return `weight` times the mean distance of the factors' Gram matrices from identity.
+
+    `AdaLoraModel.forward` in peft 0.21 adds this term to `outputs.loss`.
+    """
+    grams = [
+        gram
+        for layer in layers
+        for a, b in [(layer.lora_A["default"], layer.lora_B["default"])]
+        for gram in (a @ a.T, b.T @ b)
+    ]
+    distances = [torch.linalg.norm(gram - torch.eye(len(gram)).to(gram)) for gram in grams]
+    return weight * torch.stack(distances).mean()
+
+
+def unmasked_parameters(layers: list[AdaLoraLayer]) -> int:
+    """Return the parameter count of AdaLoRA layers without masked ranks.
+
+    One rank uses a row of `lora_A`, a column of `lora_B` and a value of `lora_E`, 0 if masked.
+    """
+    return sum(
+        int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)
+        for layer in layers
     )
 
 

@@ -100,10 +100,6 @@ def _read_split(
     return Split(inputs=inputs, cut=cut, num_labels=None)
 
 
-def _load_model(source: Source, _num_labels: int | None, _tokenizer: Any) -> Any:
-    return load_model(AutoModelForCausalLM, source)
-
-
 def _check_model(model: Any, config: DataConfig) -> None:
     """Check that the longest row, and a prompt with its answer, fit the model's context."""
     check_length(model, config)
@@ -199,7 +195,7 @@ CAUSAL_LM = Task(
     peft_type="CAUSAL_LM",
     load_processor=_load_processor,
     read_split=_read_split,
-    load_model=_load_model,
+    load_model=lambda source, _num_labels, _tokenizer: load_model(AutoModelForCausalLM, source),
     check_model=_check_model,
     make_trainer=make_sft_trainer,
     predict=_predict,

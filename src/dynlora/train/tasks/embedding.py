@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel
@@ -21,7 +20,7 @@ from dynlora.train.methods.full_modules import unread_poolers
 from dynlora.train.pretrained import Source, check_length, load_model
 from dynlora.train.task import Task
 from dynlora.train.tasks.metrics import embedding_metrics
-from dynlora.train.tasks.sequence import load_processor, predict, read_split, text_trainer
+from dynlora.train.tasks.sequence import load_processor, predict, read_split, rounded, text_trainer
 
 
 def read_vector_labels(
@@ -72,11 +71,6 @@ def mean_of_tokens(
     return means
 
 
-def describe_vector(vector: Tensor) -> dict[str, Any]:
-    """Return a prediction from a vector of shape ``(hidden_size,)``."""
-    return {"prediction": np.round(vector.double().numpy(), 6).tolist()}
-
-
 EMBEDDING = Task(
     peft_type="FEATURE_EXTRACTION",
     unread=unread_poolers,
@@ -85,5 +79,5 @@ EMBEDDING = Task(
     load_model=_load_model,
     check_model=check_length,
     make_trainer=partial(text_trainer, loss=summed_squares, metrics=embedding_metrics),
-    predict=partial(predict, describe=describe_vector),
+    predict=partial(predict, describe=lambda vector: {"prediction": rounded(vector)}),
 )

@@ -7,7 +7,7 @@ cached, because they need more memory than the encoded files.
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,19 +147,16 @@ def _pixel_inputs(
 
     A new table drops the file's column metadata, with which images would be decoded twice.
     """
-    inputs = datasets.Dataset(pa.table({"pixel_values": split.table[config.image], **more}))
-    inputs.set_transform(_to_pixels(processor, split.folder))
-    return inputs
 
-
-def _to_pixels(processor: Any, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def transform(rows: dict[str, Any]) -> dict[str, Any]:
+    def to_pixels(rows: dict[str, Any]) -> dict[str, Any]:
         if "pixel_values" not in rows:
             return rows
-        images = [read_rgb(value, folder) for value in rows["pixel_values"]]
+        images = [read_rgb(value, split.folder) for value in rows["pixel_values"]]
         return rows | {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
-    return transform
+    inputs = datasets.Dataset(pa.table({"pixel_values": split.table[config.image], **more}))
+    inputs.set_transform(to_pixels)
+    return inputs
 
 
 def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:

@@ -138,10 +138,11 @@ def read_split(
     return Split(inputs=inputs, cut=cut, num_labels=count)
 
 
-def _load_model(source: Source, num_labels: int | None, tokenizer: Any, *, problem: str) -> Any:
-    model = load_model(
-        AutoModelForSequenceClassification, source, num_labels=num_labels, problem_type=problem
-    )
+def load_classifier(
+    auto_class: Any, source: Source, num_labels: int | None, tokenizer: Any, **head: Any
+) -> Any:
+    """Return the model with a head for the labels, which knows the tokenizer's padding."""
+    model = load_model(auto_class, source, num_labels=num_labels, **head)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -172,29 +173,33 @@ def predict(
     return map(describe, row_logits(predictor, inputs, collator))
 
 
+def rounded(values: torch.Tensor) -> list[float]:
+    """Return numbers with six decimal places."""
+    found: list[float] = np.round(values.double().numpy(), 6).tolist()
+    return found
+
+
 def describe_class(logits: torch.Tensor) -> dict[str, Any]:
     """Return the likeliest class and all probabilities from logits of shape ``(classes,)``."""
     probabilities = logits.softmax(dim=-1)
-    return {
-        "prediction": int(probabilities.argmax()),
-        "probabilities": np.round(probabilities.double().numpy(), 6).tolist(),
-    }
+    return {"prediction": int(probabilities.argmax()), "probabilities": rounded(probabilities)}
 
 
 def describe_classes(logits: torch.Tensor) -> dict[str, Any]:
     """Return the classes above probability 0.5 and all probabilities from logits ``(classes,)``."""
     return {
         "prediction": (logits > 0).nonzero().flatten().tolist(),
-        "probabilities": np.round(logits.sigmoid().double().numpy(), 6).tolist(),
+        "probabilities": rounded(logits.sigmoid()),
     }
 
 
+load_text_model = partial(load_classifier, AutoModelForSequenceClassification)
 SEQUENCE_CLASSIFICATION = Task(
     peft_type="SEQ_CLS",
     head=head_modules,
     load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_class_labels),
-    load_model=partial(_load_model, problem=PROBLEMS["sequence_classification"]),
+    load_model=partial(load_text_model, problem_type=PROBLEMS["sequence_classification"]),
     check_model=check_length,
     make_trainer=partial(text_trainer, loss=summed_cross_entropy, metrics=classification_metrics),
     predict=partial(predict, describe=describe_class),
@@ -202,7 +207,7 @@ SEQUENCE_CLASSIFICATION = Task(
 REGRESSION = replace(
     SEQUENCE_CLASSIFICATION,
     read_split=partial(read_split, read_labels=read_number_labels),
-    load_model=partial(_load_model, problem=PROBLEMS["regression"]),
+    load_model=partial(load_text_model, problem_type=PROBLEMS["regression"]),
     begin_head=begin_at_mean,
     make_trainer=partial(text_trainer, loss=summed_squares, metrics=regression_metrics),
     predict=partial(predict, describe=lambda logits: {"prediction": float(logits[0])}),
@@ -210,7 +215,7 @@ REGRESSION = replace(
 MULTI_LABEL = replace(
     SEQUENCE_CLASSIFICATION,
     read_split=partial(read_split, read_labels=read_list_labels),
-    load_model=partial(_load_model, problem=PROBLEMS["multi_label"]),
+    load_model=partial(load_text_model, problem_type=PROBLEMS["multi_label"]),
     make_trainer=partial(text_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )

@@ -23,9 +23,10 @@ from dynlora.train.data.columns import (
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.methods.full_modules import head_modules
-from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
+from dynlora.train.pretrained import Source, check_length, load_tokenizer
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import token_metrics
+from dynlora.train.tasks.sequence import load_classifier
 from dynlora.train.trainer import make_job_trainer
 
 
@@ -61,10 +62,10 @@ def _read_split(
         [(row, words[row]) for row, places in enumerate(starts) if set(places) == {None}],
         "Remove these rows.",
     )
-    labels = [
-        _at_tokens(len(ids), places, row)
-        for ids, places, row in zip(columns["input_ids"], starts, classes, strict=True)
-    ]
+    labels = []
+    for ids, places, row in zip(columns["input_ids"], starts, classes, strict=True):
+        at_place = dict(zip(places, row, strict=True))
+        labels.append([at_place.get(place, UNLABELLED) for place in range(len(ids))])
     count = num_labels or max(max(map(max, classes)) + 1, 2)
     inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
     return Split(inputs=inputs, cut=cut, num_labels=count)
@@ -102,22 +103,6 @@ def _first_tokens(encoding: Encoding, words: Sequence[str]) -> list[int | None]:
     return places
 
 
-def _at_tokens(length: int, places: list[int | None], classes: list[int]) -> list[int]:
-    """Return one label per token: a word's class at its first token, else `UNLABELLED`."""
-    labels = [UNLABELLED] * length
-    for place, label in zip(places, classes, strict=True):
-        if place is not None:
-            labels[place] = label
-    return labels
-
-
-def _load_model(source: Source, num_labels: int | None, tokenizer: Any) -> Any:
-    model = load_model(AutoModelForTokenClassification, source, num_labels=num_labels)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield one class per word, null if the word was truncated or has no token."""
     words = read_words(split, config.text)
@@ -134,7 +119,7 @@ TOKEN_CLASSIFICATION = Task(
     head=head_modules,
     load_processor=_load_processor,
     read_split=_read_split,
-    load_model=_load_model,
+    load_model=partial(load_classifier, AutoModelForTokenClassification),
     check_model=check_length,
     make_trainer=partial(
         make_job_trainer,

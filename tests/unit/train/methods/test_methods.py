@@ -15,9 +15,8 @@ from dynlora.train.config import (
     LoraSettings,
     ModelConfig,
 )
-from dynlora.train.methods.adalora import unmasked_parameters
 from dynlora.train.methods.adapter import lora_parameters
-from dynlora.train.methods.prepare import prepare
+from dynlora.train.methods.prepare import prepare, unmasked_parameters
 
 COST = 4 * 32 + 2 * 48 + 32  # a block's four 16x16 and two 16x32 layers, and the pooler
 
@@ -60,7 +59,7 @@ def test_full_training_trains_and_counts_every_parameter() -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     prepared = prepare(model, job("full"), 100)
     assert prepared.model is model
-    assert prepared.budget == prepared.live_parameters() == prepared.peak_parameters() == total
+    assert prepared.budget == prepared.start_parameters == total
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -72,9 +71,10 @@ def test_adaloras_settings_follow_from_the_targets_rank_and_the_steps() -> None:
     assert config.lora_alpha / config.init_r == 4 / 2, "its scale is that of LoRA"
     cost = COST + 7  # and a value of lora_E in each of the 7 layers
     assert (prepared.start_parameters, prepared.budget) == (3 * cost, 2 * cost)
-    assert prepared.peak_parameters() == 3 * cost
-    settings = AdaLoraSettings(initial_fraction=0.5, final_fraction=0.49)
-    assert prepare(base(), job("adalora", adalora=settings), 1), "ranks fall in some step"
+    settings = AdaLoraSettings(initial_fraction=0.7, final_fraction=0.3)  # rounded, 0.3 < 1 - 0.7
+    assert prepare(base(), job("adalora", adalora=settings), 1)
+    with pytest.raises(ConfigError, match="got none in 10 steps with 7 before and 3 after"):
+        prepare(base(), job("adalora", adalora=settings), 10)
 
 
 def test_masked_ranks_of_adalora_do_not_count() -> None:

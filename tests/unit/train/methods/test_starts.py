@@ -87,20 +87,6 @@ def test_a_saved_difference_on_the_original_model_is_the_trained_model(
     assert model.peft_config["default"].r == 2
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_pissa_takes_the_strongest_part_of_each_weight(start: str) -> None:
-    config = job(init_lora_weights=start)
-    layers = targets(prepare(bare_llama(), config, 10).model)
-    for layer, plain in zip(layers, targets(bare_llama()), strict=True):
-        weight = plain.weight.detach().double()
-        values = torch.linalg.svdvals(weight)
-        left = torch.linalg.svdvals(layer.weight.detach().double())
-        if start == "olora":
-            assert torch.linalg.matrix_rank(weight - layer.weight, atol=1e-5) == 2
-        else:
-            torch.testing.assert_close(left[:4], values[2:6], rtol=0.1, atol=0)
-
-
 @PEFT_REMARKS
 @pytest.mark.parametrize(
     ("base", "lora", "told"),

@@ -5,14 +5,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import Source
 from dynlora.train.task import Predictor
-from dynlora.train.tasks.causal_lm import CAUSAL_LM
+from dynlora.train.tasks.causal_lm import CAUSAL_LM, continuations, greedy
 from tests.language import (
     FORMATS,
     MAX_POSITIONS,
@@ -155,3 +156,43 @@ def test_of_a_long_prompt_the_end_is_read_with_room_for_the_answer(
     rows = [{"ask": "old old red cat dog dog"}, {"ask": "new red cat dog dog"}]
     first, second = CAUSAL_LM.predict(predictor, split_of(rows), given)
     assert first == second, "the last 8 tokens are the same"
+
+
+PROMPTS = [[6, 9, 7], [12], [13, 9, 15, 9, 18, 10], [20, 9, 20]]
+
+
+def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Return greedy tokens up to the end of the text, by one plain forward each."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == model.config.eos_token_id:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 2), (3, 7)])
+def test_each_token_is_the_likeliest_in_any_batch_and_for_any_model(
+    folder: Path, tokenizer: Any, batch_size: int, count: int
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    used = Predictor(model=model, processor=tokenizer, batch_size=batch_size)
+    found = [likeliest(model, prompt, count) for prompt in PROMPTS]
+    expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+    assert any(expected)
+    assert list(continuations(used, PROMPTS, count)) == expected
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=2.0, top_p=0.5, repetition_penalty=5.0, eos_token_id=3
+    )
+    assert list(continuations(used, PROMPTS, count)) == expected, "its wishes are not followed"
+
+
+def test_writing_stops_at_the_tokenizers_and_the_models_ends(folder: Path, tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    used = Predictor(model=model, processor=tokenizer, batch_size=2)
+    first = likeliest(model, PROMPTS[0], 1)
+    model.generation_config.eos_token_id = [5, *first]
+    assert greedy(model, tokenizer, 4).eos_token_id == sorted({3, 5, *first})
+    expected = tokenizer.decode(first, skip_special_tokens=True)
+    assert next(continuations(used, PROMPTS[:1], 7)) == expected
