@@ -113,7 +113,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
     folder = RunFolder(Path(config.output))
     past = find_past(folder, plain_values(config))
     if past is None or not past.is_in(folder):
-        folder.check_apart(input_paths(config))
+        paths = {"model.path": config.model.path, "data.path": config.data.path}
+        folder.check_apart(paths | {"lora.start_from": config.lora.start_from})
     inputs = load_inputs(config)
     data = inputs.data
     prepared = prepare_method(inputs, config, None if past is None else past.checkpoint)
@@ -173,15 +174,6 @@ def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
         weight_decay=config.weight_decay,
         fused=True,  # as in the Trainer; torch's default updates tensors one by one
     )
-
-
-def input_paths(config: JobConfig) -> dict[str, str | None]:
-    """Return the input paths of a job, by configuration key."""
-    return {
-        "model.path": config.model.path,
-        "data.path": config.data.path,
-        "lora.start_from": config.lora.start_from,
-    }
 
 
 def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     With `data.validation_rows_from_train`, the validation split may be missing.
 
     Raises:
-        DataError: If a file, split or data set is missing, unreadable or of unknown type, or has
-            too few rows for `data.validation_rows_from_train`.
+        DataError: If a file, split or data set is missing, unreadable, of unknown type or too
+            short.
     """
     path = None if config.path is None else Path(config.path)
     count = config.validation_rows_from_train
@@ -102,8 +102,10 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
             for name, rows in zip(("training", "validation"), stdlib_pairs(), strict=True)
         ]
     elif path is not None and path.is_file():
-        whole = read_file("training", path, config)
-        found = [whole] if count is not None else _split_rows(whole, config.validation_fraction)
+        found = [read_file("training", path, config)]
+        if count is None:  # at least one row is held out, and at least one remains
+            rows = found[0].table.num_rows
+            count = min(max(1, round(rows * config.validation_fraction)), rows - 1)
     else:
         if path is not None and not path.exists():
             raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
@@ -164,13 +166,6 @@ def _hold_out(train: RawSplit, count: int) -> list[RawSplit]:
         )
     order = _random_order(train)
     return [train.take(order[count:]), train.take(order[:count], "validation")]
-
-
-def _split_rows(both: RawSplit, fraction: float) -> list[RawSplit]:
-    """Split a single file; at least one row is held out, and at least one remains."""
-    order = _random_order(both)
-    held_out = min(max(1, round(len(order) * fraction)), len(order) - 1)
-    return [both.take(order[held_out:]), both.take(order[:held_out], "validation")]
 
 
 def sample(split: RawSplit, limit: int | None) -> RawSplit:
