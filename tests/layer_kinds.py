@@ -13,8 +13,6 @@ from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from dynlora import DynamicLora
-from tests import models
 from tests.adapters import bare_gpt2
 from tests.models import adamw, bare_llama, sequences
 
@@ -46,7 +44,7 @@ class Case:
         settings = {"lora_alpha": 2 * r} | self.lora | lora
         model = get_peft_model(base, LoraConfig(r=r, **settings))
         self.prepare(model)
-        return model
+        return model.train()
 
     def load(self, folder: object) -> nn.Module:
         """Return the base with the adapter that a folder holds, as stock PEFT loads it.
@@ -139,15 +137,3 @@ CASES = {
     "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
 }
 """By the kind's name; `Linear` is the control."""
-
-
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    dynamic: DynamicLora | None,
-    steps: int,
-    batches: Iterator[Batch],
-    after: Callable[[int], None] = lambda step: None,
-) -> list[float]:
-    """Train with the two calls; return the losses."""
-    return models.train(model, optimizer, dynamic, steps, batches=batches, after=after)

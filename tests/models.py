@@ -1,6 +1,7 @@
 """Models and loops that tests build in code: small enough to train in seconds on one core."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -96,26 +97,27 @@ def train(
     optimizer: Optimizer,
     dynamic: DynamicLora | None,
     steps: int,
-    *,
-    batches: Iterator[Tensor] | Iterator[dict[str, Tensor]] | None = None,
+    batches: Iterator[Any] | None = None,
     after: Callable[[int], None] = lambda step: None,
+    *,
+    loss: Callable[[nn.Module, Any], Tensor] = loss_of,
 ) -> list[float]:
     """Train with the two calls, or as plain PEFT without `dynamic`; return the losses.
 
-    `after` is called with the step's number when the step is over.
+    `after` is called with the step's number when the step is over, `loss` with model and batch.
     """
     batches = batches or sequences()
     losses = []
     for step in range(1, steps + 1):
-        loss = loss_of(model, next(batches))
-        loss.backward()
+        value = loss(model, next(batches))
+        value.backward()
         if dynamic is not None:
             dynamic.observe()
         optimizer.step()
         if dynamic is not None:
             dynamic.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+        losses.append(float(value.detach()))
         after(step)
     return losses
 
@@ -123,3 +125,11 @@ def train(
 def attached(model: nn.Module, optimizer: Optimizer, **config: object) -> DynamicLora:
     """Return a controller on the model, whose ranks move in `WINDOW` unless told otherwise."""
     return DynamicLora(model, optimizer, DynamicLoraConfig(**(WINDOW | config)))
+
+
+def trained(model: nn.Module, steps: int, **config: object) -> tuple[AdamW, DynamicLora]:
+    """Train with a new optimizer and a controller `attached`; return both."""
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, **config)
+    train(model, optimizer, dynamic, steps)
+    return optimizer, dynamic

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.fused.layers import FusedLora
-    from dynlora.importance.protocol import ImportanceMetric
+    from dynlora.importance import ImportanceMetric
     from dynlora.input_adaptive.file import load_input_adaptive, save_input_adaptive
     from dynlora.input_adaptive.ranks import InputAdaptiveRanks
     from dynlora.integrations.trainer import DynamicLoraCallback
@@ -43,7 +43,7 @@ _MODULES = {
     "Extension": "dynlora.adapters.extension",
     "FeatureStats": "dynlora.types",
     "FusedLora": "dynlora.fused.layers",
-    "ImportanceMetric": "dynlora.importance.protocol",
+    "ImportanceMetric": "dynlora.importance",
     "InputAdaptiveRanks": "dynlora.input_adaptive.ranks",
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",

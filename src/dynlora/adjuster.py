@@ -36,16 +36,6 @@ class LayerBounds:
     """Live rank."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adjustment:
-    """Planned ranks of all layers."""
-
-    ranks: dict[str, int]
-    """Rank by module name."""
-    waits: set[str]
-    """Layers that only their minimum rank keeps from shrinking further."""
-
-
 def adjust(
     shares: Mapping[str, float],
     layers: Sequence[LayerShape],
@@ -56,7 +46,7 @@ def adjust(
     budget: int,
     max_rank: int,
     minima: Mapping[str, int],
-) -> Adjustment:
+) -> tuple[dict[str, int], set[str]]:
     """Plan the ranks of all layers from the measurements of an event.
 
     Minimum ranks are slow to measure, and only layers that would shrink need them. Plan without
@@ -73,11 +63,13 @@ def adjust(
         max_rank: Highest rank of any layer.
         minima: Lowest rank that `shrink_tolerance` permits, of the layers measured so far.
 
+    Returns:
+        Ranks by module name, and the layers that only their minimum keeps from shrinking further.
+
     Raises:
         BudgetError: If the lowest ranks cost more than the budget.
     """
-    usable: dict[str, float] = {}
-    limits: dict[str, float] = {}
+    usable, limits = dict[str, float](), dict[str, float]()
     if is_informative(assessed.scores):
         # A low `max_rank` bounds all layers alike; it must not tighten these limits too.
         at_mean = max(max_rank, MOST_TIMES_R * budget / sum(layer.cost for layer in layers))
@@ -105,7 +97,7 @@ def adjust(
         if free[name].floor < bounds[name].floor == rank
         and wanted[name] * budget / bounds[name].cost < rank
     }
-    return Adjustment(ranks=ranks, waits=waits)
+    return ranks, waits
 
 
 def plan_ranks(
@@ -159,7 +151,7 @@ def grant_ranks(
     """
     check_budget(layers, budget)
     ranks = {name: layer.floor for name, layer in layers.items()}
-    left = budget - sum(layer.cost * layer.floor for layer in layers.values())
+    left = budget - _range(layers)[0]
 
     def next_grant(name: str) -> tuple[float, int, str]:
         rank = ranks[name] + 1
@@ -183,12 +175,8 @@ def spread_excess(
 ) -> dict[str, float]:
     """Cap shares at the usable ones, and spread the excess over the uncapped layers by cost.
 
-    One pass: a layer can end above its usable share.
-
-    Args:
-        shares: Share of the budget by module name; they sum to 1.
-        usable: Highest usable share by module name; no cap if absent.
-        costs: Parameters per rank by module name, of the layers that may get excess.
+    One pass: a layer can end above its usable share. Layers that are not in `usable` have no cap,
+    and layers that are not in `costs` get no excess.
     """
     kept = {name: min(share, usable.get(name, share)) for name, share in shares.items()}
     excess = math.fsum(share - kept[name] for name, share in shares.items())
@@ -200,12 +188,7 @@ def spread_excess(
 
 
 def limit_by_directions(directions: Mapping[str, float], *, at_mean: float) -> dict[str, float]:
-    """Return growth limits by module name: ``at_mean * (directions / mean directions) ** 2``.
-
-    Args:
-        directions: Number of gradient directions by module name, at least 1.
-        at_mean: Limit of a layer with the mean number of directions.
-    """
+    """Return growth limits by module name: ``at_mean * (directions / mean directions) ** 2``."""
     if not directions:
         return {}
     mean = math.fsum(directions.values()) / len(directions)
@@ -237,7 +220,8 @@ def bound_layers(
         highest = max_rank
         if layer.name in lowered:
             highest = min(max_rank, max(config.min_rank, least))
-        if not layer.is_trained or _matches_any(layer.name, config.pinned):
+        pinned = any(fnmatchcase(layer.name, pattern) for pattern in config.pinned)
+        if pinned or not layer.is_trained:
             floor = ceiling = layer.r
         else:
             ceiling = min(max(layer.r, layer.widest), highest)
@@ -250,18 +234,13 @@ def bound_layers(
     return found
 
 
-def _matches_any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
     """Check that `budget` covers every layer's floor.
 
     Raises:
         BudgetError: If it does not; the message states the valid range.
     """
-    low = sum(layer.cost * layer.floor for layer in layers.values())
-    high = sum(layer.cost * layer.ceiling for layer in layers.values())
+    low, high = _range(layers)
     if budget < low:
         raise BudgetError(
             f"A budget of {budget} parameters cannot hold {len(layers)} layers at their lowest "
@@ -269,16 +248,16 @@ def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
         )
 
 
+def _range(layers: Mapping[str, LayerBounds]) -> tuple[int, int]:
+    """Return the costs of all floors and of all ceilings."""
+    low = sum(layer.cost * layer.floor for layer in layers.values())
+    return low, sum(layer.cost * layer.ceiling for layer in layers.values())
+
+
 def check_room(
     layers: Sequence[LayerShape], config: DynamicLoraConfig, *, budget: int, max_rank: int
 ) -> None:
     """Check that every pattern of `pinned` matches, and that the budget and the live ranks fit.
-
-    Args:
-        layers: All layers of the adapter.
-        config: Source of `min_rank` and `pinned`.
-        budget: Parameters to spend.
-        max_rank: Highest rank of any layer.
 
     Raises:
         BudgetError: If the budget or a live rank does not fit the layers' bounds.
@@ -303,8 +282,7 @@ def check_room(
                 f"`max_rank` must be at least the live rank of every layer, got {bound.ceiling} "
                 f"where {name!r} holds {bound.held}: raise `max_rank`, or lower `LoraConfig.r`."
             )
-    low = sum(bound.cost * bound.floor for bound in lowest.values())
-    high = sum(bound.cost * bound.ceiling for bound in lowest.values())
+    low, high = _range(lowest)
     if budget > high:
         raise BudgetError(
             f"A budget of {budget} parameters cannot be spent on {len(bounds)} layers, which hold "
@@ -316,13 +294,9 @@ def check_room(
 def check_plan(
     plan: RankPlan, layers: Sequence[LayerShape], budget: int, *, most: Mapping[str, int | None]
 ) -> None:
-    """Check the user's plan.
+    """Check the user's plan for some or all layers.
 
-    Args:
-        plan: Rank by module name, for some or all layers.
-        layers: All layers, with their live ranks.
-        budget: Parameters to spend.
-        most: Fixed rank of each layer's static tensors by module name; None if not static.
+    `most` is the fixed rank of each layer's static tensors by module name, None if not static.
 
     Raises:
         BudgetError: If the plan names an unknown layer, contains a rank that is not an integer of

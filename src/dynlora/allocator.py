@@ -19,14 +19,7 @@ def allocate(
     features: Mapping[str, FeatureStats],
     config: DynamicLoraConfig,
 ) -> dict[str, float]:
-    """Return each layer's share of the budget; layers without gradients get none.
-
-    Args:
-        assessed: Scores, and the layers without gradients.
-        layers: All layers, with their live ranks.
-        features: Input statistics by module name.
-        config: Source of `feature`, `feature_weight`, `temperature` and `uniform_mix`.
-    """
+    """Return each layer's share of the budget; layers without gradients get none."""
     sharing = [layer for layer in layers if layer.name not in assessed.lowered]
     spread = config.feature == "variance"
     figures = {n: s.variance if spread else s.effective_rank for n, s in features.items()}
@@ -85,9 +78,7 @@ def allocate_shares(
 def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dict[str, float]:
     """Return each layer's weight: its score over the mean score, clamped to [1/2, 2].
 
-    Args:
-        scores: Importance per parameter by module name, finite and >= 0.
-        names: Layers that get a weight; 1 for a layer without a score.
+    A layer without a score has weight 1.
     """
     if not is_informative(scores):
         return dict.fromkeys(names, 1.0)
@@ -99,9 +90,7 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
 def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[str, float]:
     """Return gains by module name: ``(figure / mean figure) ** feature_weight``.
 
-    Args:
-        figures: Effective rank or variance of the layer's input by module name, >= 0.
-        feature_weight: Exponent, in ``[0, 1]``.
+    Figures are effective ranks or variances of the layers' inputs, >= 0.
     """
     if not any(figures.values()):
         return {}

@@ -25,8 +25,8 @@ METRICS: Mapping[str, str] = {
     "activation_ratio": "dynlora.importance.activation_ratio:ActivationRatioMetric",
     "magnitude": "dynlora.importance.magnitude:MagnitudeMetric",
     "attention_entropy": "dynlora.importance.attention_entropy:AttentionEntropyMetric",
-    "uniform": "dynlora.importance.uniform:UniformMetric",
-    "random": "dynlora.importance.random:RandomMetric",
+    "uniform": "dynlora.importance.controls:UniformMetric",
+    "random": "dynlora.importance.controls:RandomMetric",
 }
 """Importance metrics by name: the import path of each class."""
 
@@ -36,7 +36,7 @@ EXTENSIONS: Mapping[str, str] = {
 """Settings that switch an extension on: the import path of each class."""
 
 if TYPE_CHECKING:
-    from dynlora.importance.protocol import ImportanceMetric
+    from dynlora.importance import ImportanceMetric
 
     Importance = str | ImportanceMetric
 else:  # files and the command line can only give names
@@ -67,28 +67,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Values by preset; all other settings have their defaults."""
 
-_REAL = (
-    "temperature", "uniform_mix", "feature_weight", "first_event", "last_event", "hysteresis",
-    "shrink_tolerance",
-)  # fmt: skip
-
-_LIMITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "temperature": ("above 0", lambda value: value > 0),
-    "uniform_mix": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "feature_weight": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "min_rank": ("at least 1", lambda value: value >= 1),
-    "total_steps": ("at least 1", lambda value: value is None or value >= 1),
-    "first_event": ("in (0, 1]", lambda value: 0 < value <= 1),
-    "events": ("at least 1", lambda value: value >= 1),
-    "hysteresis": ("at least 0, finite", lambda value: 0 <= value < math.inf),
-    "shrink_tolerance": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "seed": ("between -2^63 and 2^63", lambda value: abs(value) < 2**63),
-}
-"""Limits by setting: in words, and as a test."""
-
 PRESET_TEXT = "Values of the keys of this section that are not set."
 """Description of the key `preset` in a file; in Python use `DynamicLoraConfig.from_preset`."""
-
 
 MOST_TIMES_R = 8
 """Default `max_rank` as a multiple of `LoraConfig.r`; bounds one layer's part of the budget."""
@@ -181,16 +161,16 @@ class DynamicLoraConfig:
         Raises:
             ConfigError: If a value is outside its range.
         """
-        for name in ("min_rank", "max_rank", "total_steps", "events", "seed"):
+        for name, (convert, required, holds) in _NUMBERS.items():
             value, default = getattr(self, name), self.__dataclass_fields__[name].default
             if value is not None or default is not None:
-                object.__setattr__(self, name, _whole(name, value))
-        for name in _REAL:
-            object.__setattr__(self, name, _real(name, getattr(self, name)))
+                value = convert(name, value)
+                object.__setattr__(self, name, value)
+                _require(holds(value, self), name, required.format(self), value)
         if isinstance(self.importance, str):
             _require_one_of(tuple(METRICS), "importance", self.importance)
         else:
-            protocol = load("dynlora.importance.protocol:ImportanceMetric")
+            protocol = load("dynlora.importance:ImportanceMetric")
             follows = isinstance(self.importance, protocol)
             _require(
                 follows and not isinstance(self.importance, type),
@@ -201,20 +181,6 @@ class DynamicLoraConfig:
         _require_one_of(get_args(FeatureName), "feature", self.feature)
         _require_one_of(get_args(ModeName), "mode", self.mode)
         _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
-        for name, (required, holds) in _LIMITS.items():
-            _require(holds(getattr(self, name)), name, required, getattr(self, name))
-        _require(
-            self.max_rank is None or self.max_rank >= self.min_rank,
-            "max_rank",
-            f"at least min_rank={self.min_rank}",
-            self.max_rank,
-        )
-        _require(
-            self.first_event <= self.last_event <= 1,
-            "last_event",
-            f"in [first_event={self.first_event}, 1]",
-            self.last_event,
-        )
         _require(
             not isinstance(self.pinned, str),
             "pinned",
@@ -273,6 +239,27 @@ def _real(name: str, given: Any) -> int | float:
     if not isinstance(given, Real):
         raise ConfigError(f"`{name}` must be a number, got {given!r}.")
     return given if isinstance(given, int) else float(given)
+
+
+_NUMBERS: Mapping[str, tuple[Callable[[str, Any], Any], str, Callable[[Any, Any], bool]]] = {
+    "temperature": (_real, "above 0", lambda value, _: value > 0),
+    "uniform_mix": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
+    "feature_weight": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
+    "min_rank": (_whole, "at least 1", lambda value, _: value >= 1),
+    "max_rank": (_whole, "at least min_rank={0.min_rank}", lambda value, of: value >= of.min_rank),
+    "total_steps": (_whole, "at least 1", lambda value, _: value >= 1),
+    "first_event": (_real, "in (0, 1]", lambda value, _: 0 < value <= 1),
+    "last_event": (
+        _real,
+        "in [first_event={0.first_event}, 1]",
+        lambda value, of: of.first_event <= value <= 1,
+    ),
+    "events": (_whole, "at least 1", lambda value, _: value >= 1),
+    "hysteresis": (_real, "at least 0, finite", lambda value, _: 0 <= value < math.inf),
+    "shrink_tolerance": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
+    "seed": (_whole, "between -2^63 and 2^63", lambda value, _: abs(value) < 2**63),
+}
+"""Per setting a conversion, its limits in words with other settings, and a test of both."""
 
 
 def _require(holds: bool, name: str, required: str, given: object) -> None:

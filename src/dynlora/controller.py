@@ -21,7 +21,7 @@ from dynlora.adapters.hooks import ForwardWatch
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adapters.static import choose_mode
-from dynlora.adjuster import Adjustment, adjust, check_plan, check_room
+from dynlora.adjuster import adjust, check_plan, check_room
 from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
@@ -30,7 +30,8 @@ from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.errors import EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
-from dynlora.importance import LayerImportanceAssessor, build_metric
+from dynlora.importance import build_metric
+from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.schedule import event_steps, is_sampled, observation_interval
 from dynlora.types import (
     Assessment,
@@ -130,7 +131,7 @@ class DynamicLora:
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
         self._told_unseen = False  # whether the warning about missing inputs was logged
-        self._named: set[str] = set()  # layers without gradients already named in a warning
+        self._named = set[str]()  # layers without gradients already named in a warning
         self._forwards = ForwardWatch(
             model,
             self._layers,
@@ -401,12 +402,12 @@ class DynamicLora:
         self._warn_of_missing(assessed, features)
         shares = allocate(assessed, self._layers, features, self.config)  # stage 2
         limits = input_limits(features)  # stage 3
-        adjusted = self._adjust(shares, assessed, features, limits)  # stage 4
+        ranks, waits = self._adjust(shares, assessed, features, limits)  # stage 4
         if self.config.layer_weights:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
-        plan = RankPlan(step=self._step, ranks=adjusted.ranks)
-        self._resize(plan, features, assessed, shares=shares, waits=adjusted.waits)  # stage 5
+        plan = RankPlan(step=self._step, ranks=ranks)
+        self._resize(plan, features, assessed, shares=shares, waits=waits)  # stage 5
 
     def _adjust(
         self,
@@ -414,11 +415,11 @@ class DynamicLora:
         assessed: Assessment,
         features: Mapping[str, FeatureStats],
         limits: dict[str, float],
-    ) -> Adjustment:
+    ) -> tuple[dict[str, int], set[str]]:
         """Plan, measure minimum ranks of layers that would shrink, and plan again until stable."""
         device, minima = self._adapters.device, dict[str, int]()
         while True:
-            adjusted = adjust(
+            planned, waits = adjust(
                 shares,
                 self._layers,
                 assessed,
@@ -429,12 +430,11 @@ class DynamicLora:
                 minima=minima,
             )
             # All processes follow the first one's plan, so that all measure the same layers.
-            ranks = agreed_ranks(adjusted.ranks, device)
+            ranks = agreed_ranks(planned, device)
             shrinking = [layer.name for layer in self._layers if ranks[layer.name] < layer.r]
             unmeasured = [name for name in shrinking if name not in minima]
             if not unmeasured:
-                waits = names_on_all(adjusted.waits, list(ranks), device)
-                return Adjustment(ranks=ranks, waits=waits)
+                return ranks, names_on_all(waits, list(ranks), device)
             minima |= self._adapters.lowest_ranks(
                 unmeasured, features, tolerance=self.config.shrink_tolerance
             )
@@ -475,18 +475,18 @@ class DynamicLora:
         self._extensions.after_event(lambda: self._adapters.order(features))
         layers = {}
         for layer in self._layers:
-            stats = features.get(layer.name)
-            layers[layer.name] = LayerEvent(
-                rank_before=before[layer.name],
+            name, stats = layer.name, features.get(layer.name)
+            layers[name] = LayerEvent(
+                rank_before=before[name],
                 rank_after=layer.r,
-                score=assessed.scores.get(layer.name),
-                share=shares[layer.name],
+                score=assessed.scores.get(name),
+                share=shares[name],
                 weight=layer.weight,
                 variance=None if stats is None else stats.variance,
                 effective_rank=None if stats is None else stats.effective_rank,
-                output_lost=lost.get(layer.name, 0.0),
-                waits=layer.name in waits,
-                directions=assessed.directions.get(layer.name),
+                output_lost=lost.get(name, 0.0),
+                waits=name in waits,
+                directions=assessed.directions.get(name),
             )
         event = Event(
             step=plan.step,
@@ -501,11 +501,7 @@ class DynamicLora:
         return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
-        """Check that a saved state belongs to this model and configuration.
-
-        Raises:
-            ResumeError: If layers, budget or a setting other than `total_steps` and `mode` differ.
-        """
+        """Check that layers, budget and settings, `total_steps` and `mode` aside, are equal."""
         names = sorted(self._extensions.by_name)
         given = {"budget": budget, **self.config.to_dict(), "extensions": names}
         saved_names = self._extensions.saved_names(saved_extensions(state))

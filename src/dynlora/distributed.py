@@ -1,6 +1,7 @@
 """Collectives over the training processes: local values in, equal values on every process out.
 
-All processes must call them in the same order. With one process they return the local values.
+All processes must call them in the same order, with the same `names` and tensor shapes. `device` is
+the device of the exchanged tensors. With one process they return the local values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -40,7 +41,7 @@ def gather_from_processes(values: Tensor) -> Tensor:
 
 
 def share_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors, of the same shapes on all processes, with the first process's values."""
+    """Overwrite tensors with the first process's values."""
     if process_count() == 1:
         return
     for tensor in tensors:
@@ -53,13 +54,7 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
 def agreed_figures(
     figures: Mapping[str, float], names: Sequence[str], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean over processes of each figure that all processes have.
-
-    Args:
-        figures: This process's figures by module name.
-        names: All layers, in the same order on every process.
-        device: Device of the exchanged tensors.
-    """
+    """Return the mean over processes of each figure, of some of the `names`, that all have."""
     if process_count() == 1:
         return dict(figures)
     # Two rows: the figure, and 1 if this process has it.
@@ -75,28 +70,13 @@ def agreed_figures(
     }
 
 
-def names_on_all(names: Set[str], possible: Sequence[str], device: torch.device) -> set[str]:
-    """Return the names that all processes have.
-
-    Args:
-        names: This process's names.
-        possible: All possible names, in the same order on every process.
-        device: Device of the exchanged tensors.
-    """
-    if process_count() == 1:
-        return set(names)
-    missing = torch.tensor([name not in names for name in possible], dtype=torch.int64)
-    anywhere = max_over_processes(missing.to(device)).tolist()
-    return {name for name, lacks in zip(possible, anywhere, strict=True) if not lacks}
+def names_on_all(own: Set[str], names: Sequence[str], device: torch.device) -> set[str]:
+    """Return the names that all processes have."""
+    return set(agreed_figures(dict.fromkeys(own, 1.0), names, device))
 
 
 def agreed_ranks(ranks: Mapping[str, int], device: torch.device) -> dict[str, int]:
-    """Return the ranks planned by the first process.
-
-    Args:
-        ranks: This process's plan, by module name, with layers in the same order on all processes.
-        device: Device of the exchanged tensors.
-    """
+    """Return the ranks planned by the first process, of the same layers in the same order."""
     if process_count() == 1:
         return dict(ranks)
     planned = torch.tensor(list(ranks.values()), device=device)

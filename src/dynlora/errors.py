@@ -66,13 +66,7 @@ _ADVICE = {
 
 
 def check_finite(broken: Sequence[str], kind: str, *, step: int, layers: int) -> None:
-    """Check that all gradients, scores or weights are finite.
-
-    Args:
-        broken: Names of the layers with NaN or infinity.
-        kind: "gradient", "score" or "weights".
-        step: Optimizer step for the message.
-        layers: Number of all layers.
+    """Check that no layer has a broken "gradient", "score" or "weights" with NaN or infinity.
 
     Raises:
         NonFiniteError: If `broken` is not empty.

@@ -56,14 +56,7 @@ class _Latest:
 
 
 def smallest(*keys: Int[Tensor, " _"], size: int = SAMPLE_SIZE) -> tuple[Tensor, Tensor]:
-    """Return the smallest keys, ascending, and their indices in the concatenation.
-
-    They are a bottom-k sample: uniform, and independent of the order of arrival.
-
-    Args:
-        keys: Hashed keys, one tensor per batch.
-        size: Most keys to return.
-    """
+    """Return the smallest keys, ascending, and their indices in the concatenation."""
     candidates = torch.cat(keys)
     kept, index = torch.topk(candidates, min(size, len(candidates)), largest=False)
     return kept, index
@@ -219,16 +212,10 @@ def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
 def covariance_spectra(
     inputs: Sequence[Float[Tensor, "_ _"]],
 ) -> list[Float[Tensor, " _"]]:
-    """Return the eigenvalues of each input's covariance that can be nonzero, ascending.
+    """Return the eigenvalues of each input's covariance that can be nonzero, ascending, on the CPU.
 
-    Float32 is precise enough for their sum and entropy.
-
-    Args:
-        inputs: Sampled tokens of each layer, ``(n, in_features)``, in activation units.
-
-    Returns:
-        Per layer ``min(n, in_features)`` variances along the principal directions, in squared
-        activation units, >= 0, which sum to the total variance; on the CPU.
+    They are the variances along ``min(n, in_features)`` principal directions, in squared activation
+    units. Float32 is precise enough for their sum and entropy.
     """
     grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
     return [variances for (variances,) in batched(_variances, grams)]
@@ -296,30 +283,26 @@ def _joined(
     """Return the joined samples of all processes, and the names of the stale ones.
 
     The result equals the sample of one process that sees all batches. Processes exchange keys
-    first, then only the kept tokens; keys or tokens shared with the layer before are sent once.
-
-    Args:
-        names: All layers, in the same order on every process.
-        samples: This process's samples by module name.
-        stale: Layers whose sample is older than the last event; used if no process has a newer one.
-        device: Device of the samples.
+    first, then only the kept tokens; keys or tokens shared with the layer before are sent once. A
+    stale sample is used if no process has a newer one.
     """
     if process_count() == 1:
         return samples, stale
     device = next((sample.keys.device for sample in samples.values()), device)
     own = [samples.get(name) for name in names]
     fresh = [name in samples and name not in stale for name in names]
-    agreed = _agree(own, fresh, device)
-    counting = [s if f == a else None for s, f, a in zip(own, fresh, agreed.fresh, strict=True)]
-    kept, mine, slot = _join_keys(counting, agreed.new_keys, device)
+    fresh_anywhere, dtypes, widths, new_keys, new_tokens = _agree(own, fresh, device)
+    counting = [s if f == a else None for s, f, a in zip(own, fresh, fresh_anywhere, strict=True)]
+    kept, mine, slot = _join_keys(counting, new_keys, device)
     power = _join_power(counting, mine, slot)
-    tokens = _join_tokens(counting, agreed, mine, slot)
+    formats = list(zip(dtypes, widths, new_tokens, strict=True))
+    tokens = _join_tokens(counting, formats, mine, slot)
     found = {
         name: Sample(keys=kept[place], tokens=tokens[place], output_power=power[place])
         for place, name in enumerate(names)
-        if agreed.dtypes[place] >= 0
+        if dtypes[place] >= 0
     }
-    return found, {name for name, new in zip(names, agreed.fresh, strict=True) if not new}
+    return found, {name for name, new in zip(names, fresh_anywhere, strict=True) if not new}
 
 
 def _join_keys(
@@ -359,42 +342,34 @@ def _join_power(
 
 
 def _join_tokens(
-    own: Sequence[Sample | None], agreed: "_Agreed", mine: Sequence[Tensor], slot: Sequence[Tensor]
+    own: Sequence[Sample | None],
+    formats: Sequence[tuple[int, int, int]],
+    mine: Sequence[Tensor],
+    slot: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return the kept tokens per layer; meaningless for layers that no process has sampled."""
     found: list[Tensor] = []
-    for place, sample in enumerate(own):
-        if agreed.dtypes[place] < 0 or not agreed.new_tokens[place]:
+    for sample, (dtype, width, new), chosen, index in zip(own, formats, mine, slot, strict=True):
+        if dtype < 0 or not new:
             found.append(found[-1] if found else torch.empty(0))
             continue
-        width, chosen = agreed.widths[place], mine[place]
         shape = (SAMPLE_SIZE, width) if width else (SAMPLE_SIZE,)
-        tokens = torch.zeros(shape, dtype=_DTYPES[agreed.dtypes[place]], device=chosen.device)
+        tokens = torch.zeros(shape, dtype=_DTYPES[dtype], device=chosen.device)
         if sample is not None:
-            tokens[chosen] = sample.tokens.to(tokens.dtype)[slot[place][chosen]]
+            tokens[chosen] = sample.tokens.to(tokens.dtype)[index[chosen]]
         found.append(sum_over_processes(tokens))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Agreed:
-    """Properties of each layer's samples, equal on all processes."""
-
-    fresh: list[int]
-    """Whether any process has a sample since the last event."""
-    dtypes: list[int]
-    """Index in `_DTYPES`; -1 if no process has a sample."""
-    widths: list[int]
-    """Width of a token; 0 for ids."""
-    new_keys: list[int]
-    """Whether the keys differ from the layer before on any process."""
-    new_tokens: list[int]
-    """Whether the tokens differ from the layer before on any process."""
-
-
 def _agree(
     own: Sequence[Sample | None], fresh: Sequence[bool], device: torch.device | None
-) -> _Agreed:
+) -> list[list[int]]:
+    """Return properties of each layer's samples, equal on all processes, as five rows.
+
+    They are whether any process has a sample since the last event; the index in `_DTYPES`, -1
+    without samples; the width of a token, 0 for ids; and whether keys and tokens differ from the
+    layer before on any process.
+    """
     table = []
     for place, sample in enumerate(own):
         before = own[place - 1] if place else None
@@ -404,7 +379,8 @@ def _agree(
             same = same_keys and sample.tokens is before.tokens
         table.append([fresh[place], *_format_of(sample), not same_keys, not same])
     known = torch.tensor(table, dtype=torch.int64, device=device).T
-    return _Agreed(*max_over_processes(known.contiguous()).tolist())
+    rows: list[list[int]] = max_over_processes(known.contiguous()).tolist()
+    return rows
 
 
 def _format_of(sample: Sample | None) -> tuple[int, int]:

@@ -40,22 +40,12 @@ def event_steps(
 
 
 def observation_interval(events: Sequence[int], step: int) -> int:
-    """Return the interval between observed steps, after `step` steps.
-
-    Args:
-        events: Output of `event_steps`.
-        step: Optimizer steps taken.
-    """
+    """Return the interval between observed steps, after `step` steps of a run with `events`."""
     last = max((event for event in events if event <= step), default=0)
     following = next((event for event in events if event > step), last)
     return min(MOST_APART, max(1, (following - last) // OBSERVATIONS))
 
 
 def is_sampled(events: Sequence[int], step: int) -> bool:
-    """Return whether the forwards of the next step are sampled.
-
-    Args:
-        events: Output of `event_steps`.
-        step: Optimizer steps taken.
-    """
+    """Return whether the forwards of the next step are sampled, after `step` steps."""
     return step % (FORWARDS_APART * observation_interval(events, step)) == 0

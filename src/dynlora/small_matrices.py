@@ -17,9 +17,8 @@ def batched(
 ) -> list[tuple[Tensor, ...]]:
     """Return a function's results per layer, with one call for all layers of equal shapes.
 
-    Args:
-        function: Maps stacked arguments to stacked results.
-        tensors: One sequence per argument, with one tensor per layer, of any shapes.
+    The function maps stacked arguments to stacked results. `tensors` has one sequence per argument,
+    with one tensor per layer, of any shapes.
     """
     alike: defaultdict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
     rows = list(zip(*tensors, strict=True))

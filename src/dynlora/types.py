@@ -209,23 +209,14 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a JSON-ready dictionary."""
-        return {
-            "step": self.step,
-            "parameters": self.parameters,
-            "agreement": self.agreement,
-            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Event":
         """Return the event that `to_dict` converted."""
         layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
-        return cls(
-            step=values["step"],
-            parameters=values["parameters"],
-            agreement=values["agreement"],
-            layers=layers,
-        )
+        figures = {key: values[key] for key in ("step", "parameters", "agreement")}
+        return cls(**figures, layers=layers)
 
 
 def moved(event: Event) -> bool:
@@ -239,11 +230,7 @@ def nothing_compared(events: Sequence[Event]) -> bool:
 
 
 def stillness(events: Sequence[Event]) -> str | None:
-    """Return the reason why no rank changed; None if one did.
-
-    Args:
-        events: Events in order; may be empty.
-    """
+    """Return the reason why no rank changed in these events; None if one did."""
     if any(moved(event) for event in events):
         return None
     if not events:

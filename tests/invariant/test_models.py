@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from dynlora import RankPlan
 from dynlora.adapters import resize
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests import layer_kinds, weird_models
-from tests.layer_kinds import train
-from tests.models import attached
+from tests.models import attached, train
 
 CASES = layer_kinds.CASES | weird_models.CASES
 STEPS, KEPT = 30, 10
@@ -100,6 +100,9 @@ def assert_one_truth(model, optimizer, dynamic):
         assert dynamic.ranks[layer.name] == r
         assert layer.module.scaling["default"] == 2.0
         assert layer.module.lora_alpha["default"] == 2 * r
+        if isinstance(layer.module, nn.Linear):
+            A, B = layer.module.lora_A["default"], layer.module.lora_B["default"]
+            assert (A.out_features, B.in_features) == (r, r)
         sides = (layer.in_features, layer.out_features)
         for parameter, side in zip(layer.parameters, sides, strict=True):
             assert parameter.numel() == r * side
@@ -114,6 +117,22 @@ def test_ranks_move_and_tensors_never_hold_more_than_the_budget(run):
     assert len({tuple(ranks.values()) for ranks in run.ranks}) > 2
     assert run.dynamic.budget == run.held[0]
     assert max(run.held) <= run.dynamic.budget
+    assert run.dynamic.peak_parameters <= run.dynamic.budget
+
+
+def test_history_is_what_happened(run):
+    events = {event.step: event for event in run.dynamic.history}
+    assert list(events) == run.dynamic.state_dict()["events"]
+    costs = {layer.name: layer.cost for layer in run.dynamic._layers}
+    for step in range(1, STEPS + 1):
+        before, after = run.ranks[step - 1], run.ranks[step]
+        if step in events:
+            layers = events[step].layers
+            assert {name: x.rank_before for name, x in layers.items()} == before
+            assert {name: x.rank_after for name, x in layers.items()} == after
+            assert events[step].parameters == sum(r * costs[n] for n, r in after.items())
+        else:
+            assert before == after
 
 
 def test_training_goes_on_through_events_and_the_loss_falls(run):

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from dynlora import RankPlan
-from dynlora.importance.directions import GradientDirections
+from dynlora.importance.agreement import GradientDirections
 from dynlora.integrations.checkpoint import load_state, save_state
-from tests.layer_kinds import train
-from tests.models import attached
+from tests.models import attached, loss_of, train
 from tests.weird_models import CASES, WIDTH, parts, points
 
 FREE = {"hysteresis": 0, "shrink_tolerance": 1.0}
@@ -229,13 +228,14 @@ def test_an_empty_part_of_an_accumulated_batch_changes_no_rank_and_no_weight():
     runs = []
     for sizes in ([16, 16], [0, 16, 16, 0], [16, 0, 16]):
         model, optimizer, dynamic = started(PLAIN, total_steps=30, importance="signal", **FREE)
-        for batch in itertools.islice(PLAIN.batches(), 30):
-            for part in parts(batch, sizes):
-                model(**part).loss.backward()
-            dynamic.observe()
-            optimizer.step()
-            dynamic.step()
-            optimizer.zero_grad()
+
+        def accumulated(model, batch, sizes=sizes):
+            *others, last = parts(batch, sizes)
+            for part in others:
+                loss_of(model, part).backward()
+            return loss_of(model, last)
+
+        train(model, optimizer, dynamic, 30, PLAIN.batches(), loss=accumulated)
         assert len(set(dynamic.ranks.values())) > 1
         assert not dynamic.skipped
         runs.append((dynamic.history, [p.detach() for p in model.parameters()]))

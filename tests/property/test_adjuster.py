@@ -172,11 +172,11 @@ def test_minima_of_shrinking_layers_give_the_plan_of_all_minima(event, data):
     lowest = {layer.name: data.draw(st.integers(1, layer.r)) for layer in layers}
     minima = {}
     while True:
-        found = adjust(shares, **event, minima=minima)
-        shrinking = {x.name for x in layers if found.ranks[x.name] < x.r}
+        found, _ = adjust(shares, **event, minima=minima)
+        shrinking = {x.name for x in layers if found[x.name] < x.r}
         if shrinking <= minima.keys():
             break
         minima |= {name: lowest[name] for name in shrinking}
-    assert found.ranks == adjust(shares, **event, minima=lowest).ranks
-    assert all(found.ranks[name] >= lowest[name] for name in minima)
-    assert sum(x.cost * found.ranks[x.name] for x in layers) <= event["budget"]
+    assert found == adjust(shares, **event, minima=lowest)[0]
+    assert all(found[name] >= lowest[name] for name in minima)
+    assert sum(x.cost * found[x.name] for x in layers) <= event["budget"]

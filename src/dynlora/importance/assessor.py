@@ -13,10 +13,9 @@ from torch import Tensor
 
 from dynlora.distributed import agreed_figures, max_over_processes, names_on_all, process_count
 from dynlora.errors import EngineError, check_finite
-from dynlora.importance.agreement import AgreementTest
+from dynlora.importance import ImportanceMetric
+from dynlora.importance.agreement import AgreementTest, GradientDirections
 from dynlora.importance.consecutive import ConsecutiveGradients
-from dynlora.importance.directions import GradientDirections
-from dynlora.importance.protocol import ImportanceMetric
 from dynlora.types import Assessment, BasisChange, FeatureStats, LoraLayer
 
 _Part = ImportanceMetric | ConsecutiveGradients | AgreementTest | GradientDirections
@@ -174,11 +173,7 @@ class LayerImportanceAssessor:
 
 
 def _check_reduced(layers: Sequence[LoraLayer]) -> None:
-    """Check that gradients are equal on all processes, by comparing their norms bitwise.
-
-    Raises:
-        EngineError: If they differ, because each process would then train a different model.
-    """
+    """Check that gradients, by their norms, are bitwise equal on all processes."""
     norms = torch.stack([layer.grad_A.norm() + layer.grad_B.norm() for layer in layers])
     if not torch.equal(max_over_processes(norms), -max_over_processes(-norms)):
         raise EngineError(

@@ -7,7 +7,7 @@ cancels.
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynlora.types import BasisChange, LoraLayer
@@ -21,34 +21,34 @@ def are_known_finite(finite: Bool[Tensor, " layers"]) -> bool:
 
     Filtering out non-finite gradients would copy them, which on a CPU costs more than all other
     work on gradients. On a GPU the check would synchronize.
-
-    Args:
-        finite: Whether each layer's gradients are finite.
     """
     return finite.is_cpu and bool(finite.all())
+
+
+def squared_norms(layers: Sequence[LoraLayer]) -> Float[Tensor, " layers"]:
+    """Return the squared norm of each layer's gradient of both factors, in float64."""
+    norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
+    norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
+    return torch.stack(norms_A).double().square() + torch.stack(norms_B).double().square()
 
 
 class StepMean:
     """Bias-corrected running mean by module name; only `means` synchronizes with the device."""
 
     def __init__(self, decay: float) -> None:
-        """Start without steps.
-
-        Args:
-            decay: Weight of the past per step, in ``(0, 1]``; 1 weights all steps equally.
-        """
+        """Start with the weight of the past per step, in ``(0, 1]``; 1 weights all equally."""
         self._decay = decay
         self._sums: dict[str, Tensor] = {}
         """Weighted sum and sum of weights, by module name."""
 
-    def add(self, names: Sequence[str], values: Tensor, *, counts: Tensor) -> None:
-        """Add one step's numbers.
-
-        Args:
-            names: Module names.
-            values: One number per layer, of shape ``(layers,)``, in float64.
-            counts: Boolean of shape ``(layers,)``; False skips a layer.
-        """
+    def add(
+        self,
+        names: Sequence[str],
+        values: Float[Tensor, " layers"],
+        *,
+        counts: Bool[Tensor, " layers"],
+    ) -> None:
+        """Add one step's numbers, in float64, of the layers that count."""
         none = values.new_zeros(2)
         old = torch.stack([self._sums.get(name, none) for name in names])
         new = self._decay * old + torch.stack([values, torch.ones_like(values)], dim=1)

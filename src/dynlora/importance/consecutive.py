@@ -110,13 +110,9 @@ def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> T
 def _stacked(
     gradients: list[Float[Tensor, "out _"]], dtype: torch.dtype, into: Tensor | None = None
 ) -> Float[Tensor, "layers out rank"]:
-    """Return gradients as one tensor, padded to their highest rank.
+    """Return gradients of equal height as one tensor, padded to their highest rank.
 
-    Args:
-        gradients: Gradients of equal height.
-        dtype: Dtype of the result.
-        into: Result of an earlier call for the same shapes and dtype, to be overwritten; None to
-            allocate.
+    It overwrites `into`, an earlier result for the same shapes and dtype, instead of allocating.
     """
     if into is None:
         height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)

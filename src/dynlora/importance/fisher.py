@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dynlora.importance.averages import StepMean
+from dynlora.importance.averages import StepMean, squared_norms
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
@@ -23,15 +23,10 @@ class FisherMetric:
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Add the mean square of this step's gradients."""
-        norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
-        norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
-        squares = [
-            (a.double().square() + b.double().square()) / (layer.r * layer.cost)
-            for layer, a, b in zip(layers, norms_A, norms_B, strict=True)
-        ]
+        squares = zip(layers, squared_norms(layers), strict=True)
         self._squares.add(
             [layer.name for layer in layers],
-            torch.stack(squares),
+            torch.stack([square / (layer.r * layer.cost) for layer, square in squares]),
             counts=torch.stack([layer.finite for layer in layers]),
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dynlora.importance.averages import StepMean
+from dynlora.importance.averages import StepMean, squared_norms
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 DECAY = 0.95
@@ -25,18 +25,14 @@ class GradientNormMetric:
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Add this step's squared norms."""
-        norms_A = torch._foreach_norm([layer.grad_A.float() for layer in layers])
-        norms_B = torch._foreach_norm([layer.grad_B.float() for layer in layers])
         self._power.add(
             [layer.name for layer in layers],
-            torch.stack(norms_A).double().square() + torch.stack(norms_B).double().square(),
+            squared_norms(layers),
             counts=torch.stack([layer.finite for layer in layers]),
         )
 
     def scores(
-        self,
-        layers: Sequence[LoraLayer],
-        features: Mapping[str, FeatureStats],
+        self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the root of the mean squared norm per parameter of one rank."""
         costs = {layer.name: layer.cost for layer in layers}

@@ -44,9 +44,7 @@ class SensitivityMetric:
                 uncertainty.lerp_(torch.where(finite, distance, uncertainty), 1 - BETA)
 
     def scores(
-        self,
-        layers: Sequence[LoraLayer],
-        features: Mapping[str, FeatureStats],
+        self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
     ) -> dict[str, float]:
         """Return the mean of ``I * U`` over each layer's parameters."""
         scores: dict[str, float] = {}

@@ -72,17 +72,15 @@ class RankTracker(TrainerCallback):
     """Sends ranks when training begins and after each event; add it after its trackers."""
 
     def __init__(self, source: DynamicLoraCallback, trackers: list[TrainerCallback]) -> None:
-        """Store the source of the ranks and the trackers that receive them."""
-        self.source = source
-        self.trackers = trackers
+        self._source, self._trackers = source, trackers
         self._sent = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Send the initial ranks; skip the events from before a resume, which were sent then."""
-        assert self.source.dynamic is not None
-        dynamic = self.source.dynamic
+        dynamic = self._source.dynamic
+        assert dynamic is not None
         self._sent = len(dynamic.history)
         self._send(rank_figures(dynamic.ranks, dynamic.parameters), state)
 
@@ -90,8 +88,8 @@ class RankTracker(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Send the events of this step."""
-        assert self.source.dynamic is not None
-        history = self.source.dynamic.history
+        assert self._source.dynamic is not None
+        history = self._source.dynamic.history
         for event in history[self._sent :]:
             self._send(event_figures(event), state)
         self._sent = len(history)
@@ -99,7 +97,7 @@ class RankTracker(TrainerCallback):
     def _send(self, figures: Figures, state: TrainerState) -> None:
         if not state.is_world_process_zero:
             return
-        for tracker in self.trackers:
+        for tracker in self._trackers:
             for kind, send in SENDERS.items():
                 if isinstance(tracker, kind):
                     send(tracker, figures, state.global_step)

@@ -105,7 +105,13 @@ class DynamicLoraCallback(TrainerCallback):
             config = replace(config, mode="static")
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
-        _check_attached_early(model, args, self._adapter_name)
+        layers = find_lora_layers(model, self._adapter_name)
+        if args.world_size > 1 and any(layer.capacity is None for layer in layers):
+            raise EngineError(
+                f"Where {args.world_size} processes train, the callback must be given to the "
+                "Trainer when it is made, and a model, not `model_init`: an engine has wrapped "
+                "this one already, and would not see what changes in it."
+            )
         self._observing.close()
         if self.dynamic is not None:
             self.dynamic.close()
@@ -247,18 +253,6 @@ def _written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
         return root / name
     # Each trial has its own folder, named after the trial or its number.
     return max(root.glob(f"*/{name}"), key=lambda folder: folder.stat().st_mtime)
-
-
-def _check_attached_early(
-    model: nn.Module, args: TrainingArguments, adapter_name: str | None
-) -> None:
-    layers = find_lora_layers(model, adapter_name)
-    if args.world_size > 1 and any(layer.capacity is None for layer in layers):
-        raise EngineError(
-            f"Where {args.world_size} processes train, the callback must be given to the Trainer "
-            "when it is made, and a model, not `model_init`: an engine has wrapped this one "
-            "already, and would not see what changes in it."
-        )
 
 
 def _check_arguments(args: TrainingArguments) -> None:
