@@ -11,7 +11,7 @@ from torch import nn
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adjuster import LayerBounds, plan_ranks
 from dynlora.errors import BudgetError
-from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train, trained
 
 
 def test_issue_peft_1801_a_lower_rank_is_a_smaller_tensor_not_a_mask(tiny_llama, tmp_path):
@@ -46,9 +46,7 @@ def test_issue_peft_3373_injected_adapters_without_a_wrapper_move_too():
     torch.manual_seed(1)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
     model = inject_adapter_in_model(config, bare_llama())
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance="random", total_steps=20, hysteresis=0)
-    train(model, optimizer, dynamic, 20)
+    _, dynamic = trained(model, 20, importance="random", total_steps=20, hysteresis=0)
     assert len(set(dynamic.ranks.values())) > 1
     assert model.peft_config["default"].rank_pattern
 
@@ -70,21 +68,10 @@ def test_gradients_are_read_before_they_are_cleared_and_ranks_move_only_in_step(
     assert dynamic.history
 
 
-def test_ranks_are_exported_without_any_logger_or_writer(tiny_llama, tmp_path):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", total_steps=20, hysteresis=0)
-    train(tiny_llama, optimizer, dynamic, 20)
-    tiny_llama.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
-    for name, rank in dynamic.ranks.items():
-        assert loaded.base_model.model.get_submodule(name).r["default"] == rank
-    assert len(set(dynamic.ranks.values())) > 1
-
-
-def test_train_and_eval_only_switch_the_mode(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", total_steps=20, hysteresis=0)
-    train(tiny_llama, optimizer, dynamic, 20)
+def test_train_and_eval_only_switch_the_mode_and_ranks_are_exported_without_a_logger(
+    tiny_llama, tmp_path
+):
+    _, dynamic = trained(tiny_llama, 20, importance="random", total_steps=20, hysteresis=0)
     before = {k: v.clone() for k, v in tiny_llama.state_dict().items()}
     assert tiny_llama.eval() is tiny_llama
     assert tiny_llama.train() is tiny_llama
@@ -92,6 +79,11 @@ def test_train_and_eval_only_switch_the_mode(tiny_llama):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not any(layer.module.merged for layer in dynamic._layers)
+    tiny_llama.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
+    for name, rank in dynamic.ranks.items():
+        assert loaded.base_model.model.get_submodule(name).r["default"] == rank
+    assert len(set(dynamic.ranks.values())) > 1
 
 
 def test_an_adapter_called_e_does_not_match_every_parameter_name():
@@ -158,9 +150,7 @@ def test_a_loss_kept_alive_over_an_event_does_not_break_the_next_backward(tiny_l
 
 
 def test_no_direction_dies_when_a_shrink_follows_a_grow(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="uniform", total_steps=10_000)
-    train(tiny_llama, optimizer, dynamic, 5)
+    optimizer, dynamic = trained(tiny_llama, 5, importance="uniform", total_steps=10_000)
     for rank in (2, 4, 3):  # shrink, grow, and shrink right away: one direction is still fresh
         dynamic.apply(RankPlan(step=5, ranks=dict.fromkeys(dynamic.ranks, rank)))
     train(tiny_llama, optimizer, dynamic, 2)

@@ -1,7 +1,5 @@
 """Shares, layer weights and gains against numbers worked out by hand."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -14,6 +12,7 @@ from dynlora.allocator import (
     feature_gains,
 )
 from dynlora.types import Assessment, FeatureStats, is_informative
+from tests.unit.test_adjuster import Shape
 
 COSTS = {"small": 10, "large": 30}
 HELD = {"small": 9, "large": 2}
@@ -24,42 +23,25 @@ def shares_of(scores, costs=COSTS, **settings):
     return allocate_shares(scores, costs, **given)
 
 
-def test_a_share_is_cost_times_score_over_the_sum():
-    shares = shares_of({"small": 2.0, "large": 1.0})
-    assert shares == pytest.approx({"small": 20 / 50, "large": 30 / 50})
+@pytest.mark.parametrize(
+    ("settings", "small", "large"),
+    [
+        ({}, 20 / 50, 30 / 50),  # cost times score
+        ({"temperature": 0.5}, 40 / 70, 30 / 70),
+        ({"uniform_mix": 0.25}, 0.25 * 0.25 + 0.75 * 0.4, 0.25 * 0.75 + 0.75 * 0.6),
+        ({"gains": {"large": 3.0}}, 20 / 110, 90 / 110),
+    ],
+)
+def test_a_share_is_cost_times_sharpened_score_mixed_with_uniform(settings, small, large):
+    shares = shares_of({"small": 2.0, "large": 1.0}, **settings)
+    assert shares == pytest.approx({"small": small, "large": large})
 
 
-def test_a_low_temperature_sharpens():
-    shares = shares_of({"small": 2.0, "large": 1.0}, temperature=0.5)
-    assert shares == pytest.approx({"small": 40 / 70, "large": 30 / 70})
-
-
-def test_uniform_mix_spreads_its_part_by_cost():
-    shares = shares_of({"small": 2.0, "large": 1.0}, uniform_mix=0.25)
-    assert shares == pytest.approx(
-        {"small": 0.25 * 0.25 + 0.75 * 0.4, "large": 0.25 * 0.75 + 0.75 * 0.6}
-    )
-
-
-def test_a_gain_multiplies_the_score():
-    shares = shares_of({"small": 2.0, "large": 1.0}, gains={"large": 3.0})
-    assert shares == pytest.approx({"small": 20 / 110, "large": 90 / 110})
-
-
-def test_a_layer_without_a_score_counts_as_average():
+def test_a_layer_without_a_score_counts_as_average_and_one_of_score_zero_as_nothing():
     shares = shares_of({"a": 1.0, "b": 3.0}, {"a": 1, "b": 1, "c": 1})
     assert shares == pytest.approx({"a": 1 / 6, "b": 3 / 6, "c": 2 / 6})
-
-
-def test_a_layer_of_score_zero_gets_nothing_beyond_the_uniform_part():
     shares = shares_of({"small": 0.0, "large": 1.0}, uniform_mix=0.4)
     assert shares == pytest.approx({"small": 0.1, "large": 0.9})
-
-
-@pytest.mark.parametrize("scores", [{}, {"small": 0.0, "large": 0.0}, {"small": 7.0, "large": 7.0}])
-def test_scores_that_tell_no_layers_apart_give_each_the_share_that_it_holds(scores):
-    shares = shares_of(scores, held=HELD, gains={"small": 5.0, "large": 0.2}, uniform_mix=0.5)
-    assert shares == {"small": 90 / 150, "large": 60 / 150}
 
 
 def test_scores_of_layers_whose_inputs_never_vary_give_each_layer_the_share_that_it_holds():
@@ -89,44 +71,34 @@ def test_the_default_configuration_turns_different_scores_into_different_ranks()
     assert min(ranks.values()) < 8
 
 
-def test_a_layer_weight_is_the_score_over_the_mean_score():
-    weights = allocate_layer_weights({"a": 0.8, "b": 1.2}, ["a", "b", "unscored"])
-    assert weights == pytest.approx({"a": 0.8, "b": 1.2, "unscored": 1.0})
+@pytest.mark.parametrize(
+    ("scores", "weights"),
+    [
+        ({"a": 0.8, "b": 1.2}, [0.8, 1.2, 1.0]),  # over the mean score; unscored counts as average
+        ({"a": 0.1, "b": 9.0}, [0.5, 18 / 9.1, 1.0]),
+        ({"a": 0.0, "b": 0.1, "c": 9.0}, [0.5, 0.5, 2.0]),
+        ({}, [1.0, 1.0, 1.0]),
+        ({"a": 0.0, "b": 0.0}, [1.0, 1.0, 1.0]),
+        ({"a": 2.0, "b": 2.0}, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_layer_weight_is_the_score_over_the_mean_clamped_to_half_and_double(scores, weights):
+    found = allocate_layer_weights(scores, ["a", "b", "c"])
+    assert list(found.values()) == pytest.approx(weights)
 
 
-def test_layer_weights_are_clamped_to_half_and_double():
-    weights = allocate_layer_weights({"a": 0.0, "b": 0.1, "c": 9.0}, ["a", "b", "c"])
-    assert weights == {"a": 0.5, "b": 0.5, "c": 2.0}
-
-
-@pytest.mark.parametrize("scores", [{}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": 2.0}])
-def test_scores_that_say_nothing_weigh_every_layer_the_same(scores):
-    assert allocate_layer_weights(scores, ["a", "b"]) == {"a": 1.0, "b": 1.0}
-
-
-def test_a_gain_is_the_effective_rank_over_the_mean_to_a_power():
+def test_a_gain_is_the_figure_over_its_mean_to_a_power():
     assert feature_gains({"a": 9.0, "b": 3.0, "c": 6.0}, 1.0) == {"a": 1.5, "b": 0.5, "c": 1.0}
     gains = feature_gains({"a": 9.0, "b": 3.0, "c": 6.0}, 0.5)
     assert gains == pytest.approx({"a": 1.5**0.5, "b": 0.5**0.5, "c": 1.0})
-
-
-def test_inputs_that_never_vary_give_no_gain():
     assert feature_gains({"a": 0.0, "b": 0.0}, 1.0) == {}
     assert feature_gains({"a": 0.0, "b": 2.0}, 1.0) == {"a": 0.0, "b": 2.0}
 
 
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    r: int
-    cost: int
-    widest: int = 100
-    is_trained: bool = True
-
-
 @pytest.mark.parametrize("feature", ["effective_rank", "variance"])
 def test_shares_follow_scores_and_the_chosen_feature_and_skip_layers_without_gradients(feature):
-    layers = [Shape("poor", 4, 10), Shape("rich", 4, 30), Shape("unreached", 4, 10)]
+    costs = {"poor": 10, "rich": 30, "unreached": 10}
+    layers = [Shape(name, cost=cost) for name, cost in costs.items()]
     assessed = Assessment(scores={"poor": 2.0, "rich": 1.0}, directions={}, unreached={"unreached"})
     figures = {"poor": 1.0, "rich": 3.0}
     features = {

@@ -3,19 +3,19 @@
 import copy
 import dataclasses
 import gc
-import itertools
 import json
 import math
 import re
 import weakref
 from collections import Counter
+from itertools import repeat
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim import Adafactor, Adagrad, AdamW, Muon
+from torch.optim import SGD, Adafactor, Adagrad, AdamW, Muon
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
@@ -30,7 +30,7 @@ from dynlora.errors import (
     ResumeError,
 )
 from tests.lora_layers import lora_chain, set_gradients
-from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train, trained
 
 MOVING = {"total_steps": 40, "hysteresis": 0.0, "shrink_tolerance": 1.0}
 
@@ -73,67 +73,34 @@ def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_ne
 def test_an_optimizer_that_takes_no_step_is_no_other():
     model = lora_llama().train()
     dynamic = attached(model, adamw(model), total_steps=20)
-    for _, tokens in zip(range(20), sequences(), strict=False):  # as a scaler that skips each step
-        loss_of(model, tokens).backward()
-        dynamic.observe()
-        dynamic.step()
+    train(model, SGD([torch.zeros(1)]), dynamic, 20)  # as a scaler that skips each step
     assert len(dynamic.history) == 5
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_loop_whose_gradients_nobody_can_read_is_warned(tiny_llama, caplog, broken):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, total_steps=20)
-    for _, tokens in zip(range(20), sequences(), strict=False):
-        loss = loss_of(tiny_llama, tokens)
-        if broken:
-            (loss * torch.nan).backward()
-            dynamic.observe()
-        else:
-            loss.backward()
-            optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
+    dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=20)
+    if not broken:
+        dynamic.observe = lambda: None
+    weight, no_step = math.nan if broken else 1.0, SGD([torch.zeros(1)])
+    train(tiny_llama, no_step, dynamic, 20, loss=lambda *given: weight * loss_of(*given))
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "no two gradients were compared" in told.getMessage()
 
 
-def test_ranks_move_at_the_scheduled_steps_and_only_there(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, **MOVING)
-    seen = [dynamic.ranks]
-    train(tiny_llama, optimizer, dynamic, 40, after=lambda _: seen.append(dynamic.ranks))
-    assert [event.step for event in dynamic.history] == [6, 10, 13, 16, 20]
-    changes = [step for step in range(1, 41) if seen[step] != seen[step - 1]]
-    assert changes
-    assert set(changes) <= {6, 10, 13, 16, 20}
-
-
-@pytest.mark.parametrize("importance", ["uniform", "random"])
-def test_the_log_says_why_no_rank_moved_once_there_is_no_event_left(tiny_llama, importance, caplog):
+def test_the_log_says_why_no_rank_moved_once_there_is_no_event_left(tiny_llama, caplog):
     caplog.set_level("INFO", logger="dynlora")
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance=importance, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 40)
-    assert bool(moved(dynamic)) == (importance == "random")
-    told = [text for text in caplog.messages if text.startswith("no rank moved")]
-    why = ["no rank moved in 5 events: every layer had the same score"]
-    assert told == (why if importance == "uniform" else [])
+    _, dynamic = trained(tiny_llama, 40, importance="uniform", **MOVING)
+    assert len(dynamic.history) == 5
+    assert caplog.messages[-1] == "no rank moved in 5 events: every layer had the same score"
 
 
-def test_bounds_from_the_configuration_hold_after_every_event(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", min_rank=3, max_rank=6, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 40)
+def test_events_stay_within_the_configured_bounds_and_tell_their_figures(tiny_llama, caplog):
+    caplog.set_level("INFO", logger="dynlora")
+    _, dynamic = trained(tiny_llama, 40, importance="random", min_rank=3, max_rank=6, **MOVING)
+    assert "no rank moved" not in caplog.text
     after = {x.rank_after for event in dynamic.history for x in event.layers.values()}
-    assert min(after) == 3
-    assert max(after) == 6
-
-
-def test_an_event_tells_the_figures_that_it_was_made_from(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
-    train(tiny_llama, optimizer, dynamic, 20)
+    assert (min(after), max(after)) == (3, 6)
     event = dynamic.history[-1]
     assert event.parameters == dynamic.parameters
     assert sum(layer.share for layer in event.layers.values()) == pytest.approx(1)
@@ -152,12 +119,7 @@ def test_a_model_that_is_called_past_its_hooks_gets_one_warning_where_ranks_may_
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, **MOVING)
     inner = tiny_llama.get_base_model()  # the controller was given the PEFT model around it
-    for batch, _ in zip(sequences(), range(20), strict=False):
-        loss_of(inner, batch).backward()
-        dynamic.observe()
-        optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
+    train(inner, optimizer, dynamic, 20)
     assert moved(dynamic)
     scored = [e.step for e in dynamic.history if any(f.score for f in e.layers.values())]
     told = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
@@ -166,20 +128,33 @@ def test_a_model_that_is_called_past_its_hooks_gets_one_warning_where_ranks_may_
     assert message.startswith(f"no input of any of 14 layers was seen up to step {scored[0]}: ")
 
 
-def test_layer_weights_follow_importance(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(
-        tiny_llama, optimizer, importance="random", layer_weights=True, pinned=("*",), **MOVING
-    )
-    train(tiny_llama, optimizer, dynamic, 20)
-    event = dynamic.history[-1]
-    mean = sum(layer.score for layer in event.layers.values()) / len(event.layers)
-    for layer in find_lora_layers(tiny_llama, None):
-        logged = event.layers[layer.name]
-        weight = min(max(logged.score / mean, 0.5), 2.0)
-        assert logged.weight == pytest.approx(weight, rel=1e-6)
-        assert layer.scaling == pytest.approx(2.0 * weight, rel=1e-6)
-    assert not moved(dynamic)
+def test_layer_weights_follow_importance_without_a_change_of_function_and_do_not_multiply(
+    tiny_llama,
+):
+    optimizer, scales = adamw(tiny_llama), set()
+    for seed in range(3):  # of runs one after another
+        settings = {"importance": "random", "layer_weights": True, "pinned": ("*",), "seed": seed}
+        dynamic = attached(tiny_llama, optimizer, **settings, **MOVING)
+        batches = sequences()
+        train(tiny_llama, optimizer, dynamic, 19, batches=batches)
+        tokens = next(batches)
+        loss_of(tiny_llama, tokens).backward()
+        dynamic.observe()
+        optimizer.step()
+        before = tiny_llama(input_ids=tokens).logits.detach()
+        dynamic.step()
+        torch.testing.assert_close(tiny_llama(input_ids=tokens).logits, before, rtol=0, atol=1e-5)
+        dynamic.close()
+        event = dynamic.history[-1]
+        mean = sum(layer.score for layer in event.layers.values()) / len(event.layers)
+        for layer in find_lora_layers(tiny_llama, None):
+            logged = event.layers[layer.name]
+            weight = min(max(logged.score / mean, 0.5), 2.0)
+            assert logged.weight == pytest.approx(weight, rel=1e-6)
+            assert layer.scaling == pytest.approx(2.0 * weight, rel=1e-6)
+            scales.add(layer.scaling)
+        assert not moved(dynamic)
+    assert len(scales) > 14
 
 
 def test_layer_weights_stay_where_needs_do():
@@ -198,62 +173,10 @@ def test_layer_weights_stay_where_needs_do():
     optimizer = adamw(model, lr=0.0)
     settings = {"first_event": 0.1, "last_event": 0.9, "events": 9, "pinned": ("*",)}
     dynamic = attached(model, optimizer, total_steps=100, layer_weights=True, **settings)
-    inputs = torch.randn(4, 8)
-    for _ in range(90):
-        model(inputs).backward()
-        dynamic.observe()
-        optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
+    given = {"batches": repeat(torch.randn(4, 8)), "loss": lambda model, batch: model(batch)}
+    train(model, optimizer, dynamic, 90, **given)
     weights = [[x.weight for x in event.layers.values()] for event in dynamic.history]
     assert weights == [pytest.approx([2 / 2.2, 2.4 / 2.2], rel=1e-3)] * 9
-
-
-def test_an_event_that_only_changes_layer_weights_leaves_the_function(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(
-        tiny_llama, optimizer, importance="random", layer_weights=True, pinned=("*",), **MOVING
-    )
-    batches = sequences()
-    train(tiny_llama, optimizer, dynamic, 19, batches=batches)
-    tokens = next(batches)
-    loss_of(tiny_llama, tokens).backward()
-    dynamic.observe()
-    optimizer.step()
-    before = tiny_llama(input_ids=tokens).logits.detach()
-    scales = [layer.scaling for layer in find_lora_layers(tiny_llama, None)]
-    dynamic.step()
-    assert [layer.scaling for layer in find_lora_layers(tiny_llama, None)] != scales
-    torch.testing.assert_close(tiny_llama(input_ids=tokens).logits, before, rtol=0, atol=1e-5)
-
-
-def test_layer_weights_of_runs_one_after_another_do_not_multiply(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    for seed in range(4):
-        dynamic = attached(
-            tiny_llama, optimizer, importance="random", layer_weights=True, seed=seed, **MOVING
-        )
-        train(tiny_llama, optimizer, dynamic, 20)
-        dynamic.close()
-        for layer in find_lora_layers(tiny_llama, None):
-            weight = dynamic.history[-1].layers[layer.name].weight
-            assert 0.5 <= weight <= 2
-            assert layer.scaling == pytest.approx(2.0 * weight, rel=1e-6)
-
-
-def test_a_shrink_above_the_tolerance_waits_and_one_below_does_not(tiny_llama):
-    ranks = {}
-    for tolerance in (0.0, 1.0):
-        model = lora_llama()
-        optimizer = adamw(model)
-        settings = MOVING | {"shrink_tolerance": tolerance}
-        dynamic = attached(model, optimizer, importance="random", **settings)
-        train(model, optimizer, dynamic, 20)
-        ranks[tolerance] = dynamic.ranks
-        waits = {n for e in dynamic.history for n, x in e.layers.items() if x.waits}
-        assert bool(waits) == (tolerance == 0.0)
-    assert set(ranks[0.0].values()) == {4}
-    assert min(ranks[1.0].values()) < 4
 
 
 def test_after_an_event_inputs_are_sampled_anew():
@@ -266,25 +189,17 @@ def test_after_an_event_inputs_are_sampled_anew():
     torch.testing.assert_close(kept.sort(dim=0).values, tokens.float().sort(dim=0).values)
 
 
-def test_time_is_booked_while_it_works_and_not_after(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 20)
-    booked = dynamic.seconds
-    assert booked > 0
-    train(tiny_llama, optimizer, dynamic, 5)
-    assert dynamic.seconds == booked
-
-
 # Holding still.
 
 
 def hooks_of(model):
+    """Count hooks, and forwards that are not their class's."""
     return sum(
         len(module._forward_hooks)
         + len(module._forward_pre_hooks)
         + len(module._backward_hooks)
         + len(module._load_state_dict_pre_hooks)
+        + ("forward" in vars(module))
         for module in model.modules()
     )
 
@@ -303,27 +218,22 @@ def test_close_removes_every_hook_and_training_goes_on_as_plain_lora(tiny_llama)
     assert len(dynamic.history) == events
 
 
-def test_frozen_ranks_hold_through_later_events(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
-    train(tiny_llama, optimizer, dynamic, 7)
-    dynamic.freeze()
-    ranks = dynamic.ranks
-    train(tiny_llama, optimizer, dynamic, 33)
-    assert dynamic.ranks == ranks
-    assert [event.step for event in dynamic.history] == [6]
-
-
-def test_after_the_last_event_it_holds_by_itself(tiny_llama):
+def test_after_the_last_event_it_holds_and_books_no_time(tiny_llama):
     before = hooks_of(tiny_llama)
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, fused=False, **MOVING)
     train(tiny_llama, optimizer, dynamic, 16)  # the step to come is one whose inputs are sampled
     assert hooks_of(tiny_llama) > before
+    gradients = [k for k in dynamic.state_dict()["importance"] if k.startswith("gradients/")]
     train(tiny_llama, optimizer, dynamic, 4)
     assert hooks_of(tiny_llama) == before
+    booked = dynamic.seconds
+    assert booked > 0
     dynamic.observe()  # no gradient is asked for any more
     dynamic.step()
+    assert dynamic.seconds == booked
+    assert gradients
+    assert not dynamic.state_dict()["importance"].keys() & gradients
 
 
 # Plans of one's own.
@@ -407,11 +317,7 @@ def test_a_step_that_reaches_only_what_else_is_trained_is_left_out(tiny_llama):
     norm = tiny_llama.base_model.model.model.norm.weight.requires_grad_()
     optimizer = adamw(tiny_llama)
     dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
-    norm.square().sum().backward()
-    dynamic.observe()
-    optimizer.step()
-    dynamic.step()
-    optimizer.zero_grad()
+    train(tiny_llama, optimizer, dynamic, 1, loss=lambda *_: norm.square().sum())
     assert not dynamic.skipped
     train(tiny_llama, optimizer, dynamic, 39)
     assert moved(dynamic)
@@ -475,9 +381,7 @@ def test_a_run_goes_on_from_its_saved_adapter_with_the_budget_and_highest_rank_i
 @pytest.mark.parametrize("importance", ["signal", "sensitivity"])
 def test_a_state_stays_what_it_was_while_the_run_goes_on(importance):
     model = lora_llama().train()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=importance, total_steps=40)
-    train(model, optimizer, dynamic, 10)
+    optimizer, dynamic = trained(model, 10, importance=importance, total_steps=40)
     state = dynamic.state_dict()
     tensors = {k: state[k] for k in ("importance", "features")}
     before = copy.deepcopy(tensors)
@@ -504,19 +408,18 @@ def test_the_state_survives_json_with_equal_figures():
     assert other.state_dict().keys() == state.keys()
 
 
-def test_a_run_frozen_by_hand_is_still_frozen_when_restored(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 7)
+def test_a_run_frozen_by_hand_holds_its_ranks_also_when_restored(tiny_llama):
+    optimizer, dynamic = trained(tiny_llama, 7, importance="random", fused=False, **MOVING)
     dynamic.freeze()
-    state = dynamic.state_dict()
-    before = hooks_of(tiny_llama)
+    state, ranks, hooks = dynamic.state_dict(), dynamic.ranks, hooks_of(tiny_llama)
+    train(tiny_llama, optimizer, dynamic, 33)
     resumed = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
     resumed.load_state_dict(state)
-    assert hooks_of(tiny_llama) == before
-    ranks = resumed.ranks
+    assert hooks_of(tiny_llama) == hooks
     train(tiny_llama, optimizer, resumed, 33)
-    assert resumed.ranks == ranks
+    for run in (dynamic, resumed):
+        assert run.ranks == ranks
+        assert [event.step for event in run.history] == [6]
 
 
 def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llama):
@@ -580,10 +483,29 @@ def test_weights_of_other_ranks_put_back_while_ranks_move_train_on(
     assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
 
 
+@pytest.mark.parametrize("mode", ["physical", "static"])
+def test_weights_of_an_earlier_step_put_back_are_saved_with_their_own_ranks(mode, tmp_path):
+    model = lora_llama()
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, importance="random", total_steps=20, mode=mode)
+    if mode == "physical":  # as the Trainer callback does
+        ShapeHooks(model, dynamic._layers)
+    first, second, *_ = dynamic.ranks
+    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+    train(model, optimizer, dynamic, 1)
+    earlier = copy.deepcopy(model.state_dict())
+    batch = next(iter(sequences(batch=2)))
+    expected = model.eval()(input_ids=batch).logits
+    dynamic.apply(RankPlan(step=0, ranks={first: 5, second: 2}))
+    model.load_state_dict(earlier)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
+    torch.testing.assert_close(loaded.eval()(input_ids=batch).logits, expected)
+
+
 def test_weights_of_other_ranks_put_back_train_on_with_a_state_that_starts_anew():
     model = lora_llama()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = Adafactor(trained, lr=1e-3)
+    optimizer = Adafactor(trainable(model), lr=1e-3)
     dynamic = attached(model, optimizer, **MOVING)
     first, second, *_ = dynamic.ranks
     early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
@@ -604,15 +526,12 @@ def test_of_weights_of_other_ranks_put_back_no_older_gradient_is_in_a_score():
         first, second, *_ = dynamic.ranks
         early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
         dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
-        for batch in itertools.islice(sequences(seed=1), steps_before):
-            model(input_ids=batch, labels=batch).loss.backward()
-            dynamic.observe()
-            dynamic.step()
-            model.zero_grad()
+        held_still = SGD([torch.zeros(1)])
+        train(model, held_still, dynamic, steps_before, batches=sequences(seed=1))
+        model.zero_grad()
         dynamic.take_shapes(early[0])
         model.load_state_dict(early[1])
-        batch = next(sequences(seed=2))
-        model(input_ids=batch, labels=batch).loss.backward()
+        loss_of(model, next(sequences(seed=2))).backward()
         dynamic.observe()
         return dynamic._assessor._metric.scores(dynamic._layers, {})[first]
 
@@ -627,6 +546,10 @@ def test_of_weights_of_other_ranks_put_back_no_older_gradient_is_in_a_score():
         ({"pinned": ("1",)}, r"`pinned` was \(\), now \('1',\)"),
         ({"chain": {"r": 5}}, "`budget` was 128, now 160"),
         ({"widths": (4, 4, 4, 4, 4)}, "got 2 layers where the model has 4; '2' is in one"),
+        (
+            {"widths": (8, 8, 8, 8), "chain": {"target_modules": ["0", "2"]}},
+            "got 2 layers where the model has 2; '1' is in one",
+        ),
     ],
 )
 def test_another_run_is_refused_on_resume_with_both_values(now, message):
@@ -809,7 +732,7 @@ def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others(
 
 def refuse(model, error, message, *, optimizer=None, **config):
     before = hooks_of(model)
-    optimizer = optimizer or AdamW([p for p in model.parameters() if p.requires_grad])
+    optimizer = optimizer or AdamW(trainable(model))
     with pytest.raises(error, match=message):
         DynamicLora(model, optimizer, DynamicLoraConfig(**config))
     assert hooks_of(model) == before
@@ -845,16 +768,16 @@ def test_an_adapter_that_cannot_be_resized_is_refused_by_its_kind(make, message)
     refuse(make(), LayerError, message)
 
 
-def trained(model):
+def trainable(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: Adagrad(trained(model)), r"got torch\.optim\.adagrad\.Adagrad"),
+        (lambda model: Adagrad(trainable(model)), r"got torch\.optim\.adagrad\.Adagrad"),
         (lambda _: adamw(lora_llama()), "all 28 LoRA parameters, got 28 that it does not"),
-        (lambda model: AdamW(trained(model)[1:]), "all 28 LoRA parameters, got 1 that it"),
+        (lambda model: AdamW(trainable(model)[1:]), "all 28 LoRA parameters, got 1 that it"),
     ],
 )
 def test_an_optimizer_that_cannot_follow_is_refused(make, message):
@@ -966,20 +889,14 @@ def test_a_second_controller_may_take_over_a_model_whose_ranks_moved():
     assert again.budget == 128
 
 
-def hooks_and_forwards(model):
-    """Return how many hooks there are, and the modules whose forward is not their class's."""
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    return sum(hooks), [name for name, m in model.named_modules() if "forward" in vars(m)]
-
-
 @pytest.mark.parametrize("settings", [{}, {"input_adaptive": True}, {"mode": "static"}])
 def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings):
     model = lora_llama()
-    untouched, optimizer = hooks_and_forwards(model), adamw(model)
+    untouched, optimizer = hooks_of(model), adamw(model)
     first = attached(model, optimizer, total_steps=40, **settings)
-    alone = hooks_and_forwards(model)
+    alone = hooks_of(model)
     second = attached(model, optimizer, total_steps=40, **settings)
-    assert hooks_and_forwards(model) == alone
+    assert hooks_of(model) == alone
     tokens = next(sequences())
     loss_of(model, tokens).backward()
     first.observe()
@@ -987,9 +904,10 @@ def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings
     assert first._analyzer.stats() == {}
     assert len(second._analyzer.stats()) == len(second.ranks)
     first.close()  # once more, which must not touch the second
-    assert hooks_and_forwards(model) == alone
+    assert hooks_of(model) == alone
     second.close()
-    assert hooks_and_forwards(model) == untouched
+    if second.mode == "physical":  # saving still cuts static tensors to the live rank
+        assert hooks_of(model) == untouched
 
 
 def test_a_controller_that_loads_its_state_takes_over_again():
@@ -1006,9 +924,7 @@ def test_a_controller_that_loads_its_state_takes_over_again():
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_controller_takes_over_from_one_that_ended_and_that_nobody_holds(fused):
     model = lora_llama()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, total_steps=10, last_event=0.5)
-    train(model, optimizer, dynamic, 10)
+    optimizer, dynamic = trained(model, 10, total_steps=10, last_event=0.5)
     state = dynamic.state_dict()
     del dynamic
     gc.collect()
@@ -1025,7 +941,7 @@ def test_a_refused_controller_leaves_the_one_that_is_there():
     model, optimizer, first = on_chain(8, 8, 8)
     with pytest.raises(ConfigError, match="matches none"):
         attached(model, optimizer, pinned=("x",))
-    muon = Muon([p for p in model.parameters() if p.requires_grad])
+    muon = Muon(trainable(model))
     with pytest.raises(OptimizerError, match="got Muon in static mode"):
         attached(model, muon, mode="static")
     assert first._adapters._handles
@@ -1047,30 +963,3 @@ def test_a_copy_of_a_model_has_a_controller_of_its_own(tmp_path):
     for copied in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
         attached(copied, adamw(copied))
         assert again._adapters._handles
-
-
-def test_an_event_never_needs_more_than_the_budget_where_layers_begin_below_min_rank():
-    torch.manual_seed(1)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    pattern = {"layers.0.self_attn.q_proj": 20, "k_proj": 2, "v_proj": 2, "o_proj": 2}
-    config = LoraConfig(r=8, target_modules=names, rank_pattern=pattern)
-    model = get_peft_model(bare_llama(), config)
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, min_rank=8, shrink_tolerance=0.0, total_steps=20)
-    train(model, optimizer, dynamic, 20)
-    assert len(dynamic.history) == 5
-    assert dynamic.peak_parameters <= dynamic.budget
-
-
-def test_after_the_last_event_no_gradients_are_kept(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, total_steps=40, events=2)
-    kept = []
-
-    def count(step):
-        kept.append([k for k in dynamic.state_dict()["importance"] if k.startswith("gradients/")])
-
-    train(tiny_llama, optimizer, dynamic, 40, after=count)
-    last = dynamic.history[-1].step
-    assert all(kept[: last - 1])
-    assert not any(kept[last - 1 :])

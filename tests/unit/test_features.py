@@ -1,7 +1,5 @@
 """The feature analyzer: which tokens stay, and what is computed from them, by closed form."""
 
-import math
-
 import pytest
 import torch
 
@@ -27,76 +25,52 @@ def sampled(analyzer, name="layer"):
     return state[f"{name}/keys"][order], state[f"{name}/tokens"][order]
 
 
-def test_the_tokens_with_the_smallest_keys_stay():
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_tokens_with_the_smallest_keys_stay_in_any_batching_and_order(chunk):
     inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
     analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "layer", inputs, outputs, keys)
+    for part in torch.randperm(len(keys)).split(chunk):
+        offer(analyzer, "layer", inputs[part], outputs[part], keys[part])
     smallest = keys.argsort()[:SAMPLE_SIZE]
     kept_keys, kept = sampled(analyzer)
     assert torch.equal(kept_keys, keys[smallest])
     assert torch.equal(kept, inputs[smallest])
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 300])
-def test_the_sample_does_not_depend_on_how_tokens_are_batched(chunk):
-    inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
-    whole, parts = InputFeatureAnalyzer(), InputFeatureAnalyzer()
-    offer(whole, "layer", inputs, outputs, keys)
-    for start in range(0, len(keys), chunk):
-        part = slice(start, start + chunk)
-        offer(parts, "layer", inputs[part], outputs[part], keys[part])
-    for ours, theirs in zip(sampled(whole), sampled(parts), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_the_sample_does_not_depend_on_the_order_of_tokens():
-    inputs, outputs, keys = tokens_with_keys(SAMPLE_SIZE + 200)
-    order = torch.randperm(len(keys))
-    straight, shuffled = InputFeatureAnalyzer(), InputFeatureAnalyzer()
-    offer(straight, "layer", inputs, outputs, keys)
-    offer(shuffled, "layer", inputs[order], outputs[order], keys[order])
-    for ours, theirs in zip(sampled(straight), sampled(shuffled), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_padding_is_in_no_statistic():
+def test_padding_is_in_no_statistic_and_displaces_no_token():
     inputs, outputs, keys = tokens_with_keys(20)
-    padded = InputFeatureAnalyzer()
+    padded, bare = InputFeatureAnalyzer(), InputFeatureAnalyzer()
+    pads = torch.full((2 * SAMPLE_SIZE,), UNUSED_KEY)
+    wide = 1e6 * torch.ones(len(pads), 6)
+    offer(padded, "only padding", wide, wide, pads)
+    offer(padded, "layer", wide, wide[:, :3], pads)
     offer(
         padded,
         "layer",
-        torch.cat([inputs, 1e6 * torch.ones(30, 6)]),
-        torch.cat([outputs, 1e6 * torch.ones(30, 3)]),
-        torch.cat([keys, torch.full((30,), UNUSED_KEY)]),
+        torch.cat([inputs, wide[:30]]),
+        torch.cat([outputs, wide[:30, :3]]),
+        torch.cat([keys, pads[:30]]),
     )
-    bare = InputFeatureAnalyzer()
     offer(bare, "layer", inputs, outputs, keys)
+    assert set(padded.stats()) == {"layer"}
     with_padding, without = padded.stats()["layer"], bare.stats()["layer"]
-    assert torch.equal(with_padding.tokens, without.tokens)
+    assert torch.equal(with_padding.tokens, inputs[keys.argsort()])
     assert with_padding.variance == without.variance
     assert with_padding.output_power == without.output_power
 
 
-def test_padding_never_displaces_a_token():
-    inputs, outputs, keys = tokens_with_keys(10)
-    analyzer = InputFeatureAnalyzer()
-    pads = torch.full((2 * SAMPLE_SIZE,), UNUSED_KEY)
-    offer(analyzer, "layer", torch.zeros(len(pads), 6), torch.zeros(len(pads), 3), pads)
-    offer(analyzer, "layer", inputs, outputs, keys)
-    assert torch.equal(analyzer.stats()["layer"].tokens, inputs[keys.argsort()])
-
-
-def test_statistics_are_those_of_the_sampled_tokens():
-    inputs, outputs, keys = tokens_with_keys(50)
+@pytest.mark.parametrize("count", [5, 50])  # fewer and more than dimensions
+def test_statistics_are_those_of_the_sampled_tokens(count):
+    inputs, outputs, keys = tokens_with_keys(count)
     analyzer = InputFeatureAnalyzer()
     offer(analyzer, "layer", inputs, outputs, keys)
     stats = analyzer.stats()["layer"]
     centred = inputs - inputs.mean(dim=0)
-    assert stats.variance == pytest.approx(float((centred**2).sum() / 50 / 6), rel=1e-6)
-    assert stats.output_power == pytest.approx(float((outputs**2).sum() / 50), rel=1e-6)
+    assert stats.variance == pytest.approx(float((centred**2).sum() / count / 6), rel=1e-6)
+    assert stats.output_power == pytest.approx(float((outputs**2).sum() / count), rel=1e-6)
     singular = torch.linalg.svdvals(centred.double()) ** 2
     p = singular / singular.sum()
-    assert stats.effective_rank == pytest.approx(math.exp(-float((p * p.log()).sum())), rel=1e-5)
+    assert stats.effective_rank == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-5)
 
 
 def test_half_precision_inputs_are_sampled_in_float32():
@@ -106,13 +80,6 @@ def test_half_precision_inputs_are_sampled_in_float32():
     tokens = analyzer.stats()["layer"].tokens
     assert tokens.dtype == torch.float32
     assert torch.equal(tokens, inputs.bfloat16().float()[keys.argsort()])
-
-
-def test_a_layer_that_saw_only_padding_has_no_statistics():
-    analyzer = InputFeatureAnalyzer()
-    pads = torch.full((4,), UNUSED_KEY)
-    offer(analyzer, "layer", torch.ones(4, 6), torch.ones(4, 3), pads)
-    assert analyzer.stats() == {}
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, float("nan")), (1, float("inf"))])
@@ -204,22 +171,13 @@ def test_inputs_that_fill_k_dimensions_evenly_have_effective_rank_k(dimensions):
     assert rank_of(axes([3] * dimensions, 8)) == pytest.approx(dimensions, rel=1e-5)
 
 
-@pytest.mark.parametrize("count", [5, 40])
-def test_effective_rank_is_the_same_from_either_gram_matrix(count):
-    tokens = torch.randn(count, 12)
-    singular = torch.linalg.svdvals((tokens - tokens.mean(dim=0)).double()) ** 2
-    p = singular[singular > 1e-12 * singular.sum()]
-    p = p / p.sum()
-    expected = math.exp(-float((p * p.log()).sum()))
-    assert rank_of(tokens) == pytest.approx(expected, rel=1e-4)
-    assert 1 <= rank_of(tokens) <= min(count, 12)
-
-
 def test_scaling_shifting_or_rotating_the_input_leaves_its_effective_rank():
-    tokens = torch.randn(60, 10)
-    rotation = torch.linalg.qr(torch.randn(10, 10)).Q
-    moved = 7.5 * tokens @ rotation + 3.0
-    assert rank_of(moved) == pytest.approx(rank_of(tokens), rel=1e-4)
+    for count in (5, 60):  # which take different Gram matrices
+        tokens = torch.randn(count, 10)
+        rotation = torch.linalg.qr(torch.randn(10, 10)).Q
+        moved = 7.5 * tokens @ rotation + 3.0
+        assert rank_of(moved) == pytest.approx(rank_of(tokens), rel=1e-4)
+        assert 1 <= rank_of(tokens) <= min(count, 10)
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(5, 4), torch.full((5, 4), 2.5), torch.ones(1, 4)])
