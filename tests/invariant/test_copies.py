@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from dynlora import RankPlan
-from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train, trained
 
 WAYS = {"copied": copy.deepcopy, "pickled": lambda model: pickle.loads(pickle.dumps(model))}
 
@@ -53,13 +53,12 @@ def optimizers():
 @pytest.mark.parametrize("way", WAYS)
 def test_of_what_trains_it_nothing_comes_along(way):
     model = lora_llama()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, total_steps=24, input_adaptive=True)
-    train(model, optimizer, dynamic, 8)
+    _, dynamic = trained(model, 8, total_steps=24, input_adaptive=True)
     before = optimizers()
     other = WAYS[way](model)
     assert optimizers() == before
     assert other is not model
+    assert dynamic.input_adaptive is not None
 
 
 @pytest.mark.parametrize("way", WAYS)

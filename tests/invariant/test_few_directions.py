@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 from dynlora import DynamicLora, DynamicLoraConfig
-from tests.models import adamw
+from tests.models import adamw, train
 
 POOLER = "bert.pooler.dense"
 R, STEPS = 4, 120
@@ -38,14 +38,13 @@ def train_classifier(*, classes, seed):
         model, optimizer, DynamicLoraConfig(total_steps=STEPS, first_event=0.2, last_event=0.6)
     )
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(STEPS):
-        tokens = torch.randint(0, 64, (32, 8), generator=generator)
+    batches = (torch.randint(0, 64, (32, 8), generator=generator) for _ in range(STEPS))
+
+    def loss(model, tokens):
         logits = model(input_ids=tokens).logits
-        functional.cross_entropy(logits, tokens[:, 0] % classes).backward()
-        dynamic.observe()
-        optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
+        return functional.cross_entropy(logits, tokens[:, 0] % classes)
+
+    train(model, optimizer, dynamic, STEPS, batches, loss=loss)
     return dynamic
 
 
