@@ -31,7 +31,7 @@ METRICS: Mapping[str, str] = {
 """Importance metrics by name: the import path of each class."""
 
 EXTENSIONS: Mapping[str, str] = {
-    "input_adaptive": "dynlora.input_adaptive.extension:InputAdaptiveExtension",
+    "input_adaptive": "dynlora.input_adaptive.ranks:InputAdaptiveExtension",
 }
 """Settings that switch an extension on: the import path of each class."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
-from dynlora.adapters.hooks import ForwardWatch
+from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adapters.static import choose_mode
@@ -132,7 +132,7 @@ class DynamicLora:
         self._observed = False  # whether gradients were read since the last step
         self._told_unseen = False  # whether the warning about missing inputs was logged
         self._named = set[str]()  # layers without gradients already named in a warning
-        self._forwards = ForwardWatch(
+        self._forwards = ActivationTaps(
             model,
             self._layers,
             self._analyzer,

@@ -41,7 +41,10 @@ class ActivationSink(Protocol):
 
 
 class ActivationTaps:
-    """Forward hooks on the model (to hash its examples) and on every LoRA layer."""
+    """Forward hooks on the model (to hash its examples) and on every LoRA layer.
+
+    A model that may be compiled runs eagerly while they are open.
+    """
 
     def __init__(
         self,
@@ -49,11 +52,12 @@ class ActivationTaps:
         layers: Sequence[LoraView],
         sink: ActivationSink,
         *,
+        may_be_compiled: bool = False,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Prepare the hooks; `open` installs them, and `timed` measures the time that they take."""
-        self.step = 0
-        """Optimizer step that enters the keys, so that a repeated example gets new ones."""
+        self._step = 0
+        self._eager = EagerSteps() if may_be_compiled else None
         self._model = model
         self._layers = layers
         self._sink = sink
@@ -67,8 +71,15 @@ class ActivationTaps:
         self._last_read: tuple[weakref.ref[Tensor], int, Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
-    def open(self) -> None:
-        """Install the hooks, unless installed."""
+    def open(self, step: int = 0) -> None:
+        """Install the hooks, unless installed; `step` enters the keys, which then differ by step.
+
+        Args:
+            step: Optimizer steps taken.
+        """
+        self._step = step
+        if self._eager is not None:
+            self._eager.open()
         if self._handles:
             return
         before, after = OwnHook(self._on_model), OwnHook(self._after_model)
@@ -85,6 +96,8 @@ class ActivationTaps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._eager is not None:
+            self._eager.close()
 
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._examples = None
@@ -98,7 +111,7 @@ class ActivationTaps:
         masks = [mask for mask in (_said(named), _read(inputs, named)) if len(mask) == len(inputs)]
         self._positions = {mask.shape[1]: _positions(mask) for mask in masks}
         positions = self._positions[inputs.shape[1]]
-        self._examples = example_keys(inputs, positions, self.step)
+        self._examples = example_keys(inputs, positions, self._step)
         self._keys = {}
         self._uses = Counter()
         self._done = set()
@@ -158,36 +171,6 @@ class ActivationTaps:
             keys = mix(examples[:, None] + positions) & UNUSED_KEY
             self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[*shape, use]
-
-
-class ForwardWatch:
-    """`ActivationTaps` in single steps of a model that may be compiled."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[LoraView],
-        sink: ActivationSink,
-        *,
-        may_be_compiled: bool,
-        timed: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """Prepare the hooks; `open` installs them, around compiled code if there may be any."""
-        self._taps = ActivationTaps(model, layers, sink, timed=timed)
-        self._parts: tuple[ActivationTaps | EagerSteps, ...] = (
-            (self._taps, EagerSteps()) if may_be_compiled else (self._taps,)
-        )
-
-    def open(self, step: int) -> None:
-        """Observe forwards from now on, after this number of optimizer steps."""
-        self._taps.step = step
-        for part in self._parts:
-            part.open()
-
-    def close(self) -> None:
-        """Remove every hook."""
-        for part in self._parts:
-            part.close()
 
 
 def _named_in_mappings(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

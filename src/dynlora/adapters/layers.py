@@ -18,7 +18,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dynlora.adapters.kinds import Factor, LayerKind, Rows, kind_of
+from dynlora.adapters.factor import Factor
+from dynlora.adapters.kinds import LayerKind, Rows, kind_of
 from dynlora.engines.sharding import has_gradient, is_held, is_sharded, whole
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens

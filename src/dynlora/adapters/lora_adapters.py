@@ -22,7 +22,6 @@ from dynlora.adapters.new_rows import new_rows
 from dynlora.adapters.optimizer_state import (
     StepWatch,
     check_holds,
-    check_static,
     fit_state,
     restart_state,
     unwrap_optimizer,
@@ -51,7 +50,7 @@ from dynlora.adapters.strengths import (
 from dynlora.distributed import share_from_first
 from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.errors import LayerError
+from dynlora.errors import LayerError, OptimizerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,14 @@ class LoraAdapters:
         keep_gradients(model)
         layers = find_lora_layers(model, adapter_name)
         self._adapter, (self._root, self._configs) = layers[0].adapter, find_root(model)
-        _check_start(own_config(self._configs, self._adapter).init_lora_weights)
+        own = own_config(self._configs, self._adapter)
+        if changes_base(own.init_lora_weights):
+            raise LayerError(
+                "LoRA layers must leave their base weights as they are, got `init_lora_weights` "
+                f"{own.init_lora_weights!r}, with which PEFT changes them again when it loads what "
+                "was saved, by an amount that depends on the ranks: begin with another start; or "
+                "save the base model as it is now, load that, and add a new adapter."
+            )
         self._model = model
         self.layers: dict[str, LoraView] = {layer.name: layer for layer in layers}
         self._follow = follow
@@ -139,7 +145,12 @@ class LoraAdapters:
         Raises:
             OptimizerError: If they do, as with Muon.
         """
-        check_static(self._optimizer)
+        if type(self._optimizer).__name__ == "Muon":
+            raise OptimizerError(
+                "The optimizer must take the same steps whatever rank tensors are held at, got "
+                "Muon in static mode, which scales them by the tensors' shapes: use "
+                "torch.optim.AdamW."
+            )
 
     def hold_static(self, rank: int) -> None:
         """Pad tensors and moments to a fixed rank (see `static`), unless padded already."""
@@ -240,7 +251,7 @@ class LoraAdapters:
         """Resize layers to their planned ranks, shrinking first to never exceed the budget.
 
         Args:
-            plan: Rank by module name, for some or all layers.
+            plan: Ranks of some or all layers.
             features: Observed inputs by module name, which determine dropped and new directions.
             seed: Seed of random new directions; the global random state is unchanged.
 
@@ -270,7 +281,6 @@ class LoraAdapters:
         ranks: Mapping[str, int],
         features: Mapping[str, FeatureStats],
     ) -> dict[str, float]:
-        """Shrink layers; return the dropped part of each output norm by module name."""
         stats = enough_seen(layers, features)
         strengths = measure_strengths(layers, [tokens_of(found) for found in stats])
         kept = [ranks[layer.name] for layer in layers]
@@ -278,10 +288,8 @@ class LoraAdapters:
         norms = list(map(output_norm, layers, stats))
         self._change(shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()
-        return {
-            layer.name: value / norm
-            for layer, value, norm in zip(layers, values, norms, strict=True)
-        }
+        parts = zip(layers, values, norms, strict=True)
+        return {layer.name: value / norm for layer, value, norm in parts}
 
     def _grow(
         self,
@@ -326,8 +334,7 @@ class LoraAdapters:
 
     def _fit_state(self, layers: Sequence[LoraView]) -> None:
         factors = [(factor, layer.r) for layer in layers for factor in layer.factors]
-        forgotten = fit_state(self._optimizer, factors)
-        if forgotten:
+        if forgotten := fit_state(self._optimizer, factors):
             logger.info(
                 "the moments of %d parameters are of other ranks: they start anew", forgotten
             )
@@ -378,16 +385,6 @@ class LoraAdapters:
         self._tell_loaded()
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
-
-
-def _check_start(start: object) -> None:
-    if changes_base(start):
-        raise LayerError(
-            "LoRA layers must leave their base weights as they are, got `init_lora_weights` "
-            f"{start!r}, with which PEFT changes them again when it loads what was saved, by an "
-            "amount that depends on the ranks: begin with another start; or save the base model "
-            "as it is now, load that, and add a new adapter."
-        )
 
 
 def _trained_parameters(layers: Sequence[LoraView]) -> list[Parameter]:

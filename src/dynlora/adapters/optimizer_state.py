@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.kinds import Factor
+from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.engines import deepspeed
 from dynlora.engines.deepspeed import AnyOptimizer
@@ -87,19 +87,6 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
     return inner
 
 
-def check_static(optimizer: AnyOptimizer) -> None:
-    """Check that optimizer steps do not depend on the padding of tensors.
-
-    Raises:
-        OptimizerError: If they do, as with Muon.
-    """
-    if type(optimizer).__name__ == "Muon":
-        raise OptimizerError(
-            "The optimizer must take the same steps whatever rank tensors are held at, got Muon in "
-            "static mode, which scales them by the tensors' shapes: use torch.optim.AdamW."
-        )
-
-
 def _starts_anew(optimizer: AnyOptimizer) -> bool:
     kind = type(optimizer)
     begins = RESTARTED.get(kind.__module__)
@@ -136,12 +123,8 @@ def rebase_state(
 ) -> None:
     """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
 
-    Args:
-        optimizer: Optimizer of both parameters.
-        change: The change of basis, not yet applied to the factors.
-        lora_A: Factor of rank old.
-        lora_B: Factor of rank old.
-        size: Rank of the tensors after the change, padding included.
+    The factors are still of the old basis; `size` is the rank of the tensors after the change,
+    padding included.
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a change of scale keeps directions

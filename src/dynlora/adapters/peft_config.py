@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from dynlora.adapters.kinds import Factor
+from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView, find_root
 from dynlora.adapters.patterns import changes_base, name_patterns
 from dynlora.adapters.resize import set_rank

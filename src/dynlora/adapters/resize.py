@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.adapters.kinds import Factor
+from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
 from dynlora.adapters.strengths import Strengths
-from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.engines.sharding import overwrite, shape_of
+from dynlora.engines.deepspeed import AnyOptimizer, shape_of
+from dynlora.engines.sharding import overwrite
 from dynlora.small_matrices import batched
 from dynlora.types import BasisChange
 

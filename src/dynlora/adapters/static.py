@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dynlora.adapters.kinds import Factor
+from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.adapters.peft_config import keep_patterns
 from dynlora.adapters.resize import hold_at, set_rank

@@ -182,7 +182,7 @@ def enough_seen(
     """Return each layer's input statistics, or None with fewer tokens than components.
 
     With fewer tokens, some components would seem to add nothing. Ids are exempt, because
-    `kinds.embedding` accounts for ids outside the sample.
+    `kinds` accounts for ids outside the sample.
     """
 
     def suffices(stats: FeatureStats, rank: int) -> bool:

@@ -6,7 +6,6 @@ collective that every process must join. Plain tensors are returned unchanged.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -21,11 +20,6 @@ def is_sharded(tensor: Tensor) -> bool:
 def is_held(parameter: Parameter) -> bool:
     """Return whether an engine manages a parameter and fixes its shape."""
     return is_sharded(parameter) or deepspeed.is_copied(parameter)
-
-
-def shape_of(parameter: Parameter) -> torch.Size:
-    """Return the shape of the whole parameter."""
-    return deepspeed.shape_of(parameter)
 
 
 def is_there(saved: Tensor) -> bool:

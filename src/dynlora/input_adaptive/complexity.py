@@ -1,4 +1,4 @@
-"""Complexity of examples: features in; variances, thresholds and numbers of components out.
+"""Complexity of examples: features in; variances, thresholds and masks of components out.
 
 An example's complexity is the variance of its features over its tokens. Sums are of integers and
 fractions are elementwise, so the result is bitwise equal in any batch, with any padding and with or
@@ -7,12 +7,14 @@ without a cache. Otherwise rounding near a threshold could change an example's r
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynlora.adapters.layers import LoraView
+from dynlora.errors import LayerError
 from dynlora.features import smallest
 from dynlora.types import UNUSED_KEY
 
@@ -127,6 +129,52 @@ def components_used(r: int) -> tuple[int, ...]:
     return tuple(math.ceil(r * fraction) for fraction in FRACTIONS)
 
 
+@dataclass(kw_only=True, slots=True)
+class ComponentMask:
+    """Components that layers use in one call of the model; all if `quarter` is None."""
+
+    quarter: Int[Tensor, "batch"] | Int[Tensor, "batch tokens"] | None = None
+    """Quarter per example, or per token."""
+    rows: tuple[int, ...] = ()
+    """Number of examples, and of tokens per example."""
+    _by_rank: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, layer: LoraView, output: Tensor) -> Tensor:
+        """Return the factor on the output of `lora_A`: 1 for used components, otherwise 0.
+
+        Raises:
+            LayerError: If the output's rows are not the call's examples and tokens.
+        """
+        assert self.quarter is not None
+        batch, shape = self.rows[0], tuple(output.shape)
+        mask, used = self._used(layer.r), tuple(self.quarter.shape)
+        convolves = isinstance(layer.factor_A.holder, nn.Conv2d)
+        if convolves and len(used) == 1 and len(shape) == 4 and shape[0] == batch:
+            mask = mask[:, :, None, None]
+        elif not convolves and used == shape[:-1]:
+            pass
+        elif not convolves and len(used) == 1 and len(shape) > 2 and shape[0] == batch:
+            mask = mask.reshape(batch, *[1] * (len(shape) - 2), layer.r)
+        elif not convolves and len(shape) == 2 and shape[0] == self.rows[0] * self.rows[1]:
+            mask = mask.flatten(0, 1) if len(used) == 2 else mask.repeat_interleave(self.rows[1], 0)
+        else:
+            raise LayerError(
+                f"With input-adaptive ranks, LoRA layer {layer.name!r} must see the tokens of the "
+                f"batch, {self.rows}, got rows of shape {shape[:-1]}, which cannot be told apart "
+                "(pooled or selected tokens, experts, several adapters in a batch): leave it out "
+                "of `target_modules`, or set `input_adaptive=False`."
+            )
+        return mask.to(output)
+
+    def _used(self, r: int) -> Tensor:
+        """Return which of `r` components are used, on an axis behind those of `quarter`."""
+        assert self.quarter is not None
+        if r not in self._by_rank:
+            used = torch.tensor(components_used(r), device=self.quarter.device)[self.quarter]
+            self._by_rank[r] = torch.arange(r, device=used.device) < used[..., None]
+        return self._by_rank[r]
+
+
 class ComplexitySample:
     """Uniform sample of the complexities in training: the ones with the smallest keys."""
 
@@ -150,7 +198,7 @@ class ComplexitySample:
         return tuple(torch.quantile(self._values, places).tolist())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the sample as tensors."""
+        """Return the sample."""
         return {"keys": self._keys, "values": self._values}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -16,12 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.extension import Host
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.engines.checks import check_engine
 from dynlora.engines.compiled import check_not_compiled
-from dynlora.errors import EngineError
-from dynlora.input_adaptive.complexity import FRACTIONS, ComplexitySample, quarter_of
-from dynlora.input_adaptive.masks import ComponentMask, check_kind
+from dynlora.errors import EngineError, LayerError
+from dynlora.input_adaptive.complexity import (
+    FRACTIONS,
+    ComplexitySample,
+    ComponentMask,
+    quarter_of,
+)
 from dynlora.input_adaptive.reader import ComplexityReader, Reading, sampling_keys
 
 
@@ -59,7 +64,13 @@ class InputAdaptiveRanks:
         self._reader = ComplexityReader(find_root(model)[0])
         self._layers = find_lora_layers(model, adapter_name)
         for layer in self._layers:
-            check_kind(layer)
+            # A hook cannot mask components of embeddings, which PEFT looks up without a module.
+            if not isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d):
+                raise LayerError(
+                    "Input-adaptive ranks need LoRA on linear layers and convolutions, got "
+                    f"{layer.name!r} on a {type(layer.module.get_base_layer()).__name__}: leave it "
+                    "out of `target_modules`, or set `input_adaptive=False`."
+                )
         self.thresholds = thresholds
         """Complexities that separate the quarters; the controller changes them only at events."""
         self.sample = ComplexitySample()
@@ -149,10 +160,6 @@ class InputAdaptiveRanks:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`."""
         self.sample.load_state_dict(state)
-        self.load_thresholds(state)
-
-    def load_thresholds(self, state: Mapping[str, Tensor]) -> None:
-        """Restore only the thresholds in the output of `state_dict`."""
         self.thresholds = tuple(state["thresholds"].tolist())
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -222,3 +229,57 @@ def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
     for owner in found:
         owner.close()
     return bool(found)
+
+
+class InputAdaptiveExtension:
+    """The extension of `DynamicLoraConfig.input_adaptive`: ranks, thresholds and order in training.
+
+    Samples complexities until ranks are frozen, and updates the thresholds at events.
+    """
+
+    def __init__(self) -> None:
+        self._ranks: InputAdaptiveRanks | None = None
+
+    @property
+    def ranks(self) -> InputAdaptiveRanks:
+        """The masks; from `attach` on."""
+        assert self._ranks is not None
+        return self._ranks
+
+    @staticmethod
+    def remove(layers: Sequence[LoraView]) -> bool:
+        """Remove the masks of earlier runs from these layers; return whether there were any."""
+        return close_input_adaptive(layers)
+
+    def attach(self, host: Host) -> None:
+        """Install the masks, and sample complexities from now on."""
+        if self._ranks is None:
+            adapter = host.layers[0].adapter
+            self._ranks = InputAdaptiveRanks(host.model, adapter_name=adapter, timed=host.timed)
+        self._ranks.open()
+        self._ranks.observing = True
+
+    def begin_step(self, step: int, *, sampled: bool) -> None:
+        """Set the step for sampling keys."""
+        self.ranks.begin_step(step)
+
+    def after_event(self, order: Callable[[], None]) -> None:
+        """Order the components, and compute the thresholds from the sample."""
+        order()
+        self.ranks.update()
+
+    def freeze(self) -> None:
+        """Keep the thresholds from now on."""
+        self.ranks.observing = False
+
+    def close(self) -> None:
+        """Remove the masks, so that every example uses every component."""
+        self.ranks.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sample and the thresholds."""
+        return self.ranks.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the output of `state_dict`."""
+        self.ranks.load_state_dict(state)

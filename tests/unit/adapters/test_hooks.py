@@ -133,7 +133,7 @@ def test_an_example_seen_again_in_a_later_step_gets_new_keys(llama):
     llama(input_ids=TOKENS)
     first = set(recorder.tokens(LAYER))
     recorder.shown.clear()
-    taps.step = 1
+    taps.open(1)
     llama(input_ids=TOKENS)
     assert not first & set(recorder.tokens(LAYER))
 

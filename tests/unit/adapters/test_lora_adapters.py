@@ -11,9 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim import AdamW
 
-from dynlora.adapters import lora_adapters
+from dynlora.adapters import factor, lora_adapters
 from dynlora.adapters import strengths as strengths_module
-from dynlora.adapters.kinds import factor
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.errors import LayerError
 from dynlora.importance import build_metric

@@ -7,7 +7,7 @@ from torch import nn
 
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import LayerError
-from dynlora.input_adaptive.masks import ComponentMask
+from dynlora.input_adaptive.complexity import ComponentMask
 
 
 class Net(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.engines.sharding import gradient_of, shape_of, whole
+from dynlora.engines.deepspeed import shape_of
+from dynlora.engines.sharding import gradient_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class Factor:
     @property
     def width(self) -> int:
         """Dimension of the matrix besides the rank."""
-        matrix = self.to_matrix(torch.empty(shape_of(self.parameter), device="meta"))
-        return matrix.numel() // self.size
+        return shape_of(self.parameter).numel() // self.size
 
     def live(self, tensor: Tensor, rank: int) -> Tensor:
         """Return the first `rank` components of a tensor of the parameter's layout, as a matrix."""
