@@ -15,8 +15,12 @@ from dynlora.adapters.layers import find_lora_layers
 from tests.models import WINDOW, adamw, lora_llama, sequences
 
 STEPS, RESUMED_AT = 30, 13
+LOST_AT = 14
+"""Between two events, and one step after a checkpoint."""
 SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
 """By metric: one reads gradients, which processes share; one inputs; and one attention."""
+ENGINES = {"ddp": SCENARIOS, "fsdp2": SCENARIOS, "accelerate_fsdp2": ("signal",)}
+"""Scenarios by engine; Accelerate shards by FSDP2, and wraps the optimizer too."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 
 

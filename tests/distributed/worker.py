@@ -1,13 +1,17 @@
-"""What each of several processes does: `torchrun -m tests.distributed.worker ENGINE OUT`.
+"""What each of two processes does: `torchrun -m tests.distributed.worker PART OUT`.
 
-Each scenario writes what it found to `OUT/SCENARIO-RANK.pt`; the tests compare those files.
+One launch trains all that the tests look at, because starting processes takes longer than training.
 """
 
 import copy
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
@@ -18,13 +22,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora.adapters import lora_adapters
+from dynlora.errors import EngineError
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
     CONFIG,
+    ENGINES,
+    LOST_AT,
     RESUMED_AT,
-    SCENARIOS,
     STEPS,
     base_norms,
     batches,
@@ -34,7 +43,8 @@ from tests.distributed.scenarios import (
     model_in_float64,
     optimizer_of,
 )
-from tests.models import loss_of
+from tests.integration.test_trainer import trainer_of
+from tests.models import lora_llama, loss_of, train
 
 
 class Process:
@@ -57,18 +67,20 @@ class Process:
         self.dynamic = DynamicLora(self.model, self.optimizer, config)
         if engine == "ddp":
             self.called = DistributedDataParallel(self.model)
-        self.seen: list[dict[str, Tensor]] = []
-        """Weights after each step."""
+        self.seen: dict[int, dict[str, Tensor]] = {}
+        """Weights by step, after each event and at the end."""
 
     def train(self, first: int, last: int) -> None:
         """Take the steps from `first` to `last`, each on this process's part of the batch."""
-        for tokens in batches(first, last, part=distributed.get_rank()):
+        for step, tokens in enumerate(batches(first, last, part=distributed.get_rank()), first + 1):
+            earlier = len(self.dynamic.history)
             loss_of(self.called, tokens).backward()
             self.dynamic.observe()
             self.optimizer.step()
             self.dynamic.step()
             self.optimizer.zero_grad()
-            self.seen.append({name: whole(w) for name, w in lora_weights(self.model).items()})
+            if step == last or len(self.dynamic.history) > earlier:
+                self.seen[step] = {n: whole(w) for n, w in lora_weights(self.model).items()}
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
@@ -103,36 +115,132 @@ def save(folder: Path, model: nn.Module) -> None:
         model.save_pretrained(folder, state_dict=weights)
 
 
-def main() -> None:
-    """Do every scenario."""
-    engine, out = sys.argv[1], Path(sys.argv[2])
-    distributed.init_process_group("gloo")
+def train_under(engine: str, importance: str, out: Path) -> None:
+    """Train to the end, then once more from the state in the middle."""
     place = distributed.get_rank()
-    for importance in SCENARIOS:
-        process = Process(engine, importance)
-        process.train(0, RESUMED_AT)
-        state = process.dynamic.state_dict()
-        weights = {k: v.clone() for k, v in process.model.state_dict().items()}
-        moments = copy.deepcopy(process.optimizer.state_dict())
-        checkpoint = out / f"{importance}-checkpoint"
-        for_one_process = [tree_map(whole, part) for part in (weights, moments)]
-        if place == 0:
-            checkpoint.mkdir()
-            save_state(checkpoint, state)
-            for name, part in zip(("model", "optimizer"), for_one_process, strict=True):
-                torch.save(part, checkpoint / f"{name}.pt")
-        process.train(RESUMED_AT, STEPS)
-        torch.save(process.found(), out / f"{importance}-{place}.pt")
-        save(out / f"{importance}-adapter", process.model)
-        distributed.barrier()
+    process = Process(engine, importance)
+    process.train(0, RESUMED_AT)
+    state = process.dynamic.state_dict()
+    weights = {k: v.clone() for k, v in process.model.state_dict().items()}
+    moments = copy.deepcopy(process.optimizer.state_dict())
+    checkpoint = out / f"{importance}-checkpoint"
+    for_one_process = [tree_map(whole, part) for part in (weights, moments)]
+    if place == 0:
+        checkpoint.mkdir(parents=True)
+        save_state(checkpoint, state)
+        for name, part in zip(("model", "optimizer"), for_one_process, strict=True):
+            torch.save(part, checkpoint / f"{name}.pt")
+    process.train(RESUMED_AT, STEPS)
+    save(out / f"{importance}-adapter", process.model)
+    distributed.barrier()
+    torch.save(process.found(), out / f"{importance}-{place}.pt")
 
-        again = Process(engine, importance)
-        again.dynamic.load_state_dict(load_state(checkpoint))
-        again.model.load_state_dict(weights)
-        again.optimizer.load_state_dict(moments)
-        again.train(RESUMED_AT, STEPS)
-        torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
+    again = Process(engine, importance)
+    again.dynamic.load_state_dict(load_state(checkpoint))
+    again.model.load_state_dict(weights)
+    again.optimizer.load_state_dict(moments)
+    again.train(RESUMED_AT, STEPS)
+    torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
+
+
+class Killed(TrainerCallback):
+    """Kills the second process after a step, as a machine that is lost."""
+
+    def on_step_end(self, args, state, control, **others):  # type: ignore[no-untyped-def]
+        """Kill it."""
+        if state.global_step == LOST_AT and distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_by_trainer(out: Path, name: str, *callbacks: TrainerCallback) -> None:
+    """Train with `transformers.Trainer`, from the last checkpoint that there is."""
+    model, folder = lora_llama(r=8).double(), out / f"{name}-run"
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    trainer, callback = trainer_of(
+        model,
+        folder,
+        callbacks=callbacks,
+        steps=STEPS,
+        per_device_train_batch_size=4,
+        ddp_backend="gloo",
+        save_strategy="steps",
+        save_steps=RESUMED_AT,
+    )
+    trainer.train(resume_from_checkpoint=last)
+    assert callback.dynamic is not None
+    found = found_by(callback.dynamic, weights=lora_weights(model))
+    torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
+    trainer.save_model(str(out / f"{name}-adapter"))
+    distributed.barrier()
+
+
+def train_unlike(out: Path) -> None:
+    """Train where processes would plan differently: rounding could make them differ, too.
+
+    Each has a floor under its shares of its own, and the second would grow other directions.
+    """
+    place, made = distributed.get_rank(), lora_adapters.new_rows
+    model = model_in_float64()
+    optimizer = optimizer_of(model)
+    config = DynamicLoraConfig(
+        importance="gradient_norm", shrink_tolerance=1, uniform_mix=float(place), **CONFIG
+    )
+    dynamic = DynamicLora(model, optimizer, config)
+    called = DistributedDataParallel(model)
+    others = patch.object(
+        lora_adapters, "new_rows", lambda *a, **k: [rows + 1e-3 * place for rows in made(*a, **k)]
+    )
+    with others:
+        train(called, optimizer, dynamic, STEPS, batches=batches(0, STEPS, part=place))
+    torch.save(found_by(dynamic, weights=lora_weights(model)), out / f"unlike-{place}.pt")
+
+
+def attach_to_wrapped(out: Path) -> None:
+    """Attach to a model that an engine has wrapped already, and take a step."""
+    place = distributed.get_rank()
+    model = model_in_float64()
+    wrapped = DistributedDataParallel(model)
+    dynamic = DynamicLora(model, optimizer_of(model), DynamicLoraConfig(**CONFIG))
+    (tokens,) = batches(0, 1, part=place)
+    loss_of(wrapped, tokens).backward()
+    try:
+        dynamic.observe()
+    except EngineError as error:
+        torch.save(str(error), out / f"refusal-{place}.pt")
+
+
+class SlowToFree(Tensor):
+    """Needs the interpreter for two seconds when it is freed."""
+
+    def __del__(self) -> None:
+        """Wait."""
+        time.sleep(2)
+
+
+def leave_to_gloo() -> None:
+    """End while Gloo's thread has the last reference to a tensor, which may not stop a process."""
+    if distributed.get_rank() == 0:
+        distributed.all_reduce(torch.ones(4).as_subclass(SlowToFree), async_op=True)
+    else:
+        time.sleep(1)
+        distributed.all_reduce(torch.ones(4))
     leave()
+
+
+def main() -> None:
+    """Do all parts, or lose a process."""
+    part, out = sys.argv[1], Path(sys.argv[2])
+    distributed.init_process_group("gloo")
+    if part == "lost":
+        train_by_trainer(out, "resumed", Killed())
+    for name in ("whole", "resumed"):
+        train_by_trainer(out, name)
+    attach_to_wrapped(out)
+    train_unlike(out)
+    for engine, scenarios in ENGINES.items():
+        for importance in scenarios:
+            train_under(engine, importance, out / engine)
+    leave_to_gloo()
 
 
 if __name__ == "__main__":

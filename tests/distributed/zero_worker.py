@@ -52,18 +52,18 @@ class Process:
             },
         )
         self.dynamic = DynamicLora(self.model, optimizer, config)
-        self.seen: list[dict[str, Tensor]] = []
-        """Weights after each step."""
+        self.seen: dict[int, dict[str, Tensor]] = {}
+        """Weights by step."""
 
     def train(self, first: int, last: int) -> None:
         """Take the steps from `first` to `last`, each on this process's part of the batch."""
-        for tokens in batches(first, last, part=distributed.get_rank()):
+        for step, tokens in enumerate(batches(first, last, part=distributed.get_rank()), first + 1):
             self.engine.backward(loss_of(self.engine, tokens))
             self.dynamic.observe()
             self.engine.step()
             self.dynamic.step()
             with deepspeed.zero.GatheredParameters(self.trained):
-                self.seen.append(lora_weights(self.model))
+                self.seen[step] = lora_weights(self.model)
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
