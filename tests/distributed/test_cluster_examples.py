@@ -1,6 +1,7 @@
 """The files of `examples/cluster`: Accelerate reads them, and the script runs here."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -54,9 +56,15 @@ def model(tmp_path_factory):
     return folder
 
 
-def test_the_script_trains_in_one_process_and_saves_one_adapter(model, tmp_path):
-    options = ["--cpu", "--num_processes=1", "--num_machines=1", "--dynamo_backend=no"]
-    launch_script(model, tmp_path, [*ACCELERATE, *options, SCRIPT])
+def test_the_script_trains_in_one_process_and_saves_one_adapter(
+    model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.argv", [SCRIPT, *options_of(model, tmp_path)])
+    try:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    check(model, tmp_path, capsys.readouterr().out)
 
 
 def test_the_script_trains_in_two_processes_and_frees_the_model_before_it_leaves(model, tmp_path):
@@ -94,17 +102,26 @@ def test_the_script_trains_under_deepspeed_and_saves_one_adapter(model, stage, t
     )
 
 
-def launch_script(model, folder, launcher):
-    """Run the script by a launcher, load the adapter, and return the printed text."""
+def options_of(model, folder):
+    """Return the script's options, and write the text that they name."""
     text = folder / "text"
     text.write_text("\n".join(" ".join(WORDS[k : k + 4]) for k in range(len(WORDS) - 4)) * 4)
-    command = [sys.executable, "-W", "ignore", "-m", *launcher, "--model", str(model)]
-    command += ["--text", str(text), "--output", str(folder / "adapter")]
-    command += ["--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
+    paths = ["--model", str(model), "--text", str(text), "--output", str(folder / "adapter")]
+    return [*paths, "--steps=20", "--batch-size=2", "--rank=2", "--learning-rate=1e-2"]
+
+
+def check(model, folder, printed):
+    """Check what the script printed, and that the adapter loads."""
+    assert printed.count("step 20: loss") == 1
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+
+
+def launch_script(model, folder, launcher):
+    """Run the script by a launcher, and return the printed text."""
+    command = [sys.executable, "-W", "ignore", "-m", *launcher, *options_of(model, folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     done = run_in_group(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("step 20: loss") == 1
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+    check(model, folder, done.stdout)
     return done.stdout

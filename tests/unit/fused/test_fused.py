@@ -6,12 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters.resize import set_rank
 from dynlora.fused import function as fused_linear
 from dynlora.fused import layers as fused_module
 from dynlora.fused.layers import FusedLora, close_fused
@@ -65,8 +62,7 @@ def way(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "dtype"), [("bert", torch.float64), ("llama", torch.float32)])
 @pytest.mark.usefixtures("way")
 def test_outputs_and_gradients_are_those_of_peft(kind, dtype):
     model = lora_model(kind, dtype)
@@ -91,8 +87,7 @@ def test_calls_too_small_to_gain_are_pefts_own_to_the_last_bit(dropout, monkeypa
     assert_same(want, computed(model), 1e-5)  # the largest layers are fused now
 
 
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(("biased", "dropped"), [(False, False), (True, False), (True, True)])
 @pytest.mark.usefixtures("way")
 def test_gradients_are_those_of_finite_differences(biased, dropped):
     generator = torch.Generator().manual_seed(0)
@@ -109,15 +104,6 @@ def test_gradients_are_those_of_finite_differences(biased, dropped):
         return fused_linear.FusedLinear.apply(inputs, second, weight, bias, 1.5, *factors)
 
     assert torch.autograd.gradcheck(run, (inputs, other, *factors))
-
-
-@pytest.mark.usefixtures("way")
-def test_dropout_draws_what_peft_draws():
-    model = lora_model(lora_dropout=0.3)
-    want = computed(model, seed=4)
-    FusedLora(model)
-    for _ in range(3):
-        assert_same(want, computed(model, seed=4), 1e-12)
 
 
 def test_autocast_gives_what_it_gives_peft_to_its_precision():
@@ -137,22 +123,14 @@ def test_autocast_gives_what_it_gives_peft_to_its_precision():
 
 
 def test_a_changed_base_weight_is_seen_under_autocast():
-    model = lora_model(dtype=torch.float32)
+    model, other = (lora_model(dtype=torch.float32) for _ in range(2))
     FusedLora(model)
     with torch.autocast("cpu", torch.bfloat16):
         computed(model)
         with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if "base_layer.weight" in name:
-                    weight.mul_(0.5)
-        got = computed(model)
-        FusedLora(model).close()
-        other = lora_model(dtype=torch.float32)
-        with torch.no_grad():
-            for name, weight in other.named_parameters():
-                if "base_layer.weight" in name:
-                    weight.mul_(0.5)
-        assert_same(computed(other), got, 0.05)
+            for base in (*bases(model), *bases(other)):
+                base.weight.mul_(0.5)
+        assert_same(computed(other), computed(model), 0.05)
 
 
 def test_a_base_weight_that_the_adapter_was_merged_into_is_seen_under_autocast():
@@ -172,32 +150,6 @@ def test_a_base_weight_that_the_adapter_was_merged_into_is_seen_under_autocast()
             fused.close()
             assert all("merge" not in vars(layer.module) for layer in layers_of(model))
     assert_same(*got, 0.05)
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
-    model = lora_model()
-    want = computed(model)
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
-    FusedLora(model)
-    for _ in range(3):
-        assert_same(want, computed(model), 1e-12)
-
-
-def test_ranks_may_change_between_forwards():
-    model, plain = lora_model("llama"), lora_model("llama")
-    FusedLora(model)
-    computed(model)
-    for each in (model, plain):
-        for place, layer in enumerate(layers_of(each)):
-            set_rank(layer, 1 + place % 5)
-            layer.set_fields(r=layer.r, scaling=0.5 + place % 3)
-        randomised(each).train()
-    want = computed(plain)
-    for _ in range(2):
-        assert_same(want, computed(model), 1e-12)
 
 
 def test_of_two_on_one_model_the_later_has_it_and_gives_it_back():
@@ -225,15 +177,13 @@ def test_closed_and_at_inference_it_is_peft_to_the_last_bit():
     assert_equal(want, computed(model))
 
 
-@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
-def test_backward_hooks_inside_a_layer_are_called(kind):
-    model = lora_model()
+def test_backward_hooks_inside_a_layer_are_called():
+    model, called = lora_model(), []
     FusedLora(model)
-    called = []
-    getattr(bases(model)[-2], kind)(lambda *_: called.append(True))
-    for _ in range(2):
-        computed(model)
-    assert len(called) == 2
+    bases(model)[-2].register_full_backward_hook(lambda *_: called.append("after"))
+    bases(model)[-3].register_full_backward_pre_hook(lambda *_: called.append("before"))
+    computed(model)
+    assert sorted(called) == ["after", "before"]
 
 
 def test_a_trained_base_gets_its_gradients():
@@ -298,9 +248,6 @@ BETWEEN = {
     "weight": lambda model, key, x, stack: key.base_layer.weight.data.mul_(3),
     "bias": lambda model, key, x, stack: key.base_layer.bias.data.add_(3),
     "scaling": lambda model, key, x, stack: key.scale_layer(3),
-    "input": lambda model, key, x, stack: x.mul_(3),
-    "input's data": lambda model, key, x, stack: x.data.mul_(3),
-    "input's storage": lambda model, key, x, stack: setattr(x, "data", 3 * x.data),
     "other forward": lambda model, key, x, stack: setattr(
         key.base_layer, "forward", lambda x, original=key.base_layer.forward: 2 * original(x)
     ),
@@ -312,36 +259,26 @@ BETWEEN = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-@settings(max_examples=50, deadline=None)
-@given(changes=st.lists(st.sampled_from(list(BETWEEN)), min_size=1, max_size=3))
-def test_a_layer_reads_the_state_of_its_own_call_whatever_changed_since_another(changes):
+@pytest.mark.parametrize("change", BETWEEN)
+def test_a_layer_reads_the_state_of_its_own_call_whatever_changed_since_another(change):
     found = []
-    plain, model = crossed_pair(torch.float32)
-    for each in (plain, model):
+    for each in crossed_pair(torch.float32):
         torch.manual_seed(0)
         each.add_adapter("other", LoraConfig(r=3, target_modules=["key"], init_lora_weights=False))
         layers = each.base_model.model
         x = torch.linspace(-1, 1, 24).reshape(4, 6)
-        for _ in range(2):  # what earlier steps have shown must not matter either
-            each(x, x).sum().backward()
+        each(x, x).sum().backward()
         with ExitStack() as stack:
             query = layers.query(x).detach().clone()
-            for change in changes:
-                BETWEEN[change](each, layers.key, x, stack)
+            BETWEEN[change](each, layers.key, x, stack)
             key = layers.key(x)
-            factors = [p for p in layers.key.parameters() if p.requires_grad]
-            if key.requires_grad:
-                gradients = torch.autograd.grad(key.square().sum(), factors, allow_unused=True)
-            else:
-                gradients = ()
+            factors = [p for p in layers.key.parameters() if p.requires_grad and key.requires_grad]
+            gradients = torch.autograd.grad(key.square().sum(), factors) if factors else ()
         found.append([query, key.detach(), *gradients])
-    tolerance = 0.05 if "autocast" in changes else 1e-5
+    tolerance = 0.05 if change == "autocast" else 1e-5
     for want, got in zip(*found, strict=True):
-        if want is None:
-            assert got is None
-        else:
-            size = float(want.abs().max())
-            torch.testing.assert_close(got, want, rtol=0, atol=tolerance * size)
+        size = float(want.abs().max())
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance * size)
 
 
 def test_a_base_layer_that_is_replaced_is_computed():
@@ -391,21 +328,15 @@ def test_torch_compile_traces_peft_itself():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("forwards", [0, 2])
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_or_a_pickle_of_the_model_is_fused_on_its_own(way, forwards):
-    model = lora_model()
+def test_a_copy_or_a_pickle_of_the_model_is_fused_on_its_own(way):
+    model, plain = lora_model(), lora_model()
     FusedLora(model)
-    for _ in range(forwards):
-        computed(model)
+    computed(model)
     other = way(model)
     assert all(vars(layer.module)["forward"]._module is layer.module for layer in layers_of(other))
     with torch.no_grad():
-        for weight in other.parameters():
-            weight.mul_(1.1)
-    plain = lora_model()
-    with torch.no_grad():
-        for weight in plain.parameters():
+        for weight in (*other.parameters(), *plain.parameters()):
             weight.mul_(1.1)
     assert_same(computed(plain), computed(other), 1e-12)
 
