@@ -17,6 +17,7 @@ from tests.typechecker import check_types
 check_types()
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ import torch
 from torch import nn
 from transformers import Trainer  # noqa: F401  with all that it loads, before it is set aside
 
+from tests.adapters import save_classifier_adapter
+from tests.jobs import save_model
 from tests.models import lora_llama
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -61,6 +64,26 @@ def unsized(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_llama() -> nn.Module:
     """Return a random Llama of hidden size 32 with LoRA of rank 4 on all 14 linear layers."""
     return lora_llama()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny BERT and its tokenizer."""
+    return save_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an adapter of rank 4 on the tiny BERT; no test may change it."""
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    save_classifier_adapter(folder, model)
+    return folder
+
+
+@pytest.fixture
+def adapter(saved_adapter: Path, tmp_path: Path) -> Path:
+    """Return a copy of that adapter, which a test may change."""
+    return shutil.copytree(saved_adapter, tmp_path / "adapter")
 
 
 @pytest.fixture(scope="session")

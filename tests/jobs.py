@@ -1,6 +1,7 @@
 """A tiny classifier on disk and data that it can learn, for tests of the training job."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer
@@ -22,11 +24,34 @@ from dynlora.cli.job_options import job_of
 from dynlora.cli.output import Output
 from dynlora.cli.train import COMMAND
 from dynlora.train.config import JobConfig
+from dynlora.train.job import train_briefly
 
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "old", "new", "cat", "dog")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_POSITIONS = 32
 HIDDEN = 16
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None] | None:
+    """Return everything in a folder; None if there is no folder."""
+    if not folder.exists():
+        return None
+    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def missing(text: str, *told: str) -> list[str]:
+    """Return the parts that a text lacks; a bar separates the parts of `told`."""
+    return [part for each in told for part in each.split(" | ") if part not in text]
+
+
+def measure_here(patch: pytest.MonkeyPatch) -> None:
+    """Measure peaks in this process, because starting one for each of four methods is slow."""
+
+    def run(command: object, **given: Any) -> SimpleNamespace:
+        peak = json.dumps(train_briefly(pickle.loads(given["input"])))
+        return SimpleNamespace(returncode=0, stdout=peak.encode(), stderr=b"")
+
+    patch.setattr("dynlora.train.plan.subprocess", SimpleNamespace(run=run))
 
 
 def parse_job(*words: object) -> JobConfig:

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.jobs import write_rows
+from tests.jobs import job_values, write_rows
 
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "old", "new", "cat", "dog")
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>", "<turn>", "<end>")
@@ -129,20 +129,6 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 def language_job(model: Path, data: Path, output: Path, form: str = "pairs") -> dict[str, Any]:
     """Return the configuration of a job of 12 steps in two epochs, whose ranks can move."""
-    return {
-        "output": str(output),
-        "task": "causal_lm",
-        "model": {"path": str(model)},
-        "data": {"path": str(data), "max_length": 48, "max_new_tokens": 6, **FORMATS[form]},
-        "lora": {"r": 2, "lora_alpha": 4},
-        "dynamic": {"events": 3, "first_event": 0.25, "last_event": 0.75},
-        "training": {
-            "epochs": 2,
-            "batch_size": 8,
-            "learning_rate": 1e-2,
-            "bf16": False,
-            "save": "steps",
-            "save_steps": 5,
-            "logging_steps": 1,
-        },
-    }
+    values = job_values(model, data, output) | {"task": "causal_lm"}
+    values["data"] |= {"max_length": 48, "max_new_tokens": 6, **FORMATS[form]}
+    return values

@@ -1,9 +1,12 @@
-"""Run commands in child processes that cannot outlive their time limit."""
+"""Run commands and functions in child processes that cannot outlive their time limit."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +14,8 @@ import psutil
 
 SECONDS = 240.0
 """Default time limit: less than the `timeout` per test, so that the error names the command."""
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["dynlora.train.job", "transformers.trainer", "tests.models"])
 
 
 @contextmanager
@@ -50,3 +55,36 @@ def run_in_group(
     if check:
         done.check_returncode()
     return done
+
+
+def run_in_fork(
+    function: Callable[..., int], *arguments: Any, timeout: float = SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Call a function in a fork of a process that has loaded torch, which takes seconds.
+
+    Args:
+        function: Function of a module; returns the exit code.
+        *arguments: Its arguments, which must be picklable.
+        timeout: Seconds after which the process is killed.
+
+    Returns:
+        The exit code, negative after a signal, and both output streams as the standard error.
+    """
+    reader, writer = _FORKS.Pipe(duplex=False)
+    process = _FORKS.Process(target=_write_into, args=(writer, function, arguments))
+    process.start()
+    writer.close()
+    limit = threading.Timer(timeout, process.kill)
+    limit.start()
+    with os.fdopen(reader.fileno(), "rb", closefd=False) as file:
+        said = file.read().decode()
+    process.join()
+    limit.cancel()
+    return subprocess.CompletedProcess(function.__name__, process.exitcode or 0, "", said)
+
+
+def _write_into(writer: Any, function: Callable[..., int], arguments: Sequence[Any]) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(writer.fileno(), number)
+        setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    sys.exit(function(*arguments))

@@ -1,107 +1,100 @@
-"""Classes with names, which come from folders of images: one number a name, whatever is read."""
+"""Images in folders, arrays and lists: classes have names from folders, and numbers elsewhere."""
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dynlora.cli.main import main
-from tests.cli.finished import read_json
-from tests.jobs import job_values, write_job
+from tests.cli.finished import facts, read_json
+from tests.jobs import job_values, write_job, write_rows
 from tests.pictures import save_class_folders, save_vit
 
 NAMES = ("ants", "bees", "wasps")
 
 
+def train(root, data, folder, *options, steps=1):
+    """Train on images and return the folder of the run."""
+    values = job_values(root / "vit", data, folder / "run") | {"task": "image_classification"}
+    values["training"]["max_steps"] = steps
+    job = write_job(folder / "job.yaml", values)
+    assert main(["train", str(job), "--quiet", *options]) == 0
+    return folder / "run"
+
+
 @pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a finished run on three classes, and its data; nobody may change it."""
+def root(tmp_path_factory):
+    """Return a folder with a finished run on three classes, and its data; no test may change it."""
     root = tmp_path_factory.mktemp("named")
     for split, count in (("train", 12), ("validation", 6)):
         save_class_folders(root / "data" / split, count, NAMES)
-    values = job_values(save_vit(root / "vit"), root / "data", root / "run")
-    values["task"] = "image_classification"
-    values["training"]["max_steps"] = 2
-    assert main(["train", str(write_job(root / "job.yaml", values)), "--quiet"]) == 0
+    save_vit(root / "vit")
+    train(root, root / "data", root, steps=2)
     return root
 
 
 @pytest.fixture
-def part(root: Path, tmp_path: Path) -> Path:
-    """Return a folder whose split `test` holds only two of the classes, and no other split."""
+def part(root, tmp_path):
+    """Return a folder whose split `test` has only two of the classes, and no other split."""
     for name in NAMES[1:]:
         shutil.copytree(root / "data" / "validation" / name, tmp_path / "part" / "test" / name)
     return tmp_path / "part"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def arrays(folder, files):
+    """Write images with and without classes as arrays, and return both files."""
+    images = np.stack([np.asarray(Image.open(file)) for file in files])
+    labels = np.array([NAMES.index(file.parent.name) for file in files], dtype=np.uint8)
+    np.savez(folder / "without.npz", x=images)
+    np.savez(folder / "with.npz", x=images, y=labels)
+    return folder / "without.npz", folder / "with.npz"
 
 
-def test_a_run_and_a_merged_model_have_the_names(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert read_json(root / "run" / "run.json")["class_names"] == [*NAMES]
+def test_a_run_and_a_merged_model_have_the_names(root, tmp_path, said):
+    run = facts(root / "run")
+    assert run["class_names"] == [*NAMES]
+    assert run["rows"] == {"train": 12, "validation": 6}
     merged = ("--format", "merged", "--output", tmp_path / "m")
-    said(capsys, "export", root / "run" / "adapter", *merged)
+    said("export", root / "run" / "adapter", *merged)
     config = read_json(tmp_path / "m" / "config.json")
-    assert [*config["id2label"].values()] == [*NAMES]
-    assert [*config["label2id"]] == [*NAMES]
+    assert [*config["id2label"].values()] == [*config["label2id"]] == [*NAMES]
 
 
-def test_a_split_without_some_class_changes_no_number(
-    root: Path, part: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = said(capsys, "eval", root / "run", "--data", part, "--split", "test")
+def test_a_split_without_some_class_changes_no_number(root, part, tmp_path, said):
+    found = said("eval", root / "run", "--data", part, "--split", "test")
     assert [row["labelled"] for row in found["classes"]] == [0, 2, 2]
     assert [row["name"] for row in found["classes"]] == [*NAMES]
-    predicted = said(capsys, "predict", root / "run", part / "test")["predictions"]
-    true = [1, 1, 2, 2]
-    right = sum(row["prediction"] == label for row, label in zip(predicted, true, strict=True))
+    predicted = said("predict", root / "run", part / "test")["predictions"]
+    right = sum(row["prediction"] == n for row, n in zip(predicted, [1, 1, 2, 2], strict=True))
     assert found["metrics"]["accuracy"] == right / 4
-
-
-def test_a_third_split_of_the_runs_own_folder_has_its_numbers(
-    root: Path, part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    # So has a third split of the run's own folder.
     run = shutil.copytree(root / "run", tmp_path / "run")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(root / "data"), str(part)))
-    found = said(capsys, "eval", run, "--split", "test")
-    assert [row["labelled"] for row in found["classes"]] == [0, 2, 2]
+    assert said("eval", run, "--split", "test")["classes"] == found["classes"]
 
 
-def test_folders_that_are_no_classes_of_the_run_are_refused(
-    root: Path, part: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_folders_that_are_no_classes_of_the_run_are_refused(root, part, tmp_path, refused):
     (part / "test" / "flies").mkdir()
     line = refused("eval", root / "run", "--data", part, "--split", "test")
     assert "ants, bees, wasps, got also flies" in line
     run = shutil.copytree(root / "run", tmp_path / "run")
-    facts = read_json(run / "run.json")
-    (run / "run.json").write_text(json.dumps(facts | {"class_names": None}))
+    values = facts(run)
+    (run / "run.json").write_text(json.dumps(values | {"class_names": None}))
     assert "numbers alone" in refused("eval", run, "--data", part, "--split", "test")
-    (run / "run.json").write_text(json.dumps(facts | {"class_names": [1]}))
+    (run / "run.json").write_text(json.dumps(values | {"class_names": [1]}))
     assert "`class_names` of" in refused("eval", run)
 
 
-def test_a_folder_of_images_is_predicted_by_path_with_names(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
-) -> None:
+def test_a_folder_of_images_is_predicted_by_path_with_names(root, tmp_path, capsys, refused):
     shutil.copytree(root / "data" / "validation", tmp_path / "some" / "deep")
     shutil.copytree(root / "data" / "validation", tmp_path / "some" / ".hidden")
     (tmp_path / "some" / "notes.txt").write_text("none")
     capsys.readouterr()
     assert main(["predict", str(root / "run"), str(tmp_path / "some")]) == 0
-    captured = capsys.readouterr()
-    rows = [json.loads(line) for line in captured.out.splitlines()]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     paths = sorted(str(p.relative_to(tmp_path / "some")) for p in tmp_path.glob("some/deep/*/*"))
     assert len(paths) == 6
     assert [row["image"] for row in rows] == paths
@@ -112,26 +105,34 @@ def test_a_folder_of_images_is_predicted_by_path_with_names(
     assert "at least 1 row, got 0" in refused("predict", root / "run", empty)
 
 
-def test_arrays_are_predicted_with_or_without_their_classes(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
-) -> None:
-    files = sorted((root / "data" / "validation").rglob("*.jpg"))
-    images = np.stack([np.asarray(Image.open(file)) for file in files])
-    np.savez(tmp_path / "without.npz", x=images)
-    np.savez(tmp_path / "with.npz", x=images, y=np.zeros(len(files), dtype=np.uint8))
-    expected = said(capsys, "predict", root / "run", root / "data" / "validation")
-    for name in ("without", "with"):
-        assert said(capsys, "predict", root / "run", tmp_path / f"{name}.npz") == expected
-    line = refused("eval", root / "run", "--data", tmp_path / "without.npz")
-    assert "set `data.label`" in line
+def test_arrays_are_predicted_with_or_without_their_classes(root, tmp_path, said, refused):
+    folder = root / "data" / "validation"
+    expected = said("predict", root / "run", folder)
+    files = arrays(tmp_path, sorted(folder.rglob("*.jpg")))
+    for file in files:
+        assert said("predict", root / "run", file) == expected
+    assert "set `data.label`" in refused("eval", root / "run", "--data", files[0])
 
 
-def test_a_class_of_which_no_row_is_read_has_an_output_too(root: Path, tmp_path: Path) -> None:
+def test_images_come_as_arrays_and_as_paths_in_a_list_too(root, tmp_path):
+    _, file = arrays(tmp_path, sorted((root / "data" / "train").rglob("*.jpg")))
+    run = train(root, file, tmp_path, "--data.validation_fraction=0.25", steps=12)
+    assert facts(run)["rows"] == {"train": 9, "validation": 3}
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    for split in ("train", "validation"):
+        rows = [
+            {"image": str(image.relative_to(data)), "label": NAMES.index(image.parent.name)}
+            for image in sorted((data / split).rglob("*.jpg"))
+        ]
+        write_rows(data / f"{split}-list.csv", rows)
+    lists = ("--data.train_split=train-list", "--data.validation_split=validation-list")
+    run = train(root, data, tmp_path, *lists, "--overwrite=true", steps=12)
+    assert facts(run)["rows"] == {"train": 12, "validation": 6}
+    assert facts(run)["metrics_after"]["loss"] < facts(run)["metrics_before"]["loss"]
+
+
+def test_a_class_of_which_no_row_is_read_has_an_output_too(root, tmp_path):
     shutil.copytree(root / "data", tmp_path / "data")
     for image in (tmp_path / "data" / "train" / NAMES[-1]).iterdir():
         image.unlink()
-    values = job_values(root / "vit", tmp_path / "data", tmp_path / "run")
-    values["task"] = "image_classification"
-    values["training"]["max_steps"] = 1
-    assert main(["train", str(write_job(tmp_path / "job.yaml", values)), "--quiet"]) == 0
-    assert read_json(tmp_path / "run" / "run.json")["num_labels"] == 3
+    assert facts(train(root, tmp_path / "data", tmp_path))["num_labels"] == 3

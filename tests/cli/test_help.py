@@ -1,6 +1,8 @@
-"""What the command line says about itself: help, version, missing packages."""
+"""What the command line says about itself: help, version, completion, missing packages."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,54 +11,50 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dynlora.__main__ import PACKAGES
 from dynlora.__main__ import main as entry
-from dynlora.cli.main import VERBS, main
+from dynlora.cli.completion import SHELLS, VARIABLE
+from dynlora.cli.job_options import PATHS
+from dynlora.cli.main import VERBS, dynlora, main
 from dynlora.runs.record import release
 from dynlora.train.config.keys import describe, settings
-from tests.jobs import parse_job
+from tests.jobs import missing, parse_job
 from tests.processes import run_in_group
 
 ROOT = Path(__file__).parents[2]
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-def test_help_names_every_verb(arguments: list[str], capsys: Captured) -> None:
+def test_help_names_every_verb(arguments, capsys):
     assert main(arguments) == 0
-    text = capsys.readouterr().out
-    for word in (*VERBS, "--version", "--json", "--quiet"):
-        assert f" {word} " in text
+    words = (*VERBS, "--version", "--json", "--quiet")
+    assert missing(capsys.readouterr().out, *(f" {word} " for word in words)) == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help(verb: str, capsys: Captured) -> None:
+def test_every_verb_has_help(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: dynlora {verb} [OPTIONS]")
     assert "--json" in text
 
 
-def test_help_of_train_names_every_key_with_its_values_and_default(
-    job: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_of_train_names_every_key_with_its_values_and_default(job, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["train", str(job), "-h"]) == 0, "help wins over a configuration"
     flat = " ".join(capsys.readouterr().out.split())
     for key, schema in settings().items():
         default = f"default: {json.dumps(schema['default'])}" if key != "output" else "required"
-        assert f"--{key} VALUE" in flat
-        assert f"({describe(schema)}; {default})" in flat
-    assert "Rank of each layer; with `method: dynamic` the mean rank." in flat
-    assert "--dry-run" in flat
+        assert missing(flat, f"--{key} VALUE", f"({describe(schema)}; {default})") == []
+    told = "Rank of each layer; with `method: dynamic` the mean rank. | --dry-run"
+    assert missing(flat, told) == []
 
 
-def test_the_resolved_configuration_can_be_printed_without_training(
-    job: Path, output: Path, tmp_path: Path, capsys: Captured
-) -> None:
+def test_the_resolved_configuration_can_be_printed_without_training(job, output, tmp_path, capsys):
     options = ("--lora.r", "5", "--dynamic.preset", "paper")
     assert main(["train", str(job), *options, "--print_config"]) == 0
     again = tmp_path / "again.yaml"
@@ -66,9 +64,7 @@ def test_the_resolved_configuration_can_be_printed_without_training(
     assert not output.exists()
 
 
-def test_the_version_comes_first_then_the_environment(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_version_comes_first_then_the_environment(capsys, said, monkeypatch, tmp_path):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["dynlora", release()]
     monkeypatch.setattr("dynlora.cli.main.PACKAGES", ("torch", "no-such-package"))
@@ -80,45 +76,102 @@ def test_the_version_comes_first_then_the_environment(
     ):
         monkeypatch.setattr("dynlora.cli.main.NVIDIA", nvidia)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        assert main(["--version", "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
+        told = said("--version")
         assert (told["threads"], told["nvidia driver"]) == (shown, found)
         assert (told["torch"], told["no-such-package"]) == (version("torch"), "not installed")
         assert told["python"] == sys.version.partition(" ")[0]
         assert int(told["cpus"]) >= 1
 
 
-def test_the_package_can_be_run_as_a_module() -> None:
+def test_the_package_can_be_run_as_a_module():
     command = [sys.executable, "-m", "dynlora", "--version", "--json"]
     done = run_in_group(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["dynlora"] == release()
 
 
-def test_help_version_schema_and_completion_do_not_wait_for_torch() -> None:
+def test_help_version_schema_and_completion_do_not_wait_for_torch():
     script = (
-        "import sys; from dynlora.cli.main import main\n"
-        "for words in (['--version'], ['--help'], ['train', '--help'], ['schema'], "
-        "['completion', 'bash']): assert main(words) == 0\n"
+        "import sys; from dynlora.cli.main import VERBS, main\n"
+        "for words in (['--version'], ['schema'], ['completion', 'bash'], ['--help'], "
+        "*([verb, '--help'] for verb in VERBS)): assert main(words) == 0\n"
         "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
     )
     run_in_group([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_entry_point_looks_for_the_packages_of_the_extra() -> None:
+def test_the_entry_point_looks_for_the_packages_of_the_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extra = {
-        canonicalize_name(Requirement(each).name)
-        for each in project["optional-dependencies"]["cli"]
-    }
+    extra = project["optional-dependencies"]["cli"]
     distributions = packages_distributions()
-    assert {canonicalize_name(distributions[name][0]) for name in PACKAGES} == extra
+    assert {canonicalize_name(distributions[name][0]) for name in PACKAGES} == {
+        canonicalize_name(Requirement(each).name) for each in extra
+    }
 
 
-def test_a_missing_package_ends_in_one_line_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_a_missing_package_ends_in_one_line_that_installs_it(monkeypatch, capsys):
     monkeypatch.setattr("dynlora.__main__.find_spec", lambda name: None if name == "trl" else name)
     assert entry() == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == "error: the command line needs trl: pip install 'dynlora[cli]'\n"
+    told = "error: the command line needs trl: pip install 'dynlora[cli]'\n"
+    assert capsys.readouterr() == ("", told)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("tra",), {"train"}),
+        (("",), set(VERBS)),
+        (("train", "mi"), {"file"}),
+        (
+            ("train", "mine.yaml", "--trai"),
+            {f"--{key}" for key in settings() if key.startswith("training.")},
+        ),
+        (("train", "mine.yaml", "--dry"), {"--dry-run"}),
+        (("train", "mine.yaml", "--method", ""), {"dynamic", "lora", "adalora", "full"}),
+        (("train", "mine.yaml", "--training.bf16", ""), {"auto", "true", "false"}),
+        (("train", "mine.yaml", "--data.embedded", ""), {"stdlib", "null"}),
+        (("train", "mine.yaml", "--output", "m"), {"dir"}),
+        (("train", "mine.yaml", "--lora.r", "4", "--method", "f"), {"full"}),
+        (("plan", "mine.yaml", "--lora.r"), {"--lora.r"}),
+        (("report", "m"), {"dir"}),
+        (("export", "models", "--format", "n"), {"native"}),
+        (("completion", ""), set(SHELLS)),
+        (("schema", "--q"), {"--quiet"}),
+    ],
+)
+def test_verbs_options_keys_and_values_are_completed(words, expected):
+    asked = ShellComplete(dynlora(), {}, "dynlora", VARIABLE)
+    found = asked.get_completions(list(words[:-1]), words[-1])
+    assert {item.value if item.type == "plain" else item.type for item in found} == expected
+    assert PATHS.keys() <= settings().keys()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_loads_the_script_and_is_offered_a_key(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script, program = tmp_path / "dynlora.bash", tmp_path / "dynlora"
+    script.write_text(capsys.readouterr().out)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dynlora "$@"\n')
+    program.chmod(0o755)
+    lines = (
+        f"source {script}; COMP_WORDS=(dynlora train a.yaml --method d); COMP_CWORD=4; "
+        "_dynlora_completion dynlora; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run_in_group(
+        ["bash", "--norc", "-c", lines],
+        capture_output=True, text=True, check=True, env=os.environ | path,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["dynamic"], "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_shell_gets_a_script_that_it_can_read(shell, tmp_path, said):
+    values = said("completion", shell)
+    assert values["shell"] == shell
+    assert VARIABLE in values["script"]
+    if shutil.which(shell) is None:
+        pytest.skip(f"the script was written; reading it needs {shell}")
+    (tmp_path / "script").write_text(values["script"])
+    check = "--no-execute" if shell == "fish" else "-n"
+    done = run_in_group([shell, check, str(tmp_path / "script")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,18 +1,15 @@
 """Input-adaptive ranks from the command line: trained, saved, evaluated on and off, resumed."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import tensor
 from torch.nn.functional import cross_entropy
 
 from dynlora.cli.main import main
-from tests.cli.finished import finish, read_json, stock_logits
-from tests.jobs import make_rows, write_job, write_rows
+from tests.cli.finished import facts, finish, read_json, stock_logits
+from tests.jobs import make_rows, missing, write_job, write_rows
 from tests.language import language_job, make_pairs, save_language_model, write_pairs
 
 ON = (
@@ -25,31 +22,27 @@ FILE = "input_adaptive.json"
 
 
 @pytest.fixture(scope="module")
-def adaptive(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Path:
+def adaptive(tmp_path_factory, model, data):
     """Return a finished run that was trained with input-adaptive ranks."""
     return finish(tmp_path_factory.mktemp("adaptive"), model, data, *ON)
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Return a runner of a verb with --json; it returns what was printed."""
-
-    def run(*arguments: object) -> Any:
-        capsys.readouterr()
-        assert main([*map(str, arguments), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    return run
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory):
+    """Return a finished run of a language model that was trained with input-adaptive ranks."""
+    folder = tmp_path_factory.mktemp("writing")
+    model, data = save_language_model(folder / "model"), write_pairs(folder / "pairs")
+    config = write_job(folder / "job.yaml", language_job(model, data, folder / "run"))
+    assert main(["train", str(config), "--quiet", *ON]) == 0
+    return folder / "run"
 
 
 def test_eval_gives_the_numbers_of_the_run_and_with_it_off_those_of_stock_libraries(
-    adaptive: Path, model: Path, said: Callable[..., Any]
-) -> None:
-    on = said("eval", adaptive)
-    assert on["metrics"] == read_json(adaptive / "run.json")["metrics_after"]
-    assert on["input_adaptive"] is True
-    off = said("eval", adaptive, "--input-adaptive", "off")
-    assert off["input_adaptive"] is False
+    adaptive, model, said
+):
+    on, off = said("eval", adaptive), said("eval", adaptive, "--input-adaptive", "off")
+    assert on["metrics"] == facts(adaptive)["metrics_after"]
+    assert (on["input_adaptive"], off["input_adaptive"]) == (True, False)
     rows = make_rows(16, seed=2)
     logits = stock_logits(adaptive, model, [row["text"] for row in rows])
     loss = float(cross_entropy(logits, tensor([row["label"] for row in rows])))
@@ -57,69 +50,56 @@ def test_eval_gives_the_numbers_of_the_run_and_with_it_off_those_of_stock_librar
     assert abs(on["metrics"]["loss"] - loss) > 1e-4
 
 
-def test_what_predict_says_depends_on_it_and_not_on_the_batch(
-    adaptive: Path, tmp_path: Path, said: Callable[..., Any]
-) -> None:
+def test_what_predict_says_depends_on_it_and_not_on_the_batch(adaptive, tmp_path, said):
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(20, seed=7))
 
-    def likely(*options: str) -> list[float]:
+    def likely(*options):
         found = said("predict", adaptive, rows, *options)["predictions"]
         return [row["probabilities"][0] for row in found]
 
     together = likely("--batch-size", "20")
-    assert likely("--batch-size", "1") == pytest.approx(together, abs=1e-5)
-    assert likely("--input-adaptive", "on") == pytest.approx(together, abs=1e-5)
+    assert likely("--batch-size", "1", "--input-adaptive", "on") == pytest.approx(
+        together, abs=1e-5
+    )
     off = likely("--input-adaptive", "off")
     assert max(abs(a - b) for a, b in zip(off, together, strict=True)) > 1e-3
 
 
-def test_the_adapter_and_every_checkpoint_hold_thresholds(adaptive: Path) -> None:
+def test_the_adapter_and_every_checkpoint_have_thresholds_and_resume_to_the_same_bytes(
+    adaptive, tmp_path, model, data
+):
     final = read_json(adaptive / "adapter" / FILE)
-    assert final["complexity"] == "example"
-    assert len(final["thresholds"]) == 3
-    by_step = {
+    assert (final["complexity"], len(final["thresholds"])) == ("example", 3)
+    saved = {
         folder.name: read_json(folder / FILE)["thresholds"]
         for folder in (adaptive / "checkpoints").iterdir()
     }
-    assert by_step["checkpoint-10"] == final["thresholds"] != by_step["checkpoint-5"] != []
-
-
-def test_a_resumed_run_saves_the_same_bytes(
-    adaptive: Path, tmp_path: Path, model: Path, data: Path
-) -> None:
-    source = shutil.copytree(adaptive, tmp_path / "source")
-    resumed = finish(
-        tmp_path, model, data, *ON, f"--training.resume={source / 'checkpoints/checkpoint-5'}"
-    )
+    assert saved["checkpoint-10"] == final["thresholds"] != saved["checkpoint-5"] != []
+    source = shutil.copytree(adaptive, tmp_path / "source") / "checkpoints/checkpoint-5"
+    resumed = finish(tmp_path, model, data, *ON, f"--training.resume={source}")
     for name in ("adapter_model.safetensors", FILE):
         path = Path("adapter") / name
         assert (resumed / path).read_bytes() == (adaptive / path).read_bytes()
 
 
-def test_the_best_checkpoints_thresholds_are_kept_with_its_weights(
-    tmp_path: Path, model: Path, data: Path, said: Callable[..., Any]
-) -> None:
+def test_the_best_checkpoints_thresholds_are_kept_with_its_weights(tmp_path, model, data, said):
     best = ("--training.load_best_model_at_end=true", "--training.eval=steps")
     run = finish(tmp_path, model, data, *ON, *best, "--training.eval_steps=5")
-    facts = read_json(run / "run.json")
-    kept = read_json(Path(facts["best_checkpoint"]) / FILE)
+    kept = read_json(Path(facts(run)["best_checkpoint"]) / FILE)
     assert read_json(run / "adapter" / FILE) == kept
-    assert said("eval", run)["metrics"] == facts["metrics_after"]
+    assert said("eval", run)["metrics"] == facts(run)["metrics_after"]
 
 
-def test_a_run_trained_without_cannot_switch_it_on(
-    refused: Callable[..., str], finished: Path, tmp_path: Path
-) -> None:
+def test_a_run_trained_without_cannot_switch_it_on(refused, finished, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(3))
     for verb, more in (("eval", ()), ("predict", (rows,))):
         told = refused(verb, finished, *more, "--input-adaptive", "on")
-        assert "trained without" in told
-        assert str(finished) in told
+        assert missing(told, "trained without", str(finished)) == []
 
 
 def test_thresholds_that_cannot_be_read_are_refused_and_off_still_works(
-    refused: Callable[..., str], adaptive: Path, tmp_path: Path
-) -> None:
+    refused, adaptive, tmp_path
+):
     run = shutil.copytree(adaptive, tmp_path / "copy")
     file = run / "adapter" / FILE
     for content in ("{", '{"thresholds": []}', "[]"):
@@ -130,38 +110,20 @@ def test_thresholds_that_cannot_be_read_are_refused_and_off_still_works(
     assert main(["eval", str(run), "--input-adaptive", "off"]) == 0
 
 
-def test_layers_that_it_cannot_reach_are_refused_before_anything_is_written(
-    error: Callable[..., str],
-) -> None:
-    said = error(*ON, "--lora.target_modules=[word_embeddings]")
-    assert "bert.embeddings.word_embeddings" in said
-    assert "input_adaptive=False" in said
+def test_layers_that_it_cannot_reach_are_refused_before_anything_is_written(error):
+    told = error(*ON, "--lora.target_modules=[word_embeddings]")
+    assert missing(told, "bert.embeddings.word_embeddings", "input_adaptive=False") == []
 
 
-@pytest.fixture(scope="module")
-def writing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a finished run of a language model that was trained with input-adaptive ranks."""
-    folder = tmp_path_factory.mktemp("writing")
-    model, data = save_language_model(folder / "model"), write_pairs(folder / "pairs")
-    config = write_job(folder / "job.yaml", language_job(model, data, folder / "run"))
-    assert main(["train", str(config), "--quiet", *ON]) == 0
-    return folder / "run"
-
-
-def test_a_language_model_is_evaluated_as_it_was_trained(
-    writing: Path, said: Callable[..., Any]
-) -> None:
+def test_a_language_model_is_evaluated_and_writes_as_it_was_trained_whatever_the_batch(
+    writing, tmp_path, said
+):
     assert read_json(writing / "adapter" / FILE)["complexity"] == "prefix"
     on, off = said("eval", writing), said("eval", writing, "--input-adaptive", "off")
-    assert on["metrics"] == read_json(writing / "run.json")["metrics_after"]
+    assert on["metrics"] == facts(writing)["metrics_after"]
     assert abs(on["metrics"]["loss"] - off["metrics"]["loss"]) > 1e-4
     alone = said("eval", writing, "--batch-size", "1")["metrics"]
     assert alone == pytest.approx(on["metrics"], abs=1e-5)
-
-
-def test_what_a_language_model_writes_does_not_depend_on_the_batch(
-    writing: Path, tmp_path: Path, said: Callable[..., Any]
-) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", make_pairs(12, seed=5))
     together, alone = (said("predict", writing, rows, "--batch-size", size) for size in (12, 1))
     assert together == alone

@@ -2,9 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,19 +10,15 @@ import pytest
 
 from dynlora.cli.main import main
 from dynlora.train.task import Predictor
-from tests.cli.conftest import snapshot
-from tests.cli.finished import finish, read_lines, stock_logits
-from tests.jobs import make_rows, write_rows
-
-Predict = Callable[..., list[dict[str, Any]]]
-Refused = Callable[..., str]
+from tests.cli.finished import facts, finish, read_lines, stock_logits
+from tests.jobs import make_rows, missing, write_rows
 
 
 @pytest.fixture
-def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
+def predict(capsys):
     """Return a runner of `dynlora predict`; it returns the lines of the standard output."""
 
-    def run(*arguments: object) -> list[dict[str, Any]]:
+    def run(*arguments):
         capsys.readouterr()
         assert main(["predict", *map(str, arguments)]) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -34,26 +27,7 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
 
 
 @pytest.fixture
-def refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Return a runner that must fail, with the run first; it returns the line after `error: `."""
-
-    def run(*arguments: object, folder: Path = finished) -> str:
-        before = snapshot(tmp_path)
-        capsys.readouterr()
-        assert main(["predict", str(folder), *map(str, arguments)]) == 2
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1
-        assert "Traceback" not in captured.err
-        assert captured.out == ""
-        assert snapshot(tmp_path) == before
-        return errors[0].removeprefix("error: ")
-
-    return run
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     """Return a file of 11 rows without labels."""
     rows = [
         {"id": f"row-{number}", "text": row["text"]}
@@ -65,12 +39,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("method", ["dynamic", "lora", "adalora", "full"])
 def test_each_row_gets_what_stock_libraries_say_in_its_order(
-    predict: Predict,
-    finished_by: Callable[[str], Path],
-    file: Path,
-    model: Path,
-    method: str,
-) -> None:
+    predict, finished_by, file, model, method
+):
     run, given = finished_by(method), read_lines(file)
     found = predict(run, file)
     probabilities = stock_logits(run, model, [row["text"] for row in given]).softmax(dim=-1)
@@ -82,12 +52,10 @@ def test_each_row_gets_what_stock_libraries_say_in_its_order(
     assert [{key: row[key] for key in ("id", "text")} for row in found] == given
 
 
-def test_a_prediction_does_not_depend_on_its_batch(
-    predict: Predict, finished: Path, file: Path
-) -> None:
-    alone = predict(finished, file, "--batch-size", 1)
+def test_a_prediction_does_not_depend_on_its_batch(predict, finished, file):
+    alone, together = (predict(finished, file, "--batch-size", size) for size in (1, 3))
     assert len(alone) == 11
-    for row, other in zip(alone, predict(finished, file, "--batch-size", 3), strict=True):
+    for row, other in zip(alone, together, strict=True):
         assert row["prediction"] == other["prediction"]
         assert row["probabilities"] == pytest.approx(other["probabilities"], abs=2e-6)
 
@@ -96,118 +64,93 @@ def test_a_prediction_does_not_depend_on_its_batch(
     ("source", "target"), [(".jsonl", ".csv"), (".csv", ".parquet"), (".parquet", ".jsonl")]
 )
 def test_a_file_of_each_format_holds_the_rows_and_their_predictions(
-    predict: Predict, finished: Path, file: Path, tmp_path: Path, source: str, target: str
-) -> None:
+    predict, finished, file, tmp_path, source, target
+):
     expected = predict(finished, file)
     given = write_rows(tmp_path / f"given{source}", read_lines(file))
     output = tmp_path / "new" / f"out{target}"
     assert predict(finished, given, "--output", output, "--quiet") == []
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     if target == ".jsonl":
-        assert read_lines(output) == expected
+        found = read_lines(output)
     elif target == ".parquet":
-        assert pa.parquet.read_table(output).to_pylist() == expected
+        found = pa.parquet.read_table(output).to_pylist()
     else:
         rows = pa.csv.read_csv(output).to_pylist()
-        assert [
-            row | {"probabilities": json.loads(row["probabilities"])} for row in rows
-        ] == expected
+        found = [row | {"probabilities": json.loads(row["probabilities"])} for row in rows]
+    assert found == expected
 
 
-def test_columns_of_any_type_are_kept(predict: Predict, finished: Path, tmp_path: Path) -> None:
+def test_columns_of_any_type_are_kept_where_the_format_has_them(predict, finished, tmp_path):
     rows = [
-        {"text": 'a "red", cat\nü', "tags": ["x", "y"], "at": None, "deep": {"a": [1.5]}},
-        {"text": "dog", "tags": [], "at": 2, "deep": {"a": [float("nan")]}},
-    ]
+        {"text": 'a "red", cat\nü', "tags": ["x", "y"], "at": None, "deep": {"a": [1.5]},
+         "raw": b"\xff\x00"},
+        {"text": "dog", "tags": [], "at": 2, "deep": {"a": [float("nan")]}, "raw": None},
+    ]  # fmt: skip
     file = write_rows(tmp_path / "rows.parquet", rows)
     found = predict(finished, file)
     assert [row["tags"] for row in found] == [["x", "y"], []]
     assert [row["at"] for row in found] == [None, 2]
     assert [row["deep"] for row in found] == [{"a": [1.5]}, {"a": [None]}], "JSON has no NaN"
-    output = tmp_path / "out.csv"
-    predict(finished, file, "--output", output, "--quiet")
+    assert "raw" not in found[0]
+    for name in ("out.csv", "out.parquet"):
+        predict(finished, file, "--output", tmp_path / name, "--quiet")
     options = pa.csv.ParseOptions(newlines_in_values=True)
-    table = pa.csv.read_csv(output, parse_options=options)
+    table = pa.csv.read_csv(tmp_path / "out.csv", parse_options=options)
     assert table["text"].to_pylist() == [row["text"] for row in rows]
     assert [json.loads(text) for text in table["tags"].to_pylist()] == [["x", "y"], []]
-
-
-def test_cells_of_a_csv_file_come_back_as_they_were(
-    predict: Predict, finished: Path, tmp_path: Path
-) -> None:
-    file, output = tmp_path / "rows.csv", tmp_path / "out.csv"
-    file.write_text("text,id,,\nred cat,00123,1,\n5,007,2,\n")
-    assert [(row["id"], row["text"]) for row in predict(finished, file)] == [
-        ("00123", "red cat"), ("007", "5"),
-    ]  # fmt: skip
-    predict(finished, file, "--output", output, "--quiet")
-    with output.open(newline="") as written:
-        rows = list(csv.reader(written))
-    assert [row[:4] for row in rows] == [
-        ["text", "id", "", ""], ["red cat", "00123", "1", ""], ["5", "007", "2", ""],
-    ]  # fmt: skip
-
-
-def test_bytes_are_kept_where_the_format_has_them(
-    predict: Predict, finished: Path, tmp_path: Path
-) -> None:
-    rows = [{"text": "red", "raw": b"\xff\x00"}, {"text": "dog", "raw": None}]
-    file = write_rows(tmp_path / "rows.parquet", rows)
-    assert "raw" not in predict(finished, file)[0]
-    predict(finished, file, "--output", tmp_path / "out.csv", "--quiet")
-    assert "raw" not in pa.csv.read_csv(tmp_path / "out.csv").column_names
-    predict(finished, file, "--output", tmp_path / "out.parquet", "--quiet")
+    assert "raw" not in table.column_names
     assert pa.parquet.read_table(tmp_path / "out.parquet")["raw"].to_pylist() == [b"\xff\x00", None]
 
 
-def test_json_is_one_object(predict: Predict, finished: Path, file: Path, tmp_path: Path) -> None:
-    lines = predict(finished, file, "--quiet")
-    (value,) = predict(finished, file, "--json")
+def test_cells_of_a_csv_file_come_back_as_they_were(predict, finished, tmp_path):
+    file, output = tmp_path / "rows.csv", tmp_path / "out.csv"
+    file.write_text("text,id,,\nred cat,00123,1,\n5,007,2,\n")
+    found = [(row["id"], row["text"]) for row in predict(finished, file)]
+    assert found == [("00123", "red cat"), ("007", "5")]
+    predict(finished, file, "--output", output, "--quiet")
+    with output.open(newline="") as written:
+        rows = [row[:4] for row in csv.reader(written)]
+    assert rows == [["text", "id", "", ""], ["red cat", "00123", "1", ""], ["5", "007", "2", ""]]
+
+
+def test_json_is_one_object(predict, said, finished, file, tmp_path):
+    lines, value = predict(finished, file, "--quiet"), said("predict", finished, file)
     assert value["rows"] == 11
     assert value["predictions"] == [
         {key: row[key] for key in ("prediction", "probabilities")} for row in lines
     ]
     output = tmp_path / "out.jsonl"
-    assert predict(finished, file, "--json", "--output", output) == [
-        {"output": str(output), "rows": 11}
-    ]
+    value = said("predict", finished, file, "--output", output)
+    assert value == {"output": str(output), "rows": 11}
 
 
-def test_nothing_is_lost_to_the_output(
-    predict: Predict, refused: Refused, finished: Path, file: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out.jsonl"
+def test_nothing_is_lost_to_the_output(predict, refused, finished, file, tmp_path):
+    output, link, folder = (tmp_path / name for name in ("out.jsonl", "link.jsonl", "folder.csv"))
     output.write_text("precious")
-    assert "a file that exists" in refused(file, "--output", output)
-    assert "another file than FILE" in refused(file, "--output", file, "--overwrite")
-    link = tmp_path / "link.jsonl"
     link.symlink_to(file)
-    assert "another file than FILE" in refused(file, "--output", link, "--overwrite")
-    assert "must end in .jsonl, .csv, .parquet" in refused(file, "--output", tmp_path / "out.txt")
-    folder = tmp_path / "folder.csv"
     folder.mkdir()
-    assert "a folder" in refused(file, "--output", folder, "--overwrite")
+    for options, told in (
+        ([output], "a file that exists"),
+        ([file, "--overwrite"], "another file than FILE"),
+        ([link, "--overwrite"], "another file than FILE"),
+        ([tmp_path / "out.txt"], "must end in .jsonl, .csv, .parquet"),
+        ([folder, "--overwrite"], "a folder"),
+        ([output / "out.csv"], "could not be written"),
+    ):
+        assert told in refused("predict", finished, file, "--output", *options)
     predict(finished, file, "--output", output, "--overwrite", "--quiet")
     assert len(read_lines(output)) == 11
 
 
-def test_a_file_that_cannot_be_written_is_said(
-    refused: Refused, file: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "taken").write_text("")
-    assert "could not be written" in refused(file, "--output", tmp_path / "taken" / "out.csv")
-
-
 def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    refused, finished, tmp_path, monkeypatch
+):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "red cat", "meta": {}}\n')
     monkeypatch.setattr(Predictor, "__init__", lambda *_, **__: pytest.fail("asked too early"))
-    told = refused(rows, "--output", tmp_path / "out.parquet")
-    assert "must be a file that can hold the rows" in told
-    assert "ends in .jsonl" in told
-    assert not (tmp_path / "out.parquet").exists()
+    message = refused("predict", finished, rows, "--output", tmp_path / "out.parquet")
+    assert missing(message, "must be a file that can hold the rows", "ends in .jsonl") == []
 
 
 @pytest.mark.parametrize(
@@ -221,89 +164,68 @@ def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted
         ("columns.csv", b"sentence,label\nred,1\n", "`data.text` names the column 'text'"),
         ("nulls.jsonl", b'{"text":"a"}\n{"text":null}\n{}\n', "2 of 3 rows"),
         ("taken.csv", b"text,prediction\nred,1\n", "the column 'prediction': rename it"),
+        ("", None, "which is a folder"),
     ],
 )
 def test_a_file_that_does_not_hold_what_is_needed_is_refused(
-    refused: Refused, tmp_path: Path, name: str, content: bytes | None, told: str
-) -> None:
+    refused, finished, tmp_path, name, content, told
+):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    message = refused(tmp_path / name, "--output", tmp_path / "out.jsonl")
-    assert told in message
-    assert name in message
+    message = refused("predict", finished, tmp_path / name, "--output", tmp_path / "out.jsonl")
+    assert missing(message, told, name) == []
 
 
-def test_a_run_that_is_not_finished_is_refused(
-    refused: Refused, file: Path, tmp_path: Path
-) -> None:
-    assert "has no run.json" in refused(file, folder=tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"status": "failed", "method": "lora"}))
-    assert "ended with an error" in refused(file, folder=tmp_path)
+def test_columns_of_one_name_are_no_json(refused, finished, tmp_path):
+    (tmp_path / "twice.csv").write_text("text,z,z\nrow 0,0,1\n")
+    assert "several are named 'z': rename" in refused("predict", finished, tmp_path / "twice.csv")
 
 
-def test_two_texts_are_read_where_the_run_learned_from_pairs(
-    predict: Predict, refused: Refused, tmp_path: Path, model: Path, data: Path
-) -> None:
-    run = finish(tmp_path, model, data, "--data.text_pair", "other", "--method", "lora")
-    file = write_rows(tmp_path / "pairs.jsonl", [{"text": "red", "other": "dog"}])
-    assert len(predict(run, file)) == 1
-    file = write_rows(tmp_path / "single.jsonl", [{"text": "red"}])
-    assert "`data.text_pair` names the column 'other'" in refused(file, folder=run)
+def test_pairs_of_texts_and_three_classes_are_learned_and_predicted(
+    predict, refused, tmp_path, model
+):
+    rows = [row | {"label": place % 3} for place, row in enumerate(make_rows(32))]
+    for split in ("train", "validation"):
+        write_rows(tmp_path / "three" / f"{split}.parquet", rows)
+    options = ("--data.text_pair=other", "--method=lora", "--training.max_steps=2")
+    run = finish(tmp_path, model, tmp_path / "three", *options)
+    assert facts(run)["num_labels"] == 3
+    assert set(facts(run)["metrics_after"]) == {"loss", "accuracy", "f1", "matthews"}
+    pair, single = ({"text": "red", "other": "dog"}, {"text": "red"})
+    (row,) = predict(run, write_rows(tmp_path / "pairs.jsonl", [pair]))
+    assert len(row["probabilities"]) == 3
+    message = refused("predict", run, write_rows(tmp_path / "single.jsonl", [single]))
+    assert "`data.text_pair` names the column 'other'" in message
 
 
-def test_a_number_of_tokens_is_for_runs_that_write(
-    refused: Refused, file: Path, finished: Path
-) -> None:
-    message = refused(file, "--max-new-tokens", 5)
+def test_a_number_of_tokens_is_for_runs_that_write(refused, finished, file):
+    message = refused("predict", finished, file, "--max-new-tokens", 5)
     assert "`task: causal_lm` only, got 5" in message
-    assert "0 is not in the range x>=1" in refused(file, "--max-new-tokens", 0)
-
-
-def test_a_folder_is_refused_where_texts_are_read(refused: Refused, tmp_path: Path) -> None:
-    message = refused(tmp_path)
-    assert f"FILE must be a file, got {tmp_path}, which is a folder" in message
-    assert "one of sequence_classification" in message
-
-
-def test_columns_of_one_name_are_no_json(refused: Refused, tmp_path: Path) -> None:
-    file = tmp_path / "twice.csv"
-    file.write_text("text,z,z\nrow 0,0,1\n")
-    assert "several are named 'z': rename" in refused(file)
 
 
 FAR = 2**40
 """Seconds after 1970 that no calendar of pyarrow or Python reaches."""
 
 
-def test_times_that_python_has_none_for_are_written_out(
-    predict: Predict, finished: Path, tmp_path: Path
-) -> None:
-    file, ages = tmp_path / "far.parquet", 60 * 60 * 24 * 365 * 16_000
-    times = pa.array([0, ages], pa.timestamp("s"))
-    pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "until": times}), file)
-    first, last = predict(finished, file)
-    assert first["until"].startswith("1970-01-01 00:00:00")
-    assert last["until"].startswith("17959-")
-
-
 @pytest.mark.parametrize(
-    ("kind", "value"),
+    ("kind", "value", "shown"),
     [
-        (pa.large_list(pa.timestamp("s")), [FAR]),
-        (pa.list_(pa.timestamp("s"), 1), [FAR]),
-        (pa.list_(pa.struct([("at", pa.timestamp("s"))])), [{"at": FAR}]),
-        (pa.map_(pa.string(), pa.timestamp("s")), [("at", FAR)]),
+        (pa.timestamp("s"), 60 * 60 * 24 * 365 * 16_000, "17959-"),
+        (pa.large_list(pa.timestamp("s")), [FAR], str(FAR)),
+        (pa.list_(pa.timestamp("s"), 1), [FAR], str(FAR)),
+        (pa.list_(pa.struct([("at", pa.timestamp("s"))])), [{"at": FAR}], str(FAR)),
+        (pa.map_(pa.string(), pa.timestamp("s")), [("at", FAR)], str(FAR)),
     ],
     ids=str,
 )
-def test_so_are_such_times_in_lists_and_records(
-    predict: Predict, finished: Path, tmp_path: Path, kind: pa.DataType, value: Any
-) -> None:
-    file = tmp_path / "far.parquet"
+def test_times_that_python_has_none_for_are_written_out(
+    predict, finished, tmp_path, kind, value, shown
+):
+    file, made = tmp_path / "far.parquet", tmp_path / "made.csv"
     until = pa.array([value, None], kind)
     pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "until": until}), file)
     first, last = predict(finished, file)
-    assert str(FAR) in str(first["until"])
+    assert shown in str(first["until"])
     assert last["until"] is None
-    assert main(["predict", str(finished), str(file), "--output", str(tmp_path / "made.csv")]) == 0
-    assert str(FAR) in (tmp_path / "made.csv").read_text()
+    predict(finished, file, "--output", made, "--quiet")
+    assert shown in made.read_text()

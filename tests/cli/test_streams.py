@@ -1,13 +1,11 @@
 """Results on standard output, the rest on standard error; closed pipes, full disks, signals."""
 
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,18 +22,16 @@ from dynlora.cli.output import (
 )
 from tests.processes import process_group, run_in_group
 
-Train = Callable[..., int]
-Captured = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-m", "dynlora.cli.main"]
 LONG = "base_model.model.transformer.encoder.layers.11.attention.self.query_key_value.projection"
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
-SPEAKING = [["schema"], ["completion", "bash", "--quiet"], ["--version"], ["inspect", "--help"]]
+SPEAKING = [["schema", "--quiet"], ["--version"], ["inspect", "--help"]]
 UNSET = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "PYTHONUNBUFFERED")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in UNSET}
 
 
-def run_with(stdout: int, arguments: list[str]) -> tuple[int, str]:
+def run_with(stdout, arguments):
     """Return the exit code and the standard error of a process that writes to a file descriptor."""
     done = run_in_group(
         [*COMMAND, *arguments],
@@ -45,7 +41,7 @@ def run_with(stdout: int, arguments: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("arguments", SPEAKING, ids=" ".join)
-def test_a_closed_pipe_ends_the_verb_quietly(arguments: list[str]) -> None:
+def test_a_closed_pipe_ends_the_verb_quietly(arguments):
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -54,11 +50,9 @@ def test_a_closed_pipe_ends_the_verb_quietly(arguments: list[str]) -> None:
         os.close(writer)
 
 
-def test_so_does_a_reader_that_leaves_in_the_middle() -> None:
+def test_so_does_a_reader_that_leaves_in_the_middle():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with process_group([*COMMAND, "schema"], **pipes) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         assert process.stdout.read(5) == b'{\n  "'
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) in {(b"", 141), (b"", 0)}
@@ -66,37 +60,38 @@ def test_so_does_a_reader_that_leaves_in_the_middle() -> None:
 
 @needs_full
 @pytest.mark.parametrize("arguments", SPEAKING, ids=" ".join)
-def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+def test_a_full_disk_is_one_line(arguments):
     with FULL.open("wb") as full:
-        code, said = run_with(full.fileno(), arguments)
+        code, told = run_with(full.fileno(), arguments)
     assert code == 2
-    assert said.startswith("error: standard output must be writable, but got No space left on")
-    assert said.count("\n") == 1
+    assert told.startswith("error: standard output must be writable, but got No space left on")
+    assert told.count("\n") == 1
 
 
 @needs_full
-def test_progress_that_cannot_be_written_does_not_stop_a_run(job: Path, output: Path) -> None:
+def test_progress_that_cannot_be_written_does_not_stop_a_run(job, output):
+    train = [*COMMAND, "train", str(job), "--method", "lora", "--training.max_steps", "2"]
     with FULL.open("w") as full:
-        command = [*COMMAND, "train", str(job), "--method", "lora"]
-        done = run_in_group(command, stdout=subprocess.PIPE, stderr=full, text=True)
-        refused = run_in_group([*COMMAND, "train", "no.yaml"], stderr=full)
+        done = run_in_group(train, stdout=subprocess.PIPE, stderr=full, text=True, env=ENVIRONMENT)
+        refused = run_in_group([*COMMAND, "train", "no.yaml"], stderr=full, env=ENVIRONMENT)
     assert done.returncode == 0
     assert "accuracy" in done.stdout
+    assert "\x1b" not in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "all about the run" in line)
+    assert str(output / "run.json") in line, "the path is not broken up"
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
     assert refused.returncode == 2, "the exit code reports an error that cannot be written"
 
 
 @pytest.mark.parametrize("options", [[], ["--json", "--quiet"]])
-def test_a_process_without_standard_output_runs(options: list[str]) -> None:
-    done = run_in_group(
-        ["bash", "-c", '"$@" >&-', "bash", *COMMAND, "--version", *options],
-        capture_output=True, text=True,
-    )  # fmt: skip
+def test_a_process_without_standard_output_runs(options):
+    words = [*COMMAND, "--version", *options]
+    done = run_in_group(["bash", "-c", '"$@" >&-', "bash", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def speak_to_a_worker(*_: object) -> None:
+def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch):
+    def speak_to_a_worker(*_):
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("dynlora.cli.schema.job_schema", speak_to_a_worker)
@@ -104,18 +99,14 @@ def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch: pytest.MonkeyP
         main(["schema"])
 
 
-@pytest.mark.parametrize("method", ["show", "write"])
-def test_numbers_that_are_not_finite_are_null(method: str, capsys: Captured) -> None:
-    output = Output(as_json=True, quiet=False)
+@pytest.mark.parametrize(("method", "text"), [("show", Text("")), ("write", "")])
+def test_numbers_that_are_not_finite_are_null(method, text, capsys):
     values = {"loss": float("nan"), "layers": [{"energy": float("inf")}]}
-    if method == "show":
-        output.show(Text(""), values)
-    else:
-        output.write("", values)
+    getattr(Output(as_json=True, quiet=False), method)(text, values)
     assert capsys.readouterr().out == '{"loss": null, "layers": [{"energy": null}]}\n'
 
 
-def test_characters_that_cannot_be_encoded_are_escaped(tmp_path: Path) -> None:
+def test_characters_that_cannot_be_encoded_are_escaped(tmp_path):
     path = tmp_path / "out"
     with path.open("w", encoding="utf-8") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", file)
@@ -123,82 +114,38 @@ def test_characters_that_cannot_be_encoded_are_escaped(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "a name: \\ud800\n"
 
 
-@pytest.mark.parametrize("options", [[], ["--quiet", "--json"]])
-def test_a_run_writes_each_stream_as_its_options_say(
-    job: Path, output: Path, options: list[str]
-) -> None:
-    done = run_in_group(
-        [*COMMAND, "train", str(job), *options], capture_output=True, text=True, env=ENVIRONMENT
-    )
-    assert done.returncode == 0
-    assert "\x1b" not in done.stdout + done.stderr
-    assert (output / "run.json").is_file()
-    if "--quiet" in options:
-        assert done.stderr == ""
-    else:
-        assert "data: 48 training and 16 validation rows" in done.stderr
-        assert "step 12/12: validation accuracy" in done.stderr
-    if "--json" in options:
-        assert done.stdout.count("\n") == 1
-        values = json.loads(done.stdout)
-        assert values["after"].keys() == {"accuracy", "f1", "matthews", "loss"}
-    elif not options:
-        line = next(line for line in done.stdout.splitlines() if "all about the run" in line)
-        assert str(output / "run.json") in line, "the path is not broken up"
-    else:
-        assert done.stdout == ""
-
-
-@pytest.mark.parametrize("options", [(), ("--json",), ("--quiet",), ("--json", "--quiet")])
-def test_an_error_is_one_line_on_standard_error_with_all_options(
-    options: tuple[str, ...], train: Train, capsys: Captured
-) -> None:
-    assert train("--lora.r", 0, *options) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == "error: `lora.r` must be >= 1, but got 0 (command line).\n"
-
-
-def layers_table() -> Table:
+def show_layers():
     table = Table(title="layers")
     for heading in ("layer", "rank", "parameters", "energy"):
         table.add_column(heading, style="bold red")
     table.add_row(Text(LONG), "8", "12,288", "99.2 %")
-    return table
+    Output(as_json=False, quiet=False).show(table, {})
 
 
 @pytest.mark.parametrize(
     ("environment", "coloured"),
     [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
 )
-def test_colours_follow_the_usual_environment_variables(
-    environment: dict[str, str], coloured: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_colours_follow_the_usual_environment_variables(environment, coloured, capsys, monkeypatch):
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)
     for name, value in (environment | {"TERM": "xterm-256color"}).items():
         monkeypatch.setenv(name, value)
-    Output(as_json=False, quiet=False).show(layers_table(), {})
+    show_layers()
     assert ("31m" in capsys.readouterr().out) == coloured
 
 
-@pytest.mark.parametrize("columns", [None, "60"])
-def test_a_piped_table_shows_names_whole_unless_a_width_is_set(
-    columns: str | None, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns is not None:
-        monkeypatch.setenv("COLUMNS", columns)
-    Output(as_json=False, quiet=False).show(layers_table(), {})
+def test_a_piped_table_shows_names_whole_unless_a_width_is_set(capsys, monkeypatch):
+    show_layers()
     lines = capsys.readouterr().out.splitlines()
-    if columns is None:
-        assert any(LONG in line and "99.2 %" in line for line in lines)
-        assert max(map(len, lines)) > PIPED_WIDTH
-    else:
-        assert max(map(len, lines)) <= 60
+    assert any(LONG in line and "99.2 %" in line for line in lines)
+    assert max(map(len, lines)) > PIPED_WIDTH
+    monkeypatch.setenv("COLUMNS", "60")
+    show_layers()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
 
 
-def chatter() -> None:
+def chatter():
     """Do what libraries do."""
     print("a library's remark")
     warnings.warn("a library's warning", stacklevel=1)
@@ -206,7 +153,7 @@ def chatter() -> None:
     logging.getLogger("dynlora.somewhere").warning("a note of ours with [brackets]")
 
 
-def test_output_of_libraries_goes_to_standard_error(capsys: Captured) -> None:
+def test_output_of_libraries_goes_to_standard_error(capsys):
     output = Output(as_json=True, quiet=False)
     with readable_messages(output.progress):
         with pytest.warns(UserWarning, match="a library's warning"):
@@ -219,13 +166,12 @@ def test_output_of_libraries_goes_to_standard_error(capsys: Captured) -> None:
 
 
 def test_a_quiet_verb_hides_everything_of_libraries_but_errors_and_only_while_it_runs(
-    capsys: Captured, caplog: pytest.LogCaptureFixture
-) -> None:
+    capsys, caplog
+):
     with only_errors(), readable_messages(Output(as_json=False, quiet=True).progress):
         chatter()
         logging.getLogger("some.dependency").error("something broke")
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "")
+    assert capsys.readouterr() == ("", "")
     assert [record.getMessage() for record in caplog.records] == ["something broke"]
     with pytest.warns(UserWarning, match="a library's warning"):
         chatter()
@@ -233,7 +179,7 @@ def test_a_quiet_verb_hides_everything_of_libraries_but_errors_and_only_while_it
     assert "a library's log" in caplog.text
 
 
-def test_remarks_on_import_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_remarks_on_import_are_left_out(caplog):
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     with fewer_remarks():
         logger.warning("not heard")
@@ -243,7 +189,7 @@ def test_remarks_on_import_are_left_out(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.fixture
-def usual_sigterm() -> Iterator[None]:
+def usual_sigterm():
     """Let SIGTERM end the process, as without a handler."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
@@ -251,14 +197,13 @@ def usual_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def terminated(*_: object, **__: object) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.usefixtures("usual_sigterm")
 def test_sigterm_ends_a_verb_with_one_line_and_its_exit_code(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+    finished, tmp_path, monkeypatch, capsys
+):
+    def terminated(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
     monkeypatch.setattr("dynlora.train.evaluation.evaluate_run", terminated)
     assert main(["eval", str(finished)]) == 143
     captured = capsys.readouterr()

@@ -1,11 +1,9 @@
-"""`dynlora train` on every task beside text classification: learned, saved, reloaded, reported."""
+"""Every task beside text classification: learned, saved, reloaded, evaluated and predicted."""
 
+import io
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import shutil
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -21,17 +19,36 @@ from transformers import (
 )
 
 from dynlora.cli.main import main
+from dynlora.importance.agreement import AgreementTest
 from dynlora.train.config import METRICS
-from tests.jobs import HIDDEN, WORDS, job_values, make_rows, save_model, write_job, write_rows
-from tests.pictures import picture_rows, save_class_folders, save_vit
+from tests.cli.finished import assert_same_weights, facts, read_json, read_lines, weights
+from tests.jobs import (
+    HIDDEN,
+    WORDS,
+    job_values,
+    make_rows,
+    missing,
+    save_model,
+    write_job,
+    write_rows,
+)
+from tests.pictures import picture_rows, save_vit
 
-Start = Callable[..., int]
-TASKS = ("regression", "multi_label", "embedding", "token_classification", "image_classification")
+IMAGES = "image_classification"
+TASKS = ("regression", "multi_label", "embedding", "token_classification", IMAGES)
+ROWS = 14
+CLASSES = {
+    "regression": (BertForSequenceClassification, 1),
+    "multi_label": (BertForSequenceClassification, 3),
+    "embedding": (BertModel, HIDDEN),
+    "token_classification": (BertForTokenClassification, 3),
+    IMAGES: (ViTForImageClassification, 2),
+}
 
 
-def rows_of(task: str, count: int, seed: int) -> list[dict[str, Any]]:
+def rows_of(task, count, seed):
     """Return rows whose labels follow from their words, or from a picture's colour."""
-    if task == "image_classification":
+    if task == IMAGES:
         return picture_rows(count, seed=seed)
     rows = make_rows(count, seed=seed)
     for row in rows:
@@ -48,253 +65,225 @@ def rows_of(task: str, count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def write_splits(folder, task, train, validation=None):
+    """Write both splits of a task, by default of the same rows."""
+    ending = ".parquet" if task == IMAGES else ".jsonl"
+    write_rows(folder / f"train{ending}", train)
+    write_rows(folder / f"validation{ending}", validation or train)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a model for texts, one for images, and a folder of data a task."""
+def folders(tmp_path_factory):
+    """Return a folder with a model for texts, one for images, and a folder of data per task."""
     root = tmp_path_factory.mktemp("tasks")
     save_model(root / "text")
     save_vit(root / "vision")
     for task in TASKS:
-        ending = ".parquet" if task == "image_classification" else ".jsonl"
-        write_rows(root / task / f"train{ending}", rows_of(task, 48, 1))
-        write_rows(root / task / f"validation{ending}", rows_of(task, 14, 2))
+        write_splits(root / task, task, rows_of(task, 48, 1), rows_of(task, ROWS, 2))
     return root
 
 
+def write_task(folders, folder, task, data=None, output=None):
+    """Write a task's job of 12 steps."""
+    model = folders / ("vision" if task == IMAGES else "text")
+    values = job_values(model, data or folders / task, output or folder / "run") | {"task": task}
+    values["training"]["eval_batch_size"] = 4
+    return write_job(folder / "job.yaml", values)
+
+
 @pytest.fixture
-def start(folders: Path, tmp_path: Path) -> Start:
+def start(folders, tmp_path):
     """Return a runner of a task's job of 12 steps; it returns the exit code."""
 
-    def run(task: str, *options: object, data: Path | None = None) -> int:
-        model = folders / ("vision" if task == "image_classification" else "text")
-        values = job_values(model, data or folders / task, tmp_path / "run")
-        values["task"] = task
-        values["training"]["eval_batch_size"] = 4
-        job = write_job(tmp_path / "job.yaml", values)
+    def run(task, *options, data=None):
+        job = write_task(folders, tmp_path, task, data)
         return main(["train", str(job), *map(str, options)])
 
     return run
 
 
-def run_json(tmp_path: Path) -> Any:
-    return json.loads((tmp_path / "run" / "run.json").read_text())
+@pytest.fixture
+def refused_task(folders, tmp_path, refused):
+    """Return a runner of a task's job that must fail and write nothing; it returns the error."""
+
+    def run(task, *options, data=None):
+        return refused("train", write_task(folders, tmp_path, task, data), *options)
+
+    return run
 
 
-CLASSES = {
-    "regression": (BertForSequenceClassification, 1),
-    "multi_label": (BertForSequenceClassification, 3),
-    "embedding": (BertModel, HIDDEN),
-    "token_classification": (BertForTokenClassification, 3),
-    "image_classification": (ViTForImageClassification, 2),
-}
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, folders, tmp_path_factory):
+    """Return a finished run of a task, of 24 steps, whose ranks moved."""
+    folder = tmp_path_factory.mktemp(request.param)
+    job = write_task(folders, folder, request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgreementTest, "is_significant", lambda self: True)
+        assert main(["train", str(job), "--training.epochs", "4", "--quiet"]) == 0
+    return folder / "run"
 
 
-def base_model(task: str, folders: Path) -> torch.nn.Module:
+def base_model(task, folders):
     kind, labels = CLASSES[task]
-    place = folders / ("vision" if task == "image_classification" else "text")
+    place = folders / ("vision" if task == IMAGES else "text")
     return kind.from_pretrained(place, num_labels=labels, ignore_mismatched_sizes=True)
 
 
 @torch.no_grad()
-def losses_of(task: str, model: Any, folders: Path) -> list[float]:
+def losses_of(task, model, folders):
     """Return the loss of each label of the validation rows, one row at a time."""
     model.eval()
-    if task == "image_classification":
+    rows = rows_of(task, ROWS, 2)
+    if task == IMAGES:
         processor = AutoImageProcessor.from_pretrained(folders / "vision", backend="pil")
-        return [
-            float(cross_entropy(model(**inputs).logits, torch.tensor([row["label"]])))
-            for row in rows_of(task, 14, 2)
-            for inputs in [processor(open_image(row["image"]), return_tensors="pt")]
-        ]
+        losses = []
+        for row in rows:
+            inputs = processor(Image.open(io.BytesIO(row["image"])), return_tensors="pt")
+            logits = model(**inputs).logits
+            losses.append(float(cross_entropy(logits, torch.tensor([row["label"]]))))
+        return losses
     tokenizer = AutoTokenizer.from_pretrained(folders / "text")
-    losses: list[float] = []
-    for row in rows_of(task, 14, 2):
+    losses = []
+    for row in rows:
         text, label = row["text"], row["label"]
+        # Each of the test's words is one token, between two special ones.
+        words = text if isinstance(text, str) else " ".join(text)
+        output = model(**tokenizer(words, return_tensors="pt"))
         if task == "token_classification":
-            # Each of the test's words is one token, between two special ones.
-            inputs = tokenizer(" ".join(text), return_tensors="pt")
-            logits = model(**inputs).logits[0, 1:-1]
+            logits = output.logits[0, 1:-1]
             losses += cross_entropy(logits, torch.tensor(label), reduction="none").tolist()
-            continue
-        if task == "embedding":
-            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-            losses += (hidden.mean(dim=0) - torch.tensor(label)).square().tolist()
-            continue
-        output = model(**tokenizer(text, return_tensors="pt")).logits[0]
-        if task == "regression":
-            losses.append(float((output[0] - label) ** 2))
+        elif task == "embedding":
+            mean = output.last_hidden_state[0].mean(dim=0)
+            losses += (mean - torch.tensor(label)).square().tolist()
+        elif task == "regression":
+            losses.append(float((output.logits[0, 0] - label) ** 2))
         else:
             wanted = torch.tensor([float(place in label) for place in range(3)])
-            each = binary_cross_entropy_with_logits(output, wanted, reduction="none")
-            losses += each.tolist()
+            logits = output.logits[0]
+            losses += binary_cross_entropy_with_logits(logits, wanted, reduction="none").tolist()
     return losses
 
 
-def open_image(content: bytes) -> Image.Image:
-    import io
-
-    return Image.open(io.BytesIO(content))
-
-
-@pytest.mark.usefixtures("moving")
-@pytest.mark.parametrize(
-    ("task", "method"), [*((task, "dynamic") for task in TASKS), ("embedding", "lora")]
-)
-def test_a_task_is_learned_and_told_and_stock_peft_finds_the_reported_loss(
-    start: Start,
-    folders: Path,
-    tmp_path: Path,
-    task: str,
-    method: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert start(task, "--method", method, "--training.epochs", 4) == 0
-    shown = capsys.readouterr().out
-    assert all(metric in shown for metric in METRICS[task])
-    run = run_json(tmp_path)
-    assert run["task"] == task
-    for metrics in (run["metrics_before"], run["metrics_after"]):
+def test_a_task_is_learned_and_told_and_stock_peft_finds_the_reported_loss(run, folders):
+    values = facts(run)
+    task = values["task"]
+    for metrics in (values["metrics_before"], values["metrics_after"]):
         assert set(metrics) == set(METRICS[task])
-    assert run["metrics_after"]["loss"] < 0.9 * run["metrics_before"]["loss"]
-    assert run["parameters"]["peak"] <= run["budget"]
-    if method == "dynamic":
-        assert len(set(run["final_ranks"].values())) > 1, "this test is about ranks that moved"
-    loaded = PeftModel.from_pretrained(base_model(task, folders), tmp_path / "run" / "adapter")
+    after = values["metrics_after"]["loss"]
+    assert after < 0.9 * values["metrics_before"]["loss"]
+    assert values["parameters"]["peak"] <= values["budget"]
+    assert len(set(values["final_ranks"].values())) > 1, "this test is about ranks that moved"
+    loaded = PeftModel.from_pretrained(base_model(task, folders), run / "adapter")
     losses = losses_of(task, loaded, folders)
-    assert run["metrics_after"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert after == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
-def test_a_new_regression_head_begins_at_the_mean_and_a_trained_one_is_kept(
-    start: Start, tmp_path: Path
-) -> None:
-    rows = [row | {"label": row["label"] + 50} for row in rows_of("regression", 48, 1)]
-    for split in ("train", "validation"):
-        write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
-    options = ("--method", "full", "--training.learning_rate", "1e-4", "--training.epochs", "1")
-    assert start("regression", *options, data=tmp_path / "data") == 0
-    run = run_json(tmp_path)
-    assert run["metrics_before"]["rmse"] < 5, "it is 50 away from a head that says 0"
-    trained = (tmp_path / "run" / "model").rename(tmp_path / "trained")
-    away = [row | {"label": row["label"] + 50} for row in rows]
-    write_rows(tmp_path / "away" / "train.jsonl", away)
-    write_rows(tmp_path / "away" / "validation.jsonl", rows)
-    again = (*options, "--model.path", trained, "--overwrite", "true")
-    assert start("regression", *again, data=tmp_path / "away") == 0
-    found = run_json(tmp_path)["metrics_before"]["rmse"]
-    assert found == pytest.approx(run["metrics_after"]["rmse"], rel=1e-4)
+def test_eval_gives_the_numbers_that_the_run_ended_with(run, folders, said, capsys):
+    task = facts(run)["task"]
+    file = next((folders / task).glob("validation.*"))
+    for options in ([], ["--data", file]):
+        values = said("eval", run, *options)
+        assert values["metrics"] == facts(run)["metrics_after"]
+        assert list(values["metrics"]) == list(METRICS[task])
+        assert values["rows"] == ROWS
+    assert main(["eval", str(run)]) == 0
+    assert missing(capsys.readouterr().out, *METRICS[task]) == []
 
 
-def test_the_best_checkpoint_is_kept_by_a_metric_of_which_lower_is_better(
-    start: Start, tmp_path: Path
-) -> None:
-    options = ("--training.load_best_model_at_end", "true", "--training.save", "epoch")
-    assert start("regression", *options, "--training.best_metric", "rmse") == 0
-    lines = [json.loads(s) for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    epochs = [line["eval_rmse"] for line in lines if "eval_rmse" in line][1:3]
-    assert run_json(tmp_path)["metrics_after"]["rmse"] == pytest.approx(min(epochs))
+def close(one, other):
+    """Return whether two values are equal, numbers to within rounding."""
+    if isinstance(one, float):
+        return one == pytest.approx(other, abs=1e-4)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == other
 
 
-@pytest.mark.parametrize("task", ["embedding", "image_classification"])
-def test_a_full_run_saves_a_model_with_all_that_it_needs(
-    start: Start, folders: Path, tmp_path: Path, task: str
-) -> None:
-    assert start(task, "--method", "full", "--training.learning_rate", 1e-3) == 0
-    saved = tmp_path / "run" / "model"
-    model = CLASSES[task][0].from_pretrained(saved)
-    losses = losses_of(task, model, folders)
-    reported = run_json(tmp_path)["metrics_after"]["loss"]
-    assert reported == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    if task == "image_classification":
-        assert AutoImageProcessor.from_pretrained(saved, backend="pil").size["height"] == 16
-    else:
-        assert len(AutoTokenizer.from_pretrained(saved)) == len(WORDS) + 4
+def test_predict_says_something_of_each_row_whatever_its_batch(run, folders, said):
+    file = next((folders / facts(run)["task"]).glob("validation.*"))
+    alone, together = (
+        said("predict", run, file, "--batch-size", size)["predictions"] for size in (1, 5)
+    )
+    assert len(alone) == len(together) == ROWS
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        assert "prediction" in one
+        assert [key for key in one if not close(one[key], other[key])] == []
 
 
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(start: Start, tmp_path: Path) -> None:
-    task = "image_classification"
-    assert start(task, "--output", tmp_path / "whole") == 0
-    whole = adapter(tmp_path / "whole")
-    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-10"
-    assert start(task, "--training.resume", checkpoint) == 0
-    again = adapter(tmp_path / "run")
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+def test_a_merged_model_says_what_its_outputs_mean(run, tmp_path, said):
+    said("export", run / "adapter", "--format", "merged", "--output", tmp_path / "made")
+    problems = {"regression": "regression", "multi_label": "multi_label_classification"}
+    found = read_json(tmp_path / "made" / "config.json").get("problem_type")
+    assert found == problems.get(facts(run)["task"])
 
 
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-@pytest.mark.usefixtures("moving")
-def test_a_vision_models_features_are_seen_and_its_new_head_is_saved_whole(
-    start: Start, folders: Path, tmp_path: Path
-) -> None:
-    assert start("image_classification", "--lora.target_modules", "all-linear") == 0
-    lines = (tmp_path / "run" / "ranks.jsonl").read_text().splitlines()
-    for event in map(json.loads, lines):
+def test_a_vision_models_features_are_seen_and_its_new_head_is_saved_and_resumed(
+    start, folders, tmp_path
+):
+    output = tmp_path / "run"
+    assert start(IMAGES, "--lora.target_modules", "all-linear") == 0
+    for event in read_lines(output / "ranks.jsonl"):
         assert len(event["layers"]) == 12, "six linear layers in each of two blocks"
         for layer in event["layers"].values():
             # Five places: a class token and four patches of 8 x 8 pixels, over 48 pictures.
             assert layer["variance"] > 0
             assert layer["effective_rank"] > 1.5
-    tensors = adapter(tmp_path / "run")
+    tensors = weights(output)
     assert not any("patch_embeddings" in name for name in tensors)
-    heads = {name: tensors[name] for name in tensors if "classifier" in name}
-    assert {name.rpartition(".")[2] for name in heads} == {"weight", "bias"}
-    untrained = base_model("image_classification", folders).state_dict()
+    heads = {name.rpartition(".")[2]: tensors[name] for name in tensors if "classifier" in name}
+    assert set(heads) == {"weight", "bias"}
+    untrained = base_model(IMAGES, folders).state_dict()
     for name, tensor in heads.items():
-        assert not torch.equal(tensor, untrained[f"classifier.{name.rpartition('.')[2]}"])
-    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
-    assert config["task_type"] is None
-    assert config["modules_to_save"] == ["classifier"]
+        assert not torch.equal(tensor, untrained[f"classifier.{name}"])
+    config = read_json(output / "adapter" / "adapter_config.json")
+    assert (config["task_type"], config["modules_to_save"]) == (None, ["classifier"])
+    resume = ("--training.resume", output / "checkpoints" / "checkpoint-10")
+    assert start(IMAGES, *resume, "--output", tmp_path / "again") == 0
+    assert_same_weights(output, tmp_path / "again")
 
 
-@pytest.mark.parametrize("kind", ["folders", "npz", "csv"])
-def test_images_come_as_folders_arrays_and_paths_too(
-    start: Start, tmp_path: Path, kind: str
-) -> None:
-    data = tmp_path / "data"
-    for split, count in (("train", 24), ("validation", 8)):
-        save_class_folders(data / split, count)
-    if kind == "csv":
-        for split in ("train", "validation"):
-            files = sorted((data / split).rglob("*.jpg"))
-            rows = [
-                {"image": str(file.relative_to(data)), "label": int(file.parent.name == "bees")}
-                for file in files
-            ]
-            write_rows(tmp_path / "data" / f"{split}-list.csv", rows)
-        options = ["--data.train_split", "train-list", "--data.validation_split", "validation-list"]
-        assert start("image_classification", *options, data=data) == 0
-    elif kind == "npz":
-        files = sorted((data / "train").rglob("*.jpg"))
-        images = np.stack([np.asarray(Image.open(file)) for file in files])
-        labels = np.array([file.parent.name == "bees" for file in files], dtype=np.uint8)
-        np.savez(data / "all.npz", x=images, y=labels)
-        options = ["--data.validation_fraction", "0.25"]
-        assert start("image_classification", *options, data=data / "all.npz") == 0
+@pytest.mark.parametrize("task", ["embedding", IMAGES])
+def test_a_full_run_saves_a_model_with_all_that_it_needs(start, folders, tmp_path, task):
+    assert start(task, "--method", "full", "--training.learning_rate", 1e-3) == 0
+    saved = tmp_path / "run" / "model"
+    losses = losses_of(task, CLASSES[task][0].from_pretrained(saved), folders)
+    reported = facts(tmp_path / "run")["metrics_after"]["loss"]
+    assert reported == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    if task == IMAGES:
+        assert AutoImageProcessor.from_pretrained(saved, backend="pil").size["height"] == 16
     else:
-        assert start("image_classification", data=data) == 0
-    rows = {"train": 18, "validation": 6} if kind == "npz" else {"train": 24, "validation": 8}
-    assert run_json(tmp_path)["rows"] == rows
-    after, before = run_json(tmp_path)["metrics_after"], run_json(tmp_path)["metrics_before"]
-    assert after["loss"] < before["loss"]
+        assert len(AutoTokenizer.from_pretrained(saved)) == len(WORDS) + 4
 
 
-@pytest.fixture
-def refused(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return a runner of jobs that must fail before anything is written; it returns the error."""
+def test_a_new_regression_head_begins_at_the_mean_and_a_trained_one_is_kept(start, tmp_path):
+    rows = [row | {"label": row["label"] + 50} for row in rows_of("regression", 48, 1)]
+    data = write_splits(tmp_path / "data", "regression", rows)
+    options = ("--method=full", "--training.learning_rate=1e-4", "--training.epochs=1")
+    assert start("regression", *options, data=data) == 0
+    run = facts(tmp_path / "run")
+    assert run["metrics_before"]["rmse"] < 5, "it is 50 away from a head that says 0"
+    trained = (tmp_path / "run" / "model").rename(tmp_path / "trained")
+    away = [row | {"label": row["label"] + 50} for row in rows]
+    data = write_splits(tmp_path / "away", "regression", away, rows)
+    again = ("--model.path", trained, "--overwrite", "true")
+    assert start("regression", *options, *again, data=data) == 0
+    found = facts(tmp_path / "run")["metrics_before"]["rmse"]
+    assert found == pytest.approx(run["metrics_after"]["rmse"], rel=1e-4)
 
-    def run(task: str, *options: object, data: Path | None = None) -> str:
-        assert start(task, *options, data=data) == 2
-        assert not (tmp_path / "run").exists()
-        lines = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
-        (line,) = lines
-        return line
 
-    return run
+def test_rows_without_any_class_are_told_or_refused(start, refused_task, tmp_path, capsys):
+    rows = [row | {"label": []} for row in make_rows(12)]
+    data = write_splits(tmp_path / "rows", "multi_label", rows)
+    message = refused_task("multi_label", data=data)
+    none = "holds no class in any of 12 rows of the"
+    told = f"'label' {none} training split | `data.label` | `data.num_labels`"
+    assert missing(message, told) == []
+    options = ("--training.max_steps", 1, "--data.num_labels", 3, "--method", "lora")
+    assert start("multi_label", *options, data=data) == 0
+    told = f"{none} training split | {none} validation split"
+    assert missing(capsys.readouterr().err, told) == []
 
 
 @pytest.mark.parametrize(
@@ -305,47 +294,30 @@ def refused(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("embedding", {"label": None}, "list of finite numbers in every row, but 1 of 48"),
         ("embedding", {"label": [0.5]}, "lists of one length, 16 as in the first row, but 1 of 48"),
         ("token_classification", {"text": ["red"]}, "one class for each word in 'text', but 1 of"),
-        ("image_classification", {"image": b"GIF89a no"}, "but 1 of 48 rows of the training split"),
+        (IMAGES, {"image": b"GIF89a no"}, "but 1 of 48 rows of the training split"),
     ],
 )
-def test_a_faulty_row_is_counted_and_named(
-    refused: Callable[..., str], tmp_path: Path, task: str, change: dict[str, Any], told: str
-) -> None:
-    ending = ".parquet" if task == "image_classification" else ".jsonl"
+def test_a_faulty_row_is_counted_and_named(refused_task, tmp_path, task, change, told):
     rows = rows_of(task, 48, 1)
     rows[7] |= change
-    write_rows(tmp_path / "data" / f"train{ending}", rows)
-    write_rows(tmp_path / "data" / f"validation{ending}", rows_of(task, 8, 2))
-    message = refused(task, data=tmp_path / "data")
+    data = write_splits(tmp_path / "data", task, rows, rows_of(task, 8, 2))
+    message = refused_task(task, data=data)
     assert told in message
     assert "row 7" in message or "rows 7" in message
 
 
-def test_vectors_must_be_as_long_as_the_hidden_size(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
-    for split in ("train", "validation"):
-        rows = [row | {"label": row["label"][:5]} for row in rows_of("embedding", 12, 1)]
-        write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
-    told = refused("embedding", data=tmp_path / "data")
-    assert "vectors of 16 numbers, got 5" in told
-
-
-def test_a_model_without_an_image_processor_is_refused(
-    refused: Callable[..., str], folders: Path
-) -> None:
-    message = refused("image_classification", "--model.path", folders / "text")
-    assert "could not be loaded" in message
-    assert "image processor" in message
-
-
-def test_a_text_model_in_another_tasks_place_is_refused(
-    refused: Callable[..., str], folders: Path
-) -> None:
-    message = refused("token_classification", "--model.path", folders / "vision")
+def test_models_and_settings_of_another_task_are_refused(refused_task, folders, tmp_path):
+    rows = [row | {"label": row["label"][:5]} for row in rows_of("embedding", 12, 1)]
+    short = write_splits(tmp_path / "short", "embedding", rows)
+    assert "vectors of 16 numbers, got 5" in refused_task("embedding", data=short)
+    message = refused_task(IMAGES, "--model.path", folders / "text")
+    assert missing(message, "could not be loaded", "image processor") == []
+    message = refused_task("token_classification", "--model.path", folders / "vision")
     assert f"the tokenizer of {folders / 'vision'} could not be loaded" in message
-
-
-def test_a_best_metric_of_another_task_is_refused(refused: Callable[..., str]) -> None:
-    message = refused("regression", "--training.best_metric", "accuracy")
+    message = refused_task("regression", "--training.best_metric", "accuracy")
     assert "`task: regression`, one of pearson, spearman, rmse, loss, but got accuracy" in message
+    wide = shutil.copytree(folders / "vision", tmp_path / "wide")
+    size = {"size": {"height": 24, "width": 24}}
+    path = wide / "preprocessor_config.json"
+    path.write_text(json.dumps(read_json(path) | size))
+    assert "got shape (3, 24, 24)" in refused_task(IMAGES, "--model.path", wide)

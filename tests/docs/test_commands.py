@@ -1,22 +1,21 @@
 """Every command in the documents runs, page by page and in order.
 
-Examples keep their names, tasks and outputs, but have tiny models and data.
+Examples keep their names, tasks and outputs, but have tiny models and data. A command that stands
+on several pages runs once.
 """
 
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks.harness.command import main as harness
-from dynlora.cli.main import main
+from dynlora.cli.main import VERBS, main
 from tests.harness.records import invented_study, write
-from tests.jobs import make_rows, save_model, write_job, write_rows
+from tests.jobs import make_rows, measure_here, save_model, write_job, write_rows
 from tests.language import save_language_model
 from tests.pictures import picture_rows, save_vit
 
@@ -27,7 +26,7 @@ STARTS = ("quickstart", "mrpc")
 """Examples whose runs some pages need."""
 
 
-def commands(page: Path) -> list[tuple[str, list[str]]]:
+def commands(page):
     """Return a page's commands as program and arguments, without redirections."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -39,26 +38,25 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-def rows_for(data: dict[str, Any], task: str, count: int, seed: int) -> list[dict[str, Any]]:
+def rows_for(data, task, count, seed):
     """Return rows with the columns of an example."""
     if task == "image_classification":
         return picture_rows(count, seed=seed)
-    made = []
-    for row in make_rows(count, seed=seed):
-        label = float(row["label"]) if task == "regression" else row["label"]
-        made.append(
-            {
-                data.get("text", "text"): row["text"],
-                data.get("text_pair") or "other": row["other"],
-                data.get("label", "label"): label,
-                data.get("prompt") or "p": row["text"],
-                data.get("completion") or "c": row["other"],
-            }
-        )
-    return made
+    return [
+        {
+            data.get("text", "text"): row["text"],
+            data.get("text_pair") or "other": row["other"],
+            data.get("label", "label"): float(row["label"])
+            if task == "regression"
+            else row["label"],
+            data.get("prompt") or "p": row["text"],
+            data.get("completion") or "c": row["other"],
+        }
+        for row in make_rows(count, seed=seed)
+    ]
 
 
-def save_example(world: Path, source: Path) -> None:
+def save_example(world, source):
     """Write an example of the same name, task, columns and output that trains in a second."""
     job = yaml.safe_load(source.read_text(encoding="utf-8"))
     task, data = job.get("task", "sequence_classification"), dict(job["data"])
@@ -74,13 +72,13 @@ def save_example(world: Path, source: Path) -> None:
         limits["max_new_tokens"] = 4
     job["model"] = {"path": str(world / "models" / kinds.get(task, "minilm"))}
     job["data"] = data | limits | {"path": str(folder)}
-    job["training"] = {"max_steps": 4, "batch_size": 8, "bf16": False, "eval": "steps"}
+    job["training"] = {"max_steps": 4, "batch_size": 8, "bf16": False, "eval": "no"}
     write_job(world / "examples" / source.name, job)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with examples, models and the runs that pages need."""
+def world(tmp_path_factory):
+    """Change to a folder with examples, models and the results of a study."""
     world = tmp_path_factory.mktemp("world")
     (world / "examples").mkdir()
     (world / "DATA").mkdir()  # the reader's folder in the pages
@@ -93,56 +91,45 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(world / "benchmarks" / "results", *invented_study(budgets=(2,), seeds=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
-        for name in STARTS:
-            assert main(["--quiet", "train", f"examples/{name}.yaml"]) == 0
-    return world
+        measure_here(patch)
+        yield world
 
 
-@pytest.fixture
-def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy without runs as the working folder."""
-    copy = tmp_path / "world"
-    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("runs"))
-    monkeypatch.chdir(copy)
-    return copy
+@pytest.fixture(scope="module")
+def once(world):
+    """Return a runner of commands that have not run yet, which provides the runs they need."""
+    done = set()
+
+    def run(program, words):
+        if (program, *words) in done:
+            return 0
+        done.add((program, *words))
+        found = None if words[0] == "train" and "examples" in words[1] else runs_in(words)
+        if found and not Path("runs", found).exists():
+            name = found if found in STARTS else STARTS[-1]
+            assert run("dynlora", ["train", f"examples/{name}.yaml"]) == 0
+            if name != found:
+                shutil.copytree(f"runs/{name}", f"runs/{found}")
+        study = words[0].startswith("benchmarks/studies")  # takes hours, and its data
+        return PROGRAMS[program]([*words, "--dry-run"] if study else words)
+
+    return run
 
 
-@pytest.fixture
-def provide(trained: Path, world: Path) -> Callable[[Sequence[str]], list[str]]:
-    """Return a function that provides the runs of a command and fills its placeholders."""
-
-    def given(words: Sequence[str]) -> list[str]:
-        fitted = list(words)
-        if words[0].startswith("benchmarks/studies"):
-            fitted.append("--dry-run")  # a study takes hours, and its data
-        for place, word in enumerate(words):
-            found = re.match(r"runs/([\w-]+)", word)
-            started = found and words[0] != "train" and not (world / found[0]).exists()
-            if found and (started or "adapter" in word) and not (world / found[0]).exists():
-                name = found[1] if found[1] in STARTS else STARTS[-1]
-                shutil.copytree(trained / "runs" / name, world / found[0])
-            if word == "DIR":
-                example = Path(words[1]).stem
-                kind = "data" if words[place - 1] == "--data.path" else "model"
-                job = yaml.safe_load((world / "examples" / f"{example}.yaml").read_text())
-                fitted[place] = job[kind]["path"]
-        return fitted
-
-    return given
+def runs_in(words):
+    """Return the name of the first run that a command reads."""
+    names = [found[1] for word in words if (found := re.match(r"runs/([\w-]+)", word))]
+    return names[0] if names else None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(
-    page: Path, provide: Callable[[Sequence[str]], list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_of_a_page_runs(page, once, capsys):
     for program, words in commands(page):
-        code = PROGRAMS[program](provide(words))
+        code = once(program, words)
         assert code == 0, f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
 
 
-def test_there_is_a_command_of_every_verb() -> None:
-    from dynlora.cli.main import VERBS
-
+def test_there_is_a_command_of_every_verb():
     given = [command for page in PAGES for command in commands(page)]
     assert {words[0] for program, words in given if program == "dynlora"} >= set(VERBS)
     assert {program for program, _ in given} == set(PROGRAMS)

@@ -1,16 +1,13 @@
-"""docs/serving.md: its table has the recorded figures, and its commands and code work."""
+"""docs/serving.md: its table has the recorded figures, and its code parses."""
 
 import ast
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from benchmarks.engines.documented import DOCUMENT, python_blocks
-from dynlora.cli.main import main
-from tests.models import lora_llama
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text())
@@ -44,17 +41,6 @@ def test_the_result_is_a_pass_that_a_wrong_scale_fails():
         assert engine["uniform"]["equal"] >= 19
         assert all(d["near_tie"] for d in engine["uniform"]["differences"])
         assert not any(engine[form]["passed"] for form in ("doubled", "halved", "none"))
-
-
-def test_the_export_command_makes_a_uniform_adapter(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = next(line for line in TEXT.splitlines() if line.startswith("dynlora export"))
-    _, verb, source, *options = shlex.split(command)
-    lora_llama(rank_pattern={"q_proj": 7}).save_pretrained(source)
-    assert main([verb, source, *options]) == 0
-    config = json.loads((tmp_path / "served" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (7, 7)
-    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
 
 
 def test_each_block_of_python_parses_and_imports_its_engine():

@@ -17,9 +17,8 @@ from benchmarks.harness.execute import execute
 from benchmarks.harness.records import RecordFiles
 from benchmarks.harness.report.results import read_result
 from dynlora.cli.main import main as dynlora
-from tests.cli.conftest import snapshot
 from tests.harness.studies import TUNE, StandIn, completed, write_study
-from tests.jobs import save_model, write_data
+from tests.jobs import save_model, snapshot, write_data
 from tests.processes import process_group, run_in_group
 
 ROOT = Path(__file__).parents[2]

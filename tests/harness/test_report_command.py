@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import pytest
 
 from benchmarks.harness.command import main
-from tests.cli.conftest import snapshot
 from tests.harness.records import invented_study, values, write
+from tests.jobs import snapshot
 
 Report = Callable[..., int]
 

@@ -9,7 +9,6 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
 from dynlora.cli.completion import VARIABLE
-from dynlora.cli.output import Output, ReaderLeftError, fewer_remarks, only_errors
+from dynlora.cli.output import Output, ReaderLeftError, drop_rest, fewer_remarks, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.runs.record import installed, release
@@ -99,8 +98,10 @@ def _refuse(reason: str) -> int:
 
 def _tell(line: str) -> None:
     """Print a line on standard error, ignoring failures: the exit code reports the error too."""
-    with suppress(OSError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        drop_rest(sys.stderr)
 
 
 def _refused_file(error: OSError) -> str:

@@ -42,6 +42,14 @@ class ProgressConsole(PipeConsole):
             super().print(*objects, **settings)
         except OSError:
             self.quiet = True
+            drop_rest(sys.stderr)
+
+
+def drop_rest(stream: TextIO) -> None:
+    """Send a stream's unwritten text to the null device, because Python flushes again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Output:
@@ -95,20 +103,14 @@ class Output:
             yield
             self.result.flush()
         except (BrokenPipeError, ReaderLeftError) as error:
-            self._drop_rest()
+            drop_rest(self.result)
             raise ReaderLeftError from error
         except OSError as error:
-            self._drop_rest()
+            drop_rest(self.result)
             raise ConfigError(
                 f"standard output must be writable, but got {error.strerror or error}. Free some "
                 "space, or redirect it."
             ) from error
-
-    def _drop_rest(self) -> None:
-        """Send unwritten output to the null device, because Python flushes again at exit."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.result.fileno())
-        os.close(nowhere)
 
     def _console(self, table: RenderableType) -> Console:
         """Return a console that truncates nothing unless a terminal's width requires it."""

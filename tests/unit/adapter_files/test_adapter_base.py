@@ -58,22 +58,22 @@ def save(folder, base, **lora):
     return made
 
 
-def test_an_untrusted_adapter_does_not_decide_on_downloads(folder):
-    adapter = configure(folder, base_model_name_or_path="someone/model")
+def test_an_untrusted_adapter_does_not_decide_on_downloads(adapter):
+    found = configure(adapter, base_model_name_or_path="someone/model")
     with pytest.raises(AdapterError, match=r"names someone/model, which is no folder .*`--model`"):
-        locate_base(adapter, None)
-    assert locate_base(adapter, "someone/other").place == "someone/other"
+        locate_base(found, None)
+    assert locate_base(found, "someone/other").place == "someone/other"
     for name in ("../../etc", "a/b/c", "", "x" * 300):
         with pytest.raises(AdapterError, match=r"base model must be known"):
-            locate_base(configure(folder, base_model_name_or_path=name), None)
+            locate_base(configure(adapter, base_model_name_or_path=name), None)
 
 
-def test_a_class_that_is_no_model_is_never_called(folder):
+def test_a_class_that_is_no_model_is_never_called(adapter):
     for name in ("os", "Trainer"):
         mapping = {"base_model_class": name, "parent_library": "transformers"}
-        adapter = configure(folder, task_type=None, auto_mapping=mapping)
+        found = configure(adapter, task_type=None, auto_mapping=mapping)
         with pytest.raises(AdapterError, match=f"class of transformers, but got '{name}'"):
-            load_base(adapter, locate_base(adapter, None))
+            load_base(found, locate_base(found, None))
 
 
 def test_without_a_task_the_class_that_peft_noted_is_taken(model, tmp_path):
@@ -84,10 +84,10 @@ def test_without_a_task_the_class_that_peft_noted_is_taken(model, tmp_path):
     assert type(load_base(adapter, locate_base(adapter, None))) is BertForSequenceClassification
 
 
-def test_tensors_that_peft_would_leave_at_initial_values_are_an_error(folder):
-    adapter = configure(folder, target_modules=["query", "value", "dense", "key"])
+def test_tensors_that_peft_would_leave_at_initial_values_are_an_error(adapter):
+    found = configure(adapter, target_modules=["query", "value", "dense", "key"])
     with pytest.raises(AdapterError, match=r"must load on its base model.*missing.*key\.lora_A"):
-        attach(adapter, load_base(adapter, locate_base(adapter, None)))
+        attach(found, load_base(found, locate_base(found, None)))
 
 
 @torch.no_grad()
@@ -174,11 +174,11 @@ def test_a_head_of_several_layers_has_the_outputs_of_its_last(
     assert made["problem_type"] == "x"
 
 
-def test_weights_that_neither_model_nor_adapter_has_are_an_error(model, folder, tmp_path):
+def test_weights_that_neither_model_nor_adapter_has_are_an_error(model, adapter, tmp_path):
     base = shutil.copytree(model, tmp_path / "base")
     drop_weights(base, "classifier")
-    adapter = read_adapter(folder)
-    assert load_base(adapter, locate_base(adapter, str(base))), "the adapter has the classifier"
+    found = read_adapter(adapter)
+    assert load_base(found, locate_base(found, str(base))), "the adapter has the classifier"
     save(tmp_path / "headless", BertForSequenceClassification.from_pretrained(model),
          target_modules=["query"])  # fmt: skip
     headless = read_adapter(tmp_path / "headless")
@@ -186,7 +186,7 @@ def test_weights_that_neither_model_nor_adapter_has_are_an_error(model, folder, 
         load_base(headless, locate_base(headless, str(base)))
     drop_weights(base, "bert.encoder.layer.1.output")
     with pytest.raises(AdapterError, match=r"4 of its 41 weights .*layer\.1\.output"):
-        load_base(adapter, locate_base(adapter, str(base)))
+        load_base(found, locate_base(found, str(base)))
 
 
 def test_a_pooler_that_no_head_reads_may_be_missing(model, tmp_path):
