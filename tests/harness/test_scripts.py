@@ -19,7 +19,7 @@ def test_a_script_imports_names_that_exist(script):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynlora":
             module = import_module(str(node.module))
             for name in node.names:
-                if name.name not in vars(module):
+                if not hasattr(module, name.name):
                     import_module(f"{node.module}.{name.name}")
 
 
