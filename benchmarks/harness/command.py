@@ -15,7 +15,7 @@ import click
 
 from benchmarks.harness.assignment import RUNS_PER_PROCESS, Executor
 from benchmarks.harness.records import open_records
-from benchmarks.harness.runner import Runner, select
+from benchmarks.harness.runner import Runner, Tune, select
 from benchmarks.harness.runs import Jobs, resolve_jobs
 from benchmarks.harness.study import StudyError, read_study
 from dynlora.cli.arguments import COUNT, FILE, FOLDER, Verb, call
@@ -71,7 +71,7 @@ def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
         return
     total = trials_of(jobs.study, selection.combinations) + len(selection.finals)
     progress = Progress(output, jobs.study, total)
-    tuner = _tuner(jobs)
+    tune = _tune_of(jobs)
     os.environ.setdefault(*KERNELS)  # read by workers when they load torch
     executor, threads = _executor(given)
     runner = Runner(
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
         watch=progress.watch,
     )
     try:
-        problems = runner.run(selection, tuner)
+        problems = runner.run(selection, tune)
     except KeyboardInterrupt as stop:
         command = shlex.join([*PROGRAM.split(), *arguments])
         told = f"after {len(progress.runs)} of {total} runs; continue with: {command}"
@@ -103,8 +103,8 @@ def _run(arguments: Sequence[str], given: Any, output: Output) -> None:
         )
 
 
-def _tuner(jobs: Jobs) -> Any:
-    """Return the tuner; None for a study without tuning."""
+def _tune_of(jobs: Jobs) -> Tune | None:
+    """Return the function that tunes; None for a study without tuning."""
     if jobs.study.tune is None:
         return None
     try:
@@ -114,7 +114,7 @@ def _tuner(jobs: Jobs) -> Any:
             "`tune` needs Optuna, which is not installed. Run `pip install optuna`, or remove "
             "`tune`."
         ) from error
-    return open_tuner(jobs, jobs.study.tune)
+    return open_tuner(jobs, jobs.study.tune).tune
 
 
 def _executor(given: Any) -> tuple[Executor, int]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from benchmarks.harness.assignment import Assignment, Executor
 from benchmarks.harness.records import Records
 from benchmarks.harness.runs import Choice, Combination, Jobs, Run
-from benchmarks.harness.study import StudyError, Tuning
+from benchmarks.harness.study import StudyError
 from dynlora.train.config import JobConfig
 
 T = TypeVar("T")
@@ -24,26 +24,10 @@ Record = Mapping[str, Any]
 Measure = Callable[[int, Choice], float | None]
 """Executes the trial with a number and returns its metric; infinite if training diverged, None if
 it failed."""
+Tune = Callable[[Combination, Measure], Choice]
+"""Returns the best choice of a combination; raises StudyError if there is none."""
 Watch = Callable[[Run, Record, bool], None]
 """Called with each run, its record, and whether the record existed before."""
-
-
-@runtime_checkable
-class Tuner(Protocol):
-    """Finds the best choice per combination."""
-
-    @property
-    def tuning(self) -> Tuning:
-        """Settings of the study."""
-        ...
-
-    def metric(self, combination: Combination) -> str:
-        """Return the name of the validation metric to optimize."""
-        ...
-
-    def tune(self, combination: Combination, measure: Measure) -> Choice:
-        """Return the best choice; raises StudyError if there is none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +89,7 @@ class Runner:
     watch: Watch
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, selection: Selection, tuner: Tuner | None) -> list[str]:
+    def run(self, selection: Selection, tune: Tune | None) -> list[str]:
         """Execute the missing runs.
 
         Returns:
@@ -116,8 +100,8 @@ class Runner:
         """
         tuned: dict[Combination, Choice | StudyError | None]
         tuned = dict.fromkeys(selection.combinations)
-        if tuner is not None:
-            found = self._all(partial(self._tune, tuner), selection.combinations)
+        if tune is not None:
+            found = self._all(partial(self._tune, tune), selection.combinations)
             tuned = dict(zip(selection.combinations, found, strict=True))
         problems = [str(choice) for choice in tuned.values() if isinstance(choice, StudyError)]
         finals = [
@@ -148,18 +132,20 @@ class Runner:
             self.watch(run, record, False)
         return record
 
-    def _tune(self, tuner: Tuner, combination: Combination) -> Choice | StudyError:
+    def _tune(self, tune: Tune, combination: Combination) -> Choice | StudyError:
         """Return the best choice, or the reason for its absence."""
+        tuning = self.jobs.study.tune
+        assert tuning is not None
 
         def measure(number: int, choice: Choice) -> float | None:
-            record = self.do(self.jobs.trial(combination, tuner.tuning.seed, number, choice))
+            record = self.do(self.jobs.trial(combination, tuning.seed, number, choice))
             if record["status"] != "completed":
                 return float("inf") if record["diverged"] else None
-            value = record["validation"][tuner.metric(combination)]
+            value = record["validation"][self.jobs.metric(combination)]
             return float("inf") if value is None else float(value)
 
         try:
-            return tuner.tune(combination, measure)
+            return tune(combination, measure)
         except StudyError as error:
             return error
 

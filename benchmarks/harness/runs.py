@@ -129,6 +129,11 @@ class Jobs:
         config = self._resolve(combination, seed, choice)
         return Run("trial", combination, seed, config, choice, None, number)
 
+    def metric(self, combination: Combination) -> str:
+        """Return the name of the validation metric that tuning optimizes."""
+        chosen = None if self.study.tune is None else self.study.tune.metric
+        return chosen or METRICS[self.config(combination).task][0]
+
     def config(self, combination: Combination) -> JobConfig:
         """Return the job of a combination without its budget, scale and seed."""
         return self.configs[combination.model, combination.task, combination.method]

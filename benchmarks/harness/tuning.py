@@ -19,7 +19,6 @@ from benchmarks.harness.runner import Measure
 from benchmarks.harness.runs import Choice, Combination, Jobs, key_of, plain
 from benchmarks.harness.study import Space, StudyError, Tuning
 from dynlora.report.wording import LOWER_IS_BETTER
-from dynlora.train.config import METRICS
 
 STORAGE = ".tuning.journal"
 """Ending of the file with all trials, beside the study's tables."""
@@ -33,11 +32,6 @@ class OptunaTuner:
     tuning: Tuning
     storage: JournalStorage
 
-    def metric(self, combination: Combination) -> str:
-        """Return the name of the validation metric to optimize."""
-        task = self.jobs.config(combination).task
-        return self.tuning.metric or METRICS[task][0]
-
     def tune(self, combination: Combination, measure: Measure) -> Choice:
         """Execute a combination's missing trials and return the best choice.
 
@@ -45,7 +39,7 @@ class OptunaTuner:
             StudyError: If a trial failed, or training diverged in all trials.
         """
         search = self._open(combination)
-        worst = math.inf if LOWER_IS_BETTER[self.metric(combination)] else -math.inf
+        worst = math.inf if LOWER_IS_BETTER[self.jobs.metric(combination)] else -math.inf
         for trial in self._ended(search):
             measure(trial.number, self._choice(trial, combination))  # restores a missing record
         while (done := len(self._ended(search))) < self.tuning.trials:
@@ -68,7 +62,7 @@ class OptunaTuner:
 
     def _best(self, search: optuna.Study, combination: Combination) -> FrozenTrial:
         """Return the best trial, the first if several are equal."""
-        lower = LOWER_IS_BETTER[self.metric(combination)]
+        lower = LOWER_IS_BETTER[self.jobs.metric(combination)]
         values = {trial.number: trial.value or 0.0 for trial in self._ended(search)}
         best = min(self._ended(search), key=lambda t: values[t.number] * (1 if lower else -1))
         if math.isinf(values[best.number]):
@@ -82,8 +76,8 @@ class OptunaTuner:
         """Return the Optuna study of a combination with the current settings."""
         defaults, spaces = self.jobs.defaults(combination), self._spaces()
         config = plain(self.jobs.trial(combination, self.tuning.seed, 0, defaults).config)
-        setting = key_of(config, {"spaces": repr(spaces), "metric": self.metric(combination)})
-        lower = LOWER_IS_BETTER[self.metric(combination)]
+        setting = key_of(config, {"spaces": repr(spaces), "metric": self.jobs.metric(combination)})
+        lower = LOWER_IS_BETTER[self.jobs.metric(combination)]
         search = optuna.create_study(
             storage=self.storage,
             study_name=f"{self.jobs.study.name}/{combination.name}/{setting}",

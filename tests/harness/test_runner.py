@@ -42,7 +42,8 @@ def run_study(
         keep=keep,
         watch=lambda *of_run: told.append(of_run),
     )
-    problems = runner.run(select(jobs, only), None if tuning is None else open_tuner(jobs, tuning))
+    tune = None if tuning is None else open_tuner(jobs, tuning).tune
+    problems = runner.run(select(jobs, only), tune)
     return told, problems
 
 

@@ -66,8 +66,8 @@ def test_the_metric_decides_whether_less_is_better(tmp_path, metric, pick):
 
 def test_every_metric_of_every_task_has_a_direction(tmp_path):
     assert {metric for metrics in METRICS.values() for metric in metrics} == set(LOWER_IS_BETTER)
-    assert tuner_of(jobs_of(tmp_path)).metric(LORA) == "loss"
-    assert tuner_of(jobs_of(tmp_path, metric=None)).metric(LORA) == "accuracy"
+    assert jobs_of(tmp_path).metric(LORA) == "loss"
+    assert jobs_of(tmp_path, metric=None).metric(LORA) == "accuracy"
 
 
 def test_a_stop_changes_no_proposal(tmp_path):
