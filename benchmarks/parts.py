@@ -1,20 +1,6 @@
 """The gain of single parts of the method: recorded runs of a study, repeated without a part.
 
-Repeats recorded `dynamic` runs with their own configuration and one change:
-
-- `random directions`: grown directions are random instead of directions of the input;
-- `moments kept`: events do not shorten the memory of the optimizer;
-- `pace kept`: a layer's scale is divided by its rank, as in `lora_alpha / r`, at an event that
-  preserves its output, so that it learns equally fast at any rank;
-- `pace kept where ranks fall`: the same for layers below the configured rank only;
-- `at most 4 r`: no layer exceeds four times the configured rank;
-- `at most 3 times what is learned`: no layer exceeds three times the effective rank of its learned
-  update, or twice the configured rank if that is larger;
-- `every second step observed`, `every fourth step observed`: gradients of every second or fourth
-  step, and forwards of every eighth of those; `… after the first event`: from then on only;
-- `pattern from the start`: plain LoRA with the final ranks of the run;
-- `pattern of another seed`: plain LoRA with the final ranks of the next seed's run.
-
+Repeats recorded `dynamic` runs with their own configuration and one of `CHANGES`.
 Writes one JSON per task, updated after each run.
 
     python -m benchmarks.parts benchmarks/results/recovery.csv --data DATA --models DATA \
@@ -57,17 +43,19 @@ INTERVALS: dict[str, Callable[[Sequence[int], int], int]] = {
     ),
 }
 """Replacements of `schedule.observation_interval`."""
-CHANGES = (
-    "random directions",
-    "moments kept",
-    "pace kept",
-    "pace kept where ranks fall",
-    "at most 4 r",
-    "at most 3 times what is learned",
-    *INTERVALS,
-    "pattern from the start",
-    "pattern of another seed",
-)
+CHANGES = {
+    "random directions": "grown directions are random instead of directions of the input",
+    "moments kept": "events do not shorten the memory of the optimizer",
+    "pace kept": "an event divides a layer's scale by its rank, as in `lora_alpha / r`, and keeps "
+    "its output, so that it learns equally fast at any rank",
+    "pace kept where ranks fall": "the same for layers below the configured rank only",
+    "at most 4 r": "no layer exceeds four times the configured rank",
+    "at most 3 times what is learned": "no layer exceeds three times the effective rank of its "
+    "learned update, or twice the configured rank if that is larger",
+    **dict.fromkeys(INTERVALS, "gradients of fewer steps, and forwards of every eighth of those"),
+    "pattern from the start": "plain LoRA with the final ranks of the run",
+    "pattern of another seed": "plain LoRA with the final ranks of the next seed's run",
+}
 
 
 def main() -> None:
@@ -78,7 +66,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder that {models} stood for")
     parser.add_argument("--budget", type=int, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--changes", nargs="+", choices=CHANGES, default=CHANGES)
+    parser.add_argument("--changes", nargs="+", choices=CHANGES, default=[*CHANGES])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
