@@ -1,4 +1,4 @@
-"""Every optimizer that docs/method.md names: followed exactly, or started anew and said so."""
+"""Invariant 5, for every optimizer that docs/method.md names: its state survives, or it is said."""
 
 import logging
 
@@ -10,9 +10,8 @@ from bitsandbytes.optim import AdamW8bit
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon
 
 from dynlora import RankPlan
-from dynlora.errors import OptimizerError
 from dynlora.importance.agreement import AgreementTest
-from tests.models import attached, lora_llama, train
+from tests.models import attached, lora_llama, sequences, train
 
 STEPS = 40
 SETTINGS = {"importance": "random", "total_steps": STEPS, "hysteresis": 0, "uniform_mix": 0}
@@ -37,7 +36,7 @@ RESTARTED = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def moving(monkeypatch):
     """Let ranks move whether or not batches agree."""
     monkeypatch.setattr(AgreementTest, "is_significant", lambda self: True)
@@ -47,10 +46,11 @@ def trainable(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
+@pytest.mark.usefixtures("moving")
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *((name, "physical") for name in (*FOLLOWED, *RESTARTED) if name != "Muon"),
+        *((name, "physical") for name in (*FOLLOWED, *RESTARTED)),
         ("SGD, momentum", "static"),
         ("Adafactor of torch", "static"),
     ],
@@ -64,15 +64,6 @@ def test_training_goes_on_through_events(name, mode):
     assert len({tuple(e.layers[n].rank_after for n in e.layers) for e in dynamic.history}) > 2
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_muon_trains_through_events_and_is_refused_where_its_steps_follow_the_held_rank():
-    model = lora_llama().train()
-    dynamic = attached(model, optimizer := FOLLOWED["Muon"](trainable(model)), **SETTINGS)
-    losses = train(model, optimizer, dynamic, STEPS)
-    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
-    with pytest.raises(OptimizerError, match="got Muon in static mode"):
-        attached(model, FOLLOWED["Muon"](trainable(model)), mode="static", **SETTINGS)
 
 
 @pytest.mark.parametrize("name", RESTARTED)
@@ -92,24 +83,61 @@ def test_state_that_cannot_follow_starts_anew_in_the_layers_that_change_alone(na
     assert all(optimizer.state[parameter] for parameter in other.parameters)
 
 
-def test_muons_momentum_is_that_of_training_in_the_new_basis():
-    def moments(*, resize_first):
-        model = lora_llama().train()
-        optimizer = Muon(trainable(model), lr=0.0, weight_decay=0.0)
-        dynamic = attached(model, optimizer, importance="uniform", total_steps=1000)
-        layer = dynamic._layers[0]
-        with torch.no_grad():
-            layer.lora_B.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-            layer.lora_A[3], layer.lora_B[:, 3] = layer.lora_A[0] - layer.lora_A[1], 0.1
-            layer.lora_B[:, 3] = layer.lora_B[:, 2]  # of rank 3: the shrink loses nothing
-        dynamic.freeze()
-        plan = RankPlan(step=0, ranks={layer.name: 3})
-        if resize_first:
-            dynamic.apply(plan)
-        train(model, optimizer, None, 8)
-        if not resize_first:
-            dynamic.apply(plan)
-        return [optimizer.state[p]["momentum_buffer"] for p in layer.parameters]
+def moved(dynamic, step):
+    """Shrink by one as many layers as the tolerance allows, at most half; grow the others."""
+    ranks, left = dict(dynamic.ranks), 0
+    costs = {layer.name: layer.cost for layer in dynamic._layers}
+    features, tolerance = dynamic._analyzer.stats(), dynamic.config.shrink_tolerance
+    lowest = dynamic._adapters.lowest_ranks(list(ranks), features, tolerance=tolerance)
+    able = [name for name in ranks if lowest[name] < ranks[name]]
+    for name in able[: len(ranks) // 2]:
+        ranks[name] -= 1
+        left += costs[name]
+    for name in [name for name in ranks if ranks[name] == 8]:
+        if costs[name] <= left:
+            ranks[name] += 1
+            left -= costs[name]
+    event = dynamic.apply(RankPlan(step=step, ranks=ranks))
+    assert sum(layer.rank_after < layer.rank_before for layer in event.layers.values()) >= 2
+    assert sum(layer.rank_after > layer.rank_before for layer in event.layers.values()) >= 2
+    return event
 
-    for ours, theirs in zip(moments(resize_first=False), moments(resize_first=True), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6 + 1e-4 * float(theirs.abs().max()))
+
+def test_no_element_moves_more_than_one_learning_rate_right_after_an_event():
+    model = lora_llama(r=8)
+    optimizer = AdamW(trainable(model), lr=5e-3, weight_decay=0.01)
+    dynamic = attached(model, optimizer, importance="uniform", total_steps=10_000)
+    batches = sequences()
+    # Long enough that plain Adam itself no longer exceeds one learning rate, as it does early on.
+    train(model, optimizer, dynamic, 120, batches=batches)
+    moved(dynamic, 120)
+    before = [p.detach().clone() for p in trainable(model)]
+    train(model, optimizer, dynamic, 1, batches=batches)
+    for old, new in zip(before, trainable(model), strict=True):
+        step = (new.detach() - old * (1 - 5e-3 * 0.01)).abs().max()
+        assert step <= 5e-3 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: AdamW(ps, lr=5e-3, fused=True),
+        lambda ps: SGD(ps, lr=0.1, momentum=0.9),
+    ],
+    ids=["AdamW", "SGD"],
+)
+def test_loss_stays_in_the_band_of_a_control_for_fifty_steps_after_an_event(make):
+    losses = {}
+    for resized in (False, True):
+        model = lora_llama(r=8)
+        optimizer = make(trainable(model))
+        dynamic = attached(model, optimizer, importance="uniform", total_steps=10_000)
+        batches = sequences(batch=32)
+        train(model, optimizer, dynamic, 100, batches=batches)
+        if resized:
+            moved(dynamic, 100)
+        losses[resized] = train(model, optimizer, dynamic, 50, batches=batches)
+    control, other = torch.tensor(losses[False]), torch.tensor(losses[True])
+    # The stated band: 2 % at any step, 0.5 % in the mean of the 50.
+    assert (other / control - 1).abs().max() < 0.02
+    assert abs(other.mean() / control.mean() - 1) < 0.005

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from dynlora import DynamicLora, DynamicLoraConfig
-from dynlora.errors import ResumeError
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.models import WINDOW, adamw, attached, lora_llama, loss_of, sequences, train
 
 STEPS = 40
 KILLS = [
-    *(("signal", step) for step in (1, 5, 6, 7, 13, 20, 39)),
+    *(("signal", step) for step in (1, 5, 6, 7, 20)),
     ("sensitivity", 6), ("gradient_norm", 7), ("fisher", 5), ("attention_entropy", 13),
     ("random", 20),
 ]  # fmt: skip
@@ -75,13 +74,6 @@ def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(importance, killed_at
     assert dynamic.history == history
 
 
-def test_a_state_of_other_settings_is_refused_by_the_settings_name(tiny_llama):
-    first = attached(tiny_llama, adamw(tiny_llama), total_steps=10)
-    second = attached(tiny_llama, adamw(tiny_llama), total_steps=10, uniform_mix=0.25)
-    with pytest.raises(ResumeError, match=r"`uniform_mix` was 0\.2, now 0\.25"):
-        second.load_state_dict(first.state_dict())
-
-
 def test_loading_a_state_twice_is_loading_it_once(tiny_llama):
     optimizer = adamw(tiny_llama)
     dynamic = DynamicLora(tiny_llama, optimizer, DynamicLoraConfig(**CONFIG))
@@ -97,13 +89,3 @@ def test_loading_a_state_twice_is_loading_it_once(tiny_llama):
         assert again[group].keys() == state[group].keys()
         assert all(torch.equal(again[group][k], state[group][k]) for k in state[group])
     assert torch.isfinite(loss_of(tiny_llama, next(sequences())))
-
-
-def test_a_state_of_another_model_is_refused():
-    first = lora_llama(target_modules=["q_proj", "v_proj"])
-    second = lora_llama(target_modules=["o_proj", "v_proj"])
-    state = attached(first, adamw(first), total_steps=10).state_dict()
-    dynamic = attached(second, adamw(second), total_steps=10)
-    state["budget"] = dynamic.budget
-    with pytest.raises(ResumeError, match="got 4 layers where the model has 4"):
-        dynamic.load_state_dict(state)

@@ -1,5 +1,6 @@
 """Accumulated, checkpointed and scaled gradients: the run is the one that it would be without."""
 
+import itertools
 from functools import cache
 
 import pytest
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 
 from dynlora import RankPlan
 from dynlora.errors import EngineError
-from tests.models import adamw, attached, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, trained
 
 STEPS = 30
 SETTINGS = {"total_steps": STEPS, "hysteresis": 0}
@@ -18,9 +19,7 @@ SETTINGS = {"total_steps": STEPS, "hysteresis": 0}
 def control():
     """Train in float64 with whole batches."""
     model = lora_llama().double().train()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, **SETTINGS)
-    train(model, optimizer, dynamic, STEPS)
+    _, dynamic = trained(model, STEPS, **SETTINGS)
     assert len(set(dynamic.ranks.values())) > 1
     return model, dynamic
 
@@ -54,48 +53,30 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
     model = lora_llama().double().train()
     model.enable_input_require_grads()
     model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, **SETTINGS)
-    train(model, optimizer, dynamic, STEPS)
+    _, dynamic = trained(model, STEPS, **SETTINGS)
     assert_same(model, dynamic)
 
 
 @pytest.mark.parametrize("metric", ["signal", "sensitivity"])
-def test_an_autocast_around_the_whole_step_leaves_what_is_observed_as_it_is(metric):
-    observed = []
+def test_an_autocast_around_the_whole_step_leaves_what_is_observed_and_found_as_it_is(metric):
+    runs = []
     for around in (False, True):
         model = lora_llama().train()
-        dynamic = attached(model, adamw(model), importance=metric, **SETTINGS)
-        batches = sequences()
-        for _ in range(3):
-            (loss_of(model, next(batches)) * 1e-4).backward()  # squares vanish in float16
+        optimizer, observed = adamw(model), []
+        settings = SETTINGS | {"importance": metric, "total_steps": 20}
+        dynamic = attached(model, optimizer, **settings)
+        for tokens in itertools.islice(sequences(), 20):
+            loss_of(model, tokens).backward()
             with torch.autocast("cpu", torch.float16, enabled=around):
-                dynamic.observe()
-                dynamic.step()
-            model.zero_grad()
-        observed.append(dynamic.state_dict()["importance"])
-    plain, autocast = observed
-    assert plain.keys() == autocast.keys()
-    assert all(torch.equal(plain[key], autocast[key]) for key in plain)
-
-
-def test_an_autocast_around_the_whole_step_leaves_what_an_event_finds_as_it_is():
-    found = []
-    for around in (False, True):
-        model = lora_llama().train()
-        optimizer = adamw(model)
-        dynamic = attached(model, optimizer, total_steps=20, hysteresis=0)
-        batches = sequences()
-        for _ in range(20):
-            loss_of(model, next(batches)).backward()
-            with torch.autocast("cpu", torch.bfloat16, enabled=around):
                 dynamic.observe()
                 optimizer.step()
                 dynamic.step()
             optimizer.zero_grad()
-        found.append(dynamic.history)
-    assert found[0] == found[1]
-    assert any(layer.effective_rank for layer in found[0][0].layers.values())
+            observed += dynamic.state_dict()["importance"].values()
+        runs.append((observed, dynamic.history))
+    assert all(map(torch.equal, runs[0][0], runs[1][0]))
+    assert runs[0][1] == runs[1][1]
+    assert any(layer.effective_rank for layer in runs[0][1][0].layers.values())
 
 
 def test_a_step_that_overflows_in_half_precision_is_skipped_and_counted():

@@ -34,10 +34,12 @@ def best(matrix, rank):
     return (U[:, :rank] * S[:rank]) @ Vh[:rank], float(S[rank:].square().sum().sqrt())
 
 
+@pytest.mark.parametrize("untrained", [(), (1, 3)])
 @pytest.mark.parametrize(("shape", "rank"), SHAPES)
-def test_what_is_kept_is_the_best_of_its_rank_on_the_tokens_seen(shape, rank):
+def test_what_is_kept_is_the_best_of_its_rank_on_the_tokens_seen(shape, rank, untrained):
     model = lora_chain(*shape, r=4)
     (layer,) = layers_of(model)
+    layer.lora_B.data[:, list(untrained)] = 0
     features = stats_of(layer, inputs_of(shape[0]))
     inputs = features.tokens.double()
     with torch.no_grad():
@@ -46,7 +48,7 @@ def test_what_is_kept_is_the_best_of_its_rank_on_the_tokens_seen(shape, rank):
     lost = shrink(model, rank, {"0": features})
     assert layer.r == rank
     torch.testing.assert_close(inputs @ added(layer).T, expected, rtol=1e-7, atol=1e-7)
-    assert lost == pytest.approx(missing / float(whole), rel=1e-5)
+    assert lost == pytest.approx(missing / float(whole), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize(("shape", "rank"), SHAPES)
@@ -60,17 +62,6 @@ def test_without_tokens_what_is_kept_is_the_best_weight_of_its_rank(shape, rank)
     assert lost == pytest.approx(missing / float(base), rel=1e-9)
 
 
-def test_what_is_kept_beats_the_best_weight_of_its_rank_on_correlated_inputs():
-    model = lora_chain(12, 8, r=4)
-    (layer,) = layers_of(model)
-    features = stats_of(layer, inputs_of(12))
-    inputs, before = features.tokens.double(), added(layer)
-    by_weight, _ = best(before, 2)
-    shrink(model, 2, {"0": features})
-    ours = (inputs @ (added(layer) - before).T).norm()
-    assert ours < 0.99 * (inputs @ (by_weight - before).T).norm()
-
-
 @pytest.mark.parametrize("seen", [True, False])
 def test_directions_that_repeat_one_another_are_dropped_without_loss(seen):
     model = lora_chain(12, 8, r=5)
@@ -82,17 +73,6 @@ def test_directions_that_repeat_one_another_are_dropped_without_loss(seen):
     lost = shrink(model, 4, features)
     torch.testing.assert_close(added(layer), before, rtol=1e-6, atol=1e-6)
     assert lost == pytest.approx(0, abs=1e-6)
-
-
-def test_untrained_directions_do_not_disturb_the_best_truncation():
-    model = lora_chain(12, 8, r=6)
-    (layer,) = layers_of(model)
-    layer.lora_B.data[:, [1, 4]] = 0
-    features = stats_of(layer, inputs_of(12))
-    inputs = features.tokens.double()
-    expected, _ = best(inputs @ added(layer).T, 2)
-    shrink(model, 2, {"0": features})
-    torch.testing.assert_close(inputs @ added(layer).T, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
