@@ -61,14 +61,6 @@ def test_tokens_get_the_same_keys_and_inputs_alone_in_a_batch_and_under_any_padd
                 torch.testing.assert_close(together[name][key], row, atol=1e-5, rtol=1e-4)
 
 
-def test_padding_is_never_sampled(tiny_llama):
-    dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=100)
-    tokens, mask = padded(EXAMPLES, 40, "right")
-    tiny_llama(input_ids=tokens, attention_mask=mask)
-    total = sum(len(example) for example in EXAMPLES)
-    assert {len(stats.tokens) for stats in dynamic._analyzer.stats().values()} == {total}
-
-
 def test_an_examples_output_does_not_depend_on_its_batch_after_ranks_moved(tiny_llama):
     optimizer = adamw(tiny_llama)
     train(tiny_llama, optimizer, attached(tiny_llama, optimizer, total_steps=30), 30)

@@ -45,20 +45,18 @@ def uniform(costs):
 
 @many
 @given(splits())
-def test_shares_are_at_least_zero_and_sum_to_one(split):
+def test_shares_sum_to_one_keep_the_uniform_part_and_do_not_depend_on_order(split):
     shares = allocate_shares(**split)
     assert shares.keys() == split["costs"].keys()
-    assert all(share >= 0 for share in shares.values())
     assert math.fsum(shares.values()) == pytest.approx(1, abs=1e-9)
-
-
-@many
-@given(splits())
-def test_no_layer_gets_less_than_its_uniform_part(split):
-    assume(is_informative(split["scores"]))
-    shares = allocate_shares(**split)
+    part = split["uniform_mix"] if is_informative(split["scores"]) else 0
     for name, base in uniform(split["costs"]).items():
-        assert shares[name] >= split["uniform_mix"] * base
+        assert shares[name] >= part * base
+    turned = {
+        key: reversed_dict(value) if isinstance(value, dict) else value
+        for key, value in split.items()
+    }
+    assert allocate_shares(**turned) == shares  # to the last bit
 
 
 @many
@@ -72,16 +70,6 @@ def test_what_is_spread_sums_to_one_and_takes_from_layers_above_their_use_alone(
     for name, share in spread.items():
         assert share >= min(shares[name], usable.get(name, 1))
         assert not able or name in able or share == usable[name]
-
-
-@many
-@given(splits())
-def test_the_order_of_layers_changes_no_bit(split):
-    turned = {
-        key: reversed_dict(value) if isinstance(value, dict) else value
-        for key, value in split.items()
-    }
-    assert allocate_shares(**split) == allocate_shares(**turned)
 
 
 @many

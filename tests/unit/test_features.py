@@ -19,10 +19,11 @@ def offer(analyzer, name, inputs, outputs, keys):
     analyzer.observe(name, keys, lambda index: (inputs[index], outputs[index]))
 
 
-def sampled(analyzer, name="layer"):
-    state = analyzer.state_dict()
-    order = state[f"{name}/keys"].argsort()
-    return state[f"{name}/keys"][order], state[f"{name}/tokens"][order]
+def stats_of(*given):
+    """Return the statistics of one layer that is offered this once."""
+    analyzer = InputFeatureAnalyzer()
+    offer(analyzer, "layer", *given)
+    return analyzer.stats()["layer"]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -31,15 +32,14 @@ def test_the_tokens_with_the_smallest_keys_stay_in_any_batching_and_order(chunk)
     analyzer = InputFeatureAnalyzer()
     for part in torch.randperm(len(keys)).split(chunk):
         offer(analyzer, "layer", inputs[part], outputs[part], keys[part])
-    smallest = keys.argsort()[:SAMPLE_SIZE]
-    kept_keys, kept = sampled(analyzer)
-    assert torch.equal(kept_keys, keys[smallest])
-    assert torch.equal(kept, inputs[smallest])
+    smallest, state = keys.argsort()[:SAMPLE_SIZE], analyzer.state_dict()
+    assert torch.equal(state["layer/keys"], keys[smallest])
+    assert torch.equal(state["layer/tokens"], inputs[smallest])
 
 
 def test_padding_is_in_no_statistic_and_displaces_no_token():
     inputs, outputs, keys = tokens_with_keys(20)
-    padded, bare = InputFeatureAnalyzer(), InputFeatureAnalyzer()
+    padded = InputFeatureAnalyzer()
     pads = torch.full((2 * SAMPLE_SIZE,), UNUSED_KEY)
     wide = 1e6 * torch.ones(len(pads), 6)
     offer(padded, "only padding", wide, wide, pads)
@@ -51,9 +51,8 @@ def test_padding_is_in_no_statistic_and_displaces_no_token():
         torch.cat([outputs, wide[:30, :3]]),
         torch.cat([keys, pads[:30]]),
     )
-    offer(bare, "layer", inputs, outputs, keys)
     assert set(padded.stats()) == {"layer"}
-    with_padding, without = padded.stats()["layer"], bare.stats()["layer"]
+    with_padding, without = padded.stats()["layer"], stats_of(inputs, outputs, keys)
     assert torch.equal(with_padding.tokens, inputs[keys.argsort()])
     assert with_padding.variance == without.variance
     assert with_padding.output_power == without.output_power
@@ -62,9 +61,7 @@ def test_padding_is_in_no_statistic_and_displaces_no_token():
 @pytest.mark.parametrize("count", [5, 50])  # fewer and more than dimensions
 def test_statistics_are_those_of_the_sampled_tokens(count):
     inputs, outputs, keys = tokens_with_keys(count)
-    analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "layer", inputs, outputs, keys)
-    stats = analyzer.stats()["layer"]
+    stats = stats_of(inputs, outputs, keys)
     centred = inputs - inputs.mean(dim=0)
     assert stats.variance == pytest.approx(float((centred**2).sum() / count / 6), rel=1e-6)
     assert stats.output_power == pytest.approx(float((outputs**2).sum() / count), rel=1e-6)
@@ -75,9 +72,7 @@ def test_statistics_are_those_of_the_sampled_tokens(count):
 
 def test_half_precision_inputs_are_sampled_in_float32():
     inputs, outputs, keys = tokens_with_keys(8)
-    analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "layer", inputs.bfloat16(), outputs.bfloat16(), keys)
-    tokens = analyzer.stats()["layer"].tokens
+    tokens = stats_of(inputs.bfloat16(), outputs.bfloat16(), keys).tokens
     assert tokens.dtype == torch.float32
     assert torch.equal(tokens, inputs.bfloat16().float()[keys.argsort()])
 
@@ -92,35 +87,28 @@ def test_a_layer_whose_input_or_output_is_not_finite_has_no_statistics(place, va
     assert set(analyzer.stats()) == {"whole"}
 
 
-def test_after_a_restart_old_tokens_serve_until_new_ones_come():
-    inputs, outputs, keys = tokens_with_keys(20)
-    analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "seen", inputs[:10], outputs[:10], keys[:10])
-    offer(analyzer, "unseen", inputs[:10], outputs[:10], keys[:10])
-    analyzer.restart()
-    offer(analyzer, "seen", inputs[10:15], outputs[10:15], keys[10:15])
-    offer(analyzer, "seen", inputs[15:], outputs[15:], keys[15:])
-    stats = analyzer.stats()
-    assert torch.equal(stats["seen"].tokens, inputs[10:][keys[10:].argsort()])
-    assert torch.equal(stats["unseen"].tokens, inputs[:10][keys[:10].argsort()])
-
-
-def test_a_restored_analyzer_continues_as_the_saved_one():
+def test_after_a_restart_old_tokens_serve_until_new_ones_come_after_a_resume_too():
     inputs, outputs, keys = tokens_with_keys(40)
     saved, restored = InputFeatureAnalyzer(), InputFeatureAnalyzer()
-    for name in ("a.b", "stale"):
-        offer(saved, name, inputs[:20], outputs[:20], keys[:20])
+
+    def observe(analyzer, name, start, end):
+        offer(analyzer, name, *(part[start:end] for part in (inputs, outputs, keys)))
+
+    for name in ("a.b", "stale", "unseen"):
+        observe(saved, name, 0, 10)
     saved.restart()
-    offer(saved, "a.b", inputs[:20], outputs[:20], keys[:20])
+    observe(saved, "a.b", 10, 20)
     restored.load_state_dict(saved.state_dict())
     for analyzer in (saved, restored):
         for name in ("a.b", "stale"):
-            offer(analyzer, name, inputs[20:], outputs[20:], keys[20:])
+            observe(analyzer, name, 20, 40)
+        stats = analyzer.stats()
+        for name, (start, end) in {"a.b": (10, 40), "stale": (20, 40), "unseen": (0, 10)}.items():
+            order = keys[start:end].argsort()
+            assert torch.equal(stats[name].tokens, inputs[start:end][order])
     ours, theirs = saved.state_dict(), restored.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert len(theirs["a.b/keys"]) == 40
-    assert len(theirs["stale/keys"]) == 20
 
 
 @pytest.mark.parametrize(("rank", "limited"), [(7.9, True), (8.0, False)])
@@ -149,26 +137,15 @@ def test_layers_that_read_one_tensor_keep_one_sample_of_it():
     assert torch.equal(query.tokens, inputs[keys.argsort()[:SAMPLE_SIZE]])
 
 
-def axes(counts, width):
-    """Return, for each axis, that many pairs of tokens at +1 and -1 on it."""
-    rows = []
-    for axis, count in enumerate(counts):
-        unit = torch.zeros(width)
-        unit[axis] = 1.0
-        rows += [unit, -unit] * count
-    return torch.stack(rows)
-
-
 def rank_of(tokens):
     """Return the effective rank that the analyzer finds for these inputs."""
-    analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "layer", tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens)))
-    return analyzer.stats()["layer"].effective_rank
+    return stats_of(tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens))).effective_rank
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5, 8])
 def test_inputs_that_fill_k_dimensions_evenly_have_effective_rank_k(dimensions):
-    assert rank_of(axes([3] * dimensions, 8)) == pytest.approx(dimensions, rel=1e-5)
+    axes = torch.eye(8)[:dimensions]
+    assert rank_of(torch.cat([axes, -axes] * 3)) == pytest.approx(dimensions, rel=1e-5)
 
 
 def test_scaling_shifting_or_rotating_the_input_leaves_its_effective_rank():
@@ -187,9 +164,7 @@ def test_a_constant_input_has_effective_rank_one(tokens):
 
 def test_ids_count_as_one_hot_vectors_over_those_sampled():
     ids = torch.tensor([7, 7, 7, 40_000, 2, 2])
-    analyzer = InputFeatureAnalyzer()
-    offer(analyzer, "layer", ids, torch.ones(6, 4), torch.arange(6))
-    stats = analyzer.stats()["layer"]
+    stats = stats_of(ids, torch.ones(6, 4), torch.arange(6))
     assert torch.equal(stats.tokens, ids)
     shares = torch.tensor([1 / 2, 1 / 6, 1 / 3], dtype=torch.float64)
     covariance = shares.diag() - torch.outer(shares, shares)
