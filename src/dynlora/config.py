@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from inspect import signature
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from dynlora.errors import ConfigError
 
@@ -38,7 +38,7 @@ EXTENSIONS: Mapping[str, str] = {
 if TYPE_CHECKING:
     from dynlora.importance import ImportanceMetric
 
-    Importance = str | ImportanceMetric
+    Importance: TypeAlias = "str | ImportanceMetric"
 else:  # files and the command line can only give names
     Importance = Literal[*METRICS]
 

@@ -121,12 +121,7 @@ class DynamicLora:
         )
         """Tensor shapes: `physical` (the live rank) or `static` (a fixed rank)."""
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
-        self._events = event_steps(
-            total_steps=config.total_steps,
-            first_event=config.first_event,
-            last_event=config.last_event,
-            events=config.events,
-        )
+        self._events = event_steps(config)
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step

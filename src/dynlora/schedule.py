@@ -7,6 +7,8 @@ steps both get a few early events.
 
 from collections.abc import Sequence
 
+from dynlora.config import DynamicLoraConfig
+
 FIRST_STEP_OF_UNKNOWN_LENGTH = 20
 """First event of a run of unknown length."""
 
@@ -21,21 +23,13 @@ MOST_APART = 8
 """Largest interval between observed steps."""
 
 
-def event_steps(
-    *, total_steps: int | None, first_event: float, last_event: float, events: int
-) -> tuple[int, ...]:
-    """Return the steps after which ranks may change, counted from 1.
-
-    Args:
-        total_steps: Optimizer steps of the whole run; None if unknown.
-        first_event: Fraction of `total_steps` at the first event, in ``(0, 1]``.
-        last_event: Fraction of `total_steps` at the last event, in ``[first_event, 1]``.
-        events: Number of events, at least 1; short runs get fewer.
-    """
+def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
+    """Return the steps after which ranks may change, counted from 1; short runs have fewer."""
+    events, total_steps = config.events, config.total_steps
     if total_steps is None:
         return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
-    span = (last_event - first_event) / max(events - 1, 1)
-    fractions = (first_event + span * index for index in range(events))
+    span = (config.last_event - config.first_event) / max(events - 1, 1)
+    fractions = (config.first_event + span * index for index in range(events))
     return tuple(sorted({max(1, round(fraction * total_steps)) for fraction in fractions}))
 
 

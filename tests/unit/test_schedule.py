@@ -2,6 +2,7 @@
 
 import pytest
 
+from dynlora import DynamicLoraConfig
 from dynlora.schedule import (
     FORWARDS_APART,
     MOST_APART,
@@ -28,19 +29,19 @@ def test_events_are_spread_evenly_over_the_window_or_double(
     total_steps, first, last, events, steps
 ):
     window = {"first_event": first, "last_event": last, "events": events}
-    assert event_steps(total_steps=total_steps, **window) == steps
+    assert event_steps(DynamicLoraConfig(total_steps=total_steps, **window)) == steps
 
 
 def test_events_lie_within_the_run_in_order_and_never_twice():
     for total_steps in (*range(1, 60), 99_999):
         window = {"first_event": 0.15, "last_event": 0.5, "events": 5}
-        steps = event_steps(total_steps=total_steps, **window)
+        steps = event_steps(DynamicLoraConfig(total_steps=total_steps, **window))
         assert list(steps) == sorted(set(steps))
         assert 1 <= steps[0] <= steps[-1] <= total_steps
 
 
 def test_steps_are_observed_as_often_as_a_plan_needs_within_limits():
-    close = event_steps(total_steps=345, first_event=0.05, last_event=0.3, events=5)
+    close = event_steps(DynamicLoraConfig(total_steps=345))
     assert {observation_interval(close, step) for step in range(345)} == {1}
     steps = [step for step in range(200, 456) if step % observation_interval((200, 456), step) == 0]
     assert steps == list(range(200, 456, 4))

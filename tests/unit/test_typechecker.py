@@ -6,12 +6,12 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from dynlora.importance.attention_entropy import focus
-from dynlora.schedule import event_steps
+from dynlora.schedule import is_sampled
 
 
 def test_a_value_of_the_wrong_type_is_refused() -> None:
-    with pytest.raises(BeartypeCallHintViolation, match="total_steps='100'"):
-        event_steps(total_steps="100", first_event=0.1, last_event=0.3, events=3)  # type: ignore[arg-type]
+    with pytest.raises(BeartypeCallHintViolation, match="step='100'"):
+        is_sampled((10,), "100")  # type: ignore[arg-type]
 
 
 def test_shapes_that_do_not_go_together_are_refused() -> None:
