@@ -1,4 +1,4 @@
-"""Adapters that were trained before, several at once, tied, in groups, switched off: what holds."""
+"""Adapters of any start: trained before, several at once, tied, in groups, switched off."""
 
 import copy
 import re
@@ -14,8 +14,9 @@ from torch.optim import AdamW
 
 from dynlora import RankPlan
 from dynlora.errors import LayerError
+from tests.adapters import outputs
 from tests.layer_kinds import CASES
-from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train
+from tests.models import adamw, attached, bare_llama, lora_llama, loss_of, sequences, train, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*embedding.*:UserWarning")
 
@@ -36,44 +37,32 @@ def logits(model):
     return model(input_ids=next(sequences(batch=16, seed=9))).logits
 
 
-@pytest.fixture
-def trained(tmp_path):
-    """Save an adapter with patterns of its own, trained without us."""
-    torch.manual_seed(1)
-    model = get_peft_model(bare_llama(), LoraConfig(**OWN))
-    train(model, adamw(model), None, 30)
-    model.save_pretrained(tmp_path / "first")
-    return tmp_path
-
-
 def continued(folder):
     return PeftModel.from_pretrained(bare_llama(), folder, is_trainable=True)
 
 
-def test_an_adapter_trained_before_is_continued_with_its_own_ranks_scales_and_budget(trained):
-    model = continued(trained / "first")
-    before = logits(model)
-    dynamic = attached(model, adamw(model), total_steps=60, **MOVING)
-    ranks = dict(dynamic.ranks)
-    assert ranks["model.layers.0.self_attn.q_proj"] == 3
-    assert ranks["model.layers.1.mlp.down_proj"] == 9
-    assert ranks["model.layers.0.mlp.down_proj"] == 6
+def test_an_adapter_trained_before_is_continued_with_its_own_ranks_scales_budget_and_modules(
+    tmp_path,
+):
+    torch.manual_seed(1)
+    first = get_peft_model(bare_llama(), LoraConfig(**OWN))  # trained without us
+    train(first, adamw(first), None, 30)
+    first.save_pretrained(tmp_path / "first")
+    model = continued(tmp_path / "first")
+    before, optimizer = logits(model), adamw(model)
+    dynamic = attached(model, optimizer, total_steps=40, **MOVING)
+    start = dict(dynamic.ranks)
+    assert start["model.layers.0.self_attn.q_proj"] == 3
+    assert start["model.layers.1.mlp.down_proj"] == 9
+    assert start["model.layers.0.mlp.down_proj"] == 6
     scales = {layer.name: layer.scaling for layer in dynamic._layers}
     assert scales["model.layers.0.self_attn.q_proj"] == 5 / 3**0.5
     assert scales["model.layers.1.self_attn.v_proj"] == 20 / 6**0.5
     assert scales["model.layers.1.mlp.down_proj"] == 12 / 9**0.5
     live = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
-    at_r = sum(6 * layer.cost for layer in dynamic._layers)
-    assert dynamic.budget == max(live, at_r)
+    assert dynamic.budget == max(live, sum(6 * layer.cost for layer in dynamic._layers))
     assert torch.equal(logits(model), before)
 
-
-def test_what_was_continued_is_saved_with_its_scales_and_its_modules_and_loads_again(trained):
-    model = continued(trained / "first")
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, total_steps=40, **MOVING)
-    scales = {layer.name: layer.scaling for layer in dynamic._layers}
-    start = dict(dynamic.ranks)
     head = model.get_submodule("base_model.model.lm_head.modules_to_save.default").weight
     head_before = head.detach().clone()
     losses = train(model, optimizer, dynamic, 40)
@@ -81,8 +70,8 @@ def test_what_was_continued_is_saved_with_its_scales_and_its_modules_and_loads_a
     assert dynamic.ranks != start
     assert not torch.equal(head, head_before)
     assert {layer.name: layer.scaling for layer in dynamic._layers} == scales
-    model.save_pretrained(trained / "second")
-    again = continued(trained / "second")
+    model.save_pretrained(tmp_path / "second")
+    again = continued(tmp_path / "second")
     assert torch.equal(logits(again), logits(model))
     its = attached(again, adamw(again), total_steps=40)
     assert its.ranks == dynamic.ranks
@@ -90,21 +79,15 @@ def test_what_was_continued_is_saved_with_its_scales_and_its_modules_and_loads_a
         assert layer.scaling == pytest.approx(scales[layer.name], rel=1e-15)
 
 
-def labelled_at_random(seed=5):
-    """Yield tokens and labels that have nothing to do with them."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randint(0, 16, (2, 8, 12), generator=generator)
-
-
-@pytest.fixture
-def moved_ranks(tmp_path):
+@pytest.fixture(scope="module")
+def moved_ranks(tmp_path_factory):
     """Save an adapter whose ranks a run has moved; return the folder and its saved ranks."""
+    folder = tmp_path_factory.mktemp("moved")
     model = lora_llama(r=8)
     optimizer = adamw(model)
     train(model, optimizer, attached(model, optimizer, total_steps=40, **MOVING), 40)
-    model.save_pretrained(tmp_path)
-    return tmp_path, saved_ranks(tmp_path)
+    model.save_pretrained(folder)
+    return folder, saved_ranks(folder)
 
 
 def saved_ranks(folder):
@@ -118,14 +101,9 @@ def test_an_adapter_continued_on_random_labels_keeps_its_ranks(moved_ranks, tmp_
     model = continued(folder)
     optimizer = adamw(model)
     dynamic = attached(model, optimizer, total_steps=40)
-    batches = labelled_at_random()
-    for _ in range(40):
-        tokens, labels = next(batches)
-        model(input_ids=tokens, labels=labels).loss.backward()
-        dynamic.observe()
-        optimizer.step()
-        dynamic.step()
-        optimizer.zero_grad()
+    generator = torch.Generator().manual_seed(5)
+    pairs = (torch.randint(0, 16, (2, 8, 12), generator=generator) for _ in range(40))
+    train(model, optimizer, dynamic, 40, ({"input_ids": x, "labels": y} for x, y in pairs))
     assert len(dynamic.history) == 5
     assert {layer.score for event in dynamic.history for layer in event.layers.values()} == {None}
     model.save_pretrained(tmp_path / "second")
@@ -172,12 +150,7 @@ def test_only_the_named_adapter_moves_and_the_others_stay_bit_for_bit(kind):
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if ".other" in n}
         modules = [m for m in model.modules() if "lora_alpha" in vars(m)]
         told = [[copy.copy(vars(m)[field]["other"]) for field in fields] for m in modules]
-        return (
-            weights,
-            told,
-            vars(model.peft_config["other"]).copy(),
-            [repr(m.lora_A) for m in modules],
-        )
+        return weights, told, vars(model.peft_config["other"]).copy()
 
     before = other()
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
@@ -190,13 +163,13 @@ def test_only_the_named_adapter_moves_and_the_others_stay_bit_for_bit(kind):
     after = other()
     assert before[0].keys() == after[0].keys()
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
-    assert before[1:3] == after[1:3]
+    assert before[1:] == after[1:]
     assert dynamic.ranks == ranks | {case.layer: 4}
     model.set_adapter("other")
     assert torch.isfinite(model(**next(case.batches())).logits).all()
 
 
-@pytest.mark.parametrize("kind", ["Linear", "Embedding", "Conv2d"])
+@pytest.mark.parametrize("kind", ["Linear", "Embedding"])
 def test_lora_plus_groups_keep_their_parameters_rates_and_moments(kind):
     case = CASES[kind]
     model = case.model().train()
@@ -212,23 +185,23 @@ def test_lora_plus_groups_keep_their_parameters_rates_and_moments(kind):
         ]
 
     before, moved = groups(), set()
-    batches = case.batches()
-    losses = []
-    for _ in range(40):
-        loss = model(**next(batches)).loss
-        loss.backward()
-        dynamic.observe()
-        weights = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
-        rates = [g["lr"] for g in optimizer.param_groups for _ in g["params"]]
-        optimizer.step()
-        now = [p.detach() for g in optimizer.param_groups for p in g["params"]]
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    rates = [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
+    old = []
+
+    def remember(*_):
+        old[:] = [weight.detach().clone() for weight in weights]
+
+    def check(*_):
         if dynamic.history and dynamic.history[-1].step == dynamic._step:
-            for old, new, rate in zip(weights, now, rates, strict=True):
-                assert (new - old).abs().max() <= 1.1 * rate  # Adam alone exceeds it this early
-        dynamic.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+            for earlier, weight, rate in zip(old, weights, rates, strict=True):
+                # Adam alone exceeds one rate this early.
+                assert (weight.detach() - earlier).abs().max() <= 1.1 * rate
         moved.add(tuple(dynamic.ranks.values()))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(check)
+    losses = train(model, optimizer, dynamic, 40, case.batches())
     assert groups() == before
     assert {lr for lr, *_ in before} >= {2e-3, 1.6e-2}
     assert len(moved) > 2
@@ -247,19 +220,16 @@ def test_a_pass_without_the_adapter_while_training_is_not_observed(with_grad, ch
             model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = adamw(model)
         dynamic = attached(model, optimizer, total_steps=40, **MOVING | {"importance": "signal"})
-        batches = sequences()
-        for _ in range(40):
-            tokens = next(batches)
-            loss = loss_of(model, tokens)
+
+        def loss(model, tokens, reference=reference):
+            value = loss_of(model, tokens)
             if reference:
                 with model.disable_adapter(), torch.set_grad_enabled(with_grad):
                     pull = model(input_ids=tokens).logits
-                loss = loss + 0 * pull.detach().mean()
-            loss.backward()
-            dynamic.observe()
-            optimizer.step()
-            dynamic.step()
-            optimizer.zero_grad()
+                value = value + 0 * pull.detach().mean()
+            return value
+
+        train(model, optimizer, dynamic, 40, loss=loss)
         runs.append((dynamic, {n: p.detach() for n, p in model.named_parameters() if "lora_" in n}))
     (plain, weights), (dynamic, its_weights) = runs
     assert dynamic.history == plain.history
@@ -288,9 +258,7 @@ def test_adapters_whose_weights_are_parts_of_one_buffer_move_each_for_itself():
     model = lora_llama().train()
     weights = [p for p in model.parameters() if p.requires_grad]
     vector_to_parameters(parameters_to_vector(weights).detach(), weights)
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, total_steps=30)
-    train(model, optimizer, dynamic, 30)
+    _, dynamic = trained(model, 30, total_steps=30)
     assert len(set(dynamic.ranks.values())) > 1
 
 
@@ -307,3 +275,19 @@ def test_adapters_of_their_own_on_tied_base_weights_move_each_for_itself():
     assert (logits(model) - before).abs().max() <= 1e-6
     assert (dynamic.ranks["lm_head"], dynamic.ranks["model.embed_tokens"]) == (1, 4)
     assert train(model, optimizer, dynamic, 10)[-1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*EVA config", "ignore:lora with eva")
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
+def test_peft_loads_moved_ranks_after_any_start(start, tmp_path):
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=start)
+    model = get_peft_model(bare_llama(), lora)
+    optimizer, dynamic = trained(model, 2, total_steps=100)
+    ranks = dict(zip(dynamic.ranks, [3, 5, 3, 4], strict=True))
+    dynamic.apply(RankPlan(step=2, ranks=ranks))
+    train(model, optimizer, dynamic, 2)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
+    assert torch.equal(outputs(loaded.eval()), outputs(model.eval()))
+    assert lora.init_lora_weights == start

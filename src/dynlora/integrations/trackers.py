@@ -4,8 +4,7 @@ The trackers are the ones in `TrainingArguments(report_to=...)`. The run and `st
 not change.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from statistics import mean
 from typing import Any
@@ -20,6 +19,8 @@ from transformers.integrations.integration_utils import (
 from dynlora.errors import ConfigError
 from dynlora.integrations.trainer import DynamicLoraCallback
 from dynlora.types import Event
+
+TRACKERS = (TensorBoardCallback, WandbCallback, TrackioCallback)
 
 Figures = dict[str, float]
 
@@ -51,14 +52,14 @@ def track_ranks(trainer: Trainer) -> None:
         >>> track_ranks(trainer)
 
     Args:
-        trainer: Trainer with a `DynamicLoraCallback` and a tracker of `SENDERS` in `report_to`.
+        trainer: Trainer with a `DynamicLoraCallback` and a tracker of `TRACKERS` in `report_to`.
 
     Raises:
         ConfigError: If the callback or the tracker is missing.
     """
     found: list[TrainerCallback] = trainer.callback_handler.callbacks
     sources = [callback for callback in found if isinstance(callback, DynamicLoraCallback)]
-    trackers = [callback for callback in found if isinstance(callback, tuple(SENDERS))]
+    trackers = [callback for callback in found if isinstance(callback, TRACKERS)]
     if not sources or not trackers:
         names = ", ".join(type(callback).__name__ for callback in found)
         raise ConfigError(
@@ -71,7 +72,7 @@ def track_ranks(trainer: Trainer) -> None:
 class RankTracker(TrainerCallback):
     """Sends ranks when training begins and after each event; add it after its trackers."""
 
-    def __init__(self, source: DynamicLoraCallback, trackers: list[TrainerCallback]) -> None:
+    def __init__(self, source: DynamicLoraCallback, trackers: Sequence[TrainerCallback]) -> None:
         self._source, self._trackers = source, trackers
         self._sent = 0
 
@@ -98,23 +99,10 @@ class RankTracker(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for tracker in self._trackers:
-            for kind, send in SENDERS.items():
-                if isinstance(tracker, kind):
-                    send(tracker, figures, state.global_step)
-
-
-def _to_tensorboard(tracker: Any, figures: Figures, step: int) -> None:
-    for name, value in figures.items():
-        tracker.tb_writer.add_scalar(name, value, step)
-    tracker.tb_writer.flush()
-
-
-def _to(package: str, _tracker: Any, figures: Figures, step: int) -> None:
-    import_module(package).log({**figures, "train/global_step": step})
-
-
-SENDERS: Mapping[type[TrainerCallback], Callable[[Any, Figures, int], None]] = {
-    TensorBoardCallback: _to_tensorboard,
-    WandbCallback: partial(_to, "wandb"),
-    TrackioCallback: partial(_to, "trackio"),
-}
+            if isinstance(tracker, TensorBoardCallback):
+                for name, value in figures.items():
+                    tracker.tb_writer.add_scalar(name, value, state.global_step)
+                tracker.tb_writer.flush()
+            else:
+                package = "wandb" if isinstance(tracker, WandbCallback) else "trackio"
+                import_module(package).log({**figures, "train/global_step": state.global_step})
