@@ -452,71 +452,59 @@ def test_taking_shapes_changes_ranks_and_nothing_else_of_the_run():
     assert model.peft_config["default"].rank_pattern == {}
 
 
-@pytest.mark.parametrize(
-    ("importance", "mode", "observed", "by_hooks"),
-    [
-        ("signal", "physical", True, True),
-        ("signal", "static", False, False),
-        ("sensitivity", "physical", False, False),
-        ("sensitivity", "static", True, True),
-    ],
-)
-def test_weights_of_other_ranks_put_back_while_ranks_move_train_on(
-    importance, mode, observed, by_hooks
-):
-    model = lora_llama()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=importance, mode=mode, **MOVING)
-    first, second, *_ = dynamic.ranks
-    early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
-    batches = sequences()
-    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
-    train(model, optimizer, dynamic, 3, batches=batches)
-    if by_hooks:  # as the Trainer callback does
-        ShapeHooks(model, dynamic._layers)
-    else:
-        dynamic.take_shapes(early[0])
-    model.load_state_dict(early[1])
-    train(model, optimizer, dynamic, int(observed), batches=batches)
-    dynamic.apply(RankPlan(step=3, ranks={first: 3, second: 4}))
-    train(model, optimizer, dynamic, 26, batches=batches)
-    assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
-
-
-@pytest.mark.parametrize("mode", ["physical", "static"])
-def test_weights_of_an_earlier_step_put_back_are_saved_with_their_own_ranks(mode, tmp_path):
-    model = lora_llama()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance="random", total_steps=20, mode=mode)
-    if mode == "physical":  # as the Trainer callback does
-        ShapeHooks(model, dynamic._layers)
+def moved_twice(model, optimizer, **config):
+    """Return a controller whose ranks moved twice, and states and outputs from in between."""
+    dynamic = attached(model, optimizer, **config)
     first, second, *_ = dynamic.ranks
     dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
     train(model, optimizer, dynamic, 1)
-    earlier = copy.deepcopy(model.state_dict())
-    batch = next(iter(sequences(batch=2)))
-    expected = model.eval()(input_ids=batch).logits
-    dynamic.apply(RankPlan(step=0, ranks={first: 5, second: 2}))
-    model.load_state_dict(earlier)
+    early = dynamic.state_dict(), copy.deepcopy(model.state_dict())
+    logits = model(input_ids=next(sequences(batch=2))).logits
+    dynamic.apply(RankPlan(step=1, ranks={first: 5, second: 2}))
+    train(model, optimizer, dynamic, 2)
+    return dynamic, *early, logits
+
+
+@pytest.mark.parametrize(
+    ("importance", "mode", "observed", "way"),
+    [
+        ("signal", "physical", True, "hooks"),  # of the Trainer callback
+        ("signal", "static", False, "take_shapes"),
+        ("sensitivity", "physical", False, "take_shapes"),
+        ("sensitivity", "static", True, "weights alone"),
+    ],
+)
+def test_weights_of_other_ranks_put_back_are_saved_with_their_ranks_and_train_on(
+    importance, mode, observed, way, tmp_path
+):
+    model = lora_llama()
+    optimizer, settings = adamw(model), {"importance": importance, "mode": mode}
+    dynamic, state, weights, logits = moved_twice(model, optimizer, **settings, **MOVING)
+    if way == "hooks":
+        ShapeHooks(model, dynamic._layers)
+    if way == "take_shapes":
+        dynamic.take_shapes(state)
+    model.load_state_dict(weights)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
-    torch.testing.assert_close(loaded.eval()(input_ids=batch).logits, expected)
+    torch.testing.assert_close(loaded(input_ids=next(sequences(batch=2))).logits, logits)
+    train(model, optimizer, dynamic, int(observed))
+    first, second, *_ = dynamic.ranks
+    dynamic.apply(RankPlan(step=3, ranks={first: 3, second: 4}))
+    train(model, optimizer, dynamic, 17)
+    assert dynamic.history[-1].step == dynamic._events[-1]
+    assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
 
 
 def test_weights_of_other_ranks_put_back_train_on_with_a_state_that_starts_anew():
     model = lora_llama()
     optimizer = Adafactor(trainable(model), lr=1e-3)
-    dynamic = attached(model, optimizer, **MOVING)
-    first, second, *_ = dynamic.ranks
-    early = (dynamic.state_dict(), copy.deepcopy(model.state_dict()))
-    dynamic.apply(RankPlan(step=0, ranks={first: 2, second: 5}))
+    dynamic, state, weights, _ = moved_twice(model, optimizer, **MOVING)
+    dynamic.take_shapes(state)
+    model.load_state_dict(weights)
     train(model, optimizer, dynamic, 2)
-    dynamic.take_shapes(early[0])
-    model.load_state_dict(early[1])
-    train(model, optimizer, dynamic, 2)
-    assert {len(optimizer.state[layer.parameters[0]]["row_var"]) for layer in dynamic._layers} == {
-        4
-    }
+    for layer in dynamic._layers:
+        assert len(optimizer.state[layer.parameters[0]]["row_var"]) == layer.r
 
 
 def test_of_weights_of_other_ranks_put_back_no_older_gradient_is_in_a_score():
@@ -620,20 +608,20 @@ class Follower:
     """An extension that records its calls."""
 
     def __init__(self):
-        self.calls, self.sampled = [], []
+        self.calls, self.sampled, self.step = [], [], torch.tensor(0)
 
     def attach(self, host):
         self.calls.append("attach")
         self.names = [layer.name for layer in host.layers]
 
     def begin_step(self, step, *, sampled):
-        self.step = step
+        self.step.fill_(step)
         if sampled:
             self.sampled.append(step)
 
     def after_event(self, order):
         order()
-        self.calls.append(f"event {self.step + 1}")
+        self.calls.append(f"event {int(self.step) + 1}")
 
     def freeze(self):
         self.calls.append("freeze")
@@ -642,7 +630,7 @@ class Follower:
         self.calls.append("close")
 
     def state_dict(self):
-        return {"step": torch.tensor(self.step)}
+        return {"step": self.step}
 
     def load_state_dict(self, state):
         self.calls.append(f"load {int(state['step'])}")
@@ -660,6 +648,7 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
     assert first.names == list(dynamic.ranks)
     assert first.sampled == [0, 8]
     state, second = dynamic.state_dict(), Follower()
+    first.step.fill_(99)  # a saved state does not change as extensions go on
     resumed = run(second)
     resumed.load_state_dict(state)
     train(tiny_llama, optimizer, resumed, 4)
@@ -672,39 +661,15 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
         run().load_state_dict(state)
 
 
-def test_a_saved_state_of_extensions_does_not_change_as_they_go_on():
-    class Counting(Follower):
-        def attach(self, host):
-            self.count = torch.zeros(1)
-
-        def begin_step(self, step, *, sampled):
-            self.step = step
-            self.count += 1
-
-        def state_dict(self):
-            return {"count": self.count}
-
-    model = lora_chain(8, 8)
-    config = DynamicLoraConfig(total_steps=4)
-    dynamic = DynamicLora(model, adamw(model), config, extensions=[Counting()])
-    (count,) = dynamic.state_dict()["extensions"].values()
-    dynamic.step()
-    assert count.tolist() == [1]
-
-
 def test_a_state_from_before_there_were_extensions_is_read(tiny_llama):
-    optimizer, config = (
-        adamw(tiny_llama),
-        DynamicLoraConfig(events=2, input_adaptive=True, **MOVING),
-    )
-    dynamic = DynamicLora(tiny_llama, optimizer, config)
-    train(tiny_llama, optimizer, dynamic, 5)
+    settings = {"events": 2, "input_adaptive": True, **MOVING}
+    optimizer, dynamic = trained(tiny_llama, 5, **settings)
     now = dynamic.state_dict()
     before = {key: value for key, value in now.items() if key != "extensions"}
     before["input_adaptive"] = {
         key.removeprefix("input_adaptive/"): value for key, value in now["extensions"].items()
     }
-    resumed = DynamicLora(tiny_llama, optimizer, config)
+    resumed = attached(tiny_llama, optimizer, **settings)
     resumed.load_state_dict(before)
     restored = resumed.state_dict()["extensions"]
     assert restored.keys() == now["extensions"].keys()

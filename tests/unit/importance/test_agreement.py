@@ -228,10 +228,10 @@ def participation_ratio(gradients):
     return float(spectrum.sum() ** 2 / spectrum.square().sum())
 
 
-@pytest.mark.parametrize(("count", "scales"), [(1, (1.0,)), (6, (1e3, 1e-3)), (24, (1.0,))])
-def test_directions_of_equal_power_are_counted(layer, count, scales):
-    compared = Compared()
-    show_steps(compared, layer, [1.0] * count + [0.0] * (OUT - count), scales=scales)
+@pytest.mark.parametrize(("count", "steps", "scales"), [(1, 20, (1.0,)), (6, 600, (1e3, 1e-3))])
+def test_directions_of_equal_power_are_counted(layer, count, steps, scales):
+    compared, strengths = Compared(), [1.0] * count + [0.0] * (OUT - count)
+    show_steps(compared, layer, strengths, steps=steps, scales=scales)
     assert compared.counts[layer.name] == pytest.approx(count, rel=0.05)
 
 
