@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, RenderableType
@@ -167,48 +167,29 @@ def only_errors() -> Iterator[None]:
         logging.disable(before)
 
 
-class _Notes(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note(self.console, record.getMessage())
-
-
 @contextmanager
 def readable_messages(console: Console) -> Iterator[None]:
     """Show dynlora's warnings as `note:` lines on `console`, and silence transformers.
 
-    Library output to standard output is redirected to standard error, or dropped if `console` is
-    quiet.
+    Library output to standard output is redirected to standard error. If `console` is quiet, it is
+    dropped, and progress bars of datasets too.
     """
-    logger, notes = logging.getLogger("dynlora"), _Notes(console)
-    logger.addHandler(notes)
-    sink = io.StringIO() if console.quiet else sys.stderr
-    try:
-        with redirect_stdout(sink), _quiet_libraries(downloads=console.quiet):
+    from transformers.utils import logging as transformers_logging
+
+    logger, notes = logging.getLogger("dynlora"), logging.Handler(logging.WARNING)
+    notes.emit = lambda record: note(console, record.getMessage())  # type: ignore[method-assign]
+    libraries: list[Any] = [transformers_logging]
+    if console.quiet:
+        from datasets.utils import logging as datasets_logging
+
+        libraries.append(datasets_logging)
+    with ExitStack() as stack:
+        logger.addHandler(notes)
+        stack.callback(logger.removeHandler, notes)
+        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity(logging.ERROR)
+        for library in libraries:
+            library.disable_progress_bar()
+            stack.callback(library.enable_progress_bar)
+        with redirect_stdout(io.StringIO() if console.quiet else sys.stderr):
             yield
-    finally:
-        logger.removeHandler(notes)
-
-
-@contextmanager
-def _quiet_libraries(*, downloads: bool) -> Iterator[None]:
-    """Silence remarks and progress bars of transformers, and of datasets if `downloads`."""
-    from transformers.utils import logging as hub_logging
-
-    level = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(logging.ERROR)
-    hub_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if downloads:
-        from datasets.utils import logging as data_logging
-
-        data_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(level)
-        hub_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        if downloads:
-            data_logging.enable_progress_bar()
