@@ -1,7 +1,5 @@
 """The view of PEFT's LoRA layers: names, fields, and which adapters and layers are found."""
 
-import math
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
@@ -32,34 +30,6 @@ def test_injected_layers_are_found_without_a_peft_model():
     ]
 
 
-def test_the_view_reads_what_the_peft_layer_holds():
-    layer = one_layer(12, 8, r=3, lora_alpha=6)
-    module = layer.module
-    assert (layer.in_features, layer.out_features, layer.cost, layer.r) == (12, 8, 20, 3)
-    assert layer.scaling == 2.0
-    assert layer.alpha == 6.0
-    assert layer.lora_A is module.lora_A["default"].weight
-    assert layer.lora_B is module.lora_B["default"].weight
-
-
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("r", [1, 3, 7])
-def test_after_a_change_of_rank_pefts_own_recomputation_gives_the_same_scale(r, use_rslora):
-    layer = one_layer(r=4, lora_alpha=8, use_rslora=use_rslora)
-    before = layer.scaling
-    assert before == (4.0 if use_rslora else 2.0)
-    layer.set_fields(r=r, scaling=before)
-    assert layer.r == r
-    assert layer.module.lora_alpha["default"] == pytest.approx(
-        before * (math.sqrt(r) if use_rslora else r)
-    )
-    layer.module.set_scale("default", 1)
-    assert layer.scaling == pytest.approx(before, rel=1e-15)
-    layer.module.scale_layer(3)
-    layer.module.unscale_layer()
-    assert layer.scaling == pytest.approx(before, rel=1e-15)
-
-
 def two_adapters():
     model = get_peft_model(
         nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), LoraConfig(r=2, target_modules=["0", "1"])
@@ -68,16 +38,13 @@ def two_adapters():
     return model
 
 
-def test_without_a_name_the_active_adapter_is_taken():
+def test_the_adapter_of_a_name_is_taken_and_without_a_name_the_active_one():
     model = two_adapters()
     assert {layer.adapter for layer in find_lora_layers(model, None)} == {"default"}
     model.set_adapter("second")
     assert [(x.name, x.r, x.adapter) for x in find_lora_layers(model, None)] == [("1", 3, "second")]
-
-
-def test_a_named_adapter_is_taken_whether_active_or_not():
-    layers = find_lora_layers(two_adapters(), "second")
-    assert [(layer.name, layer.r) for layer in layers] == [("1", 3)]
+    model.add_adapter("sec", LoraConfig(r=1, target_modules=["0"]))  # a part of another name
+    assert [(x.name, x.r) for x in find_lora_layers(model, "sec")] == [("0", 1)]
 
 
 def test_an_adapter_that_the_model_lacks_is_refused_with_those_it_has():
@@ -94,12 +61,6 @@ def test_two_peft_models_in_one_module_are_refused_by_their_places():
 
     with pytest.raises(LayerError, match=r"one PEFT model, got 2 in a Pair: 'query' and 'text'"):
         find_lora_layers(Pair(), None)
-
-
-def test_a_name_that_is_part_of_another_selects_only_its_own_layers():
-    model = two_adapters()
-    model.add_adapter("sec", LoraConfig(r=1, target_modules=["0"]))
-    assert [layer.name for layer in find_lora_layers(model, "sec")] == ["0"]
 
 
 def test_a_model_without_adapters_has_no_root():
@@ -120,7 +81,7 @@ def test_parameters_of_a_type_of_their_own_are_refused_with_that_type():
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("r", [3, 7, 15, 49])
-def test_the_alpha_of_any_rank_gives_back_the_scale_to_the_last_bits(r, use_rslora):
+def test_pefts_own_recomputations_give_the_scale_at_any_rank_to_the_last_bits(r, use_rslora):
     layer = one_layer(64, 64, r=r, lora_alpha=16, use_rslora=use_rslora)
     assert layer.alpha == 16
     scaling = layer.scaling
@@ -128,3 +89,8 @@ def test_the_alpha_of_any_rank_gives_back_the_scale_to_the_last_bits(r, use_rslo
         layer.set_fields(r=rank, scaling=scaling)
         divisor = rank**0.5 if use_rslora else rank
         assert abs(layer.alpha / divisor - scaling) <= 1e-15 * scaling
+        layer.module.set_scale("default", 1)
+        assert layer.scaling == pytest.approx(scaling, rel=1e-15)
+    layer.module.scale_layer(3)
+    layer.module.unscale_layer()
+    assert layer.scaling == pytest.approx(scaling, rel=1e-15)

@@ -10,33 +10,23 @@ from dynlora.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("mode", "processes", "compiled", "chosen"),
+    ("mode", "processes", "compiled", "chosen", "said"),
     [
-        ("auto", 1, False, "physical"),
-        ("physical", 1, False, "physical"),
-        ("static", 1, False, "static"),
-        ("auto", 1, True, "static"),
-        ("auto", 2, False, "static"),
-        ("static", 2, True, "static"),
+        ("auto", 1, False, "physical", []),
+        ("physical", 1, False, "physical", []),
+        ("static", 1, False, "static", []),
+        ("auto", 1, True, "static", ["static mode: torch.compile"]),
+        ("auto", 3, False, "static", ["static mode: 3 processes train together"]),
+        ("static", 2, True, "static", []),
     ],
 )
-def test_tensors_are_static_where_an_engine_needs_it_or_it_is_asked_for(
-    mode, processes, compiled, chosen
+def test_tensors_are_static_where_an_engine_needs_it_which_is_said_or_it_is_asked_for(
+    mode, processes, compiled, chosen, said, caplog
 ):
+    caplog.set_level(logging.INFO, logger="dynlora")
     config = DynamicLoraConfig(mode=mode)
     assert choose_mode(config, processes=processes, compiled=compiled) == chosen
-
-
-def test_a_choice_is_said_in_the_log_with_its_reason(caplog):
-    with caplog.at_level(logging.INFO, logger="dynlora"):
-        choose_mode(DynamicLoraConfig(), processes=3, compiled=False)
-        choose_mode(DynamicLoraConfig(mode="static"), processes=3, compiled=False)
-        choose_mode(DynamicLoraConfig(), processes=1, compiled=False)
-        choose_mode(DynamicLoraConfig(), processes=1, compiled=True)
-    assert [record.getMessage() for record in caplog.records] == [
-        "static mode: 3 processes train together",
-        "static mode: torch.compile",
-    ]
+    assert caplog.messages == said
 
 
 @pytest.mark.parametrize(
