@@ -1,9 +1,7 @@
-"""Hooks that observe attention through transformers' `AttentionInterface`.
+"""Hooks that observe attention through transformers' `AttentionInterface`, a table by name.
 
-An attention module reads an implementation's name from its configuration, and finds the function by
-this name in the interface. In training forwards the hooks substitute a name of ours. Our function
-calls the original one on the same tensors, then recomputes the logits for the sink, because fused
-attention never forms them. All other forwards are unchanged.
+In training forwards they substitute the configured name by one of ours. Our function calls the
+original on the same tensors, then recomputes the logits, which fused attention never forms.
 """
 
 import inspect
@@ -51,12 +49,13 @@ class AttentionTaps:
         """Find the attention of each block; `open` installs the hooks, whose time `timed` measures.
 
         Raises:
-            ConfigError: If no block with LoRA layers has attention that can be recomputed.
+            ConfigError: If no block with LoRA layers has attention that can be recomputed, or the
+                model is an encoder-decoder.
         """
         self._model = model
         self._sink = sink
         self._timed = timed
-        self._blocks = find_blocks(model, layers)
+        self._blocks = _find_blocks(model, layers)
         self._name = f"dynlora_{id(self)}"
         self._armed = False
         self._seen: set[int] = set()
@@ -83,7 +82,7 @@ class AttentionTaps:
         self._armed = model.training and torch.is_grad_enabled()
         self._seen = set()
 
-    def _before(self, block: "AttentionBlock") -> Callable[[nn.Module, Any], None]:
+    def _before(self, block: "_AttentionBlock") -> Callable[[nn.Module, Any], None]:
         def arm(module: Any, _args: Any) -> None:
             # Skip repeats by gradient checkpointing, and reference passes without the adapter.
             if self._armed and id(module) not in self._seen and block.layers[0].is_active:
@@ -93,7 +92,7 @@ class AttentionTaps:
 
         return arm
 
-    def _after(self, block: "AttentionBlock") -> Callable[..., None]:
+    def _after(self, block: "_AttentionBlock") -> Callable[..., None]:
         def restore(module: Any, *_: Any) -> None:
             if block.interface.pop(self._name, None) is not None:
                 module.config = block.config
@@ -142,30 +141,24 @@ def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionBlock:
+class _AttentionBlock:
     """An attention module and the LoRA layers in its block."""
 
     module: Any
     config: Any
-    """The module's configuration."""
     interface: Any
-    """Table of functions by name that the module uses."""
+    """The module's table of attention functions by name."""
     implementation: str
-    """Name of the module's attention function."""
+    """Name of its attention function."""
     original: Callable[..., Any]
-    """The module's attention function."""
     layers: Sequence[LoraView]
 
 
-def find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list[AttentionBlock]:
+def _find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list["_AttentionBlock"]:
     """Return the model's attention modules with LoRA layers in their blocks.
 
     A module counts as attention if its forward uses transformers' `AttentionInterface`, because all
     their models share this interface but not the names of modules.
-
-    Raises:
-        ConfigError: If there is none, attention cannot be recomputed, or the model is an
-            encoder-decoder.
     """
     root, _ = find_root(model)
     found = []
@@ -173,7 +166,7 @@ def find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list[AttentionB
         code = inspect.unwrap(type(module).forward)
         if not inspect.isfunction(code) or INTERFACE not in code.__code__.co_names:
             continue
-        held = [layer for layer in layers if layer.name.startswith(block_of(name))]
+        held = [layer for layer in layers if layer.name.startswith(_block_of(name))]
         if held and "config" in vars(module):
             found.append(_make_block(module, code, held))
     config = vars(root).get("config")
@@ -187,7 +180,7 @@ def find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list[AttentionB
     return found
 
 
-def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> AttentionBlock:
+def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> _AttentionBlock:
     names, implementation = code.__globals__, module.config._attn_implementation
     interface = names[INTERFACE]
     eager = [name for name in code.__code__.co_names if name.endswith(EAGER)]
@@ -201,10 +194,10 @@ def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> Attention
             f"sdpa, got {implementation} in a {type(module).__name__}: load the model with "
             "`attn_implementation='sdpa'`, or use another metric."
         )
-    return AttentionBlock(module, module.config, interface, implementation, original, layers)
+    return _AttentionBlock(module, module.config, interface, implementation, original, layers)
 
 
-def block_of(name: str) -> str:
+def _block_of(name: str) -> str:
     """Return the name prefix of a module's block.
 
     The block of `encoder.layer.3.attention.self` is the innermost numbered module,
@@ -232,11 +225,9 @@ def attention_rows(
     Args:
         query: Queries, as transformers' attention functions receive them.
         key: Keys, likewise.
-        mask: True or 0 where a key is visible, or a bias; broadcastable to batch, heads, length,
-            keys; None hides nothing.
+        mask: True or 0 where a key is visible, or a bias; None hides nothing.
         causal: Whether later keys are hidden without a mask.
-        options: The function's other arguments, of which `scaling`, `softcap` and `position_bias`
-            are used.
+        options: The function's other arguments, such as `scaling` and `softcap`.
     """
     length = query.shape[2]
     if key.shape[2] != length:

@@ -42,7 +42,6 @@ class Extension(Protocol):
 
     def attach(self, host: Host) -> None:
         """Check the model and install hooks; called again, after `close`, when a run resumes."""
-        ...
 
     def begin_step(self, step: int, *, sampled: bool) -> None:
         """Get ready for the next step.
@@ -51,7 +50,6 @@ class Extension(Protocol):
             step: Optimizer steps taken.
             sampled: Whether the forwards of the next step are sampled.
         """
-        ...
 
     def after_event(self, order: Callable[[], None]) -> None:
         """Follow a change of ranks.
@@ -60,23 +58,18 @@ class Extension(Protocol):
             order: Sorts the components of each layer by strength, strongest first, without a change
                 of outputs.
         """
-        ...
 
     def freeze(self) -> None:
         """Stop observing, because ranks change no more."""
-        ...
 
     def close(self) -> None:
         """Remove every hook."""
-        ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state that a resumed run needs."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`."""
-        ...
 
 
 class Extensions:

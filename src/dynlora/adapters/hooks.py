@@ -72,11 +72,7 @@ class ActivationTaps:
         self._handles: list[RemovableHandle] = []
 
     def open(self, step: int = 0) -> None:
-        """Install the hooks, unless installed; `step` enters the keys, which then differ by step.
-
-        Args:
-            step: Optimizer steps taken.
-        """
+        """Install the hooks, unless installed; `step`, of the optimizer, enters the keys."""
         self._step = step
         if self._eager is not None:
             self._eager.open()

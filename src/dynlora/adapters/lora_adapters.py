@@ -140,11 +140,7 @@ class LoraAdapters:
         return max(at_r, self.parameters)
 
     def check_static(self) -> None:
-        """Check that optimizer steps do not depend on the padding of tensors.
-
-        Raises:
-            OptimizerError: If they do, as with Muon.
-        """
+        """Raise `OptimizerError` if optimizer steps depend on the padding of tensors."""
         if type(self._optimizer).__name__ == "Muon":
             raise OptimizerError(
                 "The optimizer must take the same steps whatever rank tensors are held at, got "
@@ -190,22 +186,13 @@ class LoraAdapters:
         return any(parameter.grad is not None for parameter in self._model.parameters())
 
     def with_gradients(self) -> list[LoraView]:
-        """Return the layers with gradients in this step, read once.
-
-        Raises:
-            LayerError: If the adapter was deleted.
-        """
+        """Return the layers with gradients in this step, read once; fail on a deleted adapter."""
         self._check_there()
         layers = [layer for layer in self.layers.values() if layer.has_gradients]
         return in_this_step(layers) if layers else []
 
     def check_unmerged(self) -> None:
-        """Check that no layer is merged.
-
-        Raises:
-            LayerError: If a layer is merged, because a resized adapter cannot be unmerged, or the
-                adapter was deleted.
-        """
+        """Raise `LayerError` if a layer is merged, because a resized adapter cannot be unmerged."""
         self._check_there()
         for name, layer in self.layers.items():
             if layer.module.merged:

@@ -25,12 +25,11 @@ def new_rows(
     *,
     generator: Generator,
 ) -> list[Float[Tensor, "_ _"]]:
-    """Return new rows of `lora_A`, scaled to receive as much input as existing rows.
+    """Return new rows of `lora_A`: principal directions of the input that old rows do not cover.
 
-    Directions are the input's principal ones outside the span of existing rows, as in EVA, and
-    random where the tokens show too few. A new row's mean squared input equals the mean over
-    existing rows, so that its column of `lora_B` gets gradients of the usual size. Its norm is at
-    most `MAX_NEW_NORM` times theirs, because directions of little variance would need longer rows.
+    Directions are random where the tokens show too few. A new row's mean squared input equals the
+    mean over existing rows, so that its column of `lora_B` gets gradients of the usual size. Its
+    norm is at most `MAX_NEW_NORM` times theirs: directions of little variance would need more.
 
     Args:
         layers: The layers to grow.

@@ -1,14 +1,7 @@
 """Optimizer state after a change of rank, and the optimizers that support it.
 
-First moments average gradients and follow a `BasisChange` exactly. Second moments average squared
-gradients and follow by the squared entries of the maps. This is exact for growing, dropping and
-scaling; a rotation ignores correlations between directions. Second moments are then raised where
-the next step would exceed one learning rate.
-
-Adam's step count is cut to `MEMORY` at equal bias-corrected moments. Moments of grown directions
-start at zero, because large second moments from early training would slow them for a thousand
-steps. With a high count, their first steps would exceed one learning rate. The cut also makes
-moments of the old basis decay faster.
+First moments follow a `BasisChange` exactly, second moments by the squared entries of the maps,
+which ignores correlations between directions that a rotation mixes (see `docs/method.md`).
 """
 
 import logging
@@ -49,8 +42,9 @@ _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
 
 MEMORY = 10
 """Most steps that Adam's moments represent after an event: the memory of its first moment by
-default. A grown direction starts with zero moments; its first step is then half a learning rate,
-and at most one for any value up to 100."""
+default. A grown direction starts with zero moments, because large second moments from early
+training would slow it for a thousand steps. Its first step is then half a learning rate, and at
+most one for any value up to 100."""
 
 _MOMENTUM_SHARE = 0.7
 """Largest part of a learning rate that momentum alone may use in the first step after an event. The
@@ -63,8 +57,6 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
     Raises:
         OptimizerError: If its state can neither be resized nor restarted.
     """
-    if deepspeed.is_zero(optimizer):
-        return optimizer
     # Other wrappers, such as Lookahead, keep tensors of the parameters' shapes.
     wrapped = type(optimizer).__module__.startswith("accelerate.")
     inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer) if wrapped else optimizer
@@ -139,7 +131,8 @@ def rebase_state(
                 moment = state.get(key)
                 if isinstance(moment, Tensor):
                     rows = factor.live(moment, old).transpose(0, rank_axis)
-                    new = _left(matrix if key in _FIRST else matrix.square(), rows)
+                    map_ = (matrix if key in _FIRST else matrix.square()).double()
+                    new = (map_ @ rows.double()).to(rows.dtype)
                     values = factor.padded(new.transpose(0, rank_axis), size)
                     if values.shape == moment.shape:
                         moment.copy_(sharded_as(moment, values))
@@ -196,10 +189,6 @@ def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
         return None
     fitted = factor.padded(factor.live(moment, rank), factor.size)
     return sharded_as(factor.parameter, fitted)
-
-
-def _left(matrix: Tensor, moment: Tensor) -> Tensor:
-    return (matrix.double() @ moment.double()).to(moment.dtype)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Changes of rank: grow without changing the output, shrink with the least error, reorder.
 
-A change is a pair of maps (`BasisChange`). Maps are computed for many layers at once and applied
-per layer to weights, optimizer state and fields.
+Maps (`BasisChange`) are computed for many layers at once, and applied per layer.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def choose_mode(
         config: Source of `mode` and `input_adaptive`.
         processes: Number of training processes.
         compiled: Whether `torch.compile` compiles the model.
-        held_static: Whether `make_static` has already made the tensors static.
+        held_static: Whether the tensors are static already.
 
     Raises:
         ConfigError: If a setting requires one process or physical mode.
@@ -85,15 +85,10 @@ def make_static(
 
 
 def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None:
-    """Pad layers to a fixed rank, unless padded already.
+    """Pad all layers of an adapter to a fixed rank, unless padded already.
 
-    Call it before an engine, or an optimizer with state, uses the tensors. The hooks on saving and
-    loading are permanent.
-
-    Args:
-        model: The PEFT model.
-        layers: All LoRA layers of an adapter.
-        rank: Highest possible rank; a layer's smaller dimension limits it further.
+    A layer's smaller dimension limits it further. Call it before an engine, or an optimizer with
+    state, uses the tensors. The hooks on saving and loading are permanent.
     """
     if any(layer.capacity is None for layer in layers):
         keep_patterns(model, layers)

@@ -95,11 +95,8 @@ def _components(
 ) -> tuple[Float[Tensor, "layers r"], Float[Tensor, "layers r r"], Float[Tensor, "layers r r"]]:
     """Return strengths without scaling, and the maps to and from components.
 
-    Args:
-        A: `lora_A` of layers of equal shapes, trained directions first.
-        left: Their trained directions on the tokens.
-        right: Columns of these directions.
-        order: Original index of each row of `A`.
+    `A` has trained directions first, with their original indices in `order`; `left` and `right` are
+    `LoraView.see` of these.
     """
     R = torch.linalg.qr(right, mode="r").R
     squares, U = output_directions(R, left.mT @ left)
@@ -146,11 +143,11 @@ def _powers(
 
 
 def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
-    """Return the lowest rank per layer whose dropped components are within the tolerance.
+    """Return the lowest rank per layer that drops at most the tolerated root mean square norm.
 
     Args:
         powers: Squared strengths per layer, weakest first.
-        tolerated: Largest root mean square norm to drop, per layer.
+        tolerated: Largest norm to drop, per layer.
     """
     # Exclude the strongest component, which always stays, before padding with zeros.
     weaker = pad_sequence([p[:-1] for p in powers], batch_first=True, padding_side="left")
@@ -184,12 +181,12 @@ def enough_seen(
     With fewer tokens, some components would seem to add nothing. Ids are exempt, because
     `kinds` accounts for ids outside the sample.
     """
-
-    def suffices(stats: FeatureStats, rank: int) -> bool:
-        return len(stats.tokens) >= rank or not stats.tokens.is_floating_point()
-
-    found = [(features.get(layer.name), layer.r) for layer in layers]
-    return [stats if stats is not None and suffices(stats, r) else None for stats, r in found]
+    found = []
+    for layer in layers:
+        stats = features.get(layer.name)
+        few = stats is not None and stats.tokens.is_floating_point() and len(stats.tokens) < layer.r
+        found.append(None if few else stats)
+    return found
 
 
 def tokens_of(stats: FeatureStats | None) -> Tokens | None:

@@ -13,11 +13,7 @@ _REPACKS = "support_avx512bf16_for_cpu"
 
 
 def check_engine(model: nn.Module) -> None:
-    """Check that ranks can change under the engine that runs this model.
-
-    Raises:
-        EngineError: If an engine has wrapped the model.
-    """
+    """Raise `EngineError` if an engine has wrapped the model."""
     kind = type(model)
     wrappers = isinstance(model, DataParallel | DistributedDataParallel)
     if wrappers or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
@@ -31,11 +27,7 @@ def check_engine(model: nn.Module) -> None:
 
 
 def check_devices(parameters: Sequence[Parameter]) -> None:
-    """Check that all LoRA parameters are on one device with float64.
-
-    Raises:
-        EngineError: If they are on several devices, or on Apple's GPU.
-    """
+    """Raise `EngineError` unless all LoRA parameters are on one device with float64."""
     devices = sorted({str(parameter.device) for parameter in parameters})
     if len(devices) > 1:
         raise EngineError(

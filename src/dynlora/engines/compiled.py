@@ -1,8 +1,6 @@
-"""`torch.compile`: detect compiled models, and run single steps of them eagerly.
+"""`torch.compile`: detect compiled models, and run the few steps with hooks eagerly.
 
-`torch.compile` would compile hooks into the model or break its graph at every layer, and recompile
-whenever hooks change. The few steps with hooks run eagerly. All others run the compiled model
-without hooks.
+Otherwise it would break its graph at every layer, and recompile whenever hooks change.
 """
 
 import weakref
@@ -60,11 +58,7 @@ def without_compiler(model: nn.Module) -> nn.Module:
 
 
 def check_not_compiled(model: nn.Module) -> None:
-    """Check that a model is not compiled.
-
-    Raises:
-        EngineError: If it is compiled.
-    """
+    """Raise `EngineError` if a model is compiled."""
     if is_compiled(model):
         raise EngineError(
             f"The model must run without torch.compile, got a compiled {type(model).__name__}: "

@@ -1,8 +1,7 @@
-"""Parameters of DeepSpeed's ZeRO optimizers: read whole, write back.
+"""Parameters of DeepSpeed's ZeRO optimizers, which train float32 copies: read whole, write back.
 
-ZeRO trains float32 copies of the parameters. Each process has a part of the copies and moments, and
-at stage 3 of the parameters. DeepSpeed's functions, all of them collectives, access them. DeepSpeed
-is imported only if it has marked a parameter.
+Each process has a part of the copies and moments, and at stage 3 of the parameters. All access is
+collective. DeepSpeed is imported only if it has marked a parameter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -194,18 +193,14 @@ def _place(optimizer: Any, parameter: Parameter) -> int:
 
 def _groups(optimizer: Any) -> list[list[Parameter]]:
     """Return the parameters of each part that the optimizer steps separately."""
-    stage3 = _is_stage3(optimizer)
-    groups: list[list[Parameter]] = optimizer.fp16_groups if stage3 else optimizer.bit16_groups
-    return groups
+    return list(optimizer.fp16_groups if _is_stage3(optimizer) else optimizer.bit16_groups)
 
 
 def _parts(optimizer: Any) -> list[Tensor]:
     """Return this process's part of each group's copy."""
-    if _is_stage3(optimizer):
-        parts: list[Tensor] = optimizer.fp32_partitioned_groups_flat
-    else:
-        parts = optimizer.single_partition_of_fp32_groups
-    return parts
+    stage3 = _is_stage3(optimizer)
+    name = "fp32_partitioned_groups_flat" if stage3 else "single_partition_of_fp32_groups"
+    return list(getattr(optimizer, name))
 
 
 def _is_stage3(optimizer: object) -> bool:

@@ -1,7 +1,6 @@
-"""Parameters that an engine shards across processes: read whole, write back.
+"""Parameters that an engine shards across processes: read whole by all, write back.
 
-FSDP2's are DTensors, and DeepSpeed's ZeRO marks its own (see `deepspeed`). Reading one is a
-collective that every process must join. Plain tensors are returned unchanged.
+FSDP2's are DTensors, and DeepSpeed's ZeRO marks its own. Plain tensors are returned unchanged.
 """
 
 from typing import Any

@@ -1,9 +1,8 @@
 """Input-adaptive ranks: each example's complexity determines how many components it uses.
 
-A hook on the model finds each example's quarter of the running distribution of complexities. A hook
-behind each `lora_A` multiplies all components but the quarter's first k by 0. Events order
-components by strength. Thresholds are constant between two optimizer steps, so that all forwards
-between them agree.
+A hook on the model finds each example's quarter of the distribution of complexities. A hook behind
+each `lora_A` multiplies all components but the quarter's first k by 0. Events order components by
+strength and set the thresholds, so that all forwards between two optimizer steps agree.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

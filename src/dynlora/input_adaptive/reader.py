@@ -65,9 +65,10 @@ class ComplexityReader:
         """Check that the input of `root`, the model inside PEFT's wrapper, can be read.
 
         Raises:
-            LayerError: If it cannot, or the embedding is trained.
+            LayerError: If it is not a transformers model of texts or images, is an
+                encoder-decoder, has experts, or its embedding is trained.
         """
-        self.model: PreTrainedModel = check_model(root)
+        self.model: PreTrainedModel = _readable(root)
         causal = any(vars(part).get("is_causal") is True for part in self.model.modules())
         self.whole = not causal and not self.model.can_generate()
         """Whether complexity is per whole example, because tokens see later ones; otherwise per
@@ -101,15 +102,16 @@ class ComplexityReader:
         """Read the arguments of a call.
 
         Raises:
-            EngineError: If the call continues an unknown or changed cache.
-            LayerError: If the input cannot be read.
+            EngineError: If the call continues an unknown or changed cache, or one that is not a
+                `transformers.Cache`.
+            LayerError: If the input or its mask cannot be read, or several texts share a row.
         """
         names = list(inspect.signature(module.forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         inputs, features = self._features(given)
         length = inputs.shape[1] if inputs.dim() == 2 else inputs.flatten(2).shape[2]
-        mask = read_mask(given, len(inputs), length).to(inputs.device)
-        cache = find_cache(given)
+        mask = _read_mask(given, len(inputs), length).to(inputs.device)
+        cache = _find_cache(given)
         complexity, prefix = running_variance(features, mask, self._before(cache))
         return Reading(
             inputs=inputs,
@@ -129,23 +131,18 @@ class ComplexityReader:
                 f"call the model with `{self._name}`, or switch input-adaptive ranks off."
             )
         table, unit = self._table, self._unit
-        if table is None:
-            pixels = inputs.flatten(2).transpose(1, 2)
-            return inputs, Features(
-                width=pixels.shape[2],
-                unit=unit,
-                read=lambda columns: in_units(pixels[:, :, columns], unit),
-            )
-        ids = inputs.to(table.device)
-        return inputs, Features(
-            width=table.shape[1],
-            unit=unit,
-            read=lambda columns: in_units(table[:, columns][ids], unit),
-        )
+
+        def read(columns: slice) -> Tensor:
+            if table is None:
+                return in_units(inputs.flatten(2).transpose(1, 2)[:, :, columns], unit)
+            return in_units(table[:, columns][inputs.to(table.device)], unit)
+
+        width = inputs.shape[1] if table is None else table.shape[1]
+        return inputs, Features(width=width, unit=unit, read=read)
 
     def remember(self, reading: Reading, output: Any) -> None:
         """Store the prefix for calls that continue this call's cache."""
-        cache = reading.cache if reading.cache is not None else cache_in(output)
+        cache = reading.cache if reading.cache is not None else _cache_in(output)
         if cache is not None:
             self._prefixes[cache] = reading.prefix, [ref(tensor) for tensor in _tensors(cache)]
 
@@ -187,13 +184,8 @@ def sampling_keys(reading: Reading, step: int) -> Int[Tensor, " n"]:
     return torch.where(mask, tokens, UNUSED_KEY).flatten()
 
 
-def check_model(root: nn.Module) -> PreTrainedModel:
-    """Check that input-adaptive ranks can read a model's input.
-
-    Raises:
-        LayerError: If it is not a transformers model of texts or images, is an encoder-decoder, or
-            has layers that see only some tokens (experts).
-    """
+def _readable(root: nn.Module) -> PreTrainedModel:
+    """Return a model, checked: of texts or images, without a decoder beside it, and no experts."""
     if not isinstance(root, PreTrainedModel):
         raise _not_adaptive("a model of transformers", f"a {type(root).__name__}")
     if root.main_input_name not in ("input_ids", "pixel_values"):
@@ -229,12 +221,8 @@ def _base_of(embedding: Any) -> Any:
             return embedding
 
 
-def read_mask(given: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor, "batch tokens"]:
-    """Return the mask of a call's tokens, without cached ones.
-
-    Raises:
-        LayerError: If the mask has another layout, or several texts share a row.
-    """
+def _read_mask(given: Mapping[str, Any], batch: int, length: int) -> Bool[Tensor, "batch tokens"]:
+    """Return the mask of a call's tokens, without cached ones; one text per row."""
     mask = given.get("attention_mask")
     if mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool)
@@ -269,12 +257,8 @@ def _check_unpacked(given: Mapping[str, Any], mask: Bool[Tensor, "batch tokens"]
         )
 
 
-def find_cache(given: Mapping[str, Any]) -> Cache | None:
-    """Return the cache that a call continues; None without one.
-
-    Raises:
-        EngineError: If it is not a `transformers.Cache`.
-    """
+def _find_cache(given: Mapping[str, Any]) -> Cache | None:
+    """Return the cache that a call continues; None without one."""
     found = [given.get(name) for name in ("cache", "past_key_values", "cache_params")]
     caches = [value for value in found if value is not None]
     if caches and not isinstance(caches[0], Cache):
@@ -285,7 +269,7 @@ def find_cache(given: Mapping[str, Any]) -> Cache | None:
     return caches[0] if caches else None
 
 
-def cache_in(output: Any) -> Cache | None:
+def _cache_in(output: Any) -> Cache | None:
     """Return the cache in a call's output; None without one."""
     values = output.values() if isinstance(output, Mapping) else output
     if not isinstance(output, Mapping | tuple):
