@@ -59,6 +59,7 @@ def model(tmp_path_factory):
 def test_the_script_trains_in_one_process_and_saves_one_adapter(
     model, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("sys.argv", [SCRIPT, *options_of(model, tmp_path)])
     try:
         runpy.run_path(SCRIPT, run_name="__main__")

@@ -46,14 +46,14 @@ def test_held_out_pairs_of_mrpc_use_at_least_three_ranks_alone_as_in_a_batch(sha
 
     adaptive = InputAdaptiveRanks(model)
     adaptive.observing = True
-    model.train()(**encoded("train", 128))
+    model.train()(**encoded("train", 64))
     adaptive.update()
     model.eval()
-    batch = encoded("validation", 64)
+    batch = encoded("validation", 32)
     fractions = adaptive.fractions(**batch)
     values, counts = fractions.unique(return_counts=True)
     assert len(values) >= 3
-    assert counts.max() <= 40, "thresholds part held-out texts too"
+    assert counts.max() <= 20, "thresholds part held-out texts too"
     with torch.no_grad():
         together = model(**batch).last_hidden_state
         with adaptive.disabled():
@@ -61,7 +61,7 @@ def test_held_out_pairs_of_mrpc_use_at_least_three_ranks_alone_as_in_a_batch(sha
         used = fractions < 1
         assert ((together - off).abs().amax(dim=(1, 2))[used] > 1e-3).all()
         torch.testing.assert_close(together[~used], off[~used], atol=1e-5, rtol=1e-4)
-        for row in range(0, 64, 9):
+        for row in range(0, 32, 7):
             length = int(batch["attention_mask"][row].sum())
             single = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
             assert adaptive.fractions(**single) == fractions[row]

@@ -80,15 +80,12 @@ class Extensions:
     ) -> None:
         """Collect the extensions that settings switch on, the user's, and the metric if it is one.
 
-        Args:
-            config: Source of the settings in `EXTENSIONS`.
-            given: Extensions of the user.
-            metric: Importance metric; the assessor keeps its state.
+        The assessor keeps the metric's state.
 
         Raises:
             ConfigError: If two extensions are of one class, because their states would share a key.
         """
-        self._attached = False
+        self._attached = ExitStack()
         self.by_name: dict[str, Extension] = {
             setting: load(path)()
             for setting, path in EXTENSIONS.items()
@@ -113,8 +110,7 @@ class Extensions:
             for extension in self._all:
                 extension.attach(host)
                 undo.callback(extension.close)
-            undo.pop_all()
-        self._attached = True
+            self._attached = undo.pop_all()
 
     def remove_others(self, layers: Sequence[LoraView]) -> list[str]:
         """Remove hooks of earlier runs' extensions without a setting now; return their settings."""
@@ -138,10 +134,7 @@ class Extensions:
 
     def close(self) -> None:
         """Close all attached extensions."""
-        if self._attached:
-            for extension in self._all:
-                extension.close()
-        self._attached = False
+        self._attached.close()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of all states as tensors keyed ``<name>/<key>``."""

@@ -152,7 +152,7 @@ class ActivationTaps:
         """Return one key per row of the layer's input; None if rows do not fit the batch.
 
         A leading 1 in the layout, as in position ids, stands for every example. `use` counts
-        earlier runs of the layer in this forward of the model.
+        earlier runs of the layer in this forward.
         """
         assert self._examples is not None
         batch = len(self._examples)

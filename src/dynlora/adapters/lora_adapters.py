@@ -69,19 +69,8 @@ class LoraAdapters:
     ) -> None:
         """Find the layers, and check that they and the optimizer state can be resized.
 
-        Args:
-            model: The PEFT model.
-            optimizer: Optimizer of the LoRA parameters.
-            adapter_name: The adapter; None for the active one.
-            follow: Called with every basis change after it is applied; its maps are zero after a
-                load of another rank.
-
-        Raises:
-            EngineError: If the engine is not supported, the layers are on several devices, or an
-                evaluation has blocked gradients (see `keep_gradients`).
-            LayerError: If no LoRA layer is trained, a layer cannot be resized, or the adapter
-                starts as part of the base weights (such as PiSSA).
-            OptimizerError: If the optimizer's state cannot follow, or it lacks a parameter.
+        `follow` is called with every basis change after it is applied; its maps are zero after a
+        load of another rank. See `DynamicLora` for all errors.
         """
         check_engine(model)
         keep_gradients(model)

@@ -86,12 +86,7 @@ def _starts_anew(optimizer: AnyOptimizer) -> bool:
 
 
 def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
-    """Check that the optimizer updates every trained LoRA parameter.
-
-    Raises:
-        OptimizerError: If a parameter is missing, as in an optimizer of another model, or
-            DeepSpeed's settings do not allow changes of rank.
-    """
+    """Raise `OptimizerError` unless the optimizer updates all of these parameters."""
     if deepspeed.is_zero(optimizer):
         deepspeed.check_zero(optimizer, parameters)
         return

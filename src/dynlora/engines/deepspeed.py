@@ -115,11 +115,7 @@ def call_before_step(optimizer: Any, call: Callable[[], None]) -> Callable[[], N
 
 
 def check_zero(optimizer: Any, parameters: Sequence[Parameter]) -> None:
-    """Check that the moments of these parameters can follow a change of rank.
-
-    Raises:
-        OptimizerError: If the optimizer, its dtype, offloading or parameter groups prevent it.
-    """
+    """Raise `OptimizerError` unless the moments of these parameters can follow a change of rank."""
     kind = type(optimizer).__name__
     if kind not in _ZERO or optimizer.dtype == torch.float16:
         raise OptimizerError(

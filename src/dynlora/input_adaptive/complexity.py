@@ -140,11 +140,7 @@ class ComponentMask:
     _by_rank: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, layer: LoraView, output: Tensor) -> Tensor:
-        """Return the factor on the output of `lora_A`: 1 for used components, otherwise 0.
-
-        Raises:
-            LayerError: If the output's rows are not the call's examples and tokens.
-        """
+        """Return the factor on the output of `lora_A`: 1 for used components, otherwise 0."""
         assert self.quarter is not None
         batch, shape = self.rows[0], tuple(output.shape)
         mask, used = self._used(layer.r), tuple(self.quarter.shape)

@@ -199,8 +199,7 @@ class InputAdaptiveRanks:
     def _replay(self, layer: LoraView) -> ComponentMask:
         """Return the mask for a forward that gradient checkpointing repeats in the backward pass.
 
-        Raises:
-            EngineError: If not exactly one training forward can be the repeated one.
+        Only one training forward can be the repeated one.
         """
         if not self.thresholds:
             return ComponentMask()
@@ -219,8 +218,7 @@ class InputAdaptiveRanks:
 def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
     """Close any input-adaptive ranks on these layers; return whether there were any.
 
-    A notebook cell that runs twice loads them twice, and a copied model contains them without an
-    owner to close them.
+    A notebook cell that runs twice loads them twice; a copied model contains them without an owner.
     """
     hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
     owners = [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]

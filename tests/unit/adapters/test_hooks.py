@@ -1,6 +1,6 @@
 """Activation taps: which forwards and tokens are shown, and keys that ignore batch and padding."""
 
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -41,14 +41,9 @@ class Recorder:
         return rows
 
 
-@contextmanager
-def untimed():
-    yield
-
-
 def tapped(model):
     recorder = Recorder()
-    taps = ActivationTaps(model, layers_of(model), recorder, timed=untimed)
+    taps = ActivationTaps(model, layers_of(model), recorder, timed=nullcontext)
     taps.open()
     return recorder, taps
 
@@ -58,7 +53,17 @@ def llama():
     return lora_llama().train()
 
 
+def with_lora(base, *targets, **lora):
+    return get_peft_model(base, LoraConfig(r=2, target_modules=list(targets), **lora)).train()
+
+
 TOKENS = torch.randint(1, 16, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+def padded_to(count):
+    mask = torch.zeros_like(TOKENS)
+    mask[:, :count] = 1
+    return mask
 
 
 def test_every_layer_is_shown_once_with_what_enters_and_leaves_it():
@@ -83,8 +88,7 @@ def test_every_layer_is_shown_once_with_what_enters_and_leaves_it():
 def test_a_decoders_padding_is_that_of_what_it_says_and_not_of_what_it_reads(told):
     shape = {"num_layers": 1, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2}
     config = T5Config(vocab_size=20, **shape, dropout_rate=0, decoder_start_token_id=0)
-    base = T5ForConditionalGeneration(config)
-    model = get_peft_model(base, LoraConfig(target_modules=["q"])).train()
+    model = with_lora(T5ForConditionalGeneration(config), "q")
     said = torch.tensor([[5, 6, 7, 8], [9, 3, -100, -100]])
     spoken = (said != -100).long()
     words = {"labels": said, "decoder_attention_mask": spoken}
@@ -109,80 +113,57 @@ def test_a_decoders_padding_is_that_of_what_it_says_and_not_of_what_it_reads(tol
 
 def test_what_stands_under_the_padding_does_not_matter(llama):
     recorder, _ = tapped(llama)
-    mask = torch.ones_like(TOKENS)
-    mask[:, -2:] = 0
-    keys = []
+    mask = padded_to(4)
     for filler in (0, 7):
-        ids = torch.where(mask > 0, TOKENS, filler)
-        llama(input_ids=ids, attention_mask=mask)
-        keys.append(recorder.shown[-1][3])
-    assert torch.equal(keys[0], keys[1])
+        llama(input_ids=torch.where(mask > 0, TOKENS, filler), attention_mask=mask)
+    assert torch.equal(recorder.shown[0][3], recorder.shown[-1][3])
 
 
-def test_keys_are_all_different_at_least_zero_and_below_that_of_padding(llama):
+def test_keys_are_all_different_below_that_of_padding_and_spread_evenly(llama):
     recorder, _ = tapped(llama)
-    llama(input_ids=torch.randint(1, 16, (32, 24)))
+    llama(input_ids=torch.randint(1, 16, (64, 32)))
     keys = recorder.shown[0][3]
-    assert keys.unique().numel() == 32 * 24
+    assert keys.unique().numel() == 64 * 32
     assert int(keys.min()) >= 0
     assert int(keys.max()) < UNUSED_KEY
+    counts = torch.histc(keys.double() / UNUSED_KEY, bins=8, min=0, max=1)
+    assert ((counts - 256).abs() < 5 * 256**0.5).all()
 
 
-def test_an_example_seen_again_in_a_later_step_gets_new_keys(llama):
+def test_an_example_seen_again_in_a_later_step_is_shown_once_with_new_keys(llama):
     recorder, taps = tapped(llama)
     llama(input_ids=TOKENS)
     first = set(recorder.tokens(LAYER))
     recorder.shown.clear()
+    taps.close()
+    taps.open(1)
     taps.open(1)
     llama(input_ids=TOKENS)
     assert not first & set(recorder.tokens(LAYER))
+    assert [name for name, *_ in recorder.shown].count(LAYER) == 1
 
 
-def test_keys_are_spread_evenly(llama):
-    recorder, _ = tapped(llama)
-    llama(input_ids=torch.randint(1, 16, (64, 32)))
-    shares = recorder.shown[0][3].double() / UNUSED_KEY
-    counts = torch.histc(shares, bins=8, min=0, max=1)
-    assert ((counts - 256).abs() < 5 * 256**0.5).all()
+class Built(nn.Module):
+    """Some layers, and a forward that is a function of the model and its inputs."""
 
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_shows_each_layer_once(llama, use_reentrant):
-    llama.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-    llama.enable_input_require_grads()
-    forwards = []
-    layers_of(llama)[0].module.register_forward_hook(lambda *_: forwards.append(None))
-    recorder, _ = tapped(llama)
-    llama(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    assert len(forwards) == 2
-    assert sorted(name for name, *_ in recorder.shown) == sorted(
-        layer.name for layer in layers_of(llama)
-    )
-
-
-class Twice(nn.Module):
-    """Runs one layer twice, through checkpoints if asked for."""
-
-    def __init__(self, **checkpointing):
+    def __init__(self, forward, **layers):
         super().__init__()
-        self.layer = nn.Linear(6, 6)
-        self.checkpointing = checkpointing
+        self.function = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
 
-    def forward(self, inputs):
-        hidden = inputs
-        for _ in range(2):
-            if self.checkpointing:
-                hidden = checkpoint(self.layer, hidden, **self.checkpointing)
-            else:
-                hidden = self.layer(hidden)
-        return hidden
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
 
 
 @pytest.mark.parametrize("checkpointing", [{}, {"use_reentrant": False}, {"use_reentrant": True}])
 def test_a_layer_that_is_run_twice_is_shown_each_time_with_keys_of_its_own(checkpointing):
-    torch.manual_seed(0)
-    model = get_peft_model(Twice(**checkpointing), LoraConfig(r=2, target_modules=["layer"]))
-    recorder, _ = tapped(model.train())
+    def run(model, x):
+        return checkpoint(model.layer, x, **checkpointing) if checkpointing else model.layer(x)
+
+    twice = Built(lambda model, x: run(model, run(model, x)), layer=nn.Linear(6, 6))
+    model = with_lora(twice, "layer")
+    recorder, _ = tapped(model)
     inputs = torch.randn(4, 3, 6, requires_grad=True)
     middle = model.base_model.model.layer(inputs).detach()
     model(inputs).sum().backward()
@@ -199,28 +180,15 @@ def test_a_layer_that_is_run_twice_is_shown_each_time_with_keys_of_its_own(check
     assert {int(key) for shown in recorder.shown for key in shown[3]} < {int(key) for key in keys}
 
 
-def test_embeddings_given_instead_of_tokens_are_keyed_by_their_content(llama):
-    recorder, _ = tapped(llama)
-    embedded = llama.get_input_embeddings()(TOKENS).detach()
-    llama(inputs_embeds=embedded)
-    together = recorder.tokens(LAYER)
-    assert len(together) == TOKENS.numel()
-    recorder.shown.clear()
-    llama(inputs_embeds=embedded[2:])
-    assert recorder.tokens(LAYER).keys() < together.keys()
-
-
-def padded_to(count):
-    mask = torch.zeros_like(TOKENS)
-    mask[:, :count] = 1
-    return mask
-
-
-def test_padding_of_embeddings_is_known_from_their_mask(llama):
+def test_embeddings_given_instead_of_tokens_are_keyed_by_their_content_without_padding(llama):
     recorder, _ = tapped(llama)
     embedded = llama.get_input_embeddings()(TOKENS).detach()
     llama(inputs_embeds=embedded, attention_mask=padded_to(2))
-    assert len(recorder.tokens(LAYER)) == 2 * len(TOKENS)
+    together = recorder.tokens(LAYER)
+    assert len(together) == 2 * len(TOKENS)
+    recorder.shown.clear()
+    llama(inputs_embeds=embedded[2:], attention_mask=padded_to(2)[2:])
+    assert recorder.tokens(LAYER).keys() < together.keys()
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
@@ -231,25 +199,15 @@ def test_a_mask_given_by_position_counts_like_one_given_by_name(task_type):
     assert len(recorder.tokens(LAYER)) == 2 * len(TOKENS)
 
 
-class OfFeatures(nn.Module):
-    """Takes a whole batch as one argument, as Sentence Transformers' models do."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, features):
-        return self.inner(**features)
-
-
 def test_a_batch_given_as_one_mapping_is_shown_as_by_its_names(llama):
     batch = {"input_ids": TOKENS, "attention_mask": padded_to(2)}
     recorder, taps = tapped(llama)
     llama(**batch)
     taps.close()
-    whole = OfFeatures(llama).train()
+    # As Sentence Transformers' models take it.
+    whole = Built(lambda model, features: model.inner(**features), inner=llama).train()
     other = Recorder()
-    ActivationTaps(whole, layers_of(llama), other, timed=untimed).open()
+    ActivationTaps(whole, layers_of(llama), other, timed=nullcontext).open()
     whole(BatchEncoding(batch))
     assert other.tokens(LAYER).keys() == recorder.tokens(LAYER).keys()
     assert len(other.tokens(LAYER)) == 2 * len(TOKENS)
@@ -257,28 +215,12 @@ def test_a_batch_given_as_one_mapping_is_shown_as_by_its_names(llama):
 
 @pytest.mark.parametrize("name", ["input_features", "input_values", "pixel_values"])
 def test_tokens_of_other_inputs_are_told_apart_whatever_comes_first(name):
-    class Reader(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(6, 5)
-
-        def forward(self, **inputs):
-            return self.head(inputs[name])
-
-    model = get_peft_model(Reader(), LoraConfig(r=2, target_modules=["head"])).train()
+    reader = Built(lambda model, **inputs: model.head(inputs[name]), head=nn.Linear(6, 5))
+    model = with_lora(reader, "head")
     recorder, _ = tapped(model)
     mask = torch.ones(4, 7, dtype=torch.int64)
     model(attention_mask=mask, **{name: torch.randn(4, 7, 6)})
     assert len(recorder.tokens("head")) == mask.numel()
-
-
-def test_reopened_taps_show_again_and_opening_twice_shows_once(llama):
-    recorder, taps = tapped(llama)
-    taps.close()
-    taps.open()
-    taps.open()
-    llama(input_ids=TOKENS)
-    assert [name for name, *_ in recorder.shown].count(LAYER) == 1
 
 
 def test_inputs_without_a_sequence_are_shown_with_one_key_per_example():
@@ -301,39 +243,22 @@ def test_of_a_batch_without_tokens_nothing_is_shown(shape):
     assert recorder.shown == []
 
 
-def test_a_layer_on_pooled_inputs_sees_every_example():
-    class Pooled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(16, 6)
-            self.head = nn.Linear(6, 5)
-
-        def forward(self, input_ids, attention_mask):
-            return self.head(self.embed(input_ids).mean(dim=1))
-
-    model = get_peft_model(Pooled(), LoraConfig(r=2, target_modules=["head"])).train()
+@pytest.mark.parametrize(
+    ("reads", "keys"),
+    [(lambda x: x.mean(dim=1), [4]), (lambda x: x.flatten(0, 1)[:7], [])],
+    ids=["pooled", "no rows of the batch"],
+)
+def test_a_layer_on_pooled_inputs_sees_every_example_and_one_on_other_rows_none(reads, keys):
+    base = Built(
+        lambda model, input_ids, attention_mask: model.head(reads(model.embed(input_ids))),
+        embed=nn.Embedding(16, 6),
+        head=nn.Linear(6, 5),
+    )
+    model = with_lora(base, "head")
     recorder, _ = tapped(model)
-    mask = torch.ones_like(TOKENS)
-    mask[:, -3:] = 0
-    model(input_ids=TOKENS, attention_mask=mask)
-    assert recorder.shown[0][3].unique().numel() == 4
-    assert int(recorder.shown[0][3].max()) < UNUSED_KEY
-
-
-def test_rows_that_are_no_tokens_of_the_batch_are_not_shown():
-    class Sparse(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(16, 6)
-            self.head = nn.Linear(6, 5)
-
-        def forward(self, input_ids):
-            return self.head(self.embed(input_ids).flatten(0, 1)[:7])
-
-    model = get_peft_model(Sparse(), LoraConfig(r=2, target_modules=["head"])).train()
-    recorder, _ = tapped(model)
-    model(input_ids=TOKENS)
-    assert recorder.shown == []
+    model(input_ids=TOKENS, attention_mask=padded_to(3))
+    assert [shown[3].unique().numel() for shown in recorder.shown] == keys
+    assert all(int(shown[3].max()) < UNUSED_KEY for shown in recorder.shown)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -381,7 +306,7 @@ def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
         def observe(self, name, keys, read):
             shown[name.rpartition(".")[2]] = read(index)
 
-    ActivationTaps(model, layers_of(model), Sink(), timed=untimed).open()
+    ActivationTaps(model, layers_of(model), Sink(), timed=nullcontext).open()
     model(TOKENS)
     tokens = {name: inputs for name, (inputs, _) in shown.items()}
     assert tokens["q_proj"] is tokens["k_proj"] is tokens["v_proj"]
@@ -390,35 +315,28 @@ def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
 
 
 def test_an_input_that_was_changed_in_place_is_shown_as_each_layer_read_it():
-    class Doubling(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+    def doubling(model, x):
+        first = model.first(x)
+        x.mul_(2)
+        return first + model.second(x)
 
-        def forward(self, x):
-            first = self.first(x)
-            x.mul_(2)
-            return first + self.second(x)
+    index, shown = torch.arange(6), {}
 
-    class SharedIndex(Recorder):
-        index = torch.arange(6)
-
+    class SharedIndex:
         def observe(self, name, keys, read):
-            self.shown.append((name, *read(self.index), keys))
+            shown[name] = read(index)[0]
 
-    model = get_peft_model(Doubling(), LoraConfig(r=2, target_modules=["first", "second"])).train()
-    recorder = SharedIndex()
-    ActivationTaps(model, layers_of(model), recorder, timed=untimed).open()
+    base = Built(doubling, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    model = with_lora(base, "first", "second")
+    ActivationTaps(model, layers_of(model), SharedIndex(), timed=nullcontext).open()
     x = torch.arange(24.0).reshape(2, 3, 4)
     model(x.clone())
-    shown = {name: inputs for name, inputs, *_ in recorder.shown}
     assert torch.equal(shown["first"], x.flatten(0, 1))
     assert torch.equal(shown["second"], 2 * x.flatten(0, 1))
 
 
 def test_inputs_made_without_versions_are_shown():
-    config = LoraConfig(r=2, target_modules=["0"], lora_dropout=0.5)
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config).train()
+    model = with_lora(nn.Sequential(nn.Linear(4, 4)), "0", lora_dropout=0.5)
     recorder, _ = tapped(model)
     with torch.inference_mode():
         x = torch.arange(24.0).reshape(2, 3, 4)

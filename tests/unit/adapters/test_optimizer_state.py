@@ -13,7 +13,6 @@ from dynlora.adapters.optimizer_state import (
     fit_state,
     unwrap_optimizer,
 )
-from dynlora.adapters.resize import set_rank
 from dynlora.adapters.static import hold_static
 from dynlora.errors import OptimizerError
 from tests.lora_layers import layers_of, lora_chain, set_gradients
@@ -66,21 +65,6 @@ def test_an_optimizer_that_misses_parameters_is_refused_with_their_number():
 
 def factors_of(model):
     return [(f, layer.r) for layer in layers_of(model) for f in (layer.factor_A, layer.factor_B)]
-
-
-def test_moments_of_another_shape_are_dropped_and_counted():
-    model = lora_chain(6, 5, 4)
-    layers = layers_of(model)
-    optimizer = AdamW(weights_of(model))
-    set_gradients(layers, seed=0)
-    optimizer.step()
-    set_rank(layers[1], 2)
-    assert fit_state(optimizer, factors_of(model)) == 2
-    assert set(optimizer.state) == {layers[0].lora_A, layers[0].lora_B}
-    assert fit_state(optimizer, factors_of(model)) == 0
-    set_gradients(layers, seed=1)
-    optimizer.step()
-    assert optimizer.state[layers[1].lora_A]["exp_avg"].shape == (2, 5)
 
 
 def test_moments_with_zeros_beyond_the_live_rank_are_cut_and_those_without_are_padded():

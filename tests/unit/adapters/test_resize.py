@@ -25,16 +25,6 @@ def dead_directions(layer):
     return int(((rows < 1e-2 * rows.max()) & (columns < 1e-2 * columns.max())).sum())
 
 
-def test_untrained_directions_go_before_trained_ones():
-    layer = one_layer()
-    before = added(layer)
-    layer.lora_B.data[:, 1] = 0  # untrained in the middle, and strong rows of A around it
-    without = added(layer)
-    assert not torch.allclose(before, without)
-    shrink(layer, 3)
-    torch.testing.assert_close(added(layer), without)
-
-
 def test_an_adapter_that_was_never_trained_shrinks_without_loss_and_stays_alive():
     layer = one_layer()
     layer.lora_B.data.zero_()
@@ -47,7 +37,7 @@ def test_an_adapter_that_was_never_trained_shrinks_without_loss_and_stays_alive(
 
 
 @pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4)])
-@pytest.mark.parametrize("rank", [7, 5, 3, 2, 1])
+@pytest.mark.parametrize("rank", [7, 3, 1])
 def test_no_direction_dies_where_the_rank_exceeds_the_outputs(rank, tokens):
     layer = one_layer(12, 3, r=8)
     before = added(layer)
@@ -81,8 +71,7 @@ def split(projector, rank):
     return to_A[0], to_B[0]
 
 
-@pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize(("rank", "orthogonal"), [(1, True), (2, False), (4, False)])
 def test_a_projector_is_split_into_maps_whose_product_it_is(rank, orthogonal):
     projector = projector_of(rank, orthogonal=orthogonal)
     to_A, to_B = split(projector, rank)
@@ -92,7 +81,7 @@ def test_a_projector_is_split_into_maps_whose_product_it_is(rank, orthogonal):
     torch.testing.assert_close(to_A @ to_A.T, to_B.T @ to_B)
 
 
-@pytest.mark.parametrize("kept", [[0], [1, 3], [0, 2, 4], [0, 1, 2, 3]])
+@pytest.mark.parametrize("kept", [[0], [0, 2, 4]])
 def test_a_selection_of_directions_is_split_into_that_selection(kept):
     selection = torch.eye(5, dtype=torch.float64)[kept]
     to_A, to_B = split(selection.T @ selection, len(kept))
@@ -112,32 +101,25 @@ def test_layers_that_shrink_together_change_as_each_does_alone():
 
 
 @pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2)])
-def test_reordering_keeps_the_function_and_sorts_by_strength(tokens):
-    layer = one_layer()
+@pytest.mark.parametrize(("outputs", "r"), [(8, 4), (3, 8)])
+def test_reordering_keeps_the_function_sorts_by_strength_and_kills_no_direction(tokens, outputs, r):
+    layer = one_layer(12, outputs, r=r)
     before = added(layer)
     [strengths] = measure_strengths([layer], [tokens])
     apply_change(layer, optimizer_of(layer), reorder_change(layer, strengths))
     torch.testing.assert_close(added(layer), before)
+    assert dead_directions(layer) == 0
     A, B = layer.lora_A.detach(), layer.lora_B.detach()
     inputs = torch.eye(12, dtype=torch.float64) if tokens is None else tokens.double()
     count = 1 if tokens is None else len(tokens)
-    parts = [layer.scaling * torch.outer(inputs @ A[k], B[:, k]).norm() for k in range(4)]
+    parts = [layer.scaling * torch.outer(inputs @ A[k], B[:, k]).norm() for k in range(r)]
     measured = torch.stack(parts) / count**0.5
     torch.testing.assert_close(measured, strengths.values)
-    assert torch.equal(measured, measured.sort(descending=True).values)
+    strong = measured[:outputs]
+    assert torch.equal(strong, strong.sort(descending=True).values)
 
 
-def test_no_direction_dies_by_reordering_where_the_rank_exceeds_the_outputs():
-    layer = one_layer(12, 3, r=8)
-    before = added(layer)
-    [strengths] = measure_strengths([layer], [None])
-    change = reorder_change(layer, strengths)
-    apply_change(layer, optimizer_of(layer), change)
-    torch.testing.assert_close(added(layer), before)
-    assert dead_directions(layer) == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_backward_works_at_the_new_rank_while_an_old_graph_is_alive(dtype):
     layer = one_layer(dtype=dtype)
     inputs = torch.randn(3, 12, dtype=dtype)

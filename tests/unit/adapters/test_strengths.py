@@ -12,14 +12,6 @@ from tests.lora_layers import one_layer
 from tests.resized_layers import tokens_along
 
 
-@pytest.mark.parametrize(
-    ("tolerated", "rank"), [(0.0, 3), (2.9, 3), (3.0, 2), (4.9, 2), (5.0, 1), (99.0, 1)]
-)
-def test_the_lowest_rank_is_the_first_whose_loss_is_tolerated(tolerated, rank):
-    powers = torch.tensor([0.0, 3.0, 4.0, 8.0]).square()
-    assert lowest_ranks([powers], [tolerated]) == [rank]
-
-
 def test_layers_of_different_ranks_are_told_their_own_lowest():
     powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
     assert lowest_ranks(powers, [0.5, 1.5, 0.5]) == [1, 2, 1]

@@ -13,38 +13,21 @@ from tests.lora_layers import layers_of, lora_chain
 
 @pytest.fixture
 def group():
-    """Start process groups, and end each of them."""
-
-    def start(backend, store, size):
-        distributed.init_process_group(backend, store=store, rank=0, world_size=size)
-
-    yield start
+    """Be the only process of a group."""
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
     distributed.destroy_process_group()
 
 
-def test_a_plain_model_passes():
-    check_engine(lora_chain(6, 5))
-
-
-def test_a_group_of_one_process_passes(group):
-    group("gloo", distributed.HashStore(), 1)
-    check_engine(lora_chain(6, 5))
-
-
-def test_distributed_data_parallel_is_refused(group):
-    group("gloo", distributed.HashStore(), 1)
-    model = DistributedDataParallel(lora_chain(6, 5))
-    with pytest.raises(
-        EngineError, match=r"got torch\.nn\..*\.DistributedDataParallel: ranks must be attached"
-    ):
-        check_engine(model)
-
-
-def test_data_parallel_is_refused():
-    with pytest.raises(
-        EngineError, match=r"got torch\.nn\..*\.DataParallel: ranks must be attached"
-    ):
-        check_engine(DataParallel(lora_chain(6, 5)))
+@pytest.mark.usefixtures("group")
+def test_a_plain_model_in_a_group_of_one_process_passes_and_the_wrapped_one_is_refused():
+    model = lora_chain(6, 5)
+    check_engine(model)
+    for wrapper in (DistributedDataParallel, DataParallel):
+        told = rf"got torch\.nn\..*\.{wrapper.__name__}: ranks must be attached"
+        with pytest.raises(EngineError, match=told):
+            check_engine(wrapper(model))
 
 
 def test_a_compiled_model_passes_and_is_told_apart_and_unwrapped():
@@ -55,20 +38,16 @@ def test_a_compiled_model_passes_and_is_told_apart_and_unwrapped():
     assert without_compiler(compiled) is without_compiler(plain) is plain
 
 
-def test_a_model_of_which_a_part_is_compiled_in_place_is_told_apart():
-    model = lora_chain(6, 5)
-    model.base_model.model[0].compile(backend="eager")
-    assert is_compiled(model)
-    with pytest.raises(EngineError, match=r"must run without torch\.compile, got a compiled"):
-        check_not_compiled(model)
-
-
-def test_a_model_of_which_a_part_was_replaced_by_its_compiled_self_is_told_apart():
-    model = lora_chain(6, 5)
-    layers = model.base_model.model
+def test_a_model_of_which_a_part_is_compiled_or_was_replaced_is_told_apart():
+    in_place, replaced = lora_chain(6, 5), lora_chain(6, 5)
+    in_place.base_model.model[0].compile(backend="eager")
+    layers = replaced.base_model.model
     layers[0] = torch.compile(layers[0], backend="eager")
-    assert is_compiled(model)
-    assert without_compiler(model) is model
+    for model in (in_place, replaced):
+        assert is_compiled(model)
+        assert without_compiler(model) is model
+        with pytest.raises(EngineError, match=r"must run without torch\.compile, got a compiled"):
+            check_not_compiled(model)
 
 
 def test_layers_on_several_devices_are_refused_by_the_devices():

@@ -17,16 +17,18 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """Train with input-adaptive ranks; return the model, its controller and the saved folder."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
     model = lora_llama(r=8)
     optimizer = adamw(model)
     dynamic = attached(model, optimizer, total_steps=30, hysteresis=0, input_adaptive=True)
     train(model, optimizer, dynamic, 30)
-    model.save_pretrained(tmp_path)
-    save_input_adaptive(dynamic.input_adaptive, tmp_path)
-    return model.eval(), dynamic, tmp_path
+    model.save_pretrained(folder)
+    save_input_adaptive(dynamic.input_adaptive, folder)
+    return model.eval(), dynamic, folder
 
 
 @torch.no_grad()
