@@ -1,9 +1,7 @@
 """The job's configuration: limits of each key, and how keys fit together."""
 
 import math
-import pickle
 from contextlib import nullcontext
-from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -68,14 +66,6 @@ def test_sections_are_checked_when_they_are_made_in_python() -> None:
         LoraSettings(rank=8)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match=r"`lora\.r` must be even .* got 3"):
         LoraSettings(r=3, init_lora_weights="orthogonal")
-
-
-def test_a_job_can_be_pickled_and_replaced_but_not_changed() -> None:
-    made = job(lora={"target_modules": ["q"]}, dynamic={"events": 3})
-    assert pickle.loads(pickle.dumps(made)) == made
-    assert replace(made, method="lora").dynamic == DynamicLoraConfig(events=3)
-    with pytest.raises(FrozenInstanceError):
-        made.output = "elsewhere"
 
 
 @pytest.mark.parametrize(

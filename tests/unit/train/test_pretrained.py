@@ -52,22 +52,6 @@ def test_a_package_that_is_not_installed_is_named(package: str) -> None:
         locate(ModelConfig(package=package))
 
 
-@pytest.mark.parametrize(("labels", "kept"), [(2, True), (5, False)])
-def test_a_classifier_is_kept_where_it_fits_and_else_newly_drawn(
-    model: Path, labels: int, kept: bool
-) -> None:
-    drawn = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        loaded = load_classifier(at(model), labels)
-        drawn.append(loaded.classifier.weight)
-    assert drawn[0].shape == (labels, 16)
-    assert torch.equal(drawn[0], drawn[1]), "the same random state gives the same classifier"
-    torch.manual_seed(8)
-    other = load_classifier(at(model), labels).classifier.weight
-    assert torch.equal(drawn[0], other) == kept
-
-
 def test_a_model_without_a_classification_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
     save_tokenizer(tmp_path)

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dynlora.files.json_files import write_lines
 from dynlora.runs.folder import RunFolder
-from dynlora.runs.resume import Past
 from dynlora.train.recorder import Recorder
 
 
@@ -50,21 +48,6 @@ def test_log_entries_are_written_once_the_folder_is_open(
         {"step": 5, "loss": None, "eval_runtime": 0.25},
     ]
     assert recorder.eval_seconds == 0.75
-
-
-def test_a_resumed_run_keeps_the_lines_and_seconds_up_to_its_checkpoint(folder: RunFolder) -> None:
-    write_lines(folder.metrics, [{"step": step} for step in (0, 4, 5, 6)])
-    recorder = Recorder(folder, None, limit=None)
-    recorder.open(
-        Past(
-            checkpoint=folder.root, source=folder, step=5, train_seconds=2.0,
-            eval_seconds=1.0, run={}, log=(),
-        )
-    )  # fmt: skip
-    assert lines(folder.metrics) == [{"step": step} for step in (0, 4, 5)]
-    assert (recorder.train_seconds, recorder.eval_seconds) == (2.0, 1.0)
-    Recorder(folder, None, limit=None).open(None)
-    assert lines(folder.metrics) == []
 
 
 def test_training_seconds_exclude_the_time_between_steps(

@@ -83,16 +83,6 @@ def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_pat
     assert column(whole) == [row["text"] for row in ROWS]
 
 
-def test_texts_of_a_csv_file_stay_texts_even_if_they_look_like_numbers(tmp_path: Path) -> None:
-    content = 'text,other,label\n007,true,1\n1984,2020-01-01,0\n"a\nb",NA,1\n'
-    for name in ("train", "validation"):
-        (tmp_path / f"{name}.csv").write_text(content)
-    train, _ = load_splits(DataConfig(path=str(tmp_path), text_pair="other"))
-    assert column(train) == ["007", "1984", "a\nb"]
-    assert column(train, "other") == ["true", "2020-01-01", "NA"]
-    assert column(train, "label") == [1, 0, 1]
-
-
 @pytest.mark.parametrize(
     ("rows", "fraction", "held_out"), [(1, 0.5, 0), (5, 0.1, 1), (5, 0.5, 2), (5, 0.99, 4)]
 )

@@ -1,6 +1,5 @@
 """Tasks with one label per text: rows that they can read, truncated texts, and labels."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +90,3 @@ def test_any_number_of_classes_becomes_a_zero_or_one_for_each(
         DataError, match=r"\[0, 2\], but 1 of 2 .* validation .*: \[0, 3\] in row 1"
     ):
         load_data(MULTI_LABEL, write(tmp_path, [[0, 2], [], [1]], [[], [0, 3]]), tokenizer)
-
-
-def test_rows_that_were_cut_are_counted_by_split_and_told_once(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = write(tmp_path, [0, 1, 1], [1])
-    write_rows(tmp_path / "train.jsonl", [{"text": "red " * n, "label": 0} for n in (6, 7, 20)])
-    with caplog.at_level(logging.INFO, logger="dynlora"):
-        data = load_data(SEQUENCE_CLASSIFICATION, config, tokenizer)
-    assert data.cut == {"train": 2, "validation": 0}
-    (told,) = caplog.messages
-    assert "2 of 3 training and 0 of 1 validation inputs are longer than data.max_length=8" in told
