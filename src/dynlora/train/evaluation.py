@@ -33,7 +33,6 @@ class Evaluation:
 
     rows: int
     cut: int
-    """Rows truncated to `data.max_length`."""
     metrics: Mapping[str, float]
     """By name, in the order of `config.METRICS`."""
     classes: Sequence[ClassCount]

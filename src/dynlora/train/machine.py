@@ -12,7 +12,6 @@ import torch
 from dynlora.errors import EngineError
 
 STATUS = Path("/proc/self/status")
-"""Status of this process on Linux."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `man 3 mallopt`. Setting only one would fix the other at 128 KiB."""
 _ALWAYS = 2**31 - 1

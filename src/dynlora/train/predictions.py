@@ -20,7 +20,6 @@ from dynlora.train.new_file import check_replaceable, new_file
 from dynlora.train.task import Predictor
 
 ROWS_AT_ONCE = 256
-"""Table rows converted to Python values at a time."""
 Row = dict[str, Any]
 
 
@@ -141,7 +140,6 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
-"""Writer per file extension."""
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:

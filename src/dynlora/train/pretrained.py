@@ -28,7 +28,6 @@ from dynlora.train.methods.quantized import check_quantizer, load_quantized, mak
 logger = logging.getLogger(__name__)
 
 GGUF_MAGIC = b"GGUF"
-"""First bytes of a GGUF file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,6 @@ class TaskData:
     """Both splits of a job."""
 
     train: Any
-    """`datasets.Dataset`, as in `Split.inputs`."""
     validation: Any
     num_labels: int | None
     cut: Mapping[str, int]
@@ -73,7 +72,6 @@ class Task:
     unread: Callable[[Any], list[str]] = no_head
     """Returns the names of modules that do not reach the loss and get no adapter."""
     load_processor: Callable[[Source, DataConfig], Any]
-    """Returns the tokenizer or image processor."""
     read_split: Callable[[RawSplit, DataConfig, Any, int | None], Split]
     """Validates and encodes a split with the processor; the number of labels may be None."""
     load_model: Callable[[Source, int | None, Any], Any]

@@ -19,7 +19,6 @@ UNLABELLED = -100
 LARGEST = float(np.finfo(np.float32).max)
 """Largest valid number: labels are trained in float32."""
 SHOWN = 5
-"""Maximum number of invalid rows listed in a message."""
 
 
 def check_column(split: RawSplit, key: str, column: str) -> None:

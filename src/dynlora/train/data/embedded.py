@@ -19,7 +19,6 @@ from dynlora.errors import DataError
 
 SEED = 0
 VALIDATION_SHARE = 0.25
-"""Share of functions in held-out modules."""
 SENTENCE_LENGTH = (20, 200)
 """Minimum and maximum sentence length in characters."""
 SIGNATURE_LENGTH = 200

@@ -19,7 +19,6 @@ from dynlora.train.config import DataConfig
 ENDINGS = frozenset({
     ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 })  # fmt: skip
-"""File extensions of images in folders."""
 IMAGE_NAMES = ("images", "image", "x", "X", "data", "arr_0")
 """Names to try for the image array in .npz files, after `data.image`."""
 LABEL_NAMES = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
@@ -31,7 +30,6 @@ UNREADABLE = (
 """Errors of NumPy and `zipfile` for broken files or arrays too large for memory, and of pyarrow
 for unsupported number types."""
 CHANNELS = (1, 3, 4)
-"""Channels per pixel: grey, RGB or RGBA."""
 
 logger = logging.getLogger(__name__)
 

@@ -38,12 +38,11 @@ READERS: Mapping[str, Reader] = {
     **dict.fromkeys(TABLES, partial(_read_table, TABLES)),
     ".npz": read_npz,
 }
-"""Reader per file extension."""
 UNLABELLED_READERS: Mapping[str, Reader] = {
     **dict.fromkeys(AS_WRITTEN, partial(_read_table, AS_WRITTEN)),
     ".npz": partial(read_npz, labelled=False),
 }
-"""Reader per file extension for rows to predict; labels may be missing."""
+"""Readers for rows to predict; labels may be missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,11 +27,9 @@ class Prepared:
     """Model, parameter counts and callbacks of a method."""
 
     model: Any
-    """The model to train: PEFT's wrapper, or the base model."""
     budget: int
     """Maximum parameters that the method may add; all parameters of the model for `full`."""
     start_parameters: int
-    """Parameters in use at the start."""
     unmasked: Callable[[], int] | None = None
     """Returns the parameters without ranks masked by AdaLoRA."""
     callbacks: tuple[TrainerCallback, ...] = ()
@@ -40,7 +38,6 @@ class Prepared:
     start_seconds: float = 0.0
     """Time to compute initial adapter weights from the base model or the data."""
     penalty: Penalty | None = None
-    """Regulariser added to the training loss."""
     dynamic: DynamicLoraCallback | None = None
     """The callback that changes ranks, with `method: dynamic`."""
 

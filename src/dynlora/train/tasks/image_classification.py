@@ -40,7 +40,6 @@ UNDECODABLE = (
 )  # fmt: skip
 """Errors of Pillow for missing, broken or far too large files and unknown formats."""
 WHITE = (255, 255, 255, 255)
-"""Background for transparent pixels."""
 
 
 def _load_processor(source: Source, _config: DataConfig) -> Any:
