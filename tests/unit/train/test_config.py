@@ -85,6 +85,7 @@ def test_a_model_has_one_source_beside_a_path(model: dict[str, str]) -> None:
         ({"output": "~/runs/x"}, "`output` must be a full path"),
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),
         ({"method": "adalora", "training": {"resume": "latest"}}, "PEFT does not save"),
+        ({"method": "adalora", "training": {"load_best_model_at_end": True}}, "cannot load its"),
         ({"dynamic": {"mode": "static"}}, "auto or physical in one process"),
     ],
 )

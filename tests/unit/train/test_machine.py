@@ -12,7 +12,7 @@ from rich.console import Console
 from dynlora.errors import EngineError
 from dynlora.train import job
 from dynlora.train.config import DataConfig, JobConfig, ModelConfig
-from dynlora.train.machine import SETTINGS, keep_freed_memory, peak_memory
+from dynlora.train.machine import SETTINGS, keep_freed_memory, machine, peak_memory
 from tests.processes import run_in_group
 
 PROGRAM = """
@@ -81,6 +81,12 @@ def test_several_processes_or_gpus_are_refused_before_anything_is_written(
     with pytest.raises(EngineError, match=told):
         job.run_job(config, Console())
     assert not output.exists()
+
+
+def test_the_machine_is_described():
+    found = machine()
+    assert set(found) == {"platform", "cpus", "threads", "gpu"}
+    assert min(int(found["cpus"]), int(found["threads"])) >= 1
 
 
 def test_the_peak_is_in_bytes_and_of_this_process_not_of_its_parent():

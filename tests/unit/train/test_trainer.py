@@ -19,6 +19,7 @@ from dynlora.train.trainer import (
     make_sampler,
     row_lengths,
     total_steps,
+    use_bf16,
 )
 
 
@@ -112,6 +113,9 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert (args.eval_strategy, args.eval_steps, args.save_strategy) == ("steps", 7, "no")
     assert args.optim.startswith("adamw_torch")
     assert args.report_to == []
+    for choice in (True, False):
+        assert argument_values(parts(replace(config, bf16=choice), tmp_path))["bf16"] is choice
+    assert use_bf16("auto") in {True, False}
     assert not list(tmp_path.iterdir())
 
 
