@@ -91,7 +91,7 @@ def _wandb(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
     try:
         wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_run_name(folder),
+            name=folder.parent.parent.name,  # of the run's folder
             dir=str(folder),
             mode=None if any(key in os.environ for key in OWN_MODE) else "offline",
             # Print nothing, and do not capture stdout and stderr.
@@ -111,7 +111,7 @@ def _wandb(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
 @contextmanager
 def _trackio(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
     os.environ.setdefault("TRACKIO_DIR", str(folder))  # trackio reads it at import
-    trainer.args.project, trainer.args.run_name = PROJECT, _run_name(folder)
+    trainer.args.project, trainer.args.run_name = PROJECT, folder.parent.parent.name
     with redirect_stdout(io.StringIO()):  # trackio prints advice
         callback = _set_up(TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
     try:
@@ -120,11 +120,6 @@ def _trackio(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback
         trackio = import_module("trackio")
         if trackio.context_vars.current_run.get() is not None:
             trackio.finish()
-
-
-def _run_name(folder: Path) -> str:
-    """Return the name of the run's folder, from its folder of a tracker."""
-    return folder.parent.parent.name
 
 
 def _set_up(callback: Any, trainer: Trainer) -> Any:
