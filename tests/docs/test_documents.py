@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 import dynlora
@@ -23,19 +21,8 @@ NAMES = {"None": "null", "True": "true", "False": "false", "()": "none"}
 """Values of Python in the words of the documents."""
 
 
-def blocks(path: Path, language: str) -> list[str]:
+def blocks(path, language):
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-
-
-class Rows(Dataset):
-    def __init__(self) -> None:
-        self.tokens = next(sequences(batch=16))
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
 def test_the_trainer_example_of_the_readme_runs(tmp_path, monkeypatch):
@@ -43,8 +30,9 @@ def test_the_trainer_example_of_the_readme_runs(tmp_path, monkeypatch):
     arguments = TrainingArguments(
         output_dir="out", max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True
     )
+    rows = [{"input_ids": tokens, "labels": tokens} for tokens in next(sequences(batch=16))]
     code = blocks(ROOT / "README.md", "python")[0]
-    exec(code, {"base": bare_llama(), "args": arguments, "data": Rows()})
+    exec(code, {"base": bare_llama(), "args": arguments, "data": rows})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
