@@ -26,13 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def check(
     kind: type[Model], values: Mapping[str, Any], place: object, error: type[DynamicLoraError]
 ) -> Model:
-    """Return the values as a model.
-
-    Args:
-        kind: Model of the values.
-        values: Values of a file, nested.
-        place: File of the values, for messages.
-        error: Class of the error to raise.
+    """Return the nested values of a file as a model; `place` names the file in messages.
 
     Raises:
         DynamicLoraError: Of class `error`, for the first key that is unknown, missing or invalid.

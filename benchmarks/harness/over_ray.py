@@ -19,11 +19,7 @@ class RayExecutor:
     """Submits each run to Ray, which assigns it a core, or a GPU if the cluster has GPUs."""
 
     def __init__(self, address: str, *, runs: int = RUNS_PER_PROCESS) -> None:
-        """Join the cluster.
-
-        Args:
-            address: `auto`, a host and port, or `HERE`.
-            runs: Runs per process before it is replaced.
+        """Join the cluster at `auto`, a host and port, or `HERE`.
 
         Raises:
             ConfigError: If Ray is not installed, or there is no cluster at the address.

@@ -54,8 +54,7 @@ class RecordFiles:
         return self.of(".parts")
 
     @property
-    def _pending(self) -> Path:
-        """Folder of complete new tables while they replace the old ones."""
+    def _pending(self) -> Path:  # complete new tables while they replace the old ones
         return self.of(".pending")
 
     def read(self) -> list[dict[str, Any]]:
@@ -194,11 +193,7 @@ class Records:
             self.merge(without=old)
 
     def merge(self, *, without: Mapping[Identity, Any] | None = None) -> None:
-        """Move the records of ended runs of all processes into the tables.
-
-        Args:
-            without: Identities of records to remove.
-        """
+        """Move the records of ended runs of all processes into the tables, `without` some."""
         files = self.files
         if not files.parts.exists() and not without:
             return

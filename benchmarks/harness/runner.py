@@ -43,11 +43,7 @@ class Selection:
 def select(jobs: Jobs, only: Sequence[str]) -> Selection:
     """Return the final runs whose names match a glob, and the combinations to tune for them.
 
-    Seeds change slowest, so that finished runs are comparable at any time.
-
-    Args:
-        jobs: Jobs of the study.
-        only: Globs; an empty list selects all runs.
+    Seeds change slowest, so that finished runs are comparable at any time. No glob selects all.
 
     Raises:
         StudyError: If a glob matches no run.

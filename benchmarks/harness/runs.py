@@ -218,13 +218,9 @@ def plain(config: JobConfig) -> dict[str, Any]:
 
 
 def key_of(config: Mapping[str, Any], test: Mapping[str, Any] | None) -> str:
-    """Return the key of a run.
+    """Return the key of a run from the result of `plain` and the rows of its exam.
 
     Missing settings count as defaults, so that records stay valid when dynlora adds a setting.
-
-    Args:
-        config: Result of `plain`, possibly of an older version.
-        test: Rows of the exam.
     """
     values = merge(_defaults(), config)
     for *sections, last in COSMETIC:

@@ -46,12 +46,7 @@ class Worker:
     """One process, started when needed."""
 
     def __init__(self, *, threads: int, runs: int = RUNS_PER_PROCESS) -> None:
-        """Store the settings.
-
-        Args:
-            threads: Threads of torch in the process; 0 uses torch's default.
-            runs: Runs per process before it is replaced.
-        """
+        """Store torch's threads, 0 for its default, and the runs before a process is replaced."""
         self.threads = threads
         self.runs = runs
         self.stopped = False
@@ -128,12 +123,7 @@ class LocalExecutor:
     """A worker per calling thread."""
 
     def __init__(self, count: int, *, runs: int = RUNS_PER_PROCESS) -> None:
-        """Share the machine's cores among `count` threads.
-
-        Args:
-            count: Number of calling threads.
-            runs: Runs per process before it is replaced.
-        """
+        """Share the machine's cores among `count` calling threads, with a process each."""
         told = count == 1 or "OMP_NUM_THREADS" in os.environ
         self._threads = 0 if told else max(1, (os.cpu_count() or 1) // count)
         self._runs = runs
@@ -164,12 +154,7 @@ class LocalExecutor:
 
 
 def serve(pipe: Connection, threads: int) -> None:
-    """Execute runs until the other end of the pipe closes.
-
-    Args:
-        pipe: Receives assignments and sends outcomes.
-        threads: Threads of torch; 0 uses torch's default.
-    """
+    """Execute the pipe's assignments with torch's threads, 0 for its default, until it closes."""
     # Only now: these load torch.
     import torch
 
