@@ -13,7 +13,9 @@ from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from dynlora import DynamicLora
 from tests.adapters import bare_gpt2
+from tests.models import VOCABULARY, attached, bare_llama, sequences
 from tests.models import adamw, bare_llama, sequences
 
 Batch = dict[str, Tensor]
@@ -58,6 +60,12 @@ class Case:
     def adamw(self, model: nn.Module) -> AdamW:
         """Return AdamW over what is trained."""
         return adamw(model, **({"lr": 1e-2} | self.optimizer))
+
+    def started(self, **settings: object) -> tuple[nn.Module, AdamW, DynamicLora]:
+        """Return a model, its optimizer and a controller with these settings."""
+        model = self.model()
+        optimizer = self.adamw(model)
+        return model, optimizer, attached(model, optimizer, **settings)
 
 
 class Net(nn.Module):

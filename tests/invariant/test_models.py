@@ -13,7 +13,7 @@ from dynlora import RankPlan
 from dynlora.adapters import resize
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests import layer_kinds, weird_models
-from tests.models import attached, train
+from tests.models import train
 
 CASES = layer_kinds.CASES | weird_models.CASES
 STEPS, KEPT = 30, 10
@@ -48,12 +48,6 @@ def outputs(model, case):
     return model(**next(case.batches(batch=16, seed=9))).logits
 
 
-def started(case, **settings):
-    model = case.model().train()
-    optimizer = case.adamw(model)
-    return model, optimizer, attached(model, optimizer, **settings)
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     return CASES[request.param]
@@ -63,7 +57,7 @@ def case(request):
 def run(case):
     """Train once for each case, with the most movement that there can be."""
     torch.manual_seed(0)
-    model, optimizer, dynamic = started(case, total_steps=STEPS, **MOST_MOVEMENT)
+    model, optimizer, dynamic = case.started(total_steps=STEPS, **MOST_MOVEMENT)
     held, ranks, kept = [count(model)], [dynamic.ranks], []
     original = resize.set_data
 
@@ -151,7 +145,7 @@ def test_stock_peft_loads_what_was_saved_with_equal_outputs(run, tmp_path):
 def test_a_resumed_run_ends_bit_for_bit_the_same(run, tmp_path):
     state, weights, optimizer_state = run.kept
     save_state(tmp_path, state)
-    model, optimizer, dynamic = started(run.case, total_steps=STEPS, **MOST_MOVEMENT)
+    model, optimizer, dynamic = run.case.started(total_steps=STEPS, **MOST_MOVEMENT)
     dynamic.load_state_dict(load_state(tmp_path))
     model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(optimizer_state)
@@ -163,7 +157,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(run, tmp_path):
 
 
 def test_growing_changes_no_output_and_what_was_grown_learns(case):
-    model, optimizer, dynamic = started(case, importance="uniform", total_steps=1000)
+    model, optimizer, dynamic = case.started(importance="uniform", total_steps=1000)
     batches = case.batches()
     train(model, optimizer, dynamic, 4, batches)
     half = {layer.name: 2 for layer in dynamic._layers if layer.is_trained}

@@ -15,12 +15,6 @@ from tests.weird_models import CASES, WIDTH, parts, points
 FREE = {"hysteresis": 0, "shrink_tolerance": 1.0}
 
 
-def started(case, **settings):
-    model = case.model()
-    optimizer = case.adamw(model)
-    return model, optimizer, attached(model, optimizer, **settings)
-
-
 def layers_by_name(dynamic):
     return {layer.name: layer for layer in dynamic._layers}
 
@@ -28,7 +22,7 @@ def layers_by_name(dynamic):
 @torch.no_grad()
 def test_a_shrink_loses_the_least_over_all_uses_of_a_layer_in_one_forward():
     case = CASES["used twice"]
-    model, optimizer, dynamic = started(case, importance="uniform", total_steps=400)
+    model, optimizer, dynamic = case.started(importance="uniform", total_steps=400)
     batches = list(itertools.islice(case.batches(batch=24), 8))  # of which the first is sampled
     with torch.enable_grad():
         train(model, optimizer, dynamic, 8, iter(batches))
@@ -51,7 +45,7 @@ def test_a_shared_layer_that_is_held_wider_is_saved_at_its_live_rank_under_any_o
 ):
     case = CASES["shared layers"]
     settings = {"importance": "random", "mode": "static"}
-    model, optimizer, dynamic = started(case, total_steps=30, **settings, **FREE)
+    model, optimizer, dynamic = case.started(total_steps=30, **settings, **FREE)
     train(model, optimizer, dynamic, 30, case.batches())
     ranks = dynamic.ranks
     assert ranks["blocks.0.up"] != 4
@@ -70,7 +64,7 @@ def test_a_layer_that_no_step_has_reached_gets_the_lowest_rank_and_is_named_once
     importance, caplog
 ):
     case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = started(case, total_steps=40, importance=importance)
+    model, optimizer, dynamic = case.started(total_steps=40, importance=importance)
     train(model, optimizer, dynamic, 40, case.batches())
     informed = [e for e in dynamic.history if any(x.score for x in e.layers.values())]
     assert len(informed) > 1
@@ -87,7 +81,7 @@ def test_a_layer_that_no_step_has_reached_gets_the_lowest_rank_and_is_named_once
 
 def test_without_scores_a_layer_that_no_step_has_reached_keeps_its_rank(caplog):
     case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = started(case, total_steps=20, importance="uniform")
+    model, optimizer, dynamic = case.started(total_steps=20, importance="uniform")
     train(model, optimizer, dynamic, 20, case.batches())
     assert set(dynamic.ranks.values()) == {4}
     assert "had no gradient" not in caplog.text
@@ -112,11 +106,11 @@ def test_an_expert_that_any_observed_step_has_reached_is_scored_after_a_resume_t
         for step, batch in enumerate(case.batches()):
             yield batch | ({"route": torch.full((32,), 3)} if step < 3 else {})
 
-    model, optimizer, dynamic = started(case, total_steps=40)
+    model, optimizer, dynamic = case.started(total_steps=40)
     given = batches()
     train(model, optimizer, dynamic, 4, given)
     save_state(tmp_path, dynamic.state_dict())
-    other, its_optimizer, resumed = started(case, total_steps=40)
+    other, its_optimizer, resumed = case.started(total_steps=40)
     resumed.load_state_dict(load_state(tmp_path))
     other.load_state_dict(model.state_dict())
     its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -129,7 +123,7 @@ def test_an_expert_that_any_observed_step_has_reached_is_scored_after_a_resume_t
 
 def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
     case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = started(case, total_steps=40)
+    model, optimizer, dynamic = case.started(total_steps=40)
     expert = model.get_submodule("base_model.model.experts.2").lora_B["default"].weight
 
     def overflow(weight):
@@ -147,7 +141,7 @@ def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
 
 def test_a_layer_that_no_step_has_reached_learns_once_one_does():
     case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = started(case, total_steps=40, **FREE)
+    model, optimizer, dynamic = case.started(total_steps=40, **FREE)
     train(model, optimizer, dynamic, 40, case.batches())
     expert = layers_by_name(dynamic)["experts.3"]
     assert not expert.lora_B.any()
@@ -160,8 +154,8 @@ def test_a_layer_that_no_step_has_reached_learns_once_one_does():
 @torch.no_grad()
 def test_a_layer_with_more_rank_than_features_gives_back_what_adds_nothing():
     case = CASES["narrower than the rank"]
-    model, optimizer, dynamic = started(
-        case, total_steps=40, importance="random", hysteresis=0, shrink_tolerance=1e-4
+    model, optimizer, dynamic = case.started(
+        total_steps=40, importance="random", hysteresis=0, shrink_tolerance=1e-4
     )
     batch = next(case.batches(seed=9))
     with torch.enable_grad():
@@ -186,7 +180,7 @@ def test_less_than_a_rank_of_the_cheapest_layer_that_could_grow_stays_unspent_at
     monkeypatch.setattr(GradientDirections, "counts", lambda self, layers: {})
     case = CASES["unequal cost"]
     settings = {"importance": "random", "events": 10, "last_event": 1.0, "max_rank": 6}
-    model, optimizer, dynamic = started(case, total_steps=40, **settings, **FREE)
+    model, optimizer, dynamic = case.started(total_steps=40, **settings, **FREE)
     costs = {layer.name: layer.cost for layer in dynamic._layers}
     held = []
 
@@ -227,7 +221,7 @@ def test_empty_batches_between_others_leave_a_run_that_of_plain_peft_bit_for_bit
 def test_an_empty_part_of_an_accumulated_batch_changes_no_rank_and_no_weight():
     runs = []
     for sizes in ([16, 16], [0, 16, 16, 0], [16, 0, 16]):
-        model, optimizer, dynamic = started(PLAIN, total_steps=30, importance="signal", **FREE)
+        model, optimizer, dynamic = PLAIN.started(total_steps=30, importance="signal", **FREE)
 
         def accumulated(model, batch, sizes=sizes):
             *others, last = parts(batch, sizes)
