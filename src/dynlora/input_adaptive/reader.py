@@ -131,13 +131,12 @@ class ComplexityReader:
                 f"call the model with `{self._name}`, or switch input-adaptive ranks off."
             )
         table, unit = self._table, self._unit
+        rows = inputs.flatten(2).transpose(1, 2) if table is None else inputs.to(table.device)
 
         def read(columns: slice) -> Tensor:
-            if table is None:
-                return in_units(inputs.flatten(2).transpose(1, 2)[:, :, columns], unit)
-            return in_units(table[:, columns][inputs.to(table.device)], unit)
+            return in_units(rows[:, :, columns] if table is None else table[:, columns][rows], unit)
 
-        width = inputs.shape[1] if table is None else table.shape[1]
+        width = rows.shape[2] if table is None else table.shape[1]
         return inputs, Features(width=width, unit=unit, read=read)
 
     def remember(self, reading: Reading, output: Any) -> None:

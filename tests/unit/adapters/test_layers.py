@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dynlora.adapters.layers import find_lora_layers, find_root
@@ -19,15 +19,6 @@ def test_layers_are_found_under_the_names_of_the_base_model_in_its_order():
         if isinstance(module, nn.Linear) and name != "lm_head"
     ]
     assert [layer.name for layer in layers_of(lora_llama())] == names
-
-
-def test_injected_layers_are_found_without_a_peft_model():
-    base = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
-    model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["0", "2"]), base)
-    assert [(layer.name, layer.r) for layer in find_lora_layers(model, None)] == [
-        ("0", 2),
-        ("2", 2),
-    ]
 
 
 def two_adapters():

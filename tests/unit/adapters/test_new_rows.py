@@ -50,20 +50,6 @@ def test_principal_directions_are_an_svds_above_the_floor(count, width):
     torch.testing.assert_close(found, expected[:5] * signs[:, None], rtol=1e-9, atol=1e-9)
 
 
-def test_layers_that_grow_together_get_the_rows_that_each_gets_alone():
-    layers = [one_layer(), one_layer(20, 8), one_layer(), one_layer()]
-    layers[2].lora_A.data.mul_(2)
-    seen = tokens_along(5.0, 4.0, 3.0, 2.0, 1.0, 0.9, 0.8)
-    tokens = [seen, tokens_along(3.0, 2.0, width=20), 2 * seen, None]
-    counts = [3, 5, 2, 1]
-    together = new_rows(layers, counts, tokens, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(1)  # draws for one after another
-    for layer, count, shown, rows in zip(layers, counts, tokens, together, strict=True):
-        [alone] = new_rows([layer], [count], [shown], generator=generator)
-        assert rows.shape == (count, layer.in_features)
-        torch.testing.assert_close(rows, alone)
-
-
 def test_rows_that_no_input_shows_are_drawn_on_the_cpu_whatever_device_is_the_default():
     layer = one_layer()
     with torch.device("meta"):

@@ -6,7 +6,6 @@ import torch
 from dynlora.adapters.resize import (
     apply_change,
     reorder_change,
-    shrink_changes,
     split_projectors,
 )
 from dynlora.adapters.strengths import measure_strengths
@@ -87,17 +86,6 @@ def test_a_selection_of_directions_is_split_into_that_selection(kept):
     to_A, to_B = split(selection.T @ selection, len(kept))
     torch.testing.assert_close(to_A, selection)
     torch.testing.assert_close(to_B, selection.T)
-
-
-def test_layers_that_shrink_together_change_as_each_does_alone():
-    layers = [one_layer(), one_layer(), one_layer(20, 8, r=6), one_layer()]
-    layers[1].lora_B.data[:, [0, 2]] = 0
-    ranks = [2, 3, 2, 1]  # the second loses none of its trained directions
-    strengths = measure_strengths(layers, [None] * 4)
-    for place, change in enumerate(shrink_changes(layers, strengths, ranks)):
-        [alone] = shrink_changes([layers[place]], [strengths[place]], [ranks[place]])
-        torch.testing.assert_close(change.to_A, alone.to_A)
-        torch.testing.assert_close(change.to_B, alone.to_B)
 
 
 @pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2)])

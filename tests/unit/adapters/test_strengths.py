@@ -28,30 +28,11 @@ def test_the_powers_of_components_are_the_squares_of_their_strengths(tokens):
     assert powers[0] == 0
 
 
-def layers_of_all_sorts():
-    """Return layers of equal shapes and of others, some with directions that are not trained."""
+def test_directions_whose_column_is_zero_are_not_trained():
     layers = [one_layer(), one_layer(), one_layer(12, 3, r=8), one_layer(), one_layer(20, 8, r=6)]
     layers[1].lora_B.data[:, 2] = 0
     layers[3].lora_B.data.zero_()
     layers[4].lora_B.data[:, [0, 3]] = 0
-    return layers
-
-
-def test_layers_measured_together_have_the_strengths_that_each_has_alone():
-    layers = layers_of_all_sorts()
-    tokens = [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4), None, None, None]
-    together = measure_strengths(layers, tokens)
-    powers = component_powers(layers, tokens)
-    for layer, shown, found, squares in zip(layers, tokens, together, powers, strict=True):
-        [alone] = measure_strengths([layer], [shown])
-        assert (found.order, found.trained) == (alone.order, alone.trained)
-        torch.testing.assert_close(found.values, alone.values)
-        torch.testing.assert_close(found.to_A, alone.to_A)
-        torch.testing.assert_close(found.to_B, alone.to_B)
-        torch.testing.assert_close(squares, component_powers([layer], [shown])[0])
-
-
-def test_directions_whose_column_is_zero_are_not_trained():
-    measured = measure_strengths(layers_of_all_sorts(), [None] * 5)
+    measured = measure_strengths(layers, [None] * 5)
     trained = [found.order[: found.trained] for found in measured]
     assert trained == [[0, 1, 2, 3], [0, 1, 3], list(range(8)), [], [1, 2, 4, 5]]
