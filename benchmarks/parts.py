@@ -25,7 +25,7 @@ from benchmarks.harness.records import RecordFiles
 from dynlora import adjuster, controller, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
-from dynlora.adapters.new_rows import new_rows
+from dynlora.adapters.resize import new_rows
 from dynlora.adapters.strengths import component_powers
 from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.features import effective_rank

@@ -3,8 +3,7 @@
 import torch
 from torch.optim import AdamW
 
-from dynlora.adapters.new_rows import new_rows
-from dynlora.adapters.resize import apply_change, grow_change, shrink_changes
+from dynlora.adapters.resize import apply_change, grow_change, new_rows, shrink_changes
 from dynlora.adapters.strengths import measure_strengths
 
 

@@ -18,7 +18,6 @@ from dynlora.adapters.layers import (
     find_root,
     in_this_step,
 )
-from dynlora.adapters.new_rows import new_rows
 from dynlora.adapters.optimizer_state import (
     StepWatch,
     check_holds,
@@ -32,6 +31,7 @@ from dynlora.adapters.peft_config import own_config, write_patterns
 from dynlora.adapters.resize import (
     apply_change,
     grow_change,
+    new_rows,
     reorder_change,
     scale_change,
     set_rank,
