@@ -219,6 +219,8 @@ class SlowToFree(Tensor):
 
 def leave_to_gloo() -> None:
     """End while Gloo's thread has the last reference to a tensor, which may not stop a process."""
+    wrapped = DistributedDataParallel(nn.Linear(4, 4))
+    wrapped(torch.ones(2, 4)).sum().backward()
     if distributed.get_rank() == 0:
         distributed.all_reduce(torch.ones(4).as_subclass(SlowToFree), async_op=True)
     else:
