@@ -15,8 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from dynlora import DynamicLora
 from tests.adapters import bare_gpt2
-from tests.models import VOCABULARY, attached, bare_llama, sequences
-from tests.models import adamw, bare_llama, sequences
+from tests.models import adamw, attached, bare_llama, sequences
 
 Batch = dict[str, Tensor]
 
