@@ -13,6 +13,14 @@ from tests.models import attached, loss_of, train
 from tests.weird_models import CASES, WIDTH, parts, points
 
 FREE = {"hysteresis": 0, "shrink_tolerance": 1.0}
+ROUTED = CASES["no gradient in some steps"]
+
+
+def run(case, steps, **settings):
+    """Train a model; return it with its optimizer and controller."""
+    model, optimizer, dynamic = case.started(total_steps=steps, **settings)
+    train(model, optimizer, dynamic, steps, case.batches())
+    return model, optimizer, dynamic
 
 
 def layers_by_name(dynamic):
@@ -44,9 +52,7 @@ def test_a_shared_layer_that_is_held_wider_is_saved_at_its_live_rank_under_any_o
     tmp_path,
 ):
     case = CASES["shared layers"]
-    settings = {"importance": "random", "mode": "static"}
-    model, optimizer, dynamic = case.started(total_steps=30, **settings, **FREE)
-    train(model, optimizer, dynamic, 30, case.batches())
+    model, _, dynamic = run(case, 30, importance="random", mode="static", **FREE)
     ranks = dynamic.ranks
     assert ranks["blocks.0.up"] != 4
     state = model.state_dict()
@@ -63,9 +69,7 @@ def test_a_shared_layer_that_is_held_wider_is_saved_at_its_live_rank_under_any_o
 def test_a_layer_that_no_step_has_reached_gets_the_lowest_rank_and_is_named_once(
     importance, caplog
 ):
-    case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = case.started(total_steps=40, importance=importance)
-    train(model, optimizer, dynamic, 40, case.batches())
+    _, _, dynamic = run(ROUTED, 40, importance=importance)
     informed = [e for e in dynamic.history if any(x.score for x in e.layers.values())]
     assert len(informed) > 1
     for event in informed:
@@ -80,37 +84,32 @@ def test_a_layer_that_no_step_has_reached_gets_the_lowest_rank_and_is_named_once
 
 
 def test_without_scores_a_layer_that_no_step_has_reached_keeps_its_rank(caplog):
-    case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = case.started(total_steps=20, importance="uniform")
-    train(model, optimizer, dynamic, 20, case.batches())
+    _, _, dynamic = run(ROUTED, 20, importance="uniform")
     assert set(dynamic.ranks.values()) == {4}
     assert "had no gradient" not in caplog.text
 
 
 def test_what_a_layer_without_gradients_adds_is_kept_within_the_tolerance():
-    case = CASES["no gradient in some steps"]
-    model = case.model()
+    model = ROUTED.model()
     with torch.no_grad():
         model.get_submodule("base_model.model.experts.3").lora_B["default"].weight.normal_()
-    dynamic = attached(model, optimizer := case.adamw(model), total_steps=40)
-    train(model, optimizer, dynamic, 40, case.batches())
+    dynamic = attached(model, optimizer := ROUTED.adamw(model), total_steps=40)
+    train(model, optimizer, dynamic, 40, ROUTED.batches())
     last = dynamic.history[-1].layers["experts.3"]
     assert last.rank_after > 1
     assert last.waits
 
 
 def test_an_expert_that_any_observed_step_has_reached_is_scored_after_a_resume_too(tmp_path):
-    case = CASES["no gradient in some steps"]
-
     def batches():  # of which the first three reach the last expert alone
-        for step, batch in enumerate(case.batches()):
+        for step, batch in enumerate(ROUTED.batches()):
             yield batch | ({"route": torch.full((32,), 3)} if step < 3 else {})
 
-    model, optimizer, dynamic = case.started(total_steps=40)
+    model, optimizer, dynamic = ROUTED.started(total_steps=40)
     given = batches()
     train(model, optimizer, dynamic, 4, given)
     save_state(tmp_path, dynamic.state_dict())
-    other, its_optimizer, resumed = case.started(total_steps=40)
+    other, its_optimizer, resumed = ROUTED.started(total_steps=40)
     resumed.load_state_dict(load_state(tmp_path))
     other.load_state_dict(model.state_dict())
     its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -122,8 +121,7 @@ def test_an_expert_that_any_observed_step_has_reached_is_scored_after_a_resume_t
 
 
 def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
-    case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = case.started(total_steps=40)
+    model, optimizer, dynamic = ROUTED.started(total_steps=40)
     expert = model.get_submodule("base_model.model.experts.2").lora_B["default"].weight
 
     def overflow(weight):
@@ -131,7 +129,7 @@ def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
 
     expert.register_post_accumulate_grad_hook(overflow)
     optimizer.register_step_pre_hook(lambda *_: setattr(expert, "grad", None))  # as a scaler does
-    train(model, optimizer, dynamic, 40, case.batches())
+    train(model, optimizer, dynamic, 40, ROUTED.batches())
     last = dynamic.history[-1].layers
     assert dynamic.skipped["experts.2"]
     assert last["experts.2"].score is None
@@ -140,9 +138,7 @@ def test_a_layer_whose_gradients_never_were_finite_counts_as_average():
 
 
 def test_a_layer_that_no_step_has_reached_learns_once_one_does():
-    case = CASES["no gradient in some steps"]
-    model, optimizer, dynamic = case.started(total_steps=40, **FREE)
-    train(model, optimizer, dynamic, 40, case.batches())
+    model, optimizer, dynamic = run(ROUTED, 40, **FREE)
     expert = layers_by_name(dynamic)["experts.3"]
     assert not expert.lora_B.any()
     assert all(p not in optimizer.state for p in expert.parameters)
