@@ -440,18 +440,6 @@ def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llam
     assert moved(dynamic)
 
 
-def test_taking_shapes_changes_ranks_and_nothing_else_of_the_run():
-    model, _, dynamic = on_chain(total_steps=40)
-    early = dynamic.state_dict()
-    dynamic.apply(RankPlan(step=1, ranks={"0": 1, "2": 6}))
-    dynamic.step()
-    dynamic.take_shapes(early)
-    assert dynamic.ranks == {"0": 4, "1": 4, "2": 4}
-    assert len(dynamic.history) == 1
-    assert dynamic.state_dict()["step"] == 1
-    assert model.peft_config["default"].rank_pattern == {}
-
-
 def moved_twice(model, optimizer, **config):
     """Return a controller whose ranks moved twice, and states and outputs from in between."""
     dynamic = attached(model, optimizer, **config)
@@ -485,11 +473,14 @@ def test_weights_of_other_ranks_put_back_are_saved_with_their_ranks_and_train_on
     if way == "take_shapes":
         dynamic.take_shapes(state)
     model.load_state_dict(weights)
+    first, second, *_ = dynamic.ranks
+    assert (dynamic.ranks[first], dynamic.ranks[second]) == (2, 5)
+    assert len(dynamic.history) == 2, "nothing else of the run changes"
+    assert dynamic.state_dict()["step"] == 3
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
     torch.testing.assert_close(loaded(input_ids=next(sequences(batch=2))).logits, logits)
     train(model, optimizer, dynamic, int(observed))
-    first, second, *_ = dynamic.ranks
     dynamic.apply(RankPlan(step=3, ranks={first: 3, second: 4}))
     train(model, optimizer, dynamic, 17)
     assert dynamic.history[-1].step == dynamic._events[-1]
@@ -703,12 +694,6 @@ def refuse(model, error, message, *, optimizer=None, **config):
     assert hooks_of(model) == before
 
 
-def merged_llama():
-    model = lora_llama()
-    model.merge_adapter()
-    return model
-
-
 def wrapped(layer, **lora):
     base = nn.Sequential(nn.Linear(4, 4), layer)
     return get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"], **lora))
@@ -718,7 +703,6 @@ def wrapped(layer, **lora):
     ("make", "message"),
     [
         (bare_llama, r"got a LlamaForCausalLM with none; .* Linear \(15\).*LlamaRMSNorm \(5\)"),
-        (merged_llama, r"q_proj' is merged .* `model\.unmerge_adapter\(\)`"),
         (lambda: lora_llama(init_lora_weights="pissa"), "`init_lora_weights` 'pissa'"),
         (lambda: lora_llama(init_lora_weights="pissa_niter_4"), "'pissa_niter_4'"),
         (lambda: lora_llama(init_lora_weights="olora"), "`init_lora_weights` 'olora'"),
@@ -750,42 +734,30 @@ def test_an_optimizer_that_cannot_follow_is_refused(make, message):
     refuse(model, OptimizerError, message, optimizer=make(model))
 
 
-def narrow_llama():
-    """Return a Llama whose two layers of 32 + 32 have rank 2, at a budget of rank 8."""
-    config = LoraConfig(r=8, target_modules=["q_proj"], rank_pattern={"q_proj": 2})
-    return get_peft_model(bare_llama(), config)
+NARROW = {"r": 8, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}}
+"""Two layers of 32 + 32 with rank 2, at a budget of rank 8."""
 
 
 @pytest.mark.parametrize(
-    ("make", "settings", "message"),
+    ("lora", "settings", "message"),
     [
-        (lora_llama, {"max_rank": 3}, r"got 3 where 'model\.layers\.0\.self_attn\.q_proj' holds 4"),
-        (
-            lambda: lora_chain(8, 8, 8, r=4, rank_pattern={"1": 7}),
-            {"max_rank": 6},
-            "got 6 where '1' holds 7",
-        ),
-        (
-            lambda: lora_chain(8, 8, 8, r=4),
-            {"min_rank": 5},
-            r"budget of 128 .* 2 layers .* take 160: .*in \[160, 256\]",
-        ),
-        (narrow_llama, {"max_rank": 4}, "budget of 1024 .* hold 128 to 512"),
+        ({}, {"max_rank": 3}, r"got 3 where 'model\.layers\.0\.self_attn\.q_proj' holds 4"),
+        ({"rank_pattern": {"up_proj": 7}}, {"max_rank": 6}, r"got 6 where '.*up_proj' holds 7"),
+        ({}, {"min_rank": 5}, r"of 4096 .* 14 layers .* take 5120: .*in \[5120, 29696\]"),
+        (NARROW, {"max_rank": 4}, "budget of 1024 .* hold 128 to 512"),
+        ({}, {"pinned": ("*.k_proj", "q_proj")}, "got 'q_proj', which matches none of 14"),
     ],
 )
-def test_a_budget_that_does_not_fit_the_ranks_is_refused_with_both(make, settings, message):
-    refuse(make(), BudgetError, message, **settings)
-
-
-def test_a_pinned_pattern_that_matches_no_layer_is_refused():
-    pinned = ("*.k_proj", "q_proj")
-    refuse(lora_llama(), ConfigError, "got 'q_proj', which matches none of 14", pinned=pinned)
+def test_a_budget_or_a_pattern_that_does_not_fit_the_layers_is_refused(lora, settings, message):
+    error = ConfigError if "pinned" in settings else BudgetError
+    refuse(lora_llama(**lora), error, message, **settings)
 
 
 def test_an_adapter_merged_before_an_event_is_refused_and_nothing_changes():
     model, _, dynamic = on_chain(total_steps=1)
     model.merge_adapter()
     bases = [layer.module.get_base_layer().weight.clone() for layer in dynamic._layers]
+    refuse(model, LayerError, r"'0' is merged .* `model\.unmerge_adapter\(\)`")
     message = r"not be merged .*, got '0' merged into .* `model\.unmerge_adapter\(\)`"
     for change in (dynamic.step, lambda: dynamic.apply(RankPlan(step=1, ranks={"0": 1}))):
         with pytest.raises(LayerError, match=message):

@@ -124,13 +124,16 @@ def test_when_all_gradients_agree_z_is_the_root_of_the_comparisons(layers):
         assert compared.test.is_significant() == (math.sqrt(count) >= SIGNIFICANT)
 
 
-def test_a_few_large_gradients_do_not_decide_and_a_zero_gradient_agrees_with_nothing(layers):
+def test_a_few_large_gradients_do_not_decide_and_zero_or_opposite_ones_do_not_agree(layers):
     compared = Compared()
     show(compared, layers, sizes=[1.0, *[1e6, 1e-6, 1e-6, 1e-6] * 4])
     assert compared.z == pytest.approx(4, rel=1e-5)
     compared = Compared()
     show(compared, layers, sizes=[1.0, 0.0])
     assert compared.z == 0
+    show(compared, layers, sizes=[1.0, -1.0] * 20)
+    assert compared.z < -6
+    assert not compared.test.is_significant()
 
 
 @pytest.mark.parametrize("size", [1e-5, 3e2])
