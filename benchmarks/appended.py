@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 class AppendedTable:
-    """Rows of one CSV file; every value is written as JSON."""
+    """Rows of one CSV file; values are JSON, or plain text where it is not also JSON."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         """Read the finished rows, and cut a line that a killed process left incomplete.
@@ -50,7 +50,7 @@ class AppendedTable:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             writer.writerow(self.columns)
-        writer.writerow([json.dumps(row.get(column)) for column in self.columns])
+        writer.writerow([_to_text(row.get(column)) for column in self.columns])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line.getvalue())
             file.flush()
@@ -62,8 +62,21 @@ def read_rows(path: Path) -> list[Row]:
     """Return all rows of a file."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            {name: json.loads(value) for name, value in row.items()} for row in csv.DictReader(file)
+            {name: _from_text(text) for name, text in row.items()} for row in csv.DictReader(file)
         ]
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, str) and _from_text(value) is value:
+        return value
+    return json.dumps(value)
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def current_commit() -> str:

@@ -30,7 +30,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import get_linear_schedule_with_warmup
 
-from benchmarks.recovery_student import Recovery, loss_of, training_batches
+from benchmarks.batches import training_batches
+from benchmarks.recovery_student import BATCH, Recovery, loss_of
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.types import RankPlan
 
@@ -225,7 +226,8 @@ def train(task: Recovery, plan: Plan, setting: Setting) -> Trained:
     if plan.config == FROZEN:
         dynamic.freeze()
     split = task.splits["train"]
-    batches = training_batches(split.texts.lengths, seed=setting.seed, steps=setting.steps)
+    lengths = split.texts.lengths
+    batches = training_batches(lengths, size=BATCH, seed=setting.seed, steps=setting.steps)
     refreshed = 0
     for step, rows in enumerate(batches, start=1):
         loss_of(model, split, rows).backward()

@@ -32,6 +32,7 @@ from benchmarks.arms import (
     train,
 )
 from benchmarks.recovery_student import BATCH, Recovery, evaluate, score_pairs
+from benchmarks.search import Point, best_of, next_trial
 from dynlora import DynamicLora
 from dynlora.errors import NonFiniteError
 
@@ -42,7 +43,7 @@ COLUMNS = (
 )  # fmt: skip
 TIME_UP = 2
 """Exit code if runs are missing."""
-Pair = tuple[float, float]
+Pair = Point
 """Learning rate and scale."""
 
 
@@ -58,7 +59,7 @@ class Controls:
     score_pairs: bool
     tuning_seed: int
     most_trials: int
-    trials: list[Pair]
+    trials: list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,14 @@ class Runner:
         Raises:
             TimeUpError: If trials are missing.
         """
-        while (pair := next_trial(self.study, ended := self.trials(cell))) is not None:
+        while (pair := self.next_pair(ended := self.trials(cell))) is not None:
             self.run(cell, "trial", self.study.tuning_seed, pair)
         return best_of(ended)
+
+    def next_pair(self, ended: dict[Pair, float]) -> Pair | None:
+        """Return the next pair to try; None if the search has ended."""
+        study = self.study
+        return next_trial(study.trials, ended, most=study.most_trials, moving=2)
 
     def trials(self, cell: Cell) -> dict[Pair, float]:
         """Return the validation loss per pair; infinite if the run diverged."""
@@ -183,22 +189,6 @@ def describe_ranks(dynamic: DynamicLora, r: int) -> Row:
         "ranks": dynamic.ranks,
         "schedule": schedule,
     }
-
-
-def next_trial(study: Controls, ended: dict[Pair, float]) -> Pair | None:
-    """Return the next pair to try; None if the neighbours of the best pair were tried too."""
-    for pair in map(tuple, study.trials):
-        if pair not in ended:
-            return pair
-    rate, scale = best_of(ended)
-    around = [(rate * 2, scale), (rate / 2, scale), (rate, scale * 2), (rate, scale / 2)]
-    missing = [pair for pair in around if pair not in ended]
-    return missing[0] if missing and len(ended) < study.most_trials else None
-
-
-def best_of(ended: dict[Pair, float]) -> Pair:
-    """Return the pair with the lowest loss."""
-    return min(ended, key=lambda pair: ended[pair])
 
 
 def _finite(row: Row) -> float:

@@ -5,7 +5,7 @@ repeats the job of `studies/recovery.yaml` in float32, without a Trainer and wit
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from dynlora.train.tasks.embedding import mean_of_tokens
 
 BATCH = 32
 EVALUATION_BATCH = 100
-GROUPED = 50
-"""Batches whose texts are sorted by length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,32 +107,6 @@ def small_model() -> nn.Module:
 
 def _score_column(table: Mapping[str, Any]) -> str:
     return "label" if "label" in table else "score"
-
-
-def epoch_batches(
-    lengths: Int[Tensor, " texts"], generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Yield the batches of one epoch: random groups sorted by length, in a random order."""
-    order = torch.randperm(len(lengths), generator=generator)
-    groups = order.split(BATCH * GROUPED)
-    ordered = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
-    batches = ordered.split(BATCH)
-    for number in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[number].tolist()
-
-
-def training_batches(
-    lengths: Int[Tensor, " texts"], *, seed: int, steps: int
-) -> Iterator[list[int]]:
-    """Yield one batch per step, for as many epochs as needed; the order depends only on `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    done = 0
-    while True:
-        for batch in epoch_batches(lengths, generator):
-            if done == steps:
-                return
-            yield batch
-            done += 1
 
 
 def embed(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch size"]:

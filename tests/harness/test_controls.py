@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.allocations import CHOICES, allocate
 from benchmarks.appended import AppendedTable
 from benchmarks.arms import (
     FOLLOWING,
@@ -19,8 +20,8 @@ from benchmarks.arms import (
     schedule_of,
     train,
 )
-from benchmarks.controls import next_trial
 from benchmarks.recovery_student import Split, Texts
+from benchmarks.search import next_trial
 from tests.models import bare_bert
 
 R, STEPS, SEED = 2, 40, 3
@@ -136,24 +137,32 @@ def test_the_rule_spends_the_budget_of_queries_and_keys_on_one_layer(task):
 
 
 def test_a_search_ends_when_no_neighbour_of_the_best_pair_is_missing():
-    study = SimpleNamespace(trials=[[0.02, 0.25], [0.04, 0.25]], most_trials=20)
-    ended = {}
-    while (pair := next_trial(study, ended)) is not None:
+    first, ended = [[0.02, 0.25], [0.04, 0.25]], {}
+    while (pair := next_trial(first, ended, most=20, moving=2)) is not None:
         ended[pair] = abs(pair[0] - 0.01) + abs(pair[1] - 0.25)
     assert min(ended, key=ended.get) == (0.01, 0.25)
     assert {(0.005, 0.25), (0.02, 0.25), (0.01, 0.125), (0.01, 0.5)} < ended.keys()
-    few = SimpleNamespace(trials=study.trials, most_trials=2)
-    assert next_trial(few, {(0.02, 0.25): 1.0, (0.04, 0.25): 2.0}) is None
+    assert next_trial(first, {(0.02, 0.25): 1.0, (0.04, 0.25): 2.0}, most=2, moving=2) is None
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
-    path = tmp_path / "rows.csv"
-    AppendedTable(path, ["seed", "ranks"]).append({"seed": 1, "ranks": {'a, "b"': 2}})
+    path, columns = tmp_path / "rows.csv", ["seed", "name", "ranks"]
+    whole = {"seed": 1, "name": "two, words", "ranks": {'a, "b"': 2}}
+    AppendedTable(path, columns).append(whole)
     with path.open("a") as file:
         file.write("2,{un")
-    table = AppendedTable(path, ["seed", "ranks"])
-    table.append({"seed": 3})
-    assert AppendedTable(path, ["seed", "ranks"]).rows == [
-        {"seed": 1, "ranks": {'a, "b"': 2}},
-        {"seed": 3, "ranks": None},
-    ]
+    table = AppendedTable(path, columns)
+    table.append({"seed": 3, "name": "1e5"})
+    found = AppendedTable(path, columns).rows
+    assert found == [whole, {"seed": 3, "name": "1e5", "ranks": None}]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_fixed_allocation_has_the_parameters_of_uniform_ranks(choice):
+    sizes = {"self_attn.q_proj": 12, "self_attn.o_proj": 16, "mlp.up_proj": 40, "mlp.down_proj": 44}
+    costs = {f"layers.{block}.{name}": cost for block in range(4) for name, cost in sizes.items()}
+    ranks = allocate(choice, costs, R)
+    free = R * sum(costs.values()) - sum(costs[name] * rank for name, rank in ranks.items())
+    assert 0 <= free < max(costs[name] for name in ranks)
+    assert max(ranks.values()) - min(ranks.values()) <= 1
+    assert (len(ranks) == len(costs)) == (choice == "uniform")
