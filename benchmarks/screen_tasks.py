@@ -1,0 +1,176 @@
+"""Tasks of the screen: public data sets to examples of the next token, in four splits.
+
+All tasks are one kind: some positions of a text have a label, the following token. A classification
+asks for one token behind the text.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.frozen_trunk import IGNORED, Examples
+
+BLOCK = 128
+"""Most tokens per example of a text."""
+SHORTEST = 8
+"""Fewest tokens per example of a text."""
+PARTS = ("trial_train", "trial_judge", "final_train", "final_judge")
+"""Splits: what trials and final runs train on and are judged by."""
+
+Marked = tuple[list[int], int]
+"""Token ids, and the number of leading ones without a label."""
+Tokenizer = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskConfig:
+    """A task in the study's file."""
+
+    kind: str
+    """`text`, `facts`, or a classification in `QUESTIONS`."""
+    folder: str
+    batch: int
+    """Examples per batch."""
+    epochs: int = 1
+    tokens: int = 0
+    """Least training tokens of a text."""
+    judged_tokens: int = 0
+    """Least tokens per split that judges a text."""
+    rows: int = 0
+    """Facts to learn, or most rows that judge a classification."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExamples:
+    """Examples by part; parts with equal examples share one object."""
+
+    parts: Mapping[str, Examples]
+    vocabulary: list[int]
+    """Token ids that are labels; positions in this list are the labels."""
+
+
+QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], str], tuple[str, ...]]] = {
+    "qnli": (
+        lambda row: f"Question: {row['question']}\nText: {row['sentence']}\nAnswered:",
+        (" yes", " no"),
+    ),
+    "sst2": (lambda row: f"Review: {row['sentence']}\nOpinion:", (" negative", " positive")),
+    "stsb": (
+        lambda row: f"One: {row['sentence1']}\nTwo: {row['sentence2']}\nSimilarity:",
+        (" zero", " one", " two", " three", " four", " five"),
+    ),
+}
+"""Prompt of a row, and the answer per class, by kind."""
+
+
+def read_task(config: TaskConfig, data: Path, tokenize: Tokenizer) -> TaskExamples:
+    """Return the examples of a task.
+
+    Args:
+        config: The task.
+        data: Folder of the public data sets.
+        tokenize: Returns the token ids of a text, without special tokens.
+    """
+    folder = data / config.folder
+    match config.kind:
+        case "text":
+            return _text(config, folder, tokenize)
+        case "facts":
+            return _facts(config, folder, tokenize)
+        case _:
+            return _classification(config, folder, tokenize)
+
+
+def _text(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
+    train, validation, test = (
+        _blocks(_rows(folder, split), tokenize, tokens)
+        for split, tokens in (
+            ("train", config.tokens),
+            ("validation", config.judged_tokens),
+            ("test", config.judged_tokens),
+        )
+    )
+    return _indexed(train, validation, train, test)
+
+
+def _blocks(rows: list[dict[str, Any]], tokenize: Tokenizer, wanted: int) -> list[Marked]:
+    """Return blocks of documents in a fixed random order, until there are enough tokens."""
+    random.Random(0).shuffle(rows)
+    found: list[Marked] = []
+    total = 0
+    for row in rows:
+        ids = tokenize(row["text"])
+        for start in range(0, len(ids), BLOCK):
+            if len(block := ids[start : start + BLOCK]) >= SHORTEST and total < wanted:
+                found.append((block, 1))
+                total += len(block)
+    return found
+
+
+def _facts(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
+    """Return the first rows for final runs, and the next rows for trials.
+
+    A run is judged by the facts that it trains on, because only memory can know them.
+    """
+    rows = _rows(folder, "train")[: 2 * config.rows]
+    facts = [_marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
+    final, trial = facts[: config.rows], facts[config.rows :]
+    return _indexed(trial, trial, final, final)
+
+
+def _classification(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
+    ask, answers = QUESTIONS[config.kind]
+    tokens = [tokenize(answer) for answer in answers]
+    if any(len(ids) != 1 for ids in tokens):
+        raise ValueError(f"`answers` must be single tokens, but got {answers} as {tokens}.")
+    train, validation, test = (
+        [_marked(tokenize(ask(row)), tokens[round(row["label"])]) for row in rows]
+        for rows in _judging_rows(config, folder)
+    )
+    return _indexed(train, validation, train, test)
+
+
+def _judging_rows(config: TaskConfig, folder: Path) -> list[list[dict[str, Any]]]:
+    """Return rows for training, trials and final runs; a missing test split is half of another."""
+    train, validation = _rows(folder, "train"), _rows(folder, "validation")
+    random.Random(0).shuffle(validation)
+    if (folder / "test.parquet").exists():
+        test = _rows(folder, "test")
+    else:
+        half = len(validation) // 2
+        validation, test = validation[:half], validation[half:]
+    return [train, validation[: config.rows], test[: config.rows]]
+
+
+def _marked(prompt: Sequence[int], completion: Sequence[int]) -> Marked:
+    return [*prompt, *completion], len(prompt)
+
+
+def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / f"{split}.parquet").to_pylist()
+    return rows
+
+
+def _indexed(*parts: list[Marked]) -> TaskExamples:
+    """Return examples, with labels as positions in the vocabulary of all parts' labels."""
+    vocabulary = sorted({token for part in parts for ids, start in part for token in ids[start:]})
+    places = {token: place for place, token in enumerate(vocabulary)}
+    made: dict[int, Examples] = {}
+    for part in parts:
+        if id(part) not in made:
+            made[id(part)] = _examples(sorted(part, key=lambda marked: len(marked[0])), places)
+    return TaskExamples(
+        {name: made[id(part)] for name, part in zip(PARTS, parts, strict=True)}, vocabulary
+    )
+
+
+def _examples(part: Iterable[Marked], places: Mapping[int, int]) -> Examples:
+    ids, labels = [], []
+    for tokens, start in part:
+        ids.append(tokens[:-1])
+        labels.append([IGNORED] * (start - 1) + [places[token] for token in tokens[start:]])
+    return Examples(ids, labels)
