@@ -145,11 +145,11 @@ def permute_layers(costs: Mapping[str, int], seed: int) -> dict[str, str]:
 
     Each group of layers of equal cost becomes one random cycle.
     """
-    groups = defaultdict(list)
+    groups: dict[int, list[str]] = defaultdict(list)
     for name, cost in costs.items():
         groups[cost].append(name)
     generator = torch.Generator().manual_seed(seed)
-    source = {}
+    source: dict[str, str] = {}
     for names in groups.values():
         order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
         source |= dict(zip(order, [*order[1:], order[0]], strict=True))
@@ -188,7 +188,7 @@ def add_adapter(base: nn.Module, plan: Plan, setting: Setting) -> nn.Module:
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
-    model: nn.Module = get_peft_model(base, config)  # type: ignore[arg-type]
+    model: nn.Module = get_peft_model(base, config)
     return model
 
 

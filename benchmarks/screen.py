@@ -162,7 +162,7 @@ def train_and_judge(
     data = task.parts[f"{kind}_train"]
     steps = task.config.epochs * -(-len(data.lengths) // task.config.batch)
     torch.manual_seed(seed)
-    model: Any = get_peft_model(base, _lora(ranks, scale))  # type: ignore[arg-type]
+    model: Any = get_peft_model(base, _lora(ranks, scale))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(trained, lr=learning_rate, weight_decay=0.0)
     rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)

@@ -1,0 +1,87 @@
+"""Table of a screen: both criteria per task.
+
+    python -m benchmarks.screen_report benchmarks/results/screen.csv
+
+Prints Markdown. The study's file defines the criteria; a missing run leaves its cell empty.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.appended import Row, read_rows
+from benchmarks.screen import ARMS, WIDE
+
+BINDS = 0.02
+"""Least relative gain of more rank for criterion a."""
+UNEVEN = 0.01
+"""Least relative gain of a fixed allocation for criterion b."""
+HEAD = """\
+| task | tokens per parameter | loss, exact at r | at 4 r | gain of 4 r (seeds) | allocation | \
+its gain (seeds) | meets |
+|---|---|---|---|---|---|---|---|"""
+NO = ""
+"""Cell without a value."""
+
+
+def final(rows: Sequence[Row], task: str, arm: str, value: str = "loss") -> dict[int, float]:
+    """Return a value of the final runs by seed."""
+    wanted = {"kind": "final", "task": task, "arm": arm}
+    return {row["seed"]: float(row[value]) for row in rows if wanted.items() <= row.items()}
+
+
+def best_allocation(rows: Sequence[Row], task: str) -> str | None:
+    """Return the fixed allocation with the lowest loss of its trials; None before all are tuned."""
+    losses = {}
+    for arm in ARMS[2:]:
+        wanted = {"kind": "trial", "task": task, "arm": arm}
+        found = [float(row["loss"]) for row in rows if wanted.items() <= row.items()]
+        losses[arm] = min(filter(math.isfinite, found), default=math.inf)
+    return min(losses, key=losses.__getitem__) if max(losses.values()) < math.inf else None
+
+
+def gain(rows: Sequence[Row], task: str, arm: str | None) -> tuple[float, str] | None:
+    """Return the mean relative gain over `uniform`, and the seeds above 0; None without runs."""
+    uniform = final(rows, task, "uniform")
+    other = final(rows, task, arm) if arm else {}
+    seeds = sorted(uniform.keys() & other.keys())
+    if not seeds:
+        return None
+    unit = float(np.mean([uniform[seed] for seed in seeds]))
+    gains = [(uniform[seed] - other[seed]) / unit for seed in seeds]
+    return float(np.mean(gains)), f"{sum(g > 0 for g in gains)} of {len(seeds)}"
+
+
+def line(rows: Sequence[Row], task: str) -> str:
+    """Return the table's line of a task."""
+    best = best_allocation(rows, task)
+    wide, uneven = gain(rows, task, WIDE), gain(rows, task, best)
+    size = final(rows, task, "uniform", "tokens_per_parameter")
+    cells = [task, f"{np.mean(list(size.values())):.1f}" if size else NO]
+    for arm in ("uniform", WIDE):
+        losses, exact = final(rows, task, arm), final(rows, task, arm, "exact")
+        shown = [f"{np.mean(list(values.values())):.4f}" for values in (losses, exact) if values]
+        cells.append(", ".join(shown))
+    cells += [f"{wide[0]:+.1%} ({wide[1]})" if wide else NO, best or NO]
+    cells.append(f"{uneven[0]:+.1%} ({uneven[1]})" if uneven else NO)
+    passes = wide and uneven and (wide[0] >= BINDS, uneven[0] >= UNEVEN)
+    names = {(True, True): "a, b", (True, False): "a", (False, True): "b", (False, False): "none"}
+    cells.append(names[passes] if passes else NO)
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table of a record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", type=Path)
+    rows = read_rows(parser.parse_args().record)
+    print(HEAD)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        print(line(rows, task))
+
+
+if __name__ == "__main__":
+    main()
