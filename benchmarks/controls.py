@@ -33,6 +33,7 @@ from benchmarks.arms import (
 )
 from benchmarks.recovery_student import BATCH, Recovery, evaluate, score_pairs
 from benchmarks.search import Point, best_of, next_trial
+from benchmarks.time_limit import TIME_UP, TimeLimit, TimeUpError
 from dynlora import DynamicLora
 from dynlora.errors import NonFiniteError
 
@@ -41,8 +42,6 @@ COLUMNS = (
     "test_loss", "spearman", "parameters", "moved", "grown", "refreshed",
     "most_output_lost", "tokens_per_parameter", "seconds", "ranks", "schedule", "commit", "torch",
 )  # fmt: skip
-TIME_UP = 2
-"""Exit code if runs are missing."""
 Pair = Point
 """Learning rate and scale."""
 
@@ -75,10 +74,6 @@ class Cell:
         return {"kind": kind, "task": self.task, "r": self.r, "arm": self.arm}
 
 
-class TimeUpError(Exception):
-    """No time is left for another run."""
-
-
 @dataclass(slots=True)
 class Runner:
     """Executes missing runs until its time is up."""
@@ -87,8 +82,7 @@ class Runner:
     table: AppendedTable
     data: Path
     cache: Path
-    end: float
-    """Time of the clock `time.monotonic` after which no run starts."""
+    limit: TimeLimit
     tasks: dict[str, Recovery] = field(default_factory=dict)
 
     def choose(self, cell: Cell) -> Pair:
@@ -124,8 +118,7 @@ class Runner:
         Raises:
             TimeUpError: If no time is left.
         """
-        if time.monotonic() > self.end:
-            raise TimeUpError
+        self.limit.check()
         if cell.task not in self.tasks:
             self.tasks[cell.task] = Recovery(cell.task, self.data, self.cache)
         task, start = self.tasks[cell.task], time.process_time()
@@ -231,8 +224,7 @@ def main() -> int:
     options = parser.parse_args()
     study = Controls(**tomllib.loads(options.study.read_text()))
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)
-    end = time.monotonic() + 60 * options.minutes
-    runner = Runner(study, table, options.data, options.cache, end)
+    runner = Runner(study, table, options.data, options.cache, TimeLimit(options.minutes))
     wanted, seeds = list(cells(study, options)), options.seeds or study.seeds
     print(f"{count_missing(runner, wanted, seeds)} runs are missing", flush=True)
     if options.show:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from benchmarks.time_limit import TimeLimit
+
 TRUNK_BATCH = 16
 EVALUATION_BATCH = 32
 IGNORED = -100
@@ -64,12 +66,16 @@ class Decoder:
         return copy.deepcopy(self.upper)
 
     @torch.no_grad()
-    def write_states(self, examples: Examples, path: Path) -> None:
+    def write_states(self, examples: Examples, path: Path, limit: TimeLimit) -> None:
         """Write the trunk's output for every token to a file of float32, continuing a killed call.
 
         Args:
             examples: Examples whose tokens are written one after another.
             path: File, named `*.partial` until it is complete.
+            limit: Time limit, checked before each batch.
+
+        Raises:
+            TimeUpError: If the time is up.
         """
         partial = path.with_suffix(".partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +86,7 @@ class Decoder:
         with partial.open("ab") as file:
             file.truncate(int(ends[done - 1]) * size if done else 0)
             for start in range(done, len(ends), TRUNK_BATCH):
+                limit.check()
                 for states in self._states(examples.ids[start : start + TRUNK_BATCH]):
                     file.write(states.numpy().tobytes())
         partial.rename(path)
@@ -95,14 +102,17 @@ class Decoder:
 class CachedExamples:
     """Examples with the trunk's outputs on disk."""
 
-    def __init__(self, decoder: Decoder, examples: Examples, path: Path) -> None:
-        """Open the file of outputs, and write it first if it is missing."""
-        if not path.exists():
-            decoder.write_states(examples, path)
+    def __init__(self, examples: Examples, path: Path, size: int) -> None:
+        """Open the file of outputs.
+
+        Args:
+            examples: Its examples, in the same order.
+            path: File that `Decoder.write_states` wrote.
+            size: Numbers per token.
+        """
         self.examples = examples
         self.lengths = examples.lengths
         self._starts = np.cumsum([0, *self.lengths.tolist()])
-        size = decoder.vocabulary.shape[1]
         self._states = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, size)
 
     def batch(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Int[Tensor, " positions"]]:

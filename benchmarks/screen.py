@@ -27,10 +27,10 @@ from benchmarks.allocations import CHOICES, allocate
 from benchmarks.appended import AppendedTable, Row, current_commit
 from benchmarks.arms import FROZEN, MAX_GRAD_NORM, WARMUP, layer_costs
 from benchmarks.batches import training_batches
-from benchmarks.controls import TIME_UP, TimeUpError
 from benchmarks.frozen_trunk import CachedExamples, Decoder, evaluate, loss_of
 from benchmarks.screen_tasks import TaskConfig, read_task
 from benchmarks.search import Point, best_of, next_trial
+from benchmarks.time_limit import TIME_UP, TimeLimit, TimeUpError
 from dynlora import DynamicLora, DynamicLoraConfig
 
 WIDE = "wide"
@@ -82,8 +82,7 @@ class Runner:
     data: Path
     cache: Path
     model: Path
-    end: float
-    """Time of the clock `time.monotonic` after which no run starts."""
+    limit: TimeLimit
     loaded: dict[str, LoadedTask] = field(default_factory=dict)
     decoder: Decoder | None = None
 
@@ -116,8 +115,7 @@ class Runner:
         Raises:
             TimeUpError: If no time is left.
         """
-        if time.monotonic() > self.end:
-            raise TimeUpError
+        self.limit.check()
         loaded, start = self.load(task), time.process_time()
         assert self.decoder is not None
         base = self.decoder.student()
@@ -130,7 +128,11 @@ class Runner:
         print(kind, task, arm, seed, point, row["loss"], row["exact"], flush=True)
 
     def load(self, name: str) -> LoadedTask:
-        """Return a task, and release the one before it."""
+        """Return a task, and release the one before it.
+
+        Raises:
+            TimeUpError: If the time is up before the trunk's outputs are written.
+        """
         if name not in self.loaded:
             self.decoder = self.decoder or Decoder(self.model, self.screen.blocks)
             config = self.screen.tasks[name]
@@ -138,13 +140,15 @@ class Runner:
             found = read_task(
                 config, self.data, lambda text: tokenizer(text, add_special_tokens=False).input_ids
             )
-            distinct = {id(part): key for key, part in found.parts.items()}
-            opened = {
-                number: CachedExamples(self.decoder, found.parts[key], self.cache / name / key)
-                for number, key in distinct.items()
-            }
-            parts = {key: opened[id(part)] for key, part in found.parts.items()}
             head = self.decoder.vocabulary[found.vocabulary]
+            distinct = {id(part): key for key, part in found.parts.items()}
+            opened = {}
+            for number, key in distinct.items():
+                path = self.cache / name / key
+                if not path.exists():
+                    self.decoder.write_states(found.parts[key], path, self.limit)
+                opened[number] = CachedExamples(found.parts[key], path, head.shape[1])
+            parts = {key: opened[id(part)] for key, part in found.parts.items()}
             self.loaded = {name: LoadedTask(config, parts, head)}
         return self.loaded[name]
 
@@ -240,8 +244,8 @@ def main() -> int:
     options = parser.parse_args()
     screen = read_screen(options.study)
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)
-    end = time.monotonic() + 60 * options.minutes
-    runner = Runner(screen, table, options.data, options.cache, options.model, end)
+    limit = TimeLimit(options.minutes)
+    runner = Runner(screen, table, options.data, options.cache, options.model, limit)
     wanted, seeds = list(cells(screen, options)), options.seeds or screen.seeds
     print(f"{count_missing(runner, wanted, seeds)} runs are missing", flush=True)
     if options.show:
