@@ -83,6 +83,7 @@ class Decoder:
         size = self.vocabulary.shape[1] * 4
         written = partial.stat().st_size // size if partial.exists() else 0
         done = int(np.searchsorted(ends, written, side="right"))
+        done -= done % TRUNK_BATCH  # rounding depends on the batch
         with partial.open("ab") as file:
             file.truncate(int(ends[done - 1]) * size if done else 0)
             for start in range(done, len(ends), TRUNK_BATCH):
