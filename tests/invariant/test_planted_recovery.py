@@ -7,10 +7,10 @@ import pytest
 from dynlora import DynamicLoraConfig
 from tests.planted import RANK, STEPS, concentrated, oracle_ranks, spread
 
-pytestmark = pytest.mark.timeout(1200)  # eight runs; minutes on a busy machine
+pytestmark = pytest.mark.timeout(1200)  # many runs; minutes on a busy machine
 
-SEEDS = (2, 3)
-"""Of two tasks on which the oracle's ranks gain 80 %; the slow tests take the benchmark's ten."""
+SEED = 2
+"""Of a task on which the oracle's ranks gain 80 %; the slow tests use the benchmark's ten."""
 METRICS = ("signal", "spectral", "sensitivity", "gradient_norm")
 """Those that claim to find needs."""
 # Learning rate and scale that the benchmark chose for each.
@@ -24,7 +24,7 @@ def mean_ratio(pairs):
     return math.prod(mine / other for mine, other in pairs) ** (1 / len(pairs))
 
 
-@pytest.fixture(scope="module", params=[SEEDS, pytest.param(range(10), marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[[SEED], pytest.param(range(10), marks=pytest.mark.slow)])
 def outcomes(request):
     """Train uniform ranks, the oracle's and the default configuration on the same tasks."""
     found = []
@@ -57,8 +57,8 @@ def test_the_default_configuration_has_most_of_what_the_oracle_gains(outcomes):
 
 
 def test_where_need_is_spread_over_all_layers_nothing_is_lost():
-    _, uniform, _ = spread(SEEDS[1], scale=SPREAD[1]).train(HELD, lr=SPREAD[0])
-    _, loss, _ = spread(SEEDS[1], scale=SPREAD[1]).train(MOVED, lr=SPREAD[0])
+    _, uniform, _ = spread(SEED, scale=SPREAD[1]).train(HELD, lr=SPREAD[0])
+    _, loss, _ = spread(SEED, scale=SPREAD[1]).train(MOVED, lr=SPREAD[0])
     assert loss / uniform < 1.02
 
 

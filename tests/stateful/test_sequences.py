@@ -357,7 +357,7 @@ def quiet():
 
 @pytest.mark.timeout(1200)  # a failure takes minutes to be made small
 def test_random_sequences_keep_every_promise():
-    run(0, sequences=100)
+    run(0, sequences=50)
 
 
 @pytest.mark.slow
