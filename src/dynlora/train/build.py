@@ -67,11 +67,7 @@ class Job:
 
 
 def load_inputs(config: JobConfig) -> JobInputs:
-    """Load the data of a job, and locate its base model.
-
-    Raises:
-        DynamicLoraError: If model, data and configuration do not fit.
-    """
+    """Load the data of a job, and locate its base model."""
     task, source = TASKS[config.task], locate(config.model)
     processor = task.load_processor(source, config.data)
     data = load_data(task, config.data, processor)
@@ -86,14 +82,6 @@ def prepare_method(
 
     Resets the random state before the head and before the adapter. With the same seed, all methods
     start with the same head, and `lora` and `dynamic` with the same adapter.
-
-    Args:
-        inputs: Data and base model.
-        config: The job.
-        checkpoint: Folder to resume from; None for a new run.
-
-    Raises:
-        DynamicLoraError: If the method does not fit the model or the configuration.
     """
     set_seed(config.training.seed)
     base = inputs.task.load_model(inputs.source, inputs.data.num_labels, inputs.processor)
@@ -104,11 +92,7 @@ def prepare_method(
 
 
 def build_job(config: JobConfig, console: Console) -> Job:
-    """Load and check everything in `config`, without writing files.
-
-    Raises:
-        DynamicLoraError: If model, data, configuration or output folder do not fit.
-    """
+    """Load and check everything in `config`, without writing files."""
     check_trackers(config.training.report_to)
     folder = RunFolder(Path(config.output))
     past = find_past(folder, plain_values(config))

@@ -56,11 +56,7 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
 
 
 def make_job(values: Mapping[str, Any]) -> JobConfig:
-    """Return the job of nested values, as in a file.
-
-    Raises:
-        ConfigError: If a key or value is invalid.
-    """
+    """Return the job of nested values, as in a file."""
     check_keys(values, "in a job")
     return _validate(values, lambda _: "")
 

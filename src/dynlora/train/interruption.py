@@ -17,12 +17,7 @@ _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 
 @contextmanager
 def explaining_files(job: Job) -> Iterator[None]:
-    """Translate errors of torch and safetensors about checkpoints.
-
-    Raises:
-        ResumeError: If a file of the checkpoint to resume from cannot be read.
-        RunFolderError: If a checkpoint could not be written.
-    """
+    """Translate errors of torch and safetensors about checkpoints."""
     try:
         yield
     except UnpicklingError as error:

@@ -57,10 +57,9 @@ def run_job(config: JobConfig, console: Console) -> RunResult:
 
 
 def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
-    """Build the job and evaluate it once, without writing to the run's folder.
+    """Return a summary of the planned run, and the validation metrics before training.
 
-    Returns:
-        A summary of the planned run, and the validation metrics before training.
+    Writes nothing to the run's folder.
 
     Raises:
         DynamicLoraError: As in `run_job`.
@@ -70,17 +69,7 @@ def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, f
 
 
 def train_briefly(config: JobConfig) -> dict[str, int | None]:
-    """Evaluate one batch of the longest rows, then train; save no model.
-
-    Args:
-        config: A job of a few steps, whose `output` is a temporary folder.
-
-    Returns:
-        The peak memory of this process, as `peak_memory` returns it.
-
-    Raises:
-        DynamicLoraError: If model, data and configuration do not fit.
-    """
+    """Evaluate one batch of the longest rows, train, and return the peak memory; save no model."""
     job = _begin(config, Console(quiet=True))
     rows = job.inputs.data.validation
     lengths = row_lengths(rows)
@@ -121,9 +110,6 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     """Write the first files of the run's folder, and return the record.
 
     A resumed run continues its metrics; a new run first clears the folder.
-
-    Raises:
-        RunFolderError: If the folder cannot be written, or contains another run.
     """
     folder, record = job.folder, RunRecord(job.folder.run)
     facts = first_facts(job)

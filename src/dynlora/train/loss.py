@@ -64,9 +64,6 @@ class TaskLoss(TrainerCallback):
 
         `num_items_in_batch` counts the labels other than -100 in all batches of the step; None
         counts those in this batch.
-
-        Raises:
-            NonFiniteError: If the loss is NaN or infinite.
         """
         total = self.summed(outputs.logits.float(), labels)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
@@ -76,11 +73,7 @@ class TaskLoss(TrainerCallback):
 
 
 def check_finite(loss: Float[Tensor, ""], step: int) -> None:
-    """Check that the loss after `step` optimizer steps is finite.
-
-    Raises:
-        NonFiniteError: If it is NaN or infinite.
-    """
+    """Check that the loss after `step` optimizer steps is finite."""
     if not torch.isfinite(loss):
         raise NonFiniteError(
             f"the loss must be finite, got {loss.item()} after {step} optimizer steps: "

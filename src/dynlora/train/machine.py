@@ -22,11 +22,7 @@ SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"
 
 
 def check_one_device() -> None:
-    """Check that the run has one process and at most one GPU.
-
-    Raises:
-        EngineError: If there are several processes or several visible GPUs.
-    """
+    """Check that the run has one process and at most one GPU."""
     processes, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
     if processes != "1":
         raise EngineError(
@@ -80,11 +76,8 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next step, which raises peak memory by a few percent.
 
     By default glibc returns blocks above 32 MiB and free memory at the top of the heap to the
-    system, which clears every page before the next step can use it.
-
-    Returns:
-        Whether the setting was changed: False with another C library, or if the environment
-        configures glibc.
+    system, which clears every page before the next step can use it. Returns whether the setting was
+    changed: False with another C library, or if the environment configures glibc.
     """
     if any(name in os.environ for name in SETTINGS):
         return False

@@ -76,11 +76,7 @@ def _parameters(inputs: JobInputs, config: JobConfig) -> dict[str, int]:
 def measure_methods(
     config: JobConfig, methods: Iterable[Method], console: Console
 ) -> dict[str, dict[Method, Any]]:
-    """Measure methods one by one; a failed method does not stop the others.
-
-    Returns:
-        `measured`: peak memory per method, and `not_measured`: the reason per failed method.
-    """
+    """Return the peak memory per `measured` method, and the reason per one `not_measured`."""
     found: dict[str, dict[Method, Any]] = {"measured": {}, "not_measured": {}}
     for method in methods:
         console.print(f"training method {method} for {STEPS} steps", highlight=False)
@@ -92,13 +88,9 @@ def measure_methods(
 
 
 def measure_peak(config: JobConfig) -> dict[str, int | None]:
-    """Evaluate a batch and train for `STEPS` steps in a child process, the longest rows first.
+    """Return the peak memory of a child process, as `peak_memory` returns it.
 
-    Returns:
-        `peak_memory_bytes` and `peak_gpu_memory_bytes`, as in `run.json`.
-
-    Raises:
-        ConfigError: If the child ends before it has trained.
+    The child evaluates a batch and trains for `STEPS` steps, the longest rows first.
     """
     training = replace(
         config.training,

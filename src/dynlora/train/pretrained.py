@@ -55,12 +55,7 @@ class Source:
 
 
 def locate(config: ModelConfig) -> Source:
-    """Return the source of the model, its configuration and its tokenizer.
-
-    Raises:
-        ConfigError: If the folder or package does not exist or contains no model, the file is not
-            a GGUF file, or bitsandbytes is needed but not installed.
-    """
+    """Return the source of the model, its configuration and its tokenizer."""
     if config.quantization is not None:
         check_quantizer(config.quantization)
     options: dict[str, Any] = {"dtype": config.dtype}
@@ -126,12 +121,7 @@ def _check_gguf(path: Path) -> None:
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the model at `source`, with a padding token.
-
-    Raises:
-        ConfigError: If the tokenizer cannot be loaded or used with the model, or `max_length`
-            exceeds the model's limit.
-    """
+    """Return the tokenizer of the model at `source`, with a padding token."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.place, **source.options
@@ -157,11 +147,7 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def check_length(model: Any, config: DataConfig) -> None:
-    """Check that the model, whose configuration can overstate it, has `data.max_length` positions.
-
-    Raises:
-        ConfigError: If it has fewer.
-    """
+    """Check that the model has `data.max_length` positions; its configuration may claim more."""
     limit = position_limit(model)
     if limit is not None and config.max_length > limit:
         raise _too_long(limit, f"a {type(model).__name__}", config.max_length)
@@ -198,15 +184,8 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
 
     The head is initialized from torch's random state unless the files contain one that fits.
 
-    Args:
-        auto_class: Such as `AutoModelForSequenceClassification`.
-        source: Location and loading options; the default dtype is float32.
-        head: Arguments of the head, such as `num_labels`. Without any, the files must contain all
-            weights except those of an unused pooler.
-
-    Raises:
-        ConfigError: If the model cannot be loaded, does not support `auto_class`, or its files
-            lack weights other than the head's or a pooler's.
+    Without arguments of the `head`, such as `num_labels`, the files must contain all weights except
+    those of an unused pooler. The default dtype is float32.
     """
     options = {"dtype": "float32"} | source.weight_options | head
     try:

@@ -26,12 +26,9 @@ class Recorder(TrainerCallback):
     def __init__(
         self, folder: RunFolder, source: DynamicLoraCallback | None, *, limit: int | None
     ) -> None:
-        """Prepare for a run.
+        """Prepare for a run whose ranks the callback `source` changes, if any.
 
-        Args:
-            folder: The run's folder; `open` writes its first file.
-            source: Callback that changes ranks; None for methods with fixed ranks.
-            limit: Maximum number of checkpoints; the newest and best always stay. None keeps all.
+        `limit` is the maximum number of checkpoints; the newest and best always stay.
         """
         self.folder = folder
         self.source = source

@@ -35,12 +35,7 @@ class Stopping(TrainerCallback):
     """
 
     def __init__(self, metric: str, patience: int | None) -> None:
-        """Start without a received signal.
-
-        Args:
-            metric: Validation metric that must improve.
-            patience: Consecutive evaluations without improvement; None never stops for them.
-        """
+        """Stop after `patience` consecutive evaluations in which `metric` does not improve."""
         self.metric = metric
         self.patience = patience
         self.complete = False

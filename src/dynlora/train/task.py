@@ -87,11 +87,7 @@ class Task:
 
 
 def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
-    """Load, validate and encode both splits, and warn about truncated rows.
-
-    Raises:
-        DataError: If a column or split is missing, a split is empty, or a row is invalid.
-    """
+    """Load, validate and encode both splits, and warn about truncated rows."""
     train_split, validation_split = load_splits(config)
     train = task.read_split(train_split, config, processor, config.num_labels)
     validation = task.read_split(validation_split, config, processor, train.num_labels)

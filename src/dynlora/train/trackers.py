@@ -30,11 +30,7 @@ OWN_MODE = ("WANDB_MODE", "WANDB_API_KEY")
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Check that each tracker's package is installed.
-
-    Raises:
-        ConfigError: If one is not.
-    """
+    """Check that each tracker's package is installed."""
     for name in names:
         if find_spec(name) is None:
             raise ConfigError(
@@ -47,17 +43,10 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def tracking(
     trainer: Trainer, names: Sequence[TrackerName], folder: Path, *, steps_done: int, ranks: bool
 ) -> Iterator[None]:
-    """Report a Trainer's logs to trackers inside the block.
+    """Report a Trainer's logs, and `ranks`, to trackers inside the block.
 
-    Args:
-        trainer: Trainer before training.
-        names: Trackers; duplicates are ignored.
-        folder: Parent of one folder per tracker, in the run's folder, which names the run.
-        steps_done: Completed optimizer steps of a resumed run.
-        ranks: Whether to track ranks.
-
-    Raises:
-        ConfigError: If a tracker cannot be started.
+    `folder`, in the run's folder, which names the run, gets one folder per tracker. `steps_done`
+    are the completed optimizer steps of a resumed run.
     """
     before = list(trainer.callback_handler.callbacks)
     with ExitStack() as trackers:

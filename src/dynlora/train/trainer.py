@@ -28,13 +28,7 @@ class EpochSampler(Sampler[int]):
     """Samples all examples in an order that depends only on seed and epoch."""
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int | None, seed: int) -> None:
-        """Start at epoch 0.
-
-        Args:
-            lengths: Length per example in tokens.
-            batch_size: Size of groups of similar length; None shuffles without groups.
-            seed: Any integer.
-        """
+        """Start at epoch 0; without `batch_size`, examples are not grouped by length."""
         self.lengths = list(lengths)
         self.batch_size = batch_size
         self.seed = seed
@@ -117,11 +111,7 @@ def make_job_trainer(
 ) -> JobTrainer:
     """Return a Trainer with loss and metrics computed from logits.
 
-    Args:
-        parts: The parts that do not depend on the task.
-        loss: The task's loss, summed over labels.
-        metrics: Returns metrics by name from all logits and labels of an evaluation.
-        collate: Returns a processor's collator, which combines rows into a batch.
+    `collate` returns a processor's collator, which combines rows into a batch.
     """
     task_loss = TaskLoss(loss)
     return JobTrainer(

@@ -110,9 +110,6 @@ def check_keys(values: Mapping[Any, Any], where: str) -> None:
     Args:
         values: Nested values, as in a file.
         where: Their place for messages, such as `in job.yaml`.
-
-    Raises:
-        ConfigError: If a key is unknown, or a section does not contain keys.
     """
     for key, value in values.items():
         if key in settings() and "." in key:

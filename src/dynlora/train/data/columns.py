@@ -22,11 +22,7 @@ SHOWN = 5
 
 
 def check_column(split: RawSplit, key: str, column: str) -> None:
-    """Check that the column which configuration key `key` names is there once, with rows.
-
-    Raises:
-        DataError: If it is not.
-    """
+    """Check that the column which configuration key `key` names is there once, with rows."""
     found = split.table.column_names
     if column not in found:
         near = difflib.get_close_matches(column, found, n=1)
@@ -162,17 +158,9 @@ def refuse_rows(
     advice: str,
     show: Callable[[Any], str] = short,
 ) -> None:
-    """Refuse invalid rows, if there are any.
+    """Raise a `DataError` if there are `faults`: rows of the split with their invalid values.
 
-    Args:
-        split: The split.
-        required: The requirement, as the beginning of the message.
-        faults: Row in the split, counted from 0, and its invalid value.
-        advice: Sentence that explains the remedy.
-        show: Formats an invalid value.
-
-    Raises:
-        DataError: With the number of faults, and the first ones.
+    `required` begins the message, and `advice` ends it.
     """
     if not faults:
         return

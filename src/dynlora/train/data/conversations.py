@@ -27,11 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_template(tokenizer: Any, key: str) -> None:
-    """Check that the tokenizer has a chat template, which configuration key `key` needs.
-
-    Raises:
-        ConfigError: If it has none.
-    """
+    """Check that the tokenizer has a chat template, which configuration key `key` needs."""
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"`{key}` needs a model with a chat template, but the tokenizer of "
@@ -41,11 +37,7 @@ def check_template(tokenizer: Any, key: str) -> None:
 
 
 def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
-    """Return a column of conversations.
-
-    Raises:
-        DataError: If a row has no messages, or a message lacks a text `role` or `content`.
-    """
+    """Return a column of conversations."""
     rows: list[Conversation] = read_column(split, "data.messages", column)
     refuse_rows(
         split,
@@ -89,10 +81,6 @@ def encode_conversations(
     With `completion_only`, only the assistant's turns are learned: the tokens between
     `{% generation %}` markers of the template, or of TRL's variant of it. Other templates are
     compared turn by turn.
-
-    Raises:
-        ConfigError: If the template does not reveal the assistant turns.
-        DataError: If a conversation has no assistant turn to learn, or the template rejects it.
     """
     template = None
     if completion_only:
@@ -175,11 +163,7 @@ def _unmaskable(tokenizer: Any, reason: str) -> ConfigError:
 def encode_requests(
     split: RawSplit, conversations: Sequence[Conversation], tokenizer: Any
 ) -> list[list[int]]:
-    """Tokenize conversations as requests for an answer, without a final assistant turn.
-
-    Raises:
-        DataError: If no message remains of a conversation, or the template rejects it.
-    """
+    """Tokenize conversations as requests for an answer, without a final assistant turn."""
     asked = [row[:-1] if row[-1]["role"] == "assistant" else row for row in conversations]
     refuse_rows(
         split,

@@ -34,11 +34,7 @@ Pair = dict[str, str | int]
 def stdlib_pairs(folder: Path | None = None) -> tuple[list[Pair], list[Pair]]:
     """Return the training and the validation rows, each in a fixed shuffled order.
 
-    Args:
-        folder: Source of the library; None for the running Python's.
-
-    Raises:
-        DataError: If fewer than `MIN_FUNCTIONS` functions with a sentence are found.
+    `folder` contains the library's source; None means the running Python's.
     """
     root = folder or Path(sysconfig.get_paths()["stdlib"])
     modules = _unique_sentences(read_modules(root))

@@ -35,11 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of a split's class folders, sorted as numbers if all are, else as texts.
-
-    Raises:
-        DataError: If there are fewer than two.
-    """
+    """Return the names of a split's class folders, sorted as numbers if all are, else as texts."""
     names = _folders(folder)
     if len(names) < 2:
         raise DataError(
@@ -53,9 +49,6 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
     """Return the images in a split's class folders as relative paths, with their classes.
 
     `classes` are the names of the training split's class folders, in class order.
-
-    Raises:
-        DataError: If a folder is not one of the classes.
     """
     unknown = [name for name in _folders(folder) if name not in classes]
     if unknown:
@@ -106,9 +99,6 @@ def read_npz(path: Path, config: DataConfig, *, labelled: bool = True) -> pa.Tab
 
     Classes may be missing unless `labelled`. The names of the arrays, from `config` or usual ones,
     become those in `config`.
-
-    Raises:
-        DataError: If an array is missing or invalid, or images and classes differ in number.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -56,12 +56,9 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def fit(encoded: Any, max_length: int) -> tuple[Any, int]:
-    """Truncate rows to `max_length` tokens, and drop rows without a token in the loss.
+    """Return truncated rows with a token in the loss, and the number of rows that were longer.
 
     The first token of a row is never in the loss, because no token precedes it.
-
-    Returns:
-        The remaining rows, and the number of truncated ones among them.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     cut = 0
@@ -85,17 +82,8 @@ def prepare(
     """Return a `datasets.Dataset` of `input_ids` and `labels` from TRL's preparation.
 
     TRL prepares rows only while it constructs a trainer, which needs a model. That step reads the
-    attributes set here, and the defaults of `SFTConfig`.
-
-    Args:
-        rows: `datasets.Dataset` with `text`, `prompt` and `completion`, or `messages`.
-        tokenizer: Tokenizer with an end-of-text token.
-        completion_only: Whether to learn only completions.
-        assistant_only: Whether to learn only the tokens that the chat template marks.
-        template: Chat template; None for the tokenizer's.
-
-    Raises:
-        RuntimeError: If the template marks no token of a row.
+    attributes set here, and the defaults of `SFTConfig`. With `assistant_only`, only the tokens
+    that the chat template marks are learned; TRL raises a RuntimeError for a row without any.
     """
     trainer, options = SFTTrainer.__new__(SFTTrainer), SFTConfig.__new__(SFTConfig)
     trainer._tokenizer, trainer.chat_template = tokenizer, template

@@ -28,12 +28,7 @@ Names = Sequence[str] | None
 def find_rows(config: DataConfig, split: str | None, place: Path | None, names: Names) -> RawSplit:
     """Return the rows selected by `--split` and `--data`, or else the run's validation rows.
 
-    Args:
-        config: The run's data section.
-        split: Name of a split; None selects the run's validation split.
-        place: A file to read in full, or a folder that contains the split; None selects the run's
-            own data.
-        names: Class names of the run.
+    `place` is a file to read in full, or a folder that contains the split.
 
     Raises:
         DataError: If the split or file does not exist or cannot be read, or `place` is a file and

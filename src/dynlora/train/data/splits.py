@@ -88,10 +88,6 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits.
 
     With `data.validation_rows_from_train`, the validation split may be missing.
-
-    Raises:
-        DataError: If a file, split or data set is missing, unreadable, of unknown type or too
-            short.
     """
     path = None if config.path is None else Path(config.path)
     count = config.validation_rows_from_train
@@ -116,16 +112,9 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
 def load_split(
     config: DataConfig, wanted: Wanted, classes: Sequence[str] | None, limit: int | None
 ) -> RawSplit:
-    """Return one split of a folder or hub data set; other splits may be missing.
+    """Return one split of a folder or hub data set, sampled as in training down to `limit` rows.
 
-    Args:
-        config: Data section: the folder `path`, or else the hub data set.
-        wanted: The split.
-        classes: Class names of the model; None if classes have only numbers.
-        limit: Maximum number of rows, sampled as in training; None for all.
-
-    Raises:
-        DataError: If the split is missing, unreadable or of unknown type, or has unknown classes.
+    Other splits may be missing. `classes` are the model's names; None if there are only numbers.
     """
     if config.path is None:
         return sample(_read_hub(config, wanted), limit)
@@ -135,11 +124,7 @@ def load_split(
 def read_file(
     name: str, path: Path, config: DataConfig, readers: Mapping[str, Reader] = READERS
 ) -> RawSplit:
-    """Return all rows of a file, unchecked.
-
-    Raises:
-        DataError: If the file is unreadable, empty or of unknown type.
-    """
+    """Return all rows of a file, unchecked."""
     if path.suffix not in readers:
         raise DataError(
             f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "

@@ -28,12 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_adapter(base: Any, config: JobConfig) -> Any:
-    """Return the model with a new LoRA adapter, or with the one in `lora.start_from`.
-
-    Raises:
-        ConfigError: If no module of the model matches `lora.target_modules`.
-        AdapterError: If `lora.start_from` cannot be read or is for another model or task.
-    """
+    """Return the model with a new LoRA adapter, or with the one in `lora.start_from`."""
     lora = config.lora
     if lora.start_from is not None:
         model = _continue_adapter(base, Path(lora.start_from), TASKS[config.task])
@@ -114,11 +109,7 @@ def common(base: Any, config: JobConfig) -> dict[str, Any]:
 
 
 def wrap(base: Any, peft_config: LoraConfig) -> Any:
-    """Return the model with a new adapter.
-
-    Raises:
-        ConfigError: If no module of the model matches `target_modules` or `modules_to_save`.
-    """
+    """Return the model with a new adapter."""
     wanted = peft_config.target_modules
     if not isinstance(wanted, str):
         _check_names(base, sorted(wanted), key="target_modules", separator=".")

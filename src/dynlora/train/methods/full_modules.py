@@ -30,9 +30,6 @@ def head_modules(model: Any) -> list[str]:
     """Return the names of the modules to train in full for the task.
 
     These are the modules beside the pretrained part, and those recorded by `note_new`.
-
-    Raises:
-        ConfigError: If the model has no recognizable head.
     """
     names = outer_modules(model)
     if not names:

@@ -45,16 +45,9 @@ class Prepared:
 def prepare(
     base: Any, config: JobConfig, total_steps: int, checkpoint: Path | None = None
 ) -> Prepared:
-    """Return `base`, changed in place, prepared for `config.method`.
+    """Return the model `base`, changed in place, prepared for `config.method`.
 
-    Args:
-        base: The pretrained model with the task's head.
-        config: The job.
-        total_steps: Optimizer steps of the whole run.
-        checkpoint: Folder to resume from; None for a new run.
-
-    Raises:
-        DynamicLoraError: If the method does not fit the model.
+    `checkpoint` is the folder to resume from; None for a new run.
     """
     return METHODS[config.method](base, config, total_steps, checkpoint)
 

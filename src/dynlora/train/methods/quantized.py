@@ -15,11 +15,7 @@ from dynlora.errors import ConfigError
 
 
 def check_quantizer(quantization: str) -> None:
-    """Check that bitsandbytes is installed.
-
-    Raises:
-        ConfigError: If it is not.
-    """
+    """Check that bitsandbytes is installed."""
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"`model.quantization: {quantization}` needs the package bitsandbytes, which is not "
@@ -37,19 +33,9 @@ def load_quantized(
 ) -> tuple[Any, frozenset[str]]:
     """Return a quantized model, and the names of its randomly initialized weights.
 
-    Call `make_trainable` before adding an adapter. A GGUF file is first dequantized to a temporary
-    folder, because it has its own quantization.
-
-    Args:
-        auto_class: An auto class of transformers.
-        place: Folder or hub name.
-        quantization: `nf4` as in QLoRA (Dettmers and others 2023, arXiv 2305.14314), or `int8`.
-        source_options: Arguments of every `from_pretrained`, with `gguf_file` for a GGUF file.
-        options: Further arguments of the model's `from_pretrained`, including `dtype`.
-        whole: Names of modules to leave unquantized besides the head.
-
-    Raises:
-        UNLOADABLE: If the model cannot be loaded.
+    `nf4` is as in QLoRA (Dettmers and others 2023, arXiv 2305.14314). The head and the modules
+    `whole` stay unquantized. A GGUF file is first dequantized to a temporary folder, because it has
+    its own quantization. Call `make_trainable` before adding an adapter.
     """
     if quantization == "int8":
         precision: dict[str, Any] = {"load_in_8bit": True}

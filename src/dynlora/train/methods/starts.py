@@ -39,12 +39,7 @@ def takes_from_base(lora: LoraSettings) -> bool:
 
 
 def first_factors(model: Any, start: str) -> Factors:
-    """Return copies of the weights of a new adapter, initialized from the base weights.
-
-    Raises:
-        ConfigError: If a layer is too small, of an unsupported type, or shares its weight with
-            another module.
-    """
+    """Return copies of the weights of a new adapter, initialized from the base weights."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
@@ -102,13 +97,6 @@ def begin_with_eva(trainer: Any, model: Any) -> None:
     (`rho` 1), because EVA's rank redistribution would change the parameter count. Embeddings and
     convolutions, which EVA does not support, keep their weights. Torch's random state does not
     change.
-
-    Args:
-        trainer: Supplies row order, batch size and collator.
-        model: PEFT model with a new adapter; `lora_A` is changed in place.
-
-    Raises:
-        ConfigError: If the directions of a layer do not converge.
 
     Reference:
         Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",

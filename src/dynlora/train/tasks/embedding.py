@@ -26,11 +26,7 @@ from dynlora.train.tasks.sequence import load_processor, predict, read_split, ro
 def read_vector_labels(
     split: RawSplit, column: str, num_labels: int | None
 ) -> tuple[list[list[float]], int]:
-    """Return one vector per row, and their length.
-
-    Raises:
-        DataError: If a row has no vector, or lengths differ.
-    """
+    """Return one vector per row, and their length."""
     vectors = read_vectors(split, column)
     _check_length(f"label column {column!r} of the {split.name} split", len(vectors[0]), num_labels)
     return vectors, len(vectors[0])

@@ -75,11 +75,7 @@ def _read_split(
 
 
 def check_images(split: RawSplit, column: str) -> None:
-    """Check that every row contains an image that decodes.
-
-    Raises:
-        DataError: If the column is missing, a row has no image, or an image does not decode.
-    """
+    """Check that every row contains an image that decodes."""
     check_column(split, "data.image", column)
     rows = list(enumerate(split.table[column]))  # without decoding all bytes at once
     refuse_rows(
@@ -111,12 +107,7 @@ def _given(value: Any) -> bool:
 
 
 def read_rgb(value: Any, folder: Path) -> Image.Image:
-    """Return an image, upright and as RGB, from bytes, a path below `folder`, or a record of both.
-
-    Raises:
-        OSError: If the image is missing or does not decode; Pillow raises others of `UNDECODABLE`.
-        ValueError: If pixels have 32 bits per channel.
-    """
+    """Return an image, upright and as RGB, from bytes, a path in `folder`, or a record of both."""
     if isinstance(value, dict):
         value = value.get("bytes") or value["path"]
     with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / value) as image:
@@ -124,12 +115,8 @@ def read_rgb(value: Any, folder: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB on a white background.
-
-    Raises:
-        ValueError: If pixels have 32 bits per channel, because their value range is unknown.
-    """
-    if image.mode in ("F", "I"):
+    """Convert an image to 8-bit RGB on a white background."""
+    if image.mode in ("F", "I"):  # of unknown value range
         raise ValueError("its pixels have 32 bits each: save it with 8 or 16")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -126,11 +126,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
-    """Return the Trainer of a causal language model.
-
-    Raises:
-        ConfigError: If the adapter covers the language model head.
-    """
+    """Return the Trainer of a causal language model."""
     # TRL's loss reads the head's weight directly.
     head = parts.model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):

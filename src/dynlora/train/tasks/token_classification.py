@@ -77,10 +77,8 @@ def tokenize_words(
     """Tokenize rows of words with a fast tokenizer, which maps characters to tokens.
 
     Words are joined with spaces, because many vocabularies include the space before a word.
-
-    Returns:
-        The tokenizer's columns; per row and word the index of its first token, None if the word
-        was truncated or has no token of its own; the number of truncated rows.
+    Returns the tokenizer's columns; per row and word the index of its first token, None if the word
+    was truncated or has no token of its own; and the number of truncated rows.
     """
     texts = [" ".join(row) for row in words]
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
