@@ -173,7 +173,7 @@ def minilm() -> Path:
 def _embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[list[float]]:
     import torch
 
-    from dynlora.train.tasks.embedding import mean_of_tokens
+    from dynlora.train.tasks.sequence import mean_of_tokens
 
     vectors: list[list[float]] = []
     for start in range(0, len(texts), 50):

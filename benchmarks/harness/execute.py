@@ -26,8 +26,7 @@ from dynlora.runs.reader import RunFiles, read_run
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.selected import find_split
 from dynlora.train.data.splits import sample
-from dynlora.train.evaluation import evaluate_run
-from dynlora.train.finished_run import load_run
+from dynlora.train.finished_run import evaluate_run, load_run
 from dynlora.train.job import run_job
 
 PEAK_RESET = Path("/proc/self/clear_refs")

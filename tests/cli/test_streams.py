@@ -204,7 +204,7 @@ def test_sigterm_ends_a_verb_with_one_line_and_its_exit_code(
     def terminated(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("dynlora.train.evaluation.evaluate_run", terminated)
+    monkeypatch.setattr("dynlora.train.finished_run.evaluate_run", terminated)
     assert main(["eval", str(finished)]) == 143
     captured = capsys.readouterr()
     assert captured.out == ""

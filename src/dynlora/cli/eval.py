@@ -11,8 +11,8 @@ from dynlora.cli.output import Output, readable_messages
 def _run(given: Any, output: Output) -> None:
     from dynlora.files.json_files import finite, to_json
     from dynlora.train.data.selected import find_rows
-    from dynlora.train.evaluation import evaluate_run
-    from dynlora.train.new_file import check_replaceable, new_file
+    from dynlora.train.finished_run import evaluate_run
+    from dynlora.train.predictions import check_replaceable, new_file
 
     if given.output is not None:
         check_replaceable(given.output, overwrite=given.overwrite)

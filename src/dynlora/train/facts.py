@@ -1,12 +1,30 @@
-"""The facts of a run for `run.json` and the final table: before training, and after it."""
+"""The facts of a run: its summary before training, its `run.json`, and its final table."""
 
 from pathlib import Path
 from typing import Any
 
-from dynlora.report.results import RunResult
+from dynlora.report.results import Outlook, RunResult
 from dynlora.runs.record import versions
 from dynlora.train.build import Job, identity
 from dynlora.train.machine import machine, peak_memory
+
+
+def outlook(job: Job) -> Outlook:
+    """Return a summary of the planned run."""
+    past = job.past
+    return Outlook(
+        task=job.config.task,
+        method=job.config.method,
+        train_rows=len(job.inputs.data.train),
+        validation_rows=len(job.inputs.data.validation),
+        num_labels=job.inputs.data.num_labels,
+        start_parameters=job.prepared.start_parameters,
+        budget=job.prepared.budget,
+        steps=job.inputs.steps,
+        resumes_from_step=None if past is None else past.step,
+        output=job.folder.root,
+        replaces_run=job.folder.run.exists() and job.begins_folder,
+    )
 
 
 def first_facts(job: Job) -> dict[str, Any]:

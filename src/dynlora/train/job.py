@@ -4,31 +4,38 @@ Input errors are raised before the folder is changed: while the job is built, or
 before training.
 """
 
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pickle import UnpicklingError
 
 import torch
 from peft.utils.warning import PeftWarning
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import set_seed
 
+from dynlora.errors import ResumeError, RunFolderError
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.rank_map import write_rank_map
 from dynlora.report.results import Outlook, RunResult
+from dynlora.runs.checkpoints import SEAL, can_resume, complete_checkpoints, finish_command
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
 from dynlora.train.build import Job, build_job
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
-from dynlora.train.facts import first_facts, last_facts, report_of
-from dynlora.train.interruption import explaining_files, how_to_continue
+from dynlora.train.facts import first_facts, last_facts, outlook, report_of
 from dynlora.train.machine import check_one_device, keep_freed_memory, peak_memory
 from dynlora.train.methods.starts import write_difference
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
+
+_REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
+"""Words in torch's error messages for a full disk."""
 
 
 def run_job(config: JobConfig, console: Console) -> RunResult:
@@ -88,24 +95,6 @@ def _begin(config: JobConfig, console: Console) -> Job:
     return build_job(config, console)
 
 
-def outlook(job: Job) -> Outlook:
-    """Return a summary of the planned run."""
-    past = job.past
-    return Outlook(
-        task=job.config.task,
-        method=job.config.method,
-        train_rows=len(job.inputs.data.train),
-        validation_rows=len(job.inputs.data.validation),
-        num_labels=job.inputs.data.num_labels,
-        start_parameters=job.prepared.start_parameters,
-        budget=job.prepared.budget,
-        steps=job.inputs.steps,
-        resumes_from_step=None if past is None else past.step,
-        output=job.folder.root,
-        replaces_run=job.folder.run.exists() and job.begins_folder,
-    )
-
-
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
     """Write the first files of the run's folder, and return the record.
 
@@ -135,7 +124,7 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # a full disk must not hide the message
             record.update(status="interrupted", steps=job.trainer.state.global_step)
-        raise Stopped(how_to_continue(job), getattr(stop, "signum", signal.SIGINT)) from None
+        raise Stopped(_how_to_continue(job), getattr(stop, "signum", signal.SIGINT)) from None
     except BaseException as error:
         with suppress(OSError):
             record.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -156,11 +145,52 @@ def _train(job: Job) -> None:
         ranks=job.prepared.dynamic is not None,
     ):
         set_seed(config.seed)
-        with stopping.listening(), explaining_files(job):
+        with stopping.listening(), _explaining_files(job):
             job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
     state = job.trainer.state
     if stopping.received is not None and state.global_step < state.max_steps:
         raise Stopped("", stopping.received)
+
+
+@contextmanager
+def _explaining_files(job: Job) -> Iterator[None]:
+    """Translate errors of torch and safetensors about checkpoints."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        checkpoint = job.folder.checkpoints / f"checkpoint-{job.trainer.state.global_step}"
+        half_written = checkpoint.is_dir() and not (checkpoint / SEAL).exists()
+        of_torch = type(error) is RuntimeError
+        damaged = isinstance(error, SafetensorError) and not half_written
+        if damaged or isinstance(error, UnpicklingError):
+            place = None if job.past is None else job.past.checkpoint
+            raise ResumeError(
+                f"the files of a checkpoint must be weights and plain values, got {place}, in "
+                f"which one cannot be read as such ({str(error).splitlines()[0]}): resume from "
+                "another one, or start again."
+            ) from error
+        if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)  # frees disk space for `run.json`
+        root, method = job.folder.root, job.config.method
+        raise RunFolderError(
+            f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
+            f"({error}): make room, then {'go on' if can_resume(root, method) else 'start again'} "
+            f"with `{finish_command(root, method)}`."
+        ) from error
+
+
+def _how_to_continue(job: Job) -> str:
+    """Return the progress of an interrupted run, and the command to continue it."""
+    folder, state, method = job.folder, job.trainer.state, job.config.method
+    command = finish_command(folder.root, method)
+    done = f"after {state.global_step} of {state.max_steps} steps"
+    saved = complete_checkpoints(folder.checkpoints)
+    if not saved:
+        return f"{done}, before the first checkpoint; start again: {command}"
+    if method == "adalora":
+        return f"{done}; AdaLoRA cannot go on from a checkpoint; start again: {command}"
+    return f"{done}; go on from step {max(saved)}: {command}"
 
 
 @contextmanager

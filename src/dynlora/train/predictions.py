@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pyarrow.parquet
 import torch
 
 from dynlora.errors import ConfigError, DataError
+from dynlora.files import whole
 from dynlora.files.json_files import finite
 from dynlora.files.tables import without_times
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.finished_run import FinishedRun
-from dynlora.train.new_file import check_replaceable, new_file
 from dynlora.train.task import Predictor
 
 ROWS_AT_ONCE = 256
@@ -140,6 +141,35 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
+
+
+def check_replaceable(output: Path, *, overwrite: bool) -> None:
+    """Check that `output` can be written.
+
+    Raises:
+        ConfigError: If it is a folder, or an existing file without `overwrite`.
+    """
+    whole.check_replaceable(
+        output,
+        lambda _: overwrite,
+        required="a new file",
+        otherwise="a file that exists: give another, or --overwrite to replace it.",
+        error=ConfigError,
+    )
+
+
+@contextmanager
+def new_file(output: Path) -> Iterator[Path]:
+    """Yield a draft file that becomes `output` if the block raises nothing.
+
+    Raises:
+        ConfigError: If the disk fails.
+    """
+    try:
+        with whole.whole_file(output) as draft:
+            yield draft
+    except OSError as error:
+        raise ConfigError(f"`--output` {output} could not be written: {error}.") from error
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:

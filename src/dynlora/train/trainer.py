@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from dynlora.errors import NonFiniteError
 from dynlora.report.wording import lower_is_better
 from dynlora.train.config import TrainingConfig
-from dynlora.train.loss import Penalty, SummedLoss, TaskLoss
 
+Penalty = Callable[[], Float[Tensor, ""]]
+"""Returns a regulariser of the current weights."""
+SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
+"""Returns the loss from float32 logits and labels, summed over all labels other than -100."""
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -55,6 +63,50 @@ class EpochSampler(Sampler[int]):
             self.lengths, self.batch_size, generator=generator
         )
         return iter(grouped)
+
+
+class TaskLoss(TrainerCallback):
+    """Loss of a batch from logits, the same for every method; a callback to report a NaN's step.
+
+    The model's `outputs.loss` is not used, because PEFT's AdaLoRA adds its penalty to it even in
+    evaluation. The Trainer adds regularisers explicitly, in training only.
+    """
+
+    def __init__(self, summed: SummedLoss) -> None:
+        self.summed = summed
+        self.step = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: State, control: Control, **kwargs: Any
+    ) -> None:
+        """Store the number of completed optimizer steps."""
+        self.step = state.global_step
+
+    def __call__(
+        self,
+        outputs: Any,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss over the labels of one optimizer step.
+
+        `num_items_in_batch` counts the labels other than -100 in all batches of the step; None
+        counts those in this batch.
+        """
+        total = self.summed(outputs.logits.float(), labels)
+        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        loss: Tensor = total / count
+        check_finite(loss, self.step)
+        return loss
+
+
+def check_finite(loss: Float[Tensor, ""], step: int) -> None:
+    """Check that the loss after `step` optimizer steps is finite."""
+    if not torch.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss must be finite, got {loss.item()} after {step} optimizer steps: "
+            "lower `training.learning_rate`, or set `training.bf16: false` if it overflowed."
+        )
 
 
 class JobTrainer(Trainer):

@@ -17,9 +17,9 @@ from transformers import TrainingArguments as Args
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
-from dynlora.train.loss import Penalty
 from dynlora.train.methods.adapter import add_adapter, common, lora_parameters, wrap
 from dynlora.train.methods.starts import Factors, first_factors, takes_from_base
+from dynlora.train.trainer import Penalty
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dynlora.train.config import TaskName
 from dynlora.train.task import Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM
-from dynlora.train.tasks.embedding import EMBEDDING
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION
-from dynlora.train.tasks.sequence import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
+from dynlora.train.tasks.sequence import EMBEDDING, MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION
 
 TASKS: Mapping[TaskName, Task] = {

@@ -1,4 +1,4 @@
-"""Compute validation metrics per task from logits and labels, named as in `config.METRICS`.
+"""Losses and validation metrics per task from logits and labels, named as in `config.METRICS`.
 
 Logits and labels have the shapes of the task's loss, after a first axis of examples. The Trainer
 computes the loss as a mean over rows. For token labels, whose number differs per row, the loss is
@@ -8,10 +8,32 @@ computed here as a mean over labels.
 import warnings
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import logsumexp
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import EvalPrediction
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the cross-entropy of logits ``(..., classes)`` and labels ``(...)``."""
+    flat: Tensor = logits.reshape(-1, logits.shape[-1])
+    return cross_entropy(flat, labels.reshape(-1), reduction="sum", ignore_index=-100)
+
+
+def summed_squares(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the squared error of logits ``(batch, 1)`` and numbers ``(batch,)``, or of vectors.
+
+    Vectors are both of shape ``(batch, hidden_size)``, with a hidden size above 1.
+    """
+    return mse_loss(logits.squeeze(-1), labels, reduction="sum")
+
+
+def summed_binary(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    """Return the binary cross-entropy of logits and 0/1 labels, both ``(batch, classes)``."""
+    return binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,19 +1,23 @@
-"""Tasks with one label per text or text pair: a class, a number, or a set of classes."""
+"""Tasks with one label per text or text pair: a class, a number, a set of classes, or a vector."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
@@ -22,17 +26,21 @@ from dynlora.train.data.columns import (
     read_classes,
     read_numbers,
     read_texts,
+    read_vectors,
     refuse_rows,
 )
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.loss import summed_binary, summed_cross_entropy, summed_squares
-from dynlora.train.methods.full_modules import head_modules, linear_layers
+from dynlora.train.methods.full_modules import head_modules, linear_layers, unread_poolers
 from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
 from dynlora.train.task import Predictor, Split, Task, TaskData, row_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,
+    embedding_metrics,
     multi_label_metrics,
     regression_metrics,
+    summed_binary,
+    summed_cross_entropy,
+    summed_squares,
 )
 from dynlora.train.trainer import make_job_trainer
 
@@ -76,6 +84,21 @@ def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> La
         logger.warning("%s: every class is to be denied for each.", found)
     count = num_labels or max(max((max(row, default=0) for row in lists), default=0) + 1, 2)
     return [[float(label in row) for label in range(count)] for row in lists], count
+
+
+def read_vector_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
+    """Return one vector per row, and their length."""
+    vectors = read_vectors(split, column)
+    _check_length(f"label column {column!r} of the {split.name} split", len(vectors[0]), num_labels)
+    return vectors, len(vectors[0])
+
+
+def _check_length(what: str, length: int | None, wanted: int | None) -> None:
+    if None not in (length, wanted) and length != wanted:
+        raise DataError(
+            f"{what} must hold vectors of {wanted} numbers, got {length}: use vectors as long as "
+            "the model's hidden size, for all splits."
+        )
 
 
 def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
@@ -148,6 +171,33 @@ def load_classifier(
     return model
 
 
+def _load_encoder(source: Source, num_labels: int | None, _tokenizer: Any) -> Any:
+    model = load_model(AutoModel, source)
+    _check_length("`data.label`", num_labels, model.config.hidden_size)
+    model.forward = pooled(model.forward)
+    return model
+
+
+def pooled(forward: Callable[..., Any]) -> Callable[..., SequenceClassifierOutput]:
+    """Wrap a forward pass to return the mean hidden state per text."""
+
+    @wraps(forward)
+    def with_mean(*args: Any, **kwargs: Any) -> SequenceClassifierOutput:
+        hidden = forward(*args, **kwargs).last_hidden_state
+        return SequenceClassifierOutput(logits=mean_of_tokens(hidden, kwargs["attention_mask"]))
+
+    return with_mean
+
+
+def mean_of_tokens(
+    hidden: Float[Tensor, "batch tokens size"], mask: Tensor
+) -> Float[Tensor, "batch size"]:
+    """Return the float32 mean over the tokens whose mask of shape ``(batch, tokens)`` is 1."""
+    weights = mask[..., None].float()
+    means: Tensor = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+    return means
+
+
 @torch.no_grad()
 def begin_at_mean(model: Any, data: TaskData) -> None:
     """Set the bias of a new head, which is 0, to the mean training label.
@@ -218,4 +268,14 @@ MULTI_LABEL = replace(
     load_model=partial(load_text_model, problem_type=PROBLEMS["multi_label"]),
     make_trainer=partial(text_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
+)
+EMBEDDING = Task(
+    peft_type="FEATURE_EXTRACTION",
+    unread=unread_poolers,
+    load_processor=load_processor,
+    read_split=partial(read_split, read_labels=read_vector_labels),
+    load_model=_load_encoder,
+    check_model=check_length,
+    make_trainer=partial(text_trainer, loss=summed_squares, metrics=embedding_metrics),
+    predict=partial(predict, describe=lambda vector: {"prediction": rounded(vector)}),
 )

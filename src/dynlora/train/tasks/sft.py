@@ -15,11 +15,12 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from dynlora.errors import ConfigError
-from dynlora.train.loss import Penalty, check_finite
 from dynlora.train.trainer import (
     EpochSampler,
+    Penalty,
     TrainerParts,
     argument_values,
+    check_finite,
     make_sampler,
     row_lengths,
 )

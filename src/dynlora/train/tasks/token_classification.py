@@ -21,11 +21,10 @@ from dynlora.train.data.columns import (
     refuse_rows,
 )
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.loss import summed_cross_entropy
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import Source, check_length, load_tokenizer
 from dynlora.train.task import Predictor, Split, Task, row_logits
-from dynlora.train.tasks.metrics import token_metrics
+from dynlora.train.tasks.metrics import summed_cross_entropy, token_metrics
 from dynlora.train.tasks.sequence import load_classifier
 from dynlora.train.trainer import make_job_trainer
 

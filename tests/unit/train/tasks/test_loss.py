@@ -8,13 +8,8 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dynlora.errors import NonFiniteError
-from dynlora.train.loss import (
-    SummedLoss,
-    TaskLoss,
-    summed_binary,
-    summed_cross_entropy,
-    summed_squares,
-)
+from dynlora.train.tasks.metrics import summed_binary, summed_cross_entropy, summed_squares
+from dynlora.train.trainer import SummedLoss, TaskLoss
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
 LABELS = torch.tensor([0, 0, 1])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from dynlora.train.tasks.embedding import mean_of_tokens
 from dynlora.train.tasks.metrics import (
     classification_metrics,
     embedding_metrics,
@@ -15,6 +14,7 @@ from dynlora.train.tasks.metrics import (
     regression_metrics,
     token_metrics,
 )
+from dynlora.train.tasks.sequence import mean_of_tokens
 
 
 def predict(labels: list[int], guesses: list[int], classes: int = 2) -> dict[str, float]:
