@@ -21,7 +21,7 @@ from transformers.integrations.integration_utils import (
 
 from dynlora.errors import ConfigError
 from dynlora.integrations.trackers import track_ranks
-from dynlora.train.config.training import TrackerName
+from dynlora.train.config.sections import TrackerName
 
 PROJECT = "dynlora"
 """Project name in W&B and Trackio; `WANDB_PROJECT` overrides it for W&B."""

@@ -6,14 +6,12 @@ imported here, so that help appears immediately.
 
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings
 from dynlora.train.config.job import METRICS, JobConfig, Method, TaskName
-from dynlora.train.config.sources import DataConfig, ModelConfig
-from dynlora.train.config.training import Interval, TrainingConfig
+from dynlora.train.config.sections import DataConfig, ModelConfig, TrainingConfig
 
 __all__ = [
     "METRICS",
     "AdaLoraSettings",
     "DataConfig",
-    "Interval",
     "JobConfig",
     "LoraSettings",
     "Method",

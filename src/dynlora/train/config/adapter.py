@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from dynlora.adapters.patterns import changes_base
 from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
 from dynlora.errors import ConfigError
-from dynlora.train.config.values import (
+from dynlora.train.config.sections import (
     SECTION,
     AboveZero,
     AtLeastZero,

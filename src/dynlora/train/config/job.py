@@ -10,9 +10,14 @@ from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.config.adapter import AdaLoraSettings, DynamicSection, LoraSettings
-from dynlora.train.config.sources import DataConfig, ModelConfig
-from dynlora.train.config.training import TrainingConfig
-from dynlora.train.config.values import SECTION, Switch, require
+from dynlora.train.config.sections import (
+    SECTION,
+    DataConfig,
+    ModelConfig,
+    Switch,
+    TrainingConfig,
+    require,
+)
 
 TaskName = Literal[
     "sequence_classification",
