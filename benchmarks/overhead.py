@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora, RankPlan
 from dynlora.train.config import DataConfig, TrainingConfig
-from dynlora.train.pretrained import Source
+from dynlora.train.source import Source
 from dynlora.train.task import load_data
 from dynlora.train.tasks import TASKS
 from dynlora.train.trainer import make_sampler, row_lengths, use_bf16

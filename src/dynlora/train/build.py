@@ -20,9 +20,9 @@ from dynlora.train.config_file import plain_values
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva
-from dynlora.train.pretrained import Source, locate
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
+from dynlora.train.source import Source, locate
 from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, load_data, make_trainer
 from dynlora.train.tasks import TASKS

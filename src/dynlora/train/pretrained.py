@@ -1,15 +1,15 @@
-"""Load and check the pretrained model and its tokenizer from section `model`."""
+"""Load and check a pretrained model, also in 4 or 8 bits by bitsandbytes, and its tokenizer."""
 
 import io
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from dynlora.adapter_files.base_models import (
     LENGTH_KEYS,
@@ -20,104 +20,13 @@ from dynlora.adapter_files.base_models import (
     refuse_drawn,
     within,
 )
+from dynlora.engines.checks import keep_gradients
 from dynlora.errors import ConfigError
-from dynlora.train.config import DataConfig, ModelConfig
+from dynlora.train.config import DataConfig
 from dynlora.train.methods.full_modules import note_new, outer_modules, poolers, unread_poolers
-from dynlora.train.methods.quantized import check_quantizer, load_quantized, make_trainable
+from dynlora.train.source import Source, not_loaded
 
 logger = logging.getLogger(__name__)
-
-GGUF_MAGIC = b"GGUF"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Location and loading options of a pretrained model."""
-
-    place: str
-    """Folder or hub name."""
-    gguf_file: str | None = None
-    """Name of the GGUF file in the folder, if any."""
-    weight_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the model's `from_pretrained`."""
-    quantization: str | None = None
-    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for model, configuration and processor."""
-        return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
-
-    @property
-    def label(self) -> str:
-        """Folder or hub name, with the GGUF file if there is one."""
-        return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
-
-
-def locate(config: ModelConfig) -> Source:
-    """Return the source of the model, its configuration and its tokenizer."""
-    if config.quantization is not None:
-        check_quantizer(config.quantization)
-    options: dict[str, Any] = {"dtype": config.dtype}
-    if config.gguf_file is not None:
-        # transformers would keep quantized blocks, which can be neither trained nor saved.
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    return Source(
-        place=_place(config),
-        gguf_file=config.gguf_file,
-        weight_options=options,
-        quantization=config.quantization,
-    )
-
-
-def _place(config: ModelConfig) -> str:
-    """Return the folder or hub name to load from."""
-    if config.path is not None:
-        return _checked(Path(config.path), "model.path", config.gguf_file)
-    if config.package is None:
-        return str(config.name)
-    package, _, folder = config.package.partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"`model.package` must begin with an installed Python package, got {package!r}, which "
-            f"is not installed: pip install {package.replace('_', '-')}"
-        )
-    place = Path(spec.submodule_search_locations[0]) / folder
-    return _checked(place, "model.package", config.gguf_file)
-
-
-def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
-    if gguf_file is not None:
-        _check_gguf(folder / gguf_file)
-    elif not (folder / "config.json").is_file():
-        files = _gguf_files(folder)
-        advice = f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
-        raise ConfigError(
-            f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
-            f"{folder}, which has no config.json.{advice}"
-        )
-    return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
-
-
-def _gguf_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.gguf"))
-
-
-def _check_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(
-            f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
-            f"there: its GGUF files are: {', '.join(_gguf_files(path.parent)) or 'none'}."
-        )
-    with path.open("rb") as file:
-        start = file.read(len(GGUF_MAGIC))
-    if start != GGUF_MAGIC:
-        raise ConfigError(
-            f"`model.gguf_file` must be in the GGUF format and so begin with {GGUF_MAGIC!r}, got "
-            f"{start!r} in {path}: download it again, or set `model.path` alone for a Hugging Face "
-            "model."
-        )
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
@@ -183,7 +92,6 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     """Load the model at `source` with the head of `auto_class`, an auto class of transformers.
 
     The head is initialized from torch's random state unless the files contain one that fits.
-
     Without arguments of the `head`, such as `num_labels`, the files must contain all weights except
     those of an unused pooler. The default dtype is float32.
     """
@@ -198,7 +106,9 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
             if source.quantization is not None:
                 if new:
                     model, _ = _load(auto_class, source, options, new)
-                model = make_trainable(model)
+                model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+                # Otherwise the evaluation before training would repack weights for inference only.
+                keep_gradients(model)
     except UNLOADABLE as error:
         raise not_loaded("model", source, error) from error
     if new:
@@ -216,12 +126,53 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
 def _load(
     auto_class: Any, source: Source, options: dict[str, Any], whole: Sequence[str]
 ) -> tuple[Any, frozenset[str]]:
-    """Return the model, without quantization of `whole`, and its randomly initialized weights."""
+    """Return the model, and the names of its randomly initialized weights.
+
+    `nf4` is as in QLoRA (Dettmers and others 2023, arXiv 2305.14314). The head and the modules
+    `whole` are not quantized. A GGUF file, which has its own quantization, is first dequantized to
+    a temporary folder.
+    """
     if source.quantization is None:
         return load_weights(auto_class, source.place, **source.options, **options)
-    return load_quantized(
-        auto_class, source.place, source.quantization, source.options, options, whole
-    )
+    if source.quantization == "int8":
+        precision: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        precision = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": source.quantization,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": getattr(torch, options["dtype"]),
+        }
+
+    def bits(shape: Any) -> dict[str, Any]:
+        names = _unquantized_modules(shape, whole)
+        settings: Any = BitsAndBytesConfig(llm_int8_skip_modules=names, **precision)  # type: ignore[no-untyped-call]
+        return {"quantization_config": settings}
+
+    if source.gguf_file is not None:
+        with TemporaryDirectory() as folder:
+            restored, drawn = load_weights(auto_class, source.place, **source.options, **options)
+            restored.save_pretrained(folder)
+            model, _ = load_weights(auto_class, folder, **options | bits(restored))
+    else:
+        with torch.device("meta"):  # only the module names are needed
+            config = AutoConfig.from_pretrained(source.place, **source.options)
+            shape = auto_class.from_config(config, **NO_CODE)
+        how = source.options | options | bits(shape)
+        model, drawn = load_weights(auto_class, source.place, **how)
+    return model, drawn
+
+
+def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
+    """Return the names of the modules to leave unquantized: the head, and `more`.
+
+    transformers, which chooses for None, would choose the module with the model's last weight, and
+    misses heads with bias.
+    """
+    names = [name for name, _ in model.named_children()]
+    if model.base_model_prefix not in names:
+        return list(more) or None
+    return [*(name for name in names if name != model.base_model_prefix), *more]
 
 
 def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
@@ -231,19 +182,3 @@ def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
         for name in poolers(model)
         if all(f"{name}.{key}" in drawn for key in model.get_submodule(name).state_dict())
     ]
-
-
-def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
-    """Return the error for a model, tokenizer or processor that cannot be loaded."""
-    reason = " ".join(str(error).split())
-    if source.gguf_file is not None:
-        return ConfigError(
-            f"{source.label} must be a whole GGUF file of an architecture that transformers can "
-            f"read, but reading it failed with {type(error).__name__}: {reason.rstrip('.')}. "
-            "Download it again if it was cut short; of another architecture use the model's "
-            "Hugging Face folder."
-        )
-    advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
-    if Path(source.place).is_dir():
-        advice = ""
-    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")

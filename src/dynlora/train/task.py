@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer
 
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit, load_splits
-from dynlora.train.pretrained import Source
+from dynlora.train.source import Source
 from dynlora.train.trainer import TrainerParts
 
 logger = logging.getLogger(__name__)

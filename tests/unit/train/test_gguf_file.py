@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.pretrained import Source, load_model, load_tokenizer, locate
+from dynlora.train.pretrained import load_model, load_tokenizer
+from dynlora.train.source import Source, locate
 from tests.gguf_files import save_bogus_gguf, save_gguf
 
 TOKENS = ["<|endoftext|>", "<bos>", "<pad>", *"abcdefghijkl", "ab"]

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.methods.adapter import add_adapter
-from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer, locate
+from dynlora.train.pretrained import check_length, load_model, load_tokenizer
+from dynlora.train.source import Source, locate
 from tests.jobs import save_model, save_tokenizer
 from tests.models import bare_llama
 from tests.strange_models import drop_weights, put_code_beside, reconfigure

@@ -23,7 +23,8 @@ from dynlora.train.data.conversations import (
 )
 from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
+from dynlora.train.pretrained import check_length, load_model, load_tokenizer
+from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.sft import make_sft_trainer
 

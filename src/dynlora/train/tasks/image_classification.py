@@ -25,7 +25,8 @@ from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import check_column, read_classes, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
-from dynlora.train.pretrained import Source, load_model, not_loaded
+from dynlora.train.pretrained import load_model
+from dynlora.train.source import Source, not_loaded
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import classification_metrics, summed_cross_entropy
 from dynlora.train.tasks.sequence import describe_class

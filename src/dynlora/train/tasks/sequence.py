@@ -31,7 +31,8 @@ from dynlora.train.data.columns import (
 )
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules, linear_layers, unread_poolers
-from dynlora.train.pretrained import Source, check_length, load_model, load_tokenizer
+from dynlora.train.pretrained import check_length, load_model, load_tokenizer
+from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task, TaskData, row_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,

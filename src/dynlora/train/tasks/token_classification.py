@@ -22,7 +22,8 @@ from dynlora.train.data.columns import (
 )
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
-from dynlora.train.pretrained import Source, check_length, load_tokenizer
+from dynlora.train.pretrained import check_length, load_tokenizer
+from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import summed_cross_entropy, token_metrics
 from dynlora.train.tasks.sequence import load_classifier

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.pretrained import Source
+from dynlora.train.source import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.causal_lm import CAUSAL_LM, continuations, greedy
 from tests.language import (

@@ -16,7 +16,7 @@ from transformers import BitImageProcessorPil, ViTConfig
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit, load_splits
-from dynlora.train.pretrained import Source
+from dynlora.train.source import Source
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from dynlora.train.tasks.image_classification import check_images, read_rgb, to_rgb
 from tests.jobs import write_rows

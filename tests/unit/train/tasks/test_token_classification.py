@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import RawSplit
-from dynlora.train.pretrained import Source
+from dynlora.train.source import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
 from dynlora.train.tasks.token_classification import tokenize_words

@@ -1,0 +1,123 @@
+"""Locate the pretrained model of section `model`: on the hub, in a folder, package or GGUF file."""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import GgufConfig
+
+from dynlora.adapter_files.base_models import NO_CODE
+from dynlora.errors import ConfigError
+from dynlora.train.config import ModelConfig
+
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Location and loading options of a pretrained model."""
+
+    place: str
+    """Folder or hub name."""
+    gguf_file: str | None = None
+    """Name of the GGUF file in the folder, if any."""
+    weight_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's `from_pretrained`."""
+    quantization: str | None = None
+    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for model, configuration and processor."""
+        return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
+
+    @property
+    def label(self) -> str:
+        """Folder or hub name, with the GGUF file if there is one."""
+        return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
+
+
+def locate(config: ModelConfig) -> Source:
+    """Return the source of the model, its configuration and its tokenizer."""
+    if config.quantization is not None and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"`model.quantization: {config.quantization}` needs the package bitsandbytes, which is "
+            "not installed: pip install 'dynlora[quantized]'"
+        )
+    options: dict[str, Any] = {"dtype": config.dtype}
+    if config.gguf_file is not None:
+        # transformers would keep quantized blocks, which can be neither trained nor saved.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    return Source(
+        place=_place(config),
+        gguf_file=config.gguf_file,
+        weight_options=options,
+        quantization=config.quantization,
+    )
+
+
+def _place(config: ModelConfig) -> str:
+    """Return the folder or hub name to load from."""
+    if config.path is not None:
+        return _checked(Path(config.path), "model.path", config.gguf_file)
+    if config.package is None:
+        return str(config.name)
+    package, _, folder = config.package.partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"`model.package` must begin with an installed Python package, got {package!r}, which "
+            f"is not installed: pip install {package.replace('_', '-')}"
+        )
+    place = Path(spec.submodule_search_locations[0]) / folder
+    return _checked(place, "model.package", config.gguf_file)
+
+
+def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
+    if gguf_file is not None:
+        _check_gguf(folder / gguf_file)
+    elif not (folder / "config.json").is_file():
+        files = _gguf_files(folder)
+        advice = f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
+        raise ConfigError(
+            f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
+            f"{folder}, which has no config.json.{advice}"
+        )
+    return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
+
+
+def _gguf_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.gguf"))
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(
+            f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
+            f"there: its GGUF files are: {', '.join(_gguf_files(path.parent)) or 'none'}."
+        )
+    with path.open("rb") as file:
+        start = file.read(len(GGUF_MAGIC))
+    if start != GGUF_MAGIC:
+        raise ConfigError(
+            f"`model.gguf_file` must be in the GGUF format and so begin with {GGUF_MAGIC!r}, got "
+            f"{start!r} in {path}: download it again, or set `model.path` alone for a Hugging Face "
+            "model."
+        )
+
+
+def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
+    """Return the error for a model, tokenizer or processor that cannot be loaded."""
+    reason = " ".join(str(error).split())
+    if source.gguf_file is not None:
+        return ConfigError(
+            f"{source.label} must be a whole GGUF file of an architecture that transformers can "
+            f"read, but reading it failed with {type(error).__name__}: {reason.rstrip('.')}. "
+            "Download it again if it was cut short; of another architecture use the model's "
+            "Hugging Face folder."
+        )
+    advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
+    if Path(source.place).is_dir():
+        advice = ""
+    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")
