@@ -27,7 +27,7 @@ from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, load_data, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
-from dynlora.train.trainer import TrainerParts, total_steps
+from dynlora.train.trainer import total_steps
 
 ROWS_AT_ONCE = 1000
 
@@ -111,18 +111,16 @@ def build_job(config: JobConfig, console: Console) -> Job:
     recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
     trainer = make_trainer(
         inputs.task,
-        TrainerParts(
-            model=prepared.model,
-            training=config.training,
-            best_metric=best_metric,
-            train=data.train,
-            validation=data.validation,
-            processor=inputs.processor,
-            checkpoints=folder.checkpoints,
-            penalty=prepared.penalty,
-            callbacks=[*prepared.callbacks, progress, stopping, recorder],
-            optimizer=_make_optimizer(prepared.model, config.training),
-        ),
+        config.training,
+        inputs.processor,
+        best_metric=best_metric,
+        checkpoints=folder.checkpoints,
+        penalty=prepared.penalty,
+        model=prepared.model,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        callbacks=[*prepared.callbacks, progress, stopping, recorder],
+        optimizers=(_make_optimizer(prepared.model, config.training), None),
     )
     if past is None:
         if config.lora.init_lora_weights == "eva" and config.lora.start_from is None:

@@ -25,7 +25,6 @@ from dynlora.train.source import locate
 from dynlora.train.task import Task, make_trainer, no_head
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS
-from dynlora.train.trainer import TrainerParts
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
 """Tasks with a single class per row."""
@@ -172,15 +171,15 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
     if batch_size is not None:
         training = replace(training, eval_batch_size=batch_size)
     rows = run.task.read_split(split, run.config.data, run.processor, run.num_labels)
-    parts = TrainerParts(
-        model=run.model,
-        training=training,
+    trainer = make_trainer(
+        run.task,
+        training,
+        run.processor,
         best_metric=METRICS[task][0],
-        train=rows.inputs,
-        validation=rows.inputs,
-        processor=run.processor,
+        model=run.model,
+        train_dataset=rows.inputs,
+        eval_dataset=rows.inputs,
     )
-    trainer = make_trainer(run.task, parts)
     seen = _count_classes(trainer) if task in ONE_CLASS_A_ROW else None
     logged = trainer.evaluate()
     return Evaluation(

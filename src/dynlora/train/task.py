@@ -5,7 +5,7 @@ Each file of `tasks` contains one task, or several with the same inputs.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
-from dynlora.train.config import DataConfig
+from dynlora.train.config import DataConfig, TrainingConfig
 from dynlora.train.data.splits import RawSplit, load_splits
 from dynlora.train.source import Source
-from dynlora.train.trainer import TrainerParts
+from dynlora.train.trainer import Penalty, argument_values, make_sampler, row_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,9 @@ class Task:
     """Initializes a new head from the training labels."""
     check_model: Callable[[Any, DataConfig], None] = lambda _model, _config: None
     """Refuses a model whose context is too short for the configured inputs and outputs."""
-    make_trainer: Callable[[TrainerParts], Trainer]
-    """Returns a Trainer whose evaluations return the metrics in `config.METRICS`."""
+    make_trainer: Callable[..., Trainer]
+    """Returns a Trainer whose evaluations return the metrics in `config.METRICS`. Arguments: values
+    of `TrainingArguments`, the processor, and others of the Trainer, `sampler` and `penalty`."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
     """Yields one JSON-ready prediction per row; labels are not needed."""
 
@@ -106,11 +107,26 @@ def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
     )
 
 
-def make_trainer(task: Task, parts: TrainerParts) -> Any:
-    """Return the task's Trainer, without writing files or printing."""
+def make_trainer(
+    task: Task,
+    config: TrainingConfig,
+    processor: Any,
+    *,
+    best_metric: str,
+    checkpoints: Path = Path(),
+    penalty: Penalty | None = None,
+    **parts: Any,
+) -> Any:
+    """Return the task's Trainer, without writing files or printing.
+
+    `penalty` is added to the loss in training, and `best_metric` decides which checkpoint is best.
+    `parts` are further arguments of a `transformers.Trainer`.
+    """
+    sampler = make_sampler(row_lengths(parts["train_dataset"]), config)
     with TemporaryDirectory() as nowhere:  # the Trainer creates its folder at once
-        trainer = task.make_trainer(replace(parts, checkpoints=Path(nowhere)))
-    trainer.args.output_dir = str(parts.checkpoints)
+        values = argument_values(config, best_metric, Path(nowhere))
+        trainer = task.make_trainer(values, processor, sampler=sampler, penalty=penalty, **parts)
+    trainer.args.output_dir = str(checkpoints)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

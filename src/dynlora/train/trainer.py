@@ -5,14 +5,12 @@ torch's global random state, so its order changes after a resume.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers import TrainerControl as Control
@@ -137,29 +135,15 @@ class JobTrainer(Trainer):
         return self.sampler
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerParts:
-    """The parts of a Trainer that do not depend on the task."""
-
-    model: Any
-    training: TrainingConfig
-    best_metric: str
-    """Validation metric for `load_best_model_at_end`."""
-    train: Any
-    """`datasets.Dataset` of model inputs, with `labels`."""
-    validation: Any
-    processor: Any
-    checkpoints: Path = Path()
-    penalty: Penalty | None = None
-    """Added to the loss in training."""
-    callbacks: Sequence[TrainerCallback] = ()
-    """In execution order."""
-    optimizer: Optimizer | None = None
-    """None leaves the choice to the Trainer."""
-
-
 def make_job_trainer(
-    parts: TrainerParts, *, loss: SummedLoss, metrics: Metrics, collate: Callable[[Any], Any]
+    values: dict[str, Any],
+    processor: Any,
+    *,
+    loss: SummedLoss,
+    metrics: Metrics,
+    collate: Callable[[Any], Any],
+    callbacks: Sequence[TrainerCallback] = (),
+    **parts: Any,
 ) -> JobTrainer:
     """Return a Trainer with loss and metrics computed from logits.
 
@@ -167,19 +151,14 @@ def make_job_trainer(
     """
     task_loss = TaskLoss(loss)
     return JobTrainer(
-        make_sampler(row_lengths(parts.train), parts.training),
-        parts.penalty,
-        model=parts.model,
-        args=TrainingArguments(**argument_values(parts)),
-        train_dataset=parts.train,
-        eval_dataset=parts.validation,
-        data_collator=collate(parts.processor),
+        args=TrainingArguments(**values),
+        data_collator=collate(processor),
         compute_loss_func=task_loss,
         compute_metrics=metrics,
         # The logits are the first of several outputs.
         preprocess_logits_for_metrics=lambda made, _: made[0] if isinstance(made, tuple) else made,
-        callbacks=[task_loss, *parts.callbacks],
-        optimizers=(parts.optimizer, None),
+        callbacks=[task_loss, *callbacks],
+        **parts,
     )
 
 
@@ -217,12 +196,11 @@ def use_bf16(choice: bool | str) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def argument_values(parts: TrainerParts) -> dict[str, Any]:
+def argument_values(config: TrainingConfig, best_metric: str, folder: Path) -> dict[str, Any]:
     """Return the values of `TrainingArguments` by name, with its own reporting disabled."""
-    config = parts.training
     device = torch.accelerator.current_accelerator(check_available=True)
     return {
-        "output_dir": str(parts.checkpoints),
+        "output_dir": str(folder),
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps or -1,
         "per_device_train_batch_size": config.batch_size,
@@ -242,8 +220,8 @@ def argument_values(parts: TrainerParts) -> dict[str, Any]:
         "save_steps": config.save_steps,
         "save_total_limit": None,  # `Recorder` deletes old checkpoints
         "load_best_model_at_end": config.load_best_model_at_end,
-        "metric_for_best_model": parts.best_metric,
-        "greater_is_better": not lower_is_better(parts.best_metric),
+        "metric_for_best_model": best_metric,
+        "greater_is_better": not lower_is_better(best_metric),
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -13,7 +14,6 @@ from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 from dynlora.train.config import TrainingConfig
 from dynlora.train.trainer import (
     EpochSampler,
-    TrainerParts,
     argument_values,
     make_job_trainer,
     make_sampler,
@@ -23,17 +23,8 @@ from dynlora.train.trainer import (
 )
 
 
-def parts(config: TrainingConfig, folder: Path) -> TrainerParts:
-    """Return what the Trainer's arguments are read from; model and data are not looked at."""
-    return TrainerParts(
-        model=None,
-        training=config,
-        best_metric="accuracy",
-        train=None,
-        validation=None,
-        processor=None,
-        checkpoints=folder,
-    )
+def values(config: TrainingConfig, folder: Path) -> dict[str, Any]:
+    return argument_values(config, "accuracy", folder)
 
 
 LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
@@ -90,7 +81,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     )
     for rows in (1, 7, 8, 9, 100):
         data = datasets.Dataset.from_dict({"input": [0.0] * rows})
-        args = TrainingArguments(**argument_values(parts(config, tmp_path)))
+        args = TrainingArguments(**values(config, tmp_path))
         trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=data)
         loader = trainer.get_train_dataloader()
         expected = trainer.set_initial_training_values(trainer.args, loader)[-1]
@@ -104,7 +95,7 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
         schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
         logging_steps=9, seed=11,
     )  # fmt: skip
-    args = TrainingArguments(**argument_values(parts(config, tmp_path)))
+    args = TrainingArguments(**values(config, tmp_path))
     assert (args.num_train_epochs, args.max_steps) == (2, -1)
     assert (args.per_device_train_batch_size, args.learning_rate) == (3, 0.25)
     assert (args.weight_decay, args.max_grad_norm, args.seed) == (0.5, 0, 11)
@@ -114,7 +105,7 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert args.optim.startswith("adamw_torch")
     assert args.report_to == []
     for choice in (True, False):
-        assert argument_values(parts(replace(config, bf16=choice), tmp_path))["bf16"] is choice
+        assert values(replace(config, bf16=choice), tmp_path)["bf16"] is choice
     assert use_bf16("auto") in {True, False}
     assert not list(tmp_path.iterdir())
 
@@ -138,12 +129,13 @@ def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path
 
     rows = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0], "labels": [0, 1, 0]})
     trainer = make_job_trainer(
-        replace(
-            parts(TrainingConfig(bf16=False), tmp_path),
-            model=Talkative(),
-            train=rows,
-            validation=rows,
-        ),
+        values(TrainingConfig(bf16=False), tmp_path),
+        None,
+        sampler=EpochSampler([1, 1, 1], batch_size=None, seed=0),
+        penalty=None,
+        model=Talkative(),
+        train_dataset=rows,
+        eval_dataset=rows,
         loss=lambda logits, labels: cross_entropy(logits, labels, reduction="sum"),
         metrics=measure,
         collate=lambda _: default_data_collator,
@@ -158,4 +150,4 @@ def test_a_gpu_that_has_float64_trains(
 ) -> None:
     device = None if found is None else torch.device(found)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
-    assert argument_values(parts(TrainingConfig(bf16=False), tmp_path))["use_cpu"] is on_cpu
+    assert values(TrainingConfig(bf16=False), tmp_path)["use_cpu"] is on_cpu

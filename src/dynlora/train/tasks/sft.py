@@ -15,15 +15,7 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from dynlora.errors import ConfigError
-from dynlora.train.trainer import (
-    EpochSampler,
-    Penalty,
-    TrainerParts,
-    argument_values,
-    check_finite,
-    make_sampler,
-    row_lengths,
-)
+from dynlora.train.trainer import EpochSampler, Penalty, check_finite
 
 
 @dataclass(slots=True)
@@ -126,33 +118,20 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         """Send nothing."""
 
 
-def make_sft_trainer(parts: TrainerParts) -> SftJobTrainer:
+def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> SftJobTrainer:
     """Return the Trainer of a causal language model."""
     # TRL's loss reads the head's weight directly.
-    head = parts.model.get_output_embeddings()
+    model = parts["model"]
+    head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
-        name = next(name for name, module in parts.model.named_modules() if module is head)
+        name = next(name for name, module in model.named_modules() if module is head)
         ending = name.rpartition(".")[2]
         raise ConfigError(
             f"`lora.target_modules` must leave out the language model head with `task: causal_lm`, "
             f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
-    return SftJobTrainer(
-        make_sampler(row_lengths(parts.train), parts.training),
-        parts.penalty,
-        model=parts.model,
-        args=_arguments(parts),
-        train_dataset=parts.train,
-        eval_dataset=parts.validation,
-        processing_class=parts.processor,
-        callbacks=list(parts.callbacks),
-        optimizers=(parts.optimizer, None),
-    )
-
-
-def _arguments(parts: TrainerParts) -> SFTConfig:
-    """Return TRL's arguments for tokenized and truncated rows, without gradient checkpointing."""
+    # For tokenized and truncated rows.
     own = {
         "max_length": None,
         "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -161,4 +140,5 @@ def _arguments(parts: TrainerParts) -> SFTConfig:
     with warnings.catch_warnings():
         # TRL enables checkpointing by default, under a name deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        return SFTConfig(**own | argument_values(parts))
+        args = SFTConfig(**own | values)
+    return SftJobTrainer(args=args, processing_class=processor, **parts)

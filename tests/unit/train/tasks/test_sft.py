@@ -15,7 +15,7 @@ from dynlora.errors import ConfigError, NonFiniteError
 from dynlora.train.config import TrainingConfig
 from dynlora.train.data.language import encode_pairs, fit
 from dynlora.train.tasks.sft import make_sft_trainer
-from dynlora.train.trainer import TrainerParts
+from dynlora.train.trainer import argument_values, make_sampler, row_lengths
 from tests.language import make_pairs, save_language_model
 
 
@@ -39,18 +39,17 @@ def adapted(folder: Path, **lora: Any) -> Any:
 
 def make(folder: Path, output: Path, model: Any = None, **given: Any) -> Any:
     training = {"bf16": False, "batch_size": 4, "epochs": 1.0, "save": "no", "eval": "no"}
+    config = TrainingConfig(**training | given.pop("training", {}))
+    rows = inputs(folder, 8, 1)
     return make_sft_trainer(
-        TrainerParts(
-            model=adapted(folder) if model is None else model,
-            training=TrainingConfig(**training | given.pop("training", {})),
-            best_metric="token_accuracy",
-            checkpoints=output,
-            train=inputs(folder, 8, 1),
-            validation=inputs(folder, 7, 2),
-            processor=AutoTokenizer.from_pretrained(folder),
-            penalty=given.pop("penalty", None),
-            callbacks=given.pop("callbacks", ()),
-        )
+        argument_values(config, "token_accuracy", output),
+        AutoTokenizer.from_pretrained(folder),
+        sampler=make_sampler(row_lengths(rows), config),
+        penalty=given.pop("penalty", None),
+        callbacks=list(given.pop("callbacks", ())),
+        model=adapted(folder) if model is None else model,
+        train_dataset=rows,
+        eval_dataset=inputs(folder, 7, 2),
     )
 
 
