@@ -16,16 +16,7 @@ from pydantic import ValidationError
 from dynlora.errors import ConfigError
 from dynlora.files.plain_values import flatten, parse_yaml, read_yaml
 from dynlora.files.whole import write_text
-from dynlora.train.config import JobConfig
-from dynlora.train.config.keys import (
-    check_keys,
-    choices,
-    describe,
-    job_adapter,
-    limits,
-    sections,
-    settings,
-)
+from dynlora.train.config import JobConfig, keys
 
 PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
 """Keys of paths, written as absolute because runs are used from other directories."""
@@ -45,7 +36,7 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
     """
     overrides = overrides or {}
     values = read_yaml(path, "CONFIG")
-    check_keys(values, f"in {path}")
+    keys.check_keys(values, f"in {path}")
     for key, value in overrides.items():
         section, _, leaf = key.rpartition(".")
         if section:
@@ -57,33 +48,34 @@ def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
 
 def make_job(values: Mapping[str, Any]) -> JobConfig:
     """Return the job of nested values, as in a file."""
-    check_keys(values, "in a job")
+    keys.check_keys(values, "in a job")
     return _validate(values, lambda _: "")
 
 
 def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConfig:
     """Return the job, or raise an error for the first fault, with requirement, value and place."""
-    values = {key: dict(value) if key in sections() else value for key, value in values.items()}
+    sections = keys.sections()
+    values = {key: dict(value) if key in sections else value for key, value in values.items()}
     for key, value in flatten(values).items():
-        if key in settings() and isinstance(value, str):
+        if key in keys.settings() and isinstance(value, str):
             section, _, leaf = key.rpartition(".")
             (values[section] if section else values)[leaf] = _read_text(key, value)
     try:
-        return job_adapter().validate_python(values)
+        return keys.job_adapter().validate_python(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = ".".join(map(str, fault["loc"][:2]))
-        key = name if name in settings() else str(fault["loc"][0])
+        key = name if name in keys.settings() else str(fault["loc"][0])
         where = f" ({place(key)})" if place(key) else ""
         if fault["type"] == "missing":
-            option = f"--{key}" if key in settings() else f"--{key}.name"
+            option = f"--{key}" if key in keys.settings() else f"--{key}.name"
             raise ConfigError(
                 f"`{key}` must be given, but got nothing{where}. Add it, or use {option}."
             ) from error
         section, _, leaf = key.rpartition(".")
         value = (values[section] if section else values)[leaf]
         numeric = fault["type"].startswith(OUT_OF_RANGE)
-        required = limits(settings()[key]) if numeric else describe(settings()[key])
+        required = (keys.limits if numeric else keys.describe)(keys.settings()[key])
         raise ConfigError(
             f"`{key}` must be {required}, but got {_show(value)}{where}.{_advise(key, value)}"
         ) from error
@@ -93,10 +85,10 @@ def _read_text(key: str, text: str) -> Any:
     """Return the value of a text from an option or in quotes; only texts are not read as YAML."""
     if "\0" in text:
         raise ConfigError(f"`{key}` must be a text without NUL, but got {text!r}. Remove it.")
-    schema = settings()[key]
+    schema = keys.settings()[key]
     parts = schema.get("anyOf", [schema])
-    free = any(part["type"] == "string" and not choices(part) for part in parts)
-    if free or text in choices(schema) or not text.strip():
+    free = any(part["type"] == "string" and not keys.choices(part) for part in parts)
+    if free or text in keys.choices(schema) or not text.strip():
         return None if text in ("null", "~") and {"type": "null"} in parts else text
     try:
         return parse_yaml(text)
@@ -112,7 +104,7 @@ def _show(value: Any) -> str:
 
 def _advise(key: str, value: Any) -> str:
     """Return the next step for a value near a valid one; may be empty."""
-    valid = choices(settings()[key])
+    valid = keys.choices(keys.settings()[key])
     if value is False and "no" in valid:
         return " YAML reads a bare no as false. Write 'no' in quotes."
     near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.4)

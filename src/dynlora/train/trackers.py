@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
-from transformers.integrations.integration_utils import (
-    TensorBoardCallback,
-    TrackioCallback,
-    WandbCallback,
-)
+from transformers.integrations import integration_utils
 
 from dynlora.errors import ConfigError
 from dynlora.integrations.trackers import track_ranks
@@ -66,7 +62,7 @@ def _tensorboard(_: Trainer, folder: Path, first_step: int) -> Iterator[TrainerC
 
     # Hide logged steps that will be repeated.
     writer = SummaryWriter(str(folder), purge_step=first_step)
-    callback: Any = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
+    callback: Any = integration_utils.TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
     try:
         yield callback
     finally:
@@ -92,7 +88,7 @@ def _wandb(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback]:
             "WANDB_MODE=offline, or mend what it says."
         ) from error
     try:
-        yield _set_up(WandbCallback(), trainer)  # type: ignore[no-untyped-call]
+        yield _set_up(integration_utils.WandbCallback(), trainer)  # type: ignore[no-untyped-call]
     finally:
         wandb.finish()
 
@@ -102,7 +98,7 @@ def _trackio(trainer: Trainer, folder: Path, _: int) -> Iterator[TrainerCallback
     os.environ.setdefault("TRACKIO_DIR", str(folder))  # trackio reads it at import
     trainer.args.project, trainer.args.run_name = PROJECT, folder.parent.parent.name
     with redirect_stdout(io.StringIO()):  # trackio prints advice
-        callback = _set_up(TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
+        callback = _set_up(integration_utils.TrackioCallback(), trainer)  # type: ignore[no-untyped-call]
     try:
         yield callback
     finally:

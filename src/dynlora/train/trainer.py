@@ -81,10 +81,7 @@ class TaskLoss(TrainerCallback):
         self.step = state.global_step
 
     def __call__(
-        self,
-        outputs: Any,
-        labels: Tensor,
-        num_items_in_batch: Tensor | int | None = None,
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Float[Tensor, ""]:
         """Return the mean loss over the labels of one optimizer step.
 

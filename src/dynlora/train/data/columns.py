@@ -173,11 +173,7 @@ def refuse_rows(
 
 
 def _fitting(
-    split: RawSplit,
-    values: list[Any],
-    fits: Callable[[Any], bool],
-    required: str,
-    advice: str,
+    split: RawSplit, values: list[Any], fits: Callable[[Any], bool], required: str, advice: str
 ) -> list[Any]:
     faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
     refuse_rows(split, required, faults, advice)

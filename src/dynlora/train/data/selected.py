@@ -10,22 +10,16 @@ from pathlib import Path
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig, TaskName
+from dynlora.train.data import splits
 from dynlora.train.data.image_files import read_images
-from dynlora.train.data.splits import (
-    UNLABELLED_READERS,
-    RawSplit,
-    Wanted,
-    load_split,
-    load_splits,
-    read_file,
-    whole_split,
-)
 
 Names = Sequence[str] | None
 """Class names of a run; None if classes have only numbers."""
 
 
-def find_rows(config: DataConfig, split: str | None, place: Path | None, names: Names) -> RawSplit:
+def find_rows(
+    config: DataConfig, split: str | None, place: Path | None, names: Names
+) -> splits.RawSplit:
     """Return the rows selected by `--split` and `--data`, or else the run's validation rows.
 
     `place` is a file to read in full, or a folder that contains the split.
@@ -35,14 +29,14 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
             `split` is not None.
     """
     if place is None and split is None and config.validation_rows_from_train is not None:
-        return load_splits(config)[1]
+        return splits.load_splits(config)[1]
     name = split or config.validation_split
     if place is None:
         return find_split(config, name, names)
     if place.is_dir():
         advice = "Name one that is there with `--split`, without its ending, or give a file."
-        wanted = Wanted(name=name, split=name, place="`--data`", advice=advice)
-        return load_split(replace(config, path=str(place)), wanted, names, None)
+        wanted = splits.Wanted(name=name, split=name, place="`--data`", advice=advice)
+        return splits.load_split(replace(config, path=str(place)), wanted, names, None)
     if split is not None:
         raise DataError(
             f"`--split` must be left out where `--data` is a file, whose rows are all taken, got "
@@ -50,10 +44,10 @@ def find_rows(config: DataConfig, split: str | None, place: Path | None, names: 
         )
     if not place.is_file():
         raise DataError(f"`--data` must be a file or folder that exists, got {place}.")
-    return read_file("given", place, config)
+    return splits.read_file("given", place, config)
 
 
-def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
+def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSplit:
     """Return all rows of a file, or all images in a folder; labels are not needed.
 
     Raises:
@@ -63,16 +57,16 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> RawSplit:
     if not place.exists():
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
     if not place.is_dir():
-        return read_file("given", place, config, UNLABELLED_READERS)
+        return splits.read_file("given", place, config, splits.UNLABELLED_READERS)
     if task != "image_classification":
         raise DataError(
             f"FILE must be a file, got {place}, which is a folder: only runs with `task: "
             f"image_classification` take one, of images, and this is one of {task}."
         )
-    return whole_split("given", str(place), read_images(place, config), place)
+    return splits.whole_split("given", str(place), read_images(place, config), place)
 
 
-def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
+def find_split(config: DataConfig, name: str, names: Names) -> splits.RawSplit:
     """Return one split of a run's data by its name.
 
     The run's own splits are sampled as in training; other splits are returned in full. With
@@ -80,7 +74,7 @@ def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
     """
     held_out = config.validation_rows_from_train is not None
     if held_out and name == config.train_split:
-        return load_splits(config)[0]
+        return splits.load_splits(config)[0]
     file = config.path is not None and Path(config.path).is_file()
     if file or (config.path is None and config.embedded is not None):
         if name not in (config.train_split, config.validation_split):
@@ -90,7 +84,7 @@ def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
             )
         if held_out and not file:
             config = replace(config, validation_rows_from_train=None, max_validation_rows=None)
-        return load_splits(config)[name == config.validation_split]
+        return splits.load_splits(config)[name == config.validation_split]
     if config.path is not None and not Path(config.path).exists():
         raise DataError(
             f"the run's data must be where it was, {config.path}, where nothing is now: give "
@@ -101,10 +95,10 @@ def find_split(config: DataConfig, name: str, names: Names) -> RawSplit:
         config.train_split: ("training", config.max_train_rows),
     }
     purpose, limit = (name, None) if held_out else own.get(name, (name, None))
-    wanted = Wanted(
+    wanted = splits.Wanted(
         name=purpose,
         split=name,
         place="the run's data" if config.path is not None else "`data.name`",
         advice="Name one that is there with `--split`, or give other data with `--data`.",
     )
-    return load_split(config, wanted, names, limit)
+    return splits.load_split(config, wanted, names, limit)

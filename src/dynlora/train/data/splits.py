@@ -17,11 +17,7 @@ from dynlora.files import tables
 from dynlora.files.tables import AS_WRITTEN, TABLES
 from dynlora.train.config import DataConfig
 from dynlora.train.data.embedded import stdlib_pairs
-from dynlora.train.data.image_files import (
-    class_names,
-    read_class_folders,
-    read_npz,
-)
+from dynlora.train.data.image_files import class_names, read_class_folders, read_npz
 
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""

@@ -14,12 +14,7 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import (
-    UNLABELLED,
-    read_class_lists,
-    read_words,
-    refuse_rows,
-)
+from dynlora.train.data.columns import UNLABELLED, read_class_lists, read_words, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import check_length, load_tokenizer
