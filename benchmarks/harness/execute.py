@@ -77,7 +77,7 @@ def _examine(folder: Path, config: JobConfig, exam: ExamRows) -> dict[str, Any]:
     )
     values = {"test": dict(found.metrics), "test_rows": found.rows}
     if found.classes:
-        commonest = max(count.labelled for count in found.classes)
+        commonest = max(count["labelled"] for count in found.classes)
         values["collapsed"] = found.collapsed is not None
         values["majority"] = commonest / found.rows
     return values

@@ -38,10 +38,7 @@ def _values(given: Any, found: Any, rows: Any, result: Any) -> dict[str, Any]:
         "rows": result.rows,
         "cut": result.cut,
         "metrics": dict(result.metrics),
-        "classes": [
-            {"name": count.name, "labelled": count.labelled, "predicted": count.predicted}
-            for count in result.classes
-        ],
+        "classes": result.classes,
         "collapsed": result.collapsed,
     }
     if found.config.method == "dynamic" and found.config.dynamic.input_adaptive:

@@ -131,15 +131,6 @@ def _as_peft_does(base: Any, folder: Path) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassCount:
-    """One class in an evaluation."""
-
-    labelled: int
-    predicted: int
-    name: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """Result of an evaluation."""
 
@@ -147,14 +138,14 @@ class Evaluation:
     cut: int
     metrics: Mapping[str, float]
     """By name, in the order of `config.METRICS`."""
-    classes: Sequence[ClassCount]
-    """One entry per class; empty if the task has no single class per row."""
+    classes: Sequence[Mapping[str, Any]]
+    """`name`, and rows `labelled` and `predicted`, per class; empty without one class per row."""
 
     @property
     def collapsed(self) -> int | None:
         """Class predicted for every row although labels differ; None if there is no such class."""
-        given = [place for place, count in enumerate(self.classes) if count.predicted]
-        true = sum(count.labelled > 0 for count in self.classes)
+        given = [place for place, count in enumerate(self.classes) if count["predicted"]]
+        true = sum(count["labelled"] > 0 for count in self.classes)
         return given[0] if len(given) == 1 and true > 1 else None
 
 
@@ -180,27 +171,26 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
         train_dataset=rows.inputs,
         eval_dataset=rows.inputs,
     )
-    seen = _count_classes(trainer) if task in ONE_CLASS_A_ROW else None
+    names: list[str | None] = []
+    labelled, predicted = Counter[int](), Counter[int]()
+    if task in ONE_CLASS_A_ROW:
+        names = [*(run.class_names or ()), *[None] * (run.num_labels or 0)][: run.num_labels]
+        _count_classes(trainer, labelled, predicted)
     logged = trainer.evaluate()
     return Evaluation(
         rows=len(rows.inputs),
         cut=rows.cut,
         metrics={name: logged[f"eval_{name}"] for name in METRICS[task]},
-        classes=() if seen is None else _classes(run, *seen),
+        classes=[
+            {"name": name, "labelled": labelled[place], "predicted": predicted[place]}
+            for place, name in enumerate(names)
+        ],
     )
 
 
-def _classes(run: FinishedRun, labelled: Counter[int], predicted: Counter[int]) -> list[ClassCount]:
-    names = [*(run.class_names or ()), *[None] * (run.num_labels or 0)][: run.num_labels]
-    return [
-        ClassCount(labelled=labelled[place], predicted=predicted[place], name=name)
-        for place, name in enumerate(names)
-    ]
-
-
-def _count_classes(trainer: Any) -> tuple[Counter[int], Counter[int]]:
-    """Make `compute_metrics` also count labelled and predicted classes; return the counters."""
-    measure, labelled, predicted = trainer.compute_metrics, Counter[int](), Counter[int]()
+def _count_classes(trainer: Any, labelled: Counter[int], predicted: Counter[int]) -> None:
+    """Make `compute_metrics` also count labelled and predicted classes."""
+    measure = trainer.compute_metrics
 
     def counted(prediction: EvalPrediction) -> dict[str, Any]:
         predicted.update(np.asarray(prediction.predictions).argmax(axis=-1).tolist())
@@ -209,4 +199,3 @@ def _count_classes(trainer: Any) -> tuple[Counter[int], Counter[int]]:
         return metrics
 
     trainer.compute_metrics = counted
-    return labelled, predicted

@@ -100,7 +100,14 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     else:
         if path is not None and not path.exists():
             raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
-        found = _find(path, config, _wanted(path, config)[: 2 if count is None else 1])
+        wanted = _wanted(path, config)[: 2 if count is None else 1]
+        if path is None:
+            found = [_read_hub(config, split) for split in wanted]
+        else:
+            places = [_locate(path, split) for split in wanted]  # before any is read
+            classes = class_names(places[0]) if places[0].is_dir() else None
+            pairs = zip(wanted, places, strict=True)
+            found = [_read_place(split, place, config, classes) for split, place in pairs]
     train, validation = found if count is None else _hold_out(found[0], count)
     return sample(train, config.max_train_rows), sample(validation, config.max_validation_rows)
 
@@ -174,19 +181,6 @@ def _wanted(folder: Path | None, config: DataConfig) -> list[Wanted]:
             ("training", "train_split", config.train_split),
             ("validation", "validation_split", config.validation_split),
         )
-    ]
-
-
-def _find(folder: Path | None, config: DataConfig, wanted: Sequence[Wanted]) -> list[RawSplit]:
-    """Return splits of a folder, whose first split names the classes, or of a hub data set."""
-    if folder is None:
-        return [_read_hub(config, split) for split in wanted]
-    # Locate all splits before reading any.
-    places = [_locate(folder, split) for split in wanted]
-    classes = class_names(places[0]) if places[0].is_dir() else None
-    return [
-        _read_place(split, place, config, classes)
-        for split, place in zip(wanted, places, strict=True)
     ]
 
 

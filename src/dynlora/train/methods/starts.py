@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -109,12 +110,24 @@ def begin_with_eva(trainer: Any, model: Any) -> None:
         collate_fn=trainer.data_collator,
     )
     r = model.peft_config["default"].r
+    most = PATIENCE * max(len(loader), 100)
+    batches = count()
+
+    def forward(model: Any, inputs: Mapping[str, Any]) -> None:
+        if next(batches) == most:  # PEFT repeats until convergence
+            raise ConfigError(
+                f"`lora.init_lora_weights: eva` needs inputs that vary in lora.r={r} directions in "
+                f"every layer, got none that settle in {most} batches: lower `lora.r`, raise "
+                "`training.batch_size`, or leave out layers that see few inputs."
+            )
+        model(**{key: value for key, value in inputs.items() if key != "labels"})
+
     with torch.random.fork_rng(), redirect_stdout(io.StringIO()):
         found = get_eva_state_dict(
             model,
             loader,
             LoraConfig(r=r, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)),
-            forward_fn=_Forward(PATIENCE * max(len(loader), 100), r),
+            forward_fn=forward,
             prepare_model_inputs_fn=lambda inputs, _config: inputs.get("attention_mask"),
             prepare_layer_inputs_fn=_tokens,
             gather_distributed_inputs=False,
@@ -122,25 +135,6 @@ def begin_with_eva(trainer: Any, model: Any) -> None:
         )
     for name, directions in found.items():
         model.get_submodule(name).lora_A["default"].weight.data.copy_(directions)
-
-
-class _Forward:
-    """Forward pass without labels; limits the batches, because PEFT repeats until convergence."""
-
-    def __init__(self, most: int, rank: int) -> None:
-        self.most = most
-        self.rank = rank
-        self.count = 0
-
-    def __call__(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        if self.count == self.most:
-            raise ConfigError(
-                f"`lora.init_lora_weights: eva` needs inputs that vary in lora.r={self.rank} "
-                f"directions in every layer, got none that settle in {self.most} batches: lower "
-                "`lora.r`, raise `training.batch_size`, or leave out layers that see few inputs."
-            )
-        self.count += 1
-        model(**{key: value for key, value in inputs.items() if key != "labels"})
 
 
 def _tokens(layer_inputs: Any, mask: Tensor | None, _name: str) -> Tensor:

@@ -33,7 +33,7 @@ from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules, linear_layers, unread_poolers
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
 from dynlora.train.source import Source
-from dynlora.train.task import Predictor, Split, Task, TaskData, row_logits
+from dynlora.train.task import Predictor, Split, Task, TaskData, no_head, row_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,
     embedding_metrics,
@@ -62,11 +62,6 @@ def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> L
     """Return one class per row, and the number of classes, at least 2."""
     labels = read_classes(split, column, num_labels)
     return labels, num_labels or max(max(labels) + 1, 2)
-
-
-def read_number_labels(split: RawSplit, column: str, _num_labels: int | None) -> Labels:
-    """Return one number per row, and 1 as the number of outputs."""
-    return read_numbers(split, column), 1
 
 
 def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
@@ -100,11 +95,6 @@ def _check_length(what: str, length: int | None, wanted: int | None) -> None:
             f"{what} must hold vectors of {wanted} numbers, got {length}: use vectors as long as "
             "the model's hidden size, for all splits."
         )
-
-
-def load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBase:
-    """Return the tokenizer."""
-    return load_tokenizer(source, config.max_length)
 
 
 def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> tuple[dict[str, Any], int]:
@@ -248,7 +238,7 @@ load_text_model = partial(load_classifier, AutoModelForSequenceClassification)
 SEQUENCE_CLASSIFICATION = Task(
     peft_type="SEQ_CLS",
     head=head_modules,
-    load_processor=load_processor,
+    load_processor=lambda source, config: load_tokenizer(source, config.max_length),
     read_split=partial(read_split, read_labels=read_class_labels),
     load_model=partial(load_text_model, problem_type=PROBLEMS["sequence_classification"]),
     check_model=check_length,
@@ -257,7 +247,9 @@ SEQUENCE_CLASSIFICATION = Task(
 )
 REGRESSION = replace(
     SEQUENCE_CLASSIFICATION,
-    read_split=partial(read_split, read_labels=read_number_labels),
+    read_split=partial(
+        read_split, read_labels=lambda split, column, _: (read_numbers(split, column), 1)
+    ),
     load_model=partial(load_text_model, problem_type=PROBLEMS["regression"]),
     begin_head=begin_at_mean,
     make_trainer=partial(text_trainer, loss=summed_squares, metrics=regression_metrics),
@@ -270,13 +262,13 @@ MULTI_LABEL = replace(
     make_trainer=partial(text_trainer, loss=summed_binary, metrics=multi_label_metrics),
     predict=partial(predict, describe=describe_classes),
 )
-EMBEDDING = Task(
+EMBEDDING = replace(
+    SEQUENCE_CLASSIFICATION,
     peft_type="FEATURE_EXTRACTION",
+    head=no_head,
     unread=unread_poolers,
-    load_processor=load_processor,
     read_split=partial(read_split, read_labels=read_vector_labels),
     load_model=_load_encoder,
-    check_model=check_length,
     make_trainer=partial(text_trainer, loss=summed_squares, metrics=embedding_metrics),
     predict=partial(predict, describe=lambda vector: {"prediction": rounded(vector)}),
 )
