@@ -80,8 +80,8 @@ def prepare_method(
 ) -> Prepared:
     """Load the base model and prepare it for the method of `config`.
 
-    Resets the random state before the head and before the adapter. With the same seed, all methods
-    start with the same head, and `lora` and `dynamic` with the same adapter.
+    With the same seed, all methods start with the same head, and `lora` and `dynamic` with the same
+    adapter.
     """
     set_seed(config.training.seed)
     base = inputs.task.load_model(inputs.source, inputs.data.num_labels, inputs.processor)
@@ -142,10 +142,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
 
 
 def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
-    """Return AdamW with the parameter groups of LoRA+ (Hayou, Ghosh and Yu 2024, arXiv 2402.12354).
-
-    None leaves the choice to the Trainer.
-    """
+    """Return AdamW with the groups of LoRA+ (Hayou and others 2024, arXiv 2402.12354), if set."""
     if config.loraplus_lr_ratio is None:
         return None
     return create_loraplus_optimizer(  # type: ignore[no-any-return]

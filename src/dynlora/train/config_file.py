@@ -1,7 +1,4 @@
-"""Files of jobs: a YAML file and overrides in, a checked `JobConfig` out; and `config.yaml`.
-
-`config.yaml` is the resolved configuration in a run's folder, valid for `dynlora train`.
-"""
+"""Read a job from a YAML file and overrides, and write the resolved `config.yaml` of a run."""
 
 import difflib
 import json
@@ -25,11 +22,7 @@ OUT_OF_RANGE = ("greater", "less")
 
 
 def read_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfig:
-    """Read a job from a YAML file.
-
-    Args:
-        path: The file.
-        overrides: Values, or their texts, by dotted key from the command line; they win.
+    """Read a job from a YAML file; `overrides`, values or texts by dotted key, win.
 
     Raises:
         ConfigError: If the file or a value is invalid; the message names the key and its place.
@@ -128,10 +121,7 @@ def plain_values(config: JobConfig) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: JobConfig) -> None:
-    """Write the configuration, with `overwrite` and `training.resume` reset.
-
-    With `overwrite: true`, `dynlora train` on this file would delete the run.
-    """
+    """Write the configuration, but reset `resume`, and `overwrite`, which would delete the run."""
     values = plain_values(config)
     values["overwrite"], values["training"]["resume"] = False, "none"
     write_text(path, yaml.safe_dump(values, sort_keys=False))

@@ -46,9 +46,7 @@ class FinishedRun:
 
 
 def outputs_of(adapter: Path) -> dict[str, Any]:
-    """Return the problem type and label names for a model's configuration.
-
-    Empty unless `adapter` is the folder of an adapter in a run's folder.
+    """Return problem type and label names for a model's configuration, if a run has the adapter.
 
     Raises:
         RunFileError: If a value of the run's `run.json` has the wrong type.

@@ -1,8 +1,4 @@
-"""Run a job: configuration, data, model, method, training, evaluation, saved files.
-
-Input errors are raised before the folder is changed: while the job is built, or in the evaluation
-before training.
-"""
+"""Run a job. Input errors are raised before the run's folder is changed."""
 
 import shutil
 import signal
@@ -64,9 +60,7 @@ def run_job(config: JobConfig, console: Console) -> RunResult:
 
 
 def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
-    """Return a summary of the planned run, and the validation metrics before training.
-
-    Writes nothing to the run's folder.
+    """Return a summary of the planned run and the metrics before training, without writing files.
 
     Raises:
         DynamicLoraError: As in `run_job`.
@@ -96,10 +90,7 @@ def _begin(config: JobConfig, console: Console) -> Job:
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
-    """Write the first files of the run's folder, and return the record.
-
-    A resumed run continues its metrics; a new run first clears the folder.
-    """
+    """Write the first files of the run's folder, which a new run clears; return the record."""
     folder, record = job.folder, RunRecord(job.folder.run)
     facts = first_facts(job)
     try:

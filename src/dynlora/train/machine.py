@@ -59,11 +59,8 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def peak_resident() -> int:
-    """Return the peak resident memory of this process in bytes.
-
-    Prefers `VmHWM`, because Linux includes the parent's memory at the fork in `ru_maxrss`.
-    """
-    if STATUS.is_file():
+    """Return the peak resident memory of this process in bytes."""
+    if STATUS.is_file():  # Linux includes the parent's memory at the fork in `ru_maxrss`
         lines = STATUS.read_text(encoding="utf-8").splitlines()
         kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
         if kibibytes:

@@ -1,7 +1,6 @@
 """Plan a job without its files: parameters per method, and the peak memory of two real steps.
 
-A child process measures memory: `python -m dynlora.train.plan` reads a pickled `JobConfig` and
-prints one line of JSON.
+A child, `python -m dynlora.train.plan`, reads a pickled `JobConfig` and prints a line of JSON.
 """
 
 import json
@@ -32,9 +31,7 @@ COMMAND = (sys.executable, "-P", "-m", "dynlora.train.plan")
 def plan_job(config: JobConfig, console: Console) -> dict[str, Any]:
     """Load the data once, and prepare the model for each method as in `dynlora train`.
 
-    Returns:
-        JSON-ready values. `methods`: parameters per possible method, the configured method first.
-        `impossible`: the reason per other method.
+    Returns JSON-ready values, among them parameters per possible method, the configured one first.
 
     Raises:
         DynamicLoraError: If model, data and configuration do not fit the configured method.
@@ -88,10 +85,7 @@ def measure_methods(
 
 
 def measure_peak(config: JobConfig) -> dict[str, int | None]:
-    """Return the peak memory of a child process, as `peak_memory` returns it.
-
-    The child evaluates a batch and trains for `STEPS` steps, the longest rows first.
-    """
+    """Return the peak memory of a child that trains for `STEPS` steps, the longest rows first."""
     training = replace(
         config.training,
         max_steps=STEPS,

@@ -27,12 +27,10 @@ Row = dict[str, Any]
 def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> Iterator[Row]:
     """Yield one JSON-ready prediction per row, in row order; labels are not needed.
 
-    Predictions ignore `training.bf16`: there is no autocast. Without `batch_size`, the run's
-    `training.eval_batch_size` counts.
+    There is no autocast. Without `batch_size`, the run's `training.eval_batch_size` counts.
 
     Raises:
-        DataError: If a column is missing, a row is invalid for the task, or a column has the name
-            of a prediction field.
+        DataError: If a column is missing or named as a prediction field, or a row is invalid.
     """
     model = run.model
     if torch.accelerator.is_available() and run.config.model.quantization is None:
@@ -58,11 +56,7 @@ def _named(prediction: Row, names: Sequence[str]) -> Row:
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
-    """Yield one JSON object per row: its columns, without bytes such as images; its prediction.
-
-    Raises:
-        DataError: If two columns have the same name.
-    """
+    """Yield one JSON object per row: its columns, without bytes such as images; its prediction."""
     table = split.table.select(
         [place for place, field in enumerate(split.table.schema) if not _holds_bytes(field.type)]
     )
@@ -144,11 +138,7 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
 
 
 def check_replaceable(output: Path, *, overwrite: bool) -> None:
-    """Check that `output` can be written.
-
-    Raises:
-        ConfigError: If it is a folder, or an existing file without `overwrite`.
-    """
+    """Refuse an `output` that is a folder, or an existing file without `overwrite`."""
     whole.check_replaceable(
         output,
         lambda _: overwrite,
@@ -160,11 +150,7 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_file(output: Path) -> Iterator[Path]:
-    """Yield a draft file that becomes `output` if the block raises nothing.
-
-    Raises:
-        ConfigError: If the disk fails.
-    """
+    """Yield a draft file that becomes `output` if the block raises nothing."""
     try:
         with whole.whole_file(output) as draft:
             yield draft
@@ -173,11 +159,7 @@ def new_file(output: Path) -> Iterator[Path]:
 
 
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
-    """Check that predictions can be written to a file other than `source`, that of the rows.
-
-    Raises:
-        ConfigError: If the extension is unknown, or the file exists and must not be replaced.
-    """
+    """Refuse an unknown extension, the file `source` of the rows, or a file not to be replaced."""
     if output.suffix not in WRITERS:
         raise ConfigError(
             f"`--output` must end in {', '.join(WRITERS)}, got {output.name!r}: give another."
@@ -194,7 +176,7 @@ def write_predictions(output: Path, split: RawSplit, predictions: Iterator[Row])
 
     Raises:
         ConfigError: If the disk fails, or the format does not support the rows.
-        DataError: If `predict_rows`, which is consumed here, raises it.
+        DataError: As in `predict_rows`, which is consumed here.
     """
     with new_file(output) as draft:
         try:

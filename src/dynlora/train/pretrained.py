@@ -71,10 +71,7 @@ def _too_long(limit: int, of: str, given: int) -> ConfigError:
 def _check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, source: str
 ) -> None:
-    """Check that the vocabulary is not empty and fits the model's embeddings.
-
-    transformers returns a tokenizer without words if the vocabulary files are missing.
-    """
+    """Refuse a vocabulary that is too large, or empty, as transformers makes from missing files."""
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if not words:
         raise ConfigError(
@@ -89,11 +86,10 @@ def _check_vocabulary(
 
 
 def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
-    """Load the model at `source` with the head of `auto_class`, an auto class of transformers.
+    """Load the model at `source` with the head of `auto_class`, by default in float32.
 
-    The head is initialized from torch's random state unless the files contain one that fits.
     Without arguments of the `head`, such as `num_labels`, the files must contain all weights except
-    those of an unused pooler. The default dtype is float32.
+    those of an unused pooler. A new head is initialized from torch's random state.
     """
     options = {"dtype": "float32"} | source.weight_options | head
     try:
@@ -129,8 +125,7 @@ def _load(
     """Return the model, and the names of its randomly initialized weights.
 
     `nf4` is as in QLoRA (Dettmers and others 2023, arXiv 2305.14314). The head and the modules
-    `whole` are not quantized. A GGUF file, which has its own quantization, is first dequantized to
-    a temporary folder.
+    `whole` are not quantized.
     """
     if source.quantization is None:
         return load_weights(auto_class, source.place, **source.options, **options)
@@ -149,7 +144,7 @@ def _load(
         settings: Any = BitsAndBytesConfig(llm_int8_skip_modules=names, **precision)  # type: ignore[no-untyped-call]
         return {"quantization_config": settings}
 
-    if source.gguf_file is not None:
+    if source.gguf_file is not None:  # dequantized, because it has its own quantization
         with TemporaryDirectory() as folder:
             restored, drawn = load_weights(auto_class, source.place, **source.options, **options)
             restored.save_pretrained(folder)
@@ -164,11 +159,7 @@ def _load(
 
 
 def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
-    """Return the names of the modules to leave unquantized: the head, and `more`.
-
-    transformers, which chooses for None, would choose the module with the model's last weight, and
-    misses heads with bias.
-    """
+    """Return the names of the head, which transformers would miss if it has a bias, and `more`."""
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
         return list(more) or None

@@ -1,7 +1,4 @@
-"""Record a run during training: metrics, rank events, seconds, and the seals of checkpoints.
-
-On a resume, lines of steps after the checkpoint are dropped, so that no step occurs twice.
-"""
+"""Record a run during training: metrics, rank events, seconds, and the seals of checkpoints."""
 
 import time
 from pathlib import Path
@@ -26,10 +23,7 @@ class Recorder(TrainerCallback):
     def __init__(
         self, folder: RunFolder, source: DynamicLoraCallback | None, *, limit: int | None
     ) -> None:
-        """Prepare for a run whose ranks the callback `source` changes, if any.
-
-        `limit` is the maximum number of checkpoints; the newest and best always stay.
-        """
+        """Keep at most `limit` checkpoints, but always the newest and the best."""
         self.folder = folder
         self.source = source
         self.limit = limit
@@ -62,8 +56,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Create `ranks.jsonl` with a resumed run's events, and find its best checkpoint.
 
-        The Trainer stores the original path of the best checkpoint, and drops it if the folder was
-        moved or the working directory changed.
+        The Trainer drops the best checkpoint's path if the folder was moved.
         """
         if self._best is not None and self._best.is_dir():
             state.best_model_checkpoint = str(self._best)
@@ -104,10 +97,7 @@ class Recorder(TrainerCallback):
             self._early.append(line)
 
     def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Seal the checkpoint, then delete old checkpoints beyond the limit.
-
-        The Trainer would delete first, and a run killed in between could lose its only checkpoint.
-        """
+        """Seal the checkpoint before old ones are deleted: the run may be killed in between."""
         name = f"checkpoint-{state.global_step}"
         seal(
             self.folder.checkpoints / name,

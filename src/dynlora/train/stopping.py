@@ -1,7 +1,6 @@
 """Decide when training stops, and order an epoch's evaluation before its last checkpoint.
 
-Training stops early after SIGTERM or Ctrl-C, because cluster schedulers send SIGTERM before they
-kill a job; after evaluations without improvement; and at once if a resumed run is complete.
+Cluster schedulers send SIGTERM before they kill a job.
 """
 
 import signal
@@ -85,10 +84,9 @@ class Stopping(TrainerCallback):
         control.should_training_stop |= self.complete
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Stop after a signal; delay the checkpoint of an epoch's last step.
+        """Stop after a signal; delay the checkpoint of an epoch's last step until its evaluation.
 
-        The Trainer would save before it evaluates the epoch. A resumed run would miss that
-        evaluation, and could stop early at another step.
+        A resumed run would otherwise miss that evaluation, and could stop early at another step.
         """
         if self.received is not None:
             control.should_save = control.should_training_stop = True

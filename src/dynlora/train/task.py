@@ -1,7 +1,4 @@
-"""The functions that differ between tasks, and the values that they exchange with a job.
-
-Each file of `tasks` contains one task, or several with the same inputs.
-"""
+"""The functions that differ between tasks, and the values that they exchange with a job."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,8 +116,7 @@ def make_trainer(
 ) -> Any:
     """Return the task's Trainer, without writing files or printing.
 
-    `penalty` is added to the loss in training, and `best_metric` decides which checkpoint is best.
-    `parts` are further arguments of a `transformers.Trainer`.
+    `penalty` is added to the loss in training; `parts` are arguments of a `transformers.Trainer`.
     """
     sampler = make_sampler(row_lengths(parts["train_dataset"]), config)
     with TemporaryDirectory() as nowhere:  # the Trainer creates its folder at once

@@ -1,7 +1,4 @@
-"""Start the trackers in `training.report_to`, with their files in the run's folder.
-
-They start before the seed is set, so that trackers do not change a run.
-"""
+"""Start the trackers in `training.report_to`, before the seed is set: they change no run."""
 
 import io
 import os
@@ -39,11 +36,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def tracking(
     trainer: Trainer, names: Sequence[TrackerName], folder: Path, *, steps_done: int, ranks: bool
 ) -> Iterator[None]:
-    """Report a Trainer's logs, and `ranks`, to trackers inside the block.
-
-    `folder`, in the run's folder, which names the run, gets one folder per tracker. `steps_done`
-    are the completed optimizer steps of a resumed run.
-    """
+    """Report a Trainer's logs, and `ranks`, inside the block, in one folder per tracker."""
     before = list(trainer.callback_handler.callbacks)
     with ExitStack() as trackers:
         trackers.callback(setattr, trainer.callback_handler, "callbacks", before)

@@ -1,7 +1,6 @@
-"""Create the Trainer of a job: its arguments, and an example order that survives a resume.
+"""Create the Trainer of a job, with an example order that depends only on seed and epoch.
 
-The order depends only on seed and epoch. The Trainer's own length-grouped sampler draws from
-torch's global random state, so its order changes after a resume.
+The order of the Trainer's own length-grouped sampler changes after a resume.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,8 +65,7 @@ class EpochSampler(Sampler[int]):
 class TaskLoss(TrainerCallback):
     """Loss of a batch from logits, the same for every method; a callback to report a NaN's step.
 
-    The model's `outputs.loss` is not used, because PEFT's AdaLoRA adds its penalty to it even in
-    evaluation. The Trainer adds regularisers explicitly, in training only.
+    The model's `outputs.loss` is not used: AdaLoRA adds its penalty to it, even in evaluation.
     """
 
     def __init__(self, summed: SummedLoss) -> None:
@@ -83,10 +81,9 @@ class TaskLoss(TrainerCallback):
     def __call__(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Float[Tensor, ""]:
-        """Return the mean loss over the labels of one optimizer step.
+        """Return the mean loss over the labels other than -100 in all batches of the step.
 
-        `num_items_in_batch` counts the labels other than -100 in all batches of the step; None
-        counts those in this batch.
+        `num_items_in_batch` is their number; None counts those in this batch.
         """
         total = self.summed(outputs.logits.float(), labels)
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
@@ -142,10 +139,7 @@ def make_job_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **parts: Any,
 ) -> JobTrainer:
-    """Return a Trainer with loss and metrics computed from logits.
-
-    `collate` returns a processor's collator, which combines rows into a batch.
-    """
+    """Return a Trainer with loss and metrics from logits, and the collator of a processor."""
     task_loss = TaskLoss(loss)
     return JobTrainer(
         args=TrainingArguments(**values),

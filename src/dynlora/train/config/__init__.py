@@ -1,7 +1,6 @@
-"""The configuration of a training job, as in its YAML file: one pydantic dataclass per section.
+"""The configuration of a job, as in its YAML file: one pydantic dataclass per section.
 
-The string under a key is its only description, which help and schema show. Nothing heavy is
-imported here, so that help appears immediately.
+The string under a key describes it. Nothing heavy is imported, so that help appears immediately.
 """
 
 from dynlora.train.config.adapter import AdaLoraSettings, LoraSettings

@@ -1,7 +1,4 @@
-"""Sections `lora` and `adalora`, in PEFT's words, and `dynamic`: `DynamicLoraConfig` as keys.
-
-The core's dataclass does not know pydantic, so its fields are read here once.
-"""
+"""Sections `lora` and `adalora`, in PEFT's words, and `dynamic`: `DynamicLoraConfig` as keys."""
 
 from collections.abc import Callable
 from dataclasses import fields

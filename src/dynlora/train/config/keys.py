@@ -105,12 +105,7 @@ def limits(schema: Schema) -> str:
 
 
 def check_keys(values: Mapping[Any, Any], where: str) -> None:
-    """Check the keys of a job, or of a part of one.
-
-    Args:
-        values: Nested values, as in a file.
-        where: Their place for messages, such as `in job.yaml`.
-    """
+    """Raise a `ConfigError` for an unknown key or a section without keys; `where` is the place."""
     for key, value in values.items():
         if key in settings() and "." in key:
             section, _, leaf = key.partition(".")
@@ -130,10 +125,7 @@ def check_keys(values: Mapping[Any, Any], where: str) -> None:
 
 
 def unknown_key(key: str, where: str) -> ConfigError:
-    """Return the error for an unknown key, with the nearest valid names.
-
-    Nearest is a key with the same last part or initials, such as `lr`, else one spelled alike.
-    """
+    """Return the error, with names of the same last part or initials (`lr`), or spelled alike."""
     section, _, leaf = key.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in (*sections(), *settings())}
     alike = difflib.get_close_matches

@@ -1,7 +1,4 @@
-"""Read and validate the columns of a split before training.
-
-Each reader returns one value per row, or raises a `DataError` that lists the invalid rows.
-"""
+"""Read and validate columns of a split; a `DataError` lists the invalid rows."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -130,10 +127,9 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
 def _refuse_classes(
     split: RawSplit, required: str, labels: Sequence[Any], num_labels: int | None
 ) -> None:
-    """Refuse rows with a class outside the classes.
+    """Refuse classes out of range; without `num_labels`, above the number of labels.
 
-    Without `num_labels`, a class above the number of labels is probably an identifier, a year or
-    a price.
+    Such a class is probably an identifier, a year or a price.
     """
     rows = [row if isinstance(row, list) else [row] for row in labels]
     high = (max(sum(map(len, rows)), 2) if num_labels is None else num_labels) - 1
@@ -158,10 +154,7 @@ def refuse_rows(
     advice: str,
     show: Callable[[Any], str] = short,
 ) -> None:
-    """Raise a `DataError` if there are `faults`: rows of the split with their invalid values.
-
-    `required` begins the message, and `advice` ends it.
-    """
+    """Raise a `DataError` that shows the first invalid values and their rows, if there are any."""
     if not faults:
         return
     shown = ", ".join(f"{show(value)} in row {split.rows[row]}" for row, value in faults[:SHOWN])

@@ -78,9 +78,8 @@ def encode_conversations(
 ) -> Any:
     """Return a `datasets.Dataset` of `input_ids` and `labels`, one conversation per row of `split`.
 
-    With `completion_only`, only the assistant's turns are learned: the tokens between
-    `{% generation %}` markers of the template, or of TRL's variant of it. Other templates are
-    compared turn by turn.
+    With `completion_only`, tokens between the template's `{% generation %}` markers are learned.
+    Templates without markers, for which TRL has no variant, are compared turn by turn.
     """
     template = None
     if completion_only:
@@ -126,10 +125,7 @@ def _marked_template(tokenizer: Any) -> str | None:
 
 
 def _encode_by_turns(tokenizer: Any, conversation: Conversation) -> dict[str, list[int]]:
-    """Encode a conversation with a template that renders turns independently of later turns.
-
-    An assistant turn follows the tokens of all earlier messages and the generation prompt.
-    """
+    """Encode a conversation with a template that renders turns independently of later turns."""
     ids, text = _render(tokenizer, conversation), _write(tokenizer, conversation)
 
     def reach(part: Conversation, **options: Any) -> int:

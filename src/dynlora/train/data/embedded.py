@@ -1,8 +1,7 @@
 """Build the embedded data set: does this sentence describe this Python function?
 
-The text comes from the source of the installed standard library, parsed but never imported. A
-positive pairs a function's signature with the first sentence of its docstring. Its negative uses
-the sentence of another function of the same module, so vocabulary alone does not reveal the label.
+The source of the installed standard library is parsed but never imported. A negative has the
+sentence of another function of the same module, so vocabulary alone does not reveal the label.
 Splits share no module and no sentence. The result depends only on the Python version.
 """
 
@@ -32,10 +31,7 @@ Pair = dict[str, str | int]
 
 
 def stdlib_pairs(folder: Path | None = None) -> tuple[list[Pair], list[Pair]]:
-    """Return the training and the validation rows, each in a fixed shuffled order.
-
-    `folder` contains the library's source; None means the running Python's.
-    """
+    """Return the shuffled training and validation rows, from the running Python or a `folder`."""
     root = folder or Path(sysconfig.get_paths()["stdlib"])
     modules = _unique_sentences(read_modules(root))
     count = sum(len(functions) for functions in modules.values())
@@ -101,11 +97,7 @@ def _unique_sentences(modules: dict[str, dict[str, str]]) -> dict[str, dict[str,
 
 
 def _pairs(module: str, functions: dict[str, str], rng: random.Random) -> Iterator[Pair]:
-    """Yield a positive and a negative row per function of a module, in a shuffled cycle.
-
-    Each sentence occurs once as positive and once as negative, so neither text alone reveals the
-    label.
-    """
+    """Yield a positive and a negative row per function of a module, each sentence once as each."""
     signatures = sorted(functions)
     rng.shuffle(signatures)
     for place, signature in enumerate(signatures):

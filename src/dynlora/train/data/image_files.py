@@ -46,10 +46,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
-    """Return the images in a split's class folders as relative paths, with their classes.
-
-    `classes` are the names of the training split's class folders, in class order.
-    """
+    """Return the images in a split's class folders as relative paths, with their classes."""
     unknown = [name for name in _folders(folder) if name not in classes]
     if unknown:
         raise DataError(
@@ -64,10 +61,7 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
 
 
 def read_images(folder: Path, config: DataConfig) -> pa.Table:
-    """Return all images in a folder and its subfolders, as sorted relative paths.
-
-    Files and folders whose names start with a dot are skipped.
-    """
+    """Return the sorted relative paths of all images in a folder, except of hidden ones."""
     inside = _images(folder, sorted(folder.rglob("*")))
     shown = [str(path) for path in inside if all(not part.startswith(".") for part in path.parts)]
     return pa.table({config.image: pa.array(shown, pa.string())})
@@ -95,10 +89,9 @@ def _visible(path: Path) -> bool:
 
 
 def read_npz(path: Path, config: DataConfig, *, labelled: bool = True) -> pa.Table:
-    """Return the images in a .npz file as PNG, with their classes.
+    """Return the images in a .npz file as PNG, with their classes, under the names in `config`.
 
-    Classes may be missing unless `labelled`. The names of the arrays, from `config` or usual ones,
-    become those in `config`.
+    Classes may be missing unless `labelled`.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -1,7 +1,6 @@
-"""Encode texts, and prompts with completions, for a causal language model.
+"""Encode texts, and prompts with completions, for a causal language model, as TRL does.
 
-TRL's own preparation tokenizes the rows and selects the tokens in the loss. Truncated and dropped
-rows are counted here, because the number of rows must be known before the model is loaded.
+Truncated and dropped rows are counted here, before the model is loaded.
 """
 
 import logging
@@ -25,11 +24,7 @@ def encode_texts(texts: Sequence[str], tokenizer: Any) -> Any:
 def encode_pairs(
     prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, split: str
 ) -> Any:
-    """Return a `datasets.Dataset` of `input_ids` and `labels`; only completions are learned.
-
-    Warns, with the name of the `split`, about tokens that span the end of a prompt and the start
-    of its completion.
-    """
+    """Return a `datasets.Dataset` of `input_ids` and `labels`; only completions are learned."""
     rows = datasets.Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
     encoded = prepare(rows, tokenizer, completion_only=True)
     merged = sum(
@@ -82,8 +77,7 @@ def prepare(
     """Return a `datasets.Dataset` of `input_ids` and `labels` from TRL's preparation.
 
     TRL prepares rows only while it constructs a trainer, which needs a model. That step reads the
-    attributes set here, and the defaults of `SFTConfig`. With `assistant_only`, only the tokens
-    that the chat template marks are learned; TRL raises a RuntimeError for a row without any.
+    attributes set here. It raises a RuntimeError if `assistant_only` leaves a row nothing to learn.
     """
     trainer, options = SFTTrainer.__new__(SFTTrainer), SFTConfig.__new__(SFTConfig)
     trainer._tokenizer, trainer.chat_template = tokenizer, template

@@ -1,7 +1,6 @@
 """Find the rows to evaluate or predict with a finished run: a split, another folder, or a file.
 
-Other splits may be missing. Image folders are numbered by the run's class names, so that missing
-folders do not renumber classes.
+Image folders are numbered by the run's class names, so that missing folders change no class.
 """
 
 from collections.abc import Sequence
@@ -22,11 +21,9 @@ def find_rows(
 ) -> splits.RawSplit:
     """Return the rows selected by `--split` and `--data`, or else the run's validation rows.
 
-    `place` is a file to read in full, or a folder that contains the split.
-
     Raises:
-        DataError: If the split or file does not exist or cannot be read, or `place` is a file and
-            `split` is not None.
+        DataError: If the split, or the file or folder `place`, is missing or unreadable, or a file
+            and a split are given.
     """
     if place is None and split is None and config.validation_rows_from_train is not None:
         return splits.load_splits(config)[1]
@@ -51,8 +48,7 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
     """Return all rows of a file, or all images in a folder; labels are not needed.
 
     Raises:
-        DataError: If `place` does not exist, cannot be read, or is a folder for a task without
-            images.
+        DataError: If `place` is missing, unreadable, or a folder for a task without images.
     """
     if not place.exists():
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
@@ -67,10 +63,9 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
 
 
 def find_split(config: DataConfig, name: str, names: Names) -> splits.RawSplit:
-    """Return one split of a run's data by its name.
+    """Return one split of a run's data, sampled as in training if it is the run's own.
 
-    The run's own splits are sampled as in training; other splits are returned in full. With
-    `data.validation_rows_from_train`, only the training split counts as the run's own.
+    With `data.validation_rows_from_train`, only the training split counts as the run's own.
     """
     held_out = config.validation_rows_from_train is not None
     if held_out and name == config.train_split:

@@ -1,7 +1,6 @@
 """Read a job's splits from files, folders or the hub, as one table of raw columns per split.
 
-pyarrow reads local files into memory, without a cache on disk. Values keep the file's types, so
-that errors can show bad labels exactly as written.
+Values keep the file's types, so that errors can show bad labels exactly as written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,10 +80,7 @@ class Wanted:
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
-    """Return the training and the validation split, sampled down to the row limits.
-
-    With `data.validation_rows_from_train`, the validation split may be missing.
-    """
+    """Return the training and the validation split, sampled down to the row limits."""
     path = None if config.path is None else Path(config.path)
     count = config.validation_rows_from_train
     if path is None and config.embedded is not None:
@@ -115,10 +111,7 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
 def load_split(
     config: DataConfig, wanted: Wanted, classes: Sequence[str] | None, limit: int | None
 ) -> RawSplit:
-    """Return one split of a folder or hub data set, sampled as in training down to `limit` rows.
-
-    Other splits may be missing. `classes` are the model's names; None if there are only numbers.
-    """
+    """Return at most `limit` rows of one split of a folder or hub data set."""
     if config.path is None:
         return sample(_read_hub(config, wanted), limit)
     return sample(_read_place(wanted, _locate(Path(config.path), wanted), config, classes), limit)

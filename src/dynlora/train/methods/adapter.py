@@ -143,10 +143,7 @@ def _saved_plainly(model: Any) -> Any:
 
 
 def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) -> None:
-    """Check that each ending, after `separator`, matches a module.
-
-    PEFT checks only that any of them does.
-    """
+    """Check that each ending, after `separator`, matches a module; PEFT needs only one match."""
     names = [name for name, _ in base.named_modules()]
     for ending in wanted:
         if not any(name == ending or name.endswith(f"{separator}{ending}") for name in names):

@@ -1,9 +1,7 @@
 """Modules trained in full beside an adapter: find a model's head, and keep such modules in float32.
 
-PEFT needs the head's names to train and save it in full and to put no adapter inside. Its guess by
-`task_type` has no type for images, and misses some names and the layers inside a head. PEFT keeps
-adapter weights in float32, but not modules trained in full. A bfloat16 weight changes by at least
-0.4 % or not at all, so most optimizer updates would be lost.
+PEFT's guess of the head by `task_type` has no type for images and misses some names. PEFT leaves
+such modules in bfloat16, in which a weight changes by at least 0.4 % or not at all.
 """
 
 from collections.abc import Sequence
@@ -27,10 +25,7 @@ NEW = "dynlora_new_modules"
 
 
 def head_modules(model: Any) -> list[str]:
-    """Return the names of the modules to train in full for the task.
-
-    These are the modules beside the pretrained part, and those recorded by `note_new`.
-    """
+    """Return the modules to train in full: outside the pretrained part, or noted by `note_new`."""
     names = outer_modules(model)
     if not names:
         raise ConfigError(
@@ -63,10 +58,7 @@ def unread_poolers(model: Any) -> list[str]:
 
 
 def note_new(model: Any, modules: Sequence[str]) -> None:
-    """Record the randomly initialized modules of a model's pretrained part.
-
-    They must be trained, because an adapter's files contain only trained weights.
-    """
+    """Record randomly initialized modules of the pretrained part, which must be trained."""
     vars(model)[NEW] = tuple(modules)
 
 
@@ -86,8 +78,7 @@ def _weighted(model: Any) -> list[str]:
 def hold_in_float32(model: Any) -> bool:
     """Convert fully trained modules of a PEFT model to float32; return whether any was not.
 
-    Modules inside the pretrained part still output the model's dtype; the head beside it outputs
-    float32.
+    Modules inside the pretrained part still output the model's dtype.
     """
     beside = list(model.get_base_model().children())
     changed = False

@@ -45,10 +45,7 @@ class Prepared:
 def prepare(
     base: Any, config: JobConfig, total_steps: int, checkpoint: Path | None = None
 ) -> Prepared:
-    """Return the model `base`, changed in place, prepared for `config.method`.
-
-    `checkpoint` is the folder to resume from; None for a new run.
-    """
+    """Return `base`, changed in place, prepared for the method; `checkpoint` is to resume from."""
     return METHODS[config.method](base, config, total_steps, checkpoint)
 
 
@@ -148,10 +145,7 @@ def orthogonality_penalty(layers: list[AdaLoraLayer], weight: float) -> torch.Te
 
 
 def unmasked_parameters(layers: list[AdaLoraLayer]) -> int:
-    """Return the parameter count of AdaLoRA layers without masked ranks.
-
-    One rank uses a row of `lora_A`, a column of `lora_B` and a value of `lora_E`, 0 if masked.
-    """
+    """Return the parameter count of AdaLoRA layers without ranks whose `lora_E` is 0."""
     return sum(
         int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)
         for layer in layers

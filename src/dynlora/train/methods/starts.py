@@ -1,7 +1,7 @@
 """Initial adapter weights from the base model (PiSSA, OLoRA) or the data (EVA), found by PEFT.
 
-PiSSA and OLoRA train on a base model without the part that the adapter begins with. PEFT converts
-the trained adapter to a plain one for the original model, of twice the rank.
+PiSSA and OLoRA train on a base model without the adapter's initial part. PEFT converts the trained
+adapter to a plain one for the original model, of twice the rank.
 """
 
 import io
@@ -94,10 +94,8 @@ def _weights(model: Any) -> dict[str, Tensor]:
 def begin_with_eva(trainer: Any, model: Any) -> None:
     """Set `lora_A` of every layer to the first principal directions of its inputs.
 
-    PEFT computes them from the run's first batches, without labels. Every layer keeps its rank
-    (`rho` 1), because EVA's rank redistribution would change the parameter count. Embeddings and
-    convolutions, which EVA does not support, keep their weights. Torch's random state does not
-    change.
+    PEFT computes them from the run's first batches, without labels, and without a redistribution of
+    ranks (`rho` 1), which would change the parameter count. EVA skips embeddings and convolutions.
 
     Reference:
         Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",

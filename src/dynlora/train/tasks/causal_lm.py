@@ -1,7 +1,4 @@
-"""Causal language modelling on texts, prompts with completions, or conversations.
-
-TRL's `SFTTrainer` prepares the rows and trains.
-"""
+"""Causal language modelling on texts, prompts with completions, or conversations."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,6 @@
 """Image classification: one class per image, decoded per batch without augmentation.
 
-A column contains encoded bytes, paths, or Hugging Face image records with both. Pixels are not
-cached, because they need more memory than the encoded files.
+Pixels are not cached, because they need more memory than the encoded files.
 """
 
 import io
@@ -129,10 +128,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _pixel_inputs(
     split: RawSplit, config: DataConfig, processor: Any, more: dict[str, pa.Array]
 ) -> Any:
-    """Return a `datasets.Dataset` that converts images to pixels on access.
-
-    A new table drops the file's column metadata, with which images would be decoded twice.
-    """
+    """Return a `datasets.Dataset` that converts images to pixels on access."""
 
     def to_pixels(rows: dict[str, Any]) -> dict[str, Any]:
         if "pixel_values" not in rows:
@@ -140,6 +136,7 @@ def _pixel_inputs(
         images = [read_rgb(value, split.folder) for value in rows["pixel_values"]]
         return rows | {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
+    # Without the file's metadata, with which images would be decoded twice.
     inputs = datasets.Dataset(pa.table({"pixel_values": split.table[config.image], **more}))
     inputs.set_transform(to_pixels)
     return inputs
@@ -153,10 +150,7 @@ def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
 
 @torch.no_grad()
 def _check_pixels(model: Any, processor: Any, source: Source) -> None:
-    """Check that the model accepts the processor's pixels.
-
-    Runs a forward pass, because some models accept other sizes than the configured one.
-    """
+    """Run the model on the processor's pixels; some accept other sizes than the configured one."""
     pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
     try:
         model.eval()(pixel_values=pixels.to(model.device))

@@ -1,8 +1,7 @@
 """Losses and validation metrics per task from logits and labels, named as in `config.METRICS`.
 
-Logits and labels have the shapes of the task's loss, after a first axis of examples. The Trainer
-computes the loss as a mean over rows. For token labels, whose number differs per row, the loss is
-computed here as a mean over labels.
+The Trainer computes the mean loss over rows. For token labels, whose number differs per row, the
+mean loss over labels is a metric.
 """
 
 import warnings
@@ -24,10 +23,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
 
 
 def summed_squares(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-    """Return the squared error of logits ``(batch, 1)`` and numbers ``(batch,)``, or of vectors.
-
-    Vectors are both of shape ``(batch, hidden_size)``, with a hidden size above 1.
-    """
+    """Return the squared error of logits ``(batch, 1)`` or vectors ``(batch, hidden_size)``."""
     return mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
 
@@ -53,10 +49,7 @@ def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return Pearson's and Spearman's correlation, and the root mean squared error.
-
-    Correlations are 0 if predictions or labels are constant.
-    """
+    """Return Pearson's and Spearman's correlation, 0 if one side is constant, and the RMSE."""
     guesses = np.asarray(prediction.predictions, dtype=np.float64).reshape(-1)
     labels = np.asarray(prediction.label_ids, dtype=np.float64).reshape(-1)
     constant = len(labels) < 2 or np.ptp(guesses) == 0 or np.ptp(labels) == 0
@@ -68,10 +61,7 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return micro and macro F1, and the share of rows with every class correct.
-
-    A logit above 0 predicts its class.
-    """
+    """Return micro and macro F1, and the share of rows with every class correct."""
     guesses = np.asarray(prediction.predictions) > 0
     labels = np.asarray(prediction.label_ids) > 0.5
     return {
@@ -82,10 +72,7 @@ def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return R², and the mean cosine similarity of predicted and true vectors.
-
-    R² is 0 if all true vectors are equal.
-    """
+    """Return R², 0 if all true vectors are equal, and the mean cosine similarity."""
     guesses = np.asarray(prediction.predictions, dtype=np.float64)
     labels = np.asarray(prediction.label_ids, dtype=np.float64)
     missed = np.square(guesses - labels).sum()

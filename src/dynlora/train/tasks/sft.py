@@ -1,7 +1,6 @@
 """Set up TRL's `SFTTrainer`: a resumable order, metrics over all tokens, no side effects.
 
-TRL contributes the loss: its fused language model head computes token probabilities without the
-logits of all tokens in memory. Rows are already tokenized; model card and telemetry are disabled.
+TRL's fused head computes token probabilities without the logits of all tokens in memory.
 """
 
 import math

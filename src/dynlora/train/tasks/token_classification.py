@@ -69,11 +69,10 @@ def _read_split(
 def tokenize_words(
     words: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[dict[str, list[Any]], list[list[int | None]], int]:
-    """Tokenize rows of words with a fast tokenizer, which maps characters to tokens.
+    """Return the tokenizer's columns, the first token per row and word, and the truncated rows.
 
-    Words are joined with spaces, because many vocabularies include the space before a word.
-    Returns the tokenizer's columns; per row and word the index of its first token, None if the word
-    was truncated or has no token of its own; and the number of truncated rows.
+    Words are joined with spaces, because many vocabularies include the space before a word. A word
+    that was truncated or has no token of its own has no first token (None).
     """
     texts = [" ".join(row) for row in words]
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
