@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
 
 from dynlora.adapter_files.base_models import (
     LENGTH_KEYS,
@@ -86,12 +92,15 @@ def _check_vocabulary(
 
 
 def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
-    """Load the model at `source` with the head of `auto_class`, by default in float32.
+    """Load the model at `source` with the head of `auto_class`.
 
     Without arguments of the `head`, such as `num_labels`, the files must contain all weights except
     those of an unused pooler. A new head is initialized from torch's random state.
     """
-    options = {"dtype": "float32"} | source.weight_options | head
+    options = {"dtype": source.dtype} | head
+    if source.gguf_file is not None:
+        # transformers would keep quantized blocks, which can be neither trained nor saved.
+        options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         # transformers' progress bar for GGUF files has no option.
         with nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO()):

@@ -1,11 +1,9 @@
 """Locate the pretrained model of section `model`: on the hub, in a folder, package or GGUF file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from transformers import GgufConfig
 
 from dynlora.adapter_files.base_models import NO_CODE
 from dynlora.errors import ConfigError
@@ -22,8 +20,7 @@ class Source:
     """Folder or hub name."""
     gguf_file: str | None = None
     """Name of the GGUF file in the folder, if any."""
-    weight_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the model's `from_pretrained`."""
+    dtype: str = "float32"
     quantization: str | None = None
     """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
 
@@ -45,14 +42,10 @@ def locate(config: ModelConfig) -> Source:
             f"`model.quantization: {config.quantization}` needs the package bitsandbytes, which is "
             "not installed: pip install 'dynlora[quantized]'"
         )
-    options: dict[str, Any] = {"dtype": config.dtype}
-    if config.gguf_file is not None:
-        # transformers would keep quantized blocks, which can be neither trained nor saved.
-        options["quantization_config"] = GgufConfig(dequantize=True)
     return Source(
         place=_place(config),
         gguf_file=config.gguf_file,
-        weight_options=options,
+        dtype=config.dtype,
         quantization=config.quantization,
     )
 

@@ -86,7 +86,7 @@ def test_a_processor_that_keeps_images_of_different_shapes_is_refused(tmp_path: 
 
 
 def test_a_model_in_half_precision_reads_the_processors_pixels(tmp_path: Path) -> None:
-    source = Source(place=str(save_vit(tmp_path)), weight_options={"dtype": "bfloat16"})
+    source = Source(place=str(save_vit(tmp_path)), dtype="bfloat16")
     assert TASK.load_model(source, 2, TASK.load_processor(source, CONFIG))
 
 
