@@ -41,7 +41,6 @@ class JobInputs:
     processor: Any
     data: TaskData
     steps: int
-    """Optimizer steps of the whole run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

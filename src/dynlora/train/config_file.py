@@ -69,8 +69,10 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
         value = (values[section] if section else values)[leaf]
         numeric = fault["type"].startswith(OUT_OF_RANGE)
         required = (keys.limits if numeric else keys.describe)(keys.settings()[key])
+        plain = isinstance(value, str) and value.strip()
+        shown = value if plain else json.dumps(value, default=str)
         raise ConfigError(
-            f"`{key}` must be {required}, but got {_show(value)}{where}.{_advise(key, value)}"
+            f"`{key}` must be {required}, but got {shown}{where}.{_advise(key, value)}"
         ) from error
 
 
@@ -87,12 +89,6 @@ def _read_text(key: str, text: str) -> Any:
         return parse_yaml(text)
     except ValueError:
         return text
-
-
-def _show(value: Any) -> str:
-    """Return a value as in YAML."""
-    plain = isinstance(value, str) and value.strip()
-    return str(value) if plain else json.dumps(value, default=str)
 
 
 def _advise(key: str, value: Any) -> str:

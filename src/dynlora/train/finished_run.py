@@ -42,7 +42,6 @@ class FinishedRun:
     num_labels: int | None
     """Outputs of the model's head; None if the task has no head."""
     class_names: Sequence[str] | None
-    """Class names in class order; None if unknown."""
 
 
 def outputs_of(adapter: Path) -> dict[str, Any]:

@@ -55,22 +55,18 @@ class ProgressBar(TrainerCallback):
         self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Show the loss, and print validation metrics as a line."""
+        """Show the loss beside the bar or as a line, and validation metrics as a line."""
         values: dict[str, float] = kwargs["logs"]
         if "loss" in values:
-            self._show_loss(values["loss"], state)
+            self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
+            tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
+            if not self.console.is_terminal and tenth > self._tenth:
+                self._tenth = tenth
+                self._print(state, f"training loss {values['loss']:.4f}")
         if "eval_loss" in values:
             found = [name for name in self.metrics if f"eval_{name}" in values]
             metrics = ", ".join(f"{name} {values[f'eval_{name}']:.4f}" for name in found)
             self._print(state, f"validation {metrics}")
-
-    def _show_loss(self, loss: float, state: State) -> None:
-        """Show the loss beside the bar, or print it ten times per run without a terminal."""
-        self.progress.update(self.task, note=f"loss {loss:.3f}")
-        tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
-        if not self.console.is_terminal and tenth > self._tenth:
-            self._tenth = tenth
-            self._print(state, f"training loss {loss:.4f}")
 
     def _print(self, state: State, text: str) -> None:
         steps = f"{state.global_step}/{state.max_steps}" if state.max_steps else "0"

@@ -108,5 +108,4 @@ def _set_up(callback: Any, trainer: Trainer) -> Any:
 TRACKERS: Mapping[
     TrackerName, Callable[[Trainer, Path, int], AbstractContextManager[TrainerCallback]]
 ] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
-"""Starts a tracker: the Trainer, the tracker's folder and the next optimizer step in, its callback
-out."""
+"""Start a tracker from the Trainer, the tracker's folder and the next optimizer step."""

@@ -129,8 +129,9 @@ def unknown_key(key: str, where: str) -> ConfigError:
     section, _, leaf = key.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in (*sections(), *settings())}
     alike = difflib.get_close_matches
+    initials = {name: "".join(word[:1] for word in leaves[name].split("_")) for name in leaves}
     near = (
-        [name for name, last in leaves.items() if leaf in (last, _initials(last))]
+        [name for name, last in leaves.items() if leaf in (last, initials[name])]
         or alike(key, leaves, n=SHOWN, cutoff=0.75)
         or [name for name, last in leaves.items() if alike(leaf, [last], cutoff=0.7)]
     )
@@ -138,7 +139,3 @@ def unknown_key(key: str, where: str) -> ConfigError:
     names = ", ".join(f"`{name}`" for name in (near[:SHOWN] or inside or sections()))
     advice = f"The nearest valid name is {names}" if near else f"Valid names are {names}"
     return ConfigError(f"unknown key `{key}` {where}. {advice}.")
-
-
-def _initials(name: str) -> str:
-    return "".join(word[:1] for word in name.split("_"))

@@ -93,7 +93,7 @@ def find_split(config: DataConfig, name: str, names: Names) -> splits.RawSplit:
     wanted = splits.Wanted(
         name=purpose,
         split=name,
-        place="the run's data" if config.path is not None else "`data.name`",
+        place="the run's data",
         advice="Name one that is there with `--split`, or give other data with `--data`.",
     )
     return splits.load_split(config, wanted, names, limit)

@@ -49,13 +49,11 @@ class RawSplit:
     source: str
     """File, hub name or description, for messages."""
     table: pa.Table
-    """All columns, unchecked."""
     rows: Sequence[int]
     """Index of each row in the source, counted from 0."""
     folder: Path = Path()
     """Base folder of relative paths in the table."""
     class_names: Sequence[str] | None = None
-    """Class names in class order; None if the source has none."""
 
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
         """Return a subset of the rows, in ascending order."""
@@ -70,13 +68,12 @@ class Wanted:
     """A split to find, and its texts for error messages."""
 
     name: str
-    """`training`, `validation` or the split's own name."""
+    """As in `RawSplit`."""
     split: str
     """Name of the split in the data."""
     place: str
-    """Option that names the data, such as `data.path`, in backticks."""
+    """Place of the data for messages, such as `data.path`."""
     advice: str
-    """Sentence that explains how to name another split."""
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:

@@ -39,7 +39,6 @@ class Prepared:
     """Time to compute initial adapter weights from the base model or the data."""
     penalty: Penalty | None = None
     dynamic: DynamicLoraCallback | None = None
-    """The callback that changes ranks, with `method: dynamic`."""
 
 
 def prepare(
@@ -68,21 +67,17 @@ def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -
 def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None) -> Prepared:
     model = add_adapter(base, config)
     callback = DynamicLoraCallback(config.dynamic, resume_from=checkpoint)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Attach and detach once to find errors before the run begins.
+    dynamic = DynamicLora(model, torch.optim.AdamW(trained), config.dynamic)
+    dynamic.close()
     return Prepared(
         model=model,
-        budget=_attachable_budget(model, config),
+        budget=dynamic.budget,
         start_parameters=lora_parameters(model),
         callbacks=(callback,),
         dynamic=callback,
     )
-
-
-def _attachable_budget(model: Any, config: JobConfig) -> int:
-    """Return the budget, from attaching and detaching once to find errors before the run begins."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    dynamic = DynamicLora(model, torch.optim.AdamW(trained), config.dynamic)
-    dynamic.close()
-    return dynamic.budget
 
 
 def _adalora(base: Any, config: JobConfig, steps: int, _checkpoint: Path | None) -> Prepared:

@@ -143,17 +143,12 @@ def _pixel_inputs(
 
 
 def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
+    """Load the model, and run it on the processor's pixels, whose size it may not accept."""
     model = load_model(AutoModelForImageClassification, source, num_labels=num_labels)
-    _check_pixels(model, processor, source)
-    return model
-
-
-@torch.no_grad()
-def _check_pixels(model: Any, processor: Any, source: Source) -> None:
-    """Run the model on the processor's pixels; some accept other sizes than the configured one."""
     pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
     try:
-        model.eval()(pixel_values=pixels.to(model.device))
+        with torch.no_grad():
+            model.eval()(pixel_values=pixels.to(model.device))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the image processor of {source.place} must make pixels that its model can read, got "
@@ -161,6 +156,7 @@ def _check_pixels(model: Any, processor: Any, source: Source) -> None:
             f"{' '.join(str(error).split()).rstrip('.')}. Set `size`, or `crop_size`, in its "
             "preprocessor_config.json to what the model was trained with."
         ) from error
+    return model
 
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
