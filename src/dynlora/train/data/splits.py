@@ -199,10 +199,9 @@ def _locate(folder: Path, wanted: Wanted) -> Path:
     if len(places) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
         raise DataError(
-            f"{wanted.place} must hold one file named {split} with the ending "
-            f"{', '.join(READERS)} for the {wanted.name} split, or for images a folder {split} "
-            f"with one folder a class, got {len(places)} in {folder}, whose files are: {found}. "
-            f"{wanted.advice}"
+            f"{wanted.place} must hold one file named {split} with the ending {', '.join(READERS)} "
+            f"for the {wanted.name} split, or for images a folder {split} with one folder a class, "
+            f"got {len(places)} in {folder}, whose files are: {found}. {wanted.advice}"
         )
     return places[0]
 

@@ -120,9 +120,8 @@ def wrap(base: Any, peft_config: LoraConfig) -> Any:
     except ValueError as error:
         shown = wanted if isinstance(wanted, str) else f"[{', '.join(sorted(wanted))}]"
         raise ConfigError(
-            f"`lora.target_modules` must name modules that PEFT can adapt, got "
-            f"{shown} on a {type(base).__name__}, whose {_seen(base)} "
-            f"({' '.join(str(error).split())})"
+            f"`lora.target_modules` must name modules that PEFT can adapt, got {shown} on a "
+            f"{type(base).__name__}, whose {_seen(base)} ({' '.join(str(error).split())})"
         ) from error
     hold_in_float32(model)
     return _saved_plainly(model)
