@@ -115,10 +115,6 @@ def _adalora(base: Any, config: JobConfig, steps: int, _checkpoint: Path | None)
 class AdaLoraCallback(TrainerCallback):
     """Calls AdaLoRA's `update_and_allocate` per optimizer step, before gradients are cleared."""
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Set AdaLoRA's total steps to the Trainer's, which accounts for several processes."""
-        kwargs["model"].peft_config["default"].total_step = state.max_steps
-
     def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Mask the ranks of lowest importance according to AdaLoRA."""
         kwargs["model"].base_model.update_and_allocate(state.global_step)
