@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import EvalPrediction
 
 from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import attach, check_fits
@@ -170,29 +168,17 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
     )
     names: list[str | None] = []
     labelled, predicted = Counter[int](), Counter[int]()
+    found = trainer.predict(rows.inputs, metric_key_prefix="eval")
     if task in ONE_CLASS_A_ROW:
         names = [*(run.class_names or ()), *[None] * (run.num_labels or 0)][: run.num_labels]
-        _count_classes(trainer, labelled, predicted)
-    logged = trainer.evaluate()
+        labelled.update(found.label_ids.tolist())
+        predicted.update(found.predictions.argmax(axis=-1).tolist())
     return Evaluation(
         rows=len(rows.inputs),
         cut=rows.cut,
-        metrics={name: logged[f"eval_{name}"] for name in METRICS[task]},
+        metrics={name: found.metrics[f"eval_{name}"] for name in METRICS[task]},
         classes=[
             {"name": name, "labelled": labelled[place], "predicted": predicted[place]}
             for place, name in enumerate(names)
         ],
     )
-
-
-def _count_classes(trainer: Any, labelled: Counter[int], predicted: Counter[int]) -> None:
-    """Make `compute_metrics` also count labelled and predicted classes."""
-    measure = trainer.compute_metrics
-
-    def counted(prediction: EvalPrediction) -> dict[str, Any]:
-        predicted.update(np.asarray(prediction.predictions).argmax(axis=-1).tolist())
-        labelled.update(np.asarray(prediction.label_ids).tolist())
-        metrics: dict[str, Any] = measure(prediction)
-        return metrics
-
-    trainer.compute_metrics = counted

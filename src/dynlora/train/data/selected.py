@@ -12,12 +12,9 @@ from dynlora.train.config import DataConfig, TaskName
 from dynlora.train.data import splits
 from dynlora.train.data.image_files import read_images
 
-Names = Sequence[str] | None
-"""Class names of a run; None if classes have only numbers."""
-
 
 def find_rows(
-    config: DataConfig, split: str | None, place: Path | None, names: Names
+    config: DataConfig, split: str | None, place: Path | None, names: Sequence[str] | None
 ) -> splits.RawSplit:
     """Return the rows selected by `--split` and `--data`, or else the run's validation rows.
 
@@ -62,7 +59,7 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
     return splits.whole_split("given", str(place), read_images(place, config), place)
 
 
-def find_split(config: DataConfig, name: str, names: Names) -> splits.RawSplit:
+def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> splits.RawSplit:
     """Return one split of a run's data, sampled as in training if it is the run's own.
 
     With `data.validation_rows_from_train`, only the training split counts as the run's own.
