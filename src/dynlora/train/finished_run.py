@@ -97,17 +97,13 @@ def _num_labels(path: Path, facts: Mapping[str, Any], task: Task) -> int | None:
 
 
 def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:
-    if config.method == "adalora" or config.lora.use_dora:
-        return _as_peft_does(base, folder)
-    adapter = read_adapter(folder)
-    check_fits(adapter, base)
-    model = attach(adapter, base)
-    reload_in_float32(model, folder)
-    return model.eval()
-
-
-def _as_peft_does(base: Any, folder: Path) -> Any:
-    """Load a DoRA or AdaLoRA adapter with PEFT."""
+    """Return the model with its adapter; DoRA and AdaLoRA are loaded as PEFT does."""
+    if config.method != "adalora" and not config.lora.use_dora:
+        adapter = read_adapter(folder)
+        check_fits(adapter, base)
+        model = attach(adapter, base)
+        reload_in_float32(model, folder)
+        return model.eval()
     try:
         with warnings.catch_warnings():
             # peft 0.21 mistakes AdaLoRA's masks for rank patterns, and layers of rank 0 for
