@@ -24,12 +24,15 @@ from dynlora.cli.job_options import job_of
 from dynlora.cli.output import Output
 from dynlora.cli.train import COMMAND
 from dynlora.train.config import JobConfig
+from dynlora.train.config_file import make_job
+from dynlora.train.data.splits import RawSplit
 from dynlora.train.job import train_briefly
 
 WORDS = ("red", "green", "blue", "round", "square", "big", "small", "old", "new", "cat", "dog")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_POSITIONS = 32
 HIDDEN = 16
+MINIMAL = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None] | None:
@@ -60,6 +63,17 @@ def parse_job(*words: object) -> JobConfig:
     config = job_of(SimpleNamespace(**context.params), Output(as_json=False, quiet=True))
     assert config is not None
     return config
+
+
+def minimal_job(**sections: Any) -> JobConfig:
+    """Return the smallest job with these sections."""
+    return make_job(MINIMAL | sections)
+
+
+def split_of(**columns: Any) -> RawSplit:
+    """Return a training split of columns."""
+    table = pa.table(columns)
+    return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
 
 
 def save_model(folder: Path, *, seed: int = 0, hidden: int = HIDDEN, labels: int = 2) -> Path:

@@ -1,30 +1,211 @@
-"""The job's configuration: limits of each key, and how keys fit together."""
+"""Jobs: values and options in, errors with key and place out, and `config.yaml`."""
 
 import math
-from contextlib import nullcontext
-from typing import Any
+from dataclasses import asdict
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from dynlora import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config import (
-    METRICS,
-    AdaLoraSettings,
-    DataConfig,
-    JobConfig,
-    LoraSettings,
-    ModelConfig,
-    TrainingConfig,
+from dynlora.files.plain_values import flatten
+from dynlora.train.config import LoraSettings
+from dynlora.train.config.keys import settings, words
+from dynlora.train.config_file import make_job, plain_values, read_job, write_config
+from tests.jobs import MINIMAL, minimal_job, parse_job
+
+TRACKERS = "tensorboard, wandb, trackio"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a writer of a job file of the smallest job with these sections."""
+
+    def file(**sections):
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(MINIMAL | sections))
+        return path
+
+    return file
+
+
+def nested(key, value):
+    """Return the part of a file that sets one dotted key."""
+    section, _, leaf = key.rpartition(".")
+    return {section: MINIMAL.get(section, {}) | {leaf: value}} if section else {leaf: value}
+
+
+KEYS = {
+    "": "output overwrite task method",
+    "model.": "name path package gguf_file dtype quantization",
+    "data.": "name subset path embedded text text_pair prompt completion separator as_chat "
+    "messages completion_only max_new_tokens image label num_labels train_split validation_split "
+    "validation_rows_from_train validation_fraction max_length max_train_rows max_validation_rows",
+    "lora.": "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora "
+    "init_lora_weights start_from",
+    "dynamic.": "preset importance temperature uniform_mix feature feature_weight layer_weights "
+    "input_adaptive min_rank max_rank pinned total_steps first_event last_event events hysteresis "
+    "shrink_tolerance fused mode on_nonfinite seed",
+    "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
+    "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
+    "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm bf16 group_by_length eval "
+    "eval_on_start eval_steps save save_steps save_total_limit load_best_model_at_end best_metric "
+    "early_stopping_patience logging_steps report_to seed resume",
+}
+
+
+def test_the_keys_of_a_job_are_these():
+    named = {f"{section}{leaf}" for section, leaves in KEYS.items() for leaf in leaves.split()}
+    assert set(settings()) == named
+    values = asdict(make_job(MINIMAL))
+    assert flatten(values).keys() == named - {"dynamic.preset"}
+
+
+def test_options_win_over_the_file_and_keep_their_types(write):
+    config = parse_job(
+        write(lora={"r": 4}, dynamic={"events": 2}),
+        "--lora.r", "6", "--dynamic.events=9", "--lora.target_modules=[query, value]",
+        "--dynamic.pinned=[bert.pooler*]", "--training.learning_rate=2e-4",
+        "--training.bf16=true", "--training.save_total_limit=null", "--data.text_pair=other",
+        "--overwrite", "yes", "--training.eval", "no", "--data.separator", "null",
+    )  # fmt: skip
+    assert config.lora == LoraSettings(r=6, target_modules=("query", "value"))
+    assert config.dynamic == DynamicLoraConfig(events=9, pinned=("bert.pooler*",))
+    assert config.training.learning_rate == 2e-4
+    assert config.training.bf16 is True
+    assert config.training.save_total_limit is None
+    assert config.training.eval == "no"
+    assert config.data.text_pair == "other"
+    assert config.data.separator == "null"
+    assert config.overwrite is True
+    assert config.method == "dynamic"
+
+
+def test_quoted_values_of_a_file_are_read_as_their_keys_need(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        yaml.safe_dump(MINIMAL)
+        + "training: {learning_rate: 1e-4, bf16: 'yes', eval: 'no', max_steps: 'null'}\n"
+        + "lora: {r: '6', lora_alpha: '0.5', target_modules: '[a, b]'}\n"
+    )
+    config = read_job(path)
+    assert config.training.learning_rate == 1e-4  # a text in YAML 1.1
+    assert (config.training.bf16, config.training.eval) == (True, "no")
+    assert config.training.max_steps is None
+    assert config.lora == LoraSettings(r=6, lora_alpha=0.5, target_modules=("a", "b"))
+
+
+@pytest.mark.parametrize("value", ["hello !!world", "!", "a: [", "%", "[a]", "5", "!!bool x"])
+def test_a_text_on_the_command_line_stays_as_it_is(write, value):
+    assert parse_job(write(), "--data.text", value).data.text == value
+
+
+def test_words_offered_for_a_key_are_valid(write):
+    assert words(settings()["training.report_to"]) == []
+    for key in ("training.schedule", "training.bf16", "overwrite", "lora.target_modules"):
+        for word in words(settings()[key]):
+            assert parse_job(write(), f"--{key}", word).output == "out"
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("lora.alpha", "`lora.lora_alpha`"),
+        ("training.lr", "`training.learning_rate`"),
+        ("lora.learning_rate", "`training.learning_rate`"),
+        ("batch_size", "`training.batch_size`"),
+        ("model.paht", "`model.path`"),
+        ("ouput", "`output`"),
+        ("lora.zzz", "Valid names are `lora.r`"),
+    ],
 )
-from dynlora.train.config_file import make_job
+def test_an_unknown_key_leads_to_valid_ones(write, key, near):
+    with pytest.raises(ConfigError, match=f"unknown key `{key}` on the command line") as error:
+        parse_job(write(), f"--{key}", "1")
+    assert near in str(error.value)
+    with pytest.raises(ConfigError, match=f"unknown key `{key}` in .*job.yaml") as error:
+        read_job(write(**nested(key, 1)))
+    assert near in str(error.value)
 
-MINIMAL: dict[str, Any] = {"output": "out", "model": {"name": "m"}, "data": {"name": "d"}}
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("training.schedule", "linera", "one of linear, cosine, constant, but got linera {w}. The"),
+        ("training.report_to", "wandb", "a list of {t}, but got wandb {w}. Write it as a list: [w"),
+        ("training.report_to", ["tensorbord"], 'a list of {t}, but got ["tensorbord"] {w}'),
+        ("data.embedded", "stdlb", "stdlib or null, but got stdlb {w}. The nearest valid value is"),
+        ("data.num_labels", "", 'a whole number >= 2 or null, but got "" {w}'),
+        ("data.num_labels", "two", "a whole number >= 2 or null, but got two {w}"),
+        ("lora.lora_alpha", "big", "a number > 0, but got big {w}"),
+        ("training.seed", -1, ">= 0 and < 4294967296, but got -1 {w}"),
+        ("training.epochs", float("nan"), "a number > 0, but got NaN {w}"),
+        ("training.bf16", "maybe", "auto or true or false, but got maybe {w}"),
+        ("dynamic.pinned", None, "a list such as [a, b], but got null {w}"),
+        ("data.text", ["a"], 'a text, but got ["a"] {w}'),
+    ],
+)
+def test_a_wrong_value_is_named_with_key_requirement_and_place(write, key, value, told):
+    path = write(**nested(key, value))
+    with pytest.raises(ConfigError) as error:
+        read_job(path)
+    assert f"`{key}` must be {told.format(w=f'({path})', t=TRACKERS)}" in str(error.value)
+    if key != "data.text":
+        with pytest.raises(ConfigError) as error:
+            parse_job(write(), f"--{key}={'null' if value is None else value}")
+        assert f"`{key}` must be " in str(error.value)
+        assert "(command line)" in str(error.value)
 
 
-def job(**sections: Any) -> JobConfig:
-    return make_job(MINIMAL | sections)
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("lora: 8", "`lora` must contain keys, but got 8 in {path}: r, lora_alpha"),
+        ("dynamic:", "`dynamic` must contain keys, but got null in {path}: preset, importance"),
+        ("training.epochs: 1", "Write it in its section, `training: {{epochs: ...}}`."),
+        ("1: 2", "unknown key `1` in {path}"),
+        ("just words", "must contain keys and values, but got {path}"),
+        ("[" * 1000, "must be a YAML file, but got {path}: it nests deeper than 64 levels"),
+        ("method: lora", "`output` must be given, but got nothing ({path}). Add it, or use --out"),
+        ("output: o\nmodel: {name: m}\ndata: {name: d}\ntraining: {eval: no}", "'no' in quotes"),
+        ("output: o\nmodel: {name: m}\ndata: {name: d}\nlora: {lora_alpha: 1e999}", "`lora.lora_"),
+        (
+            "output: o\nmodel: {name: m}\ndata: {name: d}\ndynamic: {last_event: 0.01}",
+            "`dynamic.last_event` must be ",
+        ),
+    ],
+)
+def test_a_faulty_file_is_explained(tmp_path, content, told):
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_job(path)
+    assert told.format(path=path) in str(error.value)
+
+
+def test_the_written_configuration_has_full_paths_and_no_key_of_one_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "output": "out",
+        "model": {"name": "a/b", "path": "models/it"},
+        "data": {"path": "data"},
+        "lora": {"target_modules": ["query", "value"], "start_from": "before/adapter"},
+        "dynamic": {"preset": "paper"},
+        "overwrite": True,
+        "training": {"resume": "latest"},
+    }
+    write_config(tmp_path / "config.yaml", make_job(values))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert list(written)[:4] == ["output", "overwrite", "task", "method"]
+    assert (written["overwrite"], written["training"]["resume"]) == (False, "none")
+    assert "preset" not in written["dynamic"]
+    paths = {"output": "out", "model.path": "models/it", "data.path": "data"}
+    for key, path in (paths | {"lora.start_from": "before/adapter"}).items():
+        assert flatten(written)[key] == str(tmp_path / path)
+    assert (written["model"]["name"], written["model"]["package"]) == ("a/b", None)
+    again = make_job(values | {"overwrite": False, "training": {}})
+    assert plain_values(read_job(tmp_path / "config.yaml")) == plain_values(again)
 
 
 @pytest.mark.parametrize(
@@ -47,32 +228,27 @@ def job(**sections: Any) -> JobConfig:
         ("training", "seed", (-1, 2**32), (0, 2**32 - 1)),
     ],
 )
-def test_each_kind_of_number_has_its_limits(
-    section: str, key: str, wrong: tuple[Any, ...], right: tuple[Any, ...]
-) -> None:
-    start = MINIMAL.get(section, {})
+def test_each_kind_of_number_has_its_limits(section, key, wrong, right):
     for value in right:
-        made = job(**{section: start | {key: value}})
+        made = make_job(MINIMAL | nested(f"{section}.{key}", value))
         assert getattr(getattr(made, section), key) == value
     for value in wrong:
         with pytest.raises(ConfigError, match=rf"`{section}\.{key}` must be .*got"):
-            job(**{section: start | {key: value}})
+            make_job(MINIMAL | nested(f"{section}.{key}", value))
 
 
-def test_sections_are_checked_when_they_are_made_in_python() -> None:
-    with pytest.raises(ValidationError):
-        LoraSettings(r=0)
-    with pytest.raises(ValidationError):
-        LoraSettings(rank=8)  # type: ignore[call-arg]
+def test_sections_are_checked_when_they_are_made_in_python():
+    for values in ({"r": 0}, {"rank": 8}):
+        with pytest.raises(ValidationError):
+            LoraSettings(**values)
     with pytest.raises(ConfigError, match=r"`lora\.r` must be even .* got 3"):
         LoraSettings(r=3, init_lora_weights="orthogonal")
 
 
-@pytest.mark.parametrize(
-    "model", [{"name": "m"}, {"path": "p"}, {"package": "a/b"}, {"name": "m", "path": "p"}]
-)
-def test_a_model_has_one_source_beside_a_path(model: dict[str, str]) -> None:
-    assert job(model=model).model == ModelConfig(**model)
+STEPS_APART = {
+    "load_best_model_at_end": True, "eval": "steps", "eval_steps": 5, "save": "steps",
+    "save_steps": 10,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,52 +263,20 @@ def test_a_model_has_one_source_beside_a_path(model: dict[str, str]) -> None:
         ({"method": "adalora", "training": {"resume": "latest"}}, "PEFT does not save"),
         ({"method": "adalora", "training": {"load_best_model_at_end": True}}, "cannot load its"),
         ({"dynamic": {"mode": "static"}}, "auto or physical in one process"),
+        ({"training": STEPS_APART}, "eval=steps"),
+        ({"training": STEPS_APART | {"eval": "no", "save": "no"}}, "eval=no"),
+        ({"training": {"best_metric": "rmse"}}, "one of accuracy, f1, matthews, loss, but got rms"),
     ],
 )
-def test_keys_that_do_not_fit_together_are_named(sections: dict[str, Any], told: str) -> None:
+def test_keys_that_do_not_fit_together_are_named(sections, told):
     with pytest.raises(ConfigError) as error:
-        job(**sections)
+        minimal_job(**sections)
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("eval_", "save", "fits"),
-    [
-        (("epoch", 1), ("epoch", 2), True),
-        (("steps", 5), ("steps", 5), True),
-        (("steps", 5), ("steps", 10), False),
-        (("no", 5), ("no", 5), False),
-    ],
-)
-def test_the_best_checkpoint_needs_one_at_each_evaluation(
-    eval_: Any, save: Any, fits: bool
-) -> None:
-    values = {"eval": eval_[0], "eval_steps": eval_[1], "save": save[0], "save_steps": save[1]}
-    assert TrainingConfig(**values)
-    refused = pytest.raises(ConfigError, match=f"eval={eval_[0]} .*save={save[0]}")
-    with nullcontext() if fits else refused:
-        TrainingConfig(load_best_model_at_end=True, **values)
-
-
-def test_the_best_metric_must_be_one_of_the_tasks() -> None:
-    for task, names in METRICS.items():
-        assert names[0] != "loss" == names[-1]
-        for metric in names:
-            assert job(task=task, training={"best_metric": metric}).task == task
-        with pytest.raises(ConfigError, match=rf"`task: {task}`, one of .*, but got bleu"):
-            job(task=task, training={"best_metric": "bleu"})
-
-
-def test_a_preset_fills_in_what_is_not_given() -> None:
+def test_a_preset_fills_in_what_is_not_given():
     given = {"preset": "paper", "events": 8, "uniform_mix": 0.2}
     # The mix is given, although at its default: the preset's own does not count.
     expected = DynamicLoraConfig.from_preset("paper", events=8, uniform_mix=0.2)
-    assert job(dynamic=given).dynamic == expected
-    assert job(dynamic={}).dynamic == DynamicLoraConfig()
-
-
-def test_sections_of_defaults_are_equal_to_sections_left_out() -> None:
-    whole = job(lora={}, adalora={}, training={}, dynamic={"preset": "default"})
-    assert whole == job()
-    assert (whole.lora, whole.adalora) == (LoraSettings(), AdaLoraSettings())
-    assert whole.data == DataConfig(name="d")
+    assert minimal_job(dynamic=given).dynamic == expected
+    assert minimal_job(dynamic={"preset": "default"}) == minimal_job()

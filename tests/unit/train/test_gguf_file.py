@@ -1,7 +1,6 @@
 """Models from GGUF files: read whole, or refused in one sentence."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +8,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.pretrained import load_model, load_tokenizer
-from dynlora.train.source import Source, locate
+from dynlora.train.pretrained import load_model, load_tokenizer, locate
+from dynlora.train.source import locate
 from tests.gguf_files import save_bogus_gguf, save_gguf
 
 TOKENS = ["<|endoftext|>", "<bos>", "<pad>", *"abcdefghijkl", "ab"]
 
 
-def llama() -> LlamaForCausalLM:
+def llama():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(TOKENS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -27,18 +26,16 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory):
     return save_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama(), TOKENS)
 
 
 @pytest.fixture
-def source(file: Path) -> Source:
+def source(file):
     return locate(ModelConfig(path=str(file.parent), gguf_file=file.name))
 
 
-def test_a_gguf_file_gives_the_same_model_and_tokenizer(
-    source: Source, file: Path, tmp_path: Path
-) -> None:
+def test_a_gguf_file_gives_the_same_model_and_tokenizer(source, file, tmp_path):
     tokenizer = load_tokenizer(source, 16)
     loaded = load_model(AutoModelForCausalLM, source).eval()
     ids = tokenizer("abcl", return_tensors="pt")["input_ids"]
@@ -54,7 +51,7 @@ def test_a_gguf_file_gives_the_same_model_and_tokenizer(
         assert torch.allclose(again.state_dict()[name], weight, atol=1e-6), name
 
 
-def test_a_length_or_a_name_beyond_the_file_is_refused(source: Source, file: Path) -> None:
+def test_a_length_or_a_name_beyond_the_file_is_refused(source, file):
     with pytest.raises(ConfigError, match=r"at most 64, .*tiny\.gguf, got 65"):
         load_tokenizer(source, 65)
     with pytest.raises(
@@ -64,7 +61,7 @@ def test_a_length_or_a_name_beyond_the_file_is_refused(source: Source, file: Pat
 
 
 @pytest.mark.parametrize("kept", [5, 500, 20000, -1])
-def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, file: Path, kept: int) -> None:
+def test_a_file_that_ends_too_early_is_refused(tmp_path, file, kept):
     (tmp_path / "m.gguf").write_bytes(file.read_bytes()[:kept])
     source = locate(ModelConfig(path=str(tmp_path), gguf_file="m.gguf"))
     for load in (partial(load_tokenizer, max_length=16), partial(load_model, AutoModelForCausalLM)):
@@ -79,9 +76,7 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, file: Path, kept:
         ("llama", r"m\.gguf must be a whole GGUF file"),  # without its keys
     ],
 )
-def test_a_file_that_transformers_cannot_use_is_refused(
-    tmp_path: Path, architecture: str, told: str
-) -> None:
+def test_a_file_that_transformers_cannot_use_is_refused(tmp_path, architecture, told):
     save_bogus_gguf(tmp_path / "m.gguf", architecture)
     source = locate(ModelConfig(path=str(tmp_path), gguf_file="m.gguf"))
     with pytest.raises(ConfigError, match=told):

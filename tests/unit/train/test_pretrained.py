@@ -2,8 +2,6 @@
 
 import io
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,29 +11,27 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.methods.adapter import add_adapter
-from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.source import Source, locate
+from dynlora.train.pretrained import check_length, load_model, load_tokenizer, locate
+from dynlora.train.source import locate
 from tests.jobs import save_model, save_tokenizer
 from tests.models import bare_llama
 from tests.strange_models import drop_weights, put_code_beside, reconfigure
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def at(folder: Path, **held: Any) -> Source:
+def at(folder, **held):
     return locate(ModelConfig(path=str(folder), **held))
 
 
-def load_classifier(source: Source, labels: int) -> Any:
+def load_classifier(source, labels):
     return load_model(AutoModelForSequenceClassification, source, num_labels=labels)
 
 
-def test_a_package_is_found_without_importing_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
-) -> None:
+def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch, model):
     package = tmp_path / "some_package"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -47,20 +43,20 @@ def test_a_package_is_found_without_importing_it(
 
 
 @pytest.mark.parametrize("package", ["no_such_package/model", "json.decoder/x", "/"])
-def test_a_package_that_is_not_installed_is_named(package: str) -> None:
+def test_a_package_that_is_not_installed_is_named(package):
     name = package.partition("/")[0]
     with pytest.raises(ConfigError, match=f"got '{name}', which is not installed"):
         locate(ModelConfig(package=package))
 
 
-def test_a_model_without_a_classification_form_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_classification_form_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
     save_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=f"the model of {tmp_path} could not be loaded"):
         load_classifier(at(tmp_path), 2)
 
 
-def test_the_lowest_limit_of_model_and_tokenizer_counts(tmp_path: Path) -> None:
+def test_the_lowest_limit_of_model_and_tokenizer_counts(tmp_path):
     save_model(tmp_path)
     assert load_tokenizer(at(tmp_path), 32)
     reconfigure(tmp_path, max_position_embeddings=20)
@@ -74,7 +70,7 @@ def test_the_lowest_limit_of_model_and_tokenizer_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_have_the_configured_type_in_memory(tmp_path: Path, dtype: str) -> None:
+def test_weights_have_the_configured_type_in_memory(tmp_path, dtype):
     save_model(tmp_path)
     half = BertModel.from_pretrained(tmp_path, dtype="bfloat16")
     half.save_pretrained(tmp_path)
@@ -92,8 +88,8 @@ def test_weights_have_the_configured_type_in_memory(tmp_path: Path, dtype: str) 
     ],
 )
 def test_files_of_another_model_or_without_some_weights_are_refused(
-    tmp_path: Path, dropped: list[str], values: dict[str, int], told: str
-) -> None:
+    tmp_path, dropped, values, told
+):
     save_model(tmp_path)
     drop_weights(tmp_path, *dropped)
     reconfigure(tmp_path, **values)
@@ -101,16 +97,14 @@ def test_files_of_another_model_or_without_some_weights_are_refused(
         load_classifier(at(tmp_path), 2)
 
 
-def test_a_language_model_must_bring_its_output_layer(tmp_path: Path) -> None:
+def test_a_language_model_must_bring_its_output_layer(tmp_path):
     bare_llama().save_pretrained(tmp_path)
     drop_weights(tmp_path, "lm_head")
     with pytest.raises(ConfigError, match=r"1 of its 21 weights .* 'lm_head\.weight'"):
         load_model(AutoModelForCausalLM, at(tmp_path))
 
 
-def test_a_new_pooler_of_a_quantized_model_is_told_and_trained_whole(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_pooler_of_a_quantized_model_is_told_and_trained_whole(tmp_path, caplog):
     save_model(tmp_path, hidden=64)
     drop_weights(tmp_path, "bert.pooler")
     loaded = load_classifier(at(tmp_path, quantization="int8"), 2)
@@ -141,7 +135,7 @@ def test_a_new_pooler_of_a_quantized_model_is_told_and_trained_whole(
         assert torch.allclose(again(input_ids=tokens).logits, expected, atol=1e-5)
 
 
-def test_code_beside_a_model_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_beside_a_model_never_runs(tmp_path, monkeypatch):
     save_model(tmp_path / "m")
     put_code_beside(tmp_path / "m", tmp_path / "ran")
     source = at(tmp_path / "m", quantization="nf4")

@@ -10,11 +10,11 @@ from dynlora.train.progress import ProgressBar
 
 
 @pytest.fixture
-def args(tmp_path: object) -> TrainingArguments:
+def args(tmp_path):
     return TrainingArguments(output_dir=str(tmp_path))
 
 
-def run(args: TrainingArguments, steps: int, *, terminal: bool) -> str:
+def run(args, steps, *, terminal):
     """Return what a run prints that logs a loss after each step and evaluates at its end."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
     bar = ProgressBar(console, ("accuracy", "loss"))
@@ -31,14 +31,14 @@ def run(args: TrainingArguments, steps: int, *, terminal: bool) -> str:
     return console.file.getvalue()
 
 
-def test_a_pipe_gets_about_ten_lines_of_loss_and_each_evaluation(args: TrainingArguments) -> None:
+def test_a_pipe_gets_about_ten_lines_of_loss_and_each_evaluation(args):
     lines = run(args, 1000, terminal=False).splitlines()
     assert len(lines) == 11
     assert lines[0] == "step 100/1000: training loss 0.0100"
     assert lines[-1] == "step 1000/1000: validation accuracy 0.7500, loss 0.5000"
 
 
-def test_a_terminal_gets_a_bar_with_the_newest_loss(args: TrainingArguments) -> None:
+def test_a_terminal_gets_a_bar_with_the_newest_loss(args):
     text = run(args, 20, terminal=True)
     assert "20/20" in text
     assert "loss 0.050" in text
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar_with_the_newest_loss(args: TrainingArguments) -> 
     assert "training loss" not in text
 
 
-def test_an_evaluation_before_training_is_step_0(args: TrainingArguments) -> None:
+def test_an_evaluation_before_training_is_step_0(args):
     console = Console(file=io.StringIO(), width=80)
     bar = ProgressBar(console, ("accuracy", "loss"))
     bar.on_log(args, TrainerState(), TrainerControl(), logs={"eval_loss": 0.25})

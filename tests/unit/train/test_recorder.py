@@ -4,8 +4,6 @@ import json
 import math
 import time
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -15,29 +13,27 @@ from dynlora.train.recorder import Recorder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path):
     return RunFolder(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def args(tmp_path_factory: pytest.TempPathFactory) -> TrainingArguments:
+def args(tmp_path_factory):
     return TrainingArguments(output_dir=str(tmp_path_factory.mktemp("args")))
 
 
-def at(step: int) -> TrainerState:
+def at(step):
     return TrainerState(global_step=step)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    def refuse(constant: str) -> None:
+def lines(path):
+    def refuse(constant):
         pytest.fail(f"{constant} is no JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def test_log_entries_are_written_once_the_folder_is_open(
-    folder: RunFolder, args: TrainingArguments
-) -> None:
+def test_log_entries_are_written_once_the_folder_is_open(folder, args):
     recorder = Recorder(folder, None, limit=None)
     recorder.on_log(args, at(0), TrainerControl(), logs={"eval_loss": 1.0, "eval_runtime": 0.5})
     assert not folder.metrics.exists()
@@ -50,9 +46,7 @@ def test_log_entries_are_written_once_the_folder_is_open(
     assert recorder.eval_seconds == 0.75
 
 
-def test_training_seconds_exclude_the_time_between_steps(
-    folder: RunFolder, args: TrainingArguments
-) -> None:
+def test_training_seconds_exclude_the_time_between_steps(folder, args):
     recorder = Recorder(folder, None, limit=None)
     for _ in range(2):
         recorder.on_step_begin(args, at(0), TrainerControl())
@@ -62,9 +56,7 @@ def test_training_seconds_exclude_the_time_between_steps(
     assert 0.04 <= recorder.train_seconds < 0.1
 
 
-def test_a_checkpoint_is_sealed_and_the_oldest_beyond_the_limit_are_deleted(
-    folder: RunFolder, args: TrainingArguments
-) -> None:
+def test_a_checkpoint_is_sealed_and_the_oldest_beyond_the_limit_are_deleted(folder, args):
     others = {"checkpoint-2-keep", "checkpoint-best", "notes"}
     for name in ("checkpoint-2", "checkpoint-9", "checkpoint-10", "checkpoint-20", *others):
         (folder.checkpoints / name).mkdir(parents=True)

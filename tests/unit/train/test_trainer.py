@@ -1,14 +1,12 @@
 """The order of examples, the number of steps, and the precision."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction, Trainer, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 
 from dynlora.train.config import TrainingConfig
@@ -23,7 +21,7 @@ from dynlora.train.trainer import (
 )
 
 
-def values(config: TrainingConfig, folder: Path) -> dict[str, Any]:
+def values(config, folder):
     return argument_values(config, "accuracy", folder)
 
 
@@ -31,10 +29,8 @@ LENGTHS = [1 + (7 * n) % 50 for n in range(103)]
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])
-def test_each_epoch_has_every_example_in_an_order_of_seed_and_epoch_alone(
-    batch_size: int | None,
-) -> None:
-    def order(seed: int, epoch: int) -> list[int]:
+def test_each_epoch_has_every_example_in_an_order_of_seed_and_epoch_alone(batch_size):
+    def order(seed, epoch):
         sampler = EpochSampler(LENGTHS, batch_size=batch_size, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
@@ -48,8 +44,8 @@ def test_each_epoch_has_every_example_in_an_order_of_seed_and_epoch_alone(
     assert len({tuple(value) for value in orders.values()}) == 4
 
 
-def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
-    def padding(batch_size: int | None) -> int:
+def test_grouping_puts_texts_of_like_length_into_a_batch():
+    def padding(batch_size):
         order = list(EpochSampler(LENGTHS, batch_size=batch_size, seed=0))
         batches = [[LENGTHS[i] for i in order[at : at + 8]] for at in range(0, 103, 8)]
         return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
@@ -60,7 +56,7 @@ def test_grouping_puts_texts_of_like_length_into_a_batch() -> None:
     assert make_sampler(LENGTHS, TrainingConfig(group_by_length=False)).batch_size is None
 
 
-def test_rows_are_as_long_as_their_tokens_and_images_all_alike() -> None:
+def test_rows_are_as_long_as_their_tokens_and_images_all_alike():
     tokens = datasets.Dataset.from_dict({"input_ids": [[5], [5, 6, 7]], "labels": [0, 1]})
     assert row_lengths(tokens) == [1, 3]
     assert row_lengths(datasets.Dataset.from_dict({"image": [b"a", b"bc"]})) == [1, 1]
@@ -69,9 +65,7 @@ def test_rows_are_as_long_as_their_tokens_and_images_all_alike() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "epochs"), [(1, 1, 0.5), (8, 3, 1.0), (1, 3, 2.5), (8, 1, 2.5)]
 )
-def test_steps_are_counted_as_the_trainer_counts_them(
-    tmp_path: Path, batch_size: int, accumulation: int, epochs: float
-) -> None:
+def test_steps_are_counted_as_the_trainer_counts_them(tmp_path, batch_size, accumulation, epochs):
     config = TrainingConfig(
         batch_size=batch_size,
         gradient_accumulation=accumulation,
@@ -89,7 +83,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(
     assert total_steps(1000, replace(config, max_steps=3)) == 3
 
 
-def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -> None:
+def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path):
     config = TrainingConfig(
         epochs=2, batch_size=3, learning_rate=0.25, weight_decay=0.5, warmup_ratio=0.125,
         schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
@@ -110,20 +104,20 @@ def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path: Path) -> None:
+def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path):
     class Talkative(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x: torch.Tensor) -> Seq2SeqSequenceClassifierOutput:
+        def forward(self, x):
             logits = torch.stack([x, -x], dim=1) + self.weight
             hidden = torch.zeros(len(x), 3, 4)
             return Seq2SeqSequenceClassifierOutput(logits=logits, encoder_last_hidden_state=hidden)
 
     seen = []
 
-    def measure(prediction: EvalPrediction) -> dict[str, float]:
+    def measure(prediction):
         seen.append(prediction.predictions)
         return {"accuracy": 1.0}
 
@@ -145,9 +139,7 @@ def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path
 
 
 @pytest.mark.parametrize(("found", "on_cpu"), [(None, True), ("mps", True), ("cuda", False)])
-def test_a_gpu_that_has_float64_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, on_cpu: bool
-) -> None:
+def test_a_gpu_that_has_float64_trains(tmp_path, monkeypatch, found, on_cpu):
     device = None if found is None else torch.device(found)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
     assert values(TrainingConfig(bf16=False), tmp_path)["use_cpu"] is on_cpu

@@ -21,11 +21,11 @@ from dynlora.train.data.splits import RawSplit
 Reader = Callable[..., Any]
 
 
-def read_given_texts(split: RawSplit, column: str) -> list[str]:
+def read_given_texts(split, column):
     return read_texts(split, "data.text", column)
 
 
-def split(values: list[Any]) -> RawSplit:
+def split(values):
     table = pa.table({"c": values})
     return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
 
@@ -41,7 +41,7 @@ def split(values: list[Any]) -> RawSplit:
         (partial(read_class_lists, num_labels=None), [[0, 3, 1, 2]], [[0, 3, 1, 2]]),
     ],
 )
-def test_numbers_of_any_type_are_read(read: Reader, values: list[Any], expected: list[Any]) -> None:
+def test_numbers_of_any_type_are_read(read, values, expected):
     assert read(split(values), "c") == expected
 
 
@@ -81,20 +81,18 @@ def test_numbers_of_any_type_are_read(read: Reader, values: list[Any], expected:
         (partial(read_classes, num_labels=2), ["a" * 500], r": 'a{56}\.\.\. in row 0\. "),
     ],
 )
-def test_other_values_are_counted_and_the_first_five_shown(
-    read: Reader, values: list[Any], told: str
-) -> None:
+def test_other_values_are_counted_and_the_first_five_shown(read, values, told):
     with pytest.raises(DataError, match=told):
         read(split(values), "c")
 
 
-def test_a_row_is_named_by_its_place_in_the_source() -> None:
+def test_a_row_is_named_by_its_place_in_the_source():
     part = split(["a", "b", "c", None]).take([1, 3])
     with pytest.raises(DataError, match=r"1 of 2 rows of the training split .*None in row 3\."):
         read_texts(part, "data.text", "c")
 
 
-def test_a_column_must_be_there_once_with_rows() -> None:
+def test_a_column_must_be_there_once_with_rows():
     with pytest.raises(DataError, match="training split must hold at least 1 row, got 0 in here"):
         check_column(split([]), "data.text", "c")
     with pytest.raises(DataError, match=r"`data\.text` .*'cc', .*columns are c\. The nearest is"):

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from dynlora.errors import DataError
 from dynlora.train.data.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
 
 
-def write_library(folder: Path, modules: int, functions: int) -> Path:
+def write_library(folder, modules, functions):
     for module in range(modules):
         lines = [
             f'def f{module}_{n}(a, b={n}):\n    """Return the sum of module {module} and {n}."""\n'
@@ -29,11 +28,11 @@ def write_library(folder: Path, modules: int, functions: int) -> Path:
         ("", ""),
     ],
 )
-def test_the_first_sentence_ends_where_a_reader_would_end_it(docstring: str, sentence: str) -> None:
+def test_the_first_sentence_ends_where_a_reader_would_end_it(docstring, sentence):
     assert first_sentence(docstring) == sentence
 
 
-def test_functions_are_read_and_never_run(tmp_path: Path) -> None:
+def test_functions_are_read_and_never_run(tmp_path):
     (tmp_path / "bomb.py").write_text(
         "raise SystemExit\nclass A:\n  async def go(self, *, x: int = 1):\n"
         '    """Go to the place that x names."""\n'
@@ -49,7 +48,7 @@ def test_functions_are_read_and_never_run(tmp_path: Path) -> None:
     assert "test/skipped.py" not in read
 
 
-def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path: Path) -> None:
+def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path):
     train, validation = stdlib_pairs(write_library(tmp_path, 11, 100))
     assert len(train) + len(validation) == 2 * 11 * 100
     assert 0.2 < len(validation) / (len(train) + len(validation)) < 0.35
@@ -61,7 +60,7 @@ def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path: P
         assert row["module"] == f"m{module}.py"
     for key in ("sentence", "signature"):  # neither text alone reveals the label
         for rows in (train, validation):
-            labels: dict[object, list[object]] = {}
+            labels = {}
             for row in rows:
                 labels.setdefault(row[key], []).append(row["label"])
             assert all(sorted(seen) == [0, 1] for seen in labels.values())
@@ -72,7 +71,7 @@ def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path: P
 
 
 @pytest.mark.slow
-def test_pythons_own_library_is_large_balanced_and_shuffled() -> None:
+def test_pythons_own_library_is_large_balanced_and_shuffled():
     train, validation = stdlib_pairs()
     assert len(train) > 4000
     assert len(validation) > 1000
@@ -81,6 +80,6 @@ def test_pythons_own_library_is_large_balanced_and_shuffled() -> None:
         assert 0.3 < sum(int(row["label"]) for row in rows[:200]) / 200 < 0.7
 
 
-def test_a_library_without_source_is_refused(tmp_path: Path) -> None:
+def test_a_library_without_source_is_refused(tmp_path):
     with pytest.raises(DataError, match=f"at least {MIN_FUNCTIONS} .*, got 20 in {tmp_path}"):
         stdlib_pairs(write_library(tmp_path, 2, 10))

@@ -3,8 +3,6 @@
 import io
 import logging
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from tests.pictures import save_class_folders
 CONFIG = DataConfig(name="d")
 
 
-def test_classes_stand_in_the_order_of_their_names_or_numbers(tmp_path: Path) -> None:
+def test_classes_stand_in_the_order_of_their_names_or_numbers(tmp_path):
     for name in ("bees", "ants", ".cache"):
         (tmp_path / "words" / name).mkdir(parents=True)
     assert class_names(tmp_path / "words") == ["ants", "bees"]
@@ -32,9 +30,7 @@ def test_classes_stand_in_the_order_of_their_names_or_numbers(tmp_path: Path) ->
         class_names(tmp_path / "one")
 
 
-def test_each_image_of_a_class_folder_has_its_class_and_its_path(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path, caplog):
     save_class_folders(tmp_path, 3)
     (tmp_path / "bees" / "deep").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "bees" / "deep" / "X.PNG")
@@ -53,7 +49,7 @@ def test_each_image_of_a_class_folder_has_its_class_and_its_path(
     ]
 
 
-def test_validation_takes_the_classes_of_training(tmp_path: Path) -> None:
+def test_validation_takes_the_classes_of_training(tmp_path):
     save_class_folders(tmp_path / "train", 6, ("ants", "bees", "wasps"))
     save_class_folders(tmp_path / "validation", 2, ("wasps",))
     train, validation = load_splits(DataConfig(path=str(tmp_path)))
@@ -62,19 +58,19 @@ def test_validation_takes_the_classes_of_training(tmp_path: Path) -> None:
     assert validation.folder == tmp_path / "validation"
 
 
-def save(folder: Path, **arrays: Any) -> Path:
+def save(folder, **arrays):
     path = folder / "all.npz"
     np.savez(path, **arrays)
     return path
 
 
-def pixels(content: bytes) -> Any:
+def pixels(content):
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image)
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 1), (5, 6, 7, 4), (5, 3, 6, 7)])
-def test_arrays_become_the_same_pixels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_arrays_become_the_same_pixels(tmp_path, shape):
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     table = read_npz(save(tmp_path, images=images, labels=np.arange(5)), CONFIG)
     assert table["label"].to_pylist() == [0, 1, 2, 3, 4]
@@ -83,7 +79,7 @@ def test_arrays_become_the_same_pixels(tmp_path: Path, shape: tuple[int, ...]) -
     assert np.array_equal(found, expected[..., 0] if shape[-1] == 1 else expected)
 
 
-def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
+def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path):
     images = np.full((1, 4, 4), 40_000, dtype=np.uint16)
     table = read_npz(save(tmp_path, x=images, y=np.array([[1]])), CONFIG)
     assert table["label"].to_pylist() == [1]
@@ -91,7 +87,7 @@ def test_arrays_of_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
     assert image.getpixel((0, 0)) == (40_000 // 256,) * 3
 
 
-def test_the_names_of_the_configuration_win_over_usual_ones(tmp_path: Path) -> None:
+def test_the_names_of_the_configuration_win_over_usual_ones(tmp_path):
     grey = np.zeros((2, 4, 4), np.uint8)
     path = save(tmp_path, data=grey, inverted=grey + 255, targets=[0, 1], z=[3, 4])
     assert pixels(read_npz(path, CONFIG)["image"][0].as_py()).max() == 0
@@ -115,24 +111,20 @@ IMAGES = np.zeros((3, 4, 4), np.uint8)
         ({"x": np.array([None, 1]), "y": [0, 1]}, "readable file of NumPy arrays: Object arrays"),
     ],
 )
-def test_other_arrays_are_refused_by_name_type_or_shape(
-    tmp_path: Path, arrays: dict[str, Any], told: str
-) -> None:
+def test_other_arrays_are_refused_by_name_type_or_shape(tmp_path, arrays, told):
     with pytest.raises(DataError, match=told):
         read_npz(save(tmp_path, **arrays), CONFIG)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 and nothing more", b""])
-def test_a_file_that_holds_no_arrays_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_holds_no_arrays_is_refused(tmp_path, content):
     (tmp_path / "all.npz").write_bytes(content)
     with pytest.raises(DataError, match="readable file of NumPy arrays"):
         load_splits(DataConfig(path=str(tmp_path / "all.npz")))
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (2**62, 2**62), (3, 400, 400)])
-def test_arrays_that_say_they_are_larger_than_their_file_are_refused(
-    tmp_path: Path, shape: tuple[int, ...]
-) -> None:
+def test_arrays_that_say_they_are_larger_than_their_file_are_refused(tmp_path, shape):
     said = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(tmp_path / "all.npz", "w") as archive, archive.open("x.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, said)

@@ -1,8 +1,6 @@
 """Rows of text, prompts with completions, and conversations: checked, and prepared as TRL does."""
 
 import logging
-from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -31,26 +29,26 @@ LONG = [[*first, *second] for first, second in zip(CHATS, CHATS[::-1], strict=Tr
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def split_of(rows: list[Any]) -> RawSplit:
+def split_of(rows):
     table = pa.table({"chat": rows})
     return RawSplit(name="training", source="talks.jsonl", table=table, rows=range(len(rows)))
 
 
-def encode(conversations: list[Any], tokenizer: Any, *, only: bool = True) -> Any:
+def encode(conversations, tokenizer, *, only=True):
     split = split_of([0] * len(conversations))
     return encode_conversations(split, conversations, tokenizer, completion_only=only)
 
 
-def learned(tokenizer: Any, encoded: Any) -> list[str]:
+def learned(tokenizer, encoded):
     """Return the learned tokens of the first row."""
     return tokenizer.convert_ids_to_tokens([t for t in encoded["labels"][0] if t != -100])
 
@@ -73,9 +71,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_are_prepared_as_in_a_trainer_of_trl(
-    folder: Path, tokenizer: Any, tmp_path: Path, form: str
-) -> None:
+def test_rows_are_prepared_as_in_a_trainer_of_trl(folder, tokenizer, tmp_path, form):
     datasets.disable_progress_bars()
     tokenizer.chat_template, columns, prepare = FORMS[form]
     options = SFTConfig(
@@ -95,29 +91,25 @@ def test_rows_are_prepared_as_in_a_trainer_of_trl(
         assert mine["labels"] == [-100, *theirs["labels"][1:]]  # no token precedes the first
 
 
-def test_preparation_shows_no_progress_bars(
-    tokenizer: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_preparation_shows_no_progress_bars(tokenizer, capfd):
     datasets.enable_progress_bars()
     encode_texts(["red", "blue"], tokenizer)
     assert capfd.readouterr().err == ""
     assert not datasets.are_progress_bars_disabled()
 
 
-def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         encoded = encode_pairs(["red g"], ["reen"], tokenizer, "training")  # "g" is no word
     assert learned(tokenizer, encoded) == ["green", "<eos>"]
     assert [r.message.partition(" rows")[0] for r in caplog.records] == ["in 1 of 1 training"]
 
 
-def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer: Any) -> None:
+def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer):
     class Ending:
         eos_token, eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
 
-        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        def __call__(self, texts):
             return {"input_ids": [[*ids, self.eos_token_id] for ids in tokenizer(texts).input_ids]}
 
     (red,) = tokenizer(["red"]).input_ids
@@ -125,8 +117,8 @@ def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer: Any) -> 
     assert encode_prompts(["red<eos>"], tokenizer) == [[*red, tokenizer.eos_token_id]]
 
 
-def test_rows_that_are_cut_are_counted_without_those_left_out() -> None:
-    def row(length: int, known: int) -> dict[str, list[int]]:
+def test_rows_that_are_cut_are_counted_without_those_left_out():
+    def row(length, known):
         ids = list(range(10, 10 + length))
         return {"input_ids": ids, "labels": [-100] * known + ids[known:]}
 
@@ -141,9 +133,7 @@ def test_rows_that_are_cut_are_counted_without_those_left_out() -> None:
     ("template", "end"),
     [(CHAT, ["<end>", "\n"]), (MARKED, ["<end>"]), (qwen2_5_chat_template, ["<|im_end|>"])],
 )
-def test_every_turn_of_the_assistant_is_learned_and_nothing_else(
-    tokenizer: Any, template: str, end: list[str]
-) -> None:
+def test_every_turn_of_the_assistant_is_learned_and_nothing_else(tokenizer, template, end):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|im_start|>"]})
     tokenizer.chat_template = template
     found = learned(tokenizer, encode([TALK], tokenizer))
@@ -152,15 +142,13 @@ def test_every_turn_of_the_assistant_is_learned_and_nothing_else(
     assert found == ["green", " ", "blue", *end, "dog", *end]
 
 
-def test_a_token_across_the_beginning_of_a_turn_is_learned(tokenizer: Any) -> None:
+def test_a_token_across_the_beginning_of_a_turn_is_learned(tokenizer):
     tokenizer.add_tokens(["\n\n"])
     talk = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "\ncat"}]
     assert learned(tokenizer, encode([talk], tokenizer)) == ["\n\n", "cat", "<end>", "\n"]
 
 
-def test_markers_that_leave_out_the_end_of_a_turn_are_told(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_markers_that_leave_out_the_end_of_a_turn_are_told(tokenizer, caplog):
     tokenizer.chat_template = MARKED.replace(
         "{% generation %}{{ message['content'] + '<end>' }}{% endgeneration %}",
         "{% generation %}{{ message['content'] }}{% endgeneration %}{{ '<end>' }}",
@@ -179,8 +167,8 @@ def test_markers_that_leave_out_the_end_of_a_turn_are_told(
     ],
 )
 def test_a_template_that_hides_the_turns_is_refused_unless_all_is_learned(
-    tokenizer: Any, template: str, talk: list[Any], told: str
-) -> None:
+    tokenizer, template, talk, told
+):
     tokenizer.chat_template = template
     with pytest.raises(ConfigError, match=told):
         encode([talk], tokenizer)
@@ -198,12 +186,12 @@ def test_a_template_that_hides_the_turns_is_refused_unless_all_is_learned(
         ([["red"]], "1 of 1 rows"),
     ],
 )
-def test_rows_that_are_no_conversations_are_named(rows: list[Any], shown: str) -> None:
+def test_rows_that_are_no_conversations_are_named(rows, shown):
     with pytest.raises(DataError, match=rf"each with the texts `role` and `content`, but {shown}"):
         read_conversations(split_of(rows), "chat")
 
 
-def test_fields_of_some_messages_stay_theirs_alone(tokenizer: Any) -> None:
+def test_fields_of_some_messages_stay_theirs_alone(tokenizer):
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
     rows = [
         [
@@ -223,7 +211,7 @@ def test_fields_of_some_messages_stay_theirs_alone(tokenizer: Any) -> None:
     assert dots == [5, 5]
 
 
-def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokenizer: Any) -> None:
+def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokenizer):
     rows = [TALK, TALK[:2]]
     with pytest.raises(
         DataError, match=r"1 of 2 rows .*\['system', 'user'\] in row 1.*completion_only: false"
@@ -232,7 +220,7 @@ def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokeniz
     assert len(encode(rows, tokenizer, only=False)) == 2
 
 
-def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer):
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn here') }}"
         "{% endif %}" + MARKED
@@ -245,7 +233,7 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> No
         encode([TALK[1:], TALK], tokenizer)
 
 
-def test_a_request_is_a_conversation_without_its_last_answer(tokenizer: Any) -> None:
+def test_a_request_is_a_conversation_without_its_last_answer(tokenizer):
     rows = [TALK, TALK[:4], *as_conversations(["cat"], ["dog"])]
     first, second, third = encode_requests(split_of(rows), rows, tokenizer)
     assert first == second

@@ -1,8 +1,6 @@
 """Where rows come from."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,18 +13,18 @@ from tests.jobs import write_rows
 ROWS = [{"text": f"number {n}", "label": n % 2} for n in range(20)]
 
 
-def column(split: Any, name: str = "text") -> list[Any]:
+def column(split, name="text"):
     return split.table[name].to_pylist()
 
 
-def test_two_files_of_the_same_split_are_refused(tmp_path: Path) -> None:
+def test_two_files_of_the_same_split_are_refused(tmp_path):
     for name in ("train.csv", "train.jsonl", "validation.csv"):
         write_rows(tmp_path / name, ROWS)
     with pytest.raises(DataError, match=r"got 2 .*train\.csv, train\.jsonl, validation\.csv"):
         load_splits(DataConfig(path=str(tmp_path)))
 
 
-def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path: Path) -> None:
+def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path):
     path = write_rows(tmp_path / "all.jsonl", ROWS)
     config = DataConfig(path=str(path), validation_fraction=0.3)
     train, validation = load_splits(config)
@@ -38,7 +36,7 @@ def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path: Path)
     assert (column(again[0]), column(again[1])) == (column(train), column(validation))
 
 
-def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path: Path) -> None:
+def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path):
     write_rows(tmp_path / "train.jsonl", ROWS)
     config = DataConfig(path=str(tmp_path), validation_rows_from_train=6)
     train, validation = load_splits(config)
@@ -60,9 +58,7 @@ def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path: Pa
     assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(4)]
 
 
-def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train(monkeypatch):
     monkeypatch.setattr("dynlora.train.data.splits.stdlib_pairs", lambda: (ROWS, ROWS[:5]))
     config = DataConfig(embedded="stdlib", validation_rows_from_train=6)
     assert find_rows(config, None, None, None).table.num_rows == 6
@@ -72,7 +68,7 @@ def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_tra
     assert (train.table.num_rows, validation.table.num_rows) == (4, 5)
 
 
-def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path: Path) -> None:
+def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path):
     for name in ("train", "validation"):
         write_rows(tmp_path / f"{name}.jsonl", ROWS)
     train, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=7))
@@ -87,8 +83,8 @@ def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_pat
     ("rows", "fraction", "held_out"), [(1, 0.5, 0), (5, 0.1, 1), (5, 0.5, 2), (5, 0.99, 4)]
 )
 def test_of_a_file_of_few_rows_at_least_one_is_held_out_and_one_is_left(
-    tmp_path: Path, rows: int, fraction: float, held_out: int
-) -> None:
+    tmp_path, rows, fraction, held_out
+):
     path = write_rows(tmp_path / "all.csv", ROWS[:rows])
     train, validation = load_splits(DataConfig(path=str(path), validation_fraction=fraction))
     assert (len(column(train)), len(column(validation))) == (rows - held_out, held_out)

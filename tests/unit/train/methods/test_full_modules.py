@@ -1,8 +1,5 @@
 """Modules trained in full: found, trained and saved in float32, and read again."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -32,7 +29,7 @@ from dynlora.train.methods.prepare import prepare
 from tests.jobs import save_model
 from tests.models import bare_llama
 
-SMALL: dict[str, Any] = {
+SMALL = {
     "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 32, "max_position_embeddings": 16,
 }  # fmt: skip
@@ -49,7 +46,7 @@ CLIP = CLIPConfig(
 )
 
 
-def build(name: str, config: Any) -> Any:
+def build(name, config):
     torch.manual_seed(0)
     return getattr(transformers, name)(config)
 
@@ -77,8 +74,8 @@ def build(name: str, config: Any) -> Any:
     ],
 )
 def test_the_head_beside_the_pretrained_part_is_trained_whole_and_not_adapted(
-    name: str, config: Any, head: list[str], inside: list[str]
-) -> None:
+    name, config, head, inside
+):
     base = build(name, config)
     assert head_modules(base) == head
     linear = linear_layers(base, head)
@@ -100,7 +97,7 @@ def test_the_head_beside_the_pretrained_part_is_trained_whole_and_not_adapted(
     assert sorted(p.numel() for p in of_head.values() if p.requires_grad) == sorted(sizes)
 
 
-def test_a_model_without_a_head_is_refused_by_its_modules() -> None:
+def test_a_model_without_a_head_is_refused_by_its_modules():
     with pytest.raises(ConfigError, match="got a BertModel made of embeddings, encoder, pooler"):
         head_modules(build("BertModel", BertConfig(**SMALL)))
 
@@ -116,7 +113,7 @@ CASES = {
 }
 
 
-def base_of(form: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+def base_of(form, folder, dtype=torch.bfloat16):
     if not (folder / "config.json").is_file():
         if form is AutoModelForCausalLM:
             bare_llama().save_pretrained(folder)
@@ -125,15 +122,13 @@ def base_of(form: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any
     return form.from_pretrained(folder, dtype=dtype)
 
 
-def adapted(base: Any, lora: dict[str, Any]) -> Any:
+def adapted(base, lora):
     targets = ["query"] if hasattr(base, "bert") else ["q_proj"]
     return get_peft_model(base, LoraConfig(r=2, target_modules=targets, **lora))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_modules_trained_in_full_take_small_steps_in_float32_and_are_read_exactly(
-    tmp_path: Path, case: str
-) -> None:
+def test_modules_trained_in_full_take_small_steps_in_float32_and_are_read_exactly(tmp_path, case):
     form, lora = CASES[case]
     whole = adapted(base_of(form, tmp_path / "base", torch.float32), lora)
     assert hold_in_float32(whole) is False

@@ -1,7 +1,5 @@
 """The four methods, from the base model to what the Trainer gets."""
 
-from typing import Any
-
 import pytest
 import torch
 from peft.tuners.adalora import AdaLoraLayer
@@ -21,7 +19,7 @@ from dynlora.train.methods.prepare import prepare, unmasked_parameters
 COST = 4 * 32 + 2 * 48 + 32  # a block's four 16x16 and two 16x32 layers, and the pooler
 
 
-def base() -> BertForSequenceClassification:
+def base():
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
@@ -31,7 +29,7 @@ def base() -> BertForSequenceClassification:
     )  # fmt: skip
 
 
-def job(method: str = "dynamic", **sections: Any) -> JobConfig:
+def job(method="dynamic", **sections):
     return JobConfig(
         output="out",
         method=method,
@@ -41,7 +39,7 @@ def job(method: str = "dynamic", **sections: Any) -> JobConfig:
     )
 
 
-def test_lora_and_dynamic_begin_with_the_same_adapter_and_budget() -> None:
+def test_lora_and_dynamic_begin_with_the_same_adapter_and_budget():
     torch.manual_seed(1)
     plain = prepare(base(), job("lora"), 100)
     torch.manual_seed(1)
@@ -54,7 +52,7 @@ def test_lora_and_dynamic_begin_with_the_same_adapter_and_budget() -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_full_training_trains_and_counts_every_parameter() -> None:
+def test_full_training_trains_and_counts_every_parameter():
     model = base()
     total = sum(parameter.numel() for parameter in model.parameters())
     prepared = prepare(model, job("full"), 100)
@@ -63,7 +61,7 @@ def test_full_training_trains_and_counts_every_parameter() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_adaloras_settings_follow_from_the_targets_rank_and_the_steps() -> None:
+def test_adaloras_settings_follow_from_the_targets_rank_and_the_steps():
     prepared = prepare(base(), job("adalora"), 100)
     config = prepared.model.peft_config["default"]
     assert (config.init_r, config.target_r) == (3, 2)
@@ -77,7 +75,7 @@ def test_adaloras_settings_follow_from_the_targets_rank_and_the_steps() -> None:
         prepare(base(), job("adalora", adalora=settings), 10)
 
 
-def test_masked_ranks_of_adalora_do_not_count() -> None:
+def test_masked_ranks_of_adalora_do_not_count():
     model = prepare(base(), job("adalora"), 100).model
     layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
     for layer in layers:
@@ -87,7 +85,7 @@ def test_masked_ranks_of_adalora_do_not_count() -> None:
     assert unmasked_parameters(layers) == 3 * (COST + 7) - 33
 
 
-def test_the_penalty_is_the_one_that_peft_adds_to_its_own_loss() -> None:
+def test_the_penalty_is_the_one_that_peft_adds_to_its_own_loss():
     prepared = prepare(base(), job("adalora", adalora=AdaLoraSettings(orth_reg_weight=0.7)), 100)
     inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([1])}
     prepared.model.eval()
@@ -97,7 +95,7 @@ def test_the_penalty_is_the_one_that_peft_adds_to_its_own_loss() -> None:
     assert torch.isclose(outputs.loss, task + prepared.penalty(), rtol=1e-5)
 
 
-def test_lora_on_an_embedding_is_counted_too() -> None:
+def test_lora_on_an_embedding_is_counted_too():
     config = job("lora", lora=LoraSettings(r=2, target_modules=("word_embeddings",)))
     assert lora_parameters(prepare(base(), config, 100).model) == 2 * (20 + 16)
 
@@ -112,12 +110,12 @@ def test_lora_on_an_embedding_is_counted_too() -> None:
         ({"modules_to_save": ("word_embeding",)}, "'word_embeding', .* name is 'word_embeddings'"),
     ],
 )
-def test_names_that_fit_nothing_are_refused(lora: dict[str, Any], told: str) -> None:
+def test_names_that_fit_nothing_are_refused(lora, told):
     with pytest.raises(ConfigError, match=told):
         prepare(base(), job(lora=LoraSettings(r=2, **lora)), 100)
 
 
-def test_a_module_to_save_may_be_named_by_any_end_as_in_peft() -> None:
+def test_a_module_to_save_may_be_named_by_any_end_as_in_peft():
     config = job(lora=LoraSettings(r=2, modules_to_save=("embeddings.word_embeddings", "pooler")))
     model = prepare(base(), config, 100).model
     saved = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -125,11 +123,11 @@ def test_a_module_to_save_may_be_named_by_any_end_as_in_peft() -> None:
     assert any("pooler.modules_to_save" in name for name in saved)
 
 
-def test_a_model_without_linear_layers_is_told_its_module_types() -> None:
+def test_a_model_without_linear_layers_is_told_its_module_types():
     class Bare(torch.nn.Module):
         base_model_prefix = "mixer"
 
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.mixer = torch.nn.Conv1d(4, 4, 1)
             self.score = torch.nn.Conv1d(4, 2, 1)

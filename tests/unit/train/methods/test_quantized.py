@@ -1,8 +1,6 @@
 """Quantized models: held in few bits, read by their adapters, refused where that cannot be."""
 
 import importlib.util
-from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -24,22 +22,20 @@ IDS = torch.tensor([[6, 9, 7, 11, 3]])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("model"), hidden=64)
 
 
-def load(folder: Path, **held: Any) -> Any:
+def load(folder, **held):
     return load_model(AutoModelForCausalLM, locate(ModelConfig(path=str(folder), **held)))
 
 
-def linear_kinds(model: Any) -> dict[str, type]:
+def linear_kinds(model):
     return {name.rpartition(".")[2]: type(module) for name, module in model.named_modules()}
 
 
 @pytest.mark.parametrize(("bits", "error"), [("nf4", 0.3), ("int8", 0.05)])
-def test_all_linear_layers_but_the_head_are_quantized_and_pass_gradients(
-    folder: Path, bits: str, error: float
-) -> None:
+def test_all_linear_layers_but_the_head_are_quantized_and_pass_gradients(folder, bits, error):
     model = load(folder, quantization=bits)
     kinds = linear_kinds(model)
     assert kinds["q_proj"] is kinds["down_proj"] is KINDS[bits]
@@ -58,7 +54,7 @@ def test_all_linear_layers_but_the_head_are_quantized_and_pass_gradients(
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])
-def test_a_head_that_ends_with_a_bias_is_kept_whole(tmp_path: Path, bits: str) -> None:
+def test_a_head_that_ends_with_a_bias_is_kept_whole(tmp_path, bits):
     save_model(tmp_path, hidden=64)
     source = locate(ModelConfig(path=str(tmp_path), quantization=bits))
     model = load_model(AutoModelForSequenceClassification, source, num_labels=2)
@@ -72,7 +68,7 @@ def test_a_head_that_ends_with_a_bias_is_kept_whole(tmp_path: Path, bits: str) -
     assert all(float(parameter.grad.norm()) > 0 for parameter in trained)
 
 
-def test_a_gguf_file_is_restored_and_then_quantized(tmp_path: Path) -> None:
+def test_a_gguf_file_is_restored_and_then_quantized(tmp_path):
     bits = "nf4"
     save_gguf(tmp_path / "m.gguf", llama(), TOKENS)
     llama().save_pretrained(tmp_path / "folder")
@@ -84,12 +80,10 @@ def test_a_gguf_file_is_restored_and_then_quantized(tmp_path: Path) -> None:
         assert torch.allclose(model.eval()(IDS).logits, same.eval()(IDS).logits, atol=1e-5)
 
 
-def test_without_bitsandbytes_its_extra_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_bitsandbytes_its_extra_is_named(folder, monkeypatch):
     find = importlib.util.find_spec
 
-    def none(name: str) -> Any:
+    def none(name):
         return None if name == "bitsandbytes" else find(name)
 
     monkeypatch.setattr("dynlora.train.source.find_spec", none)

@@ -1,9 +1,6 @@
 """Adapters that begin with part of the base model's weights, or with directions of the data."""
 
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +22,7 @@ PEFT_REMARKS = pytest.mark.filterwarnings(
 )
 
 
-def job(**lora: Any) -> JobConfig:
+def job(**lora):
     return JobConfig(
         output="o",
         method="lora",
@@ -36,14 +33,14 @@ def job(**lora: Any) -> JobConfig:
     )
 
 
-def gpt2() -> GPT2LMHeadModel:
+def gpt2():
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2, n_positions=8, n_inner=16)
     )
 
 
-def targets(model: Any, names: tuple[str, ...] = ("q_proj", "down_proj")) -> list[Any]:
+def targets(model, names=("q_proj", "down_proj")):
     found = {n.removesuffix(".base_layer"): m for n, m in model.named_modules()}
     return [found[name] for name in found if name.endswith(names)]
 
@@ -60,9 +57,7 @@ def targets(model: Any, names: tuple[str, ...] = ("q_proj", "down_proj")) -> lis
         (gpt2, {"init_lora_weights": "pissa", "target_modules": ("c_attn", "c_proj")}),
     ],
 )
-def test_a_saved_difference_on_the_original_model_is_the_trained_model(
-    tmp_path: Path, base: Callable[[], Any], lora: dict[str, Any]
-) -> None:
+def test_a_saved_difference_on_the_original_model_is_the_trained_model(tmp_path, base, lora):
     prepared = prepare(base(), job(**lora), 10)
     model, original = prepared.model, base().eval()
     assert prepared.first is not None
@@ -106,9 +101,7 @@ def test_a_saved_difference_on_the_original_model_is_the_trained_model(
         ),
     ],
 )
-def test_a_layer_that_cannot_give_a_part_away_is_refused(
-    base: Any, lora: dict[str, Any], told: str
-) -> None:
+def test_a_layer_that_cannot_give_a_part_away_is_refused(base, lora, told):
     with pytest.raises(ConfigError, match=told):
         prepare(base(), job(**lora), 10)
 
@@ -116,10 +109,10 @@ def test_a_layer_that_cannot_give_a_part_away_is_refused(
 ROWS = 24
 
 
-def trainer(rows: list[dict[str, torch.Tensor]], batch: int = 4) -> Any:
+def trainer(rows, batch=4):
     """Return what EVA looks at of a Trainer."""
 
-    def collate(chosen: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def collate(chosen):
         return {key: torch.stack([row[key] for row in chosen]) for key in chosen[0]}
 
     return SimpleNamespace(
@@ -130,7 +123,7 @@ def trainer(rows: list[dict[str, torch.Tensor]], batch: int = 4) -> Any:
     )
 
 
-def rows(*, padding: int = 0, count: int = ROWS) -> list[dict[str, torch.Tensor]]:
+def rows(*, padding=0, count=ROWS):
     generator = torch.Generator().manual_seed(5)
     found = []
     for _ in range(count):
@@ -141,13 +134,13 @@ def rows(*, padding: int = 0, count: int = ROWS) -> list[dict[str, torch.Tensor]
     return found
 
 
-def factors(model: Any) -> dict[str, torch.Tensor]:
+def factors(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
 
 
-def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs() -> None:
+def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs():
     model = prepare(bert(), bert_job("lora"), 100).model
-    seen: list[torch.Tensor] = []
+    seen = []
     query = model.get_base_model().bert.encoder.layer[0].attention.self.query
     given = rows()
     begin_with_eva(trainer(given, batch=ROWS), model)
@@ -161,7 +154,7 @@ def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs() -> Non
     torch.testing.assert_close(found @ found.T, torch.eye(2), atol=1e-5, rtol=0)
 
 
-def test_only_lora_a_changes_and_no_random_number_is_drawn() -> None:
+def test_only_lora_a_changes_and_no_random_number_is_drawn():
     model = prepare(bert(), bert_job("lora"), 100).model
     before, state = factors(model), torch.random.get_rng_state()
     held = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
@@ -176,7 +169,7 @@ def test_only_lora_a_changes_and_no_random_number_is_drawn() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_neither_labels_nor_padding_matter() -> None:
+def test_neither_labels_nor_padding_matter():
     found = []
     for padding, label in ((0, 0), (3, 1)):
         model = prepare(bert(), bert_job("lora"), 100).model
@@ -187,9 +180,7 @@ def test_neither_labels_nor_padding_matter() -> None:
         torch.testing.assert_close(tensor, found[1][name], atol=1e-4, rtol=0)
 
 
-def test_inputs_that_never_fill_the_rank_are_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_that_never_fill_the_rank_are_refused(capsys, monkeypatch):
     monkeypatch.setattr("dynlora.train.methods.starts.PATIENCE", 1)
     model = prepare(bert(), bert_job("lora"), 100).model
     with pytest.raises(ConfigError, match=r"lora.r=2 directions .* settle in 100 batches"):

@@ -1,8 +1,5 @@
 """The causal language modelling task: what is read in each format, and what is predicted."""
 
-from pathlib import Path
-from typing import Any
-
 import pyarrow as pa
 import pytest
 import torch
@@ -26,29 +23,29 @@ ROWS = make_pairs(6)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder):
     return CAUSAL_LM.load_processor(Source(place=str(folder)), config())
 
 
-def config(**values: Any) -> DataConfig:
+def config(**values):
     return DataConfig(path="data", **{"max_length": 48, **values})
 
 
-def split_of(rows: list[Any]) -> RawSplit:
+def split_of(rows):
     table = pa.Table.from_pylist(rows)
     return RawSplit(name="training", source="d", table=table, rows=range(len(rows)))
 
 
-def read(rows: list[Any], tokenizer: Any, **values: Any) -> Any:
+def read(rows, tokenizer, **values):
     return CAUSAL_LM.read_split(split_of(rows), config(**values), tokenizer, None)
 
 
-def words(tokenizer: Any, ids: list[int]) -> str:
+def words(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(ids))
 
 
@@ -62,9 +59,7 @@ def words(tokenizer: Any, ids: list[int]) -> str:
     ],
 )
 @pytest.mark.parametrize("only", [True, False])
-def test_each_format_gives_its_text_and_learns_its_part(
-    tokenizer: Any, form: str, whole: str, learned: str | None, only: bool
-) -> None:
+def test_each_format_gives_its_text_and_learns_its_part(tokenizer, form, whole, learned, only):
     split = read(ROWS, tokenizer, **FORMATS[form], completion_only=only)
     assert split.num_labels is None
     assert split.cut == 0
@@ -79,7 +74,7 @@ def test_each_format_gives_its_text_and_learns_its_part(
         assert row["labels"][-len(kept) :] == kept
 
 
-def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer: Any) -> None:
+def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer):
     rows = [{"ask": " ".join(["red"] * 8), "tell": "cat"}] * 2
     with pytest.raises(DataError, match=r"got 8 tokens, within which none of 2 rows .* raise it"):
         read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
@@ -93,7 +88,7 @@ def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer: Any) -> 
         ({"messages": "chats"}, r"`data\.messages` names the column 'chats'"),
     ],
 )
-def test_a_missing_column_is_named(tokenizer: Any, values: dict[str, str], missing: str) -> None:
+def test_a_missing_column_is_named(tokenizer, values, missing):
     with pytest.raises(DataError, match=missing):
         read(ROWS, tokenizer, **values)
 
@@ -106,9 +101,7 @@ def test_a_missing_column_is_named(tokenizer: Any, values: dict[str, str], missi
         ("text", {"end": None}, r"must have an end-of-text token.*add `eos_token`"),
     ],
 )
-def test_a_tokenizer_that_a_format_cannot_use_is_refused(
-    tmp_path: Path, form: str, saved: dict[str, None], told: str
-) -> None:
+def test_a_tokenizer_that_a_format_cannot_use_is_refused(tmp_path, form, saved, told):
     save_language_model(tmp_path, template=None)
     save_language_tokenizer(tmp_path, **{"template": None} | saved)
     with pytest.raises(ConfigError, match=told):
@@ -117,13 +110,13 @@ def test_a_tokenizer_that_a_format_cannot_use_is_refused(
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_predictions_go_on_from_what_comes_before_the_completion(
-    folder: Path, tokenizer: Any, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    folder, tokenizer, form, monkeypatch
+):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    seen: list[str] = []
+    seen = []
     generate = model.generate
 
-    def spy(**given: Any) -> Any:
+    def spy(**given):
         ids = given["input_ids"][given["attention_mask"].bool()]
         seen.append(words(tokenizer, ids.tolist()))
         return generate(**given)
@@ -147,9 +140,7 @@ def test_predictions_go_on_from_what_comes_before_the_completion(
 @pytest.mark.parametrize(
     "limits", [{"max_length": 8, "max_new_tokens": 3}, {"max_new_tokens": MAX_POSITIONS - 8}]
 )
-def test_of_a_long_prompt_the_end_is_read_with_room_for_the_answer(
-    folder: Path, tokenizer: Any, limits: dict[str, int]
-) -> None:
+def test_of_a_long_prompt_the_end_is_read_with_room_for_the_answer(folder, tokenizer, limits):
     model = AutoModelForCausalLM.from_pretrained(folder)
     predictor = Predictor(model=model, processor=tokenizer, batch_size=2)
     given = config(**FORMATS["pairs"], **limits)
@@ -161,7 +152,7 @@ def test_of_a_long_prompt_the_end_is_read_with_room_for_the_answer(
 PROMPTS = [[6, 9, 7], [12], [13, 9, 15, 9, 18, 10], [20, 9, 20]]
 
 
-def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
+def likeliest(model, prompt, count):
     """Return greedy tokens up to the end of the text, by one plain forward each."""
     ids = list(prompt)
     for _ in range(count):
@@ -174,8 +165,8 @@ def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 2), (3, 7)])
 def test_each_token_is_the_likeliest_in_any_batch_and_for_any_model(
-    folder: Path, tokenizer: Any, batch_size: int, count: int
-) -> None:
+    folder, tokenizer, batch_size, count
+):
     model = AutoModelForCausalLM.from_pretrained(folder)
     used = Predictor(model=model, processor=tokenizer, batch_size=batch_size)
     found = [likeliest(model, prompt, count) for prompt in PROMPTS]
@@ -188,7 +179,7 @@ def test_each_token_is_the_likeliest_in_any_batch_and_for_any_model(
     assert list(continuations(used, PROMPTS, count)) == expected, "its wishes are not followed"
 
 
-def test_writing_stops_at_the_tokenizers_and_the_models_ends(folder: Path, tokenizer: Any) -> None:
+def test_writing_stops_at_the_tokenizers_and_the_models_ends(folder, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(folder)
     used = Predictor(model=model, processor=tokenizer, batch_size=2)
     first = likeliest(model, PROMPTS[0], 1)

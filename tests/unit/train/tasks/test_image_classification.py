@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -27,23 +26,23 @@ CONFIG = DataConfig(name="d")
 
 
 @pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def processor(tmp_path_factory):
     return TASK.load_processor(Source(place=str(save_vit(tmp_path_factory.mktemp("v")))), CONFIG)
 
 
-def written(folder: Path, rows: list[dict[str, Any]]) -> DataConfig:
+def written(folder, rows):
     write_rows(folder / "train.parquet", rows)
     write_rows(folder / "validation.parquet", rows[:2])
     return DataConfig(path=str(folder))
 
 
-def expected(image: Image.Image) -> np.ndarray:
+def expected(image):
     """Return the pixels by hand: resized by Pillow, then brought from [0, 255] to [-1, 1]."""
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return (np.asarray(small, dtype=np.float64) / 255 - 0.5).transpose(2, 0, 1) / 0.5
 
 
-def test_a_row_is_the_images_pixels_and_its_class(tmp_path: Path, processor: Any) -> None:
+def test_a_row_is_the_images_pixels_and_its_class(tmp_path, processor):
     train, _ = load_splits(written(tmp_path, picture_rows(6)))
     found = TASK.read_split(train, CONFIG, processor, None)
     assert (len(found.inputs), found.cut, found.num_labels) == (6, 0, 2)
@@ -56,7 +55,7 @@ def test_a_row_is_the_images_pixels_and_its_class(tmp_path: Path, processor: Any
     assert found.inputs["labels"][:] == [0, 1] * 3
 
 
-def test_pixels_are_made_when_they_are_asked_for(tmp_path: Path, processor: Any) -> None:
+def test_pixels_are_made_when_they_are_asked_for(tmp_path, processor):
     for split in ("train", "validation"):
         save_class_folders(tmp_path / split, 4)
     train, _ = load_splits(DataConfig(path=str(tmp_path)))
@@ -65,7 +64,7 @@ def test_pixels_are_made_when_they_are_asked_for(tmp_path: Path, processor: Any)
     assert float(inputs[0]["pixel_values"].min()) == 1, "as the file is now"
 
 
-def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path: Path, processor: Any) -> None:
+def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path, processor):
     rows = [{"image": picture(n % 2, n), "label": n % 2} for n in range(4)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     data = datasets.Dataset.from_list(rows, features=features)
@@ -78,21 +77,19 @@ def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path: Path, process
     assert np.allclose(inputs[3]["pixel_values"], expected(picture(1, 3)), atol=1e-6)
 
 
-def test_a_processor_that_keeps_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
+def test_a_processor_that_keeps_images_of_different_shapes_is_refused(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     BitImageProcessorPil(size={"shortest_edge": 24}, do_center_crop=False).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"shape \(3, 24, 32\) and \(3, 32, 24\): set `do_center"):
         TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
 
 
-def test_a_model_in_half_precision_reads_the_processors_pixels(tmp_path: Path) -> None:
+def test_a_model_in_half_precision_reads_the_processors_pixels(tmp_path):
     source = Source(place=str(save_vit(tmp_path)), dtype="bfloat16")
     assert TASK.load_model(source, 2, TASK.load_processor(source, CONFIG))
 
 
-def test_code_beside_a_processor_never_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_beside_a_processor_never_runs(tmp_path, monkeypatch):
     save_vit(tmp_path / "m")
     put_code_beside(tmp_path / "m", tmp_path / "ran")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
@@ -101,25 +98,25 @@ def test_code_beside_a_processor_never_runs(
     assert not (tmp_path / "ran").exists()
 
 
-def images_of(images: Any, folder: Path = Path()) -> RawSplit:
+def images_of(images, folder=Path()):
     table = pa.table({"image": images})
     rows = range(10, 10 + table.num_rows)
     return RawSplit(name="training", source="here", table=table, rows=rows, folder=folder)
 
 
-def pixel(image: Image.Image, x: int = 0, y: int = 0) -> Any:
+def pixel(image, x=0, y=0):
     assert image.mode == "RGB"
     return image.getpixel((x, y))
 
 
-def reopened(image: Image.Image, kind: str = "PNG", **save: Any) -> Image.Image:
+def reopened(image, kind="PNG", **save):
     """Return an image as a file of it is opened."""
     file = io.BytesIO()
     image.save(file, kind, **save)
     return Image.open(io.BytesIO(file.getvalue()))
 
 
-def coloured() -> Image.Image:
+def coloured():
     image = Image.new("P", (1, 1), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     return image
@@ -141,19 +138,17 @@ def coloured() -> Image.Image:
         (coloured(), {"transparency": 1}, (255, 255, 255)),
     ],
 )
-def test_images_of_any_mode_become_rgb_on_white(
-    image: Image.Image, save: dict[str, int], colour: Any
-) -> None:
+def test_images_of_any_mode_become_rgb_on_white(image, save, colour):
     assert pixel(to_rgb(reopened(image, **save))) == colour
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_of_unknown_range_are_refused(mode: str) -> None:
+def test_pixels_of_unknown_range_are_refused(mode):
     with pytest.raises(ValueError, match="32 bits each: save it with 8 or 16"):
         to_rgb(reopened(Image.new(mode, (1, 1)), "TIFF"))
 
 
-def test_a_camera_held_sideways_is_turned_upright() -> None:
+def test_a_camera_held_sideways_is_turned_upright():
     image = Image.new("RGB", (4, 2))
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
@@ -165,7 +160,7 @@ def test_a_camera_held_sideways_is_turned_upright() -> None:
     assert pixel(found, 1, 0) == (255, 0, 0), "its upper left corner is now the upper right"
 
 
-def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path: Path) -> None:
+def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path):
     content = encoded(picture(1, 0))
     (tmp_path / "a.png").write_bytes(content)
     expected = np.asarray(picture(1, 0))
@@ -180,7 +175,7 @@ def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path: Path
         assert np.array_equal(np.asarray(read_rgb(value, tmp_path)), expected)
 
 
-def test_rows_without_an_image_are_named() -> None:
+def test_rows_without_an_image_are_named():
     content = encoded(picture(0, 0))
     struct = [{"bytes": content, "path": None}, {"bytes": None, "path": None}]
     for images in ([content, None], [content, b""], ["a.png", ""][1:] * 2, struct):
@@ -192,7 +187,7 @@ def test_rows_without_an_image_are_named() -> None:
         check_images(images_of([1, 2]), "image")
 
 
-def test_images_that_do_not_decode_are_counted_with_reasons() -> None:
+def test_images_that_do_not_decode_are_counted_with_reasons():
     content = encoded(picture(0, 0), "JPEG")
     broken = content[: len(content) // 2]
     images = [content, b"not an image", broken, content, *[b"no"] * 5]
@@ -204,7 +199,7 @@ def test_images_that_do_not_decode_are_counted_with_reasons() -> None:
     check_images(images_of([content] * 3), "image")
 
 
-def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"DecompressionBombError: .*240 pixels"):
         check_images(images_of([encoded(picture(0, 0))]), "image")

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dynlora.errors import NonFiniteError
 from dynlora.train.tasks.metrics import summed_binary, summed_cross_entropy, summed_squares
-from dynlora.train.trainer import SummedLoss, TaskLoss
+from dynlora.train.trainer import TaskLoss
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
 LABELS = torch.tensor([0, 0, 1])
@@ -43,9 +43,7 @@ EACH_BINARY = [math.log(1 + math.exp(x)) for x in (-2, -1, 0, 3)]
         ),
     ],
 )
-def test_the_loss_is_the_mean_over_labels_also_in_parts(
-    summed: SummedLoss, logits: torch.Tensor, labels: torch.Tensor, expected: float
-) -> None:
+def test_the_loss_is_the_mean_over_labels_also_in_parts(summed, logits, labels, expected):
     task = TaskLoss(summed)
     outputs = SimpleNamespace(logits=logits, loss=torch.tensor(99.0))  # the model's own, unused
     assert float(task(outputs, labels)) == pytest.approx(expected)
@@ -58,9 +56,7 @@ def test_the_loss_is_the_mean_over_labels_also_in_parts(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_reported_with_its_step(
-    tmp_path: object, value: float
-) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(tmp_path, value):
     task = TaskLoss(summed_cross_entropy)
     state = TrainerState(global_step=41)
     task.on_step_begin(TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl())

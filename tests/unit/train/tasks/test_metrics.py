@@ -17,12 +17,12 @@ from dynlora.train.tasks.metrics import (
 from dynlora.train.tasks.sequence import mean_of_tokens
 
 
-def predict(labels: list[int], guesses: list[int], classes: int = 2) -> dict[str, float]:
+def predict(labels, guesses, classes=2):
     logits = np.eye(classes, dtype=np.float32)[guesses]
     return classification_metrics(EvalPrediction(predictions=logits, label_ids=np.array(labels)))
 
 
-def test_binary_metrics_follow_from_the_four_counts() -> None:
+def test_binary_metrics_follow_from_the_four_counts():
     labels, guesses = [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0]
     true_pos, false_pos, false_neg, true_neg = 2, 1, 1, 4
     root = math.sqrt(
@@ -38,7 +38,7 @@ def test_binary_metrics_follow_from_the_four_counts() -> None:
     )
 
 
-def test_with_three_classes_f1_is_the_mean_over_classes() -> None:
+def test_with_three_classes_f1_is_the_mean_over_classes():
     found = predict([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0], classes=3)
     assert found["f1"] == pytest.approx((1 / 2 + 4 / 5 + 2 / 3) / 3)
     assert found["accuracy"] == pytest.approx(4 / 6)
@@ -46,17 +46,17 @@ def test_with_three_classes_f1_is_the_mean_over_classes() -> None:
 
 
 @pytest.mark.parametrize(("labels", "guesses"), [([0, 0], [0, 0]), ([1, 1], [0, 0]), ([1], [1])])
-def test_a_single_class_gives_numbers_and_no_warning(labels: list[int], guesses: list[int]) -> None:
+def test_a_single_class_gives_numbers_and_no_warning(labels, guesses):
     assert all(math.isfinite(value) for value in predict(labels, guesses).values())
 
 
-def predict_numbers(labels: list[float], guesses: list[float]) -> dict[str, float]:
+def predict_numbers(labels, guesses):
     outputs = np.array(guesses, dtype=np.float32)[:, None]
     label_ids = np.array(labels, dtype=np.float32)
     return regression_metrics(EvalPrediction(predictions=outputs, label_ids=label_ids))
 
 
-def test_regression_metrics_follow_from_sums_of_products() -> None:
+def test_regression_metrics_follow_from_sums_of_products():
     labels, guesses = [1.0, 2.0, 4.0, 9.0], [2.0, 1.0, 5.0, 6.0]
     # Means 4 and 3.5; deviations (-3, -2, 0, 5) and (-1.5, -2.5, 1.5, 2.5).
     pearson = (4.5 + 5 + 0 + 12.5) / math.sqrt((9 + 4 + 0 + 25) * (2.25 + 6.25 + 2.25 + 6.25))
@@ -71,14 +71,12 @@ def test_regression_metrics_follow_from_sums_of_products() -> None:
     ("labels", "guesses", "rmse"),
     [([1, 1], [0, 2], 1.0), ([0, 2], [1, 1], 1.0), ([3], [1], 2.0)],
 )
-def test_without_variation_there_is_no_correlation_and_no_warning(
-    labels: list[float], guesses: list[float], rmse: float
-) -> None:
+def test_without_variation_there_is_no_correlation_and_no_warning(labels, guesses, rmse):
     expected = {"pearson": 0.0, "spearman": 0.0, "rmse": rmse}
     assert predict_numbers(labels, guesses) == pytest.approx(expected)
 
 
-def test_multi_label_metrics_follow_from_the_counts_of_each_class() -> None:
+def test_multi_label_metrics_follow_from_the_counts_of_each_class():
     labels = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]
     guesses = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0]]
     logits = np.array(guesses, dtype=np.float32) * 4 - 2
@@ -92,12 +90,12 @@ def test_multi_label_metrics_follow_from_the_counts_of_each_class() -> None:
     assert multi_label_metrics(prediction) == pytest.approx(expected)
 
 
-def test_rows_without_any_class_give_numbers_and_no_warning() -> None:
+def test_rows_without_any_class_give_numbers_and_no_warning():
     nothing = EvalPrediction(predictions=-np.ones((2, 3)), label_ids=np.zeros((2, 3)))
     assert multi_label_metrics(nothing) == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0}
 
 
-def test_token_metrics_follow_from_labelled_tokens_alone() -> None:
+def test_token_metrics_follow_from_labelled_tokens_alone():
     label_ids = np.array([[0, -100, 2, 1], [2, 2, -100, -100]])
     guesses = np.array([[0, 1, 2, 0], [2, 0, -1, -1]])
     logits = np.full((2, 4, 3), -100.0, dtype=np.float32)  # as the Trainer pads them
@@ -115,13 +113,13 @@ def test_token_metrics_follow_from_labelled_tokens_alone() -> None:
     assert token_metrics(prediction) == pytest.approx(expected)
 
 
-def test_padding_has_no_part_in_the_mean() -> None:
+def test_padding_has_no_part_in_the_mean():
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, -100.0]]])
     assert mean_of_tokens(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 4.0]]
     assert mean_of_tokens(hidden[:, :1], torch.tensor([[1]])).tolist() == [[1.0, 2.0]]
 
 
-def test_r2_is_the_explained_part_of_the_variance_and_cosine_the_mean_over_rows() -> None:
+def test_r2_is_the_explained_part_of_the_variance_and_cosine_the_mean_over_rows():
     vectors = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, -2.0]])
     half = EvalPrediction(predictions=vectors / 2, label_ids=vectors)
     assert embedding_metrics(half) == pytest.approx({"r2": 0.75, "cosine": 1.0})
@@ -129,6 +127,6 @@ def test_r2_is_the_explained_part_of_the_variance_and_cosine_the_mean_over_rows(
     assert embedding_metrics(turned) == pytest.approx({"r2": 1 - 20 / 10, "cosine": 0.0})
 
 
-def test_vectors_without_variance_and_guesses_of_zero_have_numbers_too() -> None:
+def test_vectors_without_variance_and_guesses_of_zero_have_numbers_too():
     same = EvalPrediction(predictions=np.zeros((3, 2)), label_ids=np.ones((3, 2)))
     assert embedding_metrics(same) == {"r2": 0.0, "cosine": 0.0}

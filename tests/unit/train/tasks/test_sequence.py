@@ -1,11 +1,8 @@
 """Tasks with one label per text: rows that they can read, truncated texts, and labels."""
 
-from pathlib import Path
-from typing import Any
-
 import pyarrow as pa
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
@@ -22,13 +19,13 @@ from tests.language import save_language_model
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_a_text_without_any_token_is_refused_by_its_row(tmp_path: Path) -> None:
+def test_a_text_without_any_token_is_refused_by_its_row(tmp_path):
     # This tokenizer puts nothing around a text.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(save_language_model(tmp_path / "model"))
     table = pa.table({"text": ["red", "", "red cat", ""]})
@@ -37,16 +34,14 @@ def test_a_text_without_any_token_is_refused_by_its_row(tmp_path: Path) -> None:
         encode(rows, DataConfig(name="d", text="text", max_length=8), tokenizer)
 
 
-def text_of(words: int) -> str:
+def text_of(words):
     return " ".join(WORDS[n % len(WORDS)] for n in range(words))
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [(5, None), (6, None), (7, None), (3, 2), (3, 3), (1, 9)]
 )
-def test_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(
-    tokenizer: PreTrainedTokenizerBase, first: int, second: int | None
-) -> None:
+def test_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(tokenizer, first, second):
     texts = ["red", text_of(first)]
     pairs = None if second is None else ["red", text_of(second)]
     inputs, cut = tokenize(texts, pairs, tokenizer, 8)
@@ -56,16 +51,14 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(
         assert inputs[key] == expected[key]
 
 
-def write(folder: Path, train: list[Any], validation: list[Any], **config: Any) -> DataConfig:
+def write(folder, train, validation, **config):
     for name, labels in (("train", train), ("validation", validation)):
         write_rows(folder / f"{name}.jsonl", [{"text": "red", "label": n} for n in labels])
     return DataConfig(path=str(folder), max_length=8, **config)
 
 
-def test_the_number_of_classes_follows_from_training(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    def classes(train: list[int], validation: list[int]) -> int | None:
+def test_the_number_of_classes_follows_from_training(tmp_path, tokenizer):
+    def classes(train, validation):
         config = write(tmp_path, train, validation)
         return load_data(SEQUENCE_CLASSIFICATION, config, tokenizer).num_labels
 
@@ -75,9 +68,7 @@ def test_the_number_of_classes_follows_from_training(
         classes([0, 1], [2])
 
 
-def test_any_number_of_classes_becomes_a_zero_or_one_for_each(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_any_number_of_classes_becomes_a_zero_or_one_for_each(tmp_path, tokenizer):
     config = write(tmp_path, [[0, 2], [], [1]], [[2]])
     data = load_data(MULTI_LABEL, config, tokenizer)
     assert data.num_labels == 3

@@ -2,8 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,24 +18,24 @@ from tests.language import make_pairs, save_language_model
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("model"))
 
 
-def inputs(folder: Path, count: int, seed: int) -> Any:
+def inputs(folder, count, seed):
     rows = make_pairs(count, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [f"{row['ask']}\n" for row in rows], [row["tell"] for row in rows]
     return fit(encode_pairs(*texts, tokenizer, "training"), 48)[0]
 
 
-def adapted(folder: Path, **lora: Any) -> Any:
+def adapted(folder, **lora):
     base = AutoModelForCausalLM.from_pretrained(folder)
     settings = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
     return get_peft_model(base, LoraConfig(r=2, **settings))
 
 
-def make(folder: Path, output: Path, model: Any = None, **given: Any) -> Any:
+def make(folder, output, model=None, **given):
     training = {"bf16": False, "batch_size": 4, "epochs": 1.0, "save": "no", "eval": "no"}
     config = TrainingConfig(**training | given.pop("training", {}))
     rows = inputs(folder, 8, 1)
@@ -53,7 +51,7 @@ def make(folder: Path, output: Path, model: Any = None, **given: Any) -> Any:
     )
 
 
-def token_by_token(model: Any, rows: Any) -> dict[str, float]:
+def token_by_token(model, rows):
     """Return the metrics row by row from plain logits, without padding or TRL."""
     losses, right = [], []
     for row in rows:
@@ -68,9 +66,7 @@ def token_by_token(model: Any, rows: Any) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": accuracy}
 
 
-def test_evaluation_is_over_tokens_and_leaves_no_trace_in_the_random_state(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_evaluation_is_over_tokens_and_leaves_no_trace_in_the_random_state(folder, tmp_path):
     trainer = make(folder, tmp_path, training={"eval_batch_size": 3})
     expected = token_by_token(adapted(folder), trainer.eval_dataset)
     before = torch.random.get_rng_state()
@@ -81,15 +77,15 @@ def test_evaluation_is_over_tokens_and_leaves_no_trace_in_the_random_state(
 
 
 class Losses(TrainerCallback):
-    def __init__(self) -> None:
-        self.values: list[dict[str, float]] = []
+    def __init__(self):
+        self.values = []
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs):
         self.values.append(dict(logs))
 
 
-def test_a_penalty_is_added_once_a_step_in_training_alone(folder: Path, tmp_path: Path) -> None:
-    logged: dict[float, Losses] = {}
+def test_a_penalty_is_added_once_a_step_in_training_alone(folder, tmp_path):
+    logged = {}
     for weight in (0.0, 3.0):
         logged[weight] = Losses()
         torch.manual_seed(0)
@@ -110,9 +106,7 @@ def test_a_penalty_is_added_once_a_step_in_training_alone(folder: Path, tmp_path
     assert evaluated[0] == evaluated[1]
 
 
-def test_the_first_loss_is_the_mean_over_the_tokens_of_the_whole_step(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_first_loss_is_the_mean_over_the_tokens_of_the_whole_step(folder, tmp_path):
     log = Losses()
     trainer = make(
         folder,
@@ -126,7 +120,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_whole_step(
     assert "num_tokens" not in log.values[0], "it would be wrong after a resume"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     trainer = make(folder, tmp_path)
     with torch.no_grad():
         trainer.model.get_base_model().lm_head.weight.fill_(float("inf"))
@@ -135,16 +129,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
             run()
 
 
-def test_an_adapter_on_the_head_is_refused_with_the_way_out(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_the_head_is_refused_with_the_way_out(folder, tmp_path):
     on_head = adapted(folder, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ConfigError, match=r"an adapter on 'lm_head'.*modules_to_save: \[lm_head\]"):
         make(folder, tmp_path, on_head)
     assert make(folder, tmp_path, adapted(folder, modules_to_save=["lm_head"]))
 
 
-def test_trls_head_changes_no_output_and_nothing_that_is_saved(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_trls_head_changes_no_output_and_nothing_that_is_saved(folder, tmp_path):
     model = adapted(folder)
     ids = torch.tensor([[6, 9, 7]])
     before = model.eval()(input_ids=ids, labels=ids)
@@ -163,9 +155,7 @@ def test_trls_head_changes_no_output_and_nothing_that_is_saved(
     assert "trl" not in (tmp_path / "adapter" / "README.md").read_text()
 
 
-def test_trained_weights_keep_their_type_where_trl_would_round_them(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_trained_weights_keep_their_type_where_trl_would_round_them(folder, tmp_path):
     model = adapted(folder)
     model.is_loaded_in_4bit = True
     before = {name: copy.deepcopy(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -176,8 +166,8 @@ def test_trained_weights_keep_their_type_where_trl_would_round_them(
             assert torch.equal(parameter, before[name])
 
 
-def test_nothing_is_sent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def send(*args: Any, **kwargs: Any) -> None:
+def test_nothing_is_sent(folder, tmp_path, monkeypatch):
+    def send(*args, **kwargs):
         raise AssertionError("telemetry was sent")
 
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", send)

@@ -1,8 +1,6 @@
 """Words and their classes to model inputs, and logits back to one class a word."""
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
@@ -25,20 +23,18 @@ CONFIG = DataConfig(name="d", max_length=8)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
-def split(**columns: list[Any]) -> RawSplit:
+def split(**columns):
     table = pa.table(columns)
     return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
 
 
-def test_the_first_token_of_each_word_that_is_kept_has_its_class(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_the_first_token_of_each_word_that_is_kept_has_its_class(tokenizer):
     words = [["red", "big-old", "cat"], ["red", "", "cat"], ["red"] * 6, ["red"] * 7]
     rows = split(text=words, label=[[0, 2, 1], [1, 1, 0], [1] * 6, [1] * 7])
     found = TASK.read_split(rows, CONFIG, tokenizer, None)
@@ -66,16 +62,12 @@ def test_the_first_token_of_each_word_that_is_kept_has_its_class(
         ),
     ],
 )
-def test_rows_that_cannot_be_learned_from_are_named(
-    tokenizer: PreTrainedTokenizerBase, columns: dict[str, list[Any]], told: str
-) -> None:
+def test_rows_that_cannot_be_learned_from_are_named(tokenizer, columns, told):
     with pytest.raises(DataError, match=told):
         TASK.read_split(split(**columns), CONFIG, tokenizer, None)
 
 
-def test_a_tokenizer_that_does_not_know_words_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_does_not_know_words_is_refused(tmp_path, monkeypatch):
     save_model(tmp_path)
     assert TASK.load_processor(Source(place=str(tmp_path)), CONFIG).is_fast
     monkeypatch.setattr(
@@ -86,17 +78,15 @@ def test_a_tokenizer_that_does_not_know_words_is_refused(
         TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
 
 
-def test_each_word_gets_the_likeliest_class_of_its_first_token(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_each_word_gets_the_likeliest_class_of_its_first_token(tokenizer):
     class Echo(torch.nn.Module):
         """Says of each token that its class is its own number in the vocabulary."""
 
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.eye(len(tokenizer)))
 
-        def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        def forward(self, input_ids, **_):
             return SimpleNamespace(logits=self.weight[input_ids])
 
     number = tokenizer.convert_tokens_to_ids
@@ -111,7 +101,7 @@ def test_each_word_gets_the_likeliest_class_of_its_first_token(
     ]
 
 
-def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them() -> None:
+def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them():
     vocabulary = {"[UNK]": 0, "red": 1, "Ġcat": 2, "cat": 3, "Ġred": 4}
     plain = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -121,7 +111,7 @@ def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them() -> None:
     assert starts == [[0, 1, 2]]
 
 
-def test_a_token_that_spans_words_belongs_to_the_first() -> None:
+def test_a_token_that_spans_words_belongs_to_the_first():
     plain = Tokenizer(WordLevel({"[UNK]": 0, "new york": 1, "is": 2}, unk_token="[UNK]"))
     plain.pre_tokenizer = Split(Regex("new york|is"), "removed", invert=True)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
