@@ -55,6 +55,8 @@ def test_a_dynamic_run_leaves_everything_that_was_promised(finished, model, data
     assert run["seconds"]["evaluation"] > 0
     assert 10**8 < run["peak_memory_bytes"] < 10**11
     assert run["rows"] == {"train": 48, "validation": 16}
+    assert set(run["machine"]) == {"platform", "cpus", "threads", "gpu"}
+    assert min(run["machine"]["cpus"], run["machine"]["threads"]) >= 1
 
 
 def test_each_event_is_a_line_with_step_and_figures_of_every_layer(finished):
@@ -343,11 +345,28 @@ def test_a_model_without_classifier_gets_the_same_new_one_whatever_the_method(sa
 
 
 @pytest.mark.parametrize("given", [None, "7"])
-def test_kernels_are_kept_as_documented_unless_the_environment_says_otherwise(
+def test_kernels_and_freed_memory_are_kept_unless_the_environment_says_otherwise(
     error, monkeypatch, given
 ):
+    kept = []
+    monkeypatch.setattr("dynlora.train.job.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     if given is not None:
         monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
     error("--data.path", "nowhere")
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == (given or "20000")
+    assert kept == [True]
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "told"),
+    [
+        ("4", 0, "one process, got WORLD_SIZE='4', and several would all write"),
+        ("two", 0, "one process, got WORLD_SIZE='two'"),
+        ("1", 2, "one GPU at most, got 2, | : set CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_several_processes_or_gpus_are_refused(error, monkeypatch, processes, gpus, told):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert missing(error(), told) == []
