@@ -4,7 +4,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from transformers import LlamaForCausalLM
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TOKENS = ["<|endoftext|>", "<bos>", "<pad>", *"abcdefghijkl", "ab"]
 
 BLOCK = {
     "attn_q": "self_attn.q_proj",
@@ -23,6 +26,17 @@ WHOLE = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+
+
+def llama() -> LlamaForCausalLM:
+    """Return a random Llama of two blocks over `TOKENS`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        initializer_range=0.3, tie_word_embeddings=False, eos_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
 def save_gguf(file: Path, model: LlamaForCausalLM, tokens: list[str]) -> Path:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from dynlora.cli.main import main
 from tests.cli.finished import facts
 from tests.jobs import make_rows, missing, save_tokenizer, write_data, write_rows
+from tests.strange_models import reconfigure
 
 TEXT = "What is LoRA? " * 400
 LONG = "x" * 300
@@ -153,11 +154,6 @@ def without_padding(folder):
     save_tokenizer(folder, pad_token=None)
 
 
-def with_fewer_embeddings(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
-
-
 def with_nan(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["classifier.weight"].fill_(math.nan)
@@ -170,8 +166,9 @@ def with_nan(folder):
         (without_tokenizer, "{} could not be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"no"), "{} could not be loaded"),
         (lambda f: (f / "config.json").write_text('{"model_type": "no"}'), "{} could not be"),
+        (lambda f: reconfigure(f, model_type="timesformer"), "the model of {} could not be loaded"),
         (without_padding, "`pad_token`"),
-        (with_fewer_embeddings, "which has 9 embeddings, got 15 tokens"),
+        (lambda f: reconfigure(f, vocab_size=9), "which has 9 embeddings, got 15 tokens"),
         (with_nan, "the loss must be finite, got nan after 0 optimizer steps"),
     ],
 )

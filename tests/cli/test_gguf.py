@@ -6,10 +6,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.cli.finished import assert_last_steps_resume_exactly, facts, read_json
-from tests.gguf_files import save_gguf
+from tests.gguf_files import TOKENS, llama, save_gguf
 from tests.jobs import missing, write_job
 from tests.language import language_job, write_two_splits
-from tests.unit.train.test_gguf_file import TOKENS, llama
 
 
 @pytest.fixture(scope="session")
@@ -57,18 +56,16 @@ def test_full_training_saves_a_plain_folder(train, output):
     assert "quantization_config" not in read_json(output / "model" / "config.json")
 
 
-def test_a_file_can_be_quantized(train, output, model):
-    assert train("--model.quantization", "nf4", "--training.max_steps", 2) == 0
-    config = read_json(output / "adapter" / "adapter_config.json")
-    assert config["base_model_name_or_path"] == str(model / "tiny.gguf")
-
-
 def test_a_wrong_file_is_refused_with_the_right_key(error, tmp_path):
     (tmp_path / "tiny.gguf").write_bytes(b"PK\x03\x04 a zip")
+    own = "`model.gguf_file: tiny.gguf`"
     for options, told in (
         (["--model.gguf_file", "null"], "no config.json | `model.gguf_file: tiny.gguf`"),
         (["--model.gguf_file", "tiny.bin"], "`model.gguf_file` | a .gguf file | tiny.bin"),
-        (["--model.path", "a/tiny.gguf"], "`model.path: a` | `model.gguf_file: tiny.gguf`"),
+        *(
+            (["--model.path", "null", f"--model.{key}", "a/tiny.gguf"], f"`model.{key}: a` | {own}")
+            for key in ("path", "name", "package")
+        ),
         (["--model.path", tmp_path], "must be in the GGUF format"),
     ):
         assert missing(error(*options), told) == []

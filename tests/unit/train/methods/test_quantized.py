@@ -12,10 +12,9 @@ from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
 from dynlora.train.pretrained import load_model
 from dynlora.train.source import locate
-from tests.gguf_files import save_gguf
+from tests.gguf_files import TOKENS, llama, save_gguf
 from tests.jobs import save_model
 from tests.language import save_language_model
-from tests.unit.train.test_gguf_file import TOKENS, llama
 
 KINDS = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}
 IDS = torch.tensor([[6, 9, 7, 11, 3]])
