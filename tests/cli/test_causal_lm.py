@@ -188,6 +188,10 @@ def test_a_base_in_bfloat16_gets_an_adapter_in_float32(train, output):
         ("data.completion=null", "`data.prompt` and `data.completion` | only"),
         ("data.messages=chat", "`data.messages` must be null with `data.prompt`"),
         ("data.prompt=asks", "`data.prompt` | 'asks' | nearest is 'ask'"),
+        (
+            "data.prompt=null --data.completion=null --data.messages=chats",
+            "`data.messages` names the column 'chats'",
+        ),
         ("data.max_new_tokens=0", "`data.max_new_tokens` | >= 1 | got 0"),
         ("data.max_new_tokens=64", "`data.max_new_tokens` | within the 64 tokens | got 64"),
         ("data.max_length=65", "`data.max_length` | at most 64 | got 65"),

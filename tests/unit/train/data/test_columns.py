@@ -1,8 +1,7 @@
 """Columns of a split: values that fit, and messages about rows that do not."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,18 +15,7 @@ from dynlora.train.data.columns import (
     read_texts,
     read_words,
 )
-from dynlora.train.data.splits import RawSplit
-
-Reader = Callable[..., Any]
-
-
-def read_given_texts(split, column):
-    return read_texts(split, "data.text", column)
-
-
-def split(values):
-    table = pa.table({"c": values})
-    return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
+from tests.jobs import split_of
 
 
 @pytest.mark.parametrize(
@@ -42,7 +30,7 @@ def split(values):
     ],
 )
 def test_numbers_of_any_type_are_read(read, values, expected):
-    assert read(split(values), "c") == expected
+    assert read(split_of(c=values), "c") == expected
 
 
 @pytest.mark.parametrize(
@@ -74,7 +62,7 @@ def test_numbers_of_any_type_are_read(read, values, expected):
         (read_words, [["a"], [], ["a", None]], r"list of words .* 2 of 3 .*: \[\] in row 1, \['a'"),
         (read_words, ["a b"], r"list of words .* 1 of 1 .*: 'a b' in row 0\. .*into words"),
         (
-            read_given_texts,
+            lambda split, column: read_texts(split, "data.text", column),
             [None] * 9 + ["a"],
             r"text .* 9 of 10 rows .*None in row 4, \.{4} Re",
         ),
@@ -83,21 +71,19 @@ def test_numbers_of_any_type_are_read(read, values, expected):
 )
 def test_other_values_are_counted_and_the_first_five_shown(read, values, told):
     with pytest.raises(DataError, match=told):
-        read(split(values), "c")
+        read(split_of(c=values), "c")
 
 
 def test_a_row_is_named_by_its_place_in_the_source():
-    part = split(["a", "b", "c", None]).take([1, 3])
+    part = split_of(c=["a", "b", "c", None]).take([1, 3])
     with pytest.raises(DataError, match=r"1 of 2 rows of the training split .*None in row 3\."):
         read_texts(part, "data.text", "c")
 
 
 def test_a_column_must_be_there_once_with_rows():
     with pytest.raises(DataError, match="training split must hold at least 1 row, got 0 in here"):
-        check_column(split([]), "data.text", "c")
-    with pytest.raises(DataError, match=r"`data\.text` .*'cc', .*columns are c\. The nearest is"):
-        check_column(split(["a"]), "data.text", "cc")
+        check_column(split_of(c=[]), "data.text", "c")
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["c", "c"])
-    doubled = RawSplit(name="training", source="here", table=table, rows=range(1))
+    doubled = replace(split_of(c=["a"]), table=table)
     with pytest.raises(DataError, match=r"'c', which the training split .* more than once"):
         check_column(doubled, "data.text", "c")

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from dynlora.errors import DataError
-from dynlora.train.data.embedded import MIN_FUNCTIONS, first_sentence, read_modules, stdlib_pairs
+from dynlora.train.data.embedded import MIN_FUNCTIONS, read_modules, stdlib_pairs
 
 
 def write_library(folder, modules, functions):
@@ -19,23 +19,15 @@ def write_library(folder, modules, functions):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("docstring", "sentence"),
-    [
-        ("Return it, e.g. here. Then stop.", "Return it, e.g. here."),
-        ("Return\n    it\n    now.\n\nMore.", "Return it now."),
-        ("Is it? `x` is.", "Is it?"),
-        ("", ""),
-    ],
-)
-def test_the_first_sentence_ends_where_a_reader_would_end_it(docstring, sentence):
-    assert first_sentence(docstring) == sentence
-
-
 def test_functions_are_read_and_never_run(tmp_path):
     (tmp_path / "bomb.py").write_text(
         "raise SystemExit\nclass A:\n  async def go(self, *, x: int = 1):\n"
         '    """Go to the place that x names."""\n'
+    )
+    (tmp_path / "ends.py").write_text(
+        'def f():\n    """Return it all, e.g. from here. Then stop."""\n'
+        'def g():\n    """Return\n    it\n    all right now.\n\n    More."""\n'
+        'def h():\n    """Is it really the last one? `x` is."""\n'
     )
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "odd.py").write_bytes(b"\x00")
@@ -44,6 +36,11 @@ def test_functions_are_read_and_never_run(tmp_path):
     (tmp_path / "test" / "skipped.py").write_text('def f():\n  """Skip all that is a test."""\n')
     read = read_modules(tmp_path)
     assert read["bomb.py"] == {"go(self, *, x: int=1)": "Go to the place that x names."}
+    assert read["ends.py"] == {
+        "f()": "Return it all, e.g. from here.",
+        "g()": "Return it all right now.",
+        "h()": "Is it really the last one?",
+    }
     assert not read["broken.py"]
     assert "test/skipped.py" not in read
 

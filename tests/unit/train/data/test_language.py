@@ -3,7 +3,6 @@
 import logging
 
 import datasets
-import pyarrow as pa
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -17,8 +16,8 @@ from dynlora.train.data.conversations import (
     read_conversations,
 )
 from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
-from dynlora.train.data.splits import RawSplit
-from tests.language import CHAT, FORGETFUL, MARKED, TALK, make_pairs, save_language_model
+from tests.jobs import split_of
+from tests.language import CHAT, FORGETFUL, MARKED, TALK, make_pairs
 
 ROWS = make_pairs(8)
 TEXTS = [*(row["text"] for row in ROWS), "red<eos>"]
@@ -28,23 +27,14 @@ CHATS = [row["chat"] for row in ROWS]
 LONG = [[*first, *second] for first, second in zip(CHATS, CHATS[::-1], strict=True)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_language_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def split_of(rows):
-    table = pa.table({"chat": rows})
-    return RawSplit(name="training", source="talks.jsonl", table=table, rows=range(len(rows)))
+def tokenizer(llama):
+    """Return a tokenizer that a test may change."""
+    return AutoTokenizer.from_pretrained(llama)
 
 
 def encode(conversations, tokenizer, *, only=True):
-    split = split_of([0] * len(conversations))
+    split = split_of(chat=[0] * len(conversations))
     return encode_conversations(split, conversations, tokenizer, completion_only=only)
 
 
@@ -71,19 +61,15 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_are_prepared_as_in_a_trainer_of_trl(folder, tokenizer, tmp_path, form):
+def test_rows_are_prepared_as_in_a_trainer_of_trl(llama, tokenizer, tmp_path, form):
     datasets.disable_progress_bars()
     tokenizer.chat_template, columns, prepare = FORMS[form]
     options = SFTConfig(
         str(tmp_path), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False,
         assistant_only_loss=form == "marked", max_length=12,
     )  # fmt: skip
-    trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(folder),
-        options,
-        train_dataset=datasets.Dataset.from_dict(columns),
-        processing_class=tokenizer,
-    )
+    model, rows = AutoModelForCausalLM.from_pretrained(llama), datasets.Dataset.from_dict(columns)
+    trainer = SFTTrainer(model, options, train_dataset=rows, processing_class=tokenizer)
     found, _ = fit(prepare(tokenizer), 12)
     assert len(found) == len(trainer.train_dataset) > 0
     for mine, theirs in zip(found, trainer.train_dataset, strict=True):
@@ -182,40 +168,31 @@ def test_a_template_that_hides_the_turns_is_refused_unless_all_is_learned(
         ([TALK, None, [], TALK], r"2 of 4 rows .*None in row 1, \[\] in row 2"),
         ([[{"role": "user", "content": None}]], "1 of 1 rows .*'content': None"),
         ([[{"role": None, "content": "red"}]], "1 of 1 rows .*'role': None"),
-        (["a text"], r"1 of 1 rows of the training split \(talks\.jsonl"),
+        (["a text"], r"1 of 1 rows of the training split \(here"),
         ([["red"]], "1 of 1 rows"),
     ],
 )
 def test_rows_that_are_no_conversations_are_named(rows, shown):
     with pytest.raises(DataError, match=rf"each with the texts `role` and `content`, but {shown}"):
-        read_conversations(split_of(rows), "chat")
+        read_conversations(split_of(chat=rows), "chat")
 
 
 def test_fields_of_some_messages_stay_theirs_alone(tokenizer):
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
-    rows = [
-        [
-            {"role": "user", "content": "red"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ],
-        [
-            {"role": "user", "content": "green", "name": "x"},
-            {"role": "assistant", "content": "blue"},
-        ],
-    ]
-    assert read_conversations(split_of(rows), "chat") == rows
+    asked = {"role": "user", "content": "red"}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    rows = [[asked, called], [asked | {"name": "x"}, {"role": "assistant", "content": "blue"}]]
+    assert read_conversations(split_of(chat=rows), "chat") == rows
     # The template sees only the keys that a message has.
     tokenizer.chat_template = MARKED.replace("{{ '\n' }}", "{{ '.' * (message | length) }}")
-    dots = [ids.count(tokenizer.convert_tokens_to_ids(".")) for ids in
-            encode(rows, tokenizer)["input_ids"]]  # fmt: skip
-    assert dots == [5, 5]
+    dot = tokenizer.convert_tokens_to_ids(".")
+    assert [ids.count(dot) for ids in encode(rows, tokenizer)["input_ids"]] == [5, 5]
 
 
 def test_conversations_without_an_answer_are_named_unless_all_is_learned(tokenizer):
     rows = [TALK, TALK[:2]]
-    with pytest.raises(
-        DataError, match=r"1 of 2 rows .*\['system', 'user'\] in row 1.*completion_only: false"
-    ):
+    told = r"1 of 2 rows .*\['system', 'user'\] in row 1.*completion_only: false"
+    with pytest.raises(DataError, match=told):
         encode(rows, tokenizer)
     assert len(encode(rows, tokenizer, only=False)) == 2
 
@@ -225,21 +202,17 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer):
         "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn here') }}"
         "{% endif %}" + MARKED
     )
-    with pytest.raises(
-        DataError,
-        match=r"must fit the model's chat template, but 1 of 2 rows of the training split .*"
-        r"'No system turn here' in row 1\. These are its own words",
-    ):
+    told = r"the model's chat template, but 1 of 2 .*'No system turn here' in row 1\. These are its"
+    with pytest.raises(DataError, match=told):
         encode([TALK[1:], TALK], tokenizer)
 
 
 def test_a_request_is_a_conversation_without_its_last_answer(tokenizer):
     rows = [TALK, TALK[:4], *as_conversations(["cat"], ["dog"])]
-    first, second, third = encode_requests(split_of(rows), rows, tokenizer)
+    first, second, third = encode_requests(split_of(chat=rows), rows, tokenizer)
     assert first == second
     assert first[-len(third) :] == third
-    assert tokenizer.convert_ids_to_tokens(third) == [
-        "<turn>", "user", "\n", "cat", "<end>", "\n", "<turn>", "assistant", "\n",
-    ]  # fmt: skip
+    written = "".join(tokenizer.convert_ids_to_tokens(third))
+    assert written == "<turn>user\ncat<end>\n<turn>assistant\n"
     with pytest.raises(DataError, match=r"a message to answer, but 1 of 1 rows"):
-        encode_requests(split_of([TALK[2:3]]), [TALK[2:3]], tokenizer)
+        encode_requests(split_of(chat=[TALK[2:3]]), [TALK[2:3]], tokenizer)

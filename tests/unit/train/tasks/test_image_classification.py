@@ -1,12 +1,11 @@
 """Images and their classes to pixels, when they are asked for, and logits back to classes."""
 
 import io
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -14,11 +13,11 @@ from transformers import BitImageProcessorPil, ViTConfig
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.splits import RawSplit, load_splits
+from dynlora.train.data.splits import load_splits
 from dynlora.train.source import Source
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from dynlora.train.tasks.image_classification import check_images, read_rgb, to_rgb
-from tests.jobs import write_rows
+from tests.jobs import split_of
 from tests.pictures import SIDE, encoded, picture, picture_rows, save_class_folders, save_vit
 from tests.strange_models import put_code_beside
 
@@ -30,21 +29,16 @@ def processor(tmp_path_factory):
     return TASK.load_processor(Source(place=str(save_vit(tmp_path_factory.mktemp("v")))), CONFIG)
 
 
-def written(folder, rows):
-    write_rows(folder / "train.parquet", rows)
-    write_rows(folder / "validation.parquet", rows[:2])
-    return DataConfig(path=str(folder))
-
-
 def expected(image):
     """Return the pixels by hand: resized by Pillow, then brought from [0, 255] to [-1, 1]."""
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return (np.asarray(small, dtype=np.float64) / 255 - 0.5).transpose(2, 0, 1) / 0.5
 
 
-def test_a_row_is_the_images_pixels_and_its_class(tmp_path, processor):
-    train, _ = load_splits(written(tmp_path, picture_rows(6)))
-    found = TASK.read_split(train, CONFIG, processor, None)
+def test_a_row_is_the_images_pixels_and_its_class(processor):
+    rows = picture_rows(6)
+    images, labels = ([row[key] for row in rows] for key in ("image", "label"))
+    found = TASK.read_split(split_of(image=images, label=labels), CONFIG, processor, None)
     assert (len(found.inputs), found.cut, found.num_labels) == (6, 0, 2)
     for place in range(6):
         row = found.inputs[place]
@@ -71,7 +65,7 @@ def test_a_file_that_was_written_by_datasets_is_read_too(tmp_path, processor):
     data.to_parquet(tmp_path / "train.parquet")
     data.to_parquet(tmp_path / "validation.parquet")
     schema = pyarrow.parquet.read_schema(tmp_path / "train.parquet")
-    assert "Image" in json.dumps({k.decode(): v.decode() for k, v in schema.metadata.items()})
+    assert b"Image" in schema.metadata[b"huggingface"]
     train, _ = load_splits(DataConfig(path=str(tmp_path)))
     inputs = TASK.read_split(train, CONFIG, processor, None).inputs
     assert np.allclose(inputs[3]["pixel_values"], expected(picture(1, 3)), atol=1e-6)
@@ -98,15 +92,8 @@ def test_code_beside_a_processor_never_runs(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def images_of(images, folder=Path()):
-    table = pa.table({"image": images})
-    rows = range(10, 10 + table.num_rows)
-    return RawSplit(name="training", source="here", table=table, rows=rows, folder=folder)
-
-
-def pixel(image, x=0, y=0):
-    assert image.mode == "RGB"
-    return image.getpixel((x, y))
+def check(images, folder=Path()):
+    check_images(replace(split_of(image=images), folder=folder), "image")
 
 
 def reopened(image, kind="PNG", **save):
@@ -139,7 +126,8 @@ def coloured():
     ],
 )
 def test_images_of_any_mode_become_rgb_on_white(image, save, colour):
-    assert pixel(to_rgb(reopened(image, **save))) == colour
+    assert (rgb := to_rgb(reopened(image, **save))).mode == "RGB"
+    assert rgb.getpixel((0, 0)) == colour
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -157,7 +145,7 @@ def test_a_camera_held_sideways_is_turned_upright():
     image.save(file, "PNG", exif=exif)
     found = read_rgb(file.getvalue(), Path())
     assert found.size == (2, 4)
-    assert pixel(found, 1, 0) == (255, 0, 0), "its upper left corner is now the upper right"
+    assert found.getpixel((1, 0)) == (255, 0, 0), "its upper left corner is now the upper right"
 
 
 def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path):
@@ -175,31 +163,23 @@ def test_an_image_is_found_as_bytes_as_path_and_as_either_of_both(tmp_path):
         assert np.array_equal(np.asarray(read_rgb(value, tmp_path)), expected)
 
 
-def test_rows_without_an_image_are_named():
-    content = encoded(picture(0, 0))
+def test_rows_without_an_image_or_with_a_broken_one_are_counted_with_reasons(monkeypatch):
+    content, jpeg = encoded(picture(0, 0)), encoded(picture(0, 0), "JPEG")
+    broken = jpeg[: len(jpeg) // 2]
     struct = [{"bytes": content, "path": None}, {"bytes": None, "path": None}]
     for images in ([content, None], [content, b""], ["a.png", ""][1:] * 2, struct):
-        with pytest.raises(DataError, match=r"hold an image in every row: .* of 2 rows .*row 11"):
-            check_images(images_of(images), "image")
+        with pytest.raises(DataError, match=r"hold an image in every row: .* of 2 rows .*row 1"):
+            check(images)
     with pytest.raises(DataError, match=r"`data\.image` names the column 'picture'"):
-        check_images(images_of([content]), "picture")
-    with pytest.raises(DataError, match=r"2 of 2 rows .*: 1 in row 10, 2 in row 11\."):
-        check_images(images_of([1, 2]), "image")
-
-
-def test_images_that_do_not_decode_are_counted_with_reasons():
-    content = encoded(picture(0, 0), "JPEG")
-    broken = content[: len(content) // 2]
-    images = [content, b"not an image", broken, content, *[b"no"] * 5]
-    told = r"but 7 of 9 rows .*: UnidentifiedImageError: .* row 11, OSError: .* row 12, .* row 16"
+        check_images(split_of(image=[content]), "picture")
+    with pytest.raises(DataError, match=r"2 of 2 rows .*: 1 in row 0, 2 in row 1\."):
+        check([1, 2])
+    told = r"but 7 of 9 rows .*: UnidentifiedImageError: .* row 1, OSError: .* row 2, .* row 6"
     with pytest.raises(DataError, match=told):
-        check_images(images_of(images), "image")
-    with pytest.raises(DataError, match=r"1 of 1 .*: FileNotFoundError: .*gone\.png' in row 10"):
-        check_images(images_of(["gone.png"], Path("/nowhere")), "image")
-    check_images(images_of([content] * 3), "image")
-
-
-def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch):
+        check([jpeg, b"not an image", broken, jpeg, *[b"no"] * 5])
+    with pytest.raises(DataError, match=r"1 of 1 .*: FileNotFoundError: .*gone\.png' in row 0"):
+        check(["gone.png"], Path("/nowhere"))
+    check([jpeg] * 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"DecompressionBombError: .*240 pixels"):
-        check_images(images_of([encoded(picture(0, 0))]), "image")
+        check([content])

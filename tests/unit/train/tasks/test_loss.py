@@ -14,37 +14,23 @@ from dynlora.train.trainer import TaskLoss
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
 LABELS = torch.tensor([0, 0, 1])
 EACH = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1)), math.log(2)]
-
-
 EACH_BINARY = [math.log(1 + math.exp(x)) for x in (-2, -1, 0, 3)]
+SEVERAL = torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+NUMBERS = torch.tensor([[1.0], [2.0], [0.5]]), torch.tensor([0.0, 4.0, 0.5])
+TOKENS = torch.stack([LOGITS, LOGITS]), torch.tensor([[0, -100, 1], [-100, 0, -100]])
 
 
 @pytest.mark.parametrize(
-    ("summed", "logits", "labels", "expected"),
+    ("summed", "given", "expected"),
     [
-        (summed_cross_entropy, LOGITS, LABELS, sum(EACH) / 3),
-        (
-            summed_cross_entropy,
-            torch.stack([LOGITS, LOGITS]),
-            torch.tensor([[0, -100, 1], [-100, 0, -100]]),
-            sum(EACH) / 3,
-        ),
-        (
-            summed_squares,
-            torch.tensor([[1.0], [2.0], [0.5]]),
-            torch.tensor([0.0, 4.0, 0.5]),
-            (1 + 4 + 0) / 3,
-        ),
-        (
-            summed_binary,
-            torch.tensor([[2.0, -1.0], [0.0, 3.0]]),
-            torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
-            sum(EACH_BINARY) / 4,
-        ),
+        (summed_cross_entropy, (LOGITS, LABELS), sum(EACH) / 3),
+        (summed_cross_entropy, TOKENS, sum(EACH) / 3),
+        (summed_squares, NUMBERS, (1 + 4 + 0) / 3),
+        (summed_binary, SEVERAL, sum(EACH_BINARY) / 4),
     ],
 )
-def test_the_loss_is_the_mean_over_labels_also_in_parts(summed, logits, labels, expected):
-    task = TaskLoss(summed)
+def test_the_loss_is_the_mean_over_labels_also_in_parts(summed, given, expected):
+    task, (logits, labels) = TaskLoss(summed), given
     outputs = SimpleNamespace(logits=logits, loss=torch.tensor(99.0))  # the model's own, unused
     assert float(task(outputs, labels)) == pytest.approx(expected)
     count = torch.tensor(int((labels != -100).sum()))

@@ -1,35 +1,19 @@
 """Tasks with one label per text: rows that they can read, truncated texts, and labels."""
 
-import pyarrow as pa
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.splits import RawSplit
 from dynlora.train.task import load_data
-from dynlora.train.tasks.sequence import (
-    MULTI_LABEL,
-    SEQUENCE_CLASSIFICATION,
-    encode,
-    tokenize,
-)
-from tests.jobs import WORDS, save_tokenizer, write_rows
-from tests.language import save_language_model
+from dynlora.train.tasks.sequence import MULTI_LABEL, SEQUENCE_CLASSIFICATION, encode, tokenize
+from tests.jobs import WORDS, split_of, write_rows
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def test_a_text_without_any_token_is_refused_by_its_row(tmp_path):
+def test_a_text_without_any_token_is_refused_by_its_row(llama):
     # This tokenizer puts nothing around a text.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(save_language_model(tmp_path / "model"))
-    table = pa.table({"text": ["red", "", "red cat", ""]})
-    rows = RawSplit(name="training", source="here", table=table, rows=range(4))
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    rows = split_of(text=["red", "", "red cat", ""])
     with pytest.raises(DataError, match=r"makes tokens, but 2 of 4 .* '' in row 1, '' in row 3"):
         encode(rows, DataConfig(name="d", text="text", max_length=8), tokenizer)
 
@@ -77,7 +61,6 @@ def test_any_number_of_classes_becomes_a_zero_or_one_for_each(tmp_path, tokenize
     assert load_data(MULTI_LABEL, write(tmp_path, [[0]], [[]]), tokenizer).num_labels == 2
     config = write(tmp_path, [[0]], [[3]], num_labels=4)
     assert load_data(MULTI_LABEL, config, tokenizer).validation["labels"] == [[0, 0, 0, 1]]
-    with pytest.raises(
-        DataError, match=r"\[0, 2\], but 1 of 2 .* validation .*: \[0, 3\] in row 1"
-    ):
+    told = r"\[0, 2\], but 1 of 2 .* validation .*: \[0, 3\] in row 1"
+    with pytest.raises(DataError, match=told):
         load_data(MULTI_LABEL, write(tmp_path, [[0, 2], [], [1]], [[], [0, 3]]), tokenizer)

@@ -2,41 +2,27 @@
 
 from types import SimpleNamespace
 
-import pyarrow as pa
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.splits import RawSplit
 from dynlora.train.source import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION as TASK
 from dynlora.train.tasks.token_classification import tokenize_words
-from tests.jobs import save_model, save_tokenizer
+from tests.jobs import split_of
 
 CONFIG = DataConfig(name="d", max_length=8)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def split(**columns):
-    table = pa.table(columns)
-    return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
-
-
 def test_the_first_token_of_each_word_that_is_kept_has_its_class(tokenizer):
     words = [["red", "big-old", "cat"], ["red", "", "cat"], ["red"] * 6, ["red"] * 7]
-    rows = split(text=words, label=[[0, 2, 1], [1, 1, 0], [1] * 6, [1] * 7])
+    rows = split_of(text=words, label=[[0, 2, 1], [1, 1, 0], [1] * 6, [1] * 7])
     found = TASK.read_split(rows, CONFIG, tokenizer, None)
     assert found.inputs["input_ids"][0] == tokenizer("red big - old cat")["input_ids"]
     assert found.inputs["labels"] == [
@@ -49,39 +35,26 @@ def test_the_first_token_of_each_word_that_is_kept_has_its_class(tokenizer):
     assert TASK.read_split(rows, CONFIG, tokenizer, 4).num_labels == 4
 
 
-@pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        (
-            {"text": [["a", "b"], ["a", "b"]], "label": [[0, 1], [0, 1, 1]]},
-            r"one class for each word in 'text', but 1 of 2 .*: 3 for 2 in row 1\. Mend",
-        ),
-        (
-            {"text": [["red"], ["", " "]], "label": [[0], [1, 1]]},
-            r"of which the tokenizer makes tokens, but 1 of 2 .*: \['', ' '\] in row 1\.",
-        ),
-    ],
-)
-def test_rows_that_cannot_be_learned_from_are_named(tokenizer, columns, told):
-    with pytest.raises(DataError, match=told):
-        TASK.read_split(split(**columns), CONFIG, tokenizer, None)
+def test_rows_of_other_words_than_classes_or_without_tokens_are_named(tokenizer):
+    for text, label, told in (
+        ([["a", "b"]] * 2, [[0, 1], [0, 1, 1]], r"'text', but 1 of 2 .*: 3 for 2 in row 1\. Mend"),
+        ([["red"], ["", " "]], [[0], [1, 1]], r"makes tokens, but 1 of 2 .*: \['', ' '\] in row 1"),
+    ):
+        with pytest.raises(DataError, match=told):
+            TASK.read_split(split_of(text=text, label=label), CONFIG, tokenizer, None)
 
 
-def test_a_tokenizer_that_does_not_know_words_is_refused(tmp_path, monkeypatch):
-    save_model(tmp_path)
-    assert TASK.load_processor(Source(place=str(tmp_path)), CONFIG).is_fast
+def test_a_tokenizer_that_does_not_know_words_is_refused(monkeypatch):
     monkeypatch.setattr(
         "dynlora.train.tasks.token_classification.load_tokenizer",
         lambda source, length: SimpleNamespace(is_fast=False),
     )
     with pytest.raises(ConfigError, match=r"needs a fast tokenizer.* with a tokenizer\.json"):
-        TASK.load_processor(Source(place=str(tmp_path)), CONFIG)
+        TASK.load_processor(Source(place="m"), CONFIG)
 
 
 def test_each_word_gets_the_likeliest_class_of_its_first_token(tokenizer):
     class Echo(torch.nn.Module):
-        """Says of each token that its class is its own number in the vocabulary."""
-
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.eye(len(tokenizer)))
@@ -90,7 +63,7 @@ def test_each_word_gets_the_likeliest_class_of_its_first_token(tokenizer):
             return SimpleNamespace(logits=self.weight[input_ids])
 
     number = tokenizer.convert_tokens_to_ids
-    rows = split(text=[["red", "big-old", "cat"], ["dog"], ["", *["cat"] * 9], ["new"]])
+    rows = split_of(text=[["red", "big-old", "cat"], ["dog"], ["", *["cat"] * 9], ["new"]])
     predictor = Predictor(model=Echo(), processor=tokenizer, batch_size=2)
     found = list(TASK.predict(predictor, rows, CONFIG))
     assert found == [
@@ -101,20 +74,23 @@ def test_each_word_gets_the_likeliest_class_of_its_first_token(tokenizer):
     ]
 
 
+def words_only(vocabulary, splits):
+    plain = Tokenizer(WordLevel({"[UNK]": 0} | vocabulary, unk_token="[UNK]"))
+    plain.pre_tokenizer = splits
+    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+
+
 def test_words_of_a_byte_level_vocabulary_keep_the_space_before_them():
-    vocabulary = {"[UNK]": 0, "red": 1, "Ġcat": 2, "cat": 3, "Ġred": 4}
-    plain = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+    vocabulary = {"red": 1, "Ġcat": 2, "cat": 3, "Ġred": 4}
+    tokenizer = words_only(vocabulary, ByteLevel(add_prefix_space=False))
     columns, starts, _ = tokenize_words([["red", "cat", "red"]], tokenizer, 8)
     assert columns["input_ids"] == [[1, 2, 4]]
     assert starts == [[0, 1, 2]]
 
 
 def test_a_token_that_spans_words_belongs_to_the_first():
-    plain = Tokenizer(WordLevel({"[UNK]": 0, "new york": 1, "is": 2}, unk_token="[UNK]"))
-    plain.pre_tokenizer = Split(Regex("new york|is"), "removed", invert=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]")
+    splits = Split(Regex("new york|is"), "removed", invert=True)
+    tokenizer = words_only({"new york": 1, "is": 2}, splits)
     columns, starts, _ = tokenize_words([["is", "new", "york", "is"]], tokenizer, 8)
     assert columns["input_ids"] == [[2, 1, 2]]
     assert starts == [[0, 1, None, 2]]
