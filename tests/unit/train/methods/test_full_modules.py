@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
+    BertModel,
     CLIPConfig,
     DistilBertConfig,
     GPT2Config,
@@ -18,7 +19,6 @@ from transformers import (
 )
 
 from dynlora.errors import ConfigError
-from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.methods.full_modules import (
     head_modules,
     hold_in_float32,
@@ -26,7 +26,7 @@ from dynlora.train.methods.full_modules import (
     reload_in_float32,
 )
 from dynlora.train.methods.prepare import prepare
-from tests.jobs import save_model
+from tests.jobs import minimal_job, save_model
 from tests.models import bare_llama
 
 SMALL = {
@@ -46,51 +46,31 @@ CLIP = CLIPConfig(
 )
 
 
-def build(name, config):
-    torch.manual_seed(0)
-    return getattr(transformers, name)(config)
+GPT2 = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "head", "inside"),
+    ("name", "config", "head"),
     [
-        ("BertForSequenceClassification", BertConfig(**SMALL), ["classifier"], [""]),
-        ("RobertaForSequenceClassification", ROBERTA, ["classifier"], [".dense", ".out_proj"]),
-        ("DistilBertForSequenceClassification", DISTIL, ["pre_classifier", "classifier"], [""]),
-        ("BartForSequenceClassification", BART, ["classification_head"], [".dense", ".out_proj"]),
-        (
-            "GPT2ForTokenClassification",
-            GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16),
-            ["classifier"],
-            [""],
-        ),
-        ("CLIPForImageClassification", CLIP, ["classifier"], [""]),
-        (
-            "ResNetForImageClassification",
-            ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"),
-            ["classifier"],
-            [".1"],
-        ),
+        ("BertForSequenceClassification", BertConfig(**SMALL), ["classifier"]),
+        ("RobertaForSequenceClassification", ROBERTA, ["classifier"]),
+        ("DistilBertForSequenceClassification", DISTIL, ["pre_classifier", "classifier"]),
+        ("BartForSequenceClassification", BART, ["classification_head"]),
+        ("GPT2ForTokenClassification", GPT2, ["classifier"]),
+        ("CLIPForImageClassification", CLIP, ["classifier"]),
+        ("ResNetForImageClassification", RESNET, ["classifier"]),
     ],
 )
-def test_the_head_beside_the_pretrained_part_is_trained_whole_and_not_adapted(
-    name, config, head, inside
-):
-    base = build(name, config)
+def test_the_head_beside_the_pretrained_part_is_trained_whole_and_not_adapted(name, config, head):
+    base = getattr(transformers, name)(config)
     assert head_modules(base) == head
-    linear = linear_layers(base, head)
-    assert linear == [f"{name}{end}" for name in head for end in inside]
-    sizes = [p.numel() for n, p in base.named_parameters() if n.partition(".")[0] in head]
-    if linear == linear_layers(base, [name for name, _ in base.named_children()]):
+    if config in (GPT2, RESNET):
+        assert len(linear_layers(base, head)) == 1
         return  # there is no other layer to adapt
-    job = JobConfig(
-        output="out",
-        method="lora",
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        lora=LoraSettings(r=2),
-    )
-    named = dict(prepare(base, job, 100).model.named_parameters())
+    sizes = [p.numel() for n, p in base.named_parameters() if n.partition(".")[0] in head]
+    model = prepare(base, minimal_job(method="lora", lora={"r": 2}), 100).model
+    named = dict(model.named_parameters())
     of_head = {n: p for n, p in named.items() if n.split(".")[2] in head}
     assert not any("lora_" in n for n in of_head)
     assert any("lora_" in n for n in named)
@@ -99,40 +79,39 @@ def test_the_head_beside_the_pretrained_part_is_trained_whole_and_not_adapted(
 
 def test_a_model_without_a_head_is_refused_by_its_modules():
     with pytest.raises(ConfigError, match="got a BertModel made of embeddings, encoder, pooler"):
-        head_modules(build("BertModel", BertConfig(**SMALL)))
+        head_modules(BertModel(BertConfig(**SMALL)))
 
 
 TOKENS = torch.tensor([[2, 5, 7, 3]])
-CASES = {
-    "head": (AutoModelForSequenceClassification, {"modules_to_save": ["classifier"]}),
-    "inside": (
-        AutoModelForSequenceClassification,
-        {"modules_to_save": ["classifier", "bert.pooler", "word_embeddings", "LayerNorm"]},
-    ),
-    "output layer": (AutoModelForCausalLM, {"modules_to_save": ["lm_head", "norm"]}),
-}
 
 
-def base_of(form, folder, dtype=torch.bfloat16):
-    if not (folder / "config.json").is_file():
-        if form is AutoModelForCausalLM:
-            bare_llama().save_pretrained(folder)
-        else:
-            save_model(folder)
-    return form.from_pretrained(folder, dtype=dtype)
+def save_llama(folder):
+    bare_llama().save_pretrained(folder)
 
 
-def adapted(base, lora):
-    targets = ["query"] if hasattr(base, "bert") else ["q_proj"]
-    return get_peft_model(base, LoraConfig(r=2, target_modules=targets, **lora))
+@pytest.mark.parametrize(
+    ("form", "save", "target", "modules"),
+    [
+        (
+            AutoModelForSequenceClassification,
+            save_model,
+            "query",
+            ["classifier", "bert.pooler", "word_embeddings", "LayerNorm"],
+        ),
+        (AutoModelForCausalLM, save_llama, "q_proj", ["lm_head", "norm"]),
+    ],
+)
+def test_modules_trained_in_full_take_small_steps_in_float32_and_are_read_exactly(
+    tmp_path, form, save, target, modules
+):
+    save(tmp_path / "base")
 
+    def base(dtype=torch.bfloat16):
+        return form.from_pretrained(tmp_path / "base", dtype=dtype)
 
-@pytest.mark.parametrize("case", CASES)
-def test_modules_trained_in_full_take_small_steps_in_float32_and_are_read_exactly(tmp_path, case):
-    form, lora = CASES[case]
-    whole = adapted(base_of(form, tmp_path / "base", torch.float32), lora)
-    assert hold_in_float32(whole) is False
-    model = adapted(base_of(form, tmp_path / "base"), lora)
+    lora = LoraConfig(r=2, target_modules=[target], modules_to_save=modules)
+    assert hold_in_float32(get_peft_model(base(torch.float32), lora)) is False
+    model = get_peft_model(base(), lora)
     assert hold_in_float32(model) is True
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -149,13 +128,12 @@ def test_modules_trained_in_full_take_small_steps_in_float32_and_are_read_exactl
         assert float(parameter.grad.norm()) > 0, name
         step = before[name] - 1e-6 * parameter.grad
         assert torch.equal(parameter.detach(), step), name
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.add_(torch.randn_like(parameter) / 10)
+    for parameter in trained.values():
+        parameter.data.add_(torch.randn_like(parameter) / 10)
     model.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    again = PeftModel.from_pretrained(base_of(form, tmp_path / "base"), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base(), tmp_path / "adapter")
     reload_in_float32(again, tmp_path / "adapter")
     with torch.no_grad():
         expected = model.eval()(input_ids=TOKENS).logits

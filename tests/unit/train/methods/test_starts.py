@@ -6,15 +6,14 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, default_data_collator
 
 from dynlora.errors import ConfigError
-from dynlora.train.config import DataConfig, JobConfig, LoraSettings, ModelConfig
 from dynlora.train.methods.prepare import prepare
 from dynlora.train.methods.starts import begin_with_eva, write_difference
+from tests.jobs import minimal_job
 from tests.models import bare_llama
-from tests.unit.train.methods.test_methods import base as bert
-from tests.unit.train.methods.test_methods import job as bert_job
+from tests.unit.train.methods.test_methods import prepared
 
 TOKENS = torch.tensor([[2, 5, 7, 3]])
 PEFT_REMARKS = pytest.mark.filterwarnings(
@@ -22,15 +21,9 @@ PEFT_REMARKS = pytest.mark.filterwarnings(
 )
 
 
-def job(**lora):
-    return JobConfig(
-        output="o",
-        method="lora",
-        task="causal_lm",
-        model=ModelConfig(name="m"),
-        data=DataConfig(name="d"),
-        lora=LoraSettings(**{"r": 2, "target_modules": ("q_proj", "down_proj")} | lora),
-    )
+def begun(base, start, targets, **lora):
+    lora = {"r": 2, "init_lora_weights": start, "target_modules": targets} | lora
+    return prepare(base, minimal_job(method="lora", task="causal_lm", lora=lora), 10)
 
 
 def gpt2():
@@ -40,32 +33,30 @@ def gpt2():
     )
 
 
-def targets(model, names=("q_proj", "down_proj")):
+def weights_of(model, names):
     found = {n.removesuffix(".base_layer"): m for n, m in model.named_modules()}
-    return [found[name] for name in found if name.endswith(names)]
+    return [found[name].weight for name in found if name.endswith(names)]
 
 
 @PEFT_REMARKS
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("base", "lora"),
+    ("base", "start", "targets", "lora"),
     [
-        (bare_llama, {"init_lora_weights": "pissa", "use_rslora": True}),
-        (bare_llama, {"init_lora_weights": "pissa_niter_4", "modules_to_save": ("norm",)}),
-        (bare_llama, {"init_lora_weights": "olora", "modules_to_save": ("norm",)}),
-        # Transposed layers.
-        (gpt2, {"init_lora_weights": "pissa", "target_modules": ("c_attn", "c_proj")}),
+        (bare_llama, "pissa_niter_4", ("q_proj", "down_proj"), {"modules_to_save": ["norm"]}),
+        (bare_llama, "olora", ("q_proj", "down_proj"), {"modules_to_save": ["norm"]}),
+        (gpt2, "pissa", ("c_attn", "c_proj"), {"use_rslora": True}),  # transposed layers
     ],
 )
-def test_a_saved_difference_on_the_original_model_is_the_trained_model(tmp_path, base, lora):
-    prepared = prepare(base(), job(**lora), 10)
-    model, original = prepared.model, base().eval()
-    assert prepared.first is not None
+def test_a_saved_difference_on_the_original_model_is_the_trained_model(
+    tmp_path, base, start, targets, lora
+):
+    ready = begun(base(), start, targets, **lora)
+    model, original = ready.model, base().eval()
     before = model.eval()(TOKENS).logits
     torch.testing.assert_close(before, original(TOKENS).logits, atol=1e-5, rtol=0)
-    names = lora.get("target_modules", ("q_proj", "down_proj"))
-    for mine, theirs in zip(targets(model, names), targets(original, names), strict=True):
-        assert not torch.equal(mine.weight, theirs.weight), "the base model gave a part away"
+    for mine, theirs in zip(weights_of(model, targets), weights_of(original, targets), strict=True):
+        assert not torch.equal(mine, theirs), "the base model gave a part away"
     torch.manual_seed(4)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -74,64 +65,45 @@ def test_a_saved_difference_on_the_original_model_is_the_trained_model(tmp_path,
     assert (after - before).abs().max() > 0.01
     weights = {name: t.clone() for name, t in model.state_dict().items()}
     for _ in range(2):  # the second replaces the first
-        write_difference(model, prepared.first, tmp_path / "adapter")
+        write_difference(model, ready.first, tmp_path / "adapter")
     again = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
     torch.testing.assert_close(again(TOKENS).logits, after, atol=1e-5, rtol=0)
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
-    assert model.peft_config["default"].init_lora_weights == lora["init_lora_weights"]
-    assert model.peft_config["default"].r == 2
+    config = model.peft_config["default"]
+    assert (config.init_lora_weights, config.r) == (start, 2)
 
 
 @PEFT_REMARKS
 @pytest.mark.parametrize(
-    ("base", "lora", "told"),
+    ("base", "start", "target", "told"),
     [
         # peft 0.21 decomposes a transposed weight as if it were not: of a square one, wrongly.
-        (gpt2, {"init_lora_weights": "olora", "target_modules": ("c_proj",)}, r"Conv1D .*\(8, 8\)"),
-        (bare_llama, {"init_lora_weights": "pissa", "r": 65}, r"lora.r=65 inputs and outputs"),
-        (
-            gpt2,
-            {"init_lora_weights": "pissa", "target_modules": ("lm_head",)},
-            "'lm_head', whose weight another module uses too",
-        ),
-        (
-            bare_llama,
-            {"init_lora_weights": "pissa", "target_modules": ("embed_tokens",)},
-            "got 'model.embed_tokens' of type Embedding",
-        ),
+        (gpt2, "olora", "c_proj", r"Conv1D .*\(8, 8\)"),
+        (gpt2, "pissa", "lm_head", "'lm_head', whose weight another module uses too"),
+        (bare_llama, "pissa", "embed_tokens", "got 'model.embed_tokens' of type Embedding"),
     ],
 )
-def test_a_layer_that_cannot_give_a_part_away_is_refused(base, lora, told):
+def test_a_layer_that_cannot_give_a_part_away_is_refused(base, start, target, told):
     with pytest.raises(ConfigError, match=told):
-        prepare(base(), job(**lora), 10)
-
-
-ROWS = 24
+        begun(base(), start, [target])
 
 
 def trainer(rows, batch=4):
-    """Return what EVA looks at of a Trainer."""
-
-    def collate(chosen):
-        return {key: torch.stack([row[key] for row in chosen]) for key in chosen[0]}
-
+    """Return the part of a Trainer that EVA reads."""
     return SimpleNamespace(
         train_dataset=rows,
         args=SimpleNamespace(train_batch_size=batch),
         sampler=SequentialSampler(rows),
-        data_collator=collate,
+        data_collator=default_data_collator,
     )
 
 
-def rows(*, padding=0, count=ROWS):
-    generator = torch.Generator().manual_seed(5)
-    found = []
-    for _ in range(count):
-        tokens = torch.randint(1, 20, (6,), generator=generator)
-        row = torch.cat([tokens, torch.zeros(padding, dtype=torch.long)])
-        mask = (torch.arange(6 + padding) < 6).long()
-        found.append({"input_ids": row, "attention_mask": mask, "labels": torch.tensor(0)})
-    return found
+def rows(*, padding=0, count=24, label=0):
+    tokens = torch.randint(1, 20, (count, 6), generator=torch.Generator().manual_seed(5))
+    return [
+        {"input_ids": row, "attention_mask": row.sign(), "labels": torch.tensor(label)}
+        for row in torch.nn.functional.pad(tokens, (0, padding))
+    ]
 
 
 def factors(model):
@@ -139,13 +111,13 @@ def factors(model):
 
 
 def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs():
-    model = prepare(bert(), bert_job("lora"), 100).model
+    model = prepared("lora").model
     seen = []
     query = model.get_base_model().bert.encoder.layer[0].attention.self.query
     given = rows()
-    begin_with_eva(trainer(given, batch=ROWS), model)
+    begin_with_eva(trainer(given, batch=24), model)
     query.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
-    batch = trainer(given).data_collator(given)
+    batch = default_data_collator(given)
     model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     inputs = seen[0].flatten(0, 1)
     directions = torch.linalg.svd(inputs - inputs.mean(0), full_matrices=False)[2][:2]
@@ -155,7 +127,7 @@ def test_lora_a_spans_the_first_principal_directions_of_a_layers_inputs():
 
 
 def test_only_lora_a_changes_and_no_random_number_is_drawn():
-    model = prepare(bert(), bert_job("lora"), 100).model
+    model = prepared("lora").model
     before, state = factors(model), torch.random.get_rng_state()
     held = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
     model.train()
@@ -172,9 +144,8 @@ def test_only_lora_a_changes_and_no_random_number_is_drawn():
 def test_neither_labels_nor_padding_matter():
     found = []
     for padding, label in ((0, 0), (3, 1)):
-        model = prepare(bert(), bert_job("lora"), 100).model
-        given = [row | {"labels": torch.tensor(label)} for row in rows(padding=padding)]
-        begin_with_eva(trainer(given), model)
+        model = prepared("lora").model
+        begin_with_eva(trainer(rows(padding=padding, label=label)), model)
         found.append({n: t for n, t in factors(model).items() if "lora_A" in n})
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], atol=1e-4, rtol=0)
@@ -182,7 +153,7 @@ def test_neither_labels_nor_padding_matter():
 
 def test_inputs_that_never_fill_the_rank_are_refused(capsys, monkeypatch):
     monkeypatch.setattr("dynlora.train.methods.starts.PATIENCE", 1)
-    model = prepare(bert(), bert_job("lora"), 100).model
+    model = prepared("lora").model
     with pytest.raises(ConfigError, match=r"lora.r=2 directions .* settle in 100 batches"):
         begin_with_eva(trainer(rows(count=4), batch=1), model)  # one row a batch for the pooler
     assert capsys.readouterr().out == "", "PEFT prints; the result of a verb stands there"
