@@ -16,6 +16,7 @@ from dynlora.train.config_file import make_job, plain_values, read_job, write_co
 from tests.jobs import MINIMAL, minimal_job, parse_job
 
 TRACKERS = "tensorboard, wandb, trackio"
+WHOLE = yaml.safe_dump(MINIMAL)
 
 
 @pytest.fixture
@@ -72,22 +73,18 @@ def test_options_win_over_the_file_and_keep_their_types(write):
     )  # fmt: skip
     assert config.lora == LoraSettings(r=6, target_modules=("query", "value"))
     assert config.dynamic == DynamicLoraConfig(events=9, pinned=("bert.pooler*",))
-    assert config.training.learning_rate == 2e-4
-    assert config.training.bf16 is True
-    assert config.training.save_total_limit is None
-    assert config.training.eval == "no"
-    assert config.data.text_pair == "other"
-    assert config.data.separator == "null"
-    assert config.overwrite is True
-    assert config.method == "dynamic"
+    training = config.training
+    assert (training.learning_rate, training.bf16, training.eval) == (2e-4, True, "no")
+    assert training.save_total_limit is None
+    assert (config.data.text_pair, config.data.separator) == ("other", "null")
+    assert (config.overwrite, config.method) == (True, "dynamic")
 
 
 def test_quoted_values_of_a_file_are_read_as_their_keys_need(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(
-        yaml.safe_dump(MINIMAL)
-        + "training: {learning_rate: 1e-4, bf16: 'yes', eval: 'no', max_steps: 'null'}\n"
-        + "lora: {r: '6', lora_alpha: '0.5', target_modules: '[a, b]'}\n"
+        WHOLE + "training: {learning_rate: 1e-4, bf16: 'yes', eval: 'no', max_steps: 'null'}\n"
+        "lora: {r: '6', lora_alpha: '0.5', target_modules: '[a, b]'}\n"
     )
     config = read_job(path)
     assert config.training.learning_rate == 1e-4  # a text in YAML 1.1
@@ -168,12 +165,9 @@ def test_a_wrong_value_is_named_with_key_requirement_and_place(write, key, value
         ("just words", "must contain keys and values, but got {path}"),
         ("[" * 1000, "must be a YAML file, but got {path}: it nests deeper than 64 levels"),
         ("method: lora", "`output` must be given, but got nothing ({path}). Add it, or use --out"),
-        ("output: o\nmodel: {name: m}\ndata: {name: d}\ntraining: {eval: no}", "'no' in quotes"),
-        ("output: o\nmodel: {name: m}\ndata: {name: d}\nlora: {lora_alpha: 1e999}", "`lora.lora_"),
-        (
-            "output: o\nmodel: {name: m}\ndata: {name: d}\ndynamic: {last_event: 0.01}",
-            "`dynamic.last_event` must be ",
-        ),
+        (f"{WHOLE}training: {{eval: no}}", "'no' in quotes"),
+        (f"{WHOLE}lora: {{lora_alpha: 1e999}}", "`lora.lora_alpha` must be "),
+        (f"{WHOLE}dynamic: {{last_event: 0.01}}", "`dynamic.last_event` must be "),
     ],
 )
 def test_a_faulty_file_is_explained(tmp_path, content, told):

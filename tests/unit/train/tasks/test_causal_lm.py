@@ -42,28 +42,29 @@ def words(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(ids))
 
 
-@pytest.mark.parametrize(
-    ("form", "whole", "learned"),
-    [
-        ("text", "{ask}\n{tell}<eos>", None),
-        ("pairs", "{ask}\n{tell}<eos>", "{tell}<eos>"),
-        ("as_chat", "<turn>user\n{ask}<end>\n<turn>assistant\n{tell}<end>\n", "{tell}<end>\n"),
-        ("messages", "<turn>user\n{ask}<end>\n<turn>assistant\n{tell}<end>\n", "{tell}<end>\n"),
-    ],
-)
+TURNS = "<turn>user\n{ask}<end>\n<turn>assistant\n", "{tell}<end>\n"
+PARTS = {
+    "text": ("", "{ask}\n{tell}<eos>"),
+    "pairs": ("{ask}\n", "{tell}<eos>"),
+    "as_chat": TURNS,
+    "messages": TURNS,
+}
+"""By format, the part of a row that is known and the part that is learned."""
+
+
 @pytest.mark.parametrize("only", [True, False])
-def test_each_format_gives_its_text_and_learns_its_part(tokenizer, form, whole, learned, only):
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_gives_its_text_and_learns_its_part(tokenizer, form, only):
     split = read(ROWS, tokenizer, **FORMATS[form], completion_only=only)
-    assert split.num_labels is None
-    assert split.cut == 0
+    assert (split.num_labels, split.cut) == (None, 0)
+    known, learned = PARTS[form]
     for row, given in zip(split.inputs, ROWS, strict=True):
-        text = whole.format(**given)
-        assert words(tokenizer, row["input_ids"]) == text
+        assert words(tokenizer, row["input_ids"]) == (known + learned).format(**given)
         kept = [token for token in row["labels"] if token != -100]
-        if learned is None or not only:
-            assert kept == row["input_ids"][1:]
-        else:
+        if known and only:
             assert words(tokenizer, kept) == learned.format(**given)
+        else:
+            assert kept == row["input_ids"][1:]
         assert row["labels"][-len(kept) :] == kept
 
 
@@ -104,13 +105,8 @@ def test_predictions_go_on_from_what_comes_before_the_completion(
     predictor = Predictor(model=model, processor=tokenizer, batch_size=1)
     given = config(**FORMATS[form], max_new_tokens=3)
     predicted = list(CAUSAL_LM.predict(predictor, split_of(**columns(ROWS[:3])), given))
-    expected = {
-        "text": "{text}",
-        "pairs": "{ask}\n",
-        "as_chat": "<turn>user\n{ask}<end>\n<turn>assistant\n",
-        "messages": "<turn>user\n{ask}<end>\n<turn>assistant\n",
-    }
-    assert seen == [expected[form].format(**row) for row in ROWS[:3]]
+    known = PARTS[form][0] or "{text}"
+    assert seen == [known.format(**row) for row in ROWS[:3]]
     assert [[*map(type, row.values())] for row in predicted] == [[str]] * 3
 
 
