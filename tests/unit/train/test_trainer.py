@@ -65,7 +65,7 @@ def test_rows_are_as_long_as_their_tokens_and_images_all_alike():
 @pytest.mark.parametrize(
     ("batch", "accumulation", "epochs"), [(1, 1, 0.5), (8, 3, 1.0), (1, 3, 2.5), (8, 1, 2.5)]
 )
-def test_steps_are_counted_as_the_trainer_counts_them(parts, batch, accumulation, epochs):
+def test_steps_are_counted_as_the_trainer_counts_them(tmp_path, batch, accumulation, epochs):
     config = TrainingConfig(
         batch_size=batch, gradient_accumulation=accumulation, epochs=epochs, bf16=False, eval="no"
     )
@@ -79,7 +79,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(parts, batch, accumulation
     assert total_steps(1000, replace(config, max_steps=3)) == 3
 
 
-def test_the_trainers_arguments_are_those_of_the_configuration(parts, tmp_path):
+def test_the_trainers_arguments_are_those_of_the_configuration(tmp_path):
     config = TrainingConfig(
         epochs=2, batch_size=3, learning_rate=0.25, weight_decay=0.5, warmup_ratio=0.125,
         schedule="constant", max_grad_norm=0, bf16=False, eval="steps", eval_steps=7, save="no",
@@ -100,7 +100,7 @@ def test_the_trainers_arguments_are_those_of_the_configuration(parts, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(parts):
+def test_of_a_model_that_says_more_than_logits_these_alone_are_measured(tmp_path):
     class Talkative(torch.nn.Module):
         def __init__(self):
             super().__init__()

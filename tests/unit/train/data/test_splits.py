@@ -9,6 +9,7 @@ from dynlora.train.config import DataConfig
 from dynlora.train.data.selected import find_rows
 from dynlora.train.data.splits import load_splits
 from tests.jobs import write_rows
+from tests.language import write_two_splits
 
 ROWS = [{"text": f"number {n}", "label": n % 2} for n in range(20)]
 
@@ -69,8 +70,7 @@ def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_tra
 
 
 def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path):
-    for name in ("train", "validation"):
-        write_rows(tmp_path / f"{name}.jsonl", ROWS)
+    write_two_splits(tmp_path, ROWS)
     train, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=7))
     assert train.table.num_rows == 7
     assert list(train.rows) == sorted(train.rows)

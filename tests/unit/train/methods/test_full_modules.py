@@ -44,8 +44,6 @@ CLIP = CLIPConfig(
     text_config=SMALL | {"projection_dim": 8},
     vision_config=VISION | {"intermediate_size": 32, "image_size": 16, "patch_size": 8},
 )
-
-
 GPT2 = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
 RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
 
