@@ -18,7 +18,6 @@ class Seen(HTMLParser):
         assert self.open == []
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
-        """Return the attributes of each element of a kind."""
         return [attributes for found, attributes in self.tags if found == tag]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from dynlora.types import Event
+from tests.jobs import write_rows
 from tests.unit.events import make_event
 
 KINDS = ("attention.self.query", "attention.self.value", "output.dense")
@@ -56,7 +57,6 @@ def run_values(**changes: Any) -> dict[str, Any]:
 
 
 def config_values(**changes: Any) -> dict[str, Any]:
-    """Return what `config.yaml` holds, with some sections replaced."""
     return {
         "output": "runs/it",
         "method": "dynamic",
@@ -90,15 +90,9 @@ def write_run(
     if events and values["status"] == "finished":
         last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
         values.setdefault("final_ranks", last)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "metrics.jsonl", metrics)
     (folder / "run.json").write_text(json.dumps(values))
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config or config_values())))
-    write_json_lines(folder / "metrics.jsonl", metrics)
     if events:
-        write_json_lines(folder / "ranks.jsonl", [event.to_dict() for event in events])
+        write_rows(folder / "ranks.jsonl", [event.to_dict() for event in events])
     return folder
-
-
-def write_json_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -62,7 +62,6 @@ def test_a_doubled_rank_is_as_strong_as_a_halved_one_within_limits() -> None:
 
 
 def contrast(*colours: np.ndarray) -> float:
-    """Return WCAG's contrast ratio of two colours."""
     linear = [np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in colours]
     low, high = sorted(float(c @ (0.2126, 0.7152, 0.0722)) for c in linear)
     return (high + 0.05) / (low + 0.05)

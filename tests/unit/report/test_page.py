@@ -34,7 +34,6 @@ def drawings(html: str) -> list[ET.Element]:
 
 
 def cells(seen: Seen) -> dict[str, int]:
-    """Return the rank per layer in the section of layers."""
     titles = [a["title"] or "" for a in seen.named("span") if "title" in a]
     found = [re.fullmatch(r"(\S+): rank (\d+)(?:, \d+ at the start)?", title) for title in titles]
     return {match[1]: int(match[2]) for match in found if match}

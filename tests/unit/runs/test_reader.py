@@ -37,7 +37,6 @@ def test_ranks_of_a_run_without_event_are_those_it_ended_with(tmp_path: Path) ->
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Return the folder of a run with `method: lora` and an empty folder for its adapter."""
     root = write_run(tmp_path / "run", run=run_values(method="lora", final_ranks={}))
     (root / "adapter").mkdir()
     return root
