@@ -1,5 +1,6 @@
 """Adapters saved by stock PEFT, with weights drawn at random, for tests of what reads them."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -92,6 +93,17 @@ def save_adapter(folder: Path, case: str, **settings: object) -> PeftModel:
     return model
 
 
+def change_config(folder: Path, **values: object) -> None:
+    """Change keys of a saved adapter's configuration."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def assert_close(made: torch.Tensor, given: torch.Tensor) -> None:
+    """Assert that outputs are equal to within 1e-6 of the largest."""
+    torch.testing.assert_close(made, given, rtol=0, atol=1e-6 * float(given.abs().max()))
+
+
 def load_adapter(folder: Path, case: str) -> PeftModel:
     """Load an adapter of a case with PEFT, on a fresh base model."""
     return PeftModel.from_pretrained(CASES[case][0](), folder).eval()
@@ -112,7 +124,10 @@ def save_classifier_adapter(
     model = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=labels, ignore_mismatched_sizes=True
     )
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value", "dense"]} | lora
-    made = randomised(get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **settings)))
+    settings = {
+        "r": 4, "lora_alpha": 8, "target_modules": ["query", "value", "dense"],
+        "task_type": "SEQ_CLS",
+    }  # fmt: skip
+    made = randomised(get_peft_model(model, LoraConfig(**settings | lora)))
     made.save_pretrained(folder)
     return made

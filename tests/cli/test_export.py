@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from dynlora.cli.main import main
 from tests.adapters import (
+    assert_close,
+    change_config,
     load_adapter,
     outputs,
     randomised,
@@ -22,7 +24,6 @@ from tests.models import bare_llama
 
 @pytest.fixture
 def error(refused):
-    """Return a runner that must fail and write nothing; it returns the error's line."""
     return lambda output, *arguments: refused("export", *arguments, "--output", output)
 
 
@@ -37,15 +38,11 @@ def classify(model):
     return model.eval()(input_ids=tokens).logits
 
 
-def close(made, given):
-    torch.testing.assert_close(made, given, rtol=0, atol=1e-6 * float(given.abs().max()))
-
-
 def test_uniform_keeps_the_function_at_the_requested_rank(tmp_path, said):
     given = outputs(save_adapter(tmp_path / "given", "rslora"))
     options = ("--format", "uniform", "--rank", 9, "--output", tmp_path / "made")
     rows = said("export", tmp_path / "given", *options)["layers"]
-    close(outputs(load_adapter(tmp_path / "made", "rslora")), given)
+    assert_close(outputs(load_adapter(tmp_path / "made", "rslora")), given)
     assert {(row["rank"], row["energy_kept"]) for row in rows} == {(9, 1.0)}
 
 
@@ -73,7 +70,7 @@ def test_a_merged_classifier_is_a_plain_model_with_the_adapters_head(model, tmp_
     made = export(tmp_path / "adapter", tmp_path / "made", "--format", "merged")
     merged = AutoModelForSequenceClassification.from_pretrained(made)
     assert merged.config.num_labels == 5
-    close(classify(merged), given)
+    assert_close(classify(merged), given)
     assert not list(made.glob("adapter*"))
     words = "red round cat"
     assert AutoTokenizer.from_pretrained(made)(words) == AutoTokenizer.from_pretrained(model)(words)
@@ -94,13 +91,11 @@ def test_a_merged_embedding_changes_the_input_alone(tied, tmp_path):
     given = outputs(made)
     made.save_pretrained(tmp_path / "adapter")
     merged = export(tmp_path / "adapter", tmp_path / "made", "--format", "merged")
-    close(outputs(AutoModelForCausalLM.from_pretrained(merged).eval()), given)
+    assert_close(outputs(AutoModelForCausalLM.from_pretrained(merged).eval()), given)
 
 
 def test_the_command_line_decides_on_the_base_model(model, adapter, tmp_path, error):
-    config = adapter / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {
-        "base_model_name_or_path": "someone/somewhere"}))  # fmt: skip
+    change_config(adapter, base_model_name_or_path="someone/somewhere")
     options = (adapter, "--format", "merged")
     save_model(tmp_path / "other", hidden=24)
     bare_llama().save_pretrained(tmp_path / "llama")
@@ -112,10 +107,8 @@ def test_the_command_line_decides_on_the_base_model(model, adapter, tmp_path, er
         base = [word for name in given for word in ("--model", tmp_path / name)]
         assert missing(error(tmp_path / "made", *options, *base), told) == []
     made = export(adapter, tmp_path / "made", "--format", "merged", "--model", model)
-    loaded = PeftModel.from_pretrained(
-        AutoModelForSequenceClassification.from_pretrained(model), adapter
-    )
-    close(classify(AutoModelForSequenceClassification.from_pretrained(made)), classify(loaded))
+    base, merged = map(AutoModelForSequenceClassification.from_pretrained, (model, made))
+    assert_close(classify(merged), classify(PeftModel.from_pretrained(base, adapter)))
 
 
 @pytest.mark.parametrize(

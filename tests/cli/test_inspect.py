@@ -1,6 +1,5 @@
 """`dynlora inspect`: the figures of any LoRA adapter, or one line on the fault of a broken one."""
 
-import json
 import math
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dynlora.cli.main import main
-from tests.adapters import save_adapter
+from tests.adapters import change_config, save_adapter
 from tests.jobs import missing
 
 WEIGHTS = "adapter_model.safetensors"
@@ -18,12 +17,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 def configure(**values):
     """Return a function that changes an adapter's configuration."""
-
-    def change(folder):
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
+    return lambda folder: change_config(folder, **values)
 
 
 def test_figures_equal_those_of_the_dense_updates(tmp_path, said):
@@ -54,7 +48,7 @@ def test_figures_equal_those_of_the_dense_updates(tmp_path, said):
 
 
 def test_the_table_names_layers_and_base_model_without_reading_markup(adapter, capsys):
-    configure(base_model_name_or_path="[bold]x[/bold]")(adapter)
+    change_config(adapter, base_model_name_or_path="[bold]x[/bold]")
     assert main(["inspect", str(adapter)]) == 0
     table = capsys.readouterr().out
     told = "bert.encoder.layer.0.attention.self.query | 16 x 16 | base model: [bold]x[/bold]"

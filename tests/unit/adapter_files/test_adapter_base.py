@@ -28,7 +28,7 @@ from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
 from dynlora.adapter_files.base_models import load_weights, position_limit, within
 from dynlora.adapter_files.merge import merge_adapter
 from dynlora.errors import AdapterError
-from tests.adapters import randomised
+from tests.adapters import change_config, randomised
 from tests.gguf_files import save_bogus_gguf, save_gguf
 from tests.models import bare_llama
 from tests.pictures import SIDE, save_vit
@@ -46,8 +46,7 @@ TOKENS = ["<|endoftext|>", "<s>", "<pad>", *"abcdefghijkl", "ab"]
 
 
 def configure(folder, **values):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    change_config(folder, **values)
     return read_adapter(folder)
 
 
