@@ -15,19 +15,16 @@ from tests.jobs import job_values, snapshot, write_data, write_job
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Return a folder with 48 training and 16 validation rows."""
     return write_data(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture
 def output(tmp_path):
-    """Return the output folder of `job`; it is not there yet."""
     return tmp_path / "run"
 
 
 @pytest.fixture
 def job(tmp_path, model, data, output):
-    """Return the configuration file of a job of 12 steps."""
     return write_job(tmp_path / "job.yaml", job_values(model, data, output))
 
 
@@ -104,5 +101,4 @@ def finished(finished_by):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """Return a copy of that run, which a test may change."""
     return shutil.copytree(finished, tmp_path / "copy")

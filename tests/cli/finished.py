@@ -16,11 +16,17 @@ from dynlora.train.progress import ProgressBar
 from tests.jobs import job_values, write_job
 
 
-def finish(folder, model, data, *options, **values):
-    """Train a job to its end and return its folder."""
-    config = write_job(folder / "job.yaml", job_values(model, data, folder / "run") | values)
+def run_job(folder, values, *options):
+    """Train a job that writes to `folder/run`, and return that folder."""
+    folder.mkdir(exist_ok=True)
+    config = write_job(folder / "job.yaml", values)
     assert main(["train", str(config), "--quiet", *map(str, options)]) == 0
     return folder / "run"
+
+
+def finish(folder, model, data, *options):
+    """Train a classifier's job of 12 steps, and return its folder."""
+    return run_job(folder, job_values(model, data, folder / "run"), *options)
 
 
 def stock_model(run, model):
@@ -52,22 +58,18 @@ def loss_on(data, loaded, model):
 
 
 def read_json(path):
-    """Return a JSON file's content."""
     return json.loads(path.read_text())
 
 
 def read_lines(path):
-    """Return the rows of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def facts(run):
-    """Return the content of `run.json`."""
     return read_json(run / "run.json")
 
 
 def weights(run):
-    """Return the tensors that a run saved."""
     full = run / "model" / "model.safetensors"
     return load_file(full if full.exists() else run / "adapter" / "adapter_model.safetensors")
 

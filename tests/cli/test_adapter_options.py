@@ -1,48 +1,36 @@
 """Continuing from an adapter, LoRA+, saved modules, presets and metrics of `dynlora train`."""
 
-import json
 import shutil
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from dynlora import DynamicLoraConfig
-from dynlora.cli.main import main
 from dynlora.train.config_file import read_job
+from tests.adapters import change_config, save_classifier_adapter
 from tests.cli.finished import (
     assert_last_steps_resume_exactly,
     assert_same_weights,
     facts,
     read_json,
     read_lines,
+    run_job,
     weights,
 )
-from tests.jobs import job_values, missing, save_model, write_job
+from tests.jobs import job_values, missing, save_model
 
 FILE = "adapter_model.safetensors"
 
 
-def foreign_adapter(model, folder, **lora):
+def foreign_adapter(model, folder, *, labels=2, **lora):
     """Save an adapter of uneven ranks that PEFT made and something else trained."""
-    torch.manual_seed(3)
-    settings = {
-        "r": 2,
-        "lora_alpha": 6,
-        "use_rslora": True,
-        "target_modules": ["query", "value", "dense"],
-        "rank_pattern": {"bert.encoder.layer.0.attention.self.query": 5, ".*1.*value": 3},
-        "task_type": "SEQ_CLS",
-    } | lora
-    base = BertForSequenceClassification.from_pretrained(model)
-    peft_model = get_peft_model(base, LoraConfig(**settings))
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    peft_model.save_pretrained(folder)
+    patterns = {"bert.encoder.layer.0.attention.self.query": 5, ".*1.*value": 3}
+    settings = {"r": 2, "lora_alpha": 6, "use_rslora": True, "rank_pattern": patterns}
+    save_classifier_adapter(folder, model, labels=labels, **settings | lora)
     return folder
 
 
@@ -54,16 +42,6 @@ def foreign(model, tmp_path):
 def ranks_in(folder):
     tensors = load_file(folder / FILE)
     return {name: len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
-
-
-def rank_costs(folder):
-    """Return the parameters of one rank per layer."""
-    tensors = load_file(folder / FILE)
-    return {
-        name: tensor.shape[1] + len(tensors[name.replace("lora_A", "lora_B")])
-        for name, tensor in tensors.items()
-        if "lora_A" in name
-    }
 
 
 @pytest.mark.parametrize(("method", "r"), [("dynamic", 1), ("lora", 6)])
@@ -83,10 +61,8 @@ def test_a_job_goes_on_from_an_adapter_with_its_ranks_and_settings(
     assert ranks_in(output / "adapter") == ranks_in(foreign)
     if method == "dynamic":
         # Chance would explain the scores of so few steps, so they count as missing.
-        events = read_lines(output / "ranks.jsonl")
-        assert len(events) == 3
-        layers = [layer for event in events for layer in event["layers"].values()]
-        assert {layer["score"] for layer in layers} == {None}
+        events = [event["layers"].values() for event in read_lines(output / "ranks.jsonl")]
+        assert [{layer["score"] for layer in layers} for layers in events] == [{None}] * 3
 
 
 @pytest.mark.usefixtures("moving")
@@ -96,7 +72,12 @@ def test_a_larger_r_grows_the_budget_of_the_adapter_and_ranks_move_within_it(
     options = ("--lora.start_from", foreign, "--lora.r", 6, "--dynamic.shrink_tolerance", 1)
     assert train(*options) == 0
     assert "lora.r=6 is above the r=2 of the adapter in lora.start_from" in capsys.readouterr().err
-    events, costs = read_lines(output / "ranks.jsonl"), rank_costs(foreign)
+    events, tensors = read_lines(output / "ranks.jsonl"), load_file(foreign / FILE)
+    costs = {
+        name: tensor.shape[1] + len(tensors[name.replace("lora_A", "lora_B")])
+        for name, tensor in tensors.items()
+        if "lora_A" in name
+    }
     begins = {name: layer["rank_before"] for name, layer in events[0]["layers"].items()}
     assert begins["bert.encoder.layer.0.attention.self.query"] == 5
     assert begins["bert.encoder.layer.1.attention.self.value"] == 3
@@ -143,7 +124,8 @@ def put_nan(folder):
     ids=["missing", "another model", "other labels", "no head", "DoRA", "truncated", "NaN"],
 )
 def test_an_adapter_to_continue_must_fit_and_be_whole(error, tmp_path, base, lora, spoil, told):
-    folder = foreign_adapter(save_model(tmp_path / "base", **base), tmp_path / "foreign", **lora)
+    model = save_model(tmp_path / "base", **base)
+    folder = foreign_adapter(model, tmp_path / "foreign", labels=base.get("labels", 2), **lora)
     if spoil is not None:
         spoil(folder)
     assert missing(error("--lora.start_from", folder), told) == []
@@ -152,43 +134,31 @@ def test_an_adapter_to_continue_must_fit_and_be_whole(error, tmp_path, base, lor
 def test_an_adapter_that_was_of_another_task_and_fits_goes_on_as_one_of_this(
     train, output, foreign
 ):
-    config = read_json(foreign / "adapter_config.json") | {"task_type": "CAUSAL_LM"}
-    (foreign / "adapter_config.json").write_text(json.dumps(config))
+    change_config(foreign, task_type="CAUSAL_LM")
     assert train("--lora.start_from", foreign, "--training.max_steps", 1) == 0
     assert read_json(output / "adapter" / "adapter_config.json")["task_type"] == "SEQ_CLS"
     assert any("classifier" in name for name in weights(output))
 
 
+@pytest.mark.parametrize("method", ["adalora", "full"])
 @pytest.mark.parametrize(
-    ("method", "key", "value"),
-    [
-        ("adalora", "lora.start_from", "somewhere"),
-        ("full", "lora.start_from", "somewhere"),
-        ("adalora", "training.loraplus_lr_ratio", 16),
-        ("full", "training.loraplus_lr_ratio", 16),
-    ],
+    ("key", "value"), [("lora.start_from", "somewhere"), ("training.loraplus_lr_ratio", 16)]
 )
 def test_what_only_lora_can_do_is_refused_elsewhere(error, method, key, value):
     message = error("--method", method, f"--{key}", value)
     assert missing(message, key, f"null with `method: {method}`") == []
 
 
-@pytest.mark.parametrize("method", ["lora", "dynamic"])
 @pytest.mark.usefixtures("moving")
-def test_loraplus_trains_lora_b_at_its_own_rate(train, output, tmp_path, finished_by, method):
+def test_loraplus_trains_lora_b_at_its_own_rate(train, output, tmp_path, finished):
     """A ratio of 1 is the Trainer's own optimizer, also in its roundings."""
-    assert train("--method", method, "--training.loraplus_lr_ratio", 16) == 0
+    assert train("--training.loraplus_lr_ratio", 16) == 0
     state = torch.load(output / "checkpoints" / "checkpoint-12" / "optimizer.pt", weights_only=True)
     assert {1e-2, 16e-2} <= {group["initial_lr"] for group in state["param_groups"]}
     equal = tmp_path / "equal"
-    assert train("--output", equal, "--method", method, "--training.loraplus_lr_ratio", 1) == 0
-    assert_same_weights(equal, finished_by(method))
+    assert train("--output", equal, "--training.loraplus_lr_ratio", 1) == 0
+    assert_same_weights(equal, finished)
     assert facts(output)["metrics_after"]["loss"] != facts(equal)["metrics_after"]["loss"]
-
-
-def test_early_stopping_needs_evaluations(error):
-    message = error("--training.early_stopping_patience", 2, "--training.eval", "no")
-    assert missing(message, "`training.eval`", "early_stopping_patience") == []
 
 
 def test_modules_to_save_are_saved_and_rslora_is_recorded(train, output, model):
@@ -218,8 +188,7 @@ def test_the_papers_preset_is_written_out_and_moves_weights_and_ranks_to_the_end
     tmp_path, model, data, output
 ):
     values = job_values(model, data, output) | {"dynamic": {"preset": "paper", "events": 6}}
-    job = write_job(tmp_path / "paper.yaml", values)
-    assert main(["train", str(job), "--dynamic.shrink_tolerance", "1"]) == 0
+    run_job(tmp_path, values, "--dynamic.shrink_tolerance", 1)
     expected = DynamicLoraConfig.from_preset("paper", events=6, shrink_tolerance=1)
     written = yaml.safe_load((output / "config.yaml").read_text())
     assert written["dynamic"].keys() == set(expected.__slots__)

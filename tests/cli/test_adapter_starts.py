@@ -2,7 +2,6 @@
 
 import pytest
 
-from dynlora.cli.main import main
 from tests.cli.finished import (
     assert_last_steps_resume_exactly,
     assert_same_weights,
@@ -11,12 +10,11 @@ from tests.cli.finished import (
     loss_on,
     read_json,
     read_lines,
+    run_job,
     stock_model,
     weights,
 )
-from tests.jobs import job_values, write_job
 from tests.language import language_job, save_language_model, write_pairs
-from tests.pictures import save_class_folders, save_vit
 
 STARTS = ("gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_4")
 DOUBLED = {"olora", "pissa", "pissa_niter_4"}
@@ -83,26 +81,15 @@ def test_dora_trains_saves_reloads_and_resumes_with_its_lengths_counted(
     assert_last_steps_resume_exactly(output)
 
 
-@pytest.mark.usefixtures("moving")
-def test_ranks_move_after_another_start_too(train, output, model, data):
-    assert train("--lora.init_lora_weights", "eva", "--dynamic.shrink_tolerance", 1) == 0
-    run = facts(output)
-    assert len(set(run["final_ranks"].values())) > 1
-    assert run["parameters"]["peak"] <= run["budget"] == 2 * LAYERS
-    found = loss_on(data, stock_model(output, model), model)
-    assert found == pytest.approx(run["metrics_after"]["loss"], abs=1e-5)
-
-
 def test_lora_and_dynamic_begin_alike_with_eva(tmp_path, model, data):
     options = (
-        "--lora.init_lora_weights=eva", "--training.epochs=1", "--dynamic.importance=uniform",
+        "--lora.init_lora_weights=eva", "--training.max_steps=1", "--dynamic.importance=uniform",
         "--dynamic.layer_weights=false", "--dynamic.fused=false",
     )  # fmt: skip
-    found = []
-    for method in ("lora", "dynamic"):
-        (tmp_path / method).mkdir()
-        found.append(finish(tmp_path / method, model, data, *options, f"--method={method}"))
-    assert_same_weights(*found)
+    assert_same_weights(*(
+        finish(tmp_path / method, model, data, *options, f"--method={method}")
+        for method in ("lora", "dynamic")
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -143,19 +130,8 @@ def test_a_saved_adapter_of_a_language_model_is_as_good_as_what_was_trained(
 ):
     llama = save_language_model(tmp_path / "llama")
     values = language_job(llama, write_pairs(tmp_path / "pairs"), output) | {"method": "lora"}
-    values["lora"] = values["lora"] | lora
-    assert main(["train", str(write_job(tmp_path / "text.yaml", values))]) == 0
+    values["lora"] |= lora
+    run_job(tmp_path, values)
     after = facts(output)["metrics_after"]["loss"]
     assert after < facts(output)["metrics_before"]["loss"]
     assert said("eval", output)["metrics"]["loss"] == pytest.approx(after, abs=1e-5)
-
-
-def test_eva_knows_images_too(tmp_path, output):
-    for split, count in (("train", 24), ("validation", 8)):
-        save_class_folders(tmp_path / "pictures" / split, count)
-    values = job_values(save_vit(tmp_path / "vit"), tmp_path / "pictures", output)
-    values |= {"method": "lora", "task": "image_classification"}
-    values["lora"] |= {"init_lora_weights": "eva"}
-    values["training"] |= {"max_steps": 2}
-    assert main(["train", str(write_job(tmp_path / "image.yaml", values))]) == 0
-    assert facts(output)["adapter_start_seconds"] > 0

@@ -6,7 +6,6 @@ import shlex
 import shutil
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
 from dynlora.cli.main import main
@@ -28,12 +27,10 @@ TEXTS = ("output", "data.train_split", "training.resume")
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--lora.rank 8", "`lora.rank` on the command line | name is `lora.r`."),
         ("--resum none", "`resum` | nearest valid name is `training.resume`."),
         ("--data other.yaml", "`--data` | --data.text | --data.label"),
         ("--config other.yaml", "`config`"),
         ("--dry_run", "`--dry_run` | nearest is `--dry-run`"),
-        ("--method dynamc", "`method` | dynamic, lora, adalora, full | value is dynamic"),
         ("--lora.r 8.5", "`lora.r` must be a whole number >= 1, but got 8.5 (command line)."),
         ("extra", "unexpected extra argument (extra) | dynlora train [OPTIONS] CONFIG"),
         ("--output", "'--output' requires an argument"),
@@ -41,7 +38,10 @@ TEXTS = ("output", "data.train_split", "training.resume")
         ("--output ' '", "`output` must be the path of a folder, but got ' '"),
         ("--adalora.init_r 2", "`adalora.init_r` | lora.r=2 | got 2"),
         ("--model.path null", "`model.path` or `model.name` or `model.package` | none"),
-        ("--training.load_best_model_at_end true", "load_best_model_at_end | eval=epoch | save="),
+        (
+            "--training.early_stopping_patience 2 --training.eval no",
+            "`training.eval` | early_stopping_patience",
+        ),
         ("--dynamic.preset papers", "`dynamic.preset` | default, paper | got papers"),
         # 13 layers; one rank of all of them takes 480 parameters.
         ("--dynamic.min_rank 3", "960 | 1440 | [1440, 7680] | `min_rank`"),
@@ -50,7 +50,6 @@ TEXTS = ("output", "data.train_split", "training.resume")
         (f"--method adalora {KYE}", NO_KYE),
         ("--method lora --lora.target_modules [LayerNorm]", "[LayerNorm] | is not supported"),
         ("--data.text_pair othr", "`data.text_pair` names the column 'othr' | train.jsonl"),
-        ("--data.label lable", "the column 'lable' | its columns are text, other, label"),
         ("--data.validation_split dev", "one file named dev | train.jsonl, validation.jsonl"),
         ("--data.path /nowhere", "got /nowhere: no such path"),
         ("--model.path /nowhere", "/nowhere, which has no config.json"),
@@ -96,52 +95,26 @@ def test_columns_of_long_names_or_many_are_shown_in_part(error, tmp_path, header
     assert len(message) < 2000
 
 
-def with_value(column, value):
-    rows = make_rows(20)
-    rows[5] |= {column: value}
-    return rows
+def test_a_faulty_text_is_shown_with_its_row(error, tmp_path):
+    data, rows = write_data(tmp_path / "faulty"), make_rows(20)
+    rows[5]["other"] = None
+    file = write_rows(data / "validation.jsonl", rows)
+    told = f"'other' must hold a text | None in row 5 | validation split | {file}"
+    assert missing(error("--data.path", data, "--data.text_pair=other"), told) == []
 
 
 @pytest.mark.parametrize(
-    ("split", "rows", "options", "told"),
+    ("name", "content"),
     [
-        ("train", with_value("label", 7), "--data.num_labels=2", "[0, 1] | 7 in row 5"),
-        (
-            "validation",
-            with_value("other", None),
-            "--data.text_pair=other",
-            "'other' must hold a text | None in row 5 | validation split",
-        ),
-        (
-            "train",
-            [row | {"label": str(row["label"])} for row in make_rows(20)],
-            "--method=lora",
-            "whole number | 20 of 20 rows | '0' in row 0 | , ... | 0, 1, 2",
-        ),
+        ("train.csv", 'text,label\n"red cat,1\n'),
+        ("train.jsonl", '{"text": "red", "label": 1}\n{"text": "red" "label": 1}\n'),
+        ("train.parquet", "PAR1 not really"),
+        ("train.xlsx", "PK"),
     ],
 )
-def test_a_faulty_label_or_text_is_shown_with_its_row(error, tmp_path, split, rows, options, told):
-    data = write_data(tmp_path / "faulty", ending=".jsonl")
-    write_rows(data / f"{split}.jsonl", rows)
-    assert missing(error("--data.path", data, options), told, str(data / f"{split}.jsonl")) == []
-
-
-CELLS = b'text,label\nred cat,1\n,0\n"",0\n1984,1\n'
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("train.csv", b'text,label\n"red cat,1\n', ""),
-        ("train.csv", CELLS, "'text' must hold a text in every row, but 1 of | None in row 1"),
-        ("train.jsonl", b'{"text": "red", "label": 1}\n{"text": "red" "label": 1}\n', ""),
-        ("train.parquet", b"PAR1 not really", ""),
-        ("train.xlsx", b"PK", ".parquet, .csv, .jsonl"),
-    ],
-)
-def test_a_broken_file_is_named_with_the_reason(error, tmp_path, name, content, told):
-    (tmp_path / name).write_bytes(content)
-    assert missing(error("--data.path", tmp_path / name), name, told) == []
+def test_a_broken_file_is_named(error, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert name in error("--data.path", tmp_path / name)
 
 
 def without_tokenizer(folder):
@@ -204,20 +177,10 @@ def test_an_output_that_is_a_file_is_refused(error, tmp_path):
         assert f"{tmp_path / 'file'} is a file" in message
 
 
-def test_a_checkpoint_that_was_cut_short_or_is_away_from_its_run_is_refused(error, copy, tmp_path):
+def test_a_checkpoint_away_from_its_run_is_refused(error, copy, tmp_path):
     moved = shutil.copytree(copy / "checkpoints" / "checkpoint-10", tmp_path / "away" / "at" / "10")
     message = error("--training.resume", moved)
     assert f"{tmp_path / 'away' / 'config.yaml'} is missing" in message
-    checkpoint = copy / "checkpoints" / "checkpoint-10"
-    (checkpoint / "job.json").unlink()
-    message = error("--training.resume", checkpoint)
-    assert f"must be complete, got {checkpoint} without a readable job.json" in message
-
-
-def test_a_nul_in_a_file_is_refused_as_on_the_command_line(job, refused):
-    values = yaml.safe_load(job.read_text())
-    job.write_text(yaml.safe_dump(values | {"output": "a\0b"}))
-    assert "`output` must be a text without NUL, but got 'a\\x00b'" in refused("train", job)
 
 
 TOO_LONG = f"File name too long | {LONG[:40]}"
@@ -228,7 +191,6 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
     [
         ("trian", "'trian' | Did you mean 'train'?"),
         ("train", "Missing argument 'CONFIG'"),
-        ("plan", "Missing argument 'CONFIG'"),
         ("train --lora.r 8", "Missing argument 'CONFIG'"),
         ("train nowhere.yaml", "nowhere.yaml, which is not a file"),
         ("train ''", "'CONFIG' | must be a path, but got ''"),
@@ -243,11 +205,8 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         ("report", "Usage: dynlora report"),
         ("compare", "at least two runs, got 0: give another"),
         ("eval run --output ''", "must be a path, but got ''"),
-        ("predict run rows.jsonl --output ' '", "must be a path, but got ' '"),
-        ("compress adapter --budget 9 --output ''", "must be a path"),
         ("inspect ' '", "must be a path, but got ' '"),
         ("eval a\0b", "must be a path without NUL, but got 'a\\x00b'"),
-        ("predict run a\0b", "must be a path without NUL, but got 'a\\x00b'"),
         (f"train {LONG}", TOO_LONG),
         (f"eval '{TEXT}'", f"File name too long | {TEXT[:40]}"),
         (f"predict {LONG} rows.jsonl", TOO_LONG),

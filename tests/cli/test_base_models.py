@@ -69,7 +69,6 @@ def test_a_model_in_half_precision_is_evaluated_with_the_head_that_was_trained(
     assert {str(tensor.dtype) for tensor in saved.values()} == {"torch.float32"}
     after = facts(run)["metrics_after"]
     assert said("eval", run)["metrics"] == pytest.approx(after, abs=1e-6)
-    (tmp_path / "2").mkdir()
     again = finish(tmp_path / "2", model, data, *half, "--lora.start_from", run / "adapter")
     before = facts(again)["metrics_before"]
     assert before == pytest.approx(after, abs=1e-6), "it goes on from the very weights"

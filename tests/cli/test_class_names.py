@@ -8,20 +8,17 @@ import pytest
 from PIL import Image
 
 from dynlora.cli.main import main
-from tests.cli.finished import facts, read_json
-from tests.jobs import job_values, write_job, write_rows
+from tests.cli.finished import facts, read_json, run_job
+from tests.jobs import job_values, write_rows
 from tests.pictures import save_class_folders, save_vit
 
 NAMES = ("ants", "bees", "wasps")
 
 
 def train(root, data, folder, *options, steps=1):
-    """Train on images and return the folder of the run."""
     values = job_values(root / "vit", data, folder / "run") | {"task": "image_classification"}
     values["training"]["max_steps"] = steps
-    job = write_job(folder / "job.yaml", values)
-    assert main(["train", str(job), "--quiet", *options]) == 0
-    return folder / "run"
+    return run_job(folder, values, *options)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +41,6 @@ def part(root, tmp_path):
 
 
 def arrays(folder, files):
-    """Write images with and without classes as arrays, and return both files."""
     images = np.stack([np.asarray(Image.open(file)) for file in files])
     labels = np.array([NAMES.index(file.parent.name) for file in files], dtype=np.uint8)
     np.savez(folder / "without.npz", x=images)
@@ -116,7 +112,7 @@ def test_arrays_are_predicted_with_or_without_their_classes(root, tmp_path, said
 
 def test_images_come_as_arrays_and_as_paths_in_a_list_too(root, tmp_path):
     _, file = arrays(tmp_path, sorted((root / "data" / "train").rglob("*.jpg")))
-    run = train(root, file, tmp_path, "--data.validation_fraction=0.25", steps=12)
+    run = train(root, file, tmp_path, "--data.validation_fraction=0.25")
     assert facts(run)["rows"] == {"train": 9, "validation": 3}
     data = shutil.copytree(root / "data", tmp_path / "data")
     for split in ("train", "validation"):

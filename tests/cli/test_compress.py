@@ -18,13 +18,11 @@ from tests.pictures import save_vit
 
 @pytest.fixture
 def result(said):
-    """Return a runner of `dynlora compress --json`; it returns what was printed."""
     return lambda given, made, *options: said("compress", given, "--output", made, *options)
 
 
 @pytest.fixture
 def error(refused, adapter, tmp_path):
-    """Return a runner that must fail and write nothing; it returns the error's line."""
     return lambda *options: refused("compress", adapter, "--output", tmp_path / "made", *options)
 
 

@@ -21,14 +21,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Return a folder of rows whose letters are tokens."""
     rows = [{"text": word * 3} for word in ("abc", "cde", "fgh", "bad", "ace", "lad")] * 8
     return write_two_splits(tmp_path_factory.mktemp("letters"), rows)
 
 
 @pytest.fixture
 def job(tmp_path, model, data, output):
-    """Return the configuration file of a job of 12 steps."""
     values = language_job(model, data, output, "text")
     values["model"]["gguf_file"] = "tiny.gguf"
     return write_job(tmp_path / "job.yaml", values)

@@ -15,25 +15,17 @@ from dynlora.runs.checkpoints import SEAL, manifest_of
 
 CHECKPOINT = Path("checkpoints/checkpoint-10")
 READ = (
-    f"{CHECKPOINT}/adapter_model.safetensors",
-    f"{CHECKPOINT}/dynlora.json",
-    f"{CHECKPOINT}/dynlora.safetensors",
-    f"{CHECKPOINT}/job.json",
-    f"{CHECKPOINT}/optimizer.pt",
-    f"{CHECKPOINT}/rng_state.pth",
-    f"{CHECKPOINT}/scheduler.pt",
-    f"{CHECKPOINT}/trainer_state.json",
-    "config.yaml",
-    "run.json",
-    "metrics.jsonl",
-)
-NOT_READ = (
-    f"{CHECKPOINT}/adapter_config.json",
-    f"{CHECKPOINT}/training_args.bin",
-    f"{CHECKPOINT}/tokenizer.json",
-    f"{CHECKPOINT}/tokenizer_config.json",
-    "ranks.jsonl",
-)
+    *(
+        f"{CHECKPOINT}/{name}"
+        for name in (
+            "adapter_model.safetensors", "dynlora.json", "dynlora.safetensors", "job.json",
+            "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json",
+        )
+    ),
+    "config.yaml", "run.json", "metrics.jsonl",
+)  # fmt: skip
+NAMES = ("adapter_config.json", "training_args.bin", "tokenizer.json", "tokenizer_config.json")
+NOT_READ = (*(f"{CHECKPOINT}/{name}" for name in NAMES), "ranks.jsonl")
 """Files that a resumed run does not need, or writes again from the values in `dynlora.json`."""
 
 
@@ -68,7 +60,6 @@ def seal(checkpoint):
 
 @pytest.fixture
 def run(finished, output):
-    """Return a copy of a finished run at its own place."""
     return shutil.copytree(finished, output)
 
 

@@ -8,8 +8,8 @@ from torch import tensor
 from torch.nn.functional import cross_entropy
 
 from dynlora.cli.main import main
-from tests.cli.finished import facts, finish, read_json, stock_logits
-from tests.jobs import make_rows, missing, write_job, write_rows
+from tests.cli.finished import facts, finish, read_json, run_job, stock_logits
+from tests.jobs import make_rows, missing, write_rows
 from tests.language import language_job, make_pairs, save_language_model, write_pairs
 
 ON = (
@@ -23,18 +23,14 @@ FILE = "input_adaptive.json"
 
 @pytest.fixture(scope="module")
 def adaptive(tmp_path_factory, model, data):
-    """Return a finished run that was trained with input-adaptive ranks."""
     return finish(tmp_path_factory.mktemp("adaptive"), model, data, *ON)
 
 
 @pytest.fixture(scope="module")
 def writing(tmp_path_factory):
-    """Return a finished run of a language model that was trained with input-adaptive ranks."""
     folder = tmp_path_factory.mktemp("writing")
     model, data = save_language_model(folder / "model"), write_pairs(folder / "pairs")
-    config = write_job(folder / "job.yaml", language_job(model, data, folder / "run"))
-    assert main(["train", str(config), "--quiet", *ON]) == 0
-    return folder / "run"
+    return run_job(folder, language_job(model, data, folder / "run"), *ON)
 
 
 def test_eval_gives_the_numbers_of_the_run_and_with_it_off_those_of_stock_libraries(
@@ -80,14 +76,6 @@ def test_the_adapter_and_every_checkpoint_have_thresholds_and_resume_to_the_same
     for name in ("adapter_model.safetensors", FILE):
         path = Path("adapter") / name
         assert (resumed / path).read_bytes() == (adaptive / path).read_bytes()
-
-
-def test_the_best_checkpoints_thresholds_are_kept_with_its_weights(tmp_path, model, data, said):
-    best = ("--training.load_best_model_at_end=true", "--training.eval=steps")
-    run = finish(tmp_path, model, data, *ON, *best, "--training.eval_steps=5")
-    kept = read_json(Path(facts(run)["best_checkpoint"]) / FILE)
-    assert read_json(run / "adapter" / FILE) == kept
-    assert said("eval", run)["metrics"] == facts(run)["metrics_after"]
 
 
 def test_a_run_trained_without_cannot_switch_it_on(refused, finished, tmp_path):

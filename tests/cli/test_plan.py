@@ -55,8 +55,6 @@ def plan(job, said, tmp_path):
 
 @pytest.fixture
 def children(monkeypatch):
-    """Return a function that replaces the child processes of `--measure` by `CHILD`."""
-
     def replace(deaths, gpu=None):
         command = (sys.executable, "-c", CHILD.format(deaths=deaths, gpu=gpu))
         monkeypatch.setattr("dynlora.train.plan.COMMAND", command)

@@ -28,7 +28,6 @@ def predict(capsys):
 
 @pytest.fixture
 def file(tmp_path):
-    """Return a file of 11 rows without labels."""
     rows = [
         {"id": f"row-{number}", "text": row["text"]}
         for number, row in enumerate(make_rows(11, seed=4))
@@ -50,14 +49,6 @@ def test_each_row_gets_what_stock_libraries_say_in_its_order(
         assert row["probabilities"] == pytest.approx(expected.tolist(), abs=2e-6)
         assert all(len(str(number).partition(".")[2]) <= 6 for number in row["probabilities"])
     assert [{key: row[key] for key in ("id", "text")} for row in found] == given
-
-
-def test_a_prediction_does_not_depend_on_its_batch(predict, finished, file):
-    alone, together = (predict(finished, file, "--batch-size", size) for size in (1, 3))
-    assert len(alone) == 11
-    for row, other in zip(alone, together, strict=True):
-        assert row["prediction"] == other["prediction"]
-        assert row["probabilities"] == pytest.approx(other["probabilities"], abs=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +154,7 @@ def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted
         ("broken.parquet", b"PAR1 and no more", "must be a readable .parquet file"),
         ("columns.csv", b"sentence,label\nred,1\n", "`data.text` names the column 'text'"),
         ("nulls.jsonl", b'{"text":"a"}\n{"text":null}\n{}\n', "2 of 3 rows"),
+        ("twice.csv", b"text,z,z\nrow 0,0,1\n", "several are named 'z': rename"),
         ("taken.csv", b"text,prediction\nred,1\n", "the column 'prediction': rename it"),
         ("", None, "which is a folder"),
     ],
@@ -174,11 +166,6 @@ def test_a_file_that_does_not_hold_what_is_needed_is_refused(
         (tmp_path / name).write_bytes(content)
     message = refused("predict", finished, tmp_path / name, "--output", tmp_path / "out.jsonl")
     assert missing(message, told, name) == []
-
-
-def test_columns_of_one_name_are_no_json(refused, finished, tmp_path):
-    (tmp_path / "twice.csv").write_text("text,z,z\nrow 0,0,1\n")
-    assert "several are named 'z': rename" in refused("predict", finished, tmp_path / "twice.csv")
 
 
 def test_pairs_of_texts_and_three_classes_are_learned_and_predicted(

@@ -26,11 +26,12 @@ def validator():
     return Draft202012Validator(job_schema())
 
 
-def set_key(key, value):
-    """Return the smallest configuration with one dotted key set."""
-    section, _, leaf = key.rpartition(".")
+def minimal(changes):
+    """Return the smallest configuration, with values at dotted keys."""
     values = json.loads(json.dumps(MINIMAL))
-    (values.setdefault(section, {}) if section else values)[leaf] = value
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[leaf] = value
     return values
 
 
@@ -54,7 +55,7 @@ def test_every_key_has_a_text_and_a_valid_default():
     for key, inside in KEYS.items():
         assert len(inside["description"].split()) >= 2
         assert ("default" in inside) == (key != "output")
-        assert key == "output" or validator().is_valid(set_key(key, inside["default"])), key
+        assert key == "output" or validator().is_valid(minimal({key: inside["default"]})), key
     assert KEYS["lora.lora_dropout"]["description"] == (
         "Dropout on the adapter's input. [lora_dropout]"
     )
@@ -70,24 +71,16 @@ def test_what_has_no_default_is_required(missing):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("ouput", "there"),
-        ("lora.rank", 8),
-        ("lora.r", "eight"),
-        ("lora.r", 2.5),
-        ("lora.target_modules", "query"),
-        ("lora.target_modules", [1]),
-        ("method", "qlora"),
-        ("data.text", None),
-        ("overwrite", 1),
-        ("training.bf16", "often"),
-        ("dynamic.importance", "signall"),
-        ("dynamic.preset", "papr"),
+        ("ouput", "there"), ("lora.rank", 8), ("lora.r", "eight"), ("lora.r", 2.5),
+        ("lora.target_modules", "query"), ("lora.target_modules", [1]), ("method", "qlora"),
+        ("data.text", None), ("overwrite", 1), ("training.bf16", "often"),
+        ("dynamic.importance", "signall"), ("dynamic.preset", "papr"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_key_or_value_is_refused_by_both(key, value):
-    assert not validator().is_valid(set_key(key, value))
+    assert not validator().is_valid(minimal({key: value}))
     with pytest.raises(ConfigError):
-        make_job(set_key(key, value))
+        make_job(minimal({key: value}))
 
 
 def test_a_stated_limit_is_the_limit_that_is_enforced():
@@ -99,9 +92,9 @@ def test_a_stated_limit_is_the_limit_that_is_enforced():
                 end, open_end = number[limit], limit.startswith("exclusive")
                 near = LIMITS[limit] * (1 if number["type"] == "integer" else 1e-6)
                 with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
-                    make_job(set_key(key, end if open_end else end + near))
+                    make_job(minimal({key: end if open_end else end + near}))
                 if not open_end and key not in DEPEND:
-                    make_job(set_key(key, end))
+                    make_job(minimal({key: end}))
                 checked += 1
     assert checked >= 45
 
@@ -114,12 +107,8 @@ DEPEND = {"dynamic.first_event"}
 @st.composite
 def configurations(draw):
     """Configurations of values that the schema's types allow, and of some that they do not."""
-    values = json.loads(json.dumps(MINIMAL))
-    for key in draw(st.lists(st.sampled_from(list(KEYS)), max_size=4)):
-        section, _, leaf = key.rpartition(".")
-        value = draw(st.one_of(st.sampled_from(list(of_type(KEYS[key]))), st.sampled_from(ODD)))
-        (values.setdefault(section, {}) if section else values)[leaf] = value
-    return values
+    keys = draw(st.lists(st.sampled_from(list(KEYS)), max_size=4))
+    return minimal({key: draw(st.sampled_from([*of_type(KEYS[key]), *ODD])) for key in keys})
 
 
 ODD = [None, True, 0, 1.5, "word", ["a"], [], [None], {"a": 1}]

@@ -13,16 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dynlora.cli.main import main
-from dynlora.cli.output import (
-    PIPED_WIDTH,
-    Output,
-    fewer_remarks,
-    only_errors,
-    readable_messages,
-)
+from dynlora.cli.output import PIPED_WIDTH, Output, fewer_remarks, only_errors, readable_messages
 from tests.processes import process_group, run_in_group
 
-COMMAND = [sys.executable, "-m", "dynlora.cli.main"]
+COMMAND = [sys.executable, "-m", "dynlora"]
 LONG = "base_model.model.transformer.encoder.layers.11.attention.self.query_key_value.projection"
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
@@ -146,7 +140,6 @@ def test_a_piped_table_shows_names_whole_unless_a_width_is_set(capsys, monkeypat
 
 
 def chatter():
-    """Do what libraries do."""
     print("a library's remark")
     warnings.warn("a library's warning", stacklevel=1)
     logging.getLogger("some.dependency").warning("a library's log")

@@ -47,7 +47,6 @@ CLASSES = {
 
 
 def rows_of(task, count, seed):
-    """Return rows whose labels follow from their words, or from a picture's colour."""
     if task == IMAGES:
         return picture_rows(count, seed=seed)
     rows = make_rows(count, seed=seed)
@@ -85,7 +84,6 @@ def folders(tmp_path_factory):
 
 
 def write_task(folders, folder, task, data=None, output=None):
-    """Write a task's job of 12 steps."""
     model = folders / ("vision" if task == IMAGES else "text")
     values = job_values(model, data or folders / task, output or folder / "run") | {"task": task}
     values["training"]["eval_batch_size"] = 4
@@ -94,8 +92,6 @@ def write_task(folders, folder, task, data=None, output=None):
 
 @pytest.fixture
 def start(folders, tmp_path):
-    """Return a runner of a task's job of 12 steps; it returns the exit code."""
-
     def run(task, *options, data=None):
         job = write_task(folders, tmp_path, task, data)
         return main(["train", str(job), *map(str, options)])
@@ -105,8 +101,6 @@ def start(folders, tmp_path):
 
 @pytest.fixture
 def refused_task(folders, tmp_path, refused):
-    """Return a runner of a task's job that must fail and write nothing; it returns the error."""
-
     def run(task, *options, data=None):
         return refused("train", write_task(folders, tmp_path, task, data), *options)
 
@@ -134,23 +128,21 @@ def base_model(task, folders):
 def losses_of(task, model, folders):
     """Return the loss of each label of the validation rows, one row at a time."""
     model.eval()
-    rows = rows_of(task, ROWS, 2)
     if task == IMAGES:
         processor = AutoImageProcessor.from_pretrained(folders / "vision", backend="pil")
-        losses = []
-        for row in rows:
-            inputs = processor(Image.open(io.BytesIO(row["image"])), return_tensors="pt")
-            logits = model(**inputs).logits
-            losses.append(float(cross_entropy(logits, torch.tensor([row["label"]]))))
-        return losses
-    tokenizer = AutoTokenizer.from_pretrained(folders / "text")
+    else:
+        processor = AutoTokenizer.from_pretrained(folders / "text")
     losses = []
-    for row in rows:
-        text, label = row["text"], row["label"]
-        # Each of the test's words is one token, between two special ones.
-        words = text if isinstance(text, str) else " ".join(text)
-        output = model(**tokenizer(words, return_tensors="pt"))
-        if task == "token_classification":
+    for row in rows_of(task, ROWS, 2):
+        label = row["label"]
+        if task == IMAGES:
+            given = Image.open(io.BytesIO(row["image"]))
+        else:  # each of the test's words is one token, between two special ones
+            given = row["text"] if isinstance(row["text"], str) else " ".join(row["text"])
+        output = model(**processor(given, return_tensors="pt"))
+        if task == IMAGES:
+            losses.append(float(cross_entropy(output.logits, torch.tensor([label]))))
+        elif task == "token_classification":
             logits = output.logits[0, 1:-1]
             losses += cross_entropy(logits, torch.tensor(label), reduction="none").tolist()
         elif task == "embedding":
@@ -188,11 +180,11 @@ def test_eval_gives_the_numbers_that_the_run_ended_with(run, folders, said, caps
         assert list(values["metrics"]) == list(METRICS[task])
         assert values["rows"] == ROWS
     assert main(["eval", str(run)]) == 0
-    assert missing(capsys.readouterr().out, *METRICS[task]) == []
+    figures = (f"{value:.4f}" for value in facts(run)["metrics_after"].values())
+    assert missing(capsys.readouterr().out, *METRICS[task], *figures) == []
 
 
 def close(one, other):
-    """Return whether two values are equal, numbers to within rounding."""
     if isinstance(one, float):
         return one == pytest.approx(other, abs=1e-4)
     if isinstance(one, list):
@@ -219,11 +211,16 @@ def test_a_merged_model_says_what_its_outputs_mean(run, tmp_path, said):
     assert found == problems.get(facts(run)["task"])
 
 
-def test_a_vision_models_features_are_seen_and_its_new_head_is_saved_and_resumed(
+@pytest.mark.usefixtures("moving")
+def test_a_vision_model_begins_with_eva_and_its_ranks_move_and_its_new_head_is_saved_and_resumed(
     start, folders, tmp_path
 ):
-    output = tmp_path / "run"
-    assert start(IMAGES, "--lora.target_modules", "all-linear") == 0
+    output, eva = tmp_path / "run", "--lora.init_lora_weights=eva"
+    assert start(IMAGES, eva, "--dynamic.shrink_tolerance=1") == 0
+    run = facts(output)
+    assert run["adapter_start_seconds"] > 0
+    assert len(set(run["final_ranks"].values())) > 1
+    assert run["parameters"]["peak"] <= run["budget"]
     for event in read_lines(output / "ranks.jsonl"):
         assert len(event["layers"]) == 12, "six linear layers in each of two blocks"
         for layer in event["layers"].values():
@@ -240,7 +237,8 @@ def test_a_vision_models_features_are_seen_and_its_new_head_is_saved_and_resumed
     config = read_json(output / "adapter" / "adapter_config.json")
     assert (config["task_type"], config["modules_to_save"]) == (None, ["classifier"])
     resume = ("--training.resume", output / "checkpoints" / "checkpoint-10")
-    assert start(IMAGES, *resume, "--output", tmp_path / "again") == 0
+    more = ("--dynamic.shrink_tolerance=1", "--output", tmp_path / "again")
+    assert start(IMAGES, eva, *resume, *more) == 0
     assert_same_weights(output, tmp_path / "again")
 
 
