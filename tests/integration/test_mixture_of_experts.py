@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from dynlora.errors import LayerError
-from tests.models import adamw, attached, train
+from tests.models import adamw, attached, trained
 
 SIZES = {
     "vocab_size": 16,
@@ -45,9 +45,7 @@ def test_the_advice_of_the_refusal_of_experts_trains(make):
     targets = ast.literal_eval(advised[1])
 
     model = get_peft_model(make(), LoraConfig(r=4, target_modules=targets))
-    optimizer = adamw(model)
     free = {"hysteresis": 0, "shrink_tolerance": 1.0}
-    dynamic = attached(model, optimizer, importance="random", total_steps=20, **free)
-    train(model, optimizer, dynamic, 20)
+    _, dynamic = trained(model, 20, importance="random", total_steps=20, **free)
     assert len(dynamic.ranks) == 8
     assert len(set(dynamic.ranks.values())) > 1

@@ -84,8 +84,7 @@ def moved_ranks(tmp_path_factory):
     """Save an adapter whose ranks a run has moved; return the folder and its saved ranks."""
     folder = tmp_path_factory.mktemp("moved")
     model = lora_llama(r=8)
-    optimizer = adamw(model)
-    train(model, optimizer, attached(model, optimizer, total_steps=40, **MOVING), 40)
+    trained(model, 40, total_steps=40, **MOVING)
     model.save_pretrained(folder)
     return folder, saved_ranks(folder)
 
@@ -184,27 +183,12 @@ def test_lora_plus_groups_keep_their_parameters_rates_and_moments(kind):
             for g in optimizer.param_groups
         ]
 
-    before, moved = groups(), set()
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    rates = [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
-    old = []
-
-    def remember(*_):
-        old[:] = [weight.detach().clone() for weight in weights]
-
-    def check(*_):
-        if dynamic.history and dynamic.history[-1].step == dynamic._step:
-            for earlier, weight, rate in zip(old, weights, rates, strict=True):
-                # Adam alone exceeds one rate this early.
-                assert (weight.detach() - earlier).abs().max() <= 1.1 * rate
-        moved.add(tuple(dynamic.ranks.values()))
-
-    optimizer.register_step_pre_hook(remember)
-    optimizer.register_step_post_hook(check)
+    before = groups()
     losses = train(model, optimizer, dynamic, 40, case.batches())
+    ranks = {tuple(x.rank_after for x in event.layers.values()) for event in dynamic.history}
     assert groups() == before
     assert {lr for lr, *_ in before} >= {2e-3, 1.6e-2}
-    assert len(moved) > 2
+    assert len(ranks) > 2
     assert losses[-1] < losses[0]
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -265,10 +249,8 @@ def test_adapters_whose_weights_are_parts_of_one_buffer_move_each_for_itself():
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_adapters_of_their_own_on_tied_base_weights_move_each_for_itself():
     model = tied_llama(ensure_weight_tying=False).train()
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance="uniform", total_steps=1000)
+    optimizer, dynamic = trained(model, 10, importance="uniform", total_steps=1000)
     assert dynamic.ranks.keys() >= {"model.embed_tokens", "lm_head"}
-    train(model, optimizer, dynamic, 10)
     dynamic.apply(RankPlan(step=10, ranks={"lm_head": 1, "model.embed_tokens": 2}))
     before = logits(model)
     dynamic.apply(RankPlan(step=10, ranks={"model.embed_tokens": 4}))

@@ -181,12 +181,7 @@ def test_a_resumed_run_has_no_step_twice_and_a_new_one_no_old_figures(job, track
     ],
 )
 def test_a_tracker_that_is_unknown_or_missing_is_refused_before_anything_is_written(
-    given,
-    refused,
-    job,
-    tmp_path,
-    capsys,
-    monkeypatch,
+    given, refused, job, tmp_path, capsys, monkeypatch
 ):
     real = importlib.util.find_spec
     monkeypatch.setattr(
@@ -278,11 +273,7 @@ def wandb(monkeypatch):
 
 @pytest.mark.usefixtures("moving")
 def test_wandb_is_offline_unless_the_environment_configures_it_and_may_refuse(
-    job,
-    tmp_path,
-    wandb,
-    monkeypatch,
-    capsys,
+    job, tmp_path, wandb, monkeypatch, capsys
 ):
     run = tmp_path / "run"
     assert train(job, run, "--training.report_to", "[wandb]") == 0

@@ -157,36 +157,30 @@ def test_a_run_resumed_from_the_trainers_checkpoint_ends_bit_for_bit_the_same(
     assert_equal_weights(lora_weights(whole.model), lora_weights(again))
 
 
-def empty(folder):
-    (folder / "dynlora.json").write_text("{}")
+def flipped(name, end=b""):
+    """Return what flips a bit of a checkpoint's file at the end of a text."""
+
+    def harm(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[content.rindex(end) + len(end) - 1] ^= 1
+        (folder / name).write_bytes(content)
+
+    return harm
 
 
-def flip_a_byte_of_values(folder):
-    path = folder / "dynlora.json"
-    before = path.read_text()
-    path.write_text(before.replace('"scaling": 2.0', '"scaling": 3.0', 1))
-    assert path.read_text() != before
+def changed(change):
+    """Return what saves a checkpoint's state again with a change."""
 
+    def harm(folder):
+        state = load_state(folder)
+        change(state)
+        save_state(folder, state)
 
-def flip_a_byte_of_tensors(folder):
-    content = bytearray((folder / "dynlora.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "dynlora.safetensors").write_bytes(content)
+    return harm
 
 
 def take_tensors_of_another_step(folder):
     shutil.copy(folder.with_name("checkpoint-4") / "dynlora.safetensors", folder)
-
-
-def leave_out_the_layers(folder):
-    state = load_state(folder)
-    save_state(folder, {key: value for key, value in state.items() if key != "layers"})
-
-
-def let_a_rank_be_a_text(folder):
-    state = load_state(folder)
-    next(iter(state["layers"].values()))["r"] = "eight"
-    save_state(folder, state)
 
 
 @pytest.fixture(scope="module")
@@ -198,17 +192,21 @@ def stopped(tmp_path_factory):
 
 
 NOT_WHOLE = r"(?s)dynlora\.json.*checkpoint-8.*"
+NOT_TOGETHER = f"{NOT_WHOLE}not as they were written together"
 
 
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (empty, f"{NOT_WHOLE}`config`"),
-        (flip_a_byte_of_values, f"{NOT_WHOLE}not as they were written together"),
-        (flip_a_byte_of_tensors, f"{NOT_WHOLE}not as they were written together"),
-        (take_tensors_of_another_step, f"{NOT_WHOLE}not as they were written together"),
-        (leave_out_the_layers, f"{NOT_WHOLE}`layers`"),
-        (let_a_rank_be_a_text, NOT_WHOLE + "`r` of .* must be a whole number, got 'eight'"),
+        (lambda folder: (folder / "dynlora.json").write_text("{}"), f"{NOT_WHOLE}`config`"),
+        (flipped("dynlora.json", b'"scaling": 2'), NOT_TOGETHER),
+        (flipped("dynlora.safetensors"), NOT_TOGETHER),
+        (take_tensors_of_another_step, NOT_TOGETHER),
+        (changed(lambda state: state.pop("layers")), f"{NOT_WHOLE}`layers`"),
+        (
+            changed(lambda state: next(iter(state["layers"].values())).update(r="eight")),
+            NOT_WHOLE + "`r` of .* must be a whole number, got 'eight'",
+        ),
         (lambda folder: (folder / "dynlora.json").unlink(), r"step 8 needs .*checkpoint-8"),
     ],
 )
@@ -378,23 +376,13 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name
-    models[1].save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(bare_llama().double(), tmp_path / "adapter")
-    tokens = next(sequences(seed=5))
-    with torch.no_grad():
-        ours, theirs = (m.eval()(input_ids=tokens).logits for m in (models[1], loaded))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("enable_jit_checkpoint", True, "got enable_jit_checkpoint=True"),
-        (
-            "deepspeed_plugin",
-            SimpleNamespace(zero_stage=3),
-            "got DeepSpeed with zero_stage=3: ",
-        ),
+        ("deepspeed_plugin", SimpleNamespace(zero_stage=3), "got DeepSpeed with zero_stage=3: "),
     ],
 )
 def test_arguments_under_which_no_run_could_resume_are_refused(name, value, message, tmp_path):
