@@ -175,12 +175,10 @@ def test_each_row_keeps_the_first_components_of_its_own_quarter(name, quarter, s
     ("name", "quarter", "shape"),
     [
         ("linear", TOKENS, (2, 4)),
-        ("linear", TOKENS, (2, 1, 4)),
         ("linear", TOKENS, (5, 4)),
         ("linear", TOKENS, (2, 3, 7, 4)),
         ("linear", QUARTERS, (1, 3, 4)),
         ("conv", TOKENS, (2, 4, 3, 3)),
-        ("conv", QUARTERS, (4, 5, 6)),
     ],
 )
 def test_rows_that_are_not_the_batch_are_refused_with_both_shapes(name, quarter, shape):

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from dynlora import load_input_adaptive, save_input_adaptive
 from dynlora.errors import AdapterError
-from tests.models import adamw, attached, bare_bert, bare_llama, lora_llama, sequences, train
+from tests.models import adamw, attached, bare_bert, bare_llama, lora_llama, sequences, trained
 
 FILE = "input_adaptive.json"
 WRITTEN = {
@@ -21,11 +21,8 @@ WRITTEN = {
 def saved(tmp_path_factory):
     """Train with input-adaptive ranks; return the model, its controller and the saved folder."""
     folder = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
     model = lora_llama(r=8)
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, total_steps=30, hysteresis=0, input_adaptive=True)
-    train(model, optimizer, dynamic, 30)
+    _, dynamic = trained(model, 30, total_steps=30, hysteresis=0, input_adaptive=True)
     model.save_pretrained(folder)
     save_input_adaptive(dynamic.input_adaptive, folder)
     return model.eval(), dynamic, folder

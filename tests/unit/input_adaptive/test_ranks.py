@@ -133,14 +133,6 @@ def test_what_hides_an_examples_own_tokens_is_refused(llama, given, message):
         llama.get_base_model()(**batch)
 
 
-def test_position_ids_of_padding_are_not_taken_for_packing(llama):
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
-    with torch.no_grad():
-        tokens = next(sequences(batch=2, length=6))
-        llama(input_ids=tokens, attention_mask=mask, position_ids=positions)
-
-
 def test_beam_search_is_refused(llama):
     tokens = next(sequences(batch=2, length=6))
     settings = {"pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 4, "num_beams": 3}
