@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from dynlora import DynamicLoraConfig
-from dynlora.adjuster import LayerBounds, plan_ranks
-from dynlora.allocator import (
-    allocate,
-    allocate_layer_weights,
-    allocate_shares,
-    feature_gains,
-)
+from dynlora.allocator import allocate, allocate_layer_weights, allocate_shares, feature_gains
 from dynlora.types import Assessment, FeatureStats, is_informative
 from tests.unit.test_adjuster import Shape
 
@@ -52,23 +46,6 @@ def test_scores_of_layers_whose_inputs_never_vary_give_each_layer_the_share_that
 def test_a_difference_of_float_rounding_is_no_information():
     assert not is_informative({"a": 1.0, "b": 1.0 + 1e-12})
     assert is_informative({"a": 1.0, "b": 1.0 + 1e-6})
-
-
-def test_the_default_configuration_turns_different_scores_into_different_ranks():
-    config = DynamicLoraConfig()
-    names = [f"layer{index}" for index in range(12)]
-    shares = allocate_shares(
-        {name: 1.0 + (name == "layer3") for name in names},
-        dict.fromkeys(names, 64),
-        held=dict.fromkeys(names, 8),
-        gains={},
-        temperature=config.temperature,
-        uniform_mix=config.uniform_mix,
-    )
-    layers = dict.fromkeys(names, LayerBounds(cost=64, floor=1, ceiling=32, held=8))
-    ranks = plan_ranks(shares, layers, budget=12 * 8 * 64, hysteresis=config.hysteresis)
-    assert ranks["layer3"] > 8
-    assert min(ranks.values()) < 8
 
 
 @pytest.mark.parametrize(

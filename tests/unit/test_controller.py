@@ -1,14 +1,12 @@
 """The controller: its two calls, plans of one's own, state, and everything that it refuses."""
 
 import copy
-import dataclasses
 import gc
 import json
 import math
 import re
 import weakref
 from collections import Counter
-from itertools import repeat
 
 import pytest
 import torch
@@ -51,9 +49,6 @@ def moved(dynamic):
     ]
 
 
-# What it does in training.
-
-
 @pytest.mark.parametrize("mode", ["physical", "static"])
 def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_next_event(mode):
     model = lora_llama().train()
@@ -70,13 +65,6 @@ def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_ne
     assert len(follower.history) == 4
 
 
-def test_an_optimizer_that_takes_no_step_is_no_other():
-    model = lora_llama().train()
-    dynamic = attached(model, adamw(model), total_steps=20)
-    train(model, SGD([torch.zeros(1)]), dynamic, 20)  # as a scaler that skips each step
-    assert len(dynamic.history) == 5
-
-
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_loop_whose_gradients_nobody_can_read_is_warned(tiny_llama, caplog, broken):
     dynamic = attached(tiny_llama, adamw(tiny_llama), total_steps=20)
@@ -84,6 +72,7 @@ def test_a_loop_whose_gradients_nobody_can_read_is_warned(tiny_llama, caplog, br
         dynamic.observe = lambda: None
     weight, no_step = math.nan if broken else 1.0, SGD([torch.zeros(1)])
     train(tiny_llama, no_step, dynamic, 20, loss=lambda *given: weight * loss_of(*given))
+    assert len(dynamic.history) == 5, "an optimizer that takes no step is no other"
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "no two gradients were compared" in told.getMessage()
 
@@ -95,22 +84,13 @@ def test_the_log_says_why_no_rank_moved_once_there_is_no_event_left(tiny_llama, 
     assert caplog.messages[-1] == "no rank moved in 5 events: every layer had the same score"
 
 
-def test_events_stay_within_the_configured_bounds_and_tell_their_figures(tiny_llama, caplog):
+def test_events_stay_within_the_configured_bounds(tiny_llama, caplog):
     caplog.set_level("INFO", logger="dynlora")
     _, dynamic = trained(tiny_llama, 40, importance="random", min_rank=3, max_rank=6, **MOVING)
     assert "no rank moved" not in caplog.text
     after = {x.rank_after for event in dynamic.history for x in event.layers.values()}
     assert (min(after), max(after)) == (3, 6)
-    event = dynamic.history[-1]
-    assert event.parameters == dynamic.parameters
-    assert sum(layer.share for layer in event.layers.values()) == pytest.approx(1)
-    for layer in event.layers.values():
-        assert 0 < layer.score <= 1
-        assert layer.variance > 0
-        assert layer.effective_rank >= 1
-        assert layer.directions >= 1
-        assert layer.weight == 1.0
-    assert json.loads(json.dumps(event.to_dict())) == event.to_dict()
+    assert all(x.variance > 0 and x.directions >= 1 for x in dynamic.history[-1].layers.values())
 
 
 def test_a_model_that_is_called_past_its_hooks_gets_one_warning_where_ranks_may_move(
@@ -157,28 +137,6 @@ def test_layer_weights_follow_importance_without_a_change_of_function_and_do_not
     assert len(scales) > 14
 
 
-def test_layer_weights_stay_where_needs_do():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.small, self.large = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x):
-            return (self.small(x) + 1.2 * self.large(x)).sum()
-
-    torch.manual_seed(0)
-    model = get_peft_model(Sum(), LoraConfig(r=2, target_modules=["small", "large"])).train()
-    small, large = find_lora_layers(model, None)
-    large.lora_A.data.copy_(small.lora_A.data)
-    optimizer = adamw(model, lr=0.0)
-    settings = {"first_event": 0.1, "last_event": 0.9, "events": 9, "pinned": ("*",)}
-    dynamic = attached(model, optimizer, total_steps=100, layer_weights=True, **settings)
-    given = {"batches": repeat(torch.randn(4, 8)), "loss": lambda model, batch: model(batch)}
-    train(model, optimizer, dynamic, 90, **given)
-    weights = [[x.weight for x in event.layers.values()] for event in dynamic.history]
-    assert weights == [pytest.approx([2 / 2.2, 2.4 / 2.2], rel=1e-3)] * 9
-
-
 def test_after_an_event_inputs_are_sampled_anew():
     model, _, dynamic = on_chain(total_steps=40)
     model.train()(torch.randn(5, 8, dtype=torch.float64))
@@ -187,9 +145,6 @@ def test_after_an_event_inputs_are_sampled_anew():
     model(tokens)
     kept = dynamic.state_dict()["features"]["0/tokens"]
     torch.testing.assert_close(kept.sort(dim=0).values, tokens.float().sort(dim=0).values)
-
-
-# Holding still.
 
 
 def hooks_of(model):
@@ -204,39 +159,26 @@ def hooks_of(model):
     )
 
 
-def test_close_removes_every_hook_and_training_goes_on_as_plain_lora(tiny_llama):
-    before = hooks_of(tiny_llama)
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", **MOVING)
-    assert hooks_of(tiny_llama) > before
-    train(tiny_llama, optimizer, dynamic, 8)
-    dynamic.close()
-    assert hooks_of(tiny_llama) == before
-    ranks, events = dynamic.ranks, len(dynamic.history)
-    train(tiny_llama, optimizer, dynamic, 30)
-    assert dynamic.ranks == ranks
-    assert len(dynamic.history) == events
-
-
-def test_after_the_last_event_it_holds_and_books_no_time(tiny_llama):
-    before = hooks_of(tiny_llama)
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, fused=False, **MOVING)
-    train(tiny_llama, optimizer, dynamic, 16)  # the step to come is one whose inputs are sampled
-    assert hooks_of(tiny_llama) > before
-    gradients = [k for k in dynamic.state_dict()["importance"] if k.startswith("gradients/")]
-    train(tiny_llama, optimizer, dynamic, 4)
-    assert hooks_of(tiny_llama) == before
-    booked = dynamic.seconds
-    assert booked > 0
-    dynamic.observe()  # no gradient is asked for any more
-    dynamic.step()
-    assert dynamic.seconds == booked
-    assert gradients
-    assert not dynamic.state_dict()["importance"].keys() & gradients
-
-
-# Plans of one's own.
+def test_closed_or_after_the_last_event_it_holds_without_a_hook_and_books_no_time(tiny_llama):
+    before, optimizer = hooks_of(tiny_llama), adamw(tiny_llama)
+    for steps in (8, 16):  # after each, inputs are sampled in the step to come
+        dynamic = attached(tiny_llama, optimizer, fused=False, **MOVING)
+        train(tiny_llama, optimizer, dynamic, steps)
+        assert hooks_of(tiny_llama) > before
+        gradients = [k for k in dynamic.state_dict()["importance"] if k.startswith("gradients/")]
+        assert gradients
+        if steps == 8:
+            dynamic.close()
+        else:
+            train(tiny_llama, optimizer, dynamic, 4)
+            assert not dynamic.state_dict()["importance"].keys() & gradients
+        assert hooks_of(tiny_llama) == before
+        booked, ranks, events = dynamic.seconds, dynamic.ranks, len(dynamic.history)
+        assert booked > 0
+        dynamic.observe()  # no gradient is asked for any more
+        dynamic.step()
+        train(tiny_llama, optimizer, dynamic, 30)
+        assert (dynamic.seconds, dynamic.ranks, len(dynamic.history)) == (booked, ranks, events)
 
 
 def test_once_ranks_hold_the_model_keeps_no_optimizer_alive():
@@ -284,15 +226,12 @@ def test_a_plan_that_does_not_fit_is_refused_and_changes_nothing(ranks, message)
     dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 7}))  # exactly the budget
 
 
-# Which steps are observed.
-
-
 @pytest.mark.parametrize(("reaction", "observed"), [("skip", 20), ("stop", 40)])
 def test_before_a_far_event_only_some_steps_are_observed_unless_each_could_stop_the_run(
     reaction, observed
 ):
-    _, _, dynamic = on_chain(total_steps=130, first_event=1.0, last_event=1.0, events=1)
-    dynamic.config = dataclasses.replace(dynamic.config, on_nonfinite=reaction)
+    window = {"total_steps": 130, "first_event": 1.0, "last_event": 1.0, "events": 1}
+    _, _, dynamic = on_chain(on_nonfinite=reaction, **window)
     read = []
     dynamic._assessor.observe = lambda layers, *, step: read.append(step)
     for _ in range(40):
@@ -300,9 +239,6 @@ def test_before_a_far_event_only_some_steps_are_observed_unless_each_could_stop_
         dynamic.observe()
         dynamic.step()
     assert len(read) == observed
-
-
-# Gradients that are missing or not finite.
 
 
 def test_observing_without_any_gradient_is_refused_with_the_order_of_calls():
@@ -323,12 +259,6 @@ def test_a_step_that_reaches_only_what_else_is_trained_is_left_out(tiny_llama):
     assert moved(dynamic)
 
 
-def break_gradient(model, name, value=float("nan")):
-    layers = {layer.name: layer for layer in find_lora_layers(model, None)}
-    set_gradients(list(layers.values()), seed=0)
-    layers[name].lora_B.grad[0, 0] = value
-
-
 @pytest.mark.parametrize("reaction", ["skip", "stop"])
 def test_an_event_on_broken_weights_ends_the_run_with_the_layers_name(reaction):
     _, _, dynamic = on_chain(total_steps=1, on_nonfinite=reaction)
@@ -340,36 +270,24 @@ def test_an_event_on_broken_weights_ends_the_run_with_the_layers_name(reaction):
         dynamic.apply(RankPlan(step=1, ranks={"1": 2}))
 
 
-# State.
-
-
-def snapshot(model, optimizer, dynamic):
-    return copy.deepcopy([dynamic.state_dict(), model.state_dict(), optimizer.state_dict()])
-
-
 def test_a_run_goes_on_from_its_saved_adapter_with_the_budget_and_highest_rank_it_began_with(
     tmp_path,
 ):
     config = {"importance": "random", **MOVING}
     model = lora_llama(r=1, rank_pattern={"q_proj": 12, "k_proj": 3})
-    optimizer = adamw(model)
-    dynamic = attached(model, optimizer, **config)
-    batches = sequences()
-    train(model, optimizer, dynamic, 10, batches=batches)
+    optimizer, dynamic = trained(model, 10, **config)
     assert max(dynamic.ranks.values()) < 12, "a new run would hold no rank above 8"
     assert dynamic.parameters < dynamic.budget, "a new run would have what is held as its budget"
     model.save_pretrained(tmp_path)
-    saved = snapshot(model, optimizer, dynamic)
-    rest = [next(batches) for _ in range(20)]
-    train(model, optimizer, dynamic, 20, batches=iter(rest))
+    saved = copy.deepcopy([part.state_dict() for part in (dynamic, model, optimizer)])
+    train(model, optimizer, dynamic, 20)
 
     again = PeftModel.from_pretrained(bare_llama(), tmp_path, is_trainable=True)
     optimizer_again = adamw(again)
     resumed = attached(again, optimizer_again, **config)
-    resumed.load_state_dict(saved[0])
-    again.load_state_dict(saved[1])
-    optimizer_again.load_state_dict(saved[2])
-    train(again, optimizer_again, resumed, 20, batches=iter(rest))
+    for part, state in zip((resumed, again, optimizer_again), saved, strict=True):
+        part.load_state_dict(state)
+    train(again, optimizer_again, resumed, 20)
 
     assert resumed.budget == dynamic.budget
     assert resumed.state_dict()["max_rank"] == 12
@@ -392,8 +310,9 @@ def test_a_state_stays_what_it_was_while_the_run_goes_on(importance):
 
 
 def test_the_state_survives_json_with_equal_figures():
-    model, _, dynamic = on_chain(total_steps=40)
-    break_gradient(model, "1")
+    _, _, dynamic = on_chain(total_steps=40)
+    set_gradients(dynamic._layers, seed=0)
+    dynamic._layers[1].lora_B.grad[0, 0] = math.nan
     dynamic.observe()
     dynamic.apply(RankPlan(step=1, ranks={"0": 1, "2": 6}))
     state = dynamic.state_dict()
@@ -423,18 +342,16 @@ def test_a_run_frozen_by_hand_holds_its_ranks_also_when_restored(tiny_llama):
 
 
 def test_a_finished_run_set_back_to_an_earlier_state_moves_ranks_again(tiny_llama):
-    optimizer = adamw(tiny_llama)
-    dynamic = attached(tiny_llama, optimizer, importance="random", fused=False, **MOVING)
+    settings = {"importance": "random", "fused": False, **MOVING}
+    optimizer, dynamic = trained(tiny_llama, 8, **settings)
     before = hooks_of(tiny_llama)
-    train(tiny_llama, optimizer, dynamic, 8)
-    parts = (dynamic.state_dict(), tiny_llama.state_dict(), optimizer.state_dict())
-    early = copy.deepcopy(parts)
+    parts = (dynamic, tiny_llama, optimizer)
+    early = copy.deepcopy([part.state_dict() for part in parts])
     train(tiny_llama, optimizer, dynamic, 32)
     history = dynamic.history
-    dynamic.load_state_dict(early[0])
+    for part, state in zip(parts, early, strict=True):
+        part.load_state_dict(state)
     assert hooks_of(tiny_llama) == before
-    tiny_llama.load_state_dict(early[1])
-    optimizer.load_state_dict(early[2])
     train(tiny_llama, optimizer, dynamic, 32)
     assert [event.step for event in dynamic.history] == [event.step for event in history]
     assert moved(dynamic)
@@ -543,9 +460,6 @@ def test_a_longer_run_may_resume_and_keeps_its_events():
     _, _, longer = on_chain(total_steps=400)
     longer.load_state_dict(dynamic.state_dict())
     assert longer.state_dict()["events"] == [6, 10, 13, 16, 20]
-
-
-# Metrics and extensions of the user.
 
 
 class Favourite:
@@ -683,9 +597,6 @@ def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others(
     assert first.calls == ["attach", "close"]
 
 
-# Refusals.
-
-
 def refuse(model, error, message, *, optimizer=None, **config):
     before = hooks_of(model)
     optimizer = optimizer or AdamW(trainable(model))
@@ -806,24 +717,15 @@ def test_several_active_adapters_are_refused_by_their_names_and_one_may_be_named
     assert dynamic.ranks == {"0": 2}
 
 
-def test_models_in_data_parallel_engines_are_refused():
-    refuse(DataParallel(lora_llama()), EngineError, r"got torch\.nn\.parallel\.data_parallel")
-
+def test_data_parallel_engines_are_refused_and_a_group_of_one_process_is_none():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        model = DistributedDataParallel(lora_llama())
-        refuse(model, EngineError, r"got torch\.nn\.parallel\.distributed\.DistributedDataParallel")
+        for engine in (DataParallel, DistributedDataParallel):
+            told = rf"got torch\.nn\..*\.{engine.__name__}: ranks must be attached"
+            refuse(engine(lora_llama()), EngineError, told)
+        on_chain()
     finally:
         distributed.destroy_process_group()
-
-
-def test_a_second_controller_may_take_over_a_model_whose_ranks_moved():
-    model, optimizer, dynamic = on_chain(8, 8, 8)
-    dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 7}))
-    dynamic.close()
-    again = attached(model, optimizer)
-    assert again.ranks == {"0": 1, "1": 7}
-    assert again.budget == 128
 
 
 @pytest.mark.parametrize("settings", [{}, {"input_adaptive": True}, {"mode": "static"}])

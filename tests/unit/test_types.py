@@ -23,34 +23,11 @@ UNSEEN = LayerEvent(
 )
 
 
-def test_an_event_survives_json_unchanged():
+def test_an_event_survives_json_unchanged_and_is_read_without_directions():
     seen = replace(UNSEEN, score=0.1 + 0.2, variance=2.5e-7, directions=4.5, waits=False)
     event = Event(step=30, parameters=1234, agreement=2.5, layers={"a.q": seen, "a.k": UNSEEN})
-    assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
-
-
-def test_an_event_is_written_with_every_figure_and_read_without_directions():
-    event = Event(step=30, parameters=1234, agreement=2.5, layers={"a.k": UNSEEN})
-    values = event.to_dict()
-    assert values == {
-        "step": 30,
-        "parameters": 1234,
-        "agreement": 2.5,
-        "layers": {
-            "a.k": {
-                "rank_before": 4,
-                "rank_after": 1,
-                "score": None,
-                "share": 2 / 3,
-                "weight": 0.5,
-                "variance": None,
-                "effective_rank": None,
-                "output_lost": 0.03,
-                "waits": True,
-                "directions": None,
-            }
-        },
-    }
+    values = json.loads(json.dumps(event.to_dict()))
+    assert Event.from_dict(values) == event
     del values["layers"]["a.k"]["directions"]  # as earlier versions wrote it
     assert Event.from_dict(values) == event
 

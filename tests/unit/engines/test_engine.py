@@ -2,32 +2,12 @@
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch import nn
 
 from dynlora.engines.checks import check_devices, check_engine
 from dynlora.engines.compiled import check_not_compiled, is_compiled, without_compiler
 from dynlora.errors import EngineError
 from tests.lora_layers import layers_of, lora_chain
-
-
-@pytest.fixture
-def group():
-    """Be the only process of a group."""
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group")
-def test_a_plain_model_in_a_group_of_one_process_passes_and_the_wrapped_one_is_refused():
-    model = lora_chain(6, 5)
-    check_engine(model)
-    for wrapper in (DistributedDataParallel, DataParallel):
-        told = rf"got torch\.nn\..*\.{wrapper.__name__}: ranks must be attached"
-        with pytest.raises(EngineError, match=told):
-            check_engine(wrapper(model))
 
 
 def test_a_compiled_model_passes_and_is_told_apart_and_unwrapped():
