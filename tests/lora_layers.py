@@ -42,6 +42,11 @@ def one_layer(n_in: int = 12, n_out: int = 8, **given: object) -> LoraView:
     return layers_of(lora_chain(n_in, n_out, **given))[0]
 
 
+def added(layer: LoraView) -> Tensor:
+    """Return what the adapter adds to the base weight."""
+    return layer.scaling * layer.lora_B.detach() @ layer.lora_A.detach()
+
+
 def set_gradients(layers: Sequence[LoraView], *, seed: int) -> None:
     """Give every LoRA weight a random gradient."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from torch.optim import AdamW
 
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.types import RankPlan
-from tests.lora_layers import layers_of, lora_chain, stats_of
+from tests.lora_layers import added, layers_of, lora_chain, stats_of
 
 SHAPES = [((12, 8), 1), ((8, 12), 2), ((10, 10), 3), ((40, 5), 2), ((5, 40), 3)]
 
@@ -22,10 +22,6 @@ def shrink(model, rank, features):
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     adapters = LoraAdapters(model, optimizer, None, follow=lambda change: None)
     return adapters.apply(RankPlan(step=0, ranks={"0": rank}), features, seed=0)["0"]
-
-
-def added(layer):
-    return layer.scaling * layer.lora_B.detach() @ layer.lora_A.detach()
 
 
 def best(matrix, rank):

@@ -134,24 +134,29 @@ def test_outputs_and_gradients_are_bit_for_bit_what_they_are_without_taps(
     assert torch.equal(found[0][2], found[1][2])
 
 
-def test_only_training_forwards_of_sampled_steps_are_shown() -> None:
-    model = llama()
-    watch = Watch(model)
-    modules = [m for m in model.modules() if "config" in vars(m)]
-    configs = [m.config for m in modules]
+def test_only_training_forwards_of_sampled_steps_are_shown_and_nothing_is_left_behind() -> None:
+    model, other = llama(), llama()
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    watch, beside = Watch(model), Watch(other)
+    configs = {m: m.config for m in model.modules() if "config" in vars(m)}
     with torch.no_grad():
         model(input_ids=TEXT)
     model.eval()(input_ids=TEXT)
     model.train()
     watch.taps.close()
+    watch.taps.close()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model(input_ids=TEXT)
     with model.disable_adapter():
         watch.taps.open()
         model(input_ids=TEXT)
+    other(input_ids=TEXT)
     assert watch.scores() == {}
+    assert beside.scores(), "another model's taps are its own"
     model(input_ids=TEXT)
     assert watch.scores()
-    assert all(m.config is config for m, config in zip(modules, configs, strict=True))
+    assert all(m.config is config for m, config in configs.items())
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 
 def test_attention_is_left_as_it_was_after_a_forward_that_fails() -> None:
@@ -171,23 +176,6 @@ def test_attention_is_left_as_it_was_after_a_forward_that_fails() -> None:
     assert block.self_attn.config is before
     assert not any(name.startswith("dynlora") for name in ALL_ATTENTION_FUNCTIONS)
     assert len(watch.layers) == 14
-
-
-def test_closing_leaves_nothing_behind_and_opening_again_works() -> None:
-    model, other = llama(), llama()
-    before = dict(ALL_ATTENTION_FUNCTIONS)
-    watch, beside = Watch(model), Watch(other)
-    watch.taps.close()
-    watch.taps.close()
-    model(input_ids=TEXT)
-    assert watch.scores() == {}
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    other(input_ids=TEXT)
-    assert beside.scores(), "another model's taps are its own"
-    watch.taps.open()
-    model(input_ids=TEXT)
-    assert watch.scores()
-    assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dynlora.adapters.layers import find_lora_layers, find_root
+from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import EngineError, LayerError
 from tests.lora_layers import layers_of, lora_chain, one_layer
 from tests.models import bare_llama, lora_llama
@@ -52,11 +52,6 @@ def test_two_peft_models_in_one_module_are_refused_by_their_places():
 
     with pytest.raises(LayerError, match=r"one PEFT model, got 2 in a Pair: 'query' and 'text'"):
         find_lora_layers(Pair(), None)
-
-
-def test_a_model_without_adapters_has_no_root():
-    with pytest.raises(LayerError, match=r"got a Sequential with none; .* Linear \(3\)"):
-        find_root(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)))
 
 
 def test_parameters_of_a_type_of_their_own_are_refused_with_that_type():

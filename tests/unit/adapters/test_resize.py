@@ -2,22 +2,43 @@
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from dynlora.adapters.resize import (
     apply_change,
+    grow_change,
     new_rows,
     principal_directions,
     reorder_change,
+    shrink_changes,
     split_projectors,
 )
-from dynlora.adapters.strengths import component_powers, lowest_ranks, measure_strengths
-from tests.lora_layers import one_layer
-from tests.resized_layers import grow, optimizer_of, shrink, tokens_along
+from dynlora.adapters.strengths import measure_strengths
+from tests.lora_layers import added, one_layer
 
 
-def added(layer):
-    """Return what the adapter adds to the base weight."""
-    return layer.scaling * layer.lora_B.detach() @ layer.lora_A.detach()
+def grow(layer, rank, *, tokens=None):
+    generator = torch.Generator().manual_seed(0)
+    [growth] = new_rows([layer], [rank - layer.r], [tokens], generator=generator)
+    apply_change(layer, optimizer_of(layer), grow_change(layer, rank), growth)
+
+
+def shrink(layer, rank, *, tokens=None):
+    strengths = measure_strengths([layer], [tokens])
+    [change] = shrink_changes([layer], strengths, [rank])
+    apply_change(layer, optimizer_of(layer), change)
+
+
+def optimizer_of(layer):
+    return AdamW([layer.lora_A, layer.lora_B], lr=0.01)
+
+
+def tokens_along(*spreads):
+    """Return inputs with these standard deviations along random orthogonal directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    noise = torch.randn(200, len(spreads), generator=generator)
+    return (noise * torch.tensor(spreads)) @ directions[:, : len(spreads)].T + 1.0
 
 
 def dead_directions(layer):
@@ -65,29 +86,15 @@ def projector_of(rank, size=5, *, orthogonal):
     return left @ torch.linalg.inv(right.T @ left) @ right.T
 
 
-def split(projector, rank):
-    """Return what becomes of the factors that an SVD finds."""
-    U, S, Vh = torch.linalg.svd(projector)
-    to_A, to_B = split_projectors(Vh[None, :rank], (U[:, :rank] * S[:rank])[None])
-    return to_A[0], to_B[0]
-
-
 @pytest.mark.parametrize(("rank", "orthogonal"), [(1, True), (2, False), (4, False)])
 def test_a_projector_is_split_into_maps_whose_product_it_is(rank, orthogonal):
     projector = projector_of(rank, orthogonal=orthogonal)
-    to_A, to_B = split(projector, rank)
+    U, S, Vh = torch.linalg.svd(projector)
+    [to_A], [to_B] = split_projectors(Vh[None, :rank], (U[:, :rank] * S[:rank])[None])
     assert (to_A.shape, to_B.shape) == ((rank, 5), (5, rank))
     torch.testing.assert_close(to_B @ to_A, projector)
     torch.testing.assert_close(to_A @ to_B, torch.eye(rank, dtype=torch.float64))
     torch.testing.assert_close(to_A @ to_A.T, to_B.T @ to_B)
-
-
-@pytest.mark.parametrize("kept", [[0], [0, 2, 4]])
-def test_a_selection_of_directions_is_split_into_that_selection(kept):
-    selection = torch.eye(5, dtype=torch.float64)[kept]
-    to_A, to_B = split(selection.T @ selection, len(kept))
-    torch.testing.assert_close(to_A, selection)
-    torch.testing.assert_close(to_B, selection.T)
 
 
 @pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2)])
@@ -180,22 +187,6 @@ def test_rows_that_no_input_shows_are_drawn_on_the_cpu_whatever_device_is_the_de
         [rows] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
     [expected] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
     assert torch.equal(rows, expected)
-
-
-def test_layers_of_different_ranks_are_told_their_own_lowest():
-    powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
-    assert lowest_ranks(powers, [0.5, 1.5, 0.5]) == [1, 2, 1]
-
-
-@pytest.mark.parametrize("tokens", [None, tokens_along(3.0, 2.0, 1.0, 0.5)])
-def test_the_powers_of_components_are_the_squares_of_their_strengths(tokens):
-    layer = one_layer()
-    layer.lora_B.data[:, 2] = 0  # grown, and not trained yet
-    [powers] = component_powers([layer], [tokens])
-    [strengths] = measure_strengths([layer], [tokens])
-    expected = strengths.values.square().flip(0)
-    torch.testing.assert_close(powers, expected, rtol=1e-9, atol=0)
-    assert powers[0] == 0
 
 
 def test_directions_whose_column_is_zero_are_not_trained():
