@@ -1,7 +1,5 @@
 """`attention_entropy`: one minus the normalised entropy of attention's rows."""
 
-import math
-
 import pytest
 import torch
 
@@ -16,21 +14,6 @@ NONE_HIDDEN = torch.ones(1, 1, 4, dtype=torch.bool)
 def row(*weights: float) -> torch.Tensor:
     """Return one head's logits of one token, from what its softmax shall be."""
     return torch.tensor(weights, dtype=torch.float64).log()[None, None]
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ((0.25, 0.25, 0.25, 0.25), 0.0),
-        ((1.0, 0.0, 0.0, 0.0), 1.0),
-        ((0.5, 0.5, 0.0, 0.0), 0.5),  # log 2 of log 4
-        ((0.7, 0.1, 0.1, 0.1), 1 + (0.7 * math.log(0.7) + 0.3 * math.log(0.1)) / math.log(4)),
-    ],
-)
-def test_focus_is_one_minus_the_entropy_over_its_most(weights, expected):
-    total, rows = focus(row(*weights), NONE_HIDDEN)
-    assert float(total) == pytest.approx(expected, abs=1e-12)
-    assert float(rows) == 1
 
 
 def test_hidden_keys_and_rows_without_a_choice_do_not_count():
