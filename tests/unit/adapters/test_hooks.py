@@ -19,31 +19,30 @@ LAYER = "model.layers.0.self_attn.q_proj"
 
 
 class Recorder:
-    """Keeps all that the taps show."""
+    """Keeps all that the taps show, or the tokens of one index."""
 
-    def __init__(self):
-        self.shown = []
+    def __init__(self, index=None):
+        self.shown, self.index = [], index
 
     def observe(self, name, keys, read):
-        inputs, outputs = read(torch.arange(len(keys)))
+        index = torch.arange(len(keys)) if self.index is None else self.index
+        inputs, outputs = read(index)
         self.shown.append((name, inputs.detach(), outputs.detach(), keys))
 
     def tokens(self, name):
         """Return key and input of every token of one layer that is no padding, by key."""
-        rows = {}
-        for shown, inputs, _, keys in self.shown:
-            if shown == name:
-                rows |= {
-                    int(key): row
-                    for key, row in zip(keys, inputs, strict=True)
-                    if key != UNUSED_KEY
-                }
-        return rows
+        return {
+            int(key): row
+            for shown, inputs, _, keys in self.shown
+            for key, row in zip(keys, inputs, strict=True)
+            if shown == name and key != UNUSED_KEY
+        }
 
 
-def tapped(model):
-    recorder = Recorder()
-    taps = ActivationTaps(model, layers_of(model), recorder, timed=nullcontext)
+def tapped(model, part=None, index=None):
+    """Return a recorder of a part's layers, and the open taps that show it the model's inputs."""
+    recorder = Recorder(index)
+    taps = ActivationTaps(model, layers_of(part or model), recorder, timed=nullcontext)
     taps.open()
     return recorder, taps
 
@@ -76,12 +75,10 @@ def test_every_layer_is_shown_once_with_what_enters_and_leaves_it():
     assert recorder.shown == []
     model(inputs)
     assert [name for name, *_ in recorder.shown] == ["0", "1"]
-    for shown, (entered, left) in zip(
-        recorder.shown, [(inputs, middle), (middle, output)], strict=True
-    ):
-        torch.testing.assert_close(shown[1], entered.flatten(0, 1))
-        torch.testing.assert_close(shown[2], left.flatten(0, 1))
-        assert shown[3].shape == (6,)
+    expected = [(inputs, middle), (middle, output)]
+    for (_, *shown, keys), parts in zip(recorder.shown, expected, strict=True):
+        torch.testing.assert_close(shown, [part.flatten(0, 1) for part in parts])
+        assert keys.shape == (6,)
 
 
 @pytest.mark.parametrize("told", ["labels", "decoder_attention_mask"])
@@ -106,9 +103,7 @@ def test_a_decoders_padding_is_that_of_what_it_says_and_not_of_what_it_reads(tol
         alone = {name: value[row : row + 1, :length] for name, value in words.items()}
         model(input_ids=TOKENS[row : row + 1], attention_mask=torch.ones(1, 6), **alone)
     apart = recorder.tokens("decoder.block.0.layer.0.SelfAttention.q")
-    assert apart.keys() == together.keys()
-    for key, row in apart.items():
-        torch.testing.assert_close(row, together[key])
+    torch.testing.assert_close(apart, together)
 
 
 def test_what_stands_under_the_padding_does_not_matter(llama):
@@ -206,8 +201,7 @@ def test_a_batch_given_as_one_mapping_is_shown_as_by_its_names(llama):
     taps.close()
     # As Sentence Transformers' models take it.
     whole = Built(lambda model, features: model.inner(**features), inner=llama).train()
-    other = Recorder()
-    ActivationTaps(whole, layers_of(llama), other, timed=nullcontext).open()
+    other, _ = tapped(whole, llama)
     whole(BatchEncoding(batch))
     assert other.tokens(LAYER).keys() == recorder.tokens(LAYER).keys()
     assert len(other.tokens(LAYER)) == 2 * len(TOKENS)
@@ -233,14 +227,6 @@ def test_inputs_without_a_sequence_are_shown_with_one_key_per_example():
     assert keys.unique().numel() == 7
     model(inputs[3:])
     assert torch.equal(recorder.shown[1][3], keys[3:])
-
-
-@pytest.mark.parametrize("shape", [(0, 6), (0, 3, 6), (4, 0, 6)])
-def test_of_a_batch_without_tokens_nothing_is_shown(shape):
-    model = lora_chain(6, 5).train()
-    recorder, _ = tapped(model)
-    assert model(torch.randn(shape, dtype=torch.float64)).shape == (*shape[:-1], 5)
-    assert recorder.shown == []
 
 
 @pytest.mark.parametrize(
@@ -282,35 +268,24 @@ def test_every_patch_of_an_image_is_shown_with_the_output_at_its_place():
     recorder, _ = tapped(model)
     batch = next(CASES["Conv2d"].batches(batch=3))
     model(**batch)
-    shown = {name: (inputs, outputs, keys) for name, inputs, outputs, keys in recorder.shown}
     # 10 by 10 pixels; kernel (3, 2) with stride (2, 1) and no padding leaves 4 by 9.
-    assert [len(shown[name][2]) for name in ("first", "second", "third")] == [300, 108, 108]
-    assert [shown[name][0].shape[1] for name in ("first", "second", "third")] == [27, 96, 216]
+    shapes = {name: inputs.shape for name, inputs, _, _ in recorder.shown}
+    assert shapes == {"first": (300, 27), "second": (108, 96), "third": (108, 216), "head": (3, 16)}
+    together = {name: recorder.tokens(name) for name in shapes}
+    assert [len(tokens) for tokens in together.values()] == [300, 108, 108, 3]
     recorder.shown.clear()
-    together = {name: dict(zip(x[2].tolist(), x[0], strict=True)) for name, x in shown.items()}
     for image in batch["pixel_values"]:
         model(pixel_values=image[None])
-    for name in ("first", "second", "third"):
-        alone = recorder.tokens(name)
-        assert alone.keys() == together[name].keys()
-        for key, patch in alone.items():
-            torch.testing.assert_close(patch, together[name][key], atol=1e-5, rtol=1e-4)
+    for name, tokens in together.items():
+        torch.testing.assert_close(recorder.tokens(name), tokens, atol=1e-5, rtol=1e-4)
 
 
-def test_layers_that_read_one_tensor_are_shown_one_copy_of_it():
-    model = lora_llama().train()
-    shown = {}
-    index = torch.arange(5)
-
-    class Sink:
-        def observe(self, name, keys, read):
-            shown[name.rpartition(".")[2]] = read(index)
-
-    ActivationTaps(model, layers_of(model), Sink(), timed=nullcontext).open()
-    model(TOKENS)
-    tokens = {name: inputs for name, (inputs, _) in shown.items()}
-    assert tokens["q_proj"] is tokens["k_proj"] is tokens["v_proj"]
-    assert tokens["o_proj"] is not tokens["v_proj"]
+def test_layers_that_read_one_tensor_are_shown_one_copy_of_it(llama):
+    recorder, _ = tapped(llama, index=torch.arange(5))
+    llama(TOKENS)
+    shown = {name.rpartition(".")[2]: parts for name, *parts, _ in recorder.shown}
+    tokens = {name: inputs.data_ptr() for name, (inputs, _) in shown.items()}
+    assert tokens["q_proj"] == tokens["k_proj"] == tokens["v_proj"] != tokens["o_proj"]
     assert not torch.equal(shown["q_proj"][1], shown["v_proj"][1])
 
 
@@ -320,19 +295,14 @@ def test_an_input_that_was_changed_in_place_is_shown_as_each_layer_read_it():
         x.mul_(2)
         return first + model.second(x)
 
-    index, shown = torch.arange(6), {}
-
-    class SharedIndex:
-        def observe(self, name, keys, read):
-            shown[name] = read(index)[0]
-
     base = Built(doubling, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
     model = with_lora(base, "first", "second")
-    ActivationTaps(model, layers_of(model), SharedIndex(), timed=nullcontext).open()
+    recorder, _ = tapped(model, index=torch.arange(6))
     x = torch.arange(24.0).reshape(2, 3, 4)
     model(x.clone())
-    assert torch.equal(shown["first"], x.flatten(0, 1))
-    assert torch.equal(shown["second"], 2 * x.flatten(0, 1))
+    first, second = (inputs for _, inputs, _, _ in recorder.shown)
+    assert torch.equal(first, x.flatten(0, 1))
+    assert torch.equal(second, 2 * x.flatten(0, 1))
 
 
 def test_inputs_made_without_versions_are_shown():
