@@ -35,12 +35,6 @@ def layer(cost=1, floor=1, ceiling=100, held=1):
     return LayerBounds(cost=cost, floor=floor, ceiling=ceiling, held=held)
 
 
-def test_equal_shares_per_parameter_give_equal_ranks_at_any_cost():
-    layers = {"small": layer(cost=10), "large": layer(cost=70)}
-    ranks = plan_ranks({"small": 1 / 8, "large": 7 / 8}, layers, budget=80 * 5)
-    assert ranks == {"small": 5, "large": 5}
-
-
 def test_a_budget_below_the_floors_is_refused_with_its_range():
     layers = {"a": layer(cost=5, floor=2, ceiling=8), "b": layer(cost=7, floor=3, ceiling=8)}
     message = re.escape("budget of 30 parameters") + ".*take 31.*" + re.escape("in [31, 96]")
