@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import derive
-from dynlora.train.tasks.embedding import mean_of_tokens
+from dynlora.train.tasks.sequence import mean_of_tokens
 
 BATCH = 32
 EVALUATION_BATCH = 100
