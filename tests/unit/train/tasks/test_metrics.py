@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dynlora.train.loss import TaskLoss, summed_binary, summed_cross_entropy, summed_squares
 from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
 
 from dynlora.errors import NonFiniteError
@@ -15,9 +14,13 @@ from dynlora.train.tasks.metrics import (
     embedding_metrics,
     multi_label_metrics,
     regression_metrics,
+    summed_binary,
+    summed_cross_entropy,
+    summed_squares,
     token_metrics,
 )
 from dynlora.train.tasks.sequence import mean_of_tokens
+from dynlora.train.trainer import TaskLoss
 
 
 def of(metrics, predictions, labels):
