@@ -1,7 +1,7 @@
 """Hooks that observe attention through transformers' `AttentionInterface`, a table by name.
 
-In training forwards they substitute the configured name by one of ours. Our function calls the
-original on the same tensors, then recomputes the logits, which fused attention never forms.
+In training they replace the named function by one that calls it, then recomputes the logits,
+because fused attention never forms them.
 """
 
 import inspect
@@ -46,12 +46,7 @@ class AttentionTaps:
         *,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Find the attention of each block; `open` installs the hooks, whose time `timed` measures.
-
-        Raises:
-            ConfigError: If no block with LoRA layers has attention that can be recomputed, or the
-                model is an encoder-decoder.
-        """
+        """Find the attention of each block; `open` installs hooks, whose time `timed` measures."""
         self._model = model
         self._sink = sink
         self._timed = timed
@@ -149,17 +144,12 @@ class _AttentionBlock:
     interface: Any
     """The module's table of attention functions by name."""
     implementation: str
-    """Name of its attention function."""
     original: Callable[..., Any]
     layers: Sequence[LoraView]
 
 
 def _find_blocks(model: nn.Module, layers: Sequence[LoraView]) -> list["_AttentionBlock"]:
-    """Return the model's attention modules with LoRA layers in their blocks.
-
-    A module counts as attention if its forward uses transformers' `AttentionInterface`, because all
-    their models share this interface but not the names of modules.
-    """
+    """Find attention by its use of `AttentionInterface`: models name their modules differently."""
     root, _ = find_root(model)
     found = []
     for name, module in root.named_modules():
@@ -198,11 +188,7 @@ def _make_block(module: Any, code: Any, layers: Sequence[LoraView]) -> _Attentio
 
 
 def _block_of(name: str) -> str:
-    """Return the name prefix of a module's block.
-
-    The block of `encoder.layer.3.attention.self` is the innermost numbered module,
-    `encoder.layer.3.`, or the module's parent without numbers.
-    """
+    """Return the innermost numbered prefix, such as `encoder.layer.3.`, or else the parent's."""
     parts = name.split(".")
     numbered = [place for place, part in enumerate(parts) if part.isdecimal()]
     kept = parts[: numbered[-1] + 1] if numbered else parts[:-1]
@@ -219,15 +205,9 @@ def attention_rows(
 ) -> Iterator[tuple[Float[Tensor, "heads n keys"], Bool[Tensor, "any_heads n keys"]]]:
     """Yield logits and visible keys per example, for at most `QUERIES` of its unpadded tokens.
 
-    Nothing is yielded if there are more or fewer keys than queries. A batch without examples yields
-    one empty result, because other processes wait for it.
-
-    Args:
-        query: Queries, as transformers' attention functions receive them.
-        key: Keys, likewise.
-        mask: True or 0 where a key is visible, or a bias; None hides nothing.
-        causal: Whether later keys are hidden without a mask.
-        options: The function's other arguments, such as `scaling` and `softcap`.
+    Yields nothing if keys and queries differ in number. A batch without examples yields one empty
+    result, because other processes wait for it. `mask` is True or 0 where a key is visible, or a
+    bias.
     """
     length = query.shape[2]
     if key.shape[2] != length:

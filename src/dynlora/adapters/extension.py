@@ -44,19 +44,12 @@ class Extension(Protocol):
         """Check the model and install hooks; called again, after `close`, when a run resumes."""
 
     def begin_step(self, step: int, *, sampled: bool) -> None:
-        """Get ready for the next step.
-
-        Args:
-            step: Optimizer steps taken.
-            sampled: Whether the forwards of the next step are sampled.
-        """
+        """Prepare for the step after `step` optimizer steps, whose forwards may be `sampled`."""
 
     def after_event(self, order: Callable[[], None]) -> None:
         """Follow a change of ranks.
 
-        Args:
-            order: Sorts the components of each layer by strength, strongest first, without a change
-                of outputs.
+        `order()` sorts the components of each layer, strongest first, without a change of outputs.
         """
 
     def freeze(self) -> None:
@@ -78,13 +71,7 @@ class Extensions:
     def __init__(
         self, config: DynamicLoraConfig, given: Sequence[Extension], metric: object
     ) -> None:
-        """Collect the extensions that settings switch on, the user's, and the metric if it is one.
-
-        The assessor keeps the metric's state.
-
-        Raises:
-            ConfigError: If two extensions are of one class, because their states would share a key.
-        """
+        """Collect extensions, and the metric if it is one, whose state the assessor saves."""
         self._attached = ExitStack()
         self.by_name: dict[str, Extension] = {
             setting: load(path)()
@@ -93,7 +80,7 @@ class Extensions:
         }
         """Extensions with state, by setting or import path."""
         for extension in given:
-            path = path_of(extension)
+            path = path_of(extension)  # the key of its state
             if path in self.by_name:
                 raise ConfigError(
                     f"`extensions` must be of different classes, but got two of {path}: merge them."
@@ -159,10 +146,7 @@ class Extensions:
 
 
 def saved_extensions(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Return the state of extensions in `DynamicLora.state_dict()`.
-
-    States saved before there were extensions keep input-adaptive ranks in a group of their own.
-    """
+    """Return the extensions' state; early versions stored input-adaptive ranks separately."""
     if "extensions" in state:
         found: Mapping[str, Tensor] = state["extensions"]
         return found

@@ -19,7 +19,6 @@ class Factor:
     holder: Any
     """Module that contains the parameter and loads it."""
     key: str
-    """Name of the parameter in its module."""
     rank_axis: int
     """The parameter's axis of size r."""
     to_matrix: Callable[[Tensor], Tensor]

@@ -1,7 +1,6 @@
 """Hooks that pass the inputs and outputs of each LoRA layer to the input feature analyzer.
 
-They observe training forwards only: under `no_grad` and in eval mode they return at once. They
-never change a tensor.
+They return at once under `no_grad` and in eval mode, and never change a tensor.
 """
 
 import inspect
@@ -41,10 +40,7 @@ class ActivationSink(Protocol):
 
 
 class ActivationTaps:
-    """Forward hooks on the model (to hash its examples) and on every LoRA layer.
-
-    A model that may be compiled runs eagerly while they are open.
-    """
+    """Forward hooks on the model and its LoRA layers; a compiled model runs eagerly under them."""
 
     def __init__(
         self,
@@ -55,7 +51,7 @@ class ActivationTaps:
         may_be_compiled: bool = False,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Prepare the hooks; `open` installs them, and `timed` measures the time that they take."""
+        """Prepare the hooks; `open` installs them, and `timed` measures their time."""
         self._step = 0
         self._eager = EagerSteps() if may_be_compiled else None
         self._model = model
@@ -151,8 +147,8 @@ class ActivationTaps:
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None if rows do not fit the batch.
 
-        A leading 1 in the layout, as in position ids, stands for every example. `use` counts
-        earlier runs of the layer in this forward.
+        A leading 1, as in position ids, stands for every example. `use` counts earlier runs of the
+        layer in this forward.
         """
         assert self._examples is not None
         batch = len(self._examples)

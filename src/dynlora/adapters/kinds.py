@@ -54,11 +54,7 @@ class LayerKind:
 
 
 def kind_of(name: str, module: Any) -> LayerKind:
-    """Return the kind of a `peft.tuners.lora.LoraLayer`.
-
-    Raises:
-        LayerError: If ranks cannot change on layers of its class.
-    """
+    """Return the kind of a `peft.tuners.lora.LoraLayer`, or raise `LayerError`."""
     kind = type(module)
     full_name = f"{kind.__module__}.{kind.__qualname__}"
     if full_name not in _KINDS:
@@ -78,10 +74,7 @@ def _see_vectors(
     lora_B: Float[Tensor, "height r"],
     tokens: Tokens | None,
 ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
-    """Return the tokens projected by `lora_A`, whose Gram matrix is a mean over them, and `lora_B`.
-
-    This is `LayerKind.see` of layers whose tokens are vectors.
-    """
+    """Return projected tokens, whose Gram matrix is a mean over tokens, and `lora_B`."""
     if tokens is None:
         return lora_A.T, lora_B
     return tokens.to(lora_A) @ lora_A.T / math.sqrt(len(tokens)), lora_B
@@ -112,8 +105,6 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _linear_rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) -> Rows:
-    """Return the vectors along the last axis."""
-
     def read(index: Tensor) -> tuple[Tensor, Tensor]:
         return (
             inputs.flatten(0, -2).index_select(0, index),
@@ -218,9 +209,9 @@ def _see_ids(
 ) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
     """Return `lora_A`, and the rows of `lora_B` scaled by the root of their frequency.
 
-    Ids outside the sample must also count. A part ``(ids seen once + 1) / (tokens + 1)`` of the
-    frequency is spread evenly over all ids: it estimates how often the next token is an unseen id,
-    and is never zero.
+    A part ``(ids seen once + 1) / (tokens + 1)`` of the frequency is spread over all ids, because
+    ids outside the sample also count. It estimates how often the next token is an unseen id, and is
+    never zero.
     """
     if tokens is None:
         return lora_A.T, lora_B

@@ -65,10 +65,7 @@ class LoraView:
 
     @property
     def is_there(self) -> bool:
-        """Whether the model still has this adapter; otherwise all other properties are invalid.
-
-        An adapter deleted and added again under the same name counts as a new adapter.
-        """
+        """Whether the adapter was never deleted; otherwise all other properties are invalid."""
         if self.adapter not in self.module.r:
             return False
         now, _ = self.kind.factors(self.module, self.adapter)
@@ -94,10 +91,7 @@ class LoraView:
 
     @property
     def unit_scaling(self) -> float:
-        """Scaling without the layer weight, which may come from an earlier run.
-
-        A scaling set by other code counts as unweighted.
-        """
+        """Scaling without the layer weight. A scaling set by other code counts as unweighted."""
         unit, weighted = vars(self.module).get(_UNIT_SCALING, {}).get(self.adapter, (0.0, None))
         return float(unit) if weighted == self.scaling else self.scaling
 
@@ -229,17 +223,7 @@ def are_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraView]:
-    """Return the LoRA layers of one adapter, in the model's order.
-
-    Args:
-        model: A PEFT model, or any module with injected LoRA layers.
-        adapter_name: The adapter; None for the active one.
-
-    Raises:
-        LayerError: If there is no LoRA layer, a layer cannot be resized, several adapters are
-            active and none is named, or there are several PEFT models.
-        EngineError: If an engine manages parameters without static mode, or has replaced them.
-    """
+    """Return the LoRA layers of one adapter (None: the active one), in the model's order."""
     root, _ = find_root(model)
     found = {
         name: module for name, module in root.named_modules() if isinstance(module, PeftLoraLayer)
@@ -258,11 +242,7 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
 
 
 def find_root(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module that layer names are relative to, and its PEFT configurations.
-
-    Raises:
-        LayerError: If there is no adapter, or there are several PEFT models.
-    """
+    """Return the module that layer names are relative to, and its PEFT configurations."""
     tuners = {n: m for n, m in model.named_modules() if isinstance(m, BaseTuner)}
     if len(tuners) > 1:
         places = [name.removesuffix("base_model").removesuffix(".") for name in tuners]

@@ -69,8 +69,7 @@ class LoraAdapters:
     ) -> None:
         """Find the layers, and check that they and the optimizer state can be resized.
 
-        `follow` is called with every basis change after it is applied; its maps are zero after a
-        load of another rank. See `DynamicLora` for all errors.
+        `follow` receives each applied change, with zero maps after a load of another rank.
         """
         check_engine(model)
         keep_gradients(model)
@@ -121,10 +120,7 @@ class LoraAdapters:
 
     @property
     def budget(self) -> int:
-        """Parameters at rank `LoraConfig.r` on every layer, or the live ones if more.
-
-        Only an adapter with a `rank_pattern` can have more.
-        """
+        """Parameters at rank `LoraConfig.r`, or the live ones if a `rank_pattern` has more."""
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
 
@@ -207,13 +203,7 @@ class LoraAdapters:
     def lowest_ranks(
         self, names: Sequence[str], features: Mapping[str, FeatureStats], *, tolerance: float
     ) -> dict[str, int]:
-        """Return the lowest rank per layer whose output error is within the tolerance.
-
-        Args:
-            names: Module names, at least one.
-            features: Observed inputs by module name, on which outputs are measured.
-            tolerance: Norm of the dropped output, relative to the norm of the layer's output.
-        """
+        """Return the lowest rank per layer whose relative output error is within the tolerance."""
         powers, tolerated = [], []
         for layers in in_blocks(self.layers[name] for name in names):
             stats = enough_seen(layers, features)
@@ -226,13 +216,7 @@ class LoraAdapters:
     ) -> dict[str, float]:
         """Resize layers to their planned ranks, shrinking first to never exceed the budget.
 
-        Args:
-            plan: Ranks of some or all layers.
-            features: Observed inputs by module name, which determine dropped and new directions.
-            seed: Seed of random new directions; the global random state is unchanged.
-
-        Returns:
-            Norm of the dropped output by module name, relative to the norm of the layer's output.
+        Returns the norm of each dropped output, relative to the norm of the layer's output.
         """
         planned = [(self.layers[name], rank) for name, rank in plan.ranks.items()]
         shrinking = [layer for layer, rank in planned if rank < layer.r]
@@ -348,10 +332,7 @@ class LoraAdapters:
         }
 
     def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
-        """Set ranks and scalings from a checkpoint before its tensors are loaded.
-
-        Layers whose rank differs get zero tensors of the new shape and lose their moments.
-        """
+        """Set a checkpoint's ranks before its tensors; resized layers get zeros and no moments."""
         for name, shape in shapes.items():
             layer = self.layers[name]
             set_rank(layer, int(shape["r"]))

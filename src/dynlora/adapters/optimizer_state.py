@@ -52,11 +52,7 @@ rest is for that step's gradient, up to three times its usual size with torch's 
 
 
 def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
-    """Return the optimizer inside Accelerate's wrapper, and check that it is supported.
-
-    Raises:
-        OptimizerError: If its state can neither be resized nor restarted.
-    """
+    """Return the optimizer inside Accelerate's wrapper, and check that it is supported."""
     # Other wrappers, such as Lookahead, keep tensors of the parameters' shapes.
     wrapped = type(optimizer).__module__.startswith("accelerate.")
     inner: AnyOptimizer = vars(optimizer).get("optimizer", optimizer) if wrapped else optimizer
@@ -110,8 +106,7 @@ def rebase_state(
 ) -> None:
     """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
 
-    The factors are still of the old basis; `size` is the rank of the tensors after the change,
-    padding included.
+    The factors are still of the old basis; `size` is the tensors' new rank, padding included.
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a change of scale keeps directions
@@ -141,10 +136,7 @@ def rebase_state(
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
-    """Drop the state of resized parameters, if the optimizer's state cannot follow.
-
-    Otherwise `fit_state` fits it by the tensors' shapes.
-    """
+    """Drop the state of resized parameters if it cannot follow; `fit_state` fits the others."""
     if _starts_anew(optimizer):
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
@@ -156,7 +148,7 @@ def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) ->
 
     Moments must be zero beyond the live rank, because Adam would move the weights there. Moments of
     the live rank, or with only zeros beyond it, are kept: they may come from a run with other
-    padding or sharding. `factors` come with their live ranks.
+    padding.
     """
     forgotten = 0
     for factor, rank in factors:
@@ -248,7 +240,6 @@ class StepWatch:
     """
 
     def __init__(self, optimizer: AnyOptimizer, layers: Sequence[LoraView]) -> None:
-        """Prepare to check an optimizer, unless DeepSpeed's, of these layers."""
         self._optimizer = optimizer
         self._layers = layers
         self._stepped = False
@@ -267,11 +258,7 @@ class StepWatch:
                 return
 
     def end(self) -> None:
-        """Check after the step that no other optimizer took it; do nothing without `begin`.
-
-        Raises:
-            OptimizerError: If the weight changed without a step of the optimizer.
-        """
+        """Raise `OptimizerError` if the weight changed without a step of the optimizer."""
         before, stepped = self._before, self._stepped
         self._forget()
         if before is None or stepped:

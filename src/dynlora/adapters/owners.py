@@ -12,8 +12,7 @@ from dynlora.adapters.layers import LoraView
 class OwnHook:
     """Calls a function on its own model, and does nothing on any copy.
 
-    A pickled function would include the controller and its optimizer. A shared one would pass the
-    copy's forwards to the original controller.
+    A copy would otherwise include the controller, or pass its forwards to the original one.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -38,10 +37,9 @@ have none and can be saved."""
 
 
 def take_over(layers: Sequence[LoraView], owner: Any) -> int:
-    """Register the controller that owns these layers, and close present ones; return their number.
+    """Register the owner of these layers, and close present ones; return their number.
 
-    A notebook cell that runs twice attaches a second controller, while the first would continue to
-    sample and change ranks.
+    After a notebook cell has run twice, the first controller would continue to change ranks.
     """
     earlier: dict[int, Any] = {}
     for layer in layers:

@@ -11,18 +11,10 @@ LONGEST = 2000
 
 
 def name_patterns(values: Mapping[str, float], default: float) -> dict[str, int | float]:
-    """Return the values that differ from `default`, by regular expression.
+    """Return the values that differ from `default` by regular expression, as `int` if integral.
 
-    One key matches many layers, because Python's cache of compiled expressions has 512 entries: see
-    `docs/adapters.md`.
-
-    Args:
-        values: Rank or `lora_alpha` by module name.
-        default: Value of all other layers.
-
-    Returns:
-        Value by `^(name|name|...)$`, each key at most `LONGEST` characters unless a single name is
-        longer. Integral values are of type `int`.
+    One key of at most `LONGEST` characters (or one name) matches many layers, because Python's
+    cache of compiled expressions has 512 entries: see `docs/adapters.md`.
     """
     names: dict[float, list[str]] = {}
     for name, value in values.items():

@@ -17,19 +17,17 @@ from dynlora.adapters.resize import set_rank
 def own_config(configs: dict[str, Any], adapter: str) -> Any:
     """Replace an adapter's `LoraConfig` by a copy of its own, and return the copy.
 
-    PEFT stores the object itself. Other adapters may share it: TRL's reference adapter, or a model
-    in a notebook cell that runs twice. Patterns would then reach all of them.
+    PEFT stores the object itself, which other adapters may share, such as TRL's reference adapter.
     """
     configs[adapter] = copy.copy(configs[adapter])
     return configs[adapter]
 
 
 def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
-    """Set `rank_pattern` and `alpha_pattern` of all the adapter's layers in its `LoraConfig`.
+    """Set the patterns of all the adapter's layers, by their whole names, in its `LoraConfig`.
 
-    They replace earlier patterns, and match each layer by its whole name. The initialization
-    becomes PEFT's default, because loading draws it for the new ranks before it loads the weights,
-    and `orthogonal` refuses odd ranks.
+    The initialization becomes PEFT's default, because loading draws it for the new ranks before it
+    loads the weights, and `orthogonal` refuses odd ranks.
     """
     ranks = {layer.name: layer.r for layer in layers}
     alphas = {layer.name: layer.alpha for layer in layers}
@@ -57,12 +55,10 @@ def _write_after_load(configs: Mapping[str, Any], layers: Sequence[LoraView], *_
 class ShapeHooks:
     """Load hooks that give an adapter's layers the ranks of a checkpoint before its tensors.
 
-    `Trainer` resumes, and reloads its best checkpoint, by loading tensors into a model with the
-    configured ranks, whose shapes would differ.
+    `Trainer` loads checkpoints into a model with the configured ranks, whose shapes would differ.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LoraView]) -> None:
-        """Install the hooks on all of an adapter's layers, and on PEFT's configuration."""
         self._handles = [keep_patterns(model, layers)]
         for layer in layers:
             for factor in layer.factors:

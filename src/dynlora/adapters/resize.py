@@ -1,7 +1,4 @@
-"""Changes of rank: grow in new directions of the input, shrink with the least error, reorder.
-
-Maps (`BasisChange`) are computed for many layers at once, and applied per layer.
-"""
+"""Changes of rank: grow in new directions of the input, shrink with the least error, reorder."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -51,7 +48,7 @@ def shrink_changes(
 
 
 def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
-    """Return maps that select every trained direction, and untrained ones up to `rank`."""
+    """Return maps that select the trained directions, and untrained ones up to `rank`."""
     kept = sorted(strengths.order[:rank])
     eye = torch.eye(len(strengths.order), dtype=torch.float64, device=strengths.values.device)
     return eye[kept], eye[:, kept]
@@ -62,10 +59,10 @@ def split_projectors(
 ) -> tuple[Float[Tensor, "layers rank r"], Float[Tensor, "layers r rank"]]:
     """Return balanced factors of the projectors ``to_B @ to_A``, close to selections of rows.
 
-    The product determines its factors up to an invertible matrix. The balanced split of its SVD,
-    ``sqrt(S) V^T`` and ``U sqrt(S)``, is a pure rotation where the projector is orthogonal, which
-    preserves gradients, steps and moments in the kept space. The remaining rotation brings the kept
-    rows closest to the old rows that contribute most, because Adam's moments belong to rows.
+    The balanced split of the SVD, ``sqrt(S) V^T`` and ``U sqrt(S)``, is a pure rotation where the
+    projector is orthogonal, which preserves gradients, steps and moments in the kept space. A
+    further rotation, which keeps the product, brings the kept rows closest to the old rows that
+    contribute most, because Adam's moments belong to rows.
     """
     rank = to_A.shape[1]
     U, S, Vh = torch.linalg.svd(to_B @ to_A)
@@ -101,10 +98,7 @@ def apply_change(
     change: BasisChange,
     rows: Float[Tensor, "grown in_features"] | None = None,
 ) -> None:
-    """Apply a change to a layer's weights, optimizer state and fields.
-
-    `rows` become the last rows of `lora_A`.
-    """
+    """Apply a change to weights, optimizer state and fields; `rows` become the last of `lora_A`."""
     A = change.to_A @ layer.lora_A.double()
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
@@ -127,10 +121,7 @@ def set_rank(layer: LoraView, rank: int) -> None:
 
 @torch.no_grad()
 def hold_at(layer: LoraView, rank: int) -> None:
-    """Pad a layer's tensors permanently to a rank, with zeros behind the live components.
-
-    No mask is needed: a component with zeros in both factors adds nothing and gets no gradient.
-    """
+    """Pad tensors to a fixed rank. Zeros in both factors get no gradient, so no mask is needed."""
     for factor in layer.factors:
         if factor.size != rank:
             set_data(factor.parameter, factor.padded(factor.matrix(layer.r), rank))
@@ -171,15 +162,10 @@ def new_rows(
 ) -> list[Float[Tensor, "_ _"]]:
     """Return new rows of `lora_A`: principal directions of the input that old rows do not cover.
 
-    Directions are random where the tokens show too few. A new row's mean squared input equals the
-    mean over existing rows, so that its column of `lora_B` gets gradients of the usual size. Its
-    norm is at most `MAX_NEW_NORM` times theirs: directions of little variance would need more.
-
-    Args:
-        layers: The layers to grow.
-        counts: Number of new rows per layer.
-        tokens: Observed inputs per layer. None, or ids, which show no directions, use random ones.
-        generator: Generator of random directions.
+    Directions are random where the tokens show too few; None and ids show none. A new row's mean
+    squared input equals the mean over existing rows, so that its column of `lora_B` gets gradients
+    of the usual size. Its norm is at most `MAX_NEW_NORM` times theirs: directions of little
+    variance would need more.
     """
     held = [layer.lora_A.double() for layer in layers]
     seen = [None if t is None or not t.is_floating_point() else t for t in tokens]
@@ -215,9 +201,8 @@ def principal_directions(
 ) -> list[Float[Tensor, "_ _"]]:
     """Return the unit directions of each input's largest spread, at most `count` above `floor`.
 
-    The smaller Gram matrix costs a third of an SVD, and in float64 resolves spreads down to 1e-7 of
-    the largest. The largest element of each direction is positive. A floor is the smallest root of
-    a direction's sum of squares.
+    The smaller Gram matrix costs a third of an SVD, and in float64 resolves spreads (roots of sums
+    of squares) down to 1e-7 of the largest. The largest element of each direction is positive.
     """
     if not inputs:
         return []

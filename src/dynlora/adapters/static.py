@@ -26,17 +26,7 @@ logger = logging.getLogger(__name__)
 def choose_mode(
     config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
 ) -> Literal["physical", "static"]:
-    """Return the mode of the tensors, and log the reason if "auto" selects static mode.
-
-    Args:
-        config: Source of `mode` and `input_adaptive`.
-        processes: Number of training processes.
-        compiled: Whether `torch.compile` compiles the model.
-        held_static: Whether the tensors are static already.
-
-    Raises:
-        ConfigError: If a setting requires one process or physical mode.
-    """
+    """Return the mode of the tensors, and log the reason if "auto" selects static mode."""
     if config.mode == "physical" and (compiled or held_static):
         raise ConfigError(
             "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
@@ -85,10 +75,9 @@ def make_static(
 
 
 def hold_static(model: nn.Module, layers: Sequence[LoraView], rank: int) -> None:
-    """Pad all layers of an adapter to a fixed rank, unless padded already.
+    """Pad all layers to a fixed rank, limited by their smaller dimension, unless padded already.
 
-    A layer's smaller dimension limits it further. Call it before an engine, or an optimizer with
-    state, uses the tensors. The hooks on saving and loading are permanent.
+    Call it before an engine, or an optimizer with state, uses the tensors. Its hooks are permanent.
     """
     if any(layer.capacity is None for layer in layers):
         keep_patterns(model, layers)

@@ -1,7 +1,4 @@
-"""Strength of each component of a LoRA layer: its contribution to the output on observed input.
-
-All computation is in r x r space (see `small_matrices.output_directions`); ``B A`` is never formed.
-"""
+"""Strength of each component: its contribution to the output on observed input, in r x r space."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,13 +47,9 @@ def measure_strengths(
 ) -> list[Strengths]:
     """Compute each layer's components on the observed tokens.
 
-    Directions with a zero column of `lora_B` come last and stay unchanged. Refactoring them would
-    zero their rows of `lora_A`, which then never train again.
-
-    Args:
-        layers: The layers.
-        tokens: Observed inputs per layer; None uses unit-covariance input, for which strengths are
-            singular values.
+    Without tokens, strengths are singular values. Directions with a zero column of `lora_B` come
+    last and stay unchanged, because refactoring would zero their rows of `lora_A`, which then never
+    train again.
     """
     orders, trained = _trained_first(layers)
     seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
@@ -95,8 +88,7 @@ def _components(
 ) -> tuple[Float[Tensor, "layers r"], Float[Tensor, "layers r r"], Float[Tensor, "layers r r"]]:
     """Return strengths without scaling, and the maps to and from components.
 
-    `A` has trained directions first, with their original indices in `order`; `left` and `right` are
-    `LoraView.see` of these.
+    `A` has trained directions first; `left` and `right` are `LoraView.see` of these.
     """
     R = torch.linalg.qr(right, mode="r").R
     squares, U = output_directions(R, left.mT @ left)
@@ -143,12 +135,7 @@ def _powers(
 
 
 def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
-    """Return the lowest rank per layer that drops at most the tolerated root mean square norm.
-
-    Args:
-        powers: Squared strengths per layer, weakest first.
-        tolerated: Largest norm to drop, per layer.
-    """
+    """Return the lowest rank per layer that drops at most `tolerated`; powers: weakest first."""
     # Exclude the strongest component, which always stays, before padding with zeros.
     weaker = pad_sequence([p[:-1] for p in powers], batch_first=True, padding_side="left")
     # On the CPU, because torch's deterministic mode refuses cumulative sums on a GPU.
@@ -176,10 +163,9 @@ def in_blocks(layers: Iterable[LoraView]) -> Iterator[list[LoraView]]:
 def enough_seen(
     layers: Sequence[LoraView], features: Mapping[str, FeatureStats]
 ) -> list[FeatureStats | None]:
-    """Return each layer's input statistics, or None with fewer tokens than components.
+    """Return each layer's input statistics; None with fewer tokens than components.
 
-    With fewer tokens, some components would seem to add nothing. Ids are exempt, because
-    `kinds` accounts for ids outside the sample.
+    With fewer, some components would seem to add nothing. `kinds` accounts for unseen ids.
     """
     found = []
     for layer in layers:
@@ -195,9 +181,6 @@ def tokens_of(stats: FeatureStats | None) -> Tokens | None:
 
 
 def output_norm(layer: LoraView, stats: FeatureStats | None) -> float:
-    """Return the root mean square norm of a layer's output, or 1 if it is 0.
-
-    Without a sample, the base layer's norm on unit-covariance input stands for the output's.
-    """
+    """Return the root mean square norm of the output (`base_norm` without sample); 1 if it is 0."""
     norm = layer.base_norm if stats is None else float(stats.output_power**0.5)
     return norm or 1.0
