@@ -42,14 +42,11 @@ def check_devices(parameters: Sequence[Parameter]) -> None:
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Prevent 4-bit layers, with or without LoRA, from repacking weights for a kernel of inference.
+    """Prevent 4-bit layers from repacking their weights for a kernel of inference.
 
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks permanently in the first forward in eval
-    mode. Training after an evaluation would then get no gradient through such a layer, without an
-    error. Other layers and devices have no such kernel.
-
-    Raises:
-        EngineError: If an evaluation has repacked a layer, which cannot be undone exactly.
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks in the first forward in eval mode, which
+    cannot be undone exactly. Training after an evaluation would then get no gradient through such a
+    layer, with or without LoRA, and no error.
     """
     for name, module in model.named_modules():
         if _REPACKS not in vars(module):

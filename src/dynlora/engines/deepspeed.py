@@ -1,7 +1,7 @@
 """Parameters of DeepSpeed's ZeRO optimizers, which train float32 copies: read whole, write back.
 
-Each process has a part of the copies and moments, and at stage 3 of the parameters. All access is
-collective. DeepSpeed is imported only if it has marked a parameter.
+All access is collective, because each process has only parts of copies, moments and (at stage 3)
+parameters. DeepSpeed is imported only if it has marked a parameter.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,6 @@ class ZeroOptimizer(Protocol):
     """DeepSpeed's wrapper of an optimizer, which is not a `torch.optim.Optimizer`."""
 
     optimizer: Optimizer
-    """The wrapped optimizer."""
     param_groups: list[dict[str, Any]]
     state: dict[Any, Any]
 
@@ -162,7 +161,7 @@ def group_of(optimizer: Any, parameter: Parameter) -> dict[str, Any]:
 def state_of(optimizer: Any, parameter: Parameter) -> Iterator[dict[str, Any]]:
     """Yield a parameter's state with whole moments, and write them back afterwards.
 
-    The number of steps is the optimizer's own tensor, which the caller changes in place.
+    The number of steps is the optimizer's own tensor: change it in place.
     """
     from deepspeed.utils import (
         lazy_init_hp_params_optimizer_state,

@@ -1,7 +1,4 @@
-"""Parameters that an engine shards across processes: read whole by all, write back.
-
-FSDP2's are DTensors, and DeepSpeed's ZeRO marks its own. Plain tensors are returned unchanged.
-"""
+"""Parameters that FSDP2 or DeepSpeed shards across processes: read whole by all, write back."""
 
 from typing import Any
 
