@@ -1,8 +1,7 @@
 """Complexity of examples: features in; variances, thresholds and masks of components out.
 
-An example's complexity is the variance of its features over its tokens. Sums are of integers and
-fractions are elementwise, so the result is bitwise equal in any batch, with any padding and with or
-without a cache. Otherwise rounding near a threshold could change an example's rank.
+Sums are of integers and fractions are elementwise, so a result is bitwise equal in any batch, with
+any padding or cache. Rounding near a threshold could otherwise change an example's rank.
 """
 
 import math
@@ -49,13 +48,11 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefix:
-    """Running sums over each sequence's unmasked tokens so far."""
+    """Running sums over each sequence's unmasked tokens so far; of squares also over features."""
 
     count: Int[Tensor, " batch"]
     sums: Int[Tensor, "batch width"]
-    """Sum per feature."""
     squares: Int[Tensor, " batch"]
-    """Sum of squares over all features."""
 
 
 def unit_for(largest: float) -> float:
@@ -76,12 +73,7 @@ def running_variance(
 
     It is the variance over unmasked tokens, averaged over features, in squared activation units;
     NaN before the second unmasked token. The unbiased estimate (divisor ``n - 1``) does not grow
-    with the length of the prefix.
-
-    Args:
-        features: Features of the tokens.
-        mask: True for tokens that count.
-        before: Running sums before these tokens; None at the start of the sequences.
+    with the length of the prefix. `before` is None at the start of the sequences.
     """
     kept = mask.long()
     count, squares = kept.cumsum(dim=1), torch.zeros_like(kept)
@@ -114,8 +106,7 @@ def quarter_of(
 ) -> Int[Tensor, "*rows"]:
     """Return the quarter of each complexity, as the number of thresholds that it reaches.
 
-    NaN, and any complexity without thresholds, is in the highest quarter. If all examples are
-    equally complex, all thresholds are equal, and all examples are in the highest quarter.
+    NaN, any complexity without thresholds, and equal complexities are in the highest quarter.
     """
     if not thresholds:
         return torch.full_like(complexity, len(FRACTIONS) - 1, dtype=torch.int64)

@@ -1,7 +1,4 @@
-"""`input_adaptive.json` beside a saved adapter: settings that restore input-adaptive ranks.
-
-Without this file the adapter is an ordinary one and uses every component.
-"""
+"""`input_adaptive.json` beside an adapter: settings without which it uses every component."""
 
 import math
 from pathlib import Path
@@ -16,7 +13,6 @@ from dynlora.input_adaptive.complexity import FRACTIONS
 from dynlora.input_adaptive.ranks import InputAdaptiveRanks
 
 INPUT_ADAPTIVE = "input_adaptive.json"
-"""File name."""
 
 _COMPLEXITY = {True: "example", False: "prefix"}
 

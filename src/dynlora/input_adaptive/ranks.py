@@ -1,8 +1,7 @@
 """Input-adaptive ranks: each example's complexity determines how many components it uses.
 
-A hook on the model finds each example's quarter of the distribution of complexities. A hook behind
-each `lora_A` multiplies all components but the quarter's first k by 0. Events order components by
-strength and set the thresholds, so that all forwards between two optimizer steps agree.
+A hook behind each `lora_A` masks all but the first components, by the quarter of the complexity.
+Only events order components and set thresholds: forwards between optimizer steps must agree.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +72,6 @@ class InputAdaptiveRanks:
         self.thresholds = thresholds
         """Complexities that separate the quarters; the controller changes them only at events."""
         self.sample = ComplexitySample()
-        """Complexities sampled in training."""
         self.observing = False
         """Whether training forwards are sampled."""
         self._timed = timed
@@ -197,10 +195,7 @@ class InputAdaptiveRanks:
         return output if mask.quarter is None else output * mask.of(layer, output)
 
     def _replay(self, layer: LoraView) -> ComponentMask:
-        """Return the mask for a forward that gradient checkpointing repeats in the backward pass.
-
-        Only one training forward can be the repeated one.
-        """
+        """Return the mask of the only training forward, which gradient checkpointing repeats."""
         if not self.thresholds:
             return ComponentMask()
         if self._training_mask is None or self._forwards != 1 or not torch.is_grad_enabled():
@@ -216,9 +211,9 @@ class InputAdaptiveRanks:
 
 
 def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
-    """Close any input-adaptive ranks on these layers; return whether there were any.
+    """Close input-adaptive ranks on these layers; return whether there were any.
 
-    A notebook cell that runs twice loads them twice; a copied model contains them without an owner.
+    A notebook cell that runs twice loads them twice; a copied model has them without an owner.
     """
     hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
     owners = [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
@@ -229,10 +224,7 @@ def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
 
 
 class InputAdaptiveExtension:
-    """The extension of `DynamicLoraConfig.input_adaptive`: ranks, thresholds and order in training.
-
-    Samples complexities until ranks are frozen, and updates the thresholds at events.
-    """
+    """The extension of `DynamicLoraConfig.input_adaptive`; samples until ranks are frozen."""
 
     def __init__(self) -> None:
         self._ranks: InputAdaptiveRanks | None = None

@@ -1,8 +1,7 @@
 """One model call to the complexity of its examples, or of each token's prefix.
 
-Inputs that would make an example's complexity depend on other tokens are refused. During
-generation, a call contains only the newest token. The prefix before it is stored with the key-value
-cache that the call continues.
+A call of generation has only the newest token; the prefix before it is stored with the cache.
+Inputs that would make an example's complexity depend on other tokens are refused.
 """
 
 import inspect
@@ -56,18 +55,12 @@ class Reading:
 class ComplexityReader:
     """Reads calls, and stores the prefix of each cache for the cache's lifetime.
 
-    Tokens are read as rows of the base model's frozen embedding, images as pixels. Both are bit for
-    bit independent of the batch. Inputs of later layers are not: a rounding error could move an
-    example across a threshold.
+    Tokens are read as rows of the base model's frozen embedding, images as pixels, because both are
+    bit for bit independent of the batch. Inputs of later layers are not.
     """
 
     def __init__(self, root: nn.Module) -> None:
-        """Check that the input of `root`, the model inside PEFT's wrapper, can be read.
-
-        Raises:
-            LayerError: If it is not a transformers model of texts or images, is an
-                encoder-decoder, has experts, or its embedding is trained.
-        """
+        """Check that the input of `root`, the model inside PEFT's wrapper, can be read."""
         self.model: PreTrainedModel = _readable(root)
         causal = any(vars(part).get("is_causal") is True for part in self.model.modules())
         self.whole = not causal and not self.model.can_generate()
@@ -94,18 +87,11 @@ class ComplexityReader:
         return {key: value for key, value in vars(self).items() if key != "_prefixes"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start without prefixes."""
         vars(self).update(state, _prefixes=WeakKeyDictionary())
 
     @torch.no_grad()
     def read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
-        """Read the arguments of a call.
-
-        Raises:
-            EngineError: If the call continues an unknown or changed cache, or one that is not a
-                `transformers.Cache`.
-            LayerError: If the input or its mask cannot be read, or several texts share a row.
-        """
+        """Read the arguments of a call; an unknown or changed cache is an `EngineError`."""
         names = list(inspect.signature(module.forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         inputs, features = self._features(given)
@@ -122,7 +108,6 @@ class ComplexityReader:
         )
 
     def _features(self, given: Mapping[str, Any]) -> tuple[Tensor, Features]:
-        """Return a call's main input, and its features."""
         inputs = given.get(self._name)
         if not isinstance(inputs, Tensor) or inputs.dim() < 2:
             others = sorted(name for name, value in given.items() if isinstance(value, Tensor))
@@ -184,7 +169,7 @@ def sampling_keys(reading: Reading, step: int) -> Int[Tensor, " n"]:
 
 
 def _readable(root: nn.Module) -> PreTrainedModel:
-    """Return a model, checked: of texts or images, without a decoder beside it, and no experts."""
+    """Return the model if it reads texts or images, without encoder-decoder or experts."""
     if not isinstance(root, PreTrainedModel):
         raise _not_adaptive("a model of transformers", f"a {type(root).__name__}")
     if root.main_input_name not in ("input_ids", "pixel_values"):
@@ -257,7 +242,6 @@ def _check_unpacked(given: Mapping[str, Any], mask: Bool[Tensor, "batch tokens"]
 
 
 def _find_cache(given: Mapping[str, Any]) -> Cache | None:
-    """Return the cache that a call continues; None without one."""
     found = [given.get(name) for name in ("cache", "past_key_values", "cache_params")]
     caches = [value for value in found if value is not None]
     if caches and not isinstance(caches[0], Cache):
@@ -269,7 +253,6 @@ def _find_cache(given: Mapping[str, Any]) -> Cache | None:
 
 
 def _cache_in(output: Any) -> Cache | None:
-    """Return the cache in a call's output; None without one."""
     values = output.values() if isinstance(output, Mapping) else output
     if not isinstance(output, Mapping | tuple):
         return None
