@@ -1,8 +1,7 @@
 """Stage 1. Layer importance assessor: LoRA layers with gradients in, one score per layer out.
 
-A score is importance *per parameter*, the worth of one more parameter in the layer, so that shares
-need no correction for a layer's size. Metrics do not depend on the budget. `config.METRICS`
-names the metrics.
+A score is the worth of one more parameter in the layer, so that shares need no correction for a
+layer's size. Metrics do not depend on the budget.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,10 @@ class ImportanceMetric(Protocol):
     """Protocol of a metric that computes a score per layer from observed steps."""
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
-        """Read the gradients, between `backward` and the optimizer's step.
+        """Read the gradients of `layers`, between `backward` and the optimizer's step.
 
         Implementations must skip non-finite layers (`LoraLayer.finite`), without synchronizing with
         the device.
-
-        Args:
-            layers: Layers with gradients in this step.
         """
 
     def scores(
@@ -50,12 +46,7 @@ class ImportanceMetric(Protocol):
 
 
 def build_metric(importance: str | ImportanceMetric, *, seed: int) -> ImportanceMetric:
-    """Return a new metric from its name, or a copy of a metric, so that runs share no state.
-
-    Args:
-        importance: Name in `METRICS`, or a metric.
-        seed: Seed of `random`; no other metric uses it.
-    """
+    """Return a new metric by name, or a copy of a metric, so that runs share no state."""
     if not isinstance(importance, str):
         return deepcopy(importance)
     kind = load(METRICS[importance])

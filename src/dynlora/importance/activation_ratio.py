@@ -8,10 +8,7 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
 class ActivationRatioMetric:
-    """Ratio of the adapter's output norm to the layer's output norm.
-
-    Norms are root mean squares over the feature analyzer's sample. Uses no gradient and no state.
-    """
+    """Ratio of root mean square norms of the adapter's and the layer's output on sampled tokens."""
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Do nothing: scores depend only on weights and features."""

@@ -1,9 +1,8 @@
 """Statistics of compared gradients: agreement of batches, and number of directions per layer.
 
-Ranks move only if gradients of different batches agree. With random labels, the cosine of
-consecutive gradients is positive as often as negative. Cosines are averaged over layers and summed
-over steps, so that no large layer or gradient dominates. Comparing losses is weaker, because single
-steps overshoot at working learning rates.
+With random labels, the cosine of consecutive gradients is positive as often as negative. It is
+averaged over layers and summed over steps, so that no large layer or gradient dominates. Comparing
+losses is weaker, because single steps overshoot at working learning rates.
 """
 
 import math
@@ -77,10 +76,9 @@ class GradientDirections:
         self._overlaps.add(compared.names, overlaps, counts=known)
 
     def counts(self, layers: Sequence[LoraLayer]) -> dict[str, float]:
-        """Return the number of directions of each layer with compared gradients.
+        """Return each layer's number of directions, clamped to ``[1, out_features]``.
 
-        It is clamped to ``[1, out_features]``, because alternating orthogonal gradients would give
-        more.
+        Alternating orthogonal gradients would give more.
         """
         means = self._overlaps.means(layer.name for layer in layers)
         widths = {layer.name: layer.out_features for layer in layers}

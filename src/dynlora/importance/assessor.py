@@ -1,7 +1,7 @@
 """Stage 1. Layer importance assessor: gradients in, scores equal on all processes out.
 
-No layer has a score before gradients agree beyond chance. The agreement test ends when it is
-passed, because gradients alternate near convergence.
+No layer has a score before gradients agree beyond chance. The test ends when it is passed, because
+gradients alternate near convergence.
 """
 
 import math
@@ -32,14 +32,7 @@ class LayerImportanceAssessor:
         device: torch.device,
         stops: bool = False,
     ) -> None:
-        """Start without gradients.
-
-        Args:
-            metric: Importance metric.
-            layers: All layers, in the same order on every process.
-            device: Device of the adapter.
-            stops: Whether a non-finite gradient or score stops the run.
-        """
+        """Start without gradients; `layers` must have the same order on every process."""
         self._metric = metric
         self._layers = layers
         self._device = device
@@ -55,16 +48,7 @@ class LayerImportanceAssessor:
         self._unread: Tensor | None = None  # counts of non-finite gradients, on their device
 
     def observe(self, layers: Sequence[LoraLayer], *, step: int) -> None:
-        """Read the gradients, between `backward` and the optimizer's step.
-
-        Args:
-            layers: The layers with gradients in this step, at least one.
-            step: Number of the coming optimizer step, from 1.
-
-        Raises:
-            EngineError: If gradients differ between processes.
-            NonFiniteError: If a gradient is not finite and the run stops at one.
-        """
+        """Read the gradients, between `backward` and the optimizer's step `step`, from 1."""
         finite = {layer.name: layer.finite for layer in layers}
         self._unreached.difference_update(finite)
         if self._stops:
@@ -82,15 +66,7 @@ class LayerImportanceAssessor:
             self._agreement.observe(compared)
 
     def assess(self, features: Mapping[str, FeatureStats], *, step: int) -> Assessment:
-        """Return scores, gradient directions and unreached layers; no scores before agreement.
-
-        Args:
-            features: Input statistics by module name.
-            step: Optimizer steps taken.
-
-        Raises:
-            NonFiniteError: If a score is not finite and the run stops at one.
-        """
+        """Return scores, gradient directions and unreached layers; no scores before agreement."""
         self._proven = self._proven or self._agreement.is_significant()
         scores = self._metric.scores(self._layers, features) if self._proven else {}
         broken = [name for name, score in scores.items() if not math.isfinite(score)]

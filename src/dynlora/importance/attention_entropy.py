@@ -1,8 +1,7 @@
 """`attention_entropy`: attention logits in, one minus their normalized entropy per layer out.
 
-Entropy is 0 if a token attends to one key, and the logarithm of the number of visible keys if its
-attention is uniform. Queries and keys then have little effect, so low entropy counts as important.
-The score describes a block's attention, not the needs of the task.
+Queries and keys have little effect on uniform attention, so low entropy counts as important. The
+score describes a block's attention, not the needs of the task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,7 @@ DECAY = 0.8
 class AttentionEntropyMetric:
     """One minus the mean normalized entropy of a block's attention, for every layer of the block.
 
-    Attached as an extension, it receives the logits in the forwards of sampled steps. Layers
-    outside attention blocks have no score.
+    It is an extension, to receive logits in sampled steps. Layers outside attention have no score.
     """
 
     def __init__(self) -> None:
@@ -63,13 +61,7 @@ class AttentionEntropyMetric:
         logits: Float[Tensor, "heads queries keys"],
         visible: Bool[Tensor, "#heads queries keys"],
     ) -> None:
-        """Add the attention of some tokens.
-
-        Args:
-            names: Module names of the layers in the block.
-            logits: Attention logits before the softmax; ignored for keys that are not visible.
-            visible: Whether each query may attend to each key.
-        """
+        """Add the attention of some tokens, from logits before the softmax."""
         total, rows = focus(logits, visible)
         added = torch.stack([total, rows])
         for name in names:

@@ -1,8 +1,4 @@
-"""Running means over observed steps: of one number per layer, and of the gradient of `lora_B`.
-
-Metrics that compute the norm *after* averaging the gradient use the latter, because noise then
-cancels.
-"""
+"""Running means over observed steps: of one number per layer, and of the gradient of `lora_B`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,8 +15,8 @@ DECAY = 0.97
 def are_known_finite(finite: Bool[Tensor, " layers"]) -> bool:
     """Return whether all layers' gradients are finite on a CPU; False on other devices.
 
-    Filtering out non-finite gradients would copy them, which on a CPU costs more than all other
-    work on gradients. On a GPU the check would synchronize.
+    Filtering out non-finite gradients copies them, which on a CPU costs more than all other work on
+    gradients. On a GPU the check would synchronize.
     """
     return finite.is_cpu and bool(finite.all())
 
@@ -72,7 +68,7 @@ class StepMean:
 
 
 class RunningMeanGradient:
-    """Bias-corrected exponential moving average of dL/dB by module name, in float32."""
+    """Bias-corrected exponential moving average of dL/dB by module name, in which noise cancels."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Comparison of consecutive observed steps: gradients of `lora_B` in, inner products out.
 
-All comparisons derive from ``Gᵀ G'``, whose size is the rank. One product compares all layers of
-equal height and similar rank, to save calls. Lower ranks are padded with zeros (less than half).
+All comparisons derive from ``Gᵀ G'``, whose size is the rank. One product serves all layers of
+equal height and similar rank, padded with zeros (less than half).
 """
 
 from collections import defaultdict
@@ -110,10 +110,7 @@ def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> T
 def _stacked(
     gradients: list[Float[Tensor, "out _"]], dtype: torch.dtype, into: Tensor | None = None
 ) -> Float[Tensor, "layers out rank"]:
-    """Return gradients of equal height as one tensor, padded to their highest rank.
-
-    It overwrites `into`, an earlier result for the same shapes and dtype, instead of allocating.
-    """
+    """Return gradients of equal height, padded to their highest rank; overwrite `into` if given."""
     if into is None:
         height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)
         into = gradients[0].new_zeros(len(gradients), highest, height, dtype=dtype).mT

@@ -1,8 +1,7 @@
 """`fisher`: gradients in, their mean square per parameter over all observed steps out.
 
-This is the diagonal of the empirical Fisher information, averaged over a layer. Unlike
-`gradient_norm`, it weights all steps equally, averages over all parameters of the layer instead of
-one rank's, and is a square. It includes the noise of batches, so it does not measure need.
+This is the diagonal of the empirical Fisher information. Unlike `gradient_norm`, it weights all
+steps equally, and averages over all ranks. It includes noise, so it does not measure need.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`magnitude`: LoRA factors in, the norm of each layer's weight update out."""
+"""`magnitude`: LoRA factors in, norms of weight updates out: past training, not remaining need."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,7 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
 class MagnitudeMetric:
-    """Frobenius norm of ``scaling * B @ A``, per square root of the layer's cost.
-
-    It measures past training, not remaining need. Uses no gradient and no state.
-    """
+    """Frobenius norm of ``scaling * B @ A``, per square root of the layer's cost."""
 
     def observe(self, layers: Sequence[LoraLayer]) -> None:
         """Do nothing: scores depend only on weights."""

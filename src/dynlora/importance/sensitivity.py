@@ -14,11 +14,8 @@ BETA = 0.85
 class SensitivityMetric:
     """Mean of ``I * U`` over a layer's parameters, with ``I`` and ``U`` averaged over steps.
 
-    ``I`` averages ``|w * dL/dw|`` and ``U`` averages ``||w * dL/dw| - I|``, as in AdaLoRA. A change
-    of rank sets each element to its mean over the layer, because the basis changes.
-
-    Reference:
-        Zhang et al. 2023, "AdaLoRA", as implemented in `peft.tuners.adalora.RankAllocator`.
+    ``I`` averages ``|w * dL/dw|`` and ``U`` averages ``||w * dL/dw| - I|``, as in Zhang et al.
+    2023, "AdaLoRA", and `peft.tuners.adalora.RankAllocator`.
     """
 
     def __init__(self) -> None:
@@ -56,7 +53,7 @@ class SensitivityMetric:
         return scores
 
     def rebase(self, change: BasisChange) -> None:
-        """Set every element of the resized layer to the mean over its factor's old elements."""
+        """Set every element to its factor's mean, because elements belong to the old basis."""
         new = change.to_A.shape[0]
         for key, axis in zip(_keys(change.name), (1, 2), strict=True):
             state = self._elements.get(key)

@@ -10,10 +10,7 @@ from dynlora.types import BasisChange, FeatureStats, LoraLayer
 
 
 class SignalMetric:
-    """Frobenius norm of the mean of dL/dB, per square root of the layer's cost.
-
-    Averaging before taking the norm reduces the effect of noise.
-    """
+    """Frobenius norm of the mean of dL/dB, per square root of the layer's cost."""
 
     def __init__(self) -> None:
         self._gradients = RunningMeanGradient()
