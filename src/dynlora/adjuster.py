@@ -1,14 +1,4 @@
-"""Stage 4. Rank adjuster: shares of the budget to whole ranks, within each layer's bounds.
-
-Pure Python without tensors or models: all measurements are arguments, so that tests can cover every
-property of a plan.
-
-Ranks are granted one at a time to the layer whose next rank is worth most (the Webster/Sainte-Lague
-divisor rule, with parameters instead of seats). A layer's k-th rank is worth ``w / (k - 1/2)``,
-with ``w = share / cost``, so ranks become proportional to ``w``. An existing rank is worth
-``1 + hysteresis`` times as much, so it moves only for a gain above that margin. The order of grants
-does not depend on the budget, so a larger budget never spends less.
-"""
+"""Stage 4. Rank adjuster: shares of the budget to whole ranks within bounds, without tensors."""
 
 import heapq
 import math
@@ -47,27 +37,11 @@ def adjust(
     max_rank: int,
     minima: Mapping[str, int],
 ) -> tuple[dict[str, int], set[str]]:
-    """Plan the ranks of all layers from the measurements of an event.
+    """Plan the ranks of all layers; return also the layers kept from shrinking by their minimum.
 
-    Minimum ranks are slow to measure, and only layers that would shrink need them. Plan without
-    minima, measure the layers that would shrink, and plan again until all of them are measured.
-    A minimum never exceeds the live rank, so the plan is the same as with the minima of all layers.
-
-    Args:
-        shares: Share of the budget by module name, >= 0.
-        layers: All layers, with their live ranks.
-        assessed: Statistics of the gradients, which limit growth.
-        input_limits: Growth limits from the layers' inputs, by module name.
-        config: Source of `min_rank`, `pinned` and `hysteresis`.
-        budget: Parameters to spend.
-        max_rank: Highest rank of any layer.
-        minima: Lowest rank that `shrink_tolerance` permits, of the layers measured so far.
-
-    Returns:
-        Ranks by module name, and the layers that only their minimum keeps from shrinking further.
-
-    Raises:
-        BudgetError: If the lowest ranks cost more than the budget.
+    `minima` contains only measured layers, because measuring is slow and only layers that would
+    shrink need it. The caller plans, measures these layers, and plans again until all are measured.
+    A minimum never exceeds the live rank, so the result is the same as with all minima.
     """
     usable, limits = dict[str, float](), dict[str, float]()
     if is_informative(assessed.scores):
@@ -107,21 +81,12 @@ def plan_ranks(
     budget: int,
     hysteresis: float = 0.0,
 ) -> dict[str, int]:
-    """Turn shares into whole ranks whose cost is at most `budget`.
+    """Turn shares into whole ranks within bounds, whose cost is at most `budget`.
 
-    Unspent budget is less than one rank of the cheapest layer below its ceiling.
-
-    Args:
-        shares: Share of the budget by module name, >= 0.
-        layers: Cost, bounds and live rank by module name.
-        budget: Parameters to spend.
-        hysteresis: Relative worth added to existing ranks, >= 0.
-
-    Returns:
-        Rank by module name, each within its layer's bounds.
-
-    Raises:
-        BudgetError: If the floors cost more than `budget`.
+    This is the Webster/Sainte-Lague divisor rule, with parameters instead of seats. A layer's k-th
+    rank is worth ``w / (k - 1/2)``, with ``w = share / cost``, so ranks become proportional to
+    ``w``. Existing ranks are worth ``1 + hysteresis`` times as much, so they move only for a larger
+    gain.
     """
 
     def worth(name: str, rank: int) -> float:
@@ -137,17 +102,8 @@ def grant_ranks(
 ) -> dict[str, int]:
     """Grant ranks one at a time to the layer whose next rank is worth most, up to `budget`.
 
-    Args:
-        layers: Cost and bounds by module name.
-        budget: Parameters to spend.
-        worth: Worth per parameter of a layer's k-th rank, from its name and k >= 1; must not
-            increase with k, because ranks are granted in order.
-
-    Returns:
-        Rank by module name, each within its layer's bounds.
-
-    Raises:
-        BudgetError: If the floors cost more than `budget`.
+    The order does not depend on the budget, so a larger budget never spends less. `worth`, per
+    parameter, must not increase with the rank.
     """
     check_budget(layers, budget)
     ranks = {name: layer.floor for name, layer in layers.items()}
@@ -204,15 +160,9 @@ def bound_layers(
     limits: Mapping[str, float] | None = None,
     lowered: Set[str] = frozenset(),
 ) -> dict[str, LayerBounds]:
-    """Return the bounds of each layer's rank, by module name.
+    """Return the bounds of each layer's rank by module name; `lowered` get their lowest rank.
 
-    Args:
-        layers: All layers of the adapter.
-        config: Source of `min_rank` and `pinned`.
-        max_rank: Highest rank of any layer.
-        minima: Lowest rank that `shrink_tolerance` permits, by module name; 1 if absent.
-        limits: Growth limit by module name, which never forces a shrink; none if absent.
-        lowered: Layers that get their lowest rank.
+    `minima` are the lowest ranks that `shrink_tolerance` permits; `limits` never force a shrink.
     """
     found = {}
     for layer in layers:
@@ -235,11 +185,7 @@ def bound_layers(
 
 
 def check_budget(layers: Mapping[str, LayerBounds], budget: int) -> None:
-    """Check that `budget` covers every layer's floor.
-
-    Raises:
-        BudgetError: If it does not; the message states the valid range.
-    """
+    """Raise `BudgetError` unless the budget covers every layer's floor."""
     low, high = _range(layers)
     if budget < low:
         raise BudgetError(
@@ -257,12 +203,7 @@ def _range(layers: Mapping[str, LayerBounds]) -> tuple[int, int]:
 def check_room(
     layers: Sequence[LayerShape], config: DynamicLoraConfig, *, budget: int, max_rank: int
 ) -> None:
-    """Check that every pattern of `pinned` matches, and that the budget and the live ranks fit.
-
-    Raises:
-        BudgetError: If the budget or a live rank does not fit the layers' bounds.
-        ConfigError: If a pattern matches no layer.
-    """
+    """Check that every pattern of `pinned` matches, and that budget and live ranks fit."""
     for pattern in config.pinned:
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             raise ConfigError(
@@ -294,14 +235,7 @@ def check_room(
 def check_plan(
     plan: RankPlan, layers: Sequence[LayerShape], budget: int, *, most: Mapping[str, int | None]
 ) -> None:
-    """Check the user's plan for some or all layers.
-
-    `most` is the fixed rank of each layer's static tensors by module name, None if not static.
-
-    Raises:
-        BudgetError: If the plan names an unknown layer, contains a rank that is not an integer of
-            at least 1 or exceeds the static tensors' rank, or exceeds the budget.
-    """
+    """Check the user's plan; `most` is the fixed rank of each layer's tensors, if static."""
     unknown = sorted(set(plan.ranks) - set(most))
     if unknown:
         raise BudgetError(

@@ -1,7 +1,4 @@
-"""Stage 2. Weight allocator: importance scores to shares of the budget, and to layer weights.
-
-Pure Python without tensors or models, so that tests can cover every property of the shares.
-"""
+"""Stage 2. Weight allocator: importance scores to shares and layer weights, without tensors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,20 +42,10 @@ def allocate_shares(
 ) -> dict[str, float]:
     """Split the budget: ``share ∝ cost * (score * gain) ** (1 / temperature)``, mixed with uniform.
 
-    If scores are missing, all zero or all equal, ``share ∝ cost * held`` for any gains: every layer
-    keeps its rank, and unspent budget is split in proportion to the ranks.
-
-    Args:
-        scores: Importance per parameter by module name, finite and >= 0. A layer without a score
-            counts as average.
-        costs: Parameters per rank by module name, of the layers that share the budget.
-        held: Live rank by module name, at least 1.
-        gains: Factor on a layer's score from its input features, >= 0; 1 if absent.
-        temperature: Above 0; below 1 sharpens differences, above 1 flattens them.
-        uniform_mix: Part of the budget that gives all layers equal ranks, in ``[0, 1]``.
-
-    Returns:
-        Share of the budget by module name, each >= 0, summing to 1.
+    Shares sum to 1. If scores are missing, all zero or all equal, ``share ∝ cost * held`` for any
+    gains: every layer keeps its rank, and unspent budget is split in proportion to the ranks. A
+    layer without a score counts as average. `uniform_mix` is the part that gives all layers equal
+    ranks.
     """
     as_held = _over_sum({name: costs[name] * held[name] for name in costs})
     if not is_informative(scores):
@@ -76,10 +63,7 @@ def allocate_shares(
 
 
 def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """Return each layer's weight: its score over the mean score, clamped to [1/2, 2].
-
-    A layer without a score has weight 1.
-    """
+    """Return each layer's score over the mean score, clamped to [1/2, 2]; 1 without a score."""
     if not is_informative(scores):
         return dict.fromkeys(names, 1.0)
     low, high = LAYER_WEIGHT_RANGE
@@ -88,10 +72,7 @@ def allocate_layer_weights(scores: Mapping[str, float], names: list[str]) -> dic
 
 
 def feature_gains(figures: Mapping[str, float], feature_weight: float) -> dict[str, float]:
-    """Return gains by module name: ``(figure / mean figure) ** feature_weight``.
-
-    Figures are effective ranks or variances of the layers' inputs, >= 0.
-    """
+    """Return gains by module name: ``(figure / mean figure) ** feature_weight``."""
     if not any(figures.values()):
         return {}
     mean = math.fsum(figures.values()) / len(figures)
@@ -104,10 +85,7 @@ def _over_sum(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _over_highest(scores: Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """Return scores relative to the highest one, and their mean.
-
-    Sums of unscaled scores could overflow.
-    """
+    """Return scores over the highest one, and their mean; unscaled sums could overflow."""
     high = max(scores.values())
     relative = {name: score / high for name, score in scores.items()}
     return relative, math.fsum(relative.values()) / len(relative)

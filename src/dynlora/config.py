@@ -1,7 +1,4 @@
-"""`DynamicLoraConfig`: all settings of how ranks move, with their ranges.
-
-The configuration stops at the controller, which unpacks it; the stages take plain arguments.
-"""
+"""`DynamicLoraConfig`: all settings of how ranks move, with their ranges."""
 
 import json
 import math
@@ -156,11 +153,7 @@ class DynamicLoraConfig:
         return values
 
     def __post_init__(self) -> None:
-        """Check each value and their combination.
-
-        Raises:
-            ConfigError: If a value is outside its range.
-        """
+        """Raise `ConfigError` if a value, or a combination, is outside its range."""
         for name, (convert, required, holds) in _NUMBERS.items():
             value, default = getattr(self, name), self.__dataclass_fields__[name].default
             if value is not None or default is not None:
@@ -203,10 +196,7 @@ def path_of(given: object) -> str:
 
 
 def _described(given: object) -> dict[str, Any]:
-    """Return an object's import path, and the constructor arguments that it keeps by their names.
-
-    Arguments without a JSON value are left out.
-    """
+    """Return an object's import path, and constructor arguments that it keeps as JSON values."""
     settings = {}
     for name in signature(type(given)).parameters:
         if name in dir(given):
@@ -217,11 +207,7 @@ def _described(given: object) -> dict[str, Any]:
 
 
 def preset_values(preset: str) -> Mapping[str, Any]:
-    """Return the values of a preset that differ from the defaults.
-
-    Raises:
-        ConfigError: If there is no such preset.
-    """
+    """Return the values of a preset that differ from the defaults."""
     _require_one_of(tuple(PRESETS), "preset", preset)
     return PRESETS[preset]
 
@@ -235,7 +221,6 @@ def _whole(name: str, given: Any) -> int:
 
 
 def _real(name: str, given: Any) -> int | float:
-    """Convert a number to `int` or `float`."""
     if not isinstance(given, Real):
         raise ConfigError(f"`{name}` must be a number, got {given!r}.")
     return given if isinstance(given, int) else float(given)

@@ -1,8 +1,4 @@
-"""Controller: calls the stages in order; gradients and inputs in, resized adapters out.
-
-``observe()`` reads gradients between backward and the optimizer's step. ``step()``, after it,
-counts steps and at an event turns scores into shares, shares into ranks, and resizes the adapters.
-"""
+"""Controller: calls the stages in order; gradients and inputs in, resized adapters out."""
 
 import json
 import logging

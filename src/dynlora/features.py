@@ -1,8 +1,7 @@
 """Stage 3. Input feature analyzer: inputs of each LoRA layer in, `FeatureStats` out.
 
-Each layer keeps a uniform sample of its input tokens since the last event: the tokens with the
-smallest keys (a bottom-k sample), each key hashed from example, position and step. So the sample
-does not depend on batching, order or padding. All statistics are computed from it, at events only.
+Each layer keeps a uniform sample: the tokens with the smallest keys since the last event. Keys hash
+example, position and step, so the sample does not depend on batching, order or padding.
 """
 
 import operator
@@ -70,12 +69,7 @@ class InputFeatureAnalyzer:
     """Samples of each layer's inputs since the last event."""
 
     def __init__(self, names: Sequence[str] = (), device: torch.device | None = None) -> None:
-        """Start without samples.
-
-        Args:
-            names: All layers, in the same order on every process; required for several processes.
-            device: Device of the samples; required for several processes.
-        """
+        """Start without samples; several processes need `names`, in equal order, and `device`."""
         self._names, self._device = names, device
         self._samples: dict[str, Sample] = {}
         self._stale: set[str] = set()
@@ -92,11 +86,8 @@ class InputFeatureAnalyzer:
     ) -> None:
         """Merge one forward's tokens into a layer's sample.
 
-        Args:
-            name: Module name.
-            keys: Sampling key per token, `UNUSED_KEY` for padding.
-            read: Returns the layer's inputs (vectors or ids) and outputs (base plus adapter) at
-                given indices of `keys`; called only for the smallest keys.
+        `read` returns inputs and outputs (base plus adapter) at given indices of `keys`. It is
+        called only for the smallest keys, because it copies.
         """
         kept, index = self._in_forward(keys)
         tokens, outputs = read(index)
@@ -112,10 +103,7 @@ class InputFeatureAnalyzer:
         self._samples[name] = Sample(keys=kept, tokens=tokens, output_power=power)
 
     def stats(self) -> dict[str, FeatureStats]:
-        """Return input statistics by module name, over the samples of all processes.
-
-        Layers without a sample, or with NaN or infinity in a sampled input or output, are left out.
-        """
+        """Return input statistics over the samples of all processes, if finite and not empty."""
         samples, _ = self._joined()
         seen = _seen(samples)
         # Compute statistics once per distinct input, which query, key and value share.
@@ -173,10 +161,7 @@ class InputFeatureAnalyzer:
 
 
 def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
-    """Return tokens and mean output power of each layer whose sample is not empty and finite.
-
-    Layers that share their tokens get the same tensor.
-    """
+    """Return tokens and mean output power of finite samples; layers keep sharing tokens."""
     if not samples:
         return {}
     # Samples are sorted by key, so padding comes last.
@@ -212,10 +197,9 @@ def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
 def covariance_spectra(
     inputs: Sequence[Float[Tensor, "_ _"]],
 ) -> list[Float[Tensor, " _"]]:
-    """Return the eigenvalues of each input's covariance that can be nonzero, ascending, on the CPU.
+    """Return the covariance eigenvalues of each input that can be nonzero, ascending, on the CPU.
 
-    They are the variances along ``min(n, in_features)`` principal directions, in squared activation
-    units. Float32 is precise enough for their sum and entropy.
+    They are in squared activation units. Float32 is precise enough for their sum and entropy.
     """
     grams = [smaller_gram(tokens - tokens.mean(dim=0)) / len(tokens) for tokens in inputs]
     return [variances for (variances,) in batched(_variances, grams)]
@@ -226,20 +210,10 @@ def _variances(covariances: Float[Tensor, "inputs k k"]) -> tuple[Float[Tensor, 
 
 
 def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> float:
-    """Return the entropy-based effective rank of a layer's centred input.
+    """Return the effective rank of a layer's centred input, from its covariance eigenvalues ``w``.
 
-    With eigenvalues ``w`` and ``p = w / sum(w)`` it is ``exp(-sum(p log p))``: 1 if all inputs lie
-    on a line, d if they fill d dimensions evenly. It is invariant to scaling and shifting.
-
-    Args:
-        spectrum: Eigenvalues of the covariance, >= 0, in squared activation units.
-        floor: Largest sum at which the input counts as constant, in the same units.
-
-    Returns:
-        Effective rank in dimensions, within ``[1, n]``; 1 for constant input.
-
-    Reference:
-        Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
+    With ``p = w / sum(w)`` it is ``exp(-sum(p log p))``, in ``[1, len(w)]`` (Roy and Vetterli 2007,
+    "The effective rank", EUSIPCO, pp. 606-610); 1 if ``sum(w)`` is at most `floor`.
     """
     weights = spectrum.double()
     total = float(weights.sum())
@@ -249,10 +223,7 @@ def effective_rank(spectrum: Float[Tensor, " n"], *, floor: float = 1e-12) -> fl
 
 
 def input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
-    """Return the effective rank of each layer's input, if below half the sampled tokens.
-
-    Near the sample size, the sample limits the effective rank.
-    """
+    """Return effective ranks below half the sampled tokens; the sample limits higher ones."""
     return {
         name: stats.effective_rank
         for name, stats in features.items()
@@ -282,9 +253,9 @@ def _joined(
 ) -> tuple[dict[str, Sample], set[str]]:
     """Return the joined samples of all processes, and the names of the stale ones.
 
-    The result equals the sample of one process that sees all batches. Processes exchange keys
-    first, then only the kept tokens; keys or tokens shared with the layer before are sent once. A
-    stale sample is used if no process has a newer one.
+    They equal the sample of one process that sees all batches. Processes exchange keys, then only
+    the kept tokens, and those shared with the layer before only once. A stale sample is used if no
+    process has a newer one.
     """
     if process_count() == 1:
         return samples, stale
@@ -308,10 +279,7 @@ def _joined(
 def _join_keys(
     own: Sequence[Sample | None], new_keys: Sequence[int], device: torch.device | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return per layer the smallest keys, a mask of this process's keys, and their local indices.
-
-    Layers with the same keys get the same tensors.
-    """
+    """Return per layer the smallest keys, a mask of this process's keys, and local indices."""
     rows = []
     for sample, new in zip(own, new_keys, strict=True):
         if new:
@@ -364,11 +332,10 @@ def _join_tokens(
 def _agree(
     own: Sequence[Sample | None], fresh: Sequence[bool], device: torch.device | None
 ) -> list[list[int]]:
-    """Return properties of each layer's samples, equal on all processes, as five rows.
+    """Return five rows of properties of each layer's samples, equal on all processes.
 
-    They are whether any process has a sample since the last event; the index in `_DTYPES`, -1
-    without samples; the width of a token, 0 for ids; and whether keys and tokens differ from the
-    layer before on any process.
+    They are: sampled since the last event; index in `_DTYPES`, -1 without samples; width of a
+    token, 0 for ids; keys differ from the layer before; tokens differ from the layer before.
     """
     table = []
     for place, sample in enumerate(own):

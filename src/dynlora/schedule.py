@@ -1,8 +1,7 @@
 """Schedule: run length and settings in; event steps and observed steps out, in optimizer steps.
 
-With a known length, events are evenly spaced in a window early in training (the literature uses
-about 15 % to 50 %). With an unknown length the intervals double, so that runs of 300 and of 300,000
-steps both get a few early events.
+With a known length, events are evenly spaced early in training (the literature uses about 15 % to
+50 %). Otherwise intervals double, so that 300 and 300,000 steps both get a few early events.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,7 @@ def batched(
 ) -> list[tuple[Tensor, ...]]:
     """Return a function's results per layer, with one call for all layers of equal shapes.
 
-    The function maps stacked arguments to stacked results. `tensors` has one sequence per argument,
-    with one tensor per layer, of any shapes.
+    The function maps stacked arguments to stacked results; `tensors` has one sequence per argument.
     """
     alike: defaultdict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
     rows = list(zip(*tensors, strict=True))
@@ -42,13 +41,9 @@ def output_directions(
 ) -> tuple[Float[Tensor, "*layers k"], Float[Tensor, "*layers k k"]]:
     """Return an adapter's output power per principal direction, and the directions in its basis.
 
-    With ``B = Q R``, the directions ``U`` and the powers are eigenvectors and eigenvalues of
-    ``R moment R^T``, largest first. The first k, ``B' = Q U_k`` and ``A' = U_k^T R A``, are the
-    best update of rank k in the mean square of the output (Eckart and Young 1936).
-
-    Args:
-        R: Triangular factor of ``B = Q R``.
-        moment: Mean of ``(A x)(A x)^T`` over the input; ``A A^T`` for unit-covariance input.
+    With ``B = Q R`` and `moment`, the mean of ``(A x)(A x)^T``, they are the eigenvalues and
+    eigenvectors ``U`` of ``R moment R^T``, largest first. ``B' = Q U_k`` and ``A' = U_k^T R A`` are
+    the best update of rank k in the mean square of the output (Eckart and Young 1936).
     """
     squares, U = torch.linalg.eigh(R @ moment @ R.mT)
     return squares.flip(-1).clamp(min=0), U.flip(-1)

@@ -1,8 +1,4 @@
-"""Frozen values passed between stages, questions about them, and the protocol of a LoRA layer.
-
-`BasisChange` describes a change of rank: weights, optimizer moments and importance metrics all
-apply its two maps.
-"""
+"""Frozen values passed between stages, questions about them, and the protocol of a LoRA layer."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
@@ -88,10 +84,7 @@ class LoraLayer(LayerShape, Protocol):
 
     @property
     def finite(self) -> Tensor:
-        """Whether all elements of both gradients are finite, as a boolean tensor of shape ``()``.
-
-        It stays on the layer's device; reading its value synchronizes with the device.
-        """
+        """Whether both gradients are finite, of shape ``()``; reading it synchronizes."""
 
     def added_power(self, tokens: Tokens) -> float:
         """Return the mean squared norm of the adapter's output on these tokens."""
@@ -155,13 +148,12 @@ class FeatureStats:
 class BasisChange:
     """A change of one layer's rank or scale, as linear maps on its rank dimension.
 
-    The weights become ``A' = to_A @ A`` (plus new rows if the rank grows) and ``B' = B @ to_B``.
-    Gradients follow the contragredient maps:
+    Weights become ``A' = to_A @ A`` (plus new rows if the rank grows) and ``B' = B @ to_B``.
+    Gradients, and state derived from them, follow the contragredient maps:
     ``dB' = scale_ratio * dB @ to_A.T`` and ``dA' = scale_ratio * to_B.T @ dA``.
     """
 
     name: str
-    """Module name."""
     to_A: Float[Tensor, "new old"]
     """Map from the old rows of `lora_A` to the new ones; zero for added rows."""
     to_B: Float[Tensor, "old new"]
