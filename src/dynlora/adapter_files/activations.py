@@ -1,6 +1,6 @@
 """Run texts through an adapted model and collect second moments per LoRA layer.
 
-Only the r x r moment of ``A x`` and the output norm are kept, whatever the number of tokens.
+Memory does not grow with the texts: only the r x r moment of ``A x`` and the output norm are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,12 @@ from dynlora.adapter_files.layer import SavedLayer, Seen
 from dynlora.errors import AdapterError, DataError
 from dynlora.files.tables import TABLES, column_values, read_table, shown_names
 
-MAX_LENGTH = 512
-"""Maximum number of tokens per text."""
+MAX_LENGTH = 512  # maximum number of tokens per text
 BATCH = 16
 
 
 def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[str]]:
-    """Read columns of texts, from at most `rows` rows spread evenly over the file.
-
-    Args:
-        path: A Parquet, CSV or JSON Lines file.
-        columns: One or two column names, by command-line option.
-        rows: At least 1.
-
-    Raises:
-        DataError: If the file is unreadable or has no rows, or a column is missing or not of texts.
-    """
+    """Read columns of texts, given by option, from at most `rows` rows spread over the file."""
     if path.suffix not in TABLES:
         raise DataError(f"`--data` must end in {', '.join(TABLES)}, but got {path}. Convert it.")
     if not path.is_file():
@@ -77,9 +67,6 @@ def batch_texts(
     """Tokenize texts, or pairs of texts, into batches of arguments for a model's `forward`.
 
     `limit` is the maximum number of positions of the model; None if unlimited.
-
-    Raises:
-        DataError: If the tokenizer cannot be loaded or cannot pad, or the texts have no tokens.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
@@ -113,13 +100,7 @@ def observe_texts(
 ) -> dict[str, Seen]:
     """Run batches through the adapted model and return statistics per LoRA layer.
 
-    Args:
-        model: The `PeftModel` with the adapter as its only one.
-        adapter: The same adapter as read from disk.
-        batches: Arguments of the model's `forward`; `attention_mask` excludes padding.
-
-    Raises:
-        AdapterError: If a layer received no input, or non-finite input.
+    `adapter` must be the only one of the `PeftModel`. Tokens outside `attention_mask` do not count.
     """
     find = model.base_model.model.get_submodule
     watches = {layer.name: _Watch(find(layer.name), layer) for layer in adapter.layers}

@@ -28,8 +28,7 @@ from dynlora.files.whole import whole_folder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-MAX_CONFIG_BYTES = 16 * 2**20
-"""Maximum size of a configuration; larger files are refused unread."""
+MAX_CONFIG_BYTES = 16 * 2**20  # larger files are refused unread
 PREFIX = "base_model.model."
 FACTORS = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias))")
 """Names of the tensors of a plain LoRA layer: `lora_A`, `lora_B` or the bias of `lora_B`."""
@@ -45,14 +44,10 @@ COMPANIONS = (
 class SavedAdapter:
     """A LoRA adapter, as read or to be written."""
 
-    folder: Path
-    """Folder of the original adapter."""
-    config: Mapping[str, Any]
-    """The adapter's `LoraConfig` as JSON, including keys of other PEFT versions."""
-    layers: tuple[SavedLayer, ...]
-    """Sorted by name, numbers by value."""
-    others: Mapping[str, Tensor]
-    """All other tensors, unchanged, such as those of `modules_to_save`."""
+    folder: Path  # of the original adapter
+    config: Mapping[str, Any]  # its `LoraConfig` as JSON, including keys of other PEFT versions
+    layers: tuple[SavedLayer, ...]  # sorted by name, numbers by value
+    others: Mapping[str, Tensor]  # all other tensors, unchanged, such as those of `modules_to_save`
 
     @property
     def base_model(self) -> str:
@@ -85,9 +80,8 @@ class SavedAdapter:
 def read_adapter(folder: Path) -> SavedAdapter:
     """Read and check an adapter.
 
-    Raises:
-        AdapterError: If the adapter is not plain LoRA, a file is broken or a pickle, a layer lacks
-            a factor or has wrong shapes, or a weight is not finite.
+    Raises `AdapterError` if the adapter is not plain LoRA, a file is broken or a pickle, a layer
+    lacks a factor or has wrong shapes, or a weight is not finite.
     """
     config = _read_config(folder)
     check_config(config, str(folder))
@@ -180,11 +174,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def write_adapter(adapter: SavedAdapter, output: Path) -> None:
-    """Write an adapter to a new folder atomically, with the tokenizer and model card beside it.
-
-    Raises:
-        AdapterError: If `output` is not free or cannot be written, or a weight is not finite.
-    """
+    """Write an adapter to a new folder atomically, with the tokenizer and model card beside it."""
     tensors = dict(adapter.others)
     for layer in adapter.layers:
         tensors |= {layer.key_A: layer.lora_A, layer.key_B: layer.lora_B}
@@ -208,11 +198,7 @@ def write_adapter(adapter: SavedAdapter, output: Path) -> None:
 
 
 def check_free(output: Path) -> None:
-    """Check that `output` can become a new folder.
-
-    Raises:
-        AdapterError: If `output` or a parent is a file, or `output` is not empty or has no name.
-    """
+    """Raise `AdapterError` unless `output` can become a new folder."""
     if output.name in ("", ".."):  # the draft is a sibling, renamed at the end
         raise AdapterError(f"`--output` must be the name of a folder, but got {output}.")
     for path in (output, *output.parents):

@@ -34,8 +34,7 @@ FORMS = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """Class of transformers with the head for each PEFT task type."""
-POOLER = "pooler"
-"""Pooler of a model without a head that uses it."""
+POOLER = "pooler"  # pooler of a model without a head that uses it
 HEAD = re.compile(r"(?:.*\.)?(?:\w*classifier|score|classification_head|logits_proj)\b.*\.weight")
 """Names of the weights of a classifier trained with the adapter."""
 
@@ -44,12 +43,9 @@ HEAD = re.compile(r"(?:.*\.)?(?:\w*classifier|score|classification_head|logits_p
 class BaseSource:
     """Location of a base model."""
 
-    place: str
-    """Folder or hub name."""
-    gguf_file: str | None = None
-    """Name of a GGUF file in the folder."""
-    local_only: bool = False
-    """Whether downloads are forbidden."""
+    place: str  # folder or hub name
+    gguf_file: str | None = None  # name of a file in the folder
+    local_only: bool = False  # whether downloads are forbidden
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,14 +60,10 @@ class BaseSource:
 
 
 def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
-    """Return the location of an adapter's base model.
+    """Return the base model's location: the folder, GGUF file or hub name `given` by the user.
 
-    `given` is a folder, GGUF file or hub name from the user. Without it, the adapter's own name
-    counts only if it is a folder or a downloaded hub model, because an untrusted adapter must not
-    trigger downloads.
-
-    Raises:
-        AdapterError: If neither names a model.
+    Without it, the adapter's own name counts only if it is a folder or a downloaded hub model,
+    because an untrusted adapter must not trigger downloads.
     """
     if given is None:
         named = adapter.base_model
@@ -109,9 +101,7 @@ def _is_here(name: str) -> bool:
 def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
     """Load the base model with the adapter's kind of head, and check that both fit.
 
-    Raises:
-        AdapterError: If the model cannot be loaded, lacks weights that the adapter lacks too, or
-            does not match the adapter.
+    Weights may be missing in the model's files only if the adapter has them.
     """
     try:
         config = AutoConfig.from_pretrained(source.place, **source.options)
@@ -134,11 +124,7 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
 
 
 def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
-    """Return the base model with the adapter loaded by PEFT.
-
-    Raises:
-        AdapterError: If PEFT cannot load the adapter on this model.
-    """
+    """Return the base model with the adapter loaded by PEFT."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -157,11 +143,7 @@ def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
 
 
 def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
-    """Check by names and shapes that every tensor of an adapter fits a model with its head.
-
-    Raises:
-        AdapterError: If a layer is missing or has another shape.
-    """
+    """Check by names and shapes that every tensor of an adapter fits a model with its head."""
     modules = dict(base.named_modules())
     for layer in adapter.layers:
         if layer.name not in modules:

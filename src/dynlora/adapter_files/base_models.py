@@ -14,8 +14,7 @@ UNLOADABLE = (
     OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, struct.error,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
-"""Errors of transformers for missing or broken files, an unknown architecture, or a missing
-package."""
+"""Errors of transformers for missing or broken files or packages, or an unknown architecture."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of the number of positions in models' configurations."""
 NO_CODE = {"trust_remote_code": False}
@@ -33,14 +32,6 @@ def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[
     """Return a model and the names of its randomly initialized weights.
 
     Tied weights and computed buffers do not count.
-
-    Args:
-        form: Model class of transformers.
-        place: Folder or hub name.
-        options: Further arguments of `from_pretrained`.
-
-    Raises:
-        UNLOADABLE: If the model cannot be loaded.
     """
     model, info = form.from_pretrained(
         place, ignore_mismatched_sizes=True, output_loading_info=True, **options | NO_CODE
@@ -66,13 +57,11 @@ def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
 
 
 def position_limit(model: Any) -> int | None:
-    """Return the largest number of tokens of a model; None if unlimited.
-
-    In RoBERTa and related models, positions start after the padding token's index.
-    """
+    """Return the largest number of tokens of a model; None if unlimited."""
     config = model.config.to_dict()
     limits = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
     for name, module in model.named_modules():
+        # In RoBERTa and related models, positions start after the padding token's index.
         skipped = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and skipped is not None:
             limits.append(module.num_embeddings - skipped - 1)

@@ -27,11 +27,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Check that a configuration is plain LoRA with valid values.
-
-    Raises:
-        AdapterError: If the method or variant differs, or a value has the wrong type or range.
-    """
+    """Check that a configuration is plain LoRA with valid values."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(
@@ -79,11 +75,7 @@ def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
 def check_factors(
     name: str, A: Tensor, B: Tensor, bias: Tensor | None, *, rank: int, where: str
 ) -> None:
-    """Check that a layer's tensors match each other and the configured rank.
-
-    Raises:
-        AdapterError: If a shape or dtype does not match.
-    """
+    """Check that a layer's tensors match each other and the configured rank."""
     shapes = f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}"
     if min(A.dim(), B.dim()) < 2 or 0 in (*A.shape, *B.shape):
         fault = (

@@ -1,9 +1,7 @@
 """Cut a trained adapter to a parameter budget or to one rank, without training.
 
-Each next rank goes to the layer whose next component has the most energy (squared Frobenius norm)
-per parameter, which no other ranks of the same cost beat, except for the last one that does not
-fit. Data does not change ranks, but selects the directions with the largest part in the output:
-choosing ranks by outputs too changed predictions more (`benchmarks/compress.py`).
+Data selects directions, not ranks: choosing ranks by outputs too changed predictions more
+(`benchmarks/compress.py`).
 """
 
 import math
@@ -16,10 +14,8 @@ from dynlora.adapter_files.layer import Components, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import AdapterError, BudgetError
 
-FAINT = 1e-9
-"""Relative weight of unseen inputs, which orders the directions that the texts do not use."""
-TINY = 1e-300
-"""Keeps 0 / 0 finite in float64."""
+FAINT = 1e-9  # weight of unseen inputs; it orders the directions that the texts do not use
+TINY = 1e-300  # keeps 0 / 0 finite in float64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +25,8 @@ class LayerCut:
     name: str
     rank_before: int
     rank_after: int
-    parameters: int
-    """After the cut."""
-    energy_kept: float
-    """Kept share of the layer's energy, in ``[0, 1]``."""
+    parameters: int  # after the cut
+    energy_kept: float  # kept share of the layer's energy, in [0, 1]
     output_lost: float | None
     """Norm of the dropped part of the output, relative to the output's norm; None without data."""
 
@@ -43,13 +37,10 @@ class Compressed:
 
     adapter: SavedAdapter
     layers: tuple[LayerCut, ...]
-    budget: int
-    """Maximum number of LoRA parameters."""
+    budget: int  # maximum number of LoRA parameters
     parameters_before: int
-    energy_kept: float
-    """Kept share of all energy, in ``[0, 1]``; with data, relative to each layer's output."""
-    weighted: bool
-    """Whether energies refer to outputs on data."""
+    energy_kept: float  # share of all energy, in [0, 1]; with data, relative to each layer's output
+    weighted: bool  # whether energies refer to outputs on data
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, without the adapter."""
@@ -69,9 +60,6 @@ def compress(
     """Cut an adapter to at most `budget` LoRA parameters with the smallest loss of energy.
 
     `seen` has statistics per layer by name; None weights all inputs equally.
-
-    Raises:
-        BudgetError: If the budget is below one rank per layer.
     """
     check_affordable(adapter, budget)
     blind = measure(adapter, None)
@@ -107,7 +95,11 @@ def measure(adapter: SavedAdapter, seen: Mapping[str, Seen] | None) -> dict[str,
 
 
 def plan_cut(parts: Mapping[str, Components], budget: int) -> dict[str, int]:
-    """Return the ranks per layer that keep the most energy within a budget."""
+    """Return the ranks per layer that keep the most energy within a budget.
+
+    Each next rank goes to the component with the most energy (squared Frobenius norm) per
+    parameter. No other ranks of the same cost keep more, except for the last one that does not fit.
+    """
     bounds = {
         name: LayerBounds(
             cost=part.layer.cost, floor=1, ceiling=max(1, len(part.values)), held=part.layer.r
@@ -167,11 +159,7 @@ def cut_to(
 def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
     """Return the adapter with one rank and a scaling of 1 in every layer; its function is the same.
 
-    Engines with a single rank and `lora_alpha` need this. Layers are padded with zeros, and their
-    scaling is folded into `lora_B`. None uses the highest rank of any layer.
-
-    Raises:
-        AdapterError: If a layer has a higher rank.
+    Engines with a single rank and `lora_alpha` need this. None uses the highest rank of any layer.
     """
     highest = max(adapter.layers, key=lambda layer: layer.r)
     rank = highest.r if rank is None else rank
@@ -187,8 +175,7 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
 def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
     """Cut every layer to its best update of rank `rank`, and rewrite the adapter like `uniform`.
 
-    Returns:
-        The adapter, and the kept share of energy by layer, in ``[0, 1]``.
+    Also return the kept share of energy by layer, in ``[0, 1]``.
     """
     parts = {layer.name: find_components(layer) for layer in adapter.layers if layer.r > rank}
     cut = [parts[old.name].cut(rank) if old.name in parts else old for old in adapter.layers]

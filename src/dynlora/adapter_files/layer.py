@@ -1,8 +1,7 @@
 """One LoRA layer of a saved adapter, and its components, strongest first.
 
-`lora_A` has shape (r, in) for a linear layer, (r, in, height, width) for a convolution and
-(r, vocabulary) for an embedding. After flattening all axes but the first, each adds
-``scaling * B @ A`` to a weight. Components are computed from r x r matrices.
+`lora_A` has shape (r, in) for a linear layer, (r, in, height, width) for a convolution and (r,
+vocabulary) for an embedding. As matrices, the factors add ``scaling * B @ A`` to a weight.
 """
 
 import math
@@ -15,30 +14,21 @@ from torch.nn.functional import pad
 
 from dynlora.small_matrices import output_directions
 
-NOISE = 1e-14
-"""Eigenvalues up to this share of the largest are rounding errors in float64 and count as zero."""
+NOISE = 1e-14  # eigenvalues up to this share of the largest are rounding errors in float64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedLayer:
     """One LoRA layer as saved."""
 
-    name: str
-    """Module name in the base model's `named_modules()`."""
-    key_A: str
-    """Name of `lora_A` in the file."""
-    key_B: str
-    """Name of `lora_B` in the file."""
-    lora_A: Float[Tensor, "r *inputs"]
-    """Shape as in the file."""
+    name: str  # module name in the base model's `named_modules()`
+    key_A: str  # name of `lora_A` in the file
+    key_B: str  # name of `lora_B` in the file
+    lora_A: Float[Tensor, "r *inputs"]  # shape as in the file
     lora_B: Float[Tensor, "out r *ones"]
-    """Shape as in the file."""
-    bias: Float[Tensor, " out"] | None = None
-    """Bias of `lora_B`, multiplied by `scaling` like the product; only with `lora_bias`."""
-    lora_alpha: float
-    """The layer's value after `alpha_pattern`."""
-    use_rslora: bool
-    """Whether `scaling` divides by the square root of the rank."""
+    bias: Float[Tensor, " out"] | None = None  # of `lora_B`, times `scaling`; only with `lora_bias`
+    lora_alpha: float  # after `alpha_pattern`
+    use_rslora: bool  # whether `scaling` divides by the square root of the rank
 
     @property
     def r(self) -> int:
@@ -118,10 +108,8 @@ class SavedLayer:
 class Seen:
     """Statistics of one layer's inputs and outputs on texts."""
 
-    gram: Float[Tensor, "r r"]
-    """Mean over tokens of ``(A x)(A x)^T``; float64."""
-    output_power: float
-    """Mean squared norm of the layer's output, base and adapter together."""
+    gram: Float[Tensor, "r r"]  # mean over tokens of (A x)(A x)^T; float64
+    output_power: float  # mean squared norm of the layer's output, base and adapter together
     tokens: int
 
 
@@ -150,8 +138,7 @@ class Components:
     def effective_rank(self) -> float:
         """Exponential of the entropy of the energy over directions; 0 for a zero update.
 
-        Reference:
-            Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
+        Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
         """
         parts = [energy / self.energy for energy in self.energies]
         return math.exp(-math.fsum(p * math.log(p) for p in parts if p > 0)) if parts else 0.0
@@ -161,19 +148,16 @@ class Components:
         return math.fsum(self.energies[:rank]) / self.energy if self.energies else 1.0
 
     def cut(self, rank: int) -> SavedLayer:
-        """Return the layer with its strongest `rank` components, or all if it has fewer.
-
-        A layer with a zero update keeps the first row of `lora_A`, so that it remains trainable.
-        """
+        """Return the layer with its strongest `rank` components, or all if it has fewer."""
         A, B = self.A[:rank], self.B[:, :rank]
-        if not self.energies:
+        if not self.energies:  # keep a row of `lora_A`, so that a zero update remains trainable
             A, B = self.layer.A[:1], torch.zeros_like(self.layer.B[:, :1])
         return self.layer.with_factors(A, B, scaling=self.layer.scaling)
 
 
 @torch.no_grad()
 def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None) -> Components:
-    """Decompose a layer of rank r into its components.
+    """Decompose a layer into its components, from r x r matrices.
 
     `gram` is the mean of ``(A x)(A x)^T`` over observed inputs; None weights all inputs equally, so
     strengths are the singular values of the update.

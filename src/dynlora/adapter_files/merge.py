@@ -16,18 +16,8 @@ def merge_adapter(
 ) -> tuple[str, bool]:
     """Write the base model with the merged adapter, and its tokenizer or image processor.
 
-    Args:
-        adapter: The adapter; its folder must still exist.
-        source: Location of the base model.
-        output: A new folder.
-        head: Configuration values about the outputs, such as label names, which adapters lack.
-
-    Returns:
-        `tokenizer` or `image processor`, and whether it was saved.
-
-    Raises:
-        AdapterError: If the model cannot be loaded or does not match the adapter, or `output` is
-            not free.
+    The adapter's folder must still exist. `head` has configuration values that adapters lack, such
+    as label names. Returns `tokenizer` or `image processor`, and whether it was saved.
     """
     base = load_base(adapter, source)
     base.config.update(dict(head))

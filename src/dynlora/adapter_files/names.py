@@ -13,10 +13,8 @@ import regex
 from dynlora.adapters.patterns import LONGEST
 from dynlora.errors import AdapterError
 
-SECONDS = 0.05
-"""Processor time limit per key and name; keys written by PEFT need about a microsecond."""
-SECONDS_OF_ALL = 10
-"""Processor time limit for all keys of a field; 2,401 keys for as many layers need 4 to 6 s."""
+SECONDS = 0.05  # processor time limit per key and name; keys of PEFT need about a microsecond
+SECONDS_OF_ALL = 10  # for all keys of a field; 2,401 keys for as many layers need 4 to 6 s
 BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
 """Errors for invalid regular expressions, or ones with absurd numbers."""
 
@@ -49,11 +47,7 @@ def match_names(
 ) -> dict[str, Any]:
     """Return the value per layer, from the first key that matches the end of its name.
 
-    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds. Layers
-    that match no key get `default`; `field` and `where` name the keys in messages.
-
-    Raises:
-        AdapterError: If a key is not a regular expression, is too long or takes too long.
+    Equivalent to PEFT's `get_pattern_key`, but does not import PEFT, which takes seconds.
     """
     deadline = time.process_time() + SECONDS_OF_ALL
     found: dict[str, Any] = {}
