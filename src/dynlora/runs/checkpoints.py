@@ -1,7 +1,4 @@
-"""Checkpoints of a run: list them, seal a new one, check the seal of an old one.
-
-The seal `job.json` is written last and has the checksums of all other files.
-"""
+"""Checkpoints of a run, sealed by `job.json`: written last, with the checksums of all files."""
 
 import hashlib
 import math
@@ -45,7 +42,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints by optimizer step, as `checkpoints`."""
+    """Return the complete checkpoints by optimizer step."""
     return {step: path for step, path in checkpoints(folder).items() if (path / SEAL).is_file()}
 
 
@@ -69,11 +66,7 @@ def seal(checkpoint: Path, *, step: int, train: float, evaluation: float) -> Non
 
 
 def unseal(checkpoint: Path) -> dict[str, Any]:
-    """Return the values that `seal` wrote, after checking all files of the checkpoint.
-
-    Raises:
-        ResumeError: If the seal is missing, invalid or of a newer format, or a file differs.
-    """
+    """Return the values that `seal` wrote, after checking all files of the checkpoint."""
     path = checkpoint / SEAL
     try:
         values = as_object(parse_json(path.read_text(encoding="utf-8")))
@@ -136,10 +129,6 @@ def finish_command(root: Path, method: str) -> str:
     """Return the command that resumes a run from its last checkpoint, or else restarts it.
 
     It passes `--output`, because the folder may have moved since its configuration was written.
-
-    Args:
-        root: Folder of the run.
-        method: Method of the run.
     """
     how = "--training.resume latest" if can_resume(root, method) else "--overwrite true"
     config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))

@@ -41,9 +41,8 @@ class RunFolder:
     def check_usable(self) -> None:
         """Check that a run can write here without replacing the user's own files.
 
-        Raises:
-            RunFolderError: If the path or a parent is a file, a run's file or folder exists
-                without `run.json`, or another process is writing here.
+        Raises `RunFolderError` if the path or a parent is a file, a run's file or folder exists
+        without `run.json`, or another process is writing here.
         """
         for path in (self.root, *self.root.parents):
             if path.exists() and not path.is_dir():
@@ -92,10 +91,7 @@ class RunFolder:
             lock.release()
 
     def check_apart(self, inputs: Mapping[str, str | None]) -> None:
-        """Raise `RunFolderError` if `clear` would remove an input of the job.
-
-        `inputs` has the path per configuration key, None if unset.
-        """
+        """Raise `RunFolderError` if `clear` would remove an input of the job."""
         owned = [path.resolve() for path in self._all]
         for key, place in inputs.items():
             if place is not None and any(Path(place).resolve().is_relative_to(p) for p in owned):

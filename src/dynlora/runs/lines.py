@@ -6,16 +6,11 @@ from typing import Any
 from dynlora.files.json_files import broken_line, check_kind, finite, read_lines
 from dynlora.types import Event
 
-_AT_LAST = {"train_runtime", "best_loss"}
-"""Keys of lines written after a run's last step."""
+_AT_LAST = {"train_runtime", "best_loss"}  # keys of lines written after a run's last step
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the logged metrics, and whether the last line was cut short.
-
-    Raises:
-        RunFileError: If a complete line is not a JSON object with a step.
-    """
+    """Return the logged metrics, and whether the last line was cut short."""
     lines, cut = read_lines(path)
     for number, line in enumerate(lines, start=1):
         step = line.get("step")
@@ -31,12 +26,7 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def read_events(path: Path) -> tuple[list[Event], bool]:
-    """Return the events, and whether the last line was cut short.
-
-    Raises:
-        RunFileError: If a complete line is not an event, or its layers or the order of steps do not
-            match the previous line.
-    """
+    """Return the events, and whether the last line was cut short."""
     lines, cut = read_lines(path)
     events: list[Event] = []
     for number, line in enumerate(lines, start=1):

@@ -33,46 +33,32 @@ class RunFiles:
     """The contents of a run's folder."""
 
     root: Path
-    status: str
-    """`finished`, or a key of `UNFINISHED`."""
-    method: str
-    """`dynamic`, `lora`, `adalora` or `full`."""
+    status: str  # `finished`, or a key of `UNFINISHED`
+    method: str  # `dynamic`, `lora`, `adalora` or `full`
     seed: int | None
-    written: str
-    """Time of the last write of `run.json`, in ISO 8601, or `unknown`."""
-    steps: int
-    """Optimizer steps taken, or the last logged step if `run.json` has no number."""
-    budget: int | None
-    """Maximum number of parameters for the method."""
-    before: Mapping[str, float | None]
-    """Validation metrics before training."""
-    after: Mapping[str, float | None]
-    """Validation metrics of the saved model; empty in an unfinished run."""
-    parameters: Mapping[str, float | None]
-    """Parameters in use at the `start`, at the `peak` and at the `end`."""
+    written: str  # last write of `run.json` in ISO 8601, or `unknown`
+    steps: int  # optimizer steps taken, or the last logged step if `run.json` has no number
+    budget: int | None  # maximum number of parameters for the method
+    before: Mapping[str, float | None]  # validation metrics before training
+    after: Mapping[str, float | None]  # of the saved model; empty in an unfinished run
+    parameters: Mapping[str, float | None]  # in use at the `start`, at the `peak` and at the `end`
     seconds: Mapping[str, float | None]
     memory: Mapping[str, int | None]
     rows: Mapping[str, float | None]
-    facts: Mapping[str, Any]
-    """Full content of `run.json`."""
-    config: Mapping[str, Any]
-    """The resolved configuration, as nested mappings."""
+    facts: Mapping[str, Any]  # full content of `run.json`
+    config: Mapping[str, Any]  # the resolved configuration, nested
     metrics: Sequence[Mapping[str, Any]]
     events: Sequence[Event]
-    initial_ranks: Mapping[str, int]
-    """Rank by module name before the first event; empty for methods with fixed ranks."""
-    final_ranks: Mapping[str, int]
-    """Latest known rank by module name; empty if the run has no LoRA layers."""
-    notes: Sequence[str]
-    """Sentences about missing parts and their reasons."""
+    initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
+    final_ranks: Mapping[str, int]  # latest known rank by module name; empty without LoRA layers
+    notes: Sequence[str]  # sentences about missing parts and their reasons
 
 
 def read_run(root: Path) -> RunFiles:
     """Read a run's folder.
 
-    Raises:
-        AdapterError: If a name in its adapter is too long.
-        RunFileError: If the folder is not a run's, or one of its files is invalid.
+    Raises `RunFileError` if the folder is not a run's or a file is invalid, and `AdapterError` if a
+    name in its adapter is too long.
     """
     folder = RunFolder(root)
     if not folder.run.exists():
@@ -114,11 +100,7 @@ def read_run(root: Path) -> RunFiles:
 
 
 def check_finished(folder: RunFolder) -> dict[str, Any]:
-    """Return the values of `run.json` of a finished run.
-
-    Raises:
-        RunFileError: If the run is not finished, or its configuration or model is missing.
-    """
+    """Return the values of `run.json`; raise `RunFileError` unless the run is complete."""
     if not folder.run.is_file():
         inside = folder.root.parent
         hint = f": give {inside}" if RunFolder(inside).run.is_file() else ""

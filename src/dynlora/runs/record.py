@@ -23,11 +23,9 @@ from dynlora.files.json_files import (
 )
 from dynlora.files.plain_values import parse_yaml
 
-FORMAT = 1
-"""Format of `run.json` and of the other files of a run's folder."""
+FORMAT = 1  # format of `run.json` and of the other files of a run's folder
 PACKAGE = Path(__file__).parents[1]
-PLACE = "src/dynlora/"
-"""Path of the package in its own checkout, which tells it from other projects' checkouts."""
+PLACE = "src/dynlora/"  # path of the package in its own repository, not in another project's
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 UNFINISHED = {
     "running": "is still running, or was killed before it could say so",
@@ -108,11 +106,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the values of `run.json`.
-
-    Raises:
-        RunFileError: If the file cannot be read, has a newer format, or a value of a wrong kind.
-    """
+    """Return the values of `run.json`; raise `RunFileError` if one is of a wrong kind or format."""
     values = read_json(path)
     check_format(path, values, FORMAT, RunFileError)
     try:

@@ -37,20 +37,14 @@ class Past:
     """Checkpoint and history of a resumed run."""
 
     checkpoint: Path
-    source: RunFolder
-    """Folder of the checkpoint's run."""
-    step: int
-    """Completed optimizer steps."""
+    source: RunFolder  # folder of the checkpoint's run
+    step: int  # completed optimizer steps
     train_seconds: float
     eval_seconds: float
-    run: Mapping[str, Any]
-    """Values of `run.json`; empty if the file is missing."""
-    log: Sequence[Mapping[str, Any]]
-    """The Trainer's log up to the checkpoint."""
-    best: Path | None = None
-    """Current path of the best checkpoint so far, if any."""
-    skipped: Sequence[str] = ()
-    """Reasons for skipping later checkpoints."""
+    run: Mapping[str, Any]  # values of `run.json`; empty if the file is missing
+    log: Sequence[Mapping[str, Any]]  # the Trainer's log up to the checkpoint
+    best: Path | None = None  # current path of the best checkpoint so far, if any
+    skipped: Sequence[str] = ()  # reasons for skipping later checkpoints
 
     def is_in(self, folder: RunFolder) -> bool:
         """Return whether the checkpoint is of the run in a folder."""
@@ -60,13 +54,8 @@ class Past:
 def find_past(folder: RunFolder, config: Mapping[str, Any]) -> Past | None:
     """Return the checkpoint to resume from, or None for a new run.
 
-    Args:
-        folder: Folder of the run.
-        config: The job's configuration, as nested plain values.
-
-    Raises:
-        ResumeError: If the checkpoint is missing, incomplete, damaged or of another run.
-        RunFolderError: If `folder` cannot be used, or contains another run without `overwrite`.
+    Raises `ResumeError` if the checkpoint is missing, incomplete, damaged or of another run, and
+    `RunFolderError` if `folder` contains another run without `overwrite`.
     """
     folder.check_usable()
     training = config["training"]
