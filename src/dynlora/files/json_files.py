@@ -13,8 +13,7 @@ from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import naming, write_text
 
 FORMAT = "format"
-WRITER = "dynlora"
-"""Key of the version of dynlora that wrote the file."""
+WRITER = "dynlora"  # key of the version of dynlora that wrote the file
 Kind = Any
 """A type hint such as `int`, `list[int]`, `dict[str, float]`, `X | None` or `Any`; a mapping from
 required keys to kinds, which allows other keys; or a dataclass, whose fields are the only keys."""
@@ -88,9 +87,6 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return the objects in a run's file of lines, and whether the last line is incomplete.
 
     An incomplete last line, left by a killed process, is skipped. A missing file counts as empty.
-
-    Raises:
-        RunFileError: If a complete line is not a JSON object, or the file is unreadable.
     """
     if not path.exists():
         return [], False
@@ -127,10 +123,7 @@ def stamp(newest: int) -> dict[str, int | str]:
 def check_format(
     path: Path, values: Mapping[str, Any], newest: int, error: type[DynamicLoraError]
 ) -> None:
-    """Raise `error` if the format of a file is newer than `newest` or not a positive whole number.
-
-    All older formats are read too.
-    """
+    """Raise `error` unless a file's format is a whole number from 1 to `newest`."""
     found = values.get(FORMAT, 1)
     if type(found) is not int or found < 1:
         raise error(
@@ -145,11 +138,7 @@ def check_format(
 
 
 def check_kind(value: object, kind: Kind, name: str = "its content") -> None:
-    """Check that a value from a file is of a kind; `name` is its name in the message.
-
-    Raises:
-        ValueError: If the value or a nested value is of another kind, missing, or unknown.
-    """
+    """Raise `ValueError` unless a value from a file is of a kind; `name` is for the message."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         if unknown := sorted(map(str, _keys(value) - hints.keys())):

@@ -14,21 +14,14 @@ import yaml
 
 from dynlora.errors import ConfigError
 
-DEEPEST = 64
-"""Most levels of nesting, more than any configuration or record has."""
-LARGEST = 2**63 - 1
-"""Largest magnitude of an integer (64 bits)."""
-MOST_NODES = 100_000
-"""Most values of a YAML text with all aliases expanded."""
+DEEPEST = 64  # most levels of nesting, more than any configuration or record has
+LARGEST = 2**63 - 1  # largest magnitude of an integer (64 bits)
+MOST_NODES = 100_000  # most values of a YAML text with all aliases expanded
 _TOO_DEEP = f"it nests deeper than {DEEPEST} levels"
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: If the text is not JSON, or a value is out of bounds.
-    """
+    """Return the value of a JSON text; raise `ValueError` if it is invalid or out of bounds."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -38,11 +31,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text, with JSON's types only; dates stay strings.
-
-    Raises:
-        ValueError: If the text is not YAML, has other types, or a value is out of bounds.
-    """
+    """Return the value of a YAML text, with JSON's types only; dates stay strings."""
     try:
         node = yaml.compose(text, _PlainLoader)
         if node is None:
@@ -138,11 +127,7 @@ def _values_in(value: Any) -> list[Any]:
 
 
 def read_yaml(path: Path, name: str) -> dict[Any, Any]:
-    """Return the keys and values of a YAML file; `name` is the command's argument in messages.
-
-    Raises:
-        ConfigError: If it is not a file, not YAML, or has no keys.
-    """
+    """Return the keys and values of a YAML file; `name` is the command's argument in messages."""
     if not path.is_file():
         raise ConfigError(f"{name} must be a YAML file, but got {path}, which is not a file.")
     try:

@@ -20,13 +20,7 @@ Reader = Callable[[Path, Sequence[str]], pa.Table]
 
 
 def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) -> pa.Table:
-    """Read and validate a whole file; `texts` are columns of texts.
-
-    `readers` are `TABLES`, or `AS_WRITTEN` if cells are written again.
-
-    Raises:
-        DataError: If the file is unreadable or empty.
-    """
+    """Read and check a whole file; `readers` are `TABLES`, or `AS_WRITTEN` to write cells again."""
     try:
         table = readers[path.suffix](path, texts)
         # pyarrow reads texts and column names without validating them.
@@ -40,11 +34,7 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
 
 
 def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
-    """Return the values of a column with a unique name; `source` names the table in messages.
-
-    Raises:
-        DataError: If a value has no Python equivalent, such as a date in year 9,999,999.
-    """
+    """Return a column's values; raise `DataError` if Python lacks one, such as year 9,999,999."""
     try:
         values: list[Any] = table[column].to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -66,10 +56,8 @@ def shown_names(names: Sequence[str]) -> str:
     return ", ".join(cut) + more
 
 
-_SHOWN = 50
-"""Maximum number of columns listed in a message."""
-MOST_COLUMNS = 100_000
-"""Maximum number of columns of a CSV file or keys of a JSON line."""
+_SHOWN = 50  # maximum number of columns listed in a message
+MOST_COLUMNS = 100_000  # maximum columns of a CSV file or keys of a JSON line
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 

@@ -64,7 +64,6 @@ def naming(path: Path) -> Iterator[None]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a draft folder, which becomes `path` on success and is removed on an exception.
 
-    Its files get the permissions of new files, because some libraries restrict them to the owner.
     `path` may be an empty folder.
     """
     draft = _draft_of(path)
@@ -72,6 +71,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         draft.mkdir()
         yield draft
+        # Some libraries restrict their files to the owner, so set the permissions of new files.
         for inside in draft.rglob("*"):
             if inside.is_file():
                 inside.chmod(draft.stat().st_mode & 0o666)
@@ -95,14 +95,10 @@ def check_replaceable(
     otherwise: str,
     error: type[DynamicLoraError],
 ) -> None:
-    """Check that `--output` can be written as a file.
+    """Raise `error` unless `--output` can be written as a file.
 
-    Args:
-        path: Value of `--output`.
-        may_replace: Whether an existing file may be replaced.
-        required: Valid values, for the message.
-        otherwise: Description of the existing file and the next step, for the message.
-        error: Class of the error raised for a folder, device, pipe or irreplaceable file.
+    In messages, `required` names the valid values, and `otherwise` the existing file and the next
+    step.
     """
     if path.is_dir():
         raise error(f"`--output` must be a file, got {path}, which is a folder: give a file in it.")
