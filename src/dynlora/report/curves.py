@@ -11,12 +11,9 @@ from dynlora.report.svg import LIGHT, Drawing, blank, drawable, drawing_style, m
 from dynlora.report.wording import lower_is_better, metric_text
 
 WIDTH, HEIGHT = 420, 220
-BOX = (52, 40, WIDTH - 18, HEIGHT - 34)
-"""Left, top, right and bottom of the axes."""
-MOST_POINTS = 500
-"""Maximum number of points per line; longer series are averaged in groups."""
-LARGEST = 1e300
-"""Largest absolute value to draw, because the range of larger values overflows."""
+BOX = (52, 40, WIDTH - 18, HEIGHT - 34)  # left, top, right and bottom of the axes
+MOST_POINTS = 500  # maximum number of points per line; longer series are averaged in groups
+LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
 
 
@@ -25,8 +22,7 @@ class Chart:
     """The lines of one metric."""
 
     name: str
-    lines: Mapping[str, Points]
-    """Steps and values by label, `training` or `validation`, which is also a colour."""
+    lines: Mapping[str, Points]  # by label, `training` or `validation`, which is also a colour
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Chart]:

@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-MAX_KINDS = 12
-"""Maximum number of layer kinds in a grid; layers of other stacks are listed."""
-MIN_FILLED = 0.5
-"""Minimum share of grid cells with a layer; layers of sparser stacks are listed."""
+MAX_KINDS = 12  # maximum number of layer kinds in a grid; layers of other stacks are listed
+MIN_FILLED = 0.5  # minimum share of grid cells with a layer; layers of sparser stacks are listed
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Blocks with a common name prefix, such as the layers of an encoder."""
 
-    prefix: str
-    """Part of the module names before the block number."""
+    prefix: str  # part of the module names before the block number
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
     """Module names by block number and kind, the part of the name after the number."""
 
@@ -69,10 +66,9 @@ def arrange(names: Sequence[str]) -> list[Stack | Loose]:
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Return a short, unique name per distinct module name, in the same order.
 
-    The part before the first number, which counts the block, is cut:
     ``bert.encoder.layer.0.attention.self.query`` becomes ``0.attention.self.query``. A name without
-    a number loses the prefix common to all names. If two short names are equal, all names lose only
-    that prefix.
+    a number loses the prefix common to all names; so do all names if two short names would be
+    equal.
     """
     parts = [name.split(".") for name in names]
     shared = 0

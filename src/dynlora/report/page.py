@@ -29,14 +29,11 @@ from dynlora.report.wording import (
 from dynlora.runs.reader import RunFiles
 from dynlora.types import moved, stillness
 
-MARK = b'<meta name="generator" content="dynlora report">'
-"""Marks a file as a report, which a new report may replace."""
-HEAD_BYTES = 1000
-"""Length of the file's beginning that contains `MARK`."""
+MARK = b'<meta name="generator" content="dynlora report">'  # a new report may replace such a file
+HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
 SOURCES = ("path", "name", "subset", "package", "gguf_file", "embedded")
 """Configuration keys that identify a model or a data set."""
-MOVERS = 3
-"""Maximum number of layers listed per event."""
+MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),
     autoescape=True,

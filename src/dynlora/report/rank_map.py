@@ -36,8 +36,7 @@ PLOT = 600  # width of the time axis
 LEAST_SPELL = 0.03  # minimum share of the axis for the last ranks, to show a change at the end
 ABOVE, BELOW, ENDS = 44, 26, 76  # for the axes and the column with the first and last ranks
 EVENT_NUMBERS, HEADING = 17, 48  # for the numbers of the events and the heading of a picture
-Spells = Sequence[tuple[int, int]]
-"""A layer's ranks, each with the step from which it applies."""
+Spells = Sequence[tuple[int, int]]  # (step, rank) pairs: each rank with its first step
 
 
 def scale_of(
@@ -58,12 +57,7 @@ def rank_map(
 ) -> Drawing:
     """Draw each layer's rank over the steps of a run, as numbers and colours.
 
-    Args:
-        events: In order; may be empty.
-        initial: Rank before the first event by module name; at least one.
-        steps: Optimizer steps of the whole run.
-        scale: Colour scale of rank changes.
-        heading: Text above the map.
+    There must be at least one layer, but there may be no events. `steps` is for the whole run.
     """
     names = {
         name: shorten(drawable(short), LONGEST_NAME)
@@ -106,15 +100,7 @@ def write_rank_map(
     budget: int,
     steps: int,
 ) -> None:
-    """Write the rank history as a PNG picture.
-
-    Args:
-        events: In order; may be empty.
-        path: PNG file to write.
-        initial: Rank before the first event by module name; at least one.
-        budget: Maximum number of LoRA parameters, for the heading.
-        steps: Optimizer steps of the whole run, at least 1.
-    """
+    """Write the rank history as a PNG picture; its heading contains the `budget` in parameters."""
     count = sum(map(moved, events))
     told = f"ranks moved at {count} of {len(events)} events (dashed)" if events else "no events"
     scale = scale_of(events, initial, initial)

@@ -13,8 +13,7 @@ from rich.text import Text
 from dynlora.report.layers import short_names
 from dynlora.types import Event, moved, stillness
 
-MOVERS = 3
-"""Maximum number of layers listed as gaining most and as losing most."""
+MOVERS = 3  # maximum number of layers listed as gaining most and as losing most
 UNMEASURED = "Peak memory: add --measure, which trains each method for two steps."
 MEASURED = "Peak memory of a process that evaluated one batch and trained for two steps."
 ON_CPU = (
@@ -31,18 +30,13 @@ class Outlook:
     method: str
     train_rows: int
     validation_rows: int
-    num_labels: int | None
-    """Outputs of the model's head; None for tasks without labels."""
+    num_labels: int | None  # outputs of the model's head; None for tasks without labels
     start_parameters: int
-    """Parameters in use at the start."""
-    budget: int
-    """Maximum number of parameters for the method."""
+    budget: int  # maximum number of parameters for the method
     steps: int
-    resumes_from_step: int | None
-    """Steps already taken; None for a new run."""
+    resumes_from_step: int | None  # steps already taken; None for a new run
     output: Path
-    replaces_run: bool
-    """Whether the run replaces an earlier one in `output`."""
+    replaces_run: bool  # whether the run replaces an earlier one in `output`
 
     def lines(self) -> Iterator[str]:
         """Yield a line about the data and one about the method."""
@@ -121,23 +115,16 @@ class RunResult:
 
     method: str
     before: Mapping[str, float]
-    after: Mapping[str, float]
-    """Validation metrics of the saved model."""
-    budget: int
-    """Maximum number of parameters for the method."""
+    after: Mapping[str, float]  # validation metrics of the saved model
+    budget: int  # maximum number of parameters for the method
     parameters: int
     peak_parameters: int
-    initial_ranks: Mapping[str, int]
-    """Rank by module name at the start; empty for methods with fixed ranks."""
-    final_ranks: Mapping[str, int]
-    """Rank by module name at the end; empty for methods with fixed ranks."""
-    events: Sequence[Event]
-    """Events at which ranks could change; empty for methods with fixed ranks."""
+    initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
+    final_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
+    events: Sequence[Event]  # empty for methods with fixed ranks
     train_seconds: float
-    dynamic_seconds: float
-    """Seconds of the dynamic part, included in `train_seconds`."""
-    places: Mapping[str, Path]
-    """Written files and folders, by label."""
+    dynamic_seconds: float  # seconds of the dynamic part, included in `train_seconds`
+    places: Mapping[str, Path]  # written files and folders, by label
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, with counts of events in place of the events."""

@@ -23,30 +23,22 @@ from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.reader import RunFiles, read_run
 from dynlora.runs.record import UNFINISHED
 
-IGNORED = ("output", "overwrite", "training.resume")
-"""Settings that do not affect a run's result."""
-ABSENT = "(not a setting)"
-"""Placeholder for a setting missing from a run's configuration, written by another version."""
-SAME_FOR_ALL = ("task", "model", "data")
-"""Sections of the configuration that must be equal for metrics to be comparable."""
-LAYERS = 10
-"""Maximum number of layers in the table of ranks; `--json` lists all."""
-Rows = Sequence[tuple[str, Sequence[str]]]
-"""Label and cells per row."""
+IGNORED = ("output", "overwrite", "training.resume")  # settings that do not affect a run's result
+ABSENT = "(not a setting)"  # for a setting missing in the configuration of a run by another version
+SAME_FOR_ALL = ("task", "model", "data")  # sections that must be equal for comparable metrics
+LAYERS = 10  # maximum number of layers in the table of ranks; `--json` lists all
+Rows = Sequence[tuple[str, Sequence[str]]]  # label and cells per row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunComparison:
     """Differences between finished runs."""
 
-    runs: tuple[RunFiles, ...]
-    """In the order of the arguments; at least two."""
+    runs: tuple[RunFiles, ...]  # in the order of the arguments; at least two
     ranks: Mapping[str, tuple[int | None, ...]]
     """Rank per run by module name, largest difference first; None where a run has no LoRA."""
-    settings: Mapping[str, tuple[Any, ...]]
-    """Values per run of each setting that differs, by dotted key."""
-    warnings: tuple[str, ...]
-    """Reasons why the runs are not fully comparable."""
+    settings: Mapping[str, tuple[Any, ...]]  # values per run, by dotted key, if they differ
+    warnings: tuple[str, ...]  # reasons why the runs are not fully comparable
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON-ready values."""

@@ -59,11 +59,9 @@ VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()} | {
     f"'{SANS}'": "var(--sans)",
 }
 """CSS variables of a page by the colour or font in a figure."""
-PIXELS_PER_INCH = 72
-"""One unit of SVG is one pixel of the page."""
+PIXELS_PER_INCH = 72  # one unit of SVG is one pixel of the page
 PNG_SCALE = 1.6
-LARGEST_PNG = 12_000
-"""Maximum pixels per side of a picture."""
+LARGEST_PNG = 12_000  # maximum pixels per side of a picture
 _TAG = re.compile(r"<[^>]*>")
 _UNSEEN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _VARIABLE = re.compile("|".join(map(re.escape, VARIABLES)))
@@ -73,8 +71,7 @@ _VARIABLE = re.compile("|".join(map(re.escape, VARIABLES)))
 class RankScale:
     """The colour scale of all ranks of a run: violet lost rank, orange gained."""
 
-    reach: float
-    """Ratio to the rank at the start at full colour."""
+    reach: float  # ratio to the rank at the start at full colour
 
     def strength(self, rank: int, start: int) -> float:
         """Return the log ratio of a rank to its start, scaled to [-1, 1]."""
@@ -97,8 +94,7 @@ class Drawing:
     figure: Figure
     title: str
     description: str
-    tooltips: Mapping[str, str] = field(default_factory=dict)
-    """Text under the pointer, by the `gid` of an artist."""
+    tooltips: Mapping[str, str] = field(default_factory=dict)  # text by the `gid` of an artist
 
 
 @contextmanager
