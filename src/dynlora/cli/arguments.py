@@ -13,12 +13,10 @@ from click.shell_completion import CompletionItem
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
-WIDTH = {"max_content_width": 100}
-"""Columns of help at most."""
+WIDTH = {"max_content_width": 100}  # columns of help at most
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """Name of a model on the Hugging Face hub: `owner/name`, or `name` for old ones."""
-Run = Callable[[Any, Output], None]
-"""Runs a command with its parsed arguments, as attributes."""
+Run = Callable[[Any, Output], None]  # runs a command with its parsed arguments, as attributes
 
 
 class Verb(click.Command):
@@ -130,11 +128,7 @@ def eager_flag(*names: str, help: str, callback: Callable[..., None]) -> click.O
 
 
 def call(command: click.Command, words: Sequence[str], output: Output) -> None:
-    """Run a command on `words`, the command line without the command's name.
-
-    Raises:
-        DynamicLoraError: If an argument is wrong, or the command refuses its input.
-    """
+    """Run a command on `words`, the command line without the command's name."""
     try:
         with command.make_context(command.name, list(words), obj=output) as context:
             command.invoke(context)
@@ -151,14 +145,7 @@ def open_run(
 ) -> Any:
     """Load a finished run as a `dynlora.train.finished_run.FinishedRun`.
 
-    Args:
-        run: Folder of the run.
-        model: Current location of the base model; None uses the run's configuration.
-        input_adaptive: "on" or "off"; None uses the run's configuration.
-        max_new_tokens: Maximum tokens to generate per row; None uses the run's configuration.
-
-    Raises:
-        DynamicLoraError: If the run is not finished, or a required file is missing or broken.
+    `model` is the current location of the base model. None for an argument keeps the run's setting.
     """
     from dynlora.input_adaptive.file import load_input_adaptive
     from dynlora.runs.folder import RunFolder

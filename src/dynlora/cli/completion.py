@@ -9,8 +9,7 @@ from dynlora.cli.arguments import Verb
 from dynlora.cli.output import Output
 
 SHELLS = ("bash", "zsh", "fish")
-VARIABLE = "_DYNLORA_COMPLETE"
-"""Environment variable with which the script asks for completions."""
+VARIABLE = "_DYNLORA_COMPLETE"  # environment variable with which the script asks for completions
 
 
 def run(given: Any, output: Output) -> None:

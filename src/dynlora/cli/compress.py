@@ -10,8 +10,7 @@ from dynlora.cli.arguments import ADAPTER, FILE, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
-ROWS = 256
-"""Default number of rows to read from the data."""
+ROWS = 256  # default number of rows to read from the data
 
 
 def _run(given: Any, output: Output) -> None:

@@ -97,11 +97,7 @@ def _name(key: str) -> str:
 
 
 def job_of(given: Any, output: Output) -> JobConfig | None:
-    """Return the job of a `JobVerb`; print it and return None with `--print_config`.
-
-    Raises:
-        ConfigError: If a key or value is unknown, missing or out of range.
-    """
+    """Return the job of a `JobVerb`; print it and return None with `--print_config`."""
     texts = {key: vars(given)[_name(key)] for key in settings()}
     given_texts = {key: text for key, text in texts.items() if text is not None}
     config = read_job(given.config, given_texts)

@@ -35,15 +35,11 @@ PACKAGES = (
     "safetensors", "gguf", "tensorboard", "wandb", "trackio",
 )  # fmt: skip
 """Packages whose versions a bug report needs."""
-NVIDIA = Path("/proc/driver/nvidia/version")
-"""File with the NVIDIA driver's version on Linux."""
+NVIDIA = Path("/proc/driver/nvidia/version")  # file with the NVIDIA driver's version on Linux
 OUTPUT_OPTIONS = ("--json", "--quiet")
-READER_LEFT = 141
-"""Exit code of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE."""
-SHOWN = 80
-"""Maximum characters of a path in an error, because it may be pasted text."""
-LONGEST_ERROR = 4000
-"""Maximum characters of an error, because quoted values may be huge."""
+READER_LEFT = 141  # as of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE
+SHOWN = 80  # maximum characters of a path in an error, because it may be pasted text
+LONGEST_ERROR = 4000  # maximum characters of an error, because quoted values may be huge
 
 Dispatch = Callable[[list[str], Output], None]
 """Runs the command given by the arguments without output options."""
@@ -57,15 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
-    """Run a command and return the exit code; an error becomes one line.
-
-    Args:
-        argv: Arguments without the program name; None uses the process's arguments.
-        dispatch: Runs the command.
-
-    Raises:
-        OSError: If the operating system reports an error without a file name.
-    """
+    """Run a command and return the exit code; an expected error becomes one line."""
     given = list(sys.argv[1:] if argv is None else argv)
     output = Output(as_json="--json" in given, quiet="--quiet" in given)
     try:

@@ -17,8 +17,7 @@ from rich.text import Text
 from dynlora.errors import ConfigError
 from dynlora.files.json_files import to_json
 
-PIPED_WIDTH = 100
-"""Minimum number of columns without a terminal."""
+PIPED_WIDTH = 100  # minimum number of columns without a terminal
 
 
 class ReaderLeftError(Exception):
@@ -66,16 +65,11 @@ class Output:
             self.result.reconfigure(errors="backslashreplace")
 
     def show(self, table: RenderableType, values: Mapping[str, Any]) -> None:
-        """Print a verb's result.
+        """Print a verb's result: `table` for people, or `values` for scripts.
 
-        Args:
-            table: The result for people.
-            values: The result for scripts, JSON-ready except that non-finite numbers become null.
-                Its keys are a stable interface.
-
-        Raises:
-            ConfigError: If standard output cannot be written.
-            ReaderLeftError: If its reader closed the pipe.
+        The keys of `values` are a stable interface; non-finite numbers become null. Raises
+        `ConfigError` if standard output cannot be written, and `ReaderLeftError` if its reader
+        closed the pipe.
         """
         if self.as_json:
             self.line(to_json(values))
@@ -123,10 +117,7 @@ class Output:
 
 
 def layer_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table with one line per layer.
-
-    `columns` has the footer by heading; the first column has the layers' names, all others numbers.
-    """
+    """Return a table with a row per layer, its name first; `columns` has the footer by heading."""
     table = Table(title=Text(title), title_justify="left", show_footer=True, box=None)
     first, *others = columns.items()
     table.add_column(*first, overflow="fold")
