@@ -27,13 +27,11 @@ from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import whole_file
 from dynlora.types import Event
 
-VALUES = "dynlora.json"
-"""File that marks a checkpoint of dynamic ranks."""
+VALUES = "dynlora.json"  # marks a checkpoint of dynamic ranks
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "extensions")
 _CHECKSUM = "sha256"
-_NEWEST = 2
-"""Format of both files. In format 1, tensors of input-adaptive ranks had a group of their own."""
+_NEWEST = 2  # format of both files; in 1, tensors of input-adaptive ranks had their own group
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Return the state that `save_state` wrote.
-
-    Raises:
-        ResumeError: If a file is missing, unreadable, changed, from another checkpoint, or of a
-            newer format.
-    """
+    """Return the state that `save_state` wrote; raise `ResumeError` if it is damaged or too new."""
     try:
         state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
         check_format(folder / VALUES, state, _NEWEST, ResumeError)

@@ -1,7 +1,6 @@
-"""Ranks in a `Trainer`'s trackers: events in; figures in TensorBoard, wandb or trackio out.
+"""Send ranks to the trackers of a `Trainer`: TensorBoard, wandb or trackio.
 
-The trackers are the ones in `TrainingArguments(report_to=...)`. The run and `state.log_history` do
-not change.
+The run and `state.log_history` do not change.
 """
 
 from collections.abc import Mapping, Sequence

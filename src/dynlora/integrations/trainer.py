@@ -1,8 +1,7 @@
 """`DynamicLoraCallback`: the controller's two calls inside `transformers.Trainer`.
 
-`Trainer` clips gradients, calls `on_pre_optimizer_step` (`observe()`), steps the optimizer, and
-calls `on_step_end` (`step()`). Under DeepSpeed the backward pass includes the optimizer's step, so
-`observe()` runs at the start of that step.
+`Trainer` calls `observe()` after clipping gradients, and `step()` after the optimizer's step. Under
+DeepSpeed, whose backward pass steps the optimizer, `observe()` runs at the start of that step.
 """
 
 import logging
