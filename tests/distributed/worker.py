@@ -156,6 +156,8 @@ def train_by_trainer(out: Path, name: str, *callbacks: TrainerCallback) -> None:
     """Train with `transformers.Trainer`, from the last checkpoint that there is."""
     model, folder = lora_llama(r=8).double(), out / f"{name}-run"
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    resumes = name == "resumed" and not callbacks
+    assert last == (str(folder / f"checkpoint-{RESUMED_AT}") if resumes else None)
     trainer, callback = trainer_of(
         model,
         folder,
