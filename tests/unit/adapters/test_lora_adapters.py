@@ -272,7 +272,8 @@ def test_a_model_rebuilt_from_a_weighted_adapter_learns_its_unweighted_scale():
     assert rebuilt.layers["0"].scaling == 1.5
 
 
-def test_moments_left_from_other_ranks_are_forgotten_when_attaching():
+def test_moments_left_from_other_ranks_are_forgotten_when_attaching(caplog):
+    caplog.set_level("INFO", logger="dynlora")
     model = lora_chain(*WIDTHS)
     optimizer = AdamW(lora_weights(model), lr=0.01)
     first = LoraAdapters(model, optimizer, None, follow=lambda change: None)
@@ -282,6 +283,7 @@ def test_moments_left_from_other_ranks_are_forgotten_when_attaching():
     apply(first, {"0": 2})
     optimizer.load_state_dict(state)
     LoraAdapters(model, optimizer, None, follow=lambda change: None)
+    assert caplog.messages == ["the moments of 2 parameters are of other ranks: they start anew"]
     others = [p for name in ("1", "2") for p in first.layers[name].parameters]
     assert {id(p) for p in optimizer.state} == {id(p) for p in others}
     set_gradients(layers_of(model), seed=1)

@@ -13,7 +13,7 @@ from dynlora.adapters.resize import (
     shrink_changes,
     split_projectors,
 )
-from dynlora.adapters.strengths import measure_strengths
+from dynlora.adapters.strengths import lowest_ranks, measure_strengths
 from tests.lora_layers import added, one_layer
 
 
@@ -187,6 +187,12 @@ def test_rows_that_no_input_shows_are_drawn_on_the_cpu_whatever_device_is_the_de
         [rows] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
     [expected] = new_rows([layer], [3], [None], generator=torch.Generator("cpu").manual_seed(1))
     assert torch.equal(rows, expected)
+
+
+def test_layers_of_different_ranks_are_told_their_own_lowest():
+    powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
+    assert lowest_ranks(powers, [0.5, 1.5, 0.5]) == [1, 2, 1]
+    assert lowest_ranks(powers, [0.0, 0.0, 0.0]) == [1, 4, 1]
 
 
 def test_directions_whose_column_is_zero_are_not_trained():
