@@ -55,10 +55,11 @@ def train(job, output, *options):
 
 @pytest.fixture(scope="module")
 def tracked(job, moving, tmp_path_factory):
-    """Return the folder of a run in TensorBoard."""
+    """Return the folder of a run in TensorBoard, beside the random state after it."""
     run = tmp_path_factory.mktemp("tracked") / "run"
     with redirect_stdout(io.StringIO()) as printed:
         assert train(job, run, *BOARD, "--json") == 0
+    torch.save(torch.get_rng_state(), run.parent / "random.pt")
     assert json.loads(printed.getvalue())["places"]["trackers"] == str(run / "tracking")
     return run
 
@@ -135,9 +136,10 @@ def test_tensorboard_gets_metrics_and_ranks_of_a_job(tracked):
 
 @pytest.mark.usefixtures("moving")
 def test_tracking_changes_nothing_in_a_job(job, tracked, tmp_path):
-    """The same weights, history and metrics, bit for bit."""
+    """The same weights, random state, history and metrics, bit for bit."""
     plain = tmp_path / "plain"
     assert train(job, plain) == 0
+    assert torch.equal(torch.get_rng_state(), torch.load(tracked.parent / "random.pt"))
     assert not (plain / "tracking").exists()
     weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (plain, tracked)]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
