@@ -21,7 +21,11 @@ def gradients(model):
 
 def test_an_evaluation_between_steps_of_a_controllers_model_changes_no_gradient():
     model = CASES["NF4"].model()
+    repacking = [m for m in model.modules() if "support_avx512bf16_for_cpu" in vars(m)]
+    for module in repacking:
+        module.support_avx512bf16_for_cpu = True  # as on a CPU with AVX512-BF16
     DynamicLora(model, adamw(model), DynamicLoraConfig())
+    assert {module.support_avx512bf16_for_cpu for module in repacking} == {False}
     before = gradients(model)
     with torch.no_grad():
         model.eval()(**BATCH)
