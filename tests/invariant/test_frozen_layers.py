@@ -39,7 +39,7 @@ def test_frozen_layers_keep_rank_scale_and_weights_bit_for_bit_and_the_others_sh
     dynamic = attached(model, optimizer, total_steps=30, **settings, **MOVING)
     assert len(before) == 14
     train(model, optimizer, dynamic, 30)
-    assert all(map(torch.equal, before, parameters))
+    assert all(torch.equal(one, other) for one, other in zip(before, parameters, strict=True))
     kept = [layer for layer in dynamic._layers if "layers.0." in layer.name]
     assert {(layer.r, layer.scaling) for layer in kept} == {(4, 2.0)}
     assert len({layer.r for layer in dynamic._layers if layer not in kept}) > 2
@@ -61,7 +61,7 @@ def test_a_layer_frozen_in_the_middle_of_a_run_stays_from_there_and_moves_once_i
     before, weights = ranks(), frozen(parameters)
     train(model, optimizer, dynamic, 20)
     assert ranks() == before
-    assert all(map(torch.equal, weights, parameters))
+    assert all(torch.equal(one, other) for one, other in zip(weights, parameters, strict=True))
     for parameter in parameters:
         parameter.requires_grad_(True)
     train(model, optimizer, dynamic, 20)

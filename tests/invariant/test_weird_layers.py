@@ -210,7 +210,7 @@ def test_empty_batches_between_others_leave_a_run_that_of_plain_peft_bit_for_bit
         losses = train(model, optimizer, dynamic, 24, mixed)
         runs.append((losses, [p.detach() for p in model.parameters()]))
     assert runs[0][0] == runs[1][0]
-    assert all(map(torch.equal, runs[0][1], runs[1][1]))
+    assert all(torch.equal(one, other) for one, other in zip(runs[0][1], runs[1][1], strict=True))
     assert 0.0 in runs[0][0]
 
 
@@ -231,4 +231,4 @@ def test_an_empty_part_of_an_accumulated_batch_changes_no_rank_and_no_weight():
         runs.append((dynamic.history, [p.detach() for p in model.parameters()]))
     for history, weights in runs[1:]:
         assert history == runs[0][0]
-        assert all(map(torch.equal, weights, runs[0][1]))
+        assert all(torch.equal(one, other) for one, other in zip(weights, runs[0][1], strict=True))
