@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -75,6 +76,44 @@ def test_progress_that_cannot_be_written_does_not_stop_a_run(job, output):
     assert str(output / "run.json") in line, "the path is not broken up"
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
     assert refused.returncode == 2, "the exit code reports an error that cannot be written"
+
+
+def test_an_error_after_a_full_disk_is_told(tmp_path, monkeypatch):
+    path, limits = tmp_path / "log", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("w") as log:
+        monkeypatch.setattr("sys.stderr", log)
+        output = Output(as_json=False, quiet=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            output.progress.print("progress")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert main(["train", "no.yaml"]) == 2
+    assert path.read_text().startswith("error: ")
+
+
+@needs_full
+def test_an_error_without_standard_error_keeps_its_exit_code():
+    words = [*COMMAND, "train", "no.yaml"]
+    done = run_in_group(["bash", "-c", '"$@" 2>&- >/dev/full', "bash", *words], env=ENVIRONMENT)
+    assert done.returncode == 2
+
+
+LATER = """
+import sys, warnings
+from dynlora.cli.main import run_command
+def speak(_, output):
+    output.progress.print("progress")
+    warnings.warn("of a library")
+sys.exit(run_command([], speak))
+"""
+
+
+@needs_full
+def test_a_warning_after_a_full_disk_keeps_the_exit_code():
+    with FULL.open("w") as full:
+        done = run_in_group([sys.executable, "-c", LATER], stderr=full, env=ENVIRONMENT)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--json", "--quiet"]])

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
 from dynlora.cli.completion import VARIABLE
-from dynlora.cli.output import Output, ReaderLeftError, drop_rest, fewer_remarks, only_errors
+from dynlora.cli.output import Output, ReaderLeftError, drop_pending, fewer_remarks, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.runs.record import installed, release
@@ -74,22 +74,29 @@ def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
         return _refuse(_short_of_memory(error))
     except KeyboardInterrupt as stop:
         how = str(stop) or "before anything was written"
-        _tell(f"interrupted: {how}")
+        _tell(f"interrupted: {how}\n")
         return 128 + getattr(stop, "signum", signal.SIGINT)
+    finally:
+        _tell("")  # libraries' text that cannot be written would change the exit code
     return 0
 
 
 def _refuse(reason: str) -> int:
-    _tell(f"error: {shorten(' '.join(reason.split()), LONGEST_ERROR)}")
+    _tell(f"error: {shorten(' '.join(reason.split()), LONGEST_ERROR)}\n")
     return 2
 
 
-def _tell(line: str) -> None:
-    """Print a line on standard error, ignoring failures: the exit code reports the error too."""
+def _tell(text: str) -> None:
+    """Write text and all pending text on standard error, if there is one.
+
+    Ignores failures, because the exit code reports the error too.
+    """
+    if sys.stderr is None:
+        return
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(text, end="", file=sys.stderr, flush=True)
     except OSError:
-        drop_rest(sys.stderr)
+        drop_pending(sys.stderr)
 
 
 def _refused_file(error: OSError) -> str:

@@ -41,11 +41,24 @@ class ProgressConsole(PipeConsole):
             super().print(*objects, **settings)
         except OSError:
             self.quiet = True
-            drop_rest(sys.stderr)
+            drop_pending(sys.stderr)
+
+
+def drop_pending(stream: TextIO) -> None:
+    """Drop a stream's unwritten text, which Python would flush again at exit."""
+    number = stream.fileno()
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    try:
+        stream.flush()
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def drop_rest(stream: TextIO) -> None:
-    """Send a stream's unwritten text to the null device, because Python flushes again at exit."""
+    """Send a stream's unwritten and later text to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
