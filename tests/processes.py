@@ -65,25 +65,39 @@ def run_in_fork(
     Args:
         function: Function of a module; returns the exit code.
         *arguments: Its arguments, which must be picklable.
-        timeout: Seconds after which the process is killed.
+        timeout: Seconds after which the process and its children are killed.
 
     Returns:
         The exit code, negative after a signal, and both output streams as the standard error.
+
+    Raises:
+        TimeoutExpired: If the process was killed because of its time limit.
     """
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # if it has no group of its own yet
+
     reader, writer = _FORKS.Pipe(duplex=False)
     process = _FORKS.Process(target=_write_into, args=(writer, function, arguments))
     process.start()
     writer.close()
-    limit = threading.Timer(timeout, process.kill)
+    limit = threading.Timer(timeout, expire)
     limit.start()
     with os.fdopen(reader.fileno(), "rb", closefd=False) as file:
         said = file.read().decode()
     process.join()
     limit.cancel()
+    if expired.is_set():
+        raise subprocess.TimeoutExpired(function.__name__, timeout, said)
     return subprocess.CompletedProcess(function.__name__, process.exitcode or 0, "", said)
 
 
 def _write_into(writer: Any, function: Callable[..., int], arguments: Sequence[Any]) -> None:
+    os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(writer.fileno(), number)
         setattr(sys, name, os.fdopen(number, "w", closefd=False))

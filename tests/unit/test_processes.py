@@ -1,4 +1,4 @@
-"""A command that takes too long leaves no process behind."""
+"""A command or a fork that takes too long leaves no process behind."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.processes import process_group, run_in_group
+from tests.processes import process_group, run_in_fork, run_in_group
 
 PARENT = """
 import subprocess, sys
@@ -49,3 +49,16 @@ def test_a_test_that_fails_meanwhile_leaves_no_process():
     with pytest.raises(AssertionError, match="meanwhile"), process_group(command) as process:
         raise AssertionError("meanwhile")
     assert is_gone(process.pid)
+
+
+def wait_for_a_child(place):
+    """Write the process ID of a child that sleeps, and wait for it."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"]) as child:
+        place.write_text(str(child.pid))
+    return 0
+
+
+def test_a_fork_that_takes_too_long_is_an_error_and_leaves_no_process(tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_in_fork(wait_for_a_child, tmp_path / "pid", timeout=3)
+    assert is_gone(int((tmp_path / "pid").read_text()))
