@@ -73,6 +73,9 @@ def test_a_killed_process_has_an_outcome_and_another_continues(assignment, start
         assert (outcome.status, outcome.values) == (status, None)
         assert str(outcome.error).startswith(error)
         assert len(started) == count + 1
+    for _ in range(2):
+        assert worker.execute(assignment).status == "failed"
+    assert len(started) == 3
     worker.close()
 
 
