@@ -103,7 +103,6 @@ def once(world):
     def run(program, words):
         if (program, *words) in done:
             return 0
-        done.add((program, *words))
         found = None if words[0] == "train" and "examples" in words[1] else runs_in(words)
         if found and not Path("runs", found).exists():
             name = found if found in STARTS else STARTS[-1]
@@ -111,7 +110,10 @@ def once(world):
             if name != found:
                 shutil.copytree(f"runs/{name}", f"runs/{found}")
         study = words[0].startswith("benchmarks/studies")  # takes hours, and its data
-        return PROGRAMS[program]([*words, "--dry-run"] if study else words)
+        code = PROGRAMS[program]([*words, "--dry-run"] if study else words)
+        if code == 0:
+            done.add((program, *words))
+        return code
 
     return run
 
