@@ -201,6 +201,7 @@ def test_a_run_that_would_be_replaced_or_gone_on_with_is_told_and_left_alone(
 ):
     shutil.copytree(finished, output)
     before = snapshot(output)
+    times = {path: path.stat().st_mtime_ns for path in (output, *output.rglob("*"))}
     for options, told in (
         (("--overwrite", "true"), ", replacing the run there;"),
         (("--training.resume", "latest"), ", going on from step 12;"),
@@ -208,4 +209,5 @@ def test_a_run_that_would_be_replaced_or_gone_on_with_is_told_and_left_alone(
         assert train("--dry-run", *options) == 0
         assert f"write to {output}{told}" in capsys.readouterr().out
     assert snapshot(output) == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
     assert "`--overwrite true`" in error("--dry-run")

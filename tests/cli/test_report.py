@@ -65,6 +65,7 @@ def test_a_run_without_one_of_its_files_is_refused(run, refused, file, told):
 def test_only_a_run_is_read_and_only_a_report_is_replaced(run, refused):
     for arguments, told in {
         (run / "nowhere",): "nowhere, which is no folder",
+        (run / "run.json",): "run.json, which is no folder",
         (run, "--output", run / "run.json"): "run.json, which is neither",
         (run, "--output", run): "which is a folder",
         (run, "--output", run / "run.json" / "page.html"): "must be a file that can be written",

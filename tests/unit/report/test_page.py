@@ -69,6 +69,8 @@ def test_the_page_loads_nothing_and_runs_nothing(moved: str) -> None:
     for external in ("http", "@import"):
         assert external not in moved
     assert not re.search(r"url\((?!#)", moved)
+    for kept in ("@media screen and (prefers-color-scheme: dark)", "@media print"):
+        assert kept in moved
 
 
 def test_every_text_from_a_file_is_escaped(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def begin(folder: RunFolder, *steps: int) -> None:
         checkpoint = folder.checkpoints / f"checkpoint-{step}"
         (checkpoint / "deep").mkdir(parents=True)
         state = TrainerState(global_step=step, stateful_callbacks=[TrainerControl()])
+        state.log_history = [{"loss": math.nan}]  # the file holds Python's NaN
         state.save_to_json(str(checkpoint / "trainer_state.json"))
         (checkpoint / "deep" / "optimizer.pt").write_bytes(bytes(100))
         seal(checkpoint, step=step, train=2.5, evaluation=0.5)
@@ -71,6 +72,7 @@ def test_the_newest_complete_checkpoint_is_the_latest(folder: RunFolder) -> None
     assert past.checkpoint == newest
     assert (past.step, past.train_seconds, past.eval_seconds) == (100, 2.5, 0.5)
     assert past.run["metrics_before"] == {"loss": 1.0}
+    assert math.isnan(past.log[0]["loss"])
     assert past.source.root == folder.root.resolve()
     check_same_task(past, {"budget": 10, "unknown to old runs": 3})
     with pytest.raises(ResumeError, match=r"`budget` of .*run\.json is 10 and now 20"):
