@@ -71,10 +71,11 @@ Peak memory is measured in a process that loads the model and takes six steps. T
 measured in separate processes with the settings of `dynlora train`, which keep freed memory
 ([your-code.md](your-code.md#speed)).
 
-Before each timing, outputs and gradients of fused LoRA were compared with those of PEFT. The rows
-with fused layers are from an earlier version, in which one call computed all layers with the same
-input. Now each layer computes its own output, which adds about 3 % to a step of MiniLM in float32
-and 5 % in bfloat16 ([log.md](log.md)).
+Before each timing, outputs and gradients of fused LoRA were compared with those of PEFT. MiniLM
+in float32 was timed with the present version. In the other columns, the rows with fused layers are
+from an earlier version, in which one call computed all layers with the same input. Now each layer
+computes its own output, which adds about 3 % to a step in float32 and 5 % in bfloat16
+([log.md](log.md)).
 
 Reproduce a column with, for example:
 
