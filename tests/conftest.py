@@ -33,6 +33,11 @@ from tests.models import lora_llama
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests of minutes, which have their own time limits: none then ends alone."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def set_aside() -> None:
     """Keep what the libraries hold out of each collection: Accelerate asks for one after a run."""
