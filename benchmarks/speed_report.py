@@ -53,10 +53,11 @@ def _head(result: Result) -> str:
     return f"""\
 # Performance
 
-A training step of dynlora is faster than one of PEFT LoRA, because its fused forward and backward
-save more time than moving ranks costs. `python -m benchmarks.speed_report` writes this page from
-the records in `benchmarks/results`. All timings: torch {result["torch"]}, PEFT {result["peft"]},
-{machine}, r = {result["rank"]}.
+In the models of the first table, a training step of dynlora is faster than one of PEFT LoRA,
+because its fused forward and backward save more time than moving ranks costs. In models of small
+layers it is slower ([below](#how-costs-grow)). `python -m benchmarks.speed_report` writes this page
+from the records in `benchmarks/results`. All timings: torch {result["torch"]},
+PEFT {result["peft"]}, {machine}, r = {result["rank"]}.
 
 ## Step time
 
@@ -123,9 +124,10 @@ on the same batches:
 
 - dynlora with its defaults: {_more(result, "over_plain", "moved")} against PEFT LoRA.
 - dynlora with its defaults: {_more(result, "over_fused", "moved")} against fused LoRA alone.
-- dynlora without a change of rank: {_more(result, "over_fused", "observed")} against fused LoRA
-  alone.
-  Most of the cost is due to layers with different ranks, not to observing and planning.
+- dynlora with `importance: uniform`, which moves no rank: {_more(result, "over_fused", "observed")}
+  against fused LoRA alone.
+- Fused LoRA with the final ranks from the start: {_more(result, "over_fused", "given")} against
+  equal ranks.
 - The controller accounts for {100 * booked["moved"]:.2f} % of the run. Each of the
   {result["events"]} events takes {1e3 * result["seconds_per_event"]:.0f} ms on average.
 """
