@@ -33,7 +33,7 @@ from benchmarks.arms import (
 )
 from benchmarks.recovery_student import BATCH, Recovery, evaluate, score_pairs
 from benchmarks.search import Point, best_of, next_trial
-from benchmarks.time_limit import TIME_UP, TimeLimit, TimeUpError
+from benchmarks.time_limit import TimeLimit, finish_all, study_options
 from dynlora import DynamicLora
 from dynlora.errors import NonFiniteError
 
@@ -210,17 +210,9 @@ def count_missing(runner: Runner, wanted: list[Cell], seeds: list[int]) -> int:
 
 def main() -> int:
     """Execute the missing runs of the selected cells, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
-    parser.add_argument("--cache", type=Path, default=Path("runs/recovery"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--minutes", type=float, default=110)
+    parser = study_options(__doc__, "runs/recovery")
     parser.add_argument("--arms", nargs="+", choices=ARMS)
-    parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=int)
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--show", action="store_true", help="print the number of missing runs")
     options = parser.parse_args()
     study = Controls(**tomllib.loads(options.study.read_text()))
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)
@@ -229,12 +221,7 @@ def main() -> int:
     print(f"{count_missing(runner, wanted, seeds)} runs are missing", flush=True)
     if options.show:
         return 0
-    try:
-        for cell in wanted:
-            runner.finish(cell, seeds)
-    except TimeUpError:
-        return TIME_UP
-    return 0
+    return finish_all(runner.finish, ((cell, seeds) for cell in wanted))
 
 
 if __name__ == "__main__":

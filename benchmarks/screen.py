@@ -30,7 +30,7 @@ from benchmarks.batches import training_batches
 from benchmarks.frozen_trunk import CachedExamples, Decoder, evaluate, loss_of
 from benchmarks.screen_tasks import TaskConfig, read_task
 from benchmarks.search import Point, best_of, next_trial
-from benchmarks.time_limit import TIME_UP, TimeLimit, TimeUpError
+from benchmarks.time_limit import TimeLimit, finish_all, study_options
 from dynlora import DynamicLora, DynamicLoraConfig
 
 WIDE = "wide"
@@ -230,17 +230,9 @@ def read_screen(path: Path) -> Screen:
 
 def main() -> int:
     """Execute the missing runs of the selected tasks and arms, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser = study_options(__doc__, "runs/screen")
     parser.add_argument("--model", type=Path, required=True, help="folder of the decoder")
-    parser.add_argument("--cache", type=Path, default=Path("runs/screen"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--minutes", type=float, default=110)
     parser.add_argument("--arms", nargs="+", choices=ARMS)
-    parser.add_argument("--tasks", nargs="+")
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--show", action="store_true", help="print the number of missing runs")
     options = parser.parse_args()
     screen = read_screen(options.study)
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)
@@ -250,12 +242,7 @@ def main() -> int:
     print(f"{count_missing(runner, wanted, seeds)} runs are missing", flush=True)
     if options.show:
         return 0
-    try:
-        for task, arm in wanted:
-            runner.finish(task, arm, seeds)
-    except TimeUpError:
-        return TIME_UP
-    return 0
+    return finish_all(runner.finish, ((task, arm, seeds) for task, arm in wanted))
 
 
 if __name__ == "__main__":
