@@ -744,7 +744,9 @@ def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings
     assert len(second._analyzer.stats()) == len(second.ranks)
     first.close()  # once more, which must not touch the second
     assert hooks_of(model) == alone
+    assert optimizer._optimizer_load_state_dict_post_hooks
     second.close()
+    assert not optimizer._optimizer_load_state_dict_post_hooks
     # Those that pad weights as they load stay with static tensors.
     loading = sum(len(module._load_state_dict_pre_hooks) for module in model.modules())
     assert hooks_of(model) == untouched + loading * (second.mode == "static")
