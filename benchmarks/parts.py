@@ -22,7 +22,7 @@ from rich.console import Console
 
 import dynlora.adapters.lora_adapters as adapters
 from benchmarks.harness.records import RecordFiles
-from dynlora import adjuster, controller, schedule
+from dynlora import adjuster, schedule
 from dynlora.adapters import optimizer_state
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import new_rows
@@ -36,13 +36,13 @@ from dynlora.train.methods import adapter
 from dynlora.types import RankPlan
 
 INTERVALS: dict[str, Callable[[Sequence[int], int], int]] = {
-    "every second step observed": lambda _events, _step: 2,
-    "every fourth step observed": lambda _events, _step: 4,
-    "every fourth step observed after the first event": (
+    "every second block observed": lambda _events, _step: 2,
+    "every fourth block observed": lambda _events, _step: 4,
+    "every fourth block observed after the first event": (
         lambda events, step: 1 if step < events[0] else 4
     ),
 }
-"""Replacements of `schedule.observation_interval`."""
+"""Replacements of `schedule._blocks_apart`."""
 CHANGES = {
     "random directions": "grown directions are random instead of directions of the input",
     "moments kept": "events do not shorten the memory of the optimizer",
@@ -52,7 +52,7 @@ CHANGES = {
     "at most 4 r": "no layer exceeds four times the configured rank",
     "at most 3 times what is learned": "no layer exceeds three times the effective rank of its "
     "learned update, or twice the configured rank if that is larger",
-    **dict.fromkeys(INTERVALS, "gradients of fewer steps, and forwards of every eighth of those"),
+    **dict.fromkeys(INTERVALS, "fewer blocks of eight observed steps"),
     "pattern from the start": "plain LoRA with the final ranks of the run",
     "pattern of another seed": "plain LoRA with the final ranks of the next seed's run",
 }
@@ -167,10 +167,7 @@ def _changed(
             with patch.object(adjuster, "bound_layers", bounded_by_use):
                 yield
         case _ if change in INTERVALS:
-            with (
-                patch.object(schedule, "observation_interval", INTERVALS[change]),
-                patch.object(controller, "observation_interval", INTERVALS[change]),
-            ):
+            with patch.object(schedule, "_blocks_apart", INTERVALS[change]):
                 yield
         case _:
             values["method"] = "lora"

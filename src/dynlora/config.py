@@ -108,7 +108,8 @@ class DynamicLoraConfig:
     first_event: float = 0.05
     """First event, as a fraction of `total_steps`, in (0, 1]."""
     last_event: float = 0.3
-    """Last event, as a fraction of `total_steps`; then ranks are fixed. In [first_event, 1]."""
+    """Last planned event, as a fraction of `total_steps`, in [first_event, 1]. If gradients agree
+    too late for three events with scores, more follow, up to 60 % of the run."""
     events: int = 5
     """Number of events, at which ranks may move, at least 1. With an unknown run length they are at
     steps 20, 40, 80, ..."""

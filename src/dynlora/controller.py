@@ -28,7 +28,13 @@ from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
-from dynlora.schedule import event_steps, is_sampled, observation_interval
+from dynlora.schedule import (
+    SCORED_EVENTS,
+    event_steps,
+    is_observed,
+    is_sampled,
+    late_event_steps,
+)
 from dynlora.types import (
     Assessment,
     BasisChange,
@@ -37,6 +43,7 @@ from dynlora.types import (
     LayerEvent,
     RankPlan,
     is_informative,
+    is_scored,
     nothing_compared,
     stillness,
 )
@@ -118,6 +125,7 @@ class DynamicLora:
         """Tensor shapes: `physical` (the live rank) or `static` (a fixed rank)."""
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._events = event_steps(config)
+        self._late_events = late_event_steps(config)
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
@@ -183,7 +191,7 @@ class DynamicLora:
 
         DeepSpeed clips inside `engine.step`, so its gradients are read unclipped. Under
         Accelerate's `accumulate`, with Accelerate's optimizer, only the last batch of each step
-        counts. If events are far apart, most steps are skipped (`schedule.observation_interval`),
+        counts. If events are far apart, most steps are skipped (`schedule.is_observed`),
         unless `on_nonfinite` is "stop".
 
         Raises:
@@ -193,10 +201,10 @@ class DynamicLora:
         """
         if self._frozen or self._adapters.is_accumulating:
             return
-        if self._step + 1 in self._events:
+        events = self._events + self._late_events
+        if self._step + 1 in events:
             self._adapters.step_watch.begin()
-        interval = observation_interval(self._events, self._step)
-        if self.config.on_nonfinite == "skip" and self._step % interval:
+        if self.config.on_nonfinite == "skip" and not is_observed(events, self._step):
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
             raise EngineError(
@@ -237,11 +245,11 @@ class DynamicLora:
             self._begin_step()
             return
         with self._timed():
-            if self._step in self._events:
+            if self._step in self._events + self._late_events:
                 with self._in_own_precision():
                     self._reallocate()
             self._begin_step()
-            if self._step >= self._events[-1]:
+            if self._is_over():
                 self.freeze()
                 if why := stillness(self.history):
                     level = logging.WARNING if nothing_compared(self.history) else logging.INFO
@@ -307,6 +315,7 @@ class DynamicLora:
             "step": self._step,
             "frozen": self._frozen,
             "events": list(self._events),
+            "late_events": list(self._late_events),
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -339,6 +348,7 @@ class DynamicLora:
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._events = tuple(state["events"])
+        self._late_events = tuple(state.get("late_events", ()))
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
@@ -355,7 +365,7 @@ class DynamicLora:
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
-        if state["frozen"] or self._step >= self._events[-1]:
+        if state["frozen"] or self._is_over():
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
@@ -376,9 +386,18 @@ class DynamicLora:
         """Disable the caller's autocast, which would lower the precision of the computations."""
         return torch.autocast(self._adapters.device.type, enabled=False)
 
+    def _is_over(self) -> bool:
+        """Return whether the last event has passed; a run with few scored events has late ones."""
+        if self._step < self._events[-1]:
+            return False
+        scored = sum(map(is_scored, self.history))
+        if scored >= min(SCORED_EVENTS, self.config.events):
+            return True
+        return self._step >= (self._events + self._late_events)[-1]
+
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        sampled = not self._frozen and is_sampled(self._events, self._step)
+        sampled = not self._frozen and is_sampled(self._events + self._late_events, self._step)
         if sampled:
             self._forwards.open(self._step)
         else:

@@ -4,41 +4,73 @@ With a known length, events are evenly spaced early in training (the literature 
 50 %). Otherwise intervals double, so that 300 and 300,000 steps both get a few early events.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dynlora.config import DynamicLoraConfig
 
 FIRST_STEP_OF_UNKNOWN_LENGTH = 20
 """First event of a run of unknown length."""
 
+MOST_DOUBLINGS = 20
+"""Most events in a run of unknown length."""
+
 OBSERVATIONS = 64
 """Fewest observed steps per event, if there are as many steps: twice the memory of the running mean
 of gradients."""
 
-FORWARDS_APART = 8
-"""Observed steps per step with sampled forwards."""
+SCORED_EVENTS = 3
+"""Events with scores that a run has before its ranks are fixed, if gradients agree in time."""
+
+LATEST = 0.6
+"""Latest event, as a part of the run."""
+
+BLOCK = 8
+"""Consecutive steps that are observed together, of which the first has sampled forwards. At working
+learning rates only gradients of adjacent steps agree."""
 
 MOST_APART = 8
-"""Largest interval between observed steps."""
+"""Largest number of blocks of which one is observed."""
 
 
 def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
     """Return the steps after which ranks may change, counted from 1; short runs have fewer."""
-    events, total_steps = config.events, config.total_steps
+    return _steps(config, range(config.events))
+
+
+def late_event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
+    """Return the steps of further events at the same intervals, in a run with few scored ones."""
+    if config.total_steps is None:
+        return _steps(config, range(config.events, MOST_DOUBLINGS))
+    apart = _apart(config)
+    count = int((LATEST - config.last_event) / apart + 1e-9) if apart else 0
+    return _steps(config, range(config.events, config.events + count))
+
+
+def _steps(config: DynamicLoraConfig, indices: Iterable[int]) -> tuple[int, ...]:
+    """Return the steps of events by their index, each step once."""
+    total_steps = config.total_steps
     if total_steps is None:
-        return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
-    span = (config.last_event - config.first_event) / max(events - 1, 1)
-    fractions = (config.first_event + span * index for index in range(events))
+        return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in indices)
+    fractions = (config.first_event + _apart(config) * index for index in indices)
     return tuple(sorted({max(1, round(fraction * total_steps)) for fraction in fractions}))
 
 
-def observation_interval(events: Sequence[int], step: int) -> int:
-    """Return the interval between observed steps, after `step` steps of a run with `events`."""
-    last = max((event for event in events if event <= step), default=0)
-    following = next((event for event in events if event > step), last)
-    return min(MOST_APART, max(1, (following - last) // OBSERVATIONS))
+def _apart(config: DynamicLoraConfig) -> float:
+    """Return the part of the run between events; 0 with one event."""
+    return (config.last_event - config.first_event) / max(config.events - 1, 1)
+
+
+def is_observed(events: Sequence[int], step: int) -> bool:
+    """Return whether the next step is observed, after `step` steps of a run with `events`."""
+    return step // BLOCK % _blocks_apart(events, step) == 0
 
 
 def is_sampled(events: Sequence[int], step: int) -> bool:
     """Return whether the forwards of the next step are sampled, after `step` steps."""
-    return step % (FORWARDS_APART * observation_interval(events, step)) == 0
+    return step % BLOCK == 0 and is_observed(events, step)
+
+
+def _blocks_apart(events: Sequence[int], step: int) -> int:
+    last = max((event for event in events if event <= step), default=0)
+    following = next((event for event in events if event > step), last)
+    return min(MOST_APART, max(1, (following - last) // OBSERVATIONS))

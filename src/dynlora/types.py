@@ -211,6 +211,11 @@ class Event:
         return cls(**figures, layers=layers)
 
 
+def is_scored(event: Event) -> bool:
+    """Return whether any layer had a score at an event."""
+    return any(layer.score is not None for layer in event.layers.values())
+
+
 def moved(event: Event) -> bool:
     """Return whether any layer's rank changed at an event."""
     return any(layer.rank_before != layer.rank_after for layer in event.layers.values())

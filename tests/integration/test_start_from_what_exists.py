@@ -103,7 +103,7 @@ def test_an_adapter_continued_on_random_labels_keeps_its_ranks(moved_ranks, tmp_
     generator = torch.Generator().manual_seed(5)
     pairs = (torch.randint(0, 16, (2, 8, 12), generator=generator) for _ in range(40))
     train(model, optimizer, dynamic, 40, ({"input_ids": x, "labels": y} for x, y in pairs))
-    assert len(dynamic.history) == 5
+    assert dynamic.history[-1].step == 24  # nearly three fifths of the run
     assert {layer.score for event in dynamic.history for layer in event.layers.values()} == {None}
     model.save_pretrained(tmp_path / "second")
     assert saved_ranks(tmp_path / "second") == ranks

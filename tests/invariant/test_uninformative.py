@@ -1,10 +1,16 @@
 """Invariant 10: scores that say nothing leave every rank as it is."""
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.functional import cross_entropy
 
+from dynlora import schedule
 from dynlora.adjuster import LayerBounds, plan_ranks
 from dynlora.allocator import allocate_shares
-from tests.models import lora_llama, trained
+from dynlora.types import moved
+from tests.models import adamw, attached, lora_llama, trained
 
 COSTS = {"a": 64, "b": 96, "c": 640, "d": 97}
 
@@ -41,3 +47,31 @@ def test_default_settings_move_ranks_where_scores_differ(importance):
     model = lora_llama(r=8)
     _, dynamic = trained(model, 60, importance=importance, total_steps=60)
     assert len(set(dynamic.ranks.values())) > 1
+
+
+def moves_a_rank_on_random_labels(seed):
+    """Train a small classifier for three epochs, and return whether any rank moved."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(512, 16, generator=generator)
+    labels = torch.randint(3, (512,), generator=generator)
+    torch.manual_seed(seed)
+    layers = [nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)]
+    config = LoraConfig(r=4, target_modules=["0", "2", "4"])
+    model = get_peft_model(nn.Sequential(*layers), config)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=96, first_event=0.05, last_event=0.3)
+    for _ in range(3):
+        for rows in torch.randperm(512, generator=generator).split(16):
+            cross_entropy(model(inputs[rows]), labels[rows]).backward()
+            dynamic.observe()
+            optimizer.step()
+            dynamic.step()
+            optimizer.zero_grad()
+    return any(map(moved, dynamic.history))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [1, 2, 4])
+def test_random_labels_move_ranks_in_at_most_a_twentieth_of_runs(apart, monkeypatch):
+    monkeypatch.setattr(schedule, "_blocks_apart", lambda events, step: apart)
+    assert sum(map(moves_a_rank_on_random_labels, range(200))) <= 10
