@@ -12,6 +12,7 @@ import yaml
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from dynlora.cli.main import main
+from dynlora.train.trainer import JobTrainer
 from tests.cli.finished import (
     assert_same_weights,
     facts,
@@ -22,7 +23,7 @@ from tests.cli.finished import (
     stock_model,
     weights,
 )
-from tests.jobs import SPECIAL, WORDS, missing, save_model, save_tokenizer
+from tests.jobs import SPECIAL, WORDS, missing, save_model, save_tokenizer, write_data
 
 LAYERS = 13  # six in each of two blocks, and the pooler
 COST = 12 * 32 - 4 * 32 + 4 * 48 + 32  # by layer: 4 of 16 + 16 and 2 of 16 + 32 a block; pooler
@@ -168,6 +169,28 @@ def test_when_a_run_evaluates_and_logs_changes_nothing_it_learns(train, tmp_path
 
 
 @pytest.mark.usefixtures("moving")
+def test_steps_do_not_follow_the_length_of_texts_and_the_first_have_the_longest(
+    tmp_path, model, monkeypatch
+):
+    widths, train = [], JobTrainer.training_step
+
+    def record(self, model, inputs, *more):
+        widths.append(inputs["input_ids"].shape[1])
+        return train(self, model, inputs, *more)
+
+    monkeypatch.setattr(JobTrainer, "training_step", record)
+    data = write_data(tmp_path / "rows", train=322)
+    finish(tmp_path, model, data, "--training.batch_size=4", "--training.epochs=1", "--method=lora")
+    lengths = [2 + len(row["text"].split()) for row in read_lines(data / "train.jsonl")]
+    assert len(widths) == 81
+    assert widths[:2] == sorted(lengths)[:-3:-1]
+    changes = [after - before for before, after in pairwise(widths)]
+    rises, falls = (sum(sign * change > 0 for change in changes) for sign in (1, -1))
+    assert min(rises, falls) > 20, "sorted groups change only a few times"
+    padding = 4 * sum(widths) - sum(lengths)
+    assert padding < 0.1 * sum(lengths)
+
+
 def test_the_best_checkpoint_is_what_is_saved_reported_and_evaluated(
     train, said, output, model, data
 ):

@@ -1,20 +1,21 @@
 """Create the Trainer of a job, with an example order that depends only on seed and epoch.
 
-The order of the Trainer's own length-grouped sampler changes after a resume.
+The order of the Trainer's own length-grouped sampler changes after a resume, and sorts neighbouring
+batches by length, which worsens training.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dynlora.errors import NonFiniteError
 from dynlora.report.wording import lower_is_better
@@ -26,7 +27,21 @@ SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
 """Returns the loss from float32 logits and labels, summed over all labels other than -100."""
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
+GROUPED = 50
+"""Batches whose texts are sorted by length together."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def epoch_batches(
+    lengths: Int[Tensor, " examples"], generator: torch.Generator, *, size: int
+) -> Iterator[list[int]]:
+    """Yield the batches of one epoch: random groups sorted by length, in a random order."""
+    order = torch.randperm(len(lengths), generator=generator)
+    groups = torch.split(order, size * GROUPED)
+    ordered = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
+    batches = torch.split(ordered, size)
+    for number in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[number].tolist()
 
 
 class EpochSampler(Sampler[int]):
@@ -50,16 +65,28 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the example indices of the epoch."""
+        """Yield the example indices of the epoch.
+
+        With groups, the first two batches begin with the two longest examples, so that too little
+        memory shows at once: the optimizer's state exists from the second step on.
+        """
         if self.closed:
             return iter(())
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.batch_size is None:
+        size = self.batch_size
+        if size is None:
             return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-        grouped: list[int] = get_length_grouped_indices(  # type: ignore[no-untyped-call]
-            self.lengths, self.batch_size, generator=generator
+        lengths = torch.tensor(self.lengths)
+        # A smaller batch before others would shift their borders.
+        batches = sorted(
+            epoch_batches(lengths, generator, size=size), key=lambda batch: len(batch) < size
         )
-        return iter(grouped)
+        order = [*chain(*batches)]
+        longest = lengths.argsort(descending=True, stable=True)[:2].tolist()
+        for place, example in zip(range(0, len(order), size), longest, strict=False):
+            found = order.index(example)
+            order[place], order[found] = example, order[place]
+        return iter(order)
 
 
 class TaskLoss(TrainerCallback):

@@ -204,7 +204,8 @@ class TrainingConfig:
     """Compute in bfloat16. `auto` does so where the GPU, or the CPU (AVX512-BF16, AMX), supports
     it."""
     group_by_length: Switch = True
-    """Put texts of similar length into the same batch, which saves padding."""
+    """Put texts of similar length into the same batch, which saves padding; the batches are
+    shuffled."""
     eval: Interval = "epoch"
     """When to evaluate during training."""
     eval_on_start: Switch = True
