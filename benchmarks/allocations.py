@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping
 
 BLOCK_PLACE = 1
 """Position of the block's number in a layer's name, `layers.3.mlp.up_proj`."""
+OUTPUTS = ("o_proj", "down_proj", "fc2")
+"""Last layers of attention and of the feed-forward part."""
 CHOICES: Mapping[str, Callable[[str, int, int], bool]] = {
     "uniform": lambda _name, _block, _blocks: True,
     "mlp": lambda name, _block, _blocks: ".mlp." in name,
-    "attention": lambda name, _block, _blocks: ".self_attn." in name,
+    "attention": lambda name, _block, _blocks: ".mlp." not in name,
     "lower": lambda _name, block, blocks: block < blocks / 2,
     "upper": lambda _name, block, blocks: block >= blocks / 2,
-    "outputs": lambda name, _block, _blocks: name.endswith(("o_proj", "down_proj")),
+    "outputs": lambda name, _block, _blocks: name.endswith(OUTPUTS),
 }
 """Whether a layer has an adapter, from its name, its block and the number of blocks."""
 

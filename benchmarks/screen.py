@@ -1,18 +1,19 @@
-"""Screen tasks for two conditions of a gain: rank binds, and the need is uneven.
+r"""Screen tasks for two conditions of a gain: rank binds, and the need is uneven.
 
-    python -m benchmarks.screen benchmarks/studies/screen.toml --data DATA --model SMOLLM2
+    python -m benchmarks.screen benchmarks/studies/screen.toml \
+        --data DATA --decoder SMOLLM2 --vision VISION
 
 Appends one row per run; a killed process continues. The exit code is 0 if all runs have ended, and
 2 if the time was up before. `--show` prints the number of missing runs instead.
 """
 
-import argparse
 import math
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ from benchmarks.allocations import CHOICES, allocate
 from benchmarks.appended import AppendedTable, Row, current_commit
 from benchmarks.arms import FROZEN, MAX_GRAD_NORM, WARMUP, layer_costs
 from benchmarks.batches import training_batches
-from benchmarks.frozen_trunk import CachedExamples, Decoder, evaluate, loss_of
+from benchmarks.frozen_trunk import (
+    CachedExamples,
+    Decoder,
+    SplitModel,
+    VisionTransformer,
+    evaluate,
+    loss_of,
+    write_states,
+)
 from benchmarks.screen_tasks import TaskConfig, read_task
 from benchmarks.search import Point, best_of, next_trial
 from benchmarks.time_limit import TimeLimit, finish_all, study_options
@@ -35,7 +44,7 @@ from dynlora import DynamicLora, DynamicLoraConfig
 
 WIDE = "wide"
 """The arm LoRA at a multiple of r; all other arms are names in `CHOICES`."""
-ARMS = ("uniform", WIDE, *list(CHOICES)[1:])
+UNIFORM, *ALLOCATIONS = CHOICES
 COLUMNS = (
     "kind", "task", "arm", "r", "seed", "learning_rate", "loss", "exact", "parameters", "steps",
     "tokens", "tokens_per_parameter", "vocabulary", "seconds", "ranks", "commit", "torch",
@@ -50,8 +59,9 @@ class Screen:
     wide: int
     blocks: int
     scale: float
-    learning_rates: list[list[float]]
-    most_trials: int
+    learning_rates: list[float]
+    allocation_rates: list[float]
+    more_trials: int
     tuning_seed: int
     seeds: list[int]
     tasks: dict[str, TaskConfig]
@@ -68,9 +78,10 @@ class LoadedTask:
     """A task with the trunk's outputs."""
 
     config: TaskConfig
+    model: SplitModel
     parts: Mapping[str, CachedExamples]
     head: Tensor
-    """Output embeddings of the task's tokens."""
+    """Output weights of the task's labels at the start; trained if they require gradients."""
 
 
 @dataclass(slots=True)
@@ -81,35 +92,60 @@ class Runner:
     table: AppendedTable
     data: Path
     cache: Path
-    model: Path
+    decoder: Path
+    vision: Path | None
     limit: TimeLimit
     loaded: dict[str, LoadedTask] = field(default_factory=dict)
-    decoder: Decoder | None = None
+    models: dict[bool, SplitModel] = field(default_factory=dict)
+    """The model of texts and the model of images."""
 
-    def finish(self, task: str, arm: str, seeds: list[int]) -> None:
-        """Execute the missing trials and final runs of an arm on a task.
+    def finish(self, task: str, criterion: str, seeds: list[int]) -> None:
+        """Execute the missing trials and final runs of a criterion on a task.
 
         Raises:
             TimeUpError: If runs are missing.
         """
-        screen, most = self.screen, self.screen.most_trials
+        screen = self.screen
+        _, rate = self.search(task, [UNIFORM], screen.learning_rates)
+        if criterion == "a":
+            arms = [(UNIFORM, rate), self.search(task, [WIDE], [rate])]
+        else:
+            rates = [rate * factor for factor in screen.allocation_rates]
+            arms = [self.search(task, ALLOCATIONS, rates)]
+        for arm, chosen in arms:
+            for seed in seeds:
+                if self.table.find(kind="final", task=task, arm=arm, seed=seed) is None:
+                    self.run("final", task, arm, seed, chosen)
+
+    def search(self, task: str, arms: list[str], rates: list[float]) -> tuple[str, float]:
+        """Return the arm and learning rate with the lowest loss, after the missing trials.
+
+        Each arm tries each rate first. Then the best arm widens its rates.
+
+        Raises:
+            TimeUpError: If trials are missing.
+        """
+        first = [(rate, float(place)) for place in range(len(arms)) for rate in rates]
+        most = len(first) + self.screen.more_trials
         while True:
-            ended = self.trials(task, arm)
-            point = next_trial(screen.learning_rates, ended, most=most, moving=1)
+            ended = self.trials(task, arms)
+            point = next_trial(first, ended, most=most, moving=1)
             if point is None:
-                break
-            self.run("trial", task, arm, screen.tuning_seed, point)
-        for seed in seeds:
-            if self.table.find(kind="final", task=task, arm=arm, seed=seed) is None:
-                self.run("final", task, arm, seed, best_of(ended))
+                rate, place = best_of(ended)
+                return arms[int(place)], rate
+            self.run("trial", task, arms[int(point[1])], self.screen.tuning_seed, point[0])
 
-    def trials(self, task: str, arm: str) -> dict[Point, float]:
-        """Return the loss per learning rate; infinite if the run diverged."""
-        rows = self.table.select(kind="trial", task=task, arm=arm)
-        losses = {(row["learning_rate"],): float(row["loss"]) for row in rows}
-        return {point: x if math.isfinite(x) else math.inf for point, x in losses.items()}
+    def trials(self, task: str, arms: list[str]) -> dict[Point, float]:
+        """Return the loss per learning rate and place of the arm; infinite if the run diverged."""
+        found: dict[Point, float] = {}
+        for place, arm in enumerate(arms):
+            for row in self.table.select(kind="trial", task=task, arm=arm):
+                loss = float(row["loss"])
+                point = (row["learning_rate"], float(place))
+                found[point] = loss if math.isfinite(loss) else math.inf
+        return found
 
-    def run(self, kind: str, task: str, arm: str, seed: int, point: Point) -> None:
+    def run(self, kind: str, task: str, arm: str, seed: int, learning_rate: float) -> None:
         """Execute one run and append its row.
 
         Raises:
@@ -117,15 +153,14 @@ class Runner:
         """
         self.limit.check()
         loaded, start = self.load(task), time.process_time()
-        assert self.decoder is not None
-        base = self.decoder.student()
+        base = loaded.model.student()
         ranks = self.screen.ranks(arm, layer_costs(base))
         row: Row = {"kind": kind, "task": task, "arm": arm, "r": self.screen.r, "seed": seed}
-        row |= {"learning_rate": point[0], "ranks": ranks, "vocabulary": len(loaded.head)}
-        row |= train_and_judge(base, ranks, loaded, kind, self.screen.scale, point[0], seed)
+        row |= {"learning_rate": learning_rate, "ranks": ranks, "vocabulary": len(loaded.head)}
+        row |= train_and_judge(base, ranks, loaded, kind, self.screen.scale, learning_rate, seed)
         row |= {"commit": current_commit(), "torch": torch.__version__}
         self.table.append(row | {"seconds": round(time.process_time() - start, 1)})
-        print(kind, task, arm, seed, point, row["loss"], row["exact"], flush=True)
+        print(kind, task, arm, seed, learning_rate, row["loss"], row["exact"], flush=True)
 
     def load(self, name: str) -> LoadedTask:
         """Return a task, and release the one before it.
@@ -134,23 +169,37 @@ class Runner:
             TimeUpError: If the time is up before the trunk's outputs are written.
         """
         if name not in self.loaded:
-            self.decoder = self.decoder or Decoder(self.model, self.screen.blocks)
             config = self.screen.tasks[name]
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            model = self.split_model(config.kind)
+            tokenizer = AutoTokenizer.from_pretrained(self.decoder)
             found = read_task(
-                config, self.data, lambda text: tokenizer(text, add_special_tokens=False).input_ids
+                config,
+                self.data,
+                self.cache,
+                lambda text: tokenizer(text, add_special_tokens=False).input_ids,
             )
-            head = self.decoder.vocabulary[found.vocabulary]
+            head = model.head(found.vocabulary)
             distinct = {id(part): key for key, part in found.parts.items()}
             opened = {}
             for number, key in distinct.items():
-                path = self.cache / name / key
+                path = self.cache / f"{name}-{self.screen.blocks}" / key
                 if not path.exists():
-                    self.decoder.write_states(found.parts[key], path, self.limit)
+                    write_states(model, found.parts[key], path, self.limit)
                 opened[number] = CachedExamples(found.parts[key], path, head.shape[1])
             parts = {key: opened[id(part)] for key, part in found.parts.items()}
-            self.loaded = {name: LoadedTask(config, parts, head)}
+            self.loaded = {name: LoadedTask(config, model, parts, head)}
         return self.loaded[name]
+
+    def split_model(self, kind: str) -> SplitModel:
+        """Return the model for a kind of task."""
+        images = kind == "images"
+        folder = self.vision if images else self.decoder
+        if folder is None:
+            raise SystemExit("`--vision` must name a folder for a task with images, but got none.")
+        if images not in self.models:
+            made = VisionTransformer if images else Decoder
+            self.models[images] = made(folder, self.screen.blocks)
+        return self.models[images]
 
 
 def train_and_judge(
@@ -167,18 +216,19 @@ def train_and_judge(
     steps = task.config.epochs * -(-len(data.lengths) // task.config.batch)
     torch.manual_seed(seed)
     model: Any = get_peft_model(base, _lora(ranks, scale))
-    trained = [p for p in model.parameters() if p.requires_grad]
+    head = task.head.detach().clone().requires_grad_(task.head.requires_grad)
+    trained = [p for p in (*model.parameters(), head) if p.requires_grad]
     optimizer = AdamW(trained, lr=learning_rate, weight_decay=0.0)
     rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
     dynamic = DynamicLora(model.train(), optimizer, DynamicLoraConfig(total_steps=steps, **FROZEN))
     dynamic.freeze()
     for rows in training_batches(data.lengths, size=task.config.batch, seed=seed, steps=steps):
-        loss_of(model, data, rows, task.head).backward()
+        loss_of(model, data, rows, head).backward()
         clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
-    loss, exact = evaluate(model, task.parts[f"{kind}_judge"], task.head)
+    loss, exact = evaluate(model, task.parts[f"{kind}_judge"], head)
     tokens = task.config.epochs * int(data.lengths.sum())
     return {
         "loss": loss,
@@ -202,22 +252,18 @@ def _lora(ranks: Mapping[str, int], scale: float) -> LoraConfig:
     )
 
 
-def cells(screen: Screen, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield tasks and arms: first all that criterion a needs, then fixed allocations."""
-    tasks, arms = options.tasks or list(screen.tasks), options.arms or ARMS
-    for first in (True, False):
-        for task in tasks:
-            yield from ((task, arm) for arm in arms if (arm in ARMS[:2]) == first)
-
-
 def count_missing(runner: Runner, wanted: list[tuple[str, str]], seeds: list[int]) -> int:
     """Return the number of missing runs, without trials that widen a search."""
-    count = 0
-    for task, arm in wanted:
-        ended = runner.trials(task, arm)
-        count += sum(tuple(point) not in ended for point in runner.screen.learning_rates)
-        rows = runner.table.select(kind="final", task=task, arm=arm)
-        count += len(set(seeds) - {row["seed"] for row in rows})
+    screen, count = runner.screen, 0
+    for task, criterion in wanted:
+        if criterion == "a":
+            searches = [([UNIFORM], len(screen.learning_rates)), ([WIDE], 1)]
+        else:
+            searches = [(ALLOCATIONS, len(ALLOCATIONS) * len(screen.allocation_rates))]
+        for arms, trials in searches:
+            count += max(0, trials - len(runner.trials(task, arms)))
+            rows = [row for arm in arms for row in runner.table.select(task=task, arm=arm)]
+            count += len(set(seeds) - {row["seed"] for row in rows if row["kind"] == "final"})
     return count
 
 
@@ -229,20 +275,25 @@ def read_screen(path: Path) -> Screen:
 
 
 def main() -> int:
-    """Execute the missing runs of the selected tasks and arms, and return the exit code."""
+    """Execute the missing runs of the selected tasks and criteria, and return the exit code."""
     parser = study_options(__doc__, "runs/screen")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the decoder")
-    parser.add_argument("--arms", nargs="+", choices=ARMS)
+    parser.add_argument("--decoder", type=Path, required=True, help="folder of SmolLM2-135M")
+    parser.add_argument("--vision", type=Path, help="folder of the vision transformer")
+    parser.add_argument("--criteria", nargs="+", choices=("a", "b"), default=["a", "b"])
     options = parser.parse_args()
     screen = read_screen(options.study)
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)
     limit = TimeLimit(options.minutes)
-    runner = Runner(screen, table, options.data, options.cache, options.model, limit)
-    wanted, seeds = list(cells(screen, options)), options.seeds or screen.seeds
+    runner = Runner(
+        screen, table, options.data, options.cache, options.decoder, options.vision, limit
+    )
+    wanted = [*product(options.tasks or screen.tasks, options.criteria)]
+    wanted.sort(key=lambda cell: cell[1])
+    seeds = options.seeds or screen.seeds
     print(f"{count_missing(runner, wanted, seeds)} runs are missing", flush=True)
     if options.show:
         return 0
-    return finish_all(runner.finish, ((task, arm, seeds) for task, arm in wanted))
+    return finish_all(runner.finish, ((*cell, seeds) for cell in wanted))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.appended import Row, read_rows
-from benchmarks.screen import ARMS, WIDE
+from benchmarks.screen import ALLOCATIONS, WIDE
 
 BINDS = 0.02
 """Least relative gain of more rank for criterion a."""
@@ -36,7 +36,7 @@ def final(rows: Sequence[Row], task: str, arm: str, value: str = "loss") -> dict
 def best_allocation(rows: Sequence[Row], task: str) -> str | None:
     """Return the fixed allocation with the lowest loss of its trials; None before all are tuned."""
     losses = {}
-    for arm in ARMS[2:]:
+    for arm in ALLOCATIONS:
         wanted = {"kind": "trial", "task": task, "arm": arm}
         found = [float(row["loss"]) for row in rows if wanted.items() <= row.items()]
         losses[arm] = min(filter(math.isfinite, found), default=math.inf)

@@ -1,7 +1,7 @@
-"""Tasks of the screen: public data sets to examples of the next token, in four splits.
+"""Tasks of the screen: public data sets to labelled positions, in four splits.
 
-All tasks are one kind: some positions of a text have a label, the following token. A classification
-asks for one token behind the text.
+In all tasks some positions of an example have a label: the following token of a text, or the class
+of an image at its class token. A classification of texts asks for one token behind the text.
 """
 
 import random
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.frozen_trunk import IGNORED, Examples
+from benchmarks import derive
+from benchmarks.frozen_trunk import IGNORED, IMAGE_POSITIONS, Examples
 
 BLOCK = 128
 """Most tokens per example of a text."""
@@ -31,8 +33,9 @@ class TaskConfig:
     """A task in the study's file."""
 
     kind: str
-    """`text`, `facts`, or a classification in `QUESTIONS`."""
+    """`text`, `facts`, `answers`, `images`, or a classification in `QUESTIONS`."""
     folder: str
+    """Folder of the data; of `answers`, in the cache."""
     batch: int
     """Examples per batch."""
     epochs: int = 1
@@ -41,7 +44,7 @@ class TaskConfig:
     judged_tokens: int = 0
     """Least tokens per split that judges a text."""
     rows: int = 0
-    """Facts to learn, or most rows that judge a classification."""
+    """Facts to learn, or most rows that judge a task with answers or classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,10 @@ class TaskExamples:
 
     parts: Mapping[str, Examples]
     vocabulary: list[int]
-    """Token ids that are labels; positions in this list are the labels."""
+    """Token ids or classes; positions in this list are the labels."""
 
 
+LETTERS = tuple(f" {letter}" for letter in "ABCDEFGHIJKLM")
 QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], str], tuple[str, ...]]] = {
     "qnli": (
         lambda row: f"Question: {row['question']}\nText: {row['sentence']}\nAnswered:",
@@ -63,16 +67,23 @@ QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], str], tuple[str, ...
         lambda row: f"One: {row['sentence1']}\nTwo: {row['sentence2']}\nSimilarity:",
         (" zero", " one", " two", " three", " four", " five"),
     ),
+    "mrpc": (
+        lambda row: f"One: {row['sentence1']}\nTwo: {row['sentence2']}\nSame meaning:",
+        (" no", " yes"),
+    ),
+    "cola": (lambda row: f"Sentence: {row['sentence']}\nGrammar:", (" wrong", " right")),
+    "chemprot": (lambda row: f"Text: {row['text']}\nRelation:", LETTERS),
 }
 """Prompt of a row, and the answer per class, by kind."""
 
 
-def read_task(config: TaskConfig, data: Path, tokenize: Tokenizer) -> TaskExamples:
+def read_task(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) -> TaskExamples:
     """Return the examples of a task.
 
     Args:
         config: The task.
         data: Folder of the public data sets.
+        cache: Folder for derived data sets.
         tokenize: Returns the token ids of a text, without special tokens.
     """
     folder = data / config.folder
@@ -81,6 +92,10 @@ def read_task(config: TaskConfig, data: Path, tokenize: Tokenizer) -> TaskExampl
             return _text(config, folder, tokenize)
         case "facts":
             return _facts(config, folder, tokenize)
+        case "answers":
+            return _answers(config, data, cache, tokenize)
+        case "images":
+            return _images(config, folder)
         case _:
             return _classification(config, folder, tokenize)
 
@@ -120,6 +135,32 @@ def _facts(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExample
     facts = [_marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
     final, trial = facts[: config.rows], facts[config.rows :]
     return _indexed(trial, trial, final, final)
+
+
+def _answers(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) -> TaskExamples:
+    """Return questions with answers, which are derived if the cache lacks them."""
+    if not (cache / config.folder / "test.parquet").exists():
+        derive.DATA_SETS[config.folder](data, cache)
+    train, validation, test = (
+        [_marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
+        for rows in _judging_rows(config, cache / config.folder)
+    )
+    return _indexed(train, validation, train, test)
+
+
+def _images(config: TaskConfig, folder: Path) -> TaskExamples:
+    """Return images in a fixed random order: judges of trials, judges of final runs, and others."""
+    with np.load(folder / "t10k.npz") as arrays:
+        images, classes = arrays["images"], arrays["labels"]
+    order = np.random.default_rng(0).permutation(len(classes))
+    validation, test, train = (
+        Examples(
+            images[rows], [[c] + [IGNORED] * (IMAGE_POSITIONS - 1) for c in classes[rows].tolist()]
+        )
+        for rows in np.split(order, [config.rows, 2 * config.rows])
+    )
+    parts = dict(zip(PARTS, (train, validation, train, test), strict=True))
+    return TaskExamples(parts, sorted(set(classes.tolist())))
 
 
 def _classification(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
