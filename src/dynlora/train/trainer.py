@@ -28,7 +28,9 @@ SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 GROUPED = 50
-"""Batches whose texts are sorted by length together."""
+"""Most batches whose texts are sorted by length together."""
+GROUPS = 2
+"""Fewest groups, so that batches have other texts in each epoch."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -37,7 +39,7 @@ def epoch_batches(
 ) -> Iterator[list[int]]:
     """Yield the batches of one epoch: random groups sorted by length, in a random order."""
     order = torch.randperm(len(lengths), generator=generator)
-    groups = torch.split(order, size * GROUPED)
+    groups = torch.split(order, size * min(GROUPED, max(1, len(lengths) // (size * GROUPS))))
     ordered = torch.cat([group[lengths[group].argsort(stable=True)] for group in groups])
     batches = torch.split(ordered, size)
     for number in torch.randperm(len(batches), generator=generator).tolist():

@@ -44,6 +44,15 @@ def test_each_epoch_has_every_example_in_an_order_of_seed_and_epoch_alone(batch_
     assert len({tuple(value) for value in orders.values()}) == 4
 
 
+def test_a_batch_of_a_small_data_set_has_other_texts_in_each_epoch():
+    sampler, seen = EpochSampler(range(1, 105), batch_size=8, seed=0), []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        seen += [frozenset(order[at : at + 8]) for at in range(0, 104, 8)]
+    assert len(set(seen)) == len(seen)
+
+
 def test_grouping_puts_texts_of_like_length_into_a_batch():
     def padding(batch_size):
         order = list(EpochSampler(LENGTHS, batch_size=batch_size, seed=0))
