@@ -39,10 +39,10 @@ def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
     Raises:
         ConfigError: If a falling budget meets an unknown run length.
     """
-    if config.total_steps is None and config.budget_end < 1:
+    if config.total_steps is None and config.budget_end is not None:
         raise ConfigError(
-            "`total_steps` must be known where `budget_end` is below 1, got None: give the "
-            "number of optimizer steps, so that the last cut comes in time."
+            "`total_steps` must be known where `budget_end` is set, got None: give the number "
+            "of optimizer steps, so that the last cut comes in time."
         )
     return _steps(config, range(config.events))
 
