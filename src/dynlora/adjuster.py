@@ -126,6 +126,11 @@ def grant_ranks(
     return ranks
 
 
+def lowest_cost(layers: Sequence[LayerShape], config: DynamicLoraConfig) -> int:
+    """Return the parameters of all layers at their lowest ranks."""
+    return _range(bound_layers(layers, config, max_rank=max(layer.r for layer in layers)))[0]
+
+
 def plan_cut(
     energies: Mapping[str, Sequence[float]],
     layers: Sequence[LayerShape],

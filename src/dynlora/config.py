@@ -102,10 +102,15 @@ class DynamicLoraConfig:
     """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or for
     `LoraConfig.r` or a live rank above that. Layers whose gradients have few directions have a
     lower limit."""
-    budget_end: float | None = None
+    budget_end: float | Literal["auto"] | None = None
     """Part of the initial budget that is left after the last event, in (0, 1]; None for all of it.
     Each event lowers the budget by the same factor, and first drops the weakest directions of all
-    layers, even where that exceeds `shrink_tolerance`. Needs `total_steps`."""
+    layers, even where that exceeds `shrink_tolerance`. `auto` lowers it after half and three
+    quarters of the run to the smallest budget that keeps the validation loss. Needs `total_steps`.
+    """
+    budget_tolerance: float = 0.01
+    """With `budget_end="auto"`, largest rise of the validation loss by all cuts, as a part of its
+    reduction since the start of the run, in [0, 1]."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank stays fixed."""
     total_steps: int | None = None
@@ -154,7 +159,8 @@ class DynamicLoraConfig:
 
     def budget_left(self, budget: int, *, passed: float = 1.0) -> int:
         """Return the budget after a part of the events has `passed`, of `budget` at the start."""
-        left: float = (self.budget_end or 1.0) ** passed
+        end = 1.0 if self.budget_end in (None, "auto") else float(self.budget_end)
+        left: float = end**passed
         return round(budget * left)
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,13 +244,18 @@ def _real(name: str, given: Any) -> int | float:
     return given if isinstance(given, int) else float(given)
 
 
+def _real_or_auto(name: str, given: Any) -> Any:
+    return given if given == "auto" else _real(name, given)
+
+
 _NUMBERS: Mapping[str, tuple[Callable[[str, Any], Any], str, Callable[[Any, Any], bool]]] = {
     "temperature": (_real, "above 0", lambda value, _: value > 0),
     "uniform_mix": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
     "feature_weight": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
     "min_rank": (_whole, "at least 1", lambda value, _: value >= 1),
     "max_rank": (_whole, "at least min_rank={0.min_rank}", lambda value, of: value >= of.min_rank),
-    "budget_end": (_real, "in (0, 1]", lambda value, _: 0 < value <= 1),
+    "budget_end": (_real_or_auto, "in (0, 1], or auto", lambda x, _: x == "auto" or 0 < x <= 1),
+    "budget_tolerance": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
     "total_steps": (_whole, "at least 1", lambda value, _: value >= 1),
     "first_event": (_real, "in (0, 1]", lambda value, _: 0 < value <= 1),
     "last_event": (

@@ -18,13 +18,14 @@ from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adapters.static import choose_mode
-from dynlora.adjuster import adjust, check_plan, check_room, plan_cut
+from dynlora.adjuster import adjust, check_plan, check_room, lowest_cost, plan_cut
 from dynlora.allocator import allocate, allocate_layer_weights
+from dynlora.budget_search import BudgetSearch, Validate, falling_budgets
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
 from dynlora.engines.compiled import is_compiled, without_compiler
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.errors import EngineError, LayerError, ResumeError, check_finite
+from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import build_metric
@@ -35,6 +36,7 @@ from dynlora.schedule import (
     is_observed,
     is_sampled,
     late_event_steps,
+    search_steps,
 )
 from dynlora.types import (
     Assessment,
@@ -72,6 +74,7 @@ class DynamicLora:
         config: DynamicLoraConfig,
         *,
         adapter_name: str | None = None,
+        validate: Validate | None = None,
         extensions: Sequence[Extension] = (),
     ) -> None:
         """Attach to the LoRA layers of a PEFT model.
@@ -84,6 +87,8 @@ class DynamicLora:
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
             adapter_name: The adapter to resize; None for the active one.
+            validate: Returns the model's mean validation loss, for `budget_end="auto"`. It is
+                called in eval mode without gradients, about a dozen times per run.
             extensions: Your own extensions, in addition to those that `config` switches on.
 
         Raises:
@@ -91,7 +96,7 @@ class DynamicLora:
                 `min_rank` and `max_rank`.
             ConfigError: If a pattern in `pinned` matches no layer, the metric needs attention that
                 cannot be read, two extensions are of one class, a setting supports one process
-                only, or `budget_end` needs `total_steps`.
+                only, or `budget_end` needs `total_steps` or `validate`.
             EngineError: If the model runs under an unsupported engine.
             LayerError: If the model has no LoRA layer, a layer cannot be resized, the adapter was
                 initialized from the base weights (PiSSA and others), or the model does not support
@@ -128,6 +133,15 @@ class DynamicLora:
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._events = event_steps(config)
         self._late_events = late_event_steps(config)
+        self._searches = search_steps(config)
+        if self._searches and validate is None:
+            raise ConfigError('`budget_end="auto"` needs `validate`, got None.')
+        self._search = BudgetSearch(
+            model,
+            validate or float,
+            tolerance=config.budget_tolerance / max(len(self._searches), 1),
+            device=self._adapters.device,
+        )
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
@@ -203,10 +217,12 @@ class DynamicLora:
         """
         if self._frozen or self._adapters.is_accumulating:
             return
-        events = self._events + self._late_events
-        if self._step + 1 in events:
+        if self._step == 0 and self._searches:
+            self._search.begin()
+        if self._step + 1 in self._stops:
             self._adapters.step_watch.begin()
-        if self.config.on_nonfinite == "skip" and not is_observed(events, self._step):
+        unneeded = self.config.on_nonfinite == "skip" and not is_observed(self._stops, self._step)
+        if unneeded or self._has_moved():
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
             raise EngineError(
@@ -241,13 +257,16 @@ class DynamicLora:
         """
         if self._adapters.is_accumulating:
             return
+        moves = not self._has_moved()
         self._step += 1
         self._observed = False
         if self._frozen:
             self._begin_step()
             return
         with self._timed():
-            if self._step in self._events + self._late_events:
+            if self._step in self._searches:
+                self._cut_to_need()
+            elif moves and self._step in self._events + self._late_events:
                 with self._in_own_precision():
                     self._reallocate()
             self._begin_step()
@@ -297,13 +316,9 @@ class DynamicLora:
         check_plan(plan, self._layers, self.budget, most=most)
         plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._check_layers()
-        shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         with self._in_own_precision():
             features = self._analyzer.stats()
-            assessed = Assessment(scores={}, directions=self._assessor.directions())
-            return self._resize(
-                plan, features, assessed, shares=shares, waits=set(), before=self.ranks, cut={}
-            )
+            return self._resize_unscored(plan, features, before=self.ranks, cut={})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -320,6 +335,11 @@ class DynamicLora:
             "frozen": self._frozen,
             "events": list(self._events),
             "late_events": list(self._late_events),
+            "search": {
+                "steps": list(self._searches),
+                "start_loss": self._search.start_loss,
+                "budget": self.budget,
+            },
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -352,8 +372,12 @@ class DynamicLora:
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._events = tuple(state["events"])
+        # Early versions had neither late events nor searches.
         self._late_events = tuple(state.get("late_events", ()))
-        self.budget = self._budget_now()
+        # Early versions had no search.
+        search = state.get("search", {"steps": [], "start_loss": None, "budget": budget})
+        self._searches, self._search.start_loss = tuple(search["steps"]), search["start_loss"]
+        self.budget = search["budget"] if self._searches else self._budget_now()
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
@@ -391,7 +415,16 @@ class DynamicLora:
         """Disable the caller's autocast, which would lower the precision of the computations."""
         return torch.autocast(self._adapters.device.type, enabled=False)
 
+    @property
+    def _stops(self) -> list[int]:
+        """All steps after which ranks may change."""
+        return sorted({*self._events, *self._late_events, *self._searches})
+
     def _is_over(self) -> bool:
+        """Return whether no rank will change any more."""
+        return self._has_moved() and self._step >= max(self._searches, default=0)
+
+    def _has_moved(self) -> bool:
         """Return whether the last event has passed; a run with few scored events has late ones."""
         if self._step < self._events[-1]:
             return False
@@ -402,7 +435,7 @@ class DynamicLora:
 
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        sampled = not self._frozen and is_sampled(self._events + self._late_events, self._step)
+        sampled = not self._frozen and is_sampled(self._stops, self._step)
         if sampled:
             self._forwards.open(self._step)
         else:
@@ -413,7 +446,7 @@ class DynamicLora:
         """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
         self._check_layers()
         before, features = self.ranks, self._analyzer.stats()
-        cut = self._cut(features)
+        cut = self._cut(features, self._budget_now())
         assessed = self._assessor.assess(features, step=self._step)  # stage 1
         self._warn_of_missing(assessed, features)
         shares = allocate(assessed, self._layers, features, self.config)  # stage 2
@@ -428,23 +461,63 @@ class DynamicLora:
         )
 
     def _budget_now(self) -> int:
-        """Return the budget after the events up to this step."""
+        """Return the budget that is planned after the events up to this step."""
+        if self._searches:
+            return self.budget
         passed = sum(event <= self._step for event in self._events) / len(self._events)
         return self.config.budget_left(self._first_budget, passed=passed)
 
-    def _cut(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
-        """Drop the weakest directions of all layers if the budget falls at this event.
+    def _cut(self, features: Mapping[str, FeatureStats], budget: int) -> dict[str, float]:
+        """Drop the weakest directions of all layers if the budget falls to `budget`.
 
         Returns the norm of each dropped output, relative to the norm of the layer's output.
         """
-        budget = self._budget_now()
         if budget == self.budget:
             return {}
-        energies = self._adapters.energies(features)
-        ranks = plan_cut(energies, self._layers, self.config, budget=budget)
-        plan = RankPlan(step=self._step, ranks=agreed_ranks(ranks, self._adapters.device))
+        ranks = self._cut_ranks(self._adapters.energies(features), budget)
         self.budget = budget
+        plan = RankPlan(step=self._step, ranks=ranks)
         return self._adapters.apply(plan, features, seed=self.config.seed)
+
+    def _cut_ranks(self, energies: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
+        ranks = plan_cut(energies, self._layers, self.config, budget=budget)
+        return agreed_ranks(ranks, self._adapters.device)
+
+    def _cut_to_need(self) -> None:
+        """Cut all layers to the smallest budget that keeps the validation loss."""
+        self._check_layers()
+        before, features = self.ranks, self._analyzer.stats()
+        with self._in_own_precision():
+            energies = self._adapters.energies(features)
+        budgets = falling_budgets(self.parameters, lowest_cost(self._layers, self.config))
+        tried = {budget: self._cut_ranks(energies, budget) for budget in budgets}
+        budget = self._search.smallest(
+            budgets, lambda budget: self._adapters.cut(tried[budget], features)
+        )
+        with self._in_own_precision():
+            cut = self._cut(features, budget)
+            plan = RankPlan(step=self._step, ranks=self.ranks)
+            self._resize_unscored(plan, features, before=before, cut=cut)
+        logger.info(
+            "step %d: %d of %d parameters keep the validation loss",
+            self._step,
+            self.parameters,
+            self._first_budget,
+        )
+
+    def _resize_unscored(
+        self,
+        plan: RankPlan,
+        features: Mapping[str, FeatureStats],
+        *,
+        before: Mapping[str, int],
+        cut: Mapping[str, float],
+    ) -> Event:
+        assessed = Assessment(scores={}, directions=self._assessor.directions())
+        shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
+        return self._resize(
+            plan, features, assessed, shares=shares, waits=set(), before=before, cut=cut
+        )
 
     def _adjust(
         self,

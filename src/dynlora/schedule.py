@@ -25,6 +25,10 @@ SCORED_EVENTS = 3
 LATEST = 0.6
 """Latest event, as a part of the run."""
 
+SEARCHES = (0.5, 0.75)
+"""Searches for the smallest sufficient budget, as parts of the run: late enough to know what
+training uses, and early enough to recover."""
+
 BLOCK = 8
 """Consecutive steps that are observed together, of which the first has sampled forwards. At working
 learning rates only gradients of adjacent steps agree."""
@@ -45,6 +49,13 @@ def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
             "of optimizer steps, so that the last cut comes in time."
         )
     return _steps(config, range(config.events))
+
+
+def search_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
+    """Return the steps after which `budget_end="auto"` lowers the budget."""
+    if config.budget_end != "auto" or config.total_steps is None:
+        return ()
+    return tuple(sorted({max(1, round(part * config.total_steps)) for part in SEARCHES}))
 
 
 def late_event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:

@@ -140,6 +140,17 @@ def test_uniform_importance_is_plain_lora_to_the_last_bit(train, output, finishe
         assert (finished_by("lora") / name).read_bytes() == (output / name).read_bytes()
 
 
+def test_an_automatic_budget_ends_small_and_its_search_leaves_no_evaluation(
+    tmp_path, model, data, finished
+):
+    options = ("--dynamic.budget_end", "auto", "--dynamic.budget_tolerance", 1)
+    run = finish(tmp_path, model, data, *options)
+    assert facts(run)["parameters"]["end"] == COST  # every rank is 1
+    assert read_lines(run / "ranks.jsonl")[-1]["step"] == 9
+    steps = [line["step"] for line in read_lines(run / "metrics.jsonl")]
+    assert steps == [line["step"] for line in read_lines(finished / "metrics.jsonl")]
+
+
 @pytest.mark.usefixtures("moving")
 def test_the_resolved_configuration_gives_the_same_bytes_and_another_seed_others(
     tmp_path, finished

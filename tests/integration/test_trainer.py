@@ -80,6 +80,15 @@ def trainer_of(
     return trainer, callback
 
 
+def test_the_smallest_budget_is_searched_with_the_trainers_own_evaluation(tmp_path):
+    config = DynamicLoraConfig(**CONFIG, budget_end="auto", budget_tolerance=1.0)
+    trainer, callback = trainer_of(lora_llama(r=8), tmp_path, dynamic=config)
+    callback.validate = lambda: trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert set(callback.dynamic.ranks.values()) == {1}
+    assert callback.dynamic.history[-1].step == 18
+
+
 def saving(every):
     return {"save_strategy": "steps", "save_steps": every}
 

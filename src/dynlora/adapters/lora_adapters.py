@@ -1,7 +1,8 @@
 """Stage 5. LoRA adapters: a `RankPlan` to resized layers, optimizer state and configuration."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
@@ -34,6 +35,7 @@ from dynlora.adapters.resize import (
     new_rows,
     reorder_change,
     scale_change,
+    set_B,
     set_rank,
     shrink_changes,
 )
@@ -220,6 +222,23 @@ class LoraAdapters:
                 ordered = powers.flip(0).tolist()
                 found[layer.name] = ordered + [0.0] * (layer.r - len(ordered))
         return found
+
+    @contextmanager
+    def cut(self, ranks: Mapping[str, int], features: Mapping[str, FeatureStats]) -> Iterator[None]:
+        """Drop each layer's weakest directions within the context, without a change of shapes."""
+        shrinking = [layer for name, layer in self.layers.items() if ranks[name] < layer.r]
+        before = [layer.lora_B.detach().clone() for layer in shrinking]
+        try:
+            for layers in in_blocks(shrinking):
+                tokens = [tokens_of(found) for found in enough_seen(layers, features)]
+                kept = [ranks[layer.name] for layer in layers]
+                changes = shrink_changes(layers, measure_strengths(layers, tokens), kept)
+                for layer, change in zip(layers, changes, strict=True):
+                    set_B(layer, layer.lora_B.detach().double() @ change.to_B @ change.to_A)
+            yield
+        finally:
+            for layer, B in zip(shrinking, before, strict=True):
+                set_B(layer, B)
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int

@@ -129,6 +129,12 @@ def hold_at(layer: LoraView, rank: int) -> None:
     layer.set_fields(r=layer.r, scaling=layer.scaling)
 
 
+@torch.no_grad()
+def set_B(layer: LoraView, matrix: Float[Tensor, "out r"]) -> None:
+    """Overwrite `lora_B`, without a change of rank or optimizer state."""
+    _set_matrix(layer.factor_B, matrix, layer.factor_B.size)
+
+
 def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
     parameter = factor.parameter
     data = factor.padded(matrix.to(parameter.device), size)

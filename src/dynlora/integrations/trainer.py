@@ -20,6 +20,7 @@ from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.peft_config import ShapeHooks
 from dynlora.adapters.static import choose_mode, make_static
+from dynlora.budget_search import Validate
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
 from dynlora.engines.deepspeed import call_before_step
@@ -43,6 +44,7 @@ class DynamicLoraCallback(TrainerCallback):
         *,
         adapter_name: str | None = None,
         resume_from: str | Path | None = None,
+        validate: Validate | None = None,
         extensions: Sequence[Extension] = (),
     ) -> None:
         """Prepare a callback for one trainer.
@@ -53,9 +55,13 @@ class DynamicLoraCallback(TrainerCallback):
             adapter_name: The adapter to resize; None for the active one.
             resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
                 required only if it is outside the trainer's `output_dir`.
+            validate: Returns the validation loss, for `budget_end="auto"`; with the trainer's own:
+                ``lambda: trainer.evaluate()["eval_loss"]``.
             extensions: Extensions of the controller (see `DynamicLora`).
         """
         self.config = config or DynamicLoraConfig()
+        self.validate = validate
+        """Returns the validation loss; read when training begins."""
         self.dynamic: DynamicLora | None = None
         """The controller; None before training begins."""
         self._adapter_name = adapter_name
@@ -119,6 +125,7 @@ class DynamicLoraCallback(TrainerCallback):
             kwargs["optimizer"],
             config,
             adapter_name=self._adapter_name,
+            validate=self.validate,
             extensions=self._extensions,
         )
         if args.deepspeed_plugin is not None:

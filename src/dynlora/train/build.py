@@ -3,6 +3,7 @@
 import hashlib
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, load_data, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
-from dynlora.train.trainer import total_steps
+from dynlora.train.trainer import total_steps, validation_loss
 
 ROWS_AT_ONCE = 1000
 
@@ -121,6 +122,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
         callbacks=[*prepared.callbacks, progress, stopping, recorder],
         optimizers=(_make_optimizer(prepared.model, config.training), None),
     )
+    if prepared.dynamic is not None:
+        prepared.dynamic.validate = partial(validation_loss, trainer)
     if past is None:
         if config.lora.init_lora_weights == "eva" and config.lora.start_from is None:
             began = time.perf_counter()

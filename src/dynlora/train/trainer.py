@@ -158,6 +158,14 @@ class JobTrainer(Trainer):
         return self.sampler
 
 
+def validation_loss(trainer: Trainer) -> float:
+    """Return the validation loss of the model as it is, without metrics, log or records."""
+    rows = trainer.get_eval_dataloader()
+    metrics = trainer.evaluation_loop(rows, "Validation", prediction_loss_only=True).metrics
+    assert metrics is not None
+    return float(metrics["eval_loss"])
+
+
 def make_job_trainer(
     values: dict[str, Any],
     processor: Any,

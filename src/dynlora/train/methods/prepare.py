@@ -70,7 +70,7 @@ def _dynamic(base: Any, config: JobConfig, steps: int, checkpoint: Path | None) 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Attach and detach once to find errors before the run begins.
     known = replace(config.dynamic, total_steps=config.dynamic.total_steps or steps)
-    dynamic = DynamicLora(model, torch.optim.AdamW(trained), known)
+    dynamic = DynamicLora(model, torch.optim.AdamW(trained), known, validate=float)
     dynamic.close()
     return Prepared(
         model=model,
