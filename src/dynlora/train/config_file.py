@@ -14,6 +14,7 @@ from dynlora.errors import ConfigError
 from dynlora.files.plain_values import flatten, parse_yaml, read_yaml
 from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig, keys
+from dynlora.train.config.adapter import CEILING
 
 PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
 """Keys of paths, written as absolute because runs are used from other directories."""
@@ -54,7 +55,7 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
             section, _, leaf = key.rpartition(".")
             (values[section] if section else values)[leaf] = _read_text(key, value)
     try:
-        return keys.job_adapter().validate_python(values)
+        return keys.job_adapter().validate_python(_with_ceiling(values))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = ".".join(map(str, fault["loc"][:2]))
@@ -74,6 +75,15 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
         raise ConfigError(
             f"`{key}` must be {required}, but got {shown}{where}.{_advise(key, value)}"
         ) from error
+
+
+def _with_ceiling(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace `lora.r: auto` by the highest rank and a search for the ranks that are needed."""
+    lora, method = values.get("lora") or {}, values.get("method", "dynamic")
+    if not isinstance(lora, dict) or lora.get("r") != "auto" or method != "dynamic":
+        return values
+    dynamic = {"budget_end": "auto"} | values.get("dynamic", {})
+    return values | {"lora": lora | {"r": CEILING}, "dynamic": dynamic}
 
 
 def _read_text(key: str, text: str) -> Any:

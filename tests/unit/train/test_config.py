@@ -56,6 +56,14 @@ KEYS = {
 }
 
 
+@pytest.mark.parametrize(("given", "end"), [({}, "auto"), ({"budget_end": 0.5}, 0.5)])
+def test_an_automatic_rank_is_a_ceiling_of_64_whose_end_is_searched(given, end):
+    job = make_job(MINIMAL | {"lora": {"r": "auto"}, "dynamic": given})
+    assert (job.lora.r, job.dynamic.budget_end) == (64, end)
+    with pytest.raises(ConfigError, match=r"`lora\.r` must be .* got auto"):
+        make_job(MINIMAL | {"lora": {"r": "auto"}, "method": "lora"})
+
+
 def test_the_keys_of_a_job_are_these():
     named = {f"{section}{leaf}" for section, leaves in KEYS.items() for leaf in leaves.split()}
     assert set(settings()) == named

@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     GetPydanticSchema,
     TypeAdapter,
+    WithJsonSchema,
     WrapValidator,
     create_model,
 )
@@ -31,6 +32,16 @@ from dynlora.train.config.sections import (
     require,
 )
 
+CEILING = 64
+"""Value of `lora.r: auto`."""
+Rank = Annotated[
+    Count,
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto", "type": "string"}]}
+    ),
+]
+"""A rank, or `auto` in a file, which `read_job` replaces."""
+
 StartName = Literal[
     "gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"
 ]
@@ -40,8 +51,9 @@ StartName = Literal[
 class LoraSettings:
     """The LoRA adapter, in PEFT's words. `r` sets the budget of every LoRA method."""
 
-    r: Count = 8
-    """Rank of each layer; with `method: dynamic` the mean rank. [r]"""
+    r: Rank = 8
+    """Rank of each layer; with `method: dynamic` the mean rank, or `auto`: start at 64, and end at
+    the ranks that are needed (`dynamic.budget_end: auto`). [r]"""
     lora_alpha: AboveZero = 16.0
     """Scale of the adapter times `r`. [lora_alpha]"""
     lora_dropout: BelowOne = 0.0
