@@ -1,4 +1,4 @@
-r"""Screen tasks for two conditions of a gain: rank binds, and the need is uneven.
+r"""Screen tasks: does rank bind, is the need uneven, and how much does `r: auto` need?
 
     python -m benchmarks.screen benchmarks/studies/screen.toml \
         --data DATA --decoder SMOLLM2 --vision VISION
@@ -43,10 +43,13 @@ from benchmarks.time_limit import TimeLimit, finish_all, study_options
 from dynlora import DynamicLora, DynamicLoraConfig
 
 WIDE = "wide"
-"""The arm LoRA at a multiple of r; all other arms are names in `CHOICES`."""
+"""The arm LoRA at a multiple of r."""
+CEILING, AUTO = "ceiling", "auto"
+"""The arms LoRA at the ceiling, and a budget searched from there; all others are in `CHOICES`."""
 UNIFORM, *ALLOCATIONS = CHOICES
 COLUMNS = (
-    "kind", "task", "arm", "r", "seed", "learning_rate", "loss", "exact", "parameters", "steps",
+    "kind", "task", "arm", "r", "seed", "learning_rate", "start_loss", "loss", "exact",
+    "parameters", "steps",
     "tokens", "tokens_per_parameter", "vocabulary", "seconds", "ranks", "commit", "torch",
 )  # fmt: skip
 
@@ -57,6 +60,7 @@ class Screen:
 
     r: int
     wide: int
+    ceiling: int
     blocks: int
     scale: float
     learning_rates: list[float]
@@ -70,6 +74,8 @@ class Screen:
         """Return the rank of each layer that has an adapter."""
         if arm == WIDE:
             return dict.fromkeys(costs, self.wide * self.r)
+        if arm in (CEILING, AUTO):
+            return dict.fromkeys(costs, self.ceiling)
         return allocate(arm, costs, self.r)
 
 
@@ -109,9 +115,12 @@ class Runner:
         _, rate = self.search(task, [UNIFORM], screen.learning_rates)
         if criterion == "a":
             arms = [(UNIFORM, rate), self.search(task, [WIDE], [rate])]
-        else:
+        elif criterion == "b":
             rates = [rate * factor for factor in screen.allocation_rates]
             arms = [self.search(task, ALLOCATIONS, rates)]
+        else:
+            ceiling = self.search(task, [CEILING], [rate])
+            arms = [ceiling, (AUTO, ceiling[1])]
         for arm, chosen in arms:
             for seed in seeds:
                 if self.table.find(kind="final", task=task, arm=arm, seed=seed) is None:
@@ -157,7 +166,9 @@ class Runner:
         ranks = self.screen.ranks(arm, layer_costs(base))
         row: Row = {"kind": kind, "task": task, "arm": arm, "r": self.screen.r, "seed": seed}
         row |= {"learning_rate": learning_rate, "ranks": ranks, "vocabulary": len(loaded.head)}
-        row |= train_and_judge(base, ranks, loaded, kind, self.screen.scale, learning_rate, seed)
+        config = {"budget_end": "auto"} if arm == AUTO else FROZEN
+        model = get_peft_model(base, _lora(ranks, self.screen.scale, seed))
+        row |= train_and_judge(model, config, loaded, kind, learning_rate, seed)
         row |= {"commit": current_commit(), "torch": torch.__version__}
         self.table.append(row | {"seconds": round(time.process_time() - start, 1)})
         print(kind, task, arm, seed, learning_rate, row["loss"], row["exact"], flush=True)
@@ -203,45 +214,58 @@ class Runner:
 
 
 def train_and_judge(
-    base: nn.Module,
-    ranks: Mapping[str, int],
+    model: nn.Module,
+    config: Mapping[str, Any],
     task: LoadedTask,
     kind: str,
-    scale: float,
     learning_rate: float,
     seed: int,
 ) -> Row:
-    """Train an adapter of these ranks, and return its loss and size."""
-    data = task.parts[f"{kind}_train"]
+    """Train an adapter, and return its loss and size."""
+    data, judge = task.parts[f"{kind}_train"], task.parts[f"{kind}_judge"]
+    # Facts are judged by the rows that they are learned from.
+    validation = judge if task.config.kind == "facts" else task.parts["trial_judge"]
     steps = task.config.epochs * -(-len(data.lengths) // task.config.batch)
-    torch.manual_seed(seed)
-    model: Any = get_peft_model(base, _lora(ranks, scale))
     head = task.head.detach().clone().requires_grad_(task.head.requires_grad)
     trained = [p for p in (*model.parameters(), head) if p.requires_grad]
     optimizer = AdamW(trained, lr=learning_rate, weight_decay=0.0)
     rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
-    dynamic = DynamicLora(model.train(), optimizer, DynamicLoraConfig(total_steps=steps, **FROZEN))
-    dynamic.freeze()
+    dynamic = DynamicLora(
+        model.train(),
+        optimizer,
+        DynamicLoraConfig(total_steps=steps, seed=seed, **config),
+        validate=lambda: evaluate(model, validation, head)[0],
+    )
+    row: Row = {}
+    if config == FROZEN:
+        dynamic.freeze()
+    else:
+        row["start_loss"] = evaluate(model, judge, head)[0]
+        model.train()
     for rows in training_batches(data.lengths, size=task.config.batch, seed=seed, steps=steps):
         loss_of(model, data, rows, head).backward()
         clip_grad_norm_(trained, MAX_GRAD_NORM)
+        dynamic.observe()
         optimizer.step()
+        dynamic.step()
         rates.step()
         optimizer.zero_grad()
-    loss, exact = evaluate(model, task.parts[f"{kind}_judge"], head)
+    loss, exact = evaluate(model, judge, head)
     tokens = task.config.epochs * int(data.lengths.sum())
-    return {
+    return row | {
         "loss": loss,
         "exact": exact,
         "parameters": dynamic.parameters,
+        "ranks": dynamic.ranks,
         "steps": steps,
         "tokens": tokens,
         "tokens_per_parameter": round(tokens / dynamic.parameters, 2),
     }
 
 
-def _lora(ranks: Mapping[str, int], scale: float) -> LoraConfig:
-    """Return a configuration with one scale for all ranks."""
+def _lora(ranks: Mapping[str, int], scale: float, seed: int) -> LoraConfig:
+    """Return a configuration with one scale for all ranks, and draw its weights from the seed."""
+    torch.manual_seed(seed)
     highest = max(ranks.values())
     return LoraConfig(
         r=highest,
@@ -258,8 +282,10 @@ def count_missing(runner: Runner, wanted: list[tuple[str, str]], seeds: list[int
     for task, criterion in wanted:
         if criterion == "a":
             searches = [([UNIFORM], len(screen.learning_rates)), ([WIDE], 1)]
-        else:
+        elif criterion == "b":
             searches = [(ALLOCATIONS, len(ALLOCATIONS) * len(screen.allocation_rates))]
+        else:
+            searches = [([CEILING], 1), ([AUTO], 0)]
         for arms, trials in searches:
             count += max(0, trials - len(runner.trials(task, arms)))
             rows = [row for arm in arms for row in runner.table.select(task=task, arm=arm)]
@@ -279,7 +305,7 @@ def main() -> int:
     parser = study_options(__doc__, "runs/screen")
     parser.add_argument("--decoder", type=Path, required=True, help="folder of SmolLM2-135M")
     parser.add_argument("--vision", type=Path, help="folder of the vision transformer")
-    parser.add_argument("--criteria", nargs="+", choices=("a", "b"), default=["a", "b"])
+    parser.add_argument("--criteria", nargs="+", choices=("a", "b", "c"), default=["a", "b"])
     options = parser.parse_args()
     screen = read_screen(options.study)
     table = AppendedTable(options.out / f"{options.study.stem}.csv", COLUMNS)

@@ -1,4 +1,4 @@
-"""Table of a screen: both criteria per task.
+"""Tables of a screen: whether rank binds and the need is uneven, and what `r: auto` needs.
 
     python -m benchmarks.screen_report benchmarks/results/screen.csv
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.appended import Row, read_rows
-from benchmarks.screen import ALLOCATIONS, WIDE
+from benchmarks.screen import ALLOCATIONS, AUTO, CEILING, WIDE
 
 BINDS = 0.02
 """Least relative gain of more rank for criterion a."""
@@ -23,6 +23,10 @@ HEAD = """\
 | task | tokens per parameter | loss, exact at r | at 4 r | gain of 4 r (seeds) | allocation | \
 its gain (seeds) | meets |
 |---|---|---|---|---|---|---|---|"""
+NEED_HEAD = """\
+| task | loss, exact at the ceiling | with `auto` | part of the reduction lost (seeds worse) | \
+parameters | of the ceiling's |
+|---|---|---|---|---|---|"""
 NO = ""
 """Cell without a value."""
 
@@ -73,14 +77,37 @@ def line(rows: Sequence[Row], task: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def need_line(rows: Sequence[Row], task: str) -> str:
+    """Return the line of a task in the table of `r: auto`."""
+    ceiling, auto = final(rows, task, CEILING), final(rows, task, AUTO)
+    start = final(rows, task, AUTO, "start_loss")
+    seeds = sorted(ceiling.keys() & auto.keys())
+    lost = [(auto[seed] - ceiling[seed]) / (start[seed] - ceiling[seed]) for seed in seeds]
+    cells = [task]
+    for arm in (CEILING, AUTO):
+        values = [final(rows, task, arm, value) for value in ("loss", "exact")]
+        means = [np.mean([found[seed] for seed in seeds]) for found in values]
+        cells.append(", ".join(f"{mean:.4f}" for mean in means))
+    cells.append(f"{np.mean(lost):+.1%} ({sum(x > 0 for x in lost)} of {len(seeds)})")
+    used, most = (final(rows, task, arm, "parameters") for arm in (AUTO, CEILING))
+    median = np.median([used[seed] for seed in seeds])
+    cells += [f"{median:,.0f}", f"{median / most[seeds[0]]:.1%}"]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
-    """Print the table of a record."""
+    """Print the tables of a record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("record", type=Path)
     rows = read_rows(parser.parse_args().record)
     print(HEAD)
-    for task in dict.fromkeys(row["task"] for row in rows):
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for task in tasks:
         print(line(rows, task))
+    print(f"\n{NEED_HEAD}")
+    for task in tasks:
+        if final(rows, task, AUTO) and final(rows, task, CEILING):
+            print(need_line(rows, task))
 
 
 if __name__ == "__main__":

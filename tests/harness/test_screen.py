@@ -24,7 +24,7 @@ from benchmarks.time_limit import TimeLimit
 from tests.models import bare_llama
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "studies" / "screen.toml"
-BEST = {"uniform": 0.016, "wide": 0.008, "lower": 0.008}
+BEST = {"uniform": 0.016, "wide": 0.008, "lower": 0.008, "ceiling": 0.016, "auto": 0.016}
 """Learning rates with the lowest loss; 0.016 for other arms."""
 
 
@@ -98,14 +98,14 @@ def runner(tmp_path, monkeypatch):
 
 def test_only_the_best_allocation_gets_final_runs_and_no_chosen_rate_is_at_an_edge(runner):
     seeds = [0, 1, 2]
-    for criterion in ("a", "b"):
+    for criterion in ("a", "b", "c"):
         assert count_missing(runner, [("german", criterion)], seeds) > 0
         runner.finish("german", criterion, seeds)
         assert count_missing(runner, [("german", criterion)], seeds) == 0
     finals = runner.table.select(kind="final")
     assert {row["arm"]: row["learning_rate"] for row in finals} == BEST
-    assert len(finals) == 9
-    for arm, rate in BEST.items():
+    assert len(finals) == 15
+    for arm, rate in BEST.items() - {("auto", 0.016)}:
         tried = {row["learning_rate"] for row in runner.table.select(kind="trial", arm=arm)}
         assert {rate / 2, rate, 2 * rate} <= tried
     for arm in ALLOCATIONS:
