@@ -330,16 +330,13 @@ class DynamicLora:
         return {
             "config": self.config.to_dict(),
             "budget": self._first_budget,
+            "budget_left": self.budget,
             "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
             "events": list(self._events),
             "late_events": list(self._late_events),
-            "search": {
-                "steps": list(self._searches),
-                "start_loss": self._search.start_loss,
-                "budget": self.budget,
-            },
+            "search": {"steps": list(self._searches), "start_loss": self._search.start_loss},
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -372,12 +369,11 @@ class DynamicLora:
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._events = tuple(state["events"])
-        # Early versions had neither late events nor searches.
+        # Early versions had neither late events nor cuts of the budget.
         self._late_events = tuple(state.get("late_events", ()))
-        # Early versions had no search.
-        search = state.get("search", {"steps": [], "start_loss": None, "budget": budget})
+        self.budget = state.get("budget_left", budget)
+        search = state.get("search", {"steps": [], "start_loss": None})
         self._searches, self._search.start_loss = tuple(search["steps"]), search["start_loss"]
-        self.budget = search["budget"] if self._searches else self._budget_now()
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
