@@ -126,6 +126,24 @@ def grant_ranks(
     return ranks
 
 
+def plan_cut(
+    energies: Mapping[str, Sequence[float]],
+    layers: Sequence[LayerShape],
+    config: DynamicLoraConfig,
+    *,
+    budget: int,
+) -> dict[str, int]:
+    """Return the ranks within `budget` that keep the strongest directions per parameter.
+
+    `energies` are the squared strengths of each layer's directions, strongest first.
+    """
+    bounds = bound_layers(layers, config, max_rank=max(layer.r for layer in layers))
+    held = {name: replace(bound, ceiling=bound.held) for name, bound in bounds.items()}
+    return grant_ranks(
+        held, budget=budget, worth=lambda name, rank: energies[name][rank - 1] / held[name].cost
+    )
+
+
 def spread_excess(
     shares: Mapping[str, float], usable: Mapping[str, float], costs: Mapping[str, int]
 ) -> dict[str, float]:
@@ -217,6 +235,13 @@ def check_room(
         for name, bound in bounds.items()
     }
     check_budget(lowest, budget)
+    left, needed = config.budget_left(budget), _range(lowest)[0]
+    if left < needed:
+        raise BudgetError(
+            f"`budget_end` must leave the lowest ranks' {needed} of {budget} parameters, got "
+            f"{config.budget_end:g}, which leaves {left}: raise it to {needed / budget:.3g} or "
+            "more, or lower `min_rank`."
+        )
     for name, bound in bounds.items():
         if bound.held > bound.ceiling:
             raise BudgetError(

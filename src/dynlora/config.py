@@ -99,8 +99,13 @@ class DynamicLoraConfig:
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None for eight times `LoraConfig.r`, or the highest live rank if
-    that is higher. Layers whose gradients have few directions have a lower limit."""
+    """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or
+    the highest live rank if that is higher. Layers whose gradients have few directions have a lower
+    limit."""
+    budget_end: float = 1.0
+    """Part of the initial budget that is left after the last event, in (0, 1]. Below 1, each event
+    lowers the budget by the same factor and first drops the weakest directions of all layers, even
+    where that exceeds `shrink_tolerance`. Needs `total_steps`."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank stays fixed."""
     total_steps: int | None = None
@@ -143,7 +148,13 @@ class DynamicLoraConfig:
 
     def highest_rank(self, configured: int, held: Iterable[int]) -> int:
         """Return `max_rank`, or its default from `LoraConfig.r` and the live ranks."""
-        return self.max_rank or max(MOST_TIMES_R * configured, *held)
+        at_end = round(MOST_TIMES_R * configured * self.budget_end)
+        return self.max_rank or max(at_end, configured, *held)
+
+    def budget_left(self, budget: int, *, passed: float = 1.0) -> int:
+        """Return the budget after a part of the events has `passed`, of `budget` at the start."""
+        left: float = self.budget_end**passed
+        return round(budget * left)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; a metric object becomes its import path and settings."""
@@ -232,6 +243,7 @@ _NUMBERS: Mapping[str, tuple[Callable[[str, Any], Any], str, Callable[[Any, Any]
     "feature_weight": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
     "min_rank": (_whole, "at least 1", lambda value, _: value >= 1),
     "max_rank": (_whole, "at least min_rank={0.min_rank}", lambda value, of: value >= of.min_rank),
+    "budget_end": (_real, "in (0, 1]", lambda value, _: 0 < value <= 1),
     "total_steps": (_whole, "at least 1", lambda value, _: value >= 1),
     "first_event": (_real, "in (0, 1]", lambda value, _: 0 < value <= 1),
     "last_event": (

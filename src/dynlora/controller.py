@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
 from dynlora.adapters.static import choose_mode
-from dynlora.adjuster import adjust, check_plan, check_room
+from dynlora.adjuster import adjust, check_plan, check_room, plan_cut
 from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
@@ -79,10 +80,11 @@ class DynamicLora:
             extensions: Your own extensions, in addition to those that `config` switches on.
 
         Raises:
-            BudgetError: If the budget does not fit between `min_rank` and `max_rank`.
+            BudgetError: If the budget, at the start or with `budget_end`, does not fit between
+                `min_rank` and `max_rank`.
             ConfigError: If a pattern in `pinned` matches no layer, the metric needs attention that
-                cannot be read, two extensions are of one class, or a setting supports one process
-                only.
+                cannot be read, two extensions are of one class, a setting supports one process
+                only, or `budget_end` needs `total_steps`.
             EngineError: If the model runs under an unsupported engine.
             LayerError: If the model has no LoRA layer, a layer cannot be resized, the adapter was
                 initialized from the base weights (PiSSA and others), or the model does not support
@@ -105,8 +107,8 @@ class DynamicLora:
             device=self._adapters.device,
             stops=config.on_nonfinite == "stop",
         )
-        self.budget = self._adapters.budget
-        """Parameter budget of all layers together."""
+        self.budget = self._first_budget = self._adapters.budget
+        """Parameter budget of all layers together, which falls at events with `budget_end`."""
         self._max_rank = config.highest_rank(self._adapters.configured_rank, self.ranks.values())
         check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
         self.mode = choose_mode(
@@ -291,7 +293,11 @@ class DynamicLora:
         with self._in_own_precision():
             features = self._analyzer.stats()
             assessed = Assessment(scores={}, directions=self._assessor.directions())
-            return self._resize(plan, features, assessed, shares=shares, waits=set())
+            before = self.ranks
+            lost = self._adapters.apply(plan, features, seed=self.config.seed)
+            return self._record(
+                plan.step, before, lost, features, assessed, shares=shares, waits=set()
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -302,7 +308,8 @@ class DynamicLora:
         """
         return {
             "config": self.config.to_dict(),
-            "budget": self.budget,
+            "budget": self._first_budget,
+            "budget_left": self.budget,
             "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
@@ -331,10 +338,11 @@ class DynamicLora:
         """
         saved_ranks = {name: shape["r"] for name, shape in state["layers"].items()}
         # An adapter saved by this run has its live ranks, from which the budget cannot be derived.
-        budget = state["budget"] if self.ranks == saved_ranks else self.budget
+        budget = state["budget"] if self.ranks == saved_ranks else self._first_budget
         self._check_same_run(state, budget)
         take_over(self._layers, self)
-        self.budget, self._max_rank = budget, state["max_rank"]
+        self._first_budget, self._max_rank = budget, state["max_rank"]
+        self.budget = state.get("budget_left", budget)  # early versions kept all of it
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
@@ -388,7 +396,8 @@ class DynamicLora:
     def _reallocate(self) -> None:
         """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
         self._check_layers()
-        features = self._analyzer.stats()
+        before, features = self.ranks, self._analyzer.stats()
+        cut = self._cut(features)
         assessed = self._assessor.assess(features, step=self._step)  # stage 1
         self._warn_of_missing(assessed, features)
         shares = allocate(assessed, self._layers, features, self.config)  # stage 2
@@ -398,7 +407,24 @@ class DynamicLora:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
         plan = RankPlan(step=self._step, ranks=ranks)
-        self._resize(plan, features, assessed, shares=shares, waits=waits)  # stage 5
+        moved = self._adapters.apply(plan, features, seed=self.config.seed)  # stage 5
+        lost = {name: math.hypot(part, cut.get(name, 0.0)) for name, part in moved.items()}
+        self._record(plan.step, before, lost, features, assessed, shares=shares, waits=waits)
+
+    def _cut(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
+        """Drop the weakest directions of all layers if the budget falls at this event.
+
+        Returns the norm of each dropped output, relative to the norm of the layer's output.
+        """
+        passed = sum(event <= self._step for event in self._events) / len(self._events)
+        budget = self.config.budget_left(self._first_budget, passed=passed)
+        if budget == self.budget:
+            return {}
+        energies = self._adapters.energies(features)
+        ranks = plan_cut(energies, self._layers, self.config, budget=budget)
+        plan = RankPlan(step=self._step, ranks=agreed_ranks(ranks, self._adapters.device))
+        self.budget = budget
+        return self._adapters.apply(plan, features, seed=self.config.seed)
 
     def _adjust(
         self,
@@ -452,17 +478,18 @@ class DynamicLora:
                 ", ".join(sorted(unreached)),
             )
 
-    def _resize(
+    def _record(
         self,
-        plan: RankPlan,
+        step: int,
+        before: Mapping[str, int],
+        lost: Mapping[str, float],
         features: Mapping[str, FeatureStats],
         assessed: Assessment,
         *,
         shares: Mapping[str, float],
         waits: set[str],
     ) -> Event:
-        before = self.ranks
-        lost = self._adapters.apply(plan, features, seed=self.config.seed)
+        """Let the extensions follow a change of ranks, and append it to the history."""
         self._extensions.after_event(lambda: self._adapters.order(features))
         layers = {}
         for layer in self._layers:
@@ -480,7 +507,7 @@ class DynamicLora:
                 directions=assessed.directions.get(name),
             )
         event = Event(
-            step=plan.step,
+            step=step,
             parameters=self.parameters,
             agreement=self._assessor.agreement,
             layers=layers,
@@ -488,7 +515,7 @@ class DynamicLora:
         self.history.append(event)
         self._analyzer.restart()
         moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
-        logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
+        logger.info("step %d: the ranks of %d layers moved", step, moved)
         return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:

@@ -7,6 +7,7 @@ With a known length, events are evenly spaced early in training (the literature 
 from collections.abc import Sequence
 
 from dynlora.config import DynamicLoraConfig
+from dynlora.errors import ConfigError
 
 FIRST_STEP_OF_UNKNOWN_LENGTH = 20
 """First event of a run of unknown length."""
@@ -23,9 +24,18 @@ MOST_APART = 8
 
 
 def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
-    """Return the steps after which ranks may change, counted from 1; short runs have fewer."""
+    """Return the steps after which ranks may change, counted from 1; short runs have fewer.
+
+    Raises:
+        ConfigError: If a falling budget meets an unknown run length.
+    """
     events, total_steps = config.events, config.total_steps
     if total_steps is None:
+        if config.budget_end < 1:
+            raise ConfigError(
+                "`total_steps` must be known where `budget_end` is below 1, got None: give the "
+                "number of optimizer steps, so that the last cut comes in time."
+            )
         return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
     span = (config.last_event - config.first_event) / max(events - 1, 1)
     fractions = (config.first_event + span * index for index in range(events))

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification
 
 from dynlora.cli.main import main
-from tests.cli.finished import facts
+from tests.cli.finished import facts, finish
 from tests.jobs import (
     job_values,
     measure_here,
@@ -82,6 +82,17 @@ def test_the_plan_has_the_exact_parameters_and_agrees_with_the_run(plan, model, 
     assert methods["dynamic"]["budget"] == run["budget"]
     assert methods["dynamic"]["start"] == run["parameters"]["start"]
     assert plan("--output", finished) == planned, "a run in `output` is no hindrance"
+
+
+def test_a_falling_budget_is_planned_as_the_run_begins_and_ends(plan, model, data, tmp_path):
+    falling = ["--dynamic.budget_end", 0.5]
+    planned = plan(*falling)["methods"]["dynamic"]
+    run = facts(finish(tmp_path / "falling", model, data, *falling))
+    assert planned["end"] == planned["budget"] // 2
+    assert run["parameters"] == {
+        "start": planned["budget"], "peak": planned["budget"], "end": planned["end"],
+    }  # fmt: skip
+    assert planned["budget"] == run["budget"]
 
 
 def test_the_configured_method_comes_first_and_others_say_why_not(plan):

@@ -22,6 +22,13 @@ SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
 ENGINES = {"ddp": SCENARIOS, "fsdp2": SCENARIOS, "accelerate_fsdp2": ("signal",)}
 """Scenarios by engine; Accelerate shards by FSDP2, and wraps the optimizer too."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
+FALLING = {"activation_ratio": {"budget_end": 0.5}}
+"""Settings of single scenarios."""
+
+
+def config_of(importance: str) -> DynamicLoraConfig:
+    """Return the settings of a scenario."""
+    return DynamicLoraConfig(importance=importance, **CONFIG, **FALLING.get(importance, {}))
 
 
 def model_in_float64() -> nn.Module:
@@ -38,8 +45,7 @@ def alone(importance: str) -> tuple[DynamicLora, nn.Module, AdamW]:
     """Return a controller, its model and optimizer, in this process."""
     model = model_in_float64()
     optimizer = optimizer_of(model)
-    config = DynamicLoraConfig(importance=importance, **CONFIG)
-    return DynamicLora(model, optimizer, config), model, optimizer
+    return DynamicLora(model, optimizer, config_of(importance)), model, optimizer
 
 
 def batches(first: int, last: int, *, part: int | None = None) -> Iterator[Tensor]:

@@ -37,6 +37,7 @@ from tests.distributed.scenarios import (
     STEPS,
     base_norms,
     batches,
+    config_of,
     found_by,
     leave,
     lora_weights,
@@ -53,7 +54,7 @@ class Process:
     def __init__(self, engine: str, importance: str) -> None:
         self.model = model_in_float64()
         self.called: Callable[..., Any] = self.model
-        config = DynamicLoraConfig(importance=importance, **CONFIG)
+        config = config_of(importance)
         if engine != "ddp":
             make_static(self.model, config)
         if engine == "fsdp2":

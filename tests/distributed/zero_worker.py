@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import AdamW
 
-from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora import DynamicLora, make_static
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
-    CONFIG,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
     base_norms,
     batches,
+    config_of,
     found_by,
     leave,
     lora_weights,
@@ -37,7 +37,7 @@ class Process:
 
     def __init__(self, stage: int, importance: str) -> None:
         self.model = model_in_float64()
-        config = DynamicLoraConfig(importance=importance, **CONFIG)
+        config = config_of(importance)
         make_static(self.model, config)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [{"params": [p]} for p in self.trained]

@@ -15,11 +15,12 @@ from tests.models import WINDOW, adamw, attached, lora_llama, loss_of, sequences
 
 STEPS = 40
 KILLS = [
-    *(("signal", step) for step in (1, 5, 6, 7, 20)),
-    ("sensitivity", 6), ("gradient_norm", 7), ("fisher", 5), ("attention_entropy", 13),
-    ("random", 20),
+    *(("signal", 1.0, step) for step in (1, 5, 6, 7, 20)),
+    *(("signal", 0.5, step) for step in (5, 6, 7, 20)),
+    ("sensitivity", 1.0, 6), ("gradient_norm", 1.0, 7), ("fisher", 1.0, 5),
+    ("attention_entropy", 1.0, 13), ("random", 1.0, 20),
 ]  # fmt: skip
-"""All steps for the default metric, one for each other."""
+"""Metric, `budget_end` and step: all steps for the default metric, one for each other."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 
 
@@ -35,12 +36,13 @@ def batches_from(step):
 
 
 @cache
-def whole(importance):
+def whole(importance, budget_end):
     """Train without interruption; return weights, events and a checkpoint of every step."""
     torch.manual_seed(0)
     model = lora_llama(r=8)
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=importance, **CONFIG)
+    settings = {"importance": importance, "budget_end": budget_end, **CONFIG}
+    dynamic = attached(model, optimizer, **settings)
     checkpoints = {}
 
     def keep(step):
@@ -52,16 +54,19 @@ def whole(importance):
     return lora_weights(model), dynamic.history, checkpoints
 
 
-@pytest.mark.parametrize(("importance", "killed_at"), KILLS)
-def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(importance, killed_at, tmp_path):
-    weights, history, checkpoints = whole(importance)
+@pytest.mark.parametrize(("importance", "budget_end", "killed_at"), KILLS)
+def test_a_run_resumed_from_disk_ends_bit_for_bit_the_same(
+    importance, budget_end, killed_at, tmp_path
+):
+    weights, history, checkpoints = whole(importance, budget_end)
     state, saved_weights, saved_optimizer = checkpoints[killed_at]
     save_state(tmp_path, state)
 
     torch.manual_seed(123)  # a new process has another random state
     model = lora_llama(r=8)
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, importance=importance, **CONFIG)
+    settings = {"importance": importance, "budget_end": budget_end, **CONFIG}
+    dynamic = attached(model, optimizer, **settings)
     dynamic.load_state_dict(load_state(tmp_path))
     model.load_state_dict(saved_weights, strict=False)
     optimizer.load_state_dict(copy.deepcopy(saved_optimizer))

@@ -41,10 +41,10 @@ def test_no_layer_is_held_at_a_rank_above_its_own_width():
     ]
 
 
-def run(case, mode, *, dtype=torch.float64):
+def run(case, mode, *, dtype=torch.float64, budget_end=1.0):
     model = case.model().to(dtype)
     optimizer = adamw(model, weight_decay=0.01)
-    dynamic = attached(model, optimizer, mode=mode, **SETTINGS)
+    dynamic = attached(model, optimizer, mode=mode, budget_end=budget_end, **SETTINGS)
     held = [(f.parameter.data_ptr(), f.parameter.shape) for _, f in factors(dynamic)]
     batches = ({k: _as(v, dtype) for k, v in batch.items()} for batch in case.batches())
     train(model, optimizer, dynamic, STEPS, batches)
@@ -59,11 +59,12 @@ KINDS = ["Linear", "Conv1D", "Embedding", "Conv2d"]
 """Quantised bases, which float64 does not go with, hold their factors as `Linear` does."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(kind, 1.0) for kind in KINDS] + [("Linear", 0.5)])
 def pair(request):
     """Return a case, and the same run in both modes."""
-    case = CASES[request.param]
-    return case, run(case, "physical"), run(case, "static")
+    kind, end = request.param
+    case = CASES[kind]
+    return case, run(case, "physical", budget_end=end), run(case, "static", budget_end=end)
 
 
 def factors(dynamic):
@@ -77,7 +78,9 @@ def test_both_modes_give_the_same_ranks_and_weights(pair):
     assert len(set(static.dynamic.ranks.values())) > 1
     for figure in ("parameters", "peak_parameters"):
         assert getattr(static.dynamic, figure) == getattr(physical.dynamic, figure)
-    assert static.dynamic.peak_parameters <= static.dynamic.budget
+    assert static.dynamic.parameters <= static.dynamic.budget
+    left = static.dynamic.config.budget_left(static.dynamic.peak_parameters)
+    assert static.dynamic.budget == left
     ours, theirs = static.model.state_dict(), physical.model.state_dict()
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():

@@ -22,6 +22,7 @@ ALLOWED = [
     ("feature_weight", "in [0, 1]", [0.0, 1.0], [2.0]),
     ("min_rank", "at least 1", [1], [0]),
     ("max_rank", "at least min_rank=1", [1], [0]),
+    ("budget_end", "in (0, 1]", [0.1, 1.0], [0.0, 1.5]),
     ("total_steps", "at least 1", [1], [0]),
     ("first_event", "in (0, 1]", [0.3], [0.0, 1.5]),
     ("last_event", "in [first_event=0.05, 1]", [0.05, 1.0], [0.01, 1.01]),

@@ -211,6 +211,16 @@ class LoraAdapters:
             tolerated += [tolerance * norm for norm in map(output_norm, layers, stats)]
         return dict(zip(names, lowest_ranks(powers, tolerated), strict=True))
 
+    def energies(self, features: Mapping[str, FeatureStats]) -> dict[str, list[float]]:
+        """Return the squared strength of each layer's directions by name, strongest first."""
+        found = {}
+        for layers in in_blocks(self.layers.values()):
+            tokens = [tokens_of(stats) for stats in enough_seen(layers, features)]
+            for layer, powers in zip(layers, component_powers(layers, tokens), strict=True):
+                ordered = powers.flip(0).tolist()
+                found[layer.name] = ordered + [0.0] * (layer.r - len(ordered))
+        return found
+
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
     ) -> dict[str, float]:

@@ -81,7 +81,7 @@ def plan_table(values: Mapping[str, Any]) -> Group:
     for method, plan in values["methods"].items():
         table.add_row(
             method,
-            "–" if method == "full" else f"{plan['budget']:,}",
+            "–" if method == "full" else _budget(plan),
             f"{plan['trainable']:,}",
             f"{plan['trainable'] / plan['total']:.2%}",
             *(_mebibytes((measured or {}).get(method), key) for key in peaks),
@@ -95,6 +95,12 @@ def plan_table(values: Mapping[str, Any]) -> Group:
     rows = _rows(values["rows"]["train"], values["rows"]["validation"])
     overview = f"{values['task']}: {rows}, {values['steps']:,} steps"
     return Group(Text(overview), table, *map(Text, notes))
+
+
+def _budget(plan: Mapping[str, int]) -> str:
+    """Return the adapter's budget, and what is left of it at the end if that is less."""
+    end = f" → {plan['end']:,}" if plan["end"] < plan["budget"] else ""
+    return f"{plan['budget']:,}{end}"
 
 
 def _mebibytes(peak: Mapping[str, int] | None, key: str) -> str:

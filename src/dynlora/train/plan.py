@@ -61,9 +61,10 @@ def plan_job(config: JobConfig, console: Console) -> dict[str, Any]:
 
 def _parameters(inputs: JobInputs, config: JobConfig) -> dict[str, int]:
     prepared = prepare_method(inputs, config)
-    parameters = list(prepared.model.parameters())
+    parameters, budget = list(prepared.model.parameters()), prepared.budget
     return {
-        "budget": prepared.budget,
+        "budget": budget,
+        "end": config.dynamic.budget_left(budget) if config.method == "dynamic" else budget,
         "start": prepared.start_parameters,
         "trainable": sum(each.numel() for each in parameters if each.requires_grad),
         "total": sum(each.numel() for each in parameters),

@@ -46,8 +46,8 @@ KEYS = {
     "lora.": "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora "
     "init_lora_weights start_from",
     "dynamic.": "preset importance temperature uniform_mix feature feature_weight layer_weights "
-    "input_adaptive min_rank max_rank pinned total_steps first_event last_event events hysteresis "
-    "shrink_tolerance fused mode on_nonfinite seed",
+    "input_adaptive min_rank max_rank budget_end pinned total_steps first_event last_event events "
+    "hysteresis shrink_tolerance fused mode on_nonfinite seed",
     "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
     "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
     "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm bf16 group_by_length eval "

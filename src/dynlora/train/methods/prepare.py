@@ -64,12 +64,13 @@ def _lora(base: Any, config: JobConfig, _steps: int, _checkpoint: Path | None) -
     return replace(prepared, first=first, start_seconds=time.perf_counter() - began)
 
 
-def _dynamic(base: Any, config: JobConfig, _steps: int, checkpoint: Path | None) -> Prepared:
+def _dynamic(base: Any, config: JobConfig, steps: int, checkpoint: Path | None) -> Prepared:
     model = add_adapter(base, config)
     callback = DynamicLoraCallback(config.dynamic, resume_from=checkpoint)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Attach and detach once to find errors before the run begins.
-    dynamic = DynamicLora(model, torch.optim.AdamW(trained), config.dynamic)
+    known = replace(config.dynamic, total_steps=config.dynamic.total_steps or steps)
+    dynamic = DynamicLora(model, torch.optim.AdamW(trained), known)
     dynamic.close()
     return Prepared(
         model=model,
