@@ -14,6 +14,8 @@ recorded ranks of the `dynamic` run with the same task, rank and seed.
 - `pattern_slow`: the same ranks with a scale inversely proportional to the rank.
 - `permuted`: the ranks of the reference after each of its events, exchanged between layers of equal
   parameters per rank.
+- `falling`: `DynamicLora` from rank 4 r, with a budget that falls to that of rank r.
+- `falling_held`: the same cuts, without moving ranks.
 - `rule`: rank 1 for queries and keys, and their free budget for the last feed-forward output.
 """
 
@@ -48,7 +50,9 @@ FOLLOWING: dict[str, Any] = {"importance": "uniform", "pinned": ("*",)}
 """Settings of `DynamicLora` with which its events sample inputs and move no rank."""
 REFERRING = ("refresh", "pace", "pattern", "pattern_slow", "permuted")
 """Arms made from a reference."""
-ARMS = ("lora", "dynamic", *REFERRING, "rule", "random")
+ARMS = ("lora", "dynamic", *REFERRING, "rule", "random", "falling", "falling_held")
+WIDE = 4
+"""Rank at the start over r, in arms with a falling budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,8 @@ class Plan:
     """Differences of an arm from plain LoRA."""
 
     ranks: Ranks = field(default_factory=dict)
-    """Rank at the start, by layer; r for other layers."""
+    """Rank at the start, by layer; `wide` times r for other layers."""
+    wide: int = 1
     scales: dict[str, float] = field(default_factory=dict)
     """Multiplier of the scale by layer; 1 for other layers."""
     rates: dict[str, float] = field(default_factory=dict)
@@ -125,6 +130,10 @@ def _plan_alone(arm: str, costs: Mapping[str, int], r: int) -> Plan:
             return Plan(config={})
         case "random":
             return Plan(config={"importance": "random"})
+        case "falling":
+            return Plan(wide=WIDE, config={"budget_end": 1 / WIDE})
+        case "falling_held":
+            return Plan(wide=WIDE, config={"budget_end": 1 / WIDE, "importance": "uniform"})
         case "rule":
             return Plan(ranks=rule_of_thumb(costs, r))
     raise ValueError(f"`arm` must be one of {', '.join(ARMS)}, but got {arm!r}.")
@@ -178,12 +187,13 @@ def layer_costs(model: nn.Module) -> dict[str, int]:
 def add_adapter(base: nn.Module, plan: Plan, setting: Setting) -> nn.Module:
     """Return the model with the adapter of a plan; its initial weights depend on the seed."""
     costs = layer_costs(base)
-    ranks = dict.fromkeys(costs, setting.r) | plan.ranks
+    r = plan.wide * setting.r
+    ranks = dict.fromkeys(costs, r) | plan.ranks
     alphas = {name: setting.scale * plan.scales.get(name, 1.0) * ranks[name] for name in costs}
     torch.manual_seed(setting.seed)
     config = LoraConfig(
-        r=setting.r,
-        lora_alpha=setting.scale * setting.r,
+        r=r,
+        lora_alpha=setting.scale * r,
         target_modules=list(costs),
         rank_pattern=ranks,
         alpha_pattern=alphas,

@@ -166,11 +166,11 @@ class Runner:
             row["spearman"] = score_pairs(model, task.pairs)
         tokens = float(task.splits["train"].texts.lengths.float().mean()) * BATCH * setting.steps
         row["tokens_per_parameter"] = round(tokens / dynamic.parameters, 2)
-        return row | describe_ranks(dynamic, setting.r)
+        return row | describe_ranks(dynamic, plan.wide * setting.r)
 
 
 def describe_ranks(dynamic: DynamicLora, r: int) -> Row:
-    """Return the final ranks of a run, and what its events changed."""
+    """Return the final ranks of a run that began at rank `r`, and what its events changed."""
     schedule = schedule_of(dynamic)
     grown = grown_directions(schedule, dict.fromkeys(dynamic.ranks, r)) if schedule else {}
     lost = [layer.output_lost for event in dynamic.history for layer in event.layers.values()]

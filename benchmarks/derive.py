@@ -31,7 +31,11 @@ MIXED = {
 }
 """Columns of the texts and number of classes, by task."""
 RECOVERY = {"train": 4800, "validation": 500, "test": 500}
-TEXTS = {"reviews": ("sst2", "sentence"), "questions": ("qqp", "question1")}
+TEXTS = {
+    "reviews": ("sst2", "sentence"),
+    "questions": ("qqp", "question1"),
+    "sentences": ("qnli", "sentence"),
+}
 """Source and column of the texts, by task."""
 BLOCKS = 3
 """Blocks of the smaller model."""
@@ -141,10 +145,10 @@ def _sample(path: Path) -> list[dict[str, str]]:
 
 
 def recovery(data: Path, out: Path) -> None:
-    """Write `reviews` and `questions`, whose labels are MiniLM-L6's embeddings of their texts.
+    """Write the tasks in `TEXTS`, whose labels are MiniLM-L6's embeddings of their texts.
 
     Also writes the first three blocks of that model to `minilm_3_blocks`, which a study trains to
-    reproduce the embeddings. Reads the training rows of sst2 and qqp without duplicates.
+    reproduce the embeddings. Reads the training rows of sst2, qqp and qnli without duplicates.
     """
     from transformers import AutoModel, AutoTokenizer
 

@@ -65,7 +65,7 @@ class Recovery:
 
         Args:
             task: Name in `derive.TEXTS`.
-            data: Folder of the public data sets, with sst2, qqp and stsb.
+            data: Folder of the public data sets, with sst2, qqp, qnli and stsb.
             cache: Folder for the derived task.
         """
         if not (cache / task / "test.parquet").exists():

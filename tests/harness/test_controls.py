@@ -74,6 +74,15 @@ def test_lora_keeps_one_rank_and_one_scale(task):
     assert found.history == []
 
 
+@pytest.mark.parametrize("name", ["falling", "falling_held"])
+def test_a_falling_budget_begins_at_four_times_the_rank_and_ends_at_its_cost(task, name):
+    _, found = arm(task, name)
+    at_r = R * sum(layer_costs(task.base).values())
+    assert found.peak_parameters == 4 * at_r
+    assert 0.95 * at_r < found.parameters <= found.budget == at_r
+    assert {layer.scaling for layer in found._layers} == {SETTING.scale}
+
+
 def test_random_moves_other_ranks_than_the_default(task, reference):
     _, found = arm(task, "random")
     assert found.ranks != dict.fromkeys(found.ranks, R)
