@@ -102,10 +102,10 @@ class DynamicLoraConfig:
     """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or
     the highest live rank if that is higher. Layers whose gradients have few directions have a lower
     limit."""
-    budget_end: float = 1.0
-    """Part of the initial budget that is left after the last event, in (0, 1]. Below 1, each event
-    lowers the budget by the same factor and first drops the weakest directions of all layers, even
-    where that exceeds `shrink_tolerance`. Needs `total_steps`."""
+    budget_end: float | None = None
+    """Part of the initial budget that is left after the last event, in (0, 1]; None for all of it.
+    Each event lowers the budget by the same factor, and first drops the weakest directions of all
+    layers, even where that exceeds `shrink_tolerance`. Needs `total_steps`."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank stays fixed."""
     total_steps: int | None = None
@@ -148,12 +148,12 @@ class DynamicLoraConfig:
 
     def highest_rank(self, configured: int, held: Iterable[int]) -> int:
         """Return `max_rank`, or its default from `LoraConfig.r` and the live ranks."""
-        at_end = round(MOST_TIMES_R * configured * self.budget_end)
+        at_end = self.budget_left(MOST_TIMES_R * configured)
         return self.max_rank or max(at_end, configured, *held)
 
     def budget_left(self, budget: int, *, passed: float = 1.0) -> int:
         """Return the budget after a part of the events has `passed`, of `budget` at the start."""
-        left: float = self.budget_end**passed
+        left: float = (self.budget_end or 1.0) ** passed
         return round(budget * left)
 
     def to_dict(self) -> dict[str, Any]:

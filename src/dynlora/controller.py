@@ -224,8 +224,8 @@ class DynamicLora:
         """Count the optimizer's step, and change ranks if it is an event.
 
         Raises:
-            BudgetError: If the lowest ranks exceed the budget, which only a plan passed to `apply`
-                or a `rank_pattern` below `min_rank` can cause.
+            BudgetError: If the lowest ranks exceed the budget, which only a plan passed to `apply`,
+                a `rank_pattern` below `min_rank` or layers frozen before a cut can cause.
             LayerError: At an event, if the adapter is merged or was deleted.
             NonFiniteError: At an event, if a weight is not finite, or if a score is not finite and
                 `on_nonfinite` is "stop".
@@ -309,7 +309,6 @@ class DynamicLora:
         return {
             "config": self.config.to_dict(),
             "budget": self._first_budget,
-            "budget_left": self.budget,
             "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
@@ -342,11 +341,11 @@ class DynamicLora:
         self._check_same_run(state, budget)
         take_over(self._layers, self)
         self._first_budget, self._max_rank = budget, state["max_rank"]
-        self.budget = state.get("budget_left", budget)  # early versions kept all of it
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._events = tuple(state["events"])
+        self.budget = self._budget_now()
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
@@ -411,13 +410,17 @@ class DynamicLora:
         lost = {name: math.hypot(part, cut.get(name, 0.0)) for name, part in moved.items()}
         self._record(plan.step, before, lost, features, assessed, shares=shares, waits=waits)
 
+    def _budget_now(self) -> int:
+        """Return the budget after the events up to this step."""
+        passed = sum(event <= self._step for event in self._events) / len(self._events)
+        return self.config.budget_left(self._first_budget, passed=passed)
+
     def _cut(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
         """Drop the weakest directions of all layers if the budget falls at this event.
 
         Returns the norm of each dropped output, relative to the norm of the layer's output.
         """
-        passed = sum(event <= self._step for event in self._events) / len(self._events)
-        budget = self.config.budget_left(self._first_budget, passed=passed)
+        budget = self._budget_now()
         if budget == self.budget:
             return {}
         energies = self._adapters.energies(features)

@@ -31,10 +31,10 @@ def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
     """
     events, total_steps = config.events, config.total_steps
     if total_steps is None:
-        if config.budget_end < 1:
+        if config.budget_end is not None:
             raise ConfigError(
-                "`total_steps` must be known where `budget_end` is below 1, got None: give the "
-                "number of optimizer steps, so that the last cut comes in time."
+                "`total_steps` must be known where `budget_end` is set, got None: give the number "
+                "of optimizer steps, so that the last cut comes in time."
             )
         return tuple(FIRST_STEP_OF_UNKNOWN_LENGTH * 2**index for index in range(events))
     span = (config.last_event - config.first_event) / max(events - 1, 1)

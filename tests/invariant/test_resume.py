@@ -15,10 +15,10 @@ from tests.models import WINDOW, adamw, attached, lora_llama, loss_of, sequences
 
 STEPS = 40
 KILLS = [
-    *(("signal", 1.0, step) for step in (1, 5, 6, 7, 20)),
+    *(("signal", None, step) for step in (1, 5, 6, 7, 20)),
     *(("signal", 0.5, step) for step in (5, 6, 7, 20)),
-    ("sensitivity", 1.0, 6), ("gradient_norm", 1.0, 7), ("fisher", 1.0, 5),
-    ("attention_entropy", 1.0, 13), ("random", 1.0, 20),
+    ("sensitivity", None, 6), ("gradient_norm", None, 7), ("fisher", None, 5),
+    ("attention_entropy", None, 13), ("random", None, 20),
 ]  # fmt: skip
 """Metric, `budget_end` and step: all steps for the default metric, one for each other."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}

@@ -41,7 +41,7 @@ def test_no_layer_is_held_at_a_rank_above_its_own_width():
     ]
 
 
-def run(case, mode, *, dtype=torch.float64, budget_end=1.0):
+def run(case, mode, *, dtype=torch.float64, budget_end=None):
     model = case.model().to(dtype)
     optimizer = adamw(model, weight_decay=0.01)
     dynamic = attached(model, optimizer, mode=mode, budget_end=budget_end, **SETTINGS)
@@ -59,7 +59,7 @@ KINDS = ["Linear", "Conv1D", "Embedding", "Conv2d"]
 """Quantised bases, which float64 does not go with, hold their factors as `Linear` does."""
 
 
-@pytest.fixture(scope="module", params=[(kind, 1.0) for kind in KINDS] + [("Linear", 0.5)])
+@pytest.fixture(scope="module", params=[(kind, None) for kind in KINDS] + [("Linear", 0.5)])
 def pair(request):
     """Return a case, and the same run in both modes."""
     kind, end = request.param

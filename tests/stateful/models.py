@@ -53,6 +53,8 @@ class Settings:
     tolerance: float
     """`shrink_tolerance`."""
     pins: bool
+    falls: bool
+    """Whether the budget falls, unless a layer is pinned."""
     checkpointing: str
     probes: bool
     """Whether the model is compared with PEFT's after every operation, not only in forwards."""
@@ -61,6 +63,11 @@ class Settings:
     def names(self) -> tuple[str, ...]:
         """Layers that carry an adapter."""
         return WIRINGS[self.wiring].lora
+
+    @property
+    def budget_end(self) -> float | None:
+        """Part of the budget that is left at the end."""
+        return 0.6 if self.falls and not self.pins else None
 
     @property
     def accuracy(self) -> float:
@@ -126,6 +133,7 @@ class Settings:
             mode=self.mode,
             hysteresis=0.25 if self.begun else 0,
             shrink_tolerance=self.tolerance,
+            budget_end=self.budget_end,
             pinned=self.names[1:2] if self.pins else (),
         )
         return DynamicLora(model, optimizer, config)
@@ -164,6 +172,7 @@ SETTINGS = st.builds(
     mode=st.sampled_from(["physical", "static"]),
     tolerance=st.sampled_from([0.05, 1.0]),
     pins=st.booleans(),
+    falls=st.booleans(),
     checkpointing=st.sampled_from(["off", "off", "reentrant", "not reentrant"]),
     probes=st.booleans(),
 )

@@ -221,7 +221,7 @@ class Sequence(RuleBasedStateMachine):
             add_other(self.model, self.settings)
 
     @unmerged
-    @precondition(lambda self: "other" in self.model.peft_config)
+    @precondition(lambda self: "other" in self.model.peft_config and not self.settings.budget_end)
     @rule(name=st.sampled_from(["default", "other"]))
     def set_adapter(self, name) -> None:
         self.model.set_adapter(name)
@@ -292,7 +292,7 @@ class Sequence(RuleBasedStateMachine):
         plan = {names[i % len(names)]: rank for i, rank in plan.items()}
         after = before | plan
         outputs = self.evaluated(self.model.eval())["output"]
-        if parameters(self.model, after) > self.budget:
+        if parameters(self.model, after) > self.dynamic.budget:
             with pytest.raises(BudgetError):
                 self.dynamic.apply(RankPlan(step=0, ranks=plan))
             after = before

@@ -122,7 +122,7 @@ TYPES: dict[str, Any] = {
     "feature_weight": UpToOne,
     "min_rank": Count,
     "max_rank": Count | None,
-    "budget_end": Fraction,
+    "budget_end": Fraction | None,
     "total_steps": Count | None,
     "first_event": Fraction,
     "last_event": Fraction,
