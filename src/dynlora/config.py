@@ -99,9 +99,9 @@ class DynamicLoraConfig:
     min_rank: int = 1
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
-    """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or
-    the highest live rank if that is higher. Layers whose gradients have few directions have a lower
-    limit."""
+    """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or for
+    `LoraConfig.r` or a live rank above that. Layers whose gradients have few directions have a
+    lower limit."""
     budget_end: float | None = None
     """Part of the initial budget that is left after the last event, in (0, 1]; None for all of it.
     Each event lowers the budget by the same factor, and first drops the weakest directions of all

@@ -293,10 +293,8 @@ class DynamicLora:
         with self._in_own_precision():
             features = self._analyzer.stats()
             assessed = Assessment(scores={}, directions=self._assessor.directions())
-            before = self.ranks
-            lost = self._adapters.apply(plan, features, seed=self.config.seed)
-            return self._record(
-                plan.step, before, lost, features, assessed, shares=shares, waits=set()
+            return self._resize(
+                plan, features, assessed, shares=shares, waits=set(), before=self.ranks, cut={}
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -406,9 +404,9 @@ class DynamicLora:
             names = [layer.name for layer in self._layers if layer.is_trained]
             self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
         plan = RankPlan(step=self._step, ranks=ranks)
-        moved = self._adapters.apply(plan, features, seed=self.config.seed)  # stage 5
-        lost = {name: math.hypot(part, cut.get(name, 0.0)) for name, part in moved.items()}
-        self._record(plan.step, before, lost, features, assessed, shares=shares, waits=waits)
+        self._resize(  # stage 5
+            plan, features, assessed, shares=shares, waits=waits, before=before, cut=cut
+        )
 
     def _budget_now(self) -> int:
         """Return the budget after the events up to this step."""
@@ -481,18 +479,19 @@ class DynamicLora:
                 ", ".join(sorted(unreached)),
             )
 
-    def _record(
+    def _resize(
         self,
-        step: int,
-        before: Mapping[str, int],
-        lost: Mapping[str, float],
+        plan: RankPlan,
         features: Mapping[str, FeatureStats],
         assessed: Assessment,
         *,
         shares: Mapping[str, float],
         waits: set[str],
+        before: Mapping[str, int],
+        cut: Mapping[str, float],
     ) -> Event:
-        """Let the extensions follow a change of ranks, and append it to the history."""
+        """Apply a plan and record the event: ranks `before` it, and losses of its `cut`."""
+        lost = self._adapters.apply(plan, features, seed=self.config.seed)
         self._extensions.after_event(lambda: self._adapters.order(features))
         layers = {}
         for layer in self._layers:
@@ -505,12 +504,12 @@ class DynamicLora:
                 weight=layer.weight,
                 variance=None if stats is None else stats.variance,
                 effective_rank=None if stats is None else stats.effective_rank,
-                output_lost=lost.get(name, 0.0),
+                output_lost=math.hypot(lost.get(name, 0.0), cut.get(name, 0.0)),
                 waits=name in waits,
                 directions=assessed.directions.get(name),
             )
         event = Event(
-            step=step,
+            step=plan.step,
             parameters=self.parameters,
             agreement=self._assessor.agreement,
             layers=layers,
@@ -518,7 +517,7 @@ class DynamicLora:
         self.history.append(event)
         self._analyzer.restart()
         moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
-        logger.info("step %d: the ranks of %d layers moved", step, moved)
+        logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
         return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
