@@ -343,7 +343,8 @@ class DynamicLora:
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._events = tuple(state["events"])
-        self.budget = self._budget_now()
+        # A run that was frozen before its last cut keeps its ranks.
+        self.budget = max(self._budget_now(), self.parameters)
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:

@@ -53,6 +53,7 @@ def test_a_cut_keeps_the_directions_that_carry_output():
     optimizer.step()
     dynamic.step()
     assert dynamic.ranks == {"0": 1, "1": 4, "2": 1}
+    assert max(layer.output_lost for layer in dynamic.history[0].layers.values()) < 1e-6
     torch.testing.assert_close(model(inputs), before)
 
 
