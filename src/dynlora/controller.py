@@ -614,6 +614,8 @@ class DynamicLora:
         given = {"budget": budget, **self.config.to_dict(), "extensions": names}
         saved_names = self._extensions.saved_names(saved_extensions(state))
         saved = {"budget": state["budget"], **state["config"], "extensions": saved_names}
+        # Early versions had fewer settings, and behaved as with the defaults of later ones.
+        saved = DynamicLoraConfig().to_dict() | saved
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))
             if key not in ("total_steps", "mode") and not same:

@@ -603,6 +603,21 @@ def test_a_state_from_before_there_were_extensions_is_read(tiny_llama):
     resumed.take_shapes(before)
 
 
+def test_a_state_from_before_there_were_falling_budgets_is_read(tiny_llama):
+    optimizer, dynamic = trained(tiny_llama, 5, **MOVING)
+    now = dynamic.state_dict()
+    later = {"budget_left", "late_events", "search"}
+    before = {key: value for key, value in now.items() if key not in later}
+    settings = now["config"].items()
+    before["config"] = {k: v for k, v in settings if k not in {"budget_end", "budget_tolerance"}}
+    resumed = attached(tiny_llama, optimizer, **MOVING)
+    resumed.load_state_dict(before)
+    assert resumed.budget == dynamic.budget
+    falling = attached(tiny_llama, optimizer, **MOVING, budget_end=0.5)
+    with pytest.raises(ResumeError, match=r"`budget_end` was None, now 0\.5"):
+        falling.load_state_dict(before)
+
+
 def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others():
     model, config = lora_chain(8, 8), DynamicLoraConfig()
     with pytest.raises(ConfigError, match="`extensions` must be of different classes"):
