@@ -394,7 +394,7 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Load only ranks, scales and extensions, after loading the weights of the same step.
+        """Load only ranks, their budget, scales and extensions, with weights of the same step.
 
         Statistics of gradients and features stay as they are.
 
@@ -402,6 +402,7 @@ class DynamicLora:
             state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
+        self.budget = state.get("budget_left", state["budget"])
         self._extensions.load_state_dict(saved_extensions(state))
 
     def _follow(self, change: BasisChange) -> None:

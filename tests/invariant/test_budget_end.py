@@ -1,5 +1,7 @@
 """A budget that falls: train wide, finish small."""
 
+import copy
+
 import pytest
 import torch
 
@@ -55,6 +57,20 @@ def test_a_cut_keeps_the_directions_that_carry_output():
     assert dynamic.ranks == {"0": 1, "1": 4, "2": 1}
     assert max(layer.output_lost for layer in dynamic.history[0].layers.values()) < 1e-6
     torch.testing.assert_close(model(inputs), before)
+
+
+def test_weights_put_back_from_before_a_cut_have_the_budget_of_then_and_are_cut_again():
+    model = lora_llama(r=8)
+    optimizer = adamw(model)
+    dynamic = attached(model, optimizer, total_steps=STEPS, budget_end=0.25)
+    train(model, optimizer, dynamic, 2)
+    state, weights, budget = dynamic.state_dict(), copy.deepcopy(model.state_dict()), dynamic.budget
+    train(model, optimizer, dynamic, 14)
+    dynamic.take_shapes(state)
+    model.load_state_dict(weights)
+    assert dynamic.parameters == dynamic.budget == budget
+    train(model, optimizer, dynamic, STEPS - 16)
+    assert dynamic.parameters <= dynamic.budget == budget // 4
 
 
 def test_pinned_layers_and_the_lowest_rank_hold_at_every_cut():
