@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dynlora.distributed import process_count, sum_over_processes
+from dynlora.engines.sharding import reshard
 from dynlora.errors import NonFiniteError
 
 RATIO = 2**-0.5
@@ -85,11 +86,12 @@ def falling_budgets(highest: int, lowest: int) -> list[int]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode, and back into their own mode at the end."""
-    training = [module for module in model.modules() if module.training]
+    """Put all modules into eval mode, and back into their own mode and shards at the end."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
+        reshard(model)

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora import DynamicLora, DynamicLoraConfig, make_static
 from dynlora.budget_search import BudgetSearch, falling_budgets
 from dynlora.errors import ConfigError, NonFiniteError
 from tests.lora_layers import layers_of, lora_chain
@@ -19,7 +21,7 @@ STEPS, NEEDED = 200, 2
 class Learner:
     """A chain of layers that learns a change of rank 2 in one of them."""
 
-    def __init__(self, *, r=8, **config):
+    def __init__(self, *, r=8, shard=None, **config):
         self.model = lora_chain(16, 16, 16, r=r)
         for layer in layers_of(self.model):
             layer.lora_B.data.zero_()
@@ -31,11 +33,15 @@ class Learner:
         weight.data += change @ change.T / 8
         with torch.no_grad():
             self.targets = teacher(self.inputs)
+        settings = DynamicLoraConfig(total_steps=STEPS, budget_end="auto", **config)
+        if shard is not None:
+            make_static(self.model, settings)
+            shard(self.model)
         self.optimizer = adamw(self.model, lr=0.005)
         self.dynamic = DynamicLora(
             self.model,
             self.optimizer,
-            DynamicLoraConfig(total_steps=STEPS, budget_end="auto", **config),
+            settings,
             validate=lambda: self.loss(slice(256, 512)).item(),
         )
 
@@ -64,6 +70,21 @@ def test_a_run_ends_at_a_fraction_of_its_ceiling_with_the_loss_of_the_ceiling(mo
     assert learner.dynamic.ranks["0"] >= NEEDED
     reached, best = (x.loss(slice(256, 512)).item() for x in (learner, wide))
     assert reached - best <= 0.01 * (start - best)
+
+
+def test_a_sharded_model_finds_what_a_whole_one_finds():
+    """FSDP2 keeps the gathered weights of its root after a forward without a backward pass."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = Learner(shard=lambda model: fully_shard(model, mesh=mesh), mode="static")
+        sharded.train(0, STEPS)
+    finally:
+        distributed.destroy_process_group()
+    whole = Learner(mode="static")
+    whole.train(0, STEPS)
+    assert sharded.dynamic.ranks == whole.dynamic.ranks
+    assert sharded.loss(slice(0, 256)).item() == pytest.approx(whole.loss(slice(0, 256)).item())
 
 
 def test_a_tried_cut_leaves_no_trace():
@@ -129,6 +150,7 @@ def test_validation_is_in_eval_mode_and_changes_neither_modes_nor_random_state()
 
     def validate():
         seen.append((model.training, torch.is_grad_enabled()))
+        model.train()  # as many do after an evaluation
         return float(torch.rand(())) * 0 + 3.0
 
     search = BudgetSearch(model, validate, tolerance=0.1, device=torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dynlora.engines import deepspeed
@@ -49,6 +49,17 @@ def overwrite(parameter: Parameter, values: Tensor) -> None:
     else:
         parameter.data.copy_(sharded_as(parameter, values))
     parameter.grad = None
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what FSDP2 gathered for a forward without backward, which it keeps for its root.
+
+    Otherwise the next forward uses these copies instead of overwritten shards.
+    """
+    for module in model.modules():
+        sharded: Any = module
+        if hasattr(module, "set_reshard_after_forward"):  # only FSDP2's modules
+            sharded.reshard()
 
 
 def gradient_of(parameter: Parameter) -> Tensor | None:
