@@ -81,12 +81,17 @@ def trainer_of(
 
 
 def test_the_smallest_budget_is_searched_with_the_trainers_own_evaluation(tmp_path):
+    """The trainer forgets what was due after a step when another evaluation ends."""
     config = DynamicLoraConfig(**CONFIG, budget_end="auto", budget_tolerance=1.0)
-    trainer, callback = trainer_of(lora_llama(r=8), tmp_path, dynamic=config)
-    callback.validate = lambda: trainer.evaluate()["eval_loss"]
+    due = {"logging_steps": 6, "eval_strategy": "steps", "eval_steps": 6}
+    trainer, callback = trainer_of(lora_llama(r=8), tmp_path, dynamic=config, **due)
+    callback.validate = lambda: trainer.evaluate(metric_key_prefix="tried")["tried_loss"]
     trainer.train()
     assert set(callback.dynamic.ranks.values()) == {1}
     assert callback.dynamic.history[-1].step == 18
+    log = trainer.state.log_history
+    for key in ("loss", "eval_loss"):
+        assert [entry["step"] for entry in log if key in entry] == [6, 12, 18, 24]
 
 
 def saving(every):

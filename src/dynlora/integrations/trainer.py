@@ -56,7 +56,7 @@ class DynamicLoraCallback(TrainerCallback):
             resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
                 required only if it is outside the trainer's `output_dir`.
             validate: Returns the validation loss, for `budget_end="auto"`; with the trainer's own:
-                ``lambda: trainer.evaluate()["eval_loss"]``.
+                ``lambda: trainer.evaluate(metric_key_prefix="tried")["tried_loss"]``.
             extensions: Extensions of the controller (see `DynamicLora`).
         """
         self.config = config or DynamicLoraConfig()
@@ -148,7 +148,9 @@ class DynamicLoraCallback(TrainerCallback):
     ) -> None:
         """Count the step, and change ranks at an event."""
         assert self.dynamic is not None
+        due = vars(control).copy()  # the trainer clears some of it when `validate` evaluates
         self.dynamic.step()
+        vars(control).update(due)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
