@@ -82,6 +82,16 @@ def test_nothing_is_said_about_a_task_that_is_not_learned(planted, capsys):
     assert missing(capsys.readouterr().out, told) == []
 
 
+def test_a_job_with_limits_of_rank_and_budget_is_compared_without_a_search(planted, monkeypatch):
+    def refuse(trainer):
+        raise AssertionError("short runs search no budget")
+
+    monkeypatch.setattr("dynlora.train.build.validation_loss", refuse)
+    limits = ("--dynamic.budget_end", "auto", "--dynamic.max_rank", 2)
+    config = parse_job(planted(change=0.3), *limits)
+    assert advise_rank(config, Console(quiet=True))["verdict"] != "enough"
+
+
 def test_the_runs_fit_into_the_time_and_a_part_widens_the_interval(planted):
     """Every look at the clock, one per step, takes a second."""
     config = parse_job(planted(change=0.3))

@@ -27,7 +27,7 @@ from dynlora.train.build import JobInputs, build_trainer, load_inputs, prepare_m
 from dynlora.train.config import JobConfig
 from dynlora.train.machine import check_one_device, keep_freed_memory
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
-from dynlora.train.plan import bare_training
+from dynlora.train.plan import bare_job
 
 FACTOR = 4
 """The compared ranks are `r` and this many times `r`."""
@@ -220,15 +220,18 @@ def _part(inputs: JobInputs, config: JobConfig, size: Size, seed: int) -> JobInp
 
 
 def _sized(config: JobConfig, r: int, size: Size, seed: int) -> JobConfig:
-    """Return the job at rank `r` for a run."""
+    """Return the job at rank `r` for a run; `max_rank` stays the same multiple of it."""
     passes = -(-size.batch // config.training.batch_size)
+    bare, most = bare_job(config, size.steps), config.dynamic.max_rank
     training = replace(
-        bare_training(config.training, size.steps),
+        bare.training,
         batch_size=-(-size.batch // passes),
         gradient_accumulation=passes,
         seed=seed,
     )
-    return replace(config, lora=replace(config.lora, r=r), training=training)
+    most = most and most * r // config.lora.r
+    dynamic = replace(bare.dynamic, max_rank=most)
+    return replace(bare, lora=replace(config.lora, r=r), training=training, dynamic=dynamic)
 
 
 def _train_pairs(
@@ -264,7 +267,7 @@ def _train(inputs: JobInputs, config: JobConfig, timer: StepTimes) -> Any:
 
 
 def _untrained_loss(inputs: JobInputs, config: JobConfig) -> float:
-    config = replace(config, training=bare_training(config.training, 1))
+    config = bare_job(config, 1)
     trainer = build_trainer(inputs, config, prepare_method(inputs, config), [])
     return float(_losses(trainer).sum())
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dynlora.errors import ConfigError, DynamicLoraError
 from dynlora.train.build import JobInputs, load_inputs, prepare_method
-from dynlora.train.config import JobConfig, Method, TrainingConfig
+from dynlora.train.config import JobConfig, Method
 from dynlora.train.job import train_briefly
 
 STEPS = 2
@@ -87,9 +87,10 @@ def measure_methods(
 
 def measure_peak(config: JobConfig) -> dict[str, int | None]:
     """Return the peak memory of a child that trains for `STEPS` steps, the longest rows first."""
-    training = replace(bare_training(config.training, STEPS), group_by_length=True)
+    bare = bare_job(config, STEPS)
+    training = replace(bare.training, group_by_length=True)
     with TemporaryDirectory() as folder:
-        short = replace(config, output=str(Path(folder) / "run"), training=training)
+        short = replace(bare, output=str(Path(folder) / "run"), training=training)
         child = subprocess.run(COMMAND, input=pickle.dumps(short), capture_output=True, check=False)
     if child.returncode != 0:
         raise ConfigError(_reason(child.returncode, child.stderr.decode(errors="replace")))
@@ -97,10 +98,10 @@ def measure_peak(config: JobConfig) -> dict[str, int | None]:
     return peak
 
 
-def bare_training(training: TrainingConfig, steps: int) -> TrainingConfig:
-    """Return the settings for so many steps without evaluations, checkpoints and trackers."""
-    return replace(
-        training,
+def bare_job(config: JobConfig, steps: int) -> JobConfig:
+    """Return the job for so many steps without evaluations, checkpoints and trackers."""
+    training = replace(
+        config.training,
         max_steps=steps,
         eval="no",
         save="no",
@@ -109,6 +110,9 @@ def bare_training(training: TrainingConfig, steps: int) -> TrainingConfig:
         report_to=(),
         resume="none",
     )
+    searched = config.dynamic.budget_end == "auto"  # by evaluations
+    dynamic = replace(config.dynamic, budget_end=None) if searched else config.dynamic
+    return replace(config, training=training, dynamic=dynamic)
 
 
 def _reason(code: int, log: str) -> str:
