@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from rich.console import Console
 from torch.optim import Optimizer
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
@@ -19,7 +20,7 @@ from dynlora.train.config import METRICS, JobConfig, TrainingConfig
 from dynlora.train.config_file import plain_values
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
-from dynlora.train.methods.starts import begin_with_eva
+from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.source import Source, locate
@@ -99,30 +100,18 @@ def build_job(config: JobConfig, console: Console) -> Job:
         paths = {"model.path": config.model.path, "data.path": config.data.path}
         folder.check_apart(paths | {"lora.start_from": config.lora.start_from})
     inputs = load_inputs(config)
-    data = inputs.data
     prepared = prepare_method(inputs, config, None if past is None else past.checkpoint)
     note_rank(config)
     if past is not None:
-        check_same_task(past, identity(data, prepared))
+        check_same_task(past, identity(inputs.data, prepared))
     best_metric = config.training.best_metric or METRICS[config.task][0]
     progress = ProgressBar(console, METRICS[config.task])
     stopping = Stopping(best_metric, config.training.early_stopping_patience)
     recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
-    trainer = make_trainer(
-        inputs.task,
-        config.training,
-        inputs.processor,
-        best_metric=best_metric,
-        checkpoints=folder.checkpoints,
-        penalty=prepared.penalty,
-        model=prepared.model,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        callbacks=[*prepared.callbacks, progress, stopping, recorder],
-        optimizers=(_make_optimizer(prepared.model, config.training), None),
-    )
+    own = [progress, stopping, recorder]
+    trainer = build_trainer(inputs, config, prepared, own, folder.checkpoints)
     if past is None:
-        if config.lora.init_lora_weights == "eva" and config.lora.start_from is None:
+        if uses_eva(config.lora):
             began = time.perf_counter()
             begin_with_eva(trainer, prepared.model)
             prepared = replace(prepared, start_seconds=time.perf_counter() - began)
@@ -137,6 +126,29 @@ def build_job(config: JobConfig, console: Console) -> Job:
         recorder=recorder,
         stopping=stopping,
         progress=progress,
+    )
+
+
+def build_trainer(
+    inputs: JobInputs,
+    config: JobConfig,
+    prepared: Prepared,
+    callbacks: Sequence[TrainerCallback],
+    checkpoints: Path = Path(),
+) -> Any:
+    """Return the Trainer of a prepared method; `callbacks` run after the method's own."""
+    return make_trainer(
+        inputs.task,
+        config.training,
+        inputs.processor,
+        best_metric=config.training.best_metric or METRICS[config.task][0],
+        checkpoints=checkpoints,
+        penalty=prepared.penalty,
+        model=prepared.model,
+        train_dataset=inputs.data.train,
+        eval_dataset=inputs.data.validation,
+        callbacks=[*prepared.callbacks, *callbacks],
+        optimizers=(_make_optimizer(prepared.model, config.training), None),
     )
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dynlora.errors import ConfigError, DynamicLoraError
 from dynlora.train.build import JobInputs, load_inputs, prepare_method
-from dynlora.train.config import JobConfig, Method
+from dynlora.train.config import JobConfig, Method, TrainingConfig
 from dynlora.train.job import train_briefly
 
 STEPS = 2
@@ -86,17 +86,7 @@ def measure_methods(
 
 def measure_peak(config: JobConfig) -> dict[str, int | None]:
     """Return the peak memory of a child that trains for `STEPS` steps, the longest rows first."""
-    training = replace(
-        config.training,
-        max_steps=STEPS,
-        group_by_length=True,
-        eval="no",
-        save="no",
-        load_best_model_at_end=False,
-        early_stopping_patience=None,
-        report_to=(),
-        resume="none",
-    )
+    training = replace(bare_training(config.training, STEPS), group_by_length=True)
     with TemporaryDirectory() as folder:
         short = replace(config, output=str(Path(folder) / "run"), training=training)
         child = subprocess.run(COMMAND, input=pickle.dumps(short), capture_output=True, check=False)
@@ -104,6 +94,20 @@ def measure_peak(config: JobConfig) -> dict[str, int | None]:
         raise ConfigError(_reason(child.returncode, child.stderr.decode(errors="replace")))
     peak: dict[str, int | None] = json.loads(child.stdout.splitlines()[-1])
     return peak
+
+
+def bare_training(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """Return the settings for so many steps without evaluations, checkpoints and trackers."""
+    return replace(
+        training,
+        max_steps=steps,
+        eval="no",
+        save="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+        report_to=(),
+        resume="none",
+    )
 
 
 def _reason(code: int, log: str) -> str:

@@ -39,6 +39,11 @@ def takes_from_base(lora: LoraSettings) -> bool:
     return lora.start_from is None and changes_base(lora.init_lora_weights)
 
 
+def uses_eva(lora: LoraSettings) -> bool:
+    """Return whether a new adapter is initialized with directions of the training data's inputs."""
+    return lora.start_from is None and lora.init_lora_weights == "eva"
+
+
 def first_factors(model: Any, start: str) -> Factors:
     """Return copies of the weights of a new adapter, initialized from the base weights."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
