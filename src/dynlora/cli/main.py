@@ -26,8 +26,8 @@ from dynlora.runs.record import installed, release
 from dynlora.train.signals import sigterm_stops
 
 VERBS = (
-    "train", "plan", "eval", "predict", "report", "compare", "inspect", "export", "compress",
-    "schema", "completion",
+    "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "export",
+    "compress", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
 PACKAGES = (
