@@ -1,9 +1,9 @@
 """Advise on `lora.r` before a run: train a part of the job at `r` and at `4 r`, and compare.
 
-Both runs of a pair have the same seed, rows and order of batches, so that most noise cancels. Their
-scales of the adapter are in proportion to ``1 / sqrt(r)``, at which one learning rate suits both
-ranks (Kalajdzievski 2023, arXiv 2312.03732). With equal scales the higher rank learns faster, which
-looks like a need for rank in a short run.
+Both runs of a pair have the same seed, rows and order of batches, so that most noise cancels. They
+differ in `lora.r` alone. PEFT divides `lora_alpha` by it, so that the first updates of both outputs
+are about equally large. With equal scales the higher rank learns faster, which looks like a need
+for rank in a short run.
 """
 
 import math
@@ -49,7 +49,7 @@ FEWER = 0.75
 """Larger batches may reduce the number of steps to this part."""
 GROUPS = 50
 """Groups of validation rows with one loss each."""
-NOISE, NOISE_FREEDOM = 0.015, 4
+NOISE, NOISE_FREEDOM = 0.02, 2
 """Expected standard deviation of a pair's relative gain, and its weight in degrees of freedom."""
 CHANGE = 0.01
 """Expected standard deviation of the gain's change per doubling of the rows; same weight."""
@@ -220,7 +220,7 @@ def _part(inputs: JobInputs, config: JobConfig, size: Size, seed: int) -> JobInp
 
 
 def _sized(config: JobConfig, r: int, size: Size, seed: int) -> JobConfig:
-    """Return the job at rank `r` for a run, with a scale in proportion to ``1 / sqrt(r)``."""
+    """Return the job at rank `r` for a run."""
     passes = -(-size.batch // config.training.batch_size)
     training = replace(
         bare_training(config.training, size.steps),
@@ -228,10 +228,7 @@ def _sized(config: JobConfig, r: int, size: Size, seed: int) -> JobConfig:
         gradient_accumulation=passes,
         seed=seed,
     )
-    alpha = config.lora.lora_alpha
-    if not config.lora.use_rslora:
-        alpha *= math.sqrt(r / config.lora.r)
-    return replace(config, lora=replace(config.lora, r=r, lora_alpha=alpha), training=training)
+    return replace(config, lora=replace(config.lora, r=r), training=training)
 
 
 def _train_pairs(
