@@ -66,7 +66,7 @@ CASES = (
     Case("glue_lower_rates", "stsb"),
     Case("glue_lower_rates", "qnli", 1),
 )
-"""The advice was developed on the last ten; on CoLA and MRPC with few runs."""
+"""Runs of the last ten were seen while the advice was developed."""
 
 
 @cache
@@ -142,16 +142,16 @@ def table_of(rows: Sequence[Row]) -> str:
     for row in rows:
         needs = row["full_gain"] >= ENOUGH
         said = row["verdict"]
-        answer = (
-            said if said == "undecided" else "right" if (said == "too low") == needs else "wrong"
-        )
+        answer = "right" if (said == "too low") == needs else "wrong"
+        if said == "undecided":
+            answer = said
         answers[answer] += 1
         sides += row["gain"] is not None and (row["gain"] >= ENOUGH) == needs
         gain, low, high = (_percent(row[name]) for name in ("gain", "low", "high"))
         full = f"{_percent(row['full_gain'])} ± {_percent(row['full_error'])} %"
         lines.append(
             f"| {row['task']} ({row['study']}) | {row['r']} | {full} | {gain} ({low} to {high}) | "
-            f"{said}: {answer} | {row['seconds']:.0f} |"
+            f"{said} ({answer}) | {row['seconds']:.0f} |"
         )
     counts = ", ".join(f"{answers[answer]} {answer}" for answer in ("right", "wrong", "undecided"))
     return "\n".join([*lines, "", f"{counts}; {sides} of {len(rows)} gains on the right side."])
