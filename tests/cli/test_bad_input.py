@@ -31,7 +31,10 @@ TEXTS = ("output", "data.train_split", "training.resume")
         ("--data other.yaml", "`--data` | --data.text | --data.label"),
         ("--config other.yaml", "`config`"),
         ("--dry_run", "`--dry_run` | nearest is `--dry-run`"),
-        ("--lora.r 8.5", "`lora.r` must be a whole number >= 1, but got 8.5 (command line)."),
+        (
+            "--lora.r 8.5",
+            "`lora.r` must be a whole number >= 1 or auto, but got 8.5 (command line).",
+        ),
         ("extra", "unexpected extra argument (extra) | dynlora train [OPTIONS] CONFIG"),
         ("--output", "'--output' requires an argument"),
         ("--output --dry-run", "'--output' requires an argument"),

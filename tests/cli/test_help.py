@@ -45,7 +45,7 @@ def test_help_of_train_names_every_key_with_its_values_and_default(job, capsys, 
     for key, schema in settings().items():
         default = f"default: {json.dumps(schema['default'])}" if key != "output" else "required"
         assert missing(flat, f"--{key} VALUE", f"({describe(schema)}; {default})") == []
-    told = "Rank of each layer; with `method: dynamic` the mean rank. | --dry-run"
+    told = "Rank of each layer; with `method: dynamic` the mean rank, | --dry-run"
     assert missing(flat, told) == []
 
 

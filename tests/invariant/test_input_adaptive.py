@@ -253,11 +253,11 @@ def test_thresholds_and_the_order_of_components_change_in_step_at_events_only(ti
         assert dynamic.input_adaptive.thresholds == seen[-1]
         dynamic.step()
         optimizer.zero_grad()
-        if step in dynamic._events:
+        if any(event.step == step for event in dynamic.history):
             seen.append(dynamic.input_adaptive.thresholds)
         assert dynamic.parameters <= dynamic.budget
         assert dynamic.peak_parameters <= dynamic.budget
-    assert len(set(seen)) == 6
+    assert len(set(seen)) == 1 + len(dynamic.history) >= 6
 
 
 def test_what_is_evaluated_between_steps_changes_no_threshold():
