@@ -47,8 +47,8 @@ SMALLEST = 8
 """The job's batches are divided by at most this number."""
 FEWER = 0.75
 """Larger batches may reduce the number of steps to this part."""
-GROUPS = 50
-"""Groups of validation rows with one loss each."""
+GROUPS, LEAST_GROUPS = 50, 2
+"""Most and fewest groups of validation rows, each with one loss."""
 NOISE, NOISE_FREEDOM = 0.02, 2
 """Expected standard deviation of a pair's relative gain, and its weight in degrees of freedom."""
 CHANGE = 0.01
@@ -111,7 +111,8 @@ def advise_rank(
     Returns:
         JSON-ready values. `gain` is the part of the validation loss at `r` that the higher rank
         removes, `interval` its 95 % interval, and `learned` the part of the untrained model's loss
-        that a run at `r` removes; all are null if fewer than two seeds fit into the time.
+        that a run at `r` removes; all are null if fewer than two seeds fit into the time, or
+        there are fewer than two validation rows.
         `verdict` is `enough`, `too low` or `undecided`.
 
     Raises:
@@ -310,7 +311,7 @@ def interval_of(drops: Drops, change: float) -> tuple[float, float]:
 
 
 def _verdict(pairs: Sequence[Pair], size: Size, job: Size, untrained: float) -> dict[str, Any]:
-    if len(pairs) < 2:
+    if len(pairs) < LEAST_SEEDS or pairs[0].shape[1] < LEAST_GROUPS:
         empty = dict.fromkeys(("learned", "gain", "interval"))
         return {"verdict": "undecided", **empty, "gains": []}
     losses = np.stack(pairs)
