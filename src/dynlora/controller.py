@@ -496,10 +496,12 @@ class DynamicLora:
             plan = RankPlan(step=self._step, ranks=self.ranks)
             self._resize_unscored(plan, features, before=before, cut=cut)
         logger.info(
-            "step %d: %d of %d parameters keep the validation loss",
+            "step %d: %d of %d parameters are left; more would lower the validation loss by less "
+            "than %g of its reduction",
             self._step,
             self.parameters,
             self._first_budget,
+            self.config.budget_tolerance,
         )
 
     def _resize_unscored(
