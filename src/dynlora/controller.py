@@ -222,7 +222,7 @@ class DynamicLora:
         if self._step + 1 in self._stops:
             self._adapters.step_watch.begin()
         unneeded = self.config.on_nonfinite == "skip" and not is_observed(self._stops, self._step)
-        if unneeded or self._has_moved():
+        if unneeded or self._events_are_over():
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
             raise EngineError(
@@ -257,7 +257,7 @@ class DynamicLora:
         """
         if self._adapters.is_accumulating:
             return
-        moves = not self._has_moved()
+        moves = not self._events_are_over()
         self._step += 1
         self._observed = False
         if self._frozen:
@@ -318,7 +318,7 @@ class DynamicLora:
         self._check_layers()
         with self._in_own_precision():
             features = self._analyzer.stats()
-            return self._resize_unscored(plan, features, before=self.ranks, cut={})
+            return self._resize_unscored(plan, features)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -419,9 +419,9 @@ class DynamicLora:
 
     def _is_over(self) -> bool:
         """Return whether no rank will change any more."""
-        return self._has_moved() and self._step >= max(self._searches, default=0)
+        return self._events_are_over() and self._step >= max(self._searches, default=0)
 
-    def _has_moved(self) -> bool:
+    def _events_are_over(self) -> bool:
         """Return whether the last event has passed; a run with few scored events has late ones."""
         if self._step < self._events[-1]:
             return False
@@ -443,7 +443,7 @@ class DynamicLora:
         """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
         self._check_layers()
         before, features = self.ranks, self._analyzer.stats()
-        cut = self._cut(features, self._budget_now())
+        cut = self._cut(features)
         assessed = self._assessor.assess(features, step=self._step)  # stage 1
         self._warn_of_missing(assessed, features)
         shares = allocate(assessed, self._layers, features, self.config)  # stage 2
@@ -464,11 +464,12 @@ class DynamicLora:
         passed = sum(event <= self._step for event in self._events) / len(self._events)
         return self.config.budget_left(self._first_budget, passed=passed)
 
-    def _cut(self, features: Mapping[str, FeatureStats], budget: int) -> dict[str, float]:
-        """Drop the weakest directions of all layers if the budget falls to `budget`.
+    def _cut(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
+        """Drop the weakest directions of all layers if the budget falls at this event.
 
         Returns the norm of each dropped output, relative to the norm of the layer's output.
         """
+        budget = self._budget_now()
         if budget == self.budget:
             return {}
         ranks = self._cut_ranks(self._adapters.energies(features), budget)
@@ -483,39 +484,26 @@ class DynamicLora:
     def _cut_to_need(self) -> None:
         """Cut all layers to the smallest budget that keeps the validation loss."""
         self._check_layers()
-        before, features = self.ranks, self._analyzer.stats()
+        features = self._analyzer.stats()
         with self._in_own_precision():
             energies = self._adapters.energies(features)
         budgets = falling_budgets(self.parameters, lowest_cost(self._layers, self.config))
-        tried = {budget: self._cut_ranks(energies, budget) for budget in budgets}
-        budget = self._search.smallest(
-            budgets, lambda budget: self._adapters.cut(tried[budget], features)
+        ranks = {budget: self._cut_ranks(energies, budget) for budget in budgets}
+        self.budget = self._search.smallest(
+            budgets, lambda budget: self._adapters.cut(ranks[budget], features)
         )
         with self._in_own_precision():
-            cut = self._cut(features, budget)
-            plan = RankPlan(step=self._step, ranks=self.ranks)
-            self._resize_unscored(plan, features, before=before, cut=cut)
+            plan = RankPlan(step=self._step, ranks=ranks[self.budget])
+            self._resize_unscored(plan, features)
         logger.info(
-            "step %d: %d of %d parameters are left; more would lower the validation loss by less "
-            "than %g of its reduction",
-            self._step,
-            self.parameters,
-            self._first_budget,
-            self.config.budget_tolerance,
+            "step %d: %d of %d parameters are left", self._step, self.parameters, self._first_budget
         )
 
-    def _resize_unscored(
-        self,
-        plan: RankPlan,
-        features: Mapping[str, FeatureStats],
-        *,
-        before: Mapping[str, int],
-        cut: Mapping[str, float],
-    ) -> Event:
+    def _resize_unscored(self, plan: RankPlan, features: Mapping[str, FeatureStats]) -> Event:
         assessed = Assessment(scores={}, directions=self._assessor.directions())
         shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
         return self._resize(
-            plan, features, assessed, shares=shares, waits=set(), before=before, cut=cut
+            plan, features, assessed, shares=shares, waits=set(), before=self.ranks, cut={}
         )
 
     def _adjust(
