@@ -15,6 +15,7 @@ from dynlora.files.plain_values import flatten, parse_yaml, read_yaml
 from dynlora.files.whole import write_text
 from dynlora.train.config import JobConfig, keys
 from dynlora.train.config.adapter import CEILING
+from dynlora.train.config.sections import require
 
 PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
 """Keys of paths, written as absolute because runs are used from other directories."""
@@ -79,9 +80,10 @@ def _validate(values: Mapping[str, Any], place: Callable[[str], str]) -> JobConf
 
 def _with_ceiling(values: dict[str, Any]) -> dict[str, Any]:
     """Replace `lora.r: auto` by the highest rank and a search for the ranks that are needed."""
-    lora, method = values.get("lora") or {}, values.get("method", "dynamic")
-    if not isinstance(lora, dict) or lora.get("r") != "auto" or method != "dynamic":
+    lora, method = values.get("lora", {}), values.get("method", "dynamic")
+    if lora.get("r") != "auto":
         return values
+    require(method == "dynamic", "lora.r", f"a whole number with `method: {method}`", "auto")
     dynamic = {"budget_end": "auto"} | values.get("dynamic", {})
     return values | {"lora": lora | {"r": CEILING}, "dynamic": dynamic}
 
