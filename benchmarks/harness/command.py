@@ -19,9 +19,9 @@ from benchmarks.harness.runner import Runner, Tune, select
 from benchmarks.harness.runs import Jobs, resolve_jobs
 from benchmarks.harness.study import StudyError, read_study
 from dynlora.cli.arguments import COUNT, FILE, FOLDER, Verb, call
+from dynlora.cli.job_options import KERNELS
 from dynlora.cli.main import run_command
 from dynlora.cli.output import Output
-from dynlora.cli.train import KERNELS
 from dynlora.errors import ConfigError
 from dynlora.train.signals import Stopped
 

@@ -1,6 +1,5 @@
 """`dynlora advise CONFIG`: whether `lora.r` is enough, from short runs at `r` and `4 r`."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,9 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from dynlora.cli.job_options import JobVerb, job_of
+from dynlora.cli.job_options import JobVerb
 from dynlora.cli.output import Output, readable_messages
-from dynlora.cli.train import KERNELS
+from dynlora.train.config import JobConfig
 
 OPENINGS = {
     "enough": "r = {r} is enough",
@@ -19,12 +18,7 @@ OPENINGS = {
 }
 
 
-def _run(given: Any, output: Output) -> None:
-    config = job_of(given, output)
-    if config is None:
-        return
-
-    os.environ.setdefault(*KERNELS)  # read when torch is loaded
+def _run(config: JobConfig, given: Any, output: Output) -> None:
     from dynlora.train.advise import advise_rank
 
     with readable_messages(output.progress):

@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 import yaml
 from click.shell_completion import CompletionItem
 
-from dynlora.cli.arguments import FILE, Run, Verb
+from dynlora.cli.arguments import FILE, Verb
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
@@ -29,20 +30,33 @@ KEYS = (
     "Every key below can be set in CONFIG, a YAML file, where a dot is a level, or on the command "
     "line, which wins. null unsets a key that may be null."
 )
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+"""On a CPU torch generates kernels per shape and keeps 1,024. Combinations of rank and batch length
+exceed this number, and generating kernels again slows every step."""
+
+JobRun = Callable[[JobConfig, Any, Output], None]
+"""Runs a verb on its job, the parsed arguments and the output."""
 
 
 class JobVerb(Verb):
     """A verb with a CONFIG and all keys of a job as options."""
 
-    def __init__(self, name: str, summary: str, run: Run, flags: Sequence[click.Option]) -> None:
+    def __init__(self, name: str, summary: str, run: JobRun, flags: Sequence[click.Option]) -> None:
         """Create the verb; `flags` are options apart from the keys."""
+
+        def run_job(given: Any, output: Output) -> None:
+            config = job_of(given, output)
+            if config is not None:
+                os.environ.setdefault(*KERNELS)  # read when torch is loaded, by children too
+                run(config, given, output)
+
         config = click.Argument(["config"], type=FILE, metavar="CONFIG", help="YAML file of a job")
         printed = click.Option(
             ["--print_config"], is_flag=True, help="Print the resolved configuration and exit."
         )
         self.flags = (*flags, printed)
         self.keys = {key: _option(key) for key in settings()}
-        super().__init__(name, summary, run, [config, *self.flags, *self.keys.values()])
+        super().__init__(name, summary, run_job, [config, *self.flags, *self.keys.values()])
         self.help = f"{self.help} {KEYS}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -1,21 +1,15 @@
 """`dynlora plan CONFIG`: print the parameters, and with `--measure` the peak memory, per method."""
 
-import os
 from typing import Any
 
 import click
 
-from dynlora.cli.job_options import JobVerb, job_of
+from dynlora.cli.job_options import JobVerb
 from dynlora.cli.output import Output, readable_messages
-from dynlora.cli.train import KERNELS
+from dynlora.train.config import JobConfig
 
 
-def _run(given: Any, output: Output) -> None:
-    config = job_of(given, output)
-    if config is None:
-        return
-
-    os.environ.setdefault(*KERNELS)  # read when torch is loaded, by the child processes too
+def _run(config: JobConfig, given: Any, output: Output) -> None:
     from dynlora.report.results import plan_table
     from dynlora.train.plan import measure_methods, plan_job
 

@@ -1,25 +1,16 @@
 """`dynlora train CONFIG`: train a job, or with `--dry-run` check it, and print its results."""
 
-import os
 from typing import Any
 
 import click
 from rich.text import Text
 
-from dynlora.cli.job_options import JobVerb, job_of
+from dynlora.cli.job_options import JobVerb
 from dynlora.cli.output import Output, readable_messages
-
-KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-"""On a CPU torch generates kernels per shape and keeps 1,024. Combinations of rank and batch length
-exceed this number, and generating kernels again slows every step."""
+from dynlora.train.config import JobConfig
 
 
-def _run(given: Any, output: Output) -> None:
-    config = job_of(given, output)
-    if config is None:
-        return
-
-    os.environ.setdefault(*KERNELS)  # read when torch is loaded
+def _run(config: JobConfig, given: Any, output: Output) -> None:
     from dynlora.report.results import result_table
     from dynlora.train.job import check_job, run_job
 
