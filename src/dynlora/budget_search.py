@@ -36,10 +36,6 @@ class BudgetSearch:
         self.start_loss: float | None = None
         """Validation loss before the first step; None if no step was observed."""
 
-    def begin(self) -> None:
-        """Measure the loss before the first step."""
-        self.start_loss = self.loss()
-
     def loss(self) -> float:
         """Return the validation loss, the mean over processes, without side effects on training.
 

@@ -218,7 +218,7 @@ class DynamicLora:
         if self._frozen or self._adapters.is_accumulating:
             return
         if self._step == 0 and self._searches:
-            self._search.begin()
+            self._search.start_loss = self._search.loss()
         if self._step + 1 in self._stops:
             self._adapters.step_watch.begin()
         unneeded = self.config.on_nonfinite == "skip" and not is_observed(self._stops, self._step)
