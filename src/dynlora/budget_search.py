@@ -35,6 +35,8 @@ class BudgetSearch:
         self._device = device
         self.start_loss: float | None = None
         """Validation loss before the first step; None if no step was observed."""
+        self.lost = 0.0
+        """Rise of the validation loss by all cuts, as a part of its reduction before them."""
 
     def loss(self) -> float:
         """Return the validation loss, the mean over processes, without side effects on training.
@@ -64,12 +66,17 @@ class BudgetSearch:
         now = self.loss()
         reduction = 0.0 if self.start_loss is None else max(0.0, self.start_loss - now)
         most = now + self._tolerance * reduction
+        losses = {budgets[0]: now}
 
         def exceeds(budget: int) -> bool:
             with cut_to(budget):
-                return self.loss() > most
+                losses[budget] = self.loss()
+            return losses[budget] > most
 
-        return budgets[bisect_left(budgets, True, lo=1, key=exceeds) - 1]
+        found = budgets[bisect_left(budgets, True, lo=1, key=exceeds) - 1]
+        if reduction:
+            self.lost += (losses[found] - now) / reduction
+        return found
 
 
 def falling_budgets(highest: int, lowest: int) -> list[int]:

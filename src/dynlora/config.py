@@ -239,7 +239,7 @@ def _whole(name: str, given: Any) -> int:
 
 
 def _real(name: str, given: Any) -> int | float:
-    if not isinstance(given, Real):
+    if not isinstance(given, Real) or isinstance(given, bool):
         raise ConfigError(f"`{name}` must be a number, got {given!r}.")
     return given if isinstance(given, int) else float(given)
 

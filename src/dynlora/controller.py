@@ -195,6 +195,11 @@ class DynamicLora:
         return self._adapters.peak_parameters
 
     @property
+    def lost_by_search(self) -> float | None:
+        """Part of the reduction of the validation loss that searched cuts undid; None without."""
+        return self._search.lost if self._searches else None
+
+    @property
     def skipped(self) -> Counter[str]:
         """Number of gradients and scores skipped as NaN or infinite, by module name.
 
@@ -336,7 +341,11 @@ class DynamicLora:
             "frozen": self._frozen,
             "events": list(self._events),
             "late_events": list(self._late_events),
-            "search": {"steps": list(self._searches), "start_loss": self._search.start_loss},
+            "search": {
+                "steps": list(self._searches),
+                "start_loss": self._search.start_loss,
+                "lost": self._search.lost,
+            },
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -372,8 +381,9 @@ class DynamicLora:
         # Early versions had neither late events nor cuts of the budget.
         self._late_events = tuple(state.get("late_events", ()))
         self.budget = state.get("budget_left", budget)
-        search = state.get("search", {"steps": [], "start_loss": None})
+        search = {"steps": [], "start_loss": None, "lost": 0.0} | state.get("search", {})
         self._searches, self._search.start_loss = tuple(search["steps"]), search["start_loss"]
+        self._search.lost = search["lost"]
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:

@@ -115,6 +115,7 @@ def test_a_resumed_search_continues_bit_for_bit():
     for learner in (whole, resumed):
         learner.train(120, STEPS)
     assert resumed.dynamic.history == whole.dynamic.history
+    assert resumed.dynamic.lost_by_search == whole.dynamic.lost_by_search
     pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
@@ -140,6 +141,7 @@ def test_the_smallest_budget_within_the_tolerance_is_found():
     search.start_loss = 6.0  # so that 0.05 may be lost
     assert falling_budgets(64, 8) == list(losses)
     assert search.smallest(list(losses), Cut) == 21
+    assert search.lost == pytest.approx(0.05 / 5)
     assert len(tried) <= 3
 
 

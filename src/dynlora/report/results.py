@@ -125,6 +125,7 @@ class RunResult:
     budget: int  # maximum number of parameters for the method
     parameters: int
     peak_parameters: int
+    lost_by_search: float | None  # rise of the loss by a search's cuts over its reduction
     initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
     final_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
     events: Sequence[Event]  # empty for methods with fixed ranks
@@ -178,6 +179,17 @@ def _parameter_rows(result: RunResult) -> Iterator[tuple[str, str]]:
     yield "live LoRA parameters", text
     if result.peak_parameters != result.parameters:
         yield "at their peak", f"{result.peak_parameters:,}"
+    if result.lost_by_search is not None:
+        yield "needed ranks", _need(result)
+
+
+def _need(result: RunResult) -> str:
+    """Return the answer of `budget_end: auto` in a sentence."""
+    ranks = f"ranks of {result.parameters / result.budget:.1%} of the parameters are enough"
+    if max(result.final_ranks.values()) == 1:
+        ranks = "rank 1 is enough in every layer"
+    change = f"{result.lost_by_search:+.1%} of its reduction"
+    return f"{ranks}: the cuts changed the validation loss by {change}"
 
 
 def _rank_rows(result: RunResult) -> Iterator[tuple[str, str]]:

@@ -69,6 +69,7 @@ def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> Ru
         budget=job.prepared.budget,
         parameters=parameters,
         peak_parameters=peak,
+        lost_by_search=None if dynamic is None else dynamic.lost_by_search,
         initial_ranks=job.recorder.initial_ranks,
         final_ranks={} if dynamic is None else dynamic.ranks,
         events=() if dynamic is None else tuple(dynamic.history),

@@ -41,6 +41,7 @@ RESULT = RunResult(
     budget=1000,
     parameters=990,
     peak_parameters=1000,
+    lost_by_search=None,
     initial_ranks=START,
     final_ranks=END,
     events=(make_event(3, START, END, scores=dict.fromkeys(START, 1.0)), make_event(6, END, END)),
@@ -93,6 +94,17 @@ def test_the_results_contain_metrics_parameters_ranks_and_times() -> None:
     assert cells(changed(before={}), "validation accuracy") == ["0.8250"]
     assert "peak" not in changed(peak_parameters=990)
     assert cells(changed(train_seconds=0.0), "training steps") == ["0.0 s"]
+
+
+def test_a_searched_budget_is_answered_in_a_sentence() -> None:
+    assert "needed ranks" not in changed()
+    said = cells(changed(lost_by_search=0.004, parameters=250), "needed ranks")[0]
+    assert said.replace("\n", " ") == (
+        "ranks of 25.0% of the parameters are enough: the cuts changed the validation loss by "
+        "+0.4% of its reduction"
+    )
+    ones = dict.fromkeys(END, 1)
+    assert "rank 1 is enough in every layer" in changed(lost_by_search=0.0, final_ranks=ones)
 
 
 def test_unmoved_ranks_are_explained_and_fixed_ones_not_shown() -> None:
