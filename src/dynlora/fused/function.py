@@ -61,7 +61,9 @@ class FusedLinear(torch.autograd.Function):
         scaled_A, right = (lora_A * ctx.scaling).to(seen.dtype), lora_B.to(seen.dtype)
         back = right.T @ gradient.T
         to_A = (back @ seen).mul_(ctx.scaling).to(lora_A.dtype)
-        to_B = ((scaled_A @ seen.T if hidden is None else hidden) @ gradient).T.to(lora_B.dtype)
+        to_B = (scaled_A @ seen.T if hidden is None else hidden) @ gradient
+        # In the layout of `lora_B`, into which autograd would copy it, except at rank 1.
+        to_B = to_B.T.to(lora_B.dtype, copy=True, memory_format=torch.contiguous_format)
         to_inputs = to_dropped = None
         if ctx.needs_input_grad[0]:
             if ctx.merges:
