@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
 from dynlora.adapters.hooks import ActivationTaps
@@ -23,7 +24,8 @@ from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.budget_search import BudgetSearch, Validate, falling_budgets
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
-from dynlora.engines.compiled import is_compiled, without_compiler
+from dynlora.engines.compiled import is_compiled
+from dynlora.engines.ddp import rebuild_reducer, unwrapped
 from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
@@ -80,9 +82,9 @@ class DynamicLora:
         """Attach to the LoRA layers of a PEFT model.
 
         Args:
-            model: The PEFT model, compiled or not. A `DynamicLora` already attached to the same
-                adapter is closed. With several processes, wrap the model in
-                `DistributedDataParallel` afterwards; for FSDP2 and DeepSpeed see `make_static`.
+            model: The PEFT model, compiled or not, inside its `DistributedDataParallel` or before
+                it is wrapped. A `DynamicLora` already attached to the same adapter is closed. For
+                FSDP2 and DeepSpeed see `make_static`.
             optimizer: Optimizer of the LoRA parameters, of a kind that `adapters.optimizer_state`
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
@@ -104,7 +106,8 @@ class DynamicLora:
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
         compiled = is_compiled(model)
-        model = without_compiler(model)
+        wrappers = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
+        model = unwrapped(model)
         self.config = config
         self.history: list[Event] = []
         """All events so far."""
@@ -164,6 +167,8 @@ class DynamicLora:
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
         if self.mode == "static":
             self._adapters.hold_static(self._max_rank)
+            for wrapper in wrappers:
+                rebuild_reducer(wrapper)
         self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None

@@ -19,8 +19,15 @@ LOST_AT = 14
 """Between two events, and one step after a checkpoint."""
 SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
 """By metric: one reads gradients, which processes share; one inputs; and one attention."""
-ENGINES = {"ddp": SCENARIOS, "fsdp2": SCENARIOS, "accelerate_fsdp2": ("signal",)}
-"""Scenarios by engine; Accelerate shards by FSDP2, and wraps the optimizer too."""
+ENGINES = {
+    "ddp": SCENARIOS,
+    "accelerate_ddp": ("signal",),
+    "fsdp2": SCENARIOS,
+    "accelerate_fsdp2": ("signal",),
+}
+"""Scenarios by engine; Accelerate wraps the optimizer too."""
+PHYSICAL = ("ddp", "accelerate_ddp")
+"""Engines under which tensors have the live rank."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 FALLING = {"activation_ratio": {"budget_end": 0.5}}
 """Settings of single scenarios."""

@@ -1,6 +1,6 @@
 """Two processes under an engine: one run, as if one process had seen all batches.
 
-In loops of one's own: DistributedDataParallel, FSDP2 (`fully_shard`), that from Accelerate, and
+In loops of one's own: DistributedDataParallel, FSDP2 (`fully_shard`), both from Accelerate too, and
 DeepSpeed's ZeRO.
 """
 
@@ -14,6 +14,7 @@ from dynlora.integrations.checkpoint import load_state
 from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import (
     ENGINES,
+    PHYSICAL,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
@@ -54,9 +55,10 @@ def read(folder, name):
     return [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)]
 
 
-def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(found):
+def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(engine, found):
+    mode = "physical" if engine in PHYSICAL else "static"
     for first, second in found.values():
-        assert first["mode"] == second["mode"] == "static"
+        assert first["mode"] == second["mode"] == mode
         assert len(set(first["ranks"].values())) > 1
         assert first["history"] == second["history"]
         assert first["weights"].keys() == second["weights"].keys()
@@ -116,6 +118,7 @@ def test_training_goes_on_in_every_layer_after_an_event(found):
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(folder, found):
+    """Under DDP in the same wrapper; with Accelerate's, attached before it instead of after it."""
     for importance, whole in found.items():
         for ours, resumed in zip(whole, read(folder, f"{importance}-resumed"), strict=True):
             assert resumed["history"] == ours["history"]
@@ -144,10 +147,16 @@ def test_the_saved_adapter_loads_in_plain_peft_at_the_live_ranks(folder, found):
         assert differing(lora_weights(loaded.double()), first["weights"][STEPS]) == []
 
 
-def test_a_model_that_was_wrapped_before_it_was_attached_is_refused_by_its_gradients(processes):
-    """Its reducer would not see the tensors: each process would train a model of its own."""
+def test_a_model_that_is_called_without_its_wrapper_is_refused_by_its_gradients(processes):
+    """Each process would train a model of its own."""
     for refusal in read(processes, "refusal"):
         assert "Gradients must be the same on all 2 processes" in refusal
+
+
+def test_tensors_padded_inside_a_wrapper_are_reduced(processes):
+    first, second = read(processes, "padded")
+    assert first["mode"] == "static"
+    assert differing(first["gradients"], second["gradients"]) == []
 
 
 def test_all_processes_take_over_the_plan_and_the_new_directions_of_the_first(processes):

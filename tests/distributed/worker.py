@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,6 +32,7 @@ from tests.distributed.scenarios import (
     CONFIG,
     ENGINES,
     LOST_AT,
+    PHYSICAL,
     RESUMED_AT,
     STEPS,
     base_norms,
@@ -51,21 +51,27 @@ from tests.models import lora_llama, loss_of, train
 class Process:
     """One process's part of a model under an engine, and what it saw."""
 
-    def __init__(self, engine: str, importance: str) -> None:
+    def __init__(self, engine: str, importance: str, *, attaches_first: bool = False) -> None:
+        """Attach under Accelerate's DDP to the wrapped model, unless it `attaches_first`."""
         self.model = model_in_float64()
-        self.called: Callable[..., Any] = self.model
+        self.called: nn.Module = self.model
+        self.accumulates = engine == "accelerate_ddp"
         config = config_of(importance)
-        if engine != "ddp":
+        if engine not in PHYSICAL:
             make_static(self.model, config)
         if engine == "fsdp2":
             for block in self.model.get_base_model().model.layers:
                 fully_shard(block)
             fully_shard(self.model)
         self.optimizer = optimizer_of(self.model)
-        if engine == "accelerate_fsdp2":
-            accelerator = accelerator_with_fsdp2()
-            self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
-        self.dynamic = DynamicLora(self.model, self.optimizer, config)
+        if attaches_first:
+            self.dynamic = DynamicLora(self.model, self.optimizer, config)
+        if engine.startswith("accelerate"):
+            accelerator = accelerator_of(engine)
+            self.called, self.optimizer = accelerator.prepare(self.model, self.optimizer)
+            self.model = accelerator.unwrap_model(self.called)
+        if not attaches_first:
+            self.dynamic = DynamicLora(self.called, self.optimizer, config)
         if engine == "ddp":
             self.called = DistributedDataParallel(self.model)
         self.seen: dict[int, dict[str, Tensor]] = {}
@@ -75,7 +81,12 @@ class Process:
         """Take the steps from `first` to `last`, each on this process's part of the batch."""
         for step, tokens in enumerate(batches(first, last, part=distributed.get_rank()), first + 1):
             earlier = len(self.dynamic.history)
-            loss_of(self.called, tokens).backward()
+            parts = tokens.chunk(2 if self.accumulates else 1)
+            for rows in parts[:-1]:
+                with self.called.no_sync():
+                    loss_of(self.called, rows).div(len(parts)).backward()
+            loss = loss_of(self.called, parts[-1]) / len(parts)
+            loss.backward()  # the graph stays alive until the forward after an event
             self.dynamic.observe()
             self.optimizer.step()
             self.dynamic.step()
@@ -88,9 +99,12 @@ class Process:
         return found_by(self.dynamic, weights=self.seen, base_norms=base_norms(self.model))
 
 
-def accelerator_with_fsdp2() -> Accelerator:
+def accelerator_of(engine: str) -> Accelerator:
     """Return an Accelerator that shards as that of `accelerate launch`; on CPUs it does not."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
+    if engine == "accelerate_ddp":
+        return accelerator
     for state in (PartialState, AcceleratorState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
@@ -136,7 +150,10 @@ def train_under(engine: str, importance: str, out: Path) -> None:
     distributed.barrier()
     torch.save(process.found(), out / f"{importance}-{place}.pt")
 
-    again = Process(engine, importance)
+    if engine == "ddp":  # the wrapper is used already
+        again = process
+    else:
+        again = Process(engine, importance, attaches_first=engine == "accelerate_ddp")
     again.dynamic.load_state_dict(load_state(checkpoint))
     again.model.load_state_dict(weights)
     again.optimizer.load_state_dict(moments)
@@ -188,8 +205,8 @@ def train_unlike(out: Path) -> None:
     config = DynamicLoraConfig(
         importance="gradient_norm", shrink_tolerance=1, uniform_mix=float(place), **CONFIG
     )
-    dynamic = DynamicLora(model, optimizer, config)
     called = DistributedDataParallel(model)
+    dynamic = DynamicLora(called, optimizer, config)
     others = patch.object(
         lora_adapters, "new_rows", lambda *a, **k: [rows + 1e-3 * place for rows in made(*a, **k)]
     )
@@ -198,18 +215,31 @@ def train_unlike(out: Path) -> None:
     torch.save(found_by(dynamic, weights=lora_weights(model)), out / f"unlike-{place}.pt")
 
 
-def attach_to_wrapped(out: Path) -> None:
-    """Attach to a model that an engine has wrapped already, and take a step."""
+def call_the_bare_model(out: Path) -> None:
+    """Attach to a wrapped model, and take a step without the wrapper."""
     place = distributed.get_rank()
     model = model_in_float64()
     wrapped = DistributedDataParallel(model)
-    dynamic = DynamicLora(model, optimizer_of(model), DynamicLoraConfig(**CONFIG))
+    dynamic = DynamicLora(wrapped, optimizer_of(model), DynamicLoraConfig(**CONFIG))
     (tokens,) = batches(0, 1, part=place)
-    loss_of(wrapped, tokens).backward()
+    loss_of(model, tokens).backward()
     try:
         dynamic.observe()
     except EngineError as error:
         torch.save(str(error), out / f"refusal-{place}.pt")
+
+
+def pad_inside_a_wrapper(out: Path) -> None:
+    """Attach in static mode to a wrapped model, and compute gradients."""
+    place = distributed.get_rank()
+    model = model_in_float64()
+    wrapped = DistributedDataParallel(model)
+    config = DynamicLoraConfig(mode="static", **CONFIG)
+    dynamic = DynamicLora(wrapped, optimizer_of(model), config)
+    (tokens,) = batches(0, 1, part=place)
+    loss_of(wrapped, tokens).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    torch.save(found_by(dynamic, gradients=gradients), out / f"padded-{place}.pt")
 
 
 class SlowToFree(Tensor):
@@ -240,7 +270,8 @@ def main() -> None:
         train_by_trainer(out, "resumed", Killed())
     for name in ("whole", "resumed"):
         train_by_trainer(out, name)
-    attach_to_wrapped(out)
+    call_the_bare_model(out)
+    pad_inside_a_wrapper(out)
     train_unlike(out)
     for engine, scenarios in ENGINES.items():
         for importance in scenarios:

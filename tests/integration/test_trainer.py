@@ -406,20 +406,6 @@ def test_arguments_under_which_no_run_could_resume_are_refused(name, value, mess
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def test_a_callback_that_comes_after_the_model_was_wrapped_is_refused(tmp_path, monkeypatch):
-    trainer, callback = trainer_of(lora_llama(), tmp_path)  # made for one process
-    trainer.state.max_steps = STEPS
-    monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    with pytest.raises(EngineError, match="2 processes train, the callback must be given to the"):
-        callback.on_train_begin(
-            trainer.args,
-            trainer.state,
-            trainer.control,
-            model=trainer.model,
-            optimizer=adamw(trainer.model),
-        )
-
-
 def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):
     trainer, callback = trainer_of(lora_llama(r=4), tmp_path)
     trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=1)

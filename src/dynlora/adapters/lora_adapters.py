@@ -29,6 +29,7 @@ from dynlora.adapters.optimizer_state import (
 from dynlora.adapters.owners import OwnHook
 from dynlora.adapters.patterns import changes_base
 from dynlora.adapters.peft_config import own_config, write_patterns
+from dynlora.adapters.reducer import ReducerHook
 from dynlora.adapters.resize import (
     apply_change,
     grow_change,
@@ -94,6 +95,7 @@ class LoraAdapters:
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # ranks last reported to `follow`
+        self._reducer_hook = ReducerHook(model)
         self._handles: list[RemovableHandle] = []
         self.step_watch = StepWatch(self._optimizer, layers)
         """Checks that the given optimizer takes the steps."""
@@ -160,6 +162,8 @@ class LoraAdapters:
             self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
             root.register_load_state_dict_post_hook(OwnHook(fit)),
         ]
+        if layers[0].capacity is None:  # ranks may have changed before, without this controller
+            self._reducer_hook.open()
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -339,7 +343,10 @@ class LoraAdapters:
 
     def _tell(self, change: BasisChange) -> None:
         self._follow(change)
-        self._told[change.name] = self.layers[change.name].r
+        layer = self.layers[change.name]
+        self._told[change.name] = layer.r
+        if layer.capacity is None:
+            self._reducer_hook.open()
 
     def _tell_loaded(self) -> None:
         for name, layer in self.layers.items():

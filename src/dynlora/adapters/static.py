@@ -32,21 +32,16 @@ def choose_mode(
             "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
             "got 'physical': compiled code would be made anew at each change of rank."
         )
-    if processes > 1 and config.mode == "physical":
-        raise ConfigError(
-            f"`mode` must be 'static' or 'auto' where {processes} processes train together, "
-            "got 'physical': DistributedDataParallel keeps the shapes that it has seen."
-        )
-    chosen = config.mode == "auto" and (processes > 1 or compiled)
+    chosen = config.mode == "auto" and compiled
     static = held_static or chosen or config.mode == "static"
-    if static and config.input_adaptive:
+    if config.input_adaptive and (static or processes > 1):
+        where = "in static mode" if static else f"in {processes} processes"
         raise ConfigError(
-            "`input_adaptive` must be false in static mode, got true: its masks follow the live "
-            "rank. Train in one process with mode='physical', or turn it off."
+            f"`input_adaptive` must be false {where}, got true: its masks follow the live rank, "
+            "and its thresholds one process. Train so, with mode='physical', or turn it off."
         )
     if chosen and not held_static:
-        reason = f"{processes} processes train together" if processes > 1 else "torch.compile"
-        logger.info("static mode: %s", reason)
+        logger.info("static mode: torch.compile")
     return "static" if static else "physical"
 
 

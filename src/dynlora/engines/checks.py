@@ -18,11 +18,10 @@ def check_engine(model: nn.Module) -> None:
     wrappers = isinstance(model, DataParallel | DistributedDataParallel)
     if wrappers or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise EngineError(
-            f"The model must be the bare one, got {kind.__module__}.{kind.__name__}: ranks must be "
-            "attached before an engine wraps it. Make `DynamicLora(model, ...)` first and "
-            "`DistributedDataParallel(model)` of the bare model then. With FSDP2 and DeepSpeed "
-            "`make_static(model, config)` comes first, the engine next, and `DynamicLora(model, "
-            "...)` of the bare model last. FSDP1 is not supported."
+            f"The model must be the bare one, got {kind.__module__}.{kind.__name__}. With FSDP2 "
+            "and DeepSpeed `make_static(model, config)` comes first, the engine next, and "
+            "`DynamicLora(model, ...)` of the bare model last. FSDP1 and DataParallel are not "
+            "supported."
         )
 
 

@@ -49,14 +49,6 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-def without_compiler(model: nn.Module) -> nn.Module:
-    """Return the model inside `torch.compile`'s wrapper, or the model itself."""
-    if not isinstance(model, torch._dynamo.OptimizedModule):
-        return model
-    inner: nn.Module = model._orig_mod
-    return inner
-
-
 def check_not_compiled(model: nn.Module) -> None:
     """Raise `EngineError` if a model is compiled."""
     if is_compiled(model):

@@ -115,6 +115,7 @@ class LayerImportanceAssessor:
 
     def rebase(self, change: BasisChange) -> None:
         """Adapt the state to a change of one layer's rank."""
+        self._reduced = False  # an engine may have lost the resized parameters
         self._metric.rebase(change)
         self._gradients.rebase(change)
 
@@ -153,8 +154,8 @@ def _check_reduced(layers: Sequence[LoraLayer]) -> None:
     norms = torch.stack([layer.grad_A.norm() + layer.grad_B.norm() for layer in layers])
     if not torch.equal(max_over_processes(norms), -max_over_processes(-norms)):
         raise EngineError(
-            f"Gradients must be the same on all {process_count()} processes, got others on each: "
-            "make `DynamicLora(model, ...)` of the bare model first and "
-            "`DistributedDataParallel(model)` then, and give a Trainer its callback when it is "
-            "made. With gradient accumulation call `observe()` after the last backward alone."
+            f"Gradients must be the same on all {process_count()} processes, but got others on "
+            "each. Call the `DistributedDataParallel`, not the model inside it. In static mode, "
+            "give `DynamicLora` the wrapped model, or wrap it afterwards. With gradient "
+            "accumulation, call `observe()` after the last backward only."
         )

@@ -110,13 +110,6 @@ class DynamicLoraCallback(TrainerCallback):
             config = replace(config, mode="static")
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
-        layers = find_lora_layers(model, self._adapter_name)
-        if args.world_size > 1 and any(layer.capacity is None for layer in layers):
-            raise EngineError(
-                f"Where {args.world_size} processes train, the callback must be given to the "
-                "Trainer when it is made, and a model, not `model_init`: an engine has wrapped "
-                "this one already, and would not see what changes in it."
-            )
         self._observing.close()
         if self.dynamic is not None:
             self.dynamic.close()

@@ -16,7 +16,8 @@ from dynlora.errors import ConfigError
         ("physical", 1, False, "physical", []),
         ("static", 1, False, "static", []),
         ("auto", 1, True, "static", ["static mode: torch.compile"]),
-        ("auto", 3, False, "static", ["static mode: 3 processes train together"]),
+        ("auto", 3, False, "physical", []),
+        ("physical", 3, False, "physical", []),
         ("static", 2, True, "static", []),
     ],
 )
@@ -32,8 +33,7 @@ def test_tensors_are_static_where_an_engine_needs_it_which_is_said_or_it_is_aske
 @pytest.mark.parametrize(
     ("settings", "processes", "message"),
     [
-        ({"mode": "physical"}, 2, "`mode` must be 'static' or 'auto' where 2 processes"),
-        ({"input_adaptive": True}, 2, "`input_adaptive` must be false in static mode"),
+        ({"input_adaptive": True}, 2, "`input_adaptive` must be false in 2 processes"),
         ({"input_adaptive": True, "mode": "static"}, 1, "`input_adaptive` must be false"),
     ],
 )
