@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class AppendedTable:
 
     def select(self, **wanted: Any) -> list[Row]:
         """Return all rows with these values."""
-        return [row for row in self.rows if wanted.items() <= row.items()]
+        return select(self.rows, **wanted)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row to the disk.
@@ -56,6 +56,11 @@ class AppendedTable:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(dict(row))
+
+
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows with these values."""
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
 def read_rows(path: Path) -> list[Row]:

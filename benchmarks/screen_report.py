@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.appended import Row, read_rows
-from benchmarks.screen import ALLOCATIONS, AUTO, CEILING, WIDE
+from benchmarks.appended import Row, read_rows, select
+from benchmarks.screen_arms import ALLOCATIONS, AUTO, CEILING, UNIFORM, WIDE
+from benchmarks.screen_runs import loss_in
 
 BINDS = 0.02
 """Least relative gain of more rank for criterion a."""
@@ -33,23 +34,22 @@ NO = ""
 
 def final(rows: Sequence[Row], task: str, arm: str, value: str = "loss") -> dict[int, float]:
     """Return a value of the final runs by seed."""
-    wanted = {"kind": "final", "task": task, "arm": arm}
-    return {row["seed"]: float(row[value]) for row in rows if wanted.items() <= row.items()}
+    found = select(rows, kind="final", task=task, arm=arm)
+    return {row["seed"]: float(row[value]) for row in found}
 
 
 def best_allocation(rows: Sequence[Row], task: str) -> str | None:
     """Return the fixed allocation with the lowest loss of its trials; None before all are tuned."""
     losses = {}
     for arm in ALLOCATIONS:
-        wanted = {"kind": "trial", "task": task, "arm": arm}
-        found = [float(row["loss"]) for row in rows if wanted.items() <= row.items()]
-        losses[arm] = min(filter(math.isfinite, found), default=math.inf)
+        found = select(rows, kind="trial", task=task, arm=arm)
+        losses[arm] = min(map(loss_in, found), default=math.inf)
     return min(losses, key=losses.__getitem__) if max(losses.values()) < math.inf else None
 
 
 def gain(rows: Sequence[Row], task: str, arm: str | None) -> tuple[float, str] | None:
     """Return the mean relative gain over `uniform`, and the seeds above 0; None without runs."""
-    uniform = final(rows, task, "uniform")
+    uniform = final(rows, task, UNIFORM)
     other = final(rows, task, arm) if arm else {}
     seeds = sorted(uniform.keys() & other.keys())
     if not seeds:
@@ -63,9 +63,9 @@ def line(rows: Sequence[Row], task: str) -> str:
     """Return the table's line of a task."""
     best = best_allocation(rows, task)
     wide, uneven = gain(rows, task, WIDE), gain(rows, task, best)
-    size = final(rows, task, "uniform", "tokens_per_parameter")
+    size = final(rows, task, UNIFORM, "tokens_per_parameter")
     cells = [task, f"{np.mean(list(size.values())):.1f}" if size else NO]
-    for arm in ("uniform", WIDE):
+    for arm in (UNIFORM, WIDE):
         losses, exact = final(rows, task, arm), final(rows, task, arm, "exact")
         shown = [f"{np.mean(list(values.values())):.4f}" for values in (losses, exact) if values]
         cells.append(", ".join(shown))

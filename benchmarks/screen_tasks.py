@@ -1,10 +1,11 @@
-"""Tasks of the screen: public data sets to labelled positions, in four splits.
+"""The screen's file, and its tasks: public data sets to labelled positions, in four splits.
 
 In all tasks some positions of an example have a label: the following token of a text, or the class
 of an image at its class token. A classification of texts asks for one token behind the text.
 """
 
 import random
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,30 @@ class TaskConfig:
     """Least tokens per split that judges a text."""
     rows: int = 0
     """Facts to learn, or most rows that judge a task with answers or classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screen:
+    """A screen; the fields are the keys of its file, which explains them."""
+
+    r: int
+    wide: int
+    ceiling: int
+    blocks: int
+    scale: float
+    learning_rates: list[float]
+    allocation_rates: list[float]
+    more_trials: int
+    tuning_seed: int
+    seeds: list[int]
+    tasks: dict[str, TaskConfig]
+
+
+def read_screen(path: Path) -> Screen:
+    """Return the study of a file."""
+    values = tomllib.loads(path.read_text())
+    tasks = {name: TaskConfig(**given) for name, given in values.pop("tasks").items()}
+    return Screen(**values, tasks=tasks)
 
 
 @dataclass(frozen=True, slots=True)

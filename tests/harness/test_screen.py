@@ -19,7 +19,10 @@ from benchmarks.frozen_trunk import (
     logits_of,
     write_states,
 )
-from benchmarks.screen import ALLOCATIONS, COLUMNS, Runner, count_missing, read_screen
+from benchmarks.screen import count_missing, finish
+from benchmarks.screen_arms import ALLOCATIONS
+from benchmarks.screen_runs import COLUMNS, Runner
+from benchmarks.screen_tasks import read_screen
 from benchmarks.time_limit import TimeLimit
 from tests.models import bare_llama
 
@@ -100,7 +103,7 @@ def test_only_the_best_allocation_gets_final_runs_and_no_chosen_rate_is_at_an_ed
     seeds = [0, 1, 2]
     for criterion in ("a", "b", "c"):
         assert count_missing(runner, [("german", criterion)], seeds) > 0
-        runner.finish("german", criterion, seeds)
+        finish(runner, "german", criterion, seeds)
         assert count_missing(runner, [("german", criterion)], seeds) == 0
     finals = runner.table.select(kind="final")
     assert {row["arm"]: row["learning_rate"] for row in finals} == BEST

@@ -1,0 +1,93 @@
+"""One training loop for all arms of the screen."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
+from transformers import get_linear_schedule_with_warmup
+
+from benchmarks.arms import MAX_GRAD_NORM, WARMUP
+from benchmarks.batches import training_batches
+from benchmarks.frozen_trunk import CachedExamples, SplitModel, evaluate, loss_of
+from benchmarks.screen_tasks import TaskConfig
+from dynlora import DynamicLora
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTask:
+    """A task with the trunk's outputs."""
+
+    config: TaskConfig
+    model: SplitModel
+    parts: Mapping[str, CachedExamples]
+    head: Tensor
+    """Output weights of the task's labels at the start; trained if they require gradients."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Values that all arms share in one run."""
+
+    task: LoadedTask
+    kind: str
+    """`trial` or `final`."""
+    learning_rate: float
+    scale: float
+    """Factor of each layer's adapter."""
+    seed: int
+
+    @property
+    def data(self) -> CachedExamples:
+        """Examples to train on."""
+        return self.task.parts[f"{self.kind}_train"]
+
+    @property
+    def judge(self) -> CachedExamples:
+        """Examples that measure the loss of the run."""
+        return self.task.parts[f"{self.kind}_judge"]
+
+    @property
+    def validation(self) -> CachedExamples:
+        """Examples that a method may see; facts have no other split than the judge's."""
+        return self.judge if self.task.config.kind == "facts" else self.task.parts["trial_judge"]
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps."""
+        return self.task.config.epochs * -(-len(self.data.lengths) // self.task.config.batch)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield the rows of each step."""
+        size = self.task.config.batch
+        return training_batches(self.data.lengths, size=size, seed=self.seed, steps=self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A model with an untrained adapter."""
+
+    model: nn.Module
+    control: Callable[[Optimizer, Callable[[], float]], DynamicLora]
+    """Returns the controller, from the optimizer and a function that returns the validation loss.
+    """
+
+
+def train(adapter: Adapter, run: Run) -> tuple[DynamicLora, float, float]:
+    """Train an adapter; return its controller, its loss, and its share of right examples."""
+    model = adapter.model.train()
+    head = run.task.head.detach().clone().requires_grad_(run.task.head.requires_grad)
+    trained = [p for p in (*model.parameters(), head) if p.requires_grad]
+    optimizer = AdamW(trained, lr=run.learning_rate, weight_decay=0.0)
+    rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * run.steps), run.steps)
+    controller = adapter.control(optimizer, lambda: evaluate(model, run.validation, head)[0])
+    for rows in run.batches():
+        loss_of(model, run.data, rows, head).backward()
+        clip_grad_norm_(trained, MAX_GRAD_NORM)
+        controller.observe()
+        optimizer.step()
+        controller.step()
+        rates.step()
+        optimizer.zero_grad()
+    return controller, *evaluate(model, run.judge, head)
