@@ -2,7 +2,8 @@
 
     python -m benchmarks.screen_report benchmarks/results/screen.csv
 
-Prints Markdown. The study's file defines the criteria; a missing run leaves its cell empty.
+Prints Markdown, and the tasks that enter the comparison in `natural.toml`. The study's file defines
+the criteria; a missing run leaves its cell empty.
 """
 
 import argparse
@@ -20,6 +21,9 @@ BINDS = 0.02
 """Least relative gain of more rank for criterion a."""
 UNEVEN = 0.01
 """Least relative gain of a fixed allocation for criterion b."""
+BOTH = "a, b"
+OTHERS = 3
+"""Number of tasks in the comparison that miss a criterion."""
 HEAD = """\
 | task | tokens per parameter | loss, exact at r | at 4 r | gain of 4 r (seeds) | allocation | \
 its gain (seeds) | meets |
@@ -59,6 +63,24 @@ def gain(rows: Sequence[Row], task: str, arm: str | None) -> tuple[float, str] |
     return float(np.mean(gains)), f"{sum(g > 0 for g in gains)} of {len(seeds)}"
 
 
+def meets(rows: Sequence[Row], task: str) -> str | None:
+    """Return the criteria that a task meets, or `none`; None before both are measured."""
+    binds = gain(rows, task, WIDE)
+    uneven = gain(rows, task, best_allocation(rows, task))
+    if binds is None or uneven is None:
+        return None
+    met = {"a": binds[0] >= BINDS, "b": uneven[0] >= UNEVEN}
+    return ", ".join(name for name in met if met[name]) or "none"
+
+
+def entering(rows: Sequence[Row]) -> list[str]:
+    """Return the tasks that meet both criteria, and those of the others with the shortest runs."""
+    found = {row["task"]: meets(rows, row["task"]) for row in rows}
+    others = [task for task in found if found[task] not in (BOTH, None)]
+    others.sort(key=lambda task: np.mean([*final(rows, task, UNIFORM, "seconds").values()]))
+    return [task for task in found if found[task] == BOTH] + others[:OTHERS]
+
+
 def line(rows: Sequence[Row], task: str) -> str:
     """Return the table's line of a task."""
     best = best_allocation(rows, task)
@@ -71,9 +93,7 @@ def line(rows: Sequence[Row], task: str) -> str:
         cells.append(", ".join(shown))
     cells += [f"{wide[0]:+.1%} ({wide[1]})" if wide else NO, best or NO]
     cells.append(f"{uneven[0]:+.1%} ({uneven[1]})" if uneven else NO)
-    passes = wide and uneven and (wide[0] >= BINDS, uneven[0] >= UNEVEN)
-    names = {(True, True): "a, b", (True, False): "a", (False, True): "b", (False, False): "none"}
-    cells.append(names[passes] if passes else NO)
+    cells.append(meets(rows, task) or NO)
     return f"| {' | '.join(cells)} |"
 
 
@@ -104,7 +124,7 @@ def main() -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     for task in tasks:
         print(line(rows, task))
-    print(f"\n{NEED_HEAD}")
+    print(f"\nThe comparison: {', '.join(entering(rows))}\n\n{NEED_HEAD}")
     for task in tasks:
         if final(rows, task, AUTO) and final(rows, task, CEILING):
             print(need_line(rows, task))

@@ -21,6 +21,7 @@ from benchmarks.frozen_trunk import (
 )
 from benchmarks.screen import count_missing, finish
 from benchmarks.screen_arms import ALLOCATIONS
+from benchmarks.screen_report import entering, meets
 from benchmarks.screen_runs import COLUMNS, Runner
 from benchmarks.screen_tasks import read_screen
 from benchmarks.time_limit import TimeLimit
@@ -113,3 +114,22 @@ def test_only_the_best_allocation_gets_final_runs_and_no_chosen_rate_is_at_an_ed
         assert {rate / 2, rate, 2 * rate} <= tried
     for arm in ALLOCATIONS:
         assert len(runner.table.select(kind="trial", arm=arm)) == 2 + (arm == "lower")
+
+
+def test_tasks_that_meet_both_criteria_and_the_three_cheapest_others_are_compared():
+    gains = {"both": (0.03, 0.02), "binds": (0.03, 0.0), "uneven": (0.01, 0.02), "none": (0.0, 0.0)}
+    gains |= {"dear": (0.0, 0.0)}
+    rows = []
+    for place, (task, (wide, lower)) in enumerate(gains.items()):
+        rows += [
+            {"kind": "trial", "task": task, "arm": arm, "seed": 150, "loss": 1.0 - (arm == "lower")}
+            for arm in ALLOCATIONS
+        ]
+        rows += [
+            {"kind": "final", "task": task, "arm": arm, "seed": 0, "loss": loss, "seconds": seconds}
+            for arm, loss in (("uniform", 1.0), ("wide", 1 - wide), ("lower", 1 - lower))
+            for seconds in [90 - 10 * place + 50 * (task == "dear")]
+        ]
+    assert [meets(rows, task) for task in gains] == ["a, b", "a", "b", "none", "none"]
+    assert entering(rows) == ["both", "none", "uneven", "binds"]
+    assert meets(rows[:-1], "dear") is None
