@@ -33,8 +33,8 @@ def main() -> None:
         base, LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear")
     )
     config = DynamicLoraConfig(total_steps=given.steps)
-    if deepspeed or accelerator.distributed_type == DistributedType.FSDP:
-        make_static(model, config)  # before an engine, or the optimizer, sees the tensors
+    if deepspeed:
+        make_static(model, config)  # before the engine, or the optimizer, sees the tensors
     # A group for each: DeepSpeed steps a group as one tensor, and layers' moments differ in age.
     groups = [{"params": [p]} for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(groups, lr=given.learning_rate)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dynlora.distributed import process_count, sum_over_processes
-from dynlora.engines.sharding import reshard
+from dynlora.engines.fsdp import reshard
 from dynlora.errors import NonFiniteError
 
 RATIO = 2**-0.5

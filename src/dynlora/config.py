@@ -133,7 +133,7 @@ class DynamicLoraConfig:
     rounding. False keeps PEFT's forwards, bit for bit."""
     mode: ModeName = "auto"
     """Shape of the tensors: `physical` has the live rank; `static` is padded to the highest
-    possible rank, as compiled and sharded models require; `auto` chooses."""
+    possible rank, as some engines require; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
     """Reaction to a NaN or infinite gradient: `skip` ignores and counts it, `stop` ends the run.
     With `stop`, every step waits for its gradients."""

@@ -83,8 +83,8 @@ class DynamicLora:
 
         Args:
             model: The PEFT model, compiled or not, inside its `DistributedDataParallel` or before
-                it is wrapped. A `DynamicLora` already attached to the same adapter is closed. For
-                FSDP2 and DeepSpeed see `make_static`.
+                it is wrapped, or sharded by FSDP2's `fully_shard`. A `DynamicLora` already attached
+                to the same adapter is closed. For DeepSpeed see `make_static`.
             optimizer: Optimizer of the LoRA parameters, of a kind that `adapters.optimizer_state`
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
@@ -639,6 +639,7 @@ class DynamicLora:
             )
 
     def _check_layers(self) -> None:
+        self._adapters.reshard()
         self._adapters.check_unmerged()
         self._adapters.step_watch.end()
         broken = self._adapters.broken_weights()

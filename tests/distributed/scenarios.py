@@ -26,8 +26,6 @@ ENGINES = {
     "accelerate_fsdp2": ("signal",),
 }
 """Scenarios by engine; Accelerate wraps the optimizer too."""
-PHYSICAL = ("ddp", "accelerate_ddp")
-"""Engines under which tensors have the live rank."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 FALLING = {"activation_ratio": {"budget_end": 0.5}}
 """Settings of single scenarios."""

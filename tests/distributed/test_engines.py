@@ -14,7 +14,6 @@ from dynlora.integrations.checkpoint import load_state
 from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import (
     ENGINES,
-    PHYSICAL,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
@@ -56,7 +55,7 @@ def read(folder, name):
 
 
 def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(engine, found):
-    mode = "physical" if engine in PHYSICAL else "static"
+    mode = "static" if engine.startswith("zero") else "physical"
     for first, second in found.values():
         assert first["mode"] == second["mode"] == mode
         assert len(set(first["ranks"].values())) > 1
@@ -139,6 +138,19 @@ def test_one_process_goes_on_where_two_left_off_at_the_same_ranks(folder, found)
         assert dynamic.ranks == first["ranks"]
         for name, value in lora_weights(model).items():
             assert torch.allclose(first["weights"][STEPS][name], value, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "accelerate_fsdp2"], scope="module", indirect=True)
+def test_each_process_holds_as_many_bytes_as_with_plain_lora(processes, found):
+    """Weights, gradients and moments, mean over the run, against LoRA of this budget in FSDP2."""
+    for importance, places in found.items():
+        for ours, plain in zip(places, read(processes, "bytes"), strict=True):
+            assert ours["bytes"] <= 1.10 * plain, importance
+
+
+@pytest.mark.parametrize("engine", ENGINES, scope="module", indirect=True)
+def test_parameters_stay_the_objects_that_the_users_optimizer_trains(found):
+    assert all(place["same_parameters"] for places in found.values() for place in places)
 
 
 def test_the_saved_adapter_loads_in_plain_peft_at_the_live_ranks(folder, found):

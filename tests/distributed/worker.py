@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
@@ -20,11 +21,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
 from torch.utils._pytree import tree_map
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.adapters import lora_adapters
 from dynlora.errors import EngineError
 from dynlora.integrations.checkpoint import load_state, save_state
@@ -32,7 +34,6 @@ from tests.distributed.scenarios import (
     CONFIG,
     ENGINES,
     LOST_AT,
-    PHYSICAL,
     RESUMED_AT,
     STEPS,
     base_norms,
@@ -53,29 +54,25 @@ class Process:
 
     def __init__(self, engine: str, importance: str, *, attaches_first: bool = False) -> None:
         """Attach under Accelerate's DDP to the wrapped model, unless it `attaches_first`."""
-        self.model = model_in_float64()
+        self.model, self.made = sharded(engine)
         self.called: nn.Module = self.model
+        self.optimizer: Any = self.made
         self.accumulates = engine == "accelerate_ddp"
-        config = config_of(importance)
-        if engine not in PHYSICAL:
-            make_static(self.model, config)
-        if engine == "fsdp2":
-            for block in self.model.get_base_model().model.layers:
-                fully_shard(block)
-            fully_shard(self.model)
-        self.optimizer = optimizer_of(self.model)
+        self.accelerator = accelerator_of(engine) if engine.startswith("accelerate") else None
         if attaches_first:
-            self.dynamic = DynamicLora(self.model, self.optimizer, config)
-        if engine.startswith("accelerate"):
-            accelerator = accelerator_of(engine)
-            self.called, self.optimizer = accelerator.prepare(self.model, self.optimizer)
-            self.model = accelerator.unwrap_model(self.called)
+            self.dynamic = DynamicLora(self.model, self.optimizer, config_of(importance))
+        if self.accelerator is not None:
+            self.called, self.optimizer = self.accelerator.prepare(self.model, self.made)
+            self.model = self.accelerator.unwrap_model(self.called)
+        self.trained = trained(self.model)
         if not attaches_first:
-            self.dynamic = DynamicLora(self.called, self.optimizer, config)
+            self.dynamic = DynamicLora(self.called, self.optimizer, config_of(importance))
         if engine == "ddp":
             self.called = DistributedDataParallel(self.model)
         self.seen: dict[int, dict[str, Tensor]] = {}
         """Weights by step, after each event and at the end."""
+        self.held: list[int] = []
+        """Bytes of the adapter's tensors in each step."""
 
     def train(self, first: int, last: int) -> None:
         """Take the steps from `first` to `last`, each on this process's part of the batch."""
@@ -89,6 +86,10 @@ class Process:
             loss.backward()  # the graph stays alive until the forward after an event
             self.dynamic.observe()
             self.optimizer.step()
+            self.held.append(held_bytes(self.made))
+            if step % 5 == 0:  # after which FSDP2 keeps what it gathered for its root
+                with torch.no_grad():
+                    loss_of(self.called, tokens)
             self.dynamic.step()
             self.optimizer.zero_grad()
             if step == last or len(self.dynamic.history) > earlier:
@@ -96,7 +97,47 @@ class Process:
 
     def found(self) -> dict[str, object]:
         """Return all that the tests look at."""
-        return found_by(self.dynamic, weights=self.seen, base_norms=base_norms(self.model))
+        return found_by(
+            self.dynamic,
+            weights=self.seen,
+            base_norms=base_norms(self.model),
+            bytes=fmean(self.held),
+            same_parameters=self.trained == trained(self.model) == trained(self.made),
+        )
+
+
+def sharded(engine: str) -> tuple[Any, AdamW]:
+    """Return the model, of which FSDP2 shards one block alone and the rest, and its optimizer."""
+    model = model_in_float64()
+    if engine == "fsdp2":
+        fully_shard(model.get_base_model().model.layers[0])
+        fully_shard(model)
+    return model, optimizer_of(model)
+
+
+def trained(of: nn.Module | AdamW) -> list[int]:
+    """Return the identities of a model's trained parameters, or of an optimizer's."""
+    if isinstance(of, AdamW):
+        return [id(p) for group in of.param_groups for p in group["params"]]
+    return [id(p) for p in of.parameters() if p.requires_grad]
+
+
+def held_bytes(optimizer: AdamW) -> int:
+    """Return this process's bytes of trained weights, their gradients and moments."""
+    tensors: list[Any] = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            tensors += [parameter, parameter.grad, *optimizer.state[parameter].values()]
+    local = [t.detach().to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}.values())
+
+
+def lora_bytes(engine: str) -> int:
+    """Return the same of plain LoRA."""
+    model, optimizer = sharded(engine)
+    loss_of(model, *batches(0, 1)).backward()
+    optimizer.step()
+    return held_bytes(optimizer)
 
 
 def accelerator_of(engine: str) -> Accelerator:
@@ -145,6 +186,8 @@ def train_under(engine: str, importance: str, out: Path) -> None:
         save_state(checkpoint, state)
         for name, part in zip(("model", "optimizer"), for_one_process, strict=True):
             torch.save(part, checkpoint / f"{name}.pt")
+    if process.accelerator is not None:
+        process.accelerator.save_state(str(checkpoint))
     process.train(RESUMED_AT, STEPS)
     save(out / f"{importance}-adapter", process.model)
     distributed.barrier()
@@ -155,8 +198,11 @@ def train_under(engine: str, importance: str, out: Path) -> None:
     else:
         again = Process(engine, importance, attaches_first=engine == "accelerate_ddp")
     again.dynamic.load_state_dict(load_state(checkpoint))
-    again.model.load_state_dict(weights)
-    again.optimizer.load_state_dict(moments)
+    if again.accelerator is not None:
+        again.accelerator.load_state(str(checkpoint))
+    else:
+        again.model.load_state_dict(weights)
+        again.optimizer.load_state_dict(moments)
     again.train(RESUMED_AT, STEPS)
     torch.save(again.found(), out / f"{importance}-resumed-{place}.pt")
 
@@ -273,6 +319,7 @@ def main() -> None:
     call_the_bare_model(out)
     pad_inside_a_wrapper(out)
     train_unlike(out)
+    torch.save(lora_bytes("fsdp2"), out / f"bytes-{distributed.get_rank()}.pt")
     for engine, scenarios in ENGINES.items():
         for importance in scenarios:
             train_under(engine, importance, out / engine)

@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.budget_search import BudgetSearch, falling_budgets
 from dynlora.errors import ConfigError, NonFiniteError
 from tests.lora_layers import layers_of, lora_chain
@@ -35,7 +35,6 @@ class Learner:
             self.targets = teacher(self.inputs)
         settings = DynamicLoraConfig(total_steps=STEPS, budget_end="auto", **config)
         if shard is not None:
-            make_static(self.model, settings)
             shard(self.model)
         self.optimizer = adamw(self.model, lr=0.005)
         self.dynamic = DynamicLora(
@@ -77,7 +76,7 @@ def test_a_sharded_model_finds_what_a_whole_one_finds():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        sharded = Learner(shard=lambda model: fully_shard(model, mesh=mesh), mode="static")
+        sharded = Learner(shard=lambda model: fully_shard(model, mesh=mesh))
         sharded.train(0, STEPS)
     finally:
         distributed.destroy_process_group()

@@ -59,10 +59,10 @@ def run(case):
     torch.manual_seed(0)
     model, optimizer, dynamic = case.started(total_steps=STEPS, **MOST_MOVEMENT)
     held, ranks, kept = [count(model)], [dynamic.ranks], []
-    original = resize.set_data
+    original = resize.write
 
-    def counted(parameter, data):
-        original(parameter, data)
+    def counted(parameter, values):
+        original(parameter, values)
         held.append(count(model))
 
     def after(step):
@@ -73,7 +73,7 @@ def run(case):
             kept.extend(copy.deepcopy(state))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize, "set_data", counted)
+        patch.setattr(resize, "write", counted)
         losses = train(model, optimizer, dynamic, STEPS, case.batches(), after)
     return SimpleNamespace(
         case=case,

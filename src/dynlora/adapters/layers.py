@@ -20,7 +20,9 @@ from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds import LayerKind, Rows, kind_of
-from dynlora.engines.sharding import has_gradient, is_held, is_sharded, whole
+from dynlora.engines import deepspeed
+from dynlora.engines.fsdp import check_sharding
+from dynlora.engines.sharding import has_gradient, is_held, whole
 from dynlora.errors import EngineError, LayerError
 from dynlora.types import Tokens
 
@@ -302,18 +304,15 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
         )
     factor_A, factor_B = kind.factors(module, adapter)
     for weight in (factor_A.parameter, factor_B.parameter):
-        if is_held(weight) and adapter not in vars(module).get(_CAPACITY, {}):
+        if deepspeed.is_held(weight) and adapter not in vars(module).get(_CAPACITY, {}):
             raise EngineError(
-                f"LoRA layer {name!r} must hold its parameters at one rank for good before an "
-                f"engine takes them over, got a {type(weight.data).__name__} without: call "
-                "`make_static(model, config)` before `fully_shard`, `deepspeed.initialize` or "
+                f"LoRA layer {name!r} must hold its parameters at one rank for good before "
+                f"DeepSpeed takes them over, got a {type(weight.data).__name__} without: call "
+                "`make_static(model, config)` before `deepspeed.initialize` or "
                 "`accelerator.prepare`."
             )
-        if type(weight) is not Parameter and not is_sharded(weight):
-            raise EngineError(
-                f"LoRA layer {name!r} must hold plain parameters, got a {type(weight).__name__}: "
-                "train without the engine that put it there."
-            )
+        if type(weight) is not Parameter:
+            check_sharding(weight)
     return LoraView(name, module, adapter, kind, factor_A, factor_B, factor_A.width, factor_B.width)
 
 
@@ -322,10 +321,9 @@ def _check_untied(layers: list[LoraView]) -> None:
     owners: dict[int, str] = {}
     for layer in layers:
         for parameter in layer.parameters:
-            if is_held(parameter):  # engines keep parameters separate
-                continue
             # Not the storage, because separate weights may be slices of one buffer.
-            owner = owners.setdefault(parameter.data_ptr(), layer.name)
+            place = id(parameter) if is_held(parameter) else parameter.data_ptr()
+            owner = owners.setdefault(place, layer.name)
             if owner != layer.name:
                 raise LayerError(
                     f"Each LoRA layer must have weights of its own, got {layer.name!r} tied to "

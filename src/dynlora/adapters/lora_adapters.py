@@ -53,6 +53,7 @@ from dynlora.adapters.strengths import (
 from dynlora.distributed import share_from_first
 from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.deepspeed import AnyOptimizer
+from dynlora.engines.fsdp import reshard
 from dynlora.errors import LayerError, OptimizerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
@@ -76,6 +77,7 @@ class LoraAdapters:
         """
         check_engine(model)
         keep_gradients(model)
+        reshard(model)
         layers = find_lora_layers(model, adapter_name)
         self._adapter, (self._root, self._configs) = layers[0].adapter, find_root(model)
         own = own_config(self._configs, self._adapter)
@@ -181,6 +183,10 @@ class LoraAdapters:
         self._check_there()
         layers = [layer for layer in self.layers.values() if layer.has_gradients]
         return in_this_step(layers) if layers else []
+
+    def reshard(self) -> None:
+        """Free the copies that FSDP2 keeps after an evaluation, because ranks change in shards."""
+        reshard(self._model)
 
     def check_unmerged(self) -> None:
         """Raise `LayerError` if a layer is merged, because a resized adapter cannot be unmerged."""
@@ -369,6 +375,7 @@ class LoraAdapters:
 
     def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
         """Set a checkpoint's ranks before its tensors; resized layers get zeros and no moments."""
+        self.reshard()
         for name, shape in shapes.items():
             layer = self.layers[name]
             set_rank(layer, int(shape["r"]))

@@ -127,7 +127,7 @@ def rebase_state(
                     if values.shape == moment.shape:
                         moment.copy_(sharded_as(moment, values))
                     else:
-                        state[key] = values
+                        state[key] = sharded_as(moment, values)
             # A change of scale keeps directions, and the proportion of both moments.
             if "exp_avg_sq" in state and change.scale_ratio == 1:
                 betas = _betas(optimizer, factor.parameter)

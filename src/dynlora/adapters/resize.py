@@ -6,14 +6,13 @@ from itertools import compress
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
-from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.optimizer_state import rebase_state
 from dynlora.adapters.strengths import Strengths
-from dynlora.engines.deepspeed import AnyOptimizer, shape_of
-from dynlora.engines.sharding import overwrite
+from dynlora.engines.deepspeed import AnyOptimizer
+from dynlora.engines.sharding import write
 from dynlora.small_matrices import batched, smaller_gram
 from dynlora.types import BasisChange, Tokens
 
@@ -124,7 +123,7 @@ def hold_at(layer: LoraView, rank: int) -> None:
     """Pad tensors to a fixed rank. Zeros in both factors get no gradient, so no mask is needed."""
     for factor in layer.factors:
         if factor.size != rank:
-            set_data(factor.parameter, factor.padded(factor.matrix(layer.r), rank))
+            _set_matrix(factor, factor.matrix(layer.r), rank)
     layer.set_capacity(rank)
     layer.set_fields(r=layer.r, scaling=layer.scaling)
 
@@ -136,26 +135,7 @@ def set_B(layer: LoraView, matrix: Float[Tensor, "out r"]) -> None:
 
 
 def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
-    parameter = factor.parameter
-    data = factor.padded(matrix.to(parameter.device), size)
-    if data.shape == shape_of(parameter):
-        # In place, because engines and compiled code refer to the tensor's memory.
-        overwrite(parameter, data)
-    else:
-        set_data(parameter, data.to(parameter.dtype))
-
-
-def set_data(parameter: Parameter, data: Tensor) -> None:
-    """Replace a parameter's data by a tensor of another shape.
-
-    A referenced backward graph (a loop that keeps `loss`) retains the parameter's gradient
-    accumulator, which expects the old shape: the next backward pass would raise. torch drops the
-    accumulator when the dtype of `.data` changes, so the data passes through another dtype.
-    """
-    parameter.grad = None
-    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
-    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
-    parameter.data = data.contiguous()
+    write(factor.parameter, factor.padded(matrix.to(factor.parameter.device), size))
 
 
 @torch.no_grad()

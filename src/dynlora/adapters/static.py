@@ -24,7 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 def choose_mode(
-    config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
+    config: DynamicLoraConfig,
+    *,
+    processes: int,
+    compiled: bool,
+    held_static: bool = False,
 ) -> Literal["physical", "static"]:
     """Return the mode of the tensors, and log the reason if "auto" selects static mode."""
     if config.mode == "physical" and (compiled or held_static):

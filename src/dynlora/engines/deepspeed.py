@@ -40,6 +40,11 @@ def is_copied(tensor: Tensor) -> bool:
     return hasattr(tensor, "_hp_mapping") or (is_partitioned(tensor) and tensor.requires_grad)
 
 
+def is_held(parameter: Tensor) -> bool:
+    """Return whether ZeRO manages a parameter, and fixes its shape."""
+    return is_partitioned(parameter) or is_copied(parameter)
+
+
 def is_zero(optimizer: object) -> bool:
     """Return whether an optimizer is DeepSpeed's."""
     return type(optimizer).__module__.startswith("deepspeed.runtime.")

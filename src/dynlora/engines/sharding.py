@@ -2,20 +2,21 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn import Parameter
 
-from dynlora.engines import deepspeed
+from dynlora.engines import deepspeed, fsdp
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether this process may have only a part of the tensor."""
-    return _is_distributed(tensor) or deepspeed.is_partitioned(tensor)
+    return fsdp.is_distributed(tensor) or deepspeed.is_partitioned(tensor)
 
 
 def is_held(parameter: Parameter) -> bool:
-    """Return whether an engine manages a parameter and fixes its shape."""
-    return is_sharded(parameter) or deepspeed.is_copied(parameter)
+    """Return whether an engine manages a parameter."""
+    return fsdp.is_distributed(parameter) or deepspeed.is_held(parameter)
 
 
 def is_there(saved: Tensor) -> bool:
@@ -25,41 +26,50 @@ def is_there(saved: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor, gathered from all processes; with ZeRO its trained copy."""
-    if deepspeed.is_partitioned(tensor) or deepspeed.is_copied(tensor):
+    if deepspeed.is_held(tensor):
         return deepspeed.whole_copy(tensor)
     sharded: Any = tensor
-    return sharded.full_tensor() if _is_distributed(tensor) else tensor
+    return sharded.full_tensor() if fsdp.is_distributed(tensor) else tensor
 
 
 def sharded_as(target: Tensor, values: Tensor) -> Tensor:
-    """Return whole values, present on every process, sharded like a tensor of their shape."""
-    if not _is_distributed(target):
+    """Return whole values of any shape, present on every process, sharded like a tensor."""
+    if not fsdp.is_distributed(target):
         return values
     from torch.distributed.tensor import distribute_tensor
 
     sharded: Any = target
     # Each process slices its own values, without communication.
-    return distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    own = distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return own.clone()  # a slice keeps the whole values in memory
 
 
-def overwrite(parameter: Parameter, values: Tensor) -> None:
-    """Write whole values, present on every process, into a parameter's memory."""
+@torch.no_grad()
+def write(parameter: Parameter, values: Tensor) -> None:
+    """Give a parameter whole values, present on every process, of its shape or another."""
+    parameter.grad = None
     if deepspeed.is_copied(parameter):
         deepspeed.write(parameter, values)
-    else:
+    elif values.shape == deepspeed.shape_of(parameter):
+        # In place, because engines and compiled code refer to the tensor's memory.
         parameter.data.copy_(sharded_as(parameter, values))
-    parameter.grad = None
+    else:
+        values = values.to(parameter.dtype).contiguous()
+        _drop_accumulator(parameter)
+        if fsdp.is_distributed(parameter):
+            fsdp.shard_again(parameter, values)
+        else:
+            parameter.data = values
 
 
-def reshard(model: nn.Module) -> None:
-    """Free what FSDP2 gathered for a forward without backward, which it keeps for its root.
+def _drop_accumulator(parameter: Parameter) -> None:
+    """Drop the parameter's gradient accumulator, which expects the old shape.
 
-    Otherwise the next forward uses these copies instead of overwritten shards.
+    A referenced backward graph (a loop that keeps `loss`) retains it, and the next backward pass
+    would raise. torch drops the accumulator when the dtype of `.data` changes.
     """
-    for module in model.modules():
-        sharded: Any = module
-        if hasattr(module, "set_reshard_after_forward"):  # only FSDP2's modules
-            sharded.reshard()
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+    parameter.data = parameter.data.to(other)
 
 
 def gradient_of(parameter: Parameter) -> Tensor | None:
@@ -72,7 +82,3 @@ def has_gradient(parameter: Parameter) -> bool:
     if deepspeed.is_copied(parameter):
         return deepspeed.has_gradient(parameter)
     return parameter.grad is not None
-
-
-def _is_distributed(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # not every build of torch has DTensor
