@@ -1,10 +1,12 @@
-"""What events cost with several processes: seconds, and bytes sent per process.
+"""What dynamic ranks cost with several processes: seconds and bytes, against plain LoRA.
 
     python -m benchmarks.processes
 
 Trains a chain of square linear layers under DistributedDataParallel with 1, 2 and 4 processes on
-this machine's CPUs (torchrun, gloo). Ranks move at random. Bytes are the sizes of the tensors that
-one process sends to collectives, which do not depend on the network. All processes share the CPUs.
+this machine's CPUs (torchrun, gloo), with plain LoRA and with ranks that move at random, which take
+steps in turn. Bytes are the sizes of tensors, which do not depend on the network: adapters,
+gradients and moments, gradients that DistributedDataParallel reduces, and an event's collectives.
+All processes share the CPUs.
 Writes `benchmarks/results/processes.json` for `python -m benchmarks.speed_report`.
 """
 
@@ -18,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -26,8 +28,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-LAYERS, WIDTH, RANK, TOKENS = 48, 256, 8, 256
-STEPS, EVENTS = 40, 5
+LAYERS, WIDTH, RANK, TOKENS = 48, 256, 8, 1024
+STEPS, EVENTS = 60, 5
 COUNTS = (1, 2, 4)
 
 
@@ -63,48 +65,81 @@ def _measure(count: int, place: Path) -> dict[str, Any]:
 
 def _work(place: Path) -> None:
     """Train as one of the processes; the first writes the result."""
-    from dynlora import DynamicLora, DynamicLoraConfig
-
     distributed.init_process_group("gloo")
     sent = _count_bytes()
-    seconds = {}
-    for name in ("plain", "dynamic"):
-        model, optimizer = _chain()
-        config = DynamicLoraConfig(
-            importance="random", total_steps=STEPS, events=EVENTS, hysteresis=0, mode="static"
-        )
-        dynamic = DynamicLora(model, optimizer, config) if name == "dynamic" else None
-        wrapped = DistributedDataParallel(model)
-        steps, events, bytes_by_event = [], [], []
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            wrapped(torch.randn(TOKENS // 16, 16, WIDTH)).square().mean().backward()
-            if dynamic is not None:
-                dynamic.observe()
-            optimizer.step()
-            before, there = sent.total(), 0 if dynamic is None else len(dynamic.history)
-            middle = time.perf_counter()
-            if dynamic is not None:
-                dynamic.step()
-            end = time.perf_counter()
-            if dynamic is not None and len(dynamic.history) > there:
-                events.append(end - middle)
-                bytes_by_event.append(sent.total() - before)
-            else:
-                steps.append(end - start)
-            optimizer.zero_grad()
-        seconds[name] = median(steps)
+    plain, dynamic = _Run(sent), _Run(sent, moves=True)
+    for step in range(STEPS):
+        for run in (plain, dynamic) if step % 2 else (dynamic, plain):
+            run.step()
+    ratios = [ours / theirs for ours, theirs in zip(dynamic.seconds, plain.seconds, strict=True)]
     if distributed.get_rank() == 0:
         point = {
             "processes": distributed.get_world_size(),
-            "step_seconds": seconds,
-            "event_seconds": median(events),
-            "event_bytes": median(bytes_by_event),
+            "step_seconds": {"plain": median(plain.seconds), "dynamic": median(dynamic.seconds)},
+            "step_ratio": median(ratios),
+            "event_seconds": median(dynamic.event_seconds),
+            "event_bytes": {
+                name: median(event[name] for event in dynamic.event_bytes) for name in sent
+            },
+            "bytes_ratio": {
+                key: [part(dynamic.bytes[key]) / part(plain.bytes[key]) for part in (mean, max)]
+                for key in plain.bytes
+            },
         }
         place.write_text(json.dumps(point))
-    del wrapped  # freed after the process group, it may wait forever for Gloo's threads
+    del run, plain, dynamic  # freed after the process group, they may wait forever for its threads
     gc.collect()
     distributed.destroy_process_group()
+
+
+class _Run:
+    """One of two runs that take steps in turn: plain LoRA, or one whose ranks move."""
+
+    def __init__(self, sent: Counter[str], *, moves: bool = False) -> None:
+        from dynlora import DynamicLora, DynamicLoraConfig
+
+        self.sent = sent
+        self.model, self.optimizer = _chain()
+        self.wrapped = DistributedDataParallel(self.model)
+        config = DynamicLoraConfig(
+            importance="random", total_steps=STEPS, events=EVENTS, hysteresis=0
+        )
+        self.dynamic = DynamicLora(self.wrapped, self.optimizer, config) if moves else None
+        self.seconds: list[float] = []
+        """Per step, without the event."""
+        self.event_seconds: list[float] = []
+        self.event_bytes: list[Counter[str]] = []
+        """Per event, by collective."""
+        self.bytes: dict[str, list[int]] = {"held": [], "reduced": []}
+        """Bytes per step of weights, gradients and moments, and of reduced gradients."""
+
+    def step(self) -> None:
+        """Take one step."""
+        start = time.perf_counter()
+        self.wrapped(torch.randn(TOKENS // 16, 16, WIDTH)).square().mean().backward()
+        if self.dynamic is not None:
+            self.dynamic.observe()
+        self.optimizer.step()
+        middle, before = time.perf_counter(), self.sent.copy()
+        self.count()
+        if self.dynamic is not None:
+            events, begun = len(self.dynamic.history), time.perf_counter()
+            self.dynamic.step()
+            if len(self.dynamic.history) > events:
+                self.event_seconds.append(time.perf_counter() - begun)
+                self.event_bytes.append(self.sent - before)
+        self.optimizer.zero_grad()
+        self.seconds.append(middle - start)
+
+    def count(self) -> None:
+        """Count the bytes that the step holds and reduces."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        states = [self.optimizer.state[p] for p in weights]
+        moments = [state[key] for state in states for key in ("exp_avg", "exp_avg_sq")]
+        tensors = [*weights, *(p.grad for p in weights), *moments]
+        self.bytes["held"].append(sum(tensor.nbytes for tensor in tensors))
+        told = self.wrapped._get_ddp_logging_data()
+        self.bytes["reduced"].append(int(told["total_parameter_size_bytes"]))
 
 
 def _chain() -> tuple[Any, AdamW]:

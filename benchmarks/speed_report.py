@@ -165,7 +165,8 @@ def _fused(calls: Sequence[Result], rows: int) -> str:
 def _processes(result: Result) -> str:
     """Return the section on several processes."""
     layers, width, points = result["layers"], result["width"], result["points"]
-    plain, dynamic = (_spread(points, "step_seconds", name) for name in ("plain", "dynamic"))
+    ratios = ", ".join(f"{point['step_ratio']:.2f}" for point in points)
+    most = max(max(max(kind) for kind in point["bytes_ratio"].values()) for point in points)
     events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in points)
     counts = ", ".join(str(point["processes"]) for point in points)
     sent = points[-1]["event_bytes"]
@@ -178,20 +179,16 @@ DistributedDataParallel over gloo. All processes share {result["processors"]} CP
 with their number anyway. With {counts} processes:
 
 - An event takes {events}.
-- A step between events takes {dynamic}; a step of plain LoRA takes {plain}.
-  Calls this small use PEFT's forward, which in static mode computes at the full width of the
-  tensors, here 64.
-- A process sends {sent:,.0f} bytes per event. {tokens:,} of them are sampled tokens, in a sum over
-  processes. Their size does not grow with the number of processes, but with the width of all
-  inputs: 10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
-- The remaining bytes are the tokens' keys. Each process receives {KEY_BYTES:,} bytes from every
-  other per input: 1 MB from 1,000 processes if all layers read the same tokens, but 10 GB for
-  10,000 layers with separate tokens.
+- A step between events takes {ratios} times a step of plain LoRA, both taken in turn.
+- Adapters, gradients, moments and reduced bytes are at most {most:.2f} times plain LoRA's.
+- A process sends {sum(sent.values()):,.0f} bytes per event. {tokens:,} of them are sampled tokens,
+  in a sum over processes. Their size does not grow with the number of processes, but with the width
+  of all inputs: 10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
+- {sent["broadcast"]:,.0f} bytes are the first process's ranks and conversion matrices.
+- The tokens' keys are sent too. Each process receives {KEY_BYTES:,} bytes from every other per
+  input: 1 MB from 1,000 processes if all layers read the same tokens, but 10 GB for 10,000 layers
+  with separate tokens.
 """
-
-
-def _spread(points: Sequence[Result], key: str, name: str) -> str:
-    return ", ".join(f"{1e3 * point[key][name]:.0f} ms" for point in points)
 
 
 def _more(result: Result, key: str, name: str) -> str:
