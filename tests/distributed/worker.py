@@ -182,7 +182,7 @@ def train_under(engine: str, importance: str, out: Path) -> None:
     checkpoint = out / f"{importance}-checkpoint"
     for_one_process = [tree_map(whole, part) for part in (weights, moments)]
     if place == 0:
-        checkpoint.mkdir(parents=True)
+        checkpoint.mkdir(parents=True, exist_ok=True)
         save_state(checkpoint, state)
         for name, part in zip(("model", "optimizer"), for_one_process, strict=True):
             torch.save(part, checkpoint / f"{name}.pt")

@@ -43,5 +43,5 @@ def test_layers_on_several_devices_are_refused_by_the_devices():
 @pytest.mark.parametrize("name", ["DeepSpeedEngine", "FullyShardedDataParallel"])
 def test_engines_that_need_not_be_installed_are_refused_by_their_name(name):
     engine = type(name, (nn.Module,), {"__module__": "some.engine"})
-    with pytest.raises(EngineError, match=rf"got some\.engine\.{name}\. With FSDP2"):
+    with pytest.raises(EngineError, match=rf"got some\.engine\.{name}\. With DeepSpeed"):
         check_engine(engine())
