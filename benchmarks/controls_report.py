@@ -26,7 +26,7 @@ Cell = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Paired differences of an arm from another in one cell, relative to LoRA's mean loss."""
+    """Paired differences of an arm from another in one cell, relative to the unit's mean loss."""
 
     cell: Cell
     arm: str
@@ -36,7 +36,7 @@ class Comparison:
     interval: tuple[float, float]
     p: float
     share: tuple[float, float, float] | None
-    """Share of the gain of `dynamic` over `lora`, and its interval."""
+    """Share of the gain of the whole over the unit, and its interval."""
 
 
 def losses_by_arm(rows: Iterable[Row], metric: str) -> dict[Cell, dict[str, dict[int, float]]]:
@@ -49,13 +49,30 @@ def losses_by_arm(rows: Iterable[Row], metric: str) -> dict[Cell, dict[str, dict
     return found
 
 
-def compare(cell: Cell, arms: Mapping[str, Losses], arm: str, other: str) -> Comparison | None:
-    """Compare two arms on their common seeds; None with fewer than two."""
-    seeds = sorted(set(arms[arm]) & set(arms.get(other, {})) & set(arms.get("lora", {})))
+def compare(
+    cell: Cell,
+    arms: Mapping[str, Losses],
+    arm: str,
+    other: str,
+    *,
+    unit: str = "lora",
+    whole: str = "dynamic",
+) -> Comparison | None:
+    """Compare two arms on their common seeds; None with fewer than two.
+
+    Args:
+        cell: Task and rank.
+        arms: Losses by arm.
+        arm: The first arm.
+        other: The second arm, which is subtracted.
+        unit: Arm whose mean loss is the unit.
+        whole: Arm whose gain over `unit` is the whole in `share`.
+    """
+    seeds = sorted(set(arms.get(arm, {})) & set(arms.get(other, {})) & set(arms.get(unit, {})))
     if len(seeds) < 2:
         return None
-    unit = float(np.mean([arms["lora"][seed] for seed in seeds]))
-    differences = [(arms[arm][seed] - arms[other][seed]) / unit for seed in seeds]
+    loss = float(np.mean([arms[unit][seed] for seed in seeds]))
+    differences = [(arms[arm][seed] - arms[other][seed]) / loss for seed in seeds]
     return Comparison(
         cell=cell,
         arm=arm,
@@ -64,22 +81,24 @@ def compare(cell: Cell, arms: Mapping[str, Losses], arm: str, other: str) -> Com
         mean=float(np.mean(differences)),
         interval=bootstrap_interval(differences),
         p=sign_flip_p(differences),
-        share=share_of_gain(arms, arm) if other == "lora" else None,
+        share=share_of_gain(arms, arm, unit, whole) if other == unit else None,
     )
 
 
-def share_of_gain(arms: Mapping[str, Losses], arm: str) -> tuple[float, float, float] | None:
-    """Return (lora - arm) / (lora - dynamic) with its 95 % percentile bootstrap interval."""
-    dynamic, lora = arms.get("dynamic", {}), arms["lora"]
-    seeds = sorted(set(arms[arm]) & set(dynamic) & set(lora))
+def share_of_gain(
+    arms: Mapping[str, Losses], arm: str, unit: str, whole: str
+) -> tuple[float, float, float] | None:
+    """Return (unit - arm) / (unit - whole) with its 95 % percentile bootstrap interval."""
+    base, best = arms[unit], arms.get(whole, {})
+    seeds = sorted(set(arms[arm]) & set(best) & set(base))
     if len(seeds) < 2:
         return None
-    mine = np.array([lora[seed] - arms[arm][seed] for seed in seeds])
-    whole = np.array([lora[seed] - dynamic[seed] for seed in seeds])
+    mine = np.array([base[seed] - arms[arm][seed] for seed in seeds])
+    gain = np.array([base[seed] - best[seed] for seed in seeds])
     drawn = np.random.default_rng(SEED).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-    shares = mine[drawn].mean(axis=1) / whole[drawn].mean(axis=1)
+    shares = mine[drawn].mean(axis=1) / gain[drawn].mean(axis=1)
     low, high = np.quantile(shares, [0.025, 0.975])
-    return float(mine.mean() / whole.mean()), float(low), float(high)
+    return float(mine.mean() / gain.mean()), float(low), float(high)
 
 
 def comparisons_in(cell: Cell, arms: Mapping[str, Losses]) -> list[Comparison]:

@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,15 +21,21 @@ from benchmarks.frozen_trunk import (
 )
 from benchmarks.screen_arms import AUTO, make_adapter
 from benchmarks.screen_tasks import Screen, read_task
-from benchmarks.screen_training import LoadedTask, Run, train
+from benchmarks.screen_training import Controller, LoadedTask, Run, train
 from benchmarks.search import Point, best_of, next_trial
 from benchmarks.time_limit import TimeLimit, study_options
+from dynlora.errors import NonFiniteError
 
 COLUMNS = (
     "kind", "task", "arm", "r", "seed", "learning_rate", "start_loss", "loss", "exact",
     "parameters", "steps",
     "tokens", "tokens_per_parameter", "vocabulary", "seconds", "ranks", "commit", "torch",
 )  # fmt: skip
+
+
+def describe(controller: Controller) -> Row:
+    """Return the size of a trained adapter."""
+    return {"parameters": controller.parameters, "ranks": controller.ranks}
 
 
 @dataclass(slots=True)
@@ -43,6 +49,8 @@ class Runner:
     decoder: Path
     vision: Path | None
     limit: TimeLimit
+    describe: Callable[[Controller], Row] = describe
+    """Returns a row's values that depend on the ranks."""
     loaded: dict[str, LoadedTask] = field(default_factory=dict)
     models: dict[bool, SplitModel] = field(default_factory=dict)
     """The model of texts and the model of images."""
@@ -111,9 +119,12 @@ class Runner:
         adapter, row = make_adapter(arm, self.study, run), Row()
         if arm == AUTO:
             row["start_loss"] = evaluate(adapter.model, run.judge, run.task.head)[0]
-        controller, row["loss"], row["exact"] = train(adapter, run)
+        try:
+            controller, row["loss"], row["exact"] = train(adapter, run)
+        except NonFiniteError:
+            return {"loss": math.inf}
         tokens = run.task.config.epochs * int(run.data.lengths.sum())
-        row |= {"parameters": controller.parameters, "ranks": controller.ranks, "tokens": tokens}
+        row |= {"tokens": tokens} | self.describe(controller)
         return row | {"tokens_per_parameter": round(tokens / controller.parameters, 2)}
 
     def load(self, name: str) -> LoadedTask:

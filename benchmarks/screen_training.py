@@ -1,7 +1,8 @@
-"""One training loop for all arms of the screen."""
+"""One training loop for all arms of the screen and of the comparison that follows it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -12,7 +13,7 @@ from benchmarks.arms import MAX_GRAD_NORM, WARMUP
 from benchmarks.batches import training_batches
 from benchmarks.frozen_trunk import CachedExamples, SplitModel, evaluate, loss_of
 from benchmarks.screen_tasks import TaskConfig
-from dynlora import DynamicLora
+from dynlora.types import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,45 @@ class Run:
         return training_batches(self.data.lengths, size=size, seed=self.seed, steps=self.steps)
 
 
+class Controller(Protocol):
+    """The part of `DynamicLora` that the loop needs."""
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Live rank by layer."""
+
+    @property
+    def parameters(self) -> int:
+        """Live parameters."""
+
+    @property
+    def peak_parameters(self) -> int:
+        """Highest number of live parameters so far."""
+
+    @property
+    def history(self) -> Sequence[Event]:
+        """Events at which ranks could move."""
+
+    def observe(self) -> None:
+        """Read the gradients before the optimizer's step."""
+
+    def step(self) -> None:
+        """Change ranks after the optimizer's step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A model with an untrained adapter."""
 
     model: nn.Module
-    control: Callable[[Optimizer, Callable[[], float]], DynamicLora]
+    control: Callable[[Optimizer, Callable[[], float]], Controller]
     """Returns the controller, from the optimizer and a function that returns the validation loss.
     """
+    penalty: Callable[[], Tensor | float] = float
+    """Returns a term to add to the loss of each batch."""
 
 
-def train(adapter: Adapter, run: Run) -> tuple[DynamicLora, float, float]:
+def train(adapter: Adapter, run: Run) -> tuple[Controller, float, float]:
     """Train an adapter; return its controller, its loss, and its share of right examples."""
     model = adapter.model.train()
     head = run.task.head.detach().clone().requires_grad_(run.task.head.requires_grad)
@@ -83,7 +112,7 @@ def train(adapter: Adapter, run: Run) -> tuple[DynamicLora, float, float]:
     rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * run.steps), run.steps)
     controller = adapter.control(optimizer, lambda: evaluate(model, run.validation, head)[0])
     for rows in run.batches():
-        loss_of(model, run.data, rows, head).backward()
+        (loss_of(model, run.data, rows, head) + adapter.penalty()).backward()
         clip_grad_norm_(trained, MAX_GRAD_NORM)
         controller.observe()
         optimizer.step()
