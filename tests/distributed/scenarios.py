@@ -22,7 +22,7 @@ SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
 ENGINES = {
     "ddp": SCENARIOS,
     "accelerate_ddp": ("signal",),
-    "fsdp2": SCENARIOS,
+    "fsdp2": ("activation_ratio", "attention_entropy"),
     "accelerate_fsdp2": ("signal",),
 }
 """Scenarios by engine; Accelerate wraps the optimizer too."""

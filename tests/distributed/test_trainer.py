@@ -12,10 +12,12 @@ from tests.models import bare_llama, lora_llama
 ZERO = [pytest.param(stage, id=f"zero{stage}", marks=NEEDS_DEEPSPEED) for stage in (1, 2)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(0, id="ddp"), *ZERO])
+@pytest.fixture(scope="module", params=["ddp", "fsdp2", *ZERO])
 def folder(request, tmp_path_factory):
-    if not request.param:
+    if request.param == "ddp":
         return request.getfixturevalue("processes")
+    if request.param == "fsdp2":
+        return request.getfixturevalue("processes") / "trainer_fsdp2"
     out = tmp_path_factory.mktemp("trainer")
     run_in_processes("tests.distributed.zero_trainer_worker", request.param, out)
     return out
@@ -29,7 +31,7 @@ def found(folder):
 
 def test_every_process_has_the_same_ranks_and_the_same_weights_to_the_last_bit(found, request):
     first, second = found
-    assert first["mode"] == ("physical" if "[ddp]" in request.node.name else "static")
+    assert first["mode"] == ("static" if "zero" in request.node.name else "physical")
     assert len(set(first["ranks"].values())) > 1
     assert first["history"] == second["history"]
     assert differing(first["weights"], second["weights"]) == []
@@ -46,7 +48,7 @@ def test_ranks_and_weights_are_those_of_one_process_with_the_same_global_batch(f
 
 
 def test_a_run_that_lost_a_process_ends_bit_for_bit_the_same_once_resumed(folder, found):
-    """Under DeepSpeed from a checkpoint of the whole run."""
+    """Under FSDP2 and DeepSpeed from a checkpoint of the whole run."""
     steps = [event["step"] for event in found[0]["history"]]
     assert steps[0] < LOST_AT - 1
     assert steps[-1] > LOST_AT

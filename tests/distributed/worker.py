@@ -140,7 +140,7 @@ def lora_bytes(engine: str) -> int:
     return held_bytes(optimizer)
 
 
-def accelerator_of(engine: str) -> Accelerator:
+def accelerator_of(engine: str, state_dict_type: str = "SHARDED_STATE_DICT") -> Accelerator:
     """Return an Accelerator that shards as that of `accelerate launch`; on CPUs it does not."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
@@ -154,6 +154,7 @@ def accelerator_of(engine: str) -> Accelerator:
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         reshard_after_forward=True,
         cpu_ram_efficient_loading=True,
+        state_dict_type=state_dict_type,
     )
     return accelerator
 
@@ -214,6 +215,35 @@ class Killed(TrainerCallback):
         """Kill it."""
         if state.global_step == LOST_AT and distributed.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_by_sharding_trainer(out: Path) -> None:
+    """Train with `transformers.Trainer` under FSDP2, then again from the state in the middle."""
+
+    def shared(**given: Any) -> Accelerator:
+        accelerator_of("accelerate_fsdp2", "FULL_STATE_DICT")
+        return Accelerator(**given)
+
+    folder = out / "run"
+    for name, last in (("whole", None), ("resumed", folder / f"checkpoint-{RESUMED_AT}")):
+        with patch("transformers.trainer.Accelerator", shared):
+            trainer, callback = trainer_of(
+                lora_llama(r=8).double(),
+                folder,
+                steps=STEPS,
+                resume_from=last,
+                per_device_train_batch_size=4,
+                ddp_backend="gloo",
+                save_strategy="steps",
+                save_steps=RESUMED_AT,
+            )
+        trainer.train(resume_from_checkpoint=last and str(last))
+        assert callback.dynamic is not None
+        weights = {n: whole(w) for n, w in lora_weights(trainer.model).items()}
+        found = found_by(callback.dynamic, weights=weights)
+        torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
+        trainer.save_model(str(out / f"{name}-adapter"))
+        distributed.barrier()
 
 
 def train_by_trainer(out: Path, name: str, *callbacks: TrainerCallback) -> None:
@@ -316,6 +346,7 @@ def main() -> None:
         train_by_trainer(out, "resumed", Killed())
     for name in ("whole", "resumed"):
         train_by_trainer(out, name)
+    train_by_sharding_trainer(out / "trainer_fsdp2")
     call_the_bare_model(out)
     pad_inside_a_wrapper(out)
     train_unlike(out)

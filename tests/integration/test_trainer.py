@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -397,6 +398,7 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     [
         ("enable_jit_checkpoint", True, "got enable_jit_checkpoint=True"),
         ("deepspeed_plugin", SimpleNamespace(zero_stage=3), "got DeepSpeed with zero_stage=3: "),
+        ("fsdp", "full_shard", "got FSDP1: "),
     ],
 )
 def test_arguments_under_which_no_run_could_resume_are_refused(name, value, message, tmp_path):
@@ -404,6 +406,20 @@ def test_arguments_under_which_no_run_could_resume_are_refused(name, value, mess
     setattr(trainer.args, name, value)
     with pytest.raises(EngineError, match=message):
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def test_fsdp2_ends_with_the_last_weights_and_resumes_from_the_checkpoint_whose_ranks_it_has(
+    tmp_path, monkeypatch
+):
+    trainer, callback = trainer_of(lora_llama(), tmp_path, resume_from=tmp_path / "checkpoint-9")
+    plugin = SimpleNamespace(fsdp_version=2)
+    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+    trainer.args.load_best_model_at_end = True
+    given = trainer.args, trainer.state, trainer.control
+    with pytest.raises(EngineError, match="got load_best_model_at_end under FSDP2: "):
+        callback.on_init_end(*given, model=trainer.model)
+    with pytest.raises(ResumeError, match=r"resume from .*checkpoint-9, but it starts from step 0"):
+        callback.on_train_begin(*given, model=trainer.model, optimizer=adamw(trainer.model))
 
 
 def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,6 +20,7 @@ from dynlora.adapters.extension import Extension
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.peft_config import ShapeHooks
+from dynlora.adapters.resize import set_rank
 from dynlora.adapters.static import choose_mode, make_static
 from dynlora.budget_search import Validate
 from dynlora.config import DynamicLoraConfig
@@ -54,7 +56,8 @@ class DynamicLoraCallback(TrainerCallback):
                 of steps is used.
             adapter_name: The adapter to resize; None for the active one.
             resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
-                required only if it is outside the trainer's `output_dir`.
+                required only if it is outside the trainer's `output_dir`, and under FSDP2, where
+                layers need its ranks before they are sharded.
             validate: Returns the validation loss, for `budget_end="auto"`; with the trainer's own:
                 ``lambda: trainer.evaluate(metric_key_prefix="tried")["tried_loss"]``.
             extensions: Extensions of the controller (see `DynamicLora`).
@@ -81,7 +84,8 @@ class DynamicLoraCallback(TrainerCallback):
             EngineError: If the arguments require an unsupported engine.
             LayerError: If the model has no LoRA layer, or one that cannot be resized.
         """
-        _check_arguments(args)
+        sharded = _shards_by_fsdp2()
+        _check_arguments(args, sharded=sharded)
         model: nn.Module = kwargs["model"]
         mode = choose_mode(
             self.config,
@@ -93,6 +97,10 @@ class DynamicLoraCallback(TrainerCallback):
             # Possible here: the optimizer has no state yet, and no engine has wrapped the model.
             make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
+        if sharded and self._resume_from is not None:
+            shapes = load_state(self._resume_from)["layers"]
+            for layer in find_lora_layers(model, self._adapter_name):
+                set_rank(layer, int(shapes[layer.name]["r"]))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,8 +109,13 @@ class DynamicLoraCallback(TrainerCallback):
 
         Raises:
             ResumeError: If the checkpoint's state is missing, or belongs to another model or
-                configuration.
+                configuration; or if training starts from step 0 with `resume_from` under FSDP2.
         """
+        if self._resume_from is not None and state.global_step == 0 and _shards_by_fsdp2():
+            raise ResumeError(
+                f"With `resume_from` under FSDP2, training must resume from {self._resume_from}, "
+                "but it starts from step 0: call `trainer.train(resume_from_checkpoint=...)`."
+            )
         config = self.config
         if config.total_steps is None:
             config = replace(config, total_steps=state.max_steps)
@@ -256,10 +269,19 @@ def _written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return max(root.glob(f"*/{name}"), key=lambda folder: folder.stat().st_mtime)
 
 
-def _check_arguments(args: TrainingArguments) -> None:
+def _shards_by_fsdp2() -> bool:
+    """Return whether the Trainer's Accelerator shards models by FSDP2."""
+    plugin = getattr(AcceleratorState(), "fsdp_plugin", None)
+    return plugin is not None and plugin.fsdp_version == 2
+
+
+def _check_arguments(args: TrainingArguments, *, sharded: bool) -> None:
+    fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
     engines = {
-        "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        "FSDP1": fsdp and not sharded,
+        # The Trainer loads the best checkpoint into tensors of the last ranks.
+        "load_best_model_at_end under FSDP2": sharded and args.load_best_model_at_end,
         # In stage 3 the Trainer saves static tensors uncut, and loads them without their rank.
         f"DeepSpeed with zero_stage={stage}": stage not in (None, 1, 2),
         "several devices in one process": args.n_gpu > 1,
@@ -273,7 +295,7 @@ def _check_arguments(args: TrainingArguments) -> None:
     if used:
         raise EngineError(
             "A Trainer must run in one process, or in several as torchrun starts them, one for a "
-            f"device, also under DeepSpeed ZeRO-1 and 2, got {', '.join(used)}: turn that off, or "
-            "use plain LoRA. In a loop of your own ranks can move under FSDP2 and DeepSpeed ZeRO-3 "
-            "as well, see `make_static`."
+            f"device, also under FSDP2 and ZeRO-1 and 2, got {', '.join(used)}: turn that off, or "
+            "use plain LoRA. In a loop of your own ranks can move under DeepSpeed ZeRO-3 as well, "
+            "see `make_static`."
         )
