@@ -114,7 +114,9 @@ class DynamicLora:
         self.seconds = 0.0
         """Wall time spent on observing and reallocating."""
         metric = build_metric(config.importance, seed=config.seed)
-        self._adapters = LoraAdapters(model, optimizer, adapter_name, follow=self._follow)
+        self._adapters = LoraAdapters(
+            model, optimizer, adapter_name, follow=self._follow, compiled=compiled
+        )
         self._layers = list(self._adapters.layers.values())
         self._assessor = LayerImportanceAssessor(
             metric,
@@ -154,7 +156,7 @@ class DynamicLora:
             model,
             self._layers,
             self._analyzer,
-            may_be_compiled=compiled or config.mode == "static",
+            compiled=compiled,
             timed=self._timed,
         )
         if self.mode == "static":
@@ -246,6 +248,7 @@ class DynamicLora:
             layers = self._adapters.with_gradients()
             if layers:
                 self._assessor.observe(layers, step=self._step + 1)
+                self._forwards.after_backward()
             elif not self._adapters.model_has_gradients:
                 raise LayerError(
                     f"At least one of {len(self._layers)} LoRA layers must have a gradient, got "

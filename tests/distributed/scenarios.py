@@ -26,6 +26,8 @@ ENGINES = {
     "accelerate_fsdp2": ("signal",),
 }
 """Scenarios by engine; Accelerate wraps the optimizer too."""
+COMPILED = ("ddp attach", "compile ddp attach", "attach ddp compile", "parts ddp attach")
+"""Orders of attaching, wrapping and compiling; the first is the reference."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
 FALLING = {"activation_ratio": {"budget_end": 0.5}}
 """Settings of single scenarios."""

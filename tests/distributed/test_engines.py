@@ -13,6 +13,7 @@ from peft import PeftModel
 from dynlora.integrations.checkpoint import load_state
 from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import (
+    COMPILED,
     ENGINES,
     RESUMED_AT,
     SCENARIOS,
@@ -169,6 +170,15 @@ def test_tensors_padded_inside_a_wrapper_are_reduced(processes):
     first, second = read(processes, "padded")
     assert first["mode"] == "static"
     assert differing(first["gradients"], second["gradients"]) == []
+
+
+def test_compiled_models_train_as_others_under_ddp_in_every_order(processes):
+    plain, _ = read(processes, COMPILED[0])
+    assert len(set(plain["ranks"].values())) > 1
+    for order in COMPILED:
+        for ours in read(processes, order):
+            assert ours["history"] == plain["history"]
+            assert differing(ours["weights"], plain["weights"]) == [], order
 
 
 def test_all_processes_take_over_the_plan_and_the_new_directions_of_the_first(processes):

@@ -31,6 +31,7 @@ from dynlora.adapters import lora_adapters
 from dynlora.errors import EngineError
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
+    COMPILED,
     CONFIG,
     ENGINES,
     LOST_AT,
@@ -46,6 +47,7 @@ from tests.distributed.scenarios import (
     optimizer_of,
 )
 from tests.integration.test_trainer import trainer_of
+from tests.lora_layers import lora_chain
 from tests.models import lora_llama, loss_of, train
 
 
@@ -318,6 +320,34 @@ def pad_inside_a_wrapper(out: Path) -> None:
     torch.save(found_by(dynamic, gradients=gradients), out / f"padded-{place}.pt")
 
 
+def train_compiled(out: Path, order: str) -> None:
+    """Train layers after some of: attach, compile the model, its parts, wrap it in DDP."""
+    place = distributed.get_rank()
+    model = lora_chain(*[8] * 5, r=2).train()
+    called, optimizer = model, optimizer_of(model)
+    config = DynamicLoraConfig(importance="random", shrink_tolerance=1, fused=False, **CONFIG)
+    for step in order.split():
+        if step == "attach":
+            dynamic = DynamicLora(called, optimizer, config)
+        elif step == "compile":
+            called = torch.compile(called, backend="eager")
+        elif step == "parts":
+            for layer in model.base_model.model:
+                layer.compile(backend="eager")
+        else:
+            called = DistributedDataParallel(called)
+    torch.manual_seed(0)
+    train(
+        called,
+        optimizer,
+        dynamic,
+        STEPS,
+        batches=(torch.randn(4, 8, dtype=torch.float64)[place::2] for _ in range(STEPS)),
+        loss=lambda model, x: (model(x) - x.roll(1, dims=1)).square().mean(),
+    )
+    torch.save(found_by(dynamic, weights=lora_weights(model)), out / f"{order}-{place}.pt")
+
+
 class SlowToFree(Tensor):
     """Needs the interpreter for two seconds when it is freed."""
 
@@ -350,6 +380,8 @@ def main() -> None:
     call_the_bare_model(out)
     pad_inside_a_wrapper(out)
     train_unlike(out)
+    for order in COMPILED:
+        train_compiled(out, order)
     torch.save(lora_bytes("fsdp2"), out / f"bytes-{distributed.get_rank()}.pt")
     for engine, scenarios in ENGINES.items():
         for importance in scenarios:

@@ -387,7 +387,7 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
         models[1], tmp_path, torch_compile=True, torch_compile_backend="eager"
     )
     compiled.train()
-    assert callback.dynamic.mode == "static"
+    assert callback.dynamic.mode == "physical"
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynlora.adapters.layers import LoraView, find_root
 from dynlora.adapters.owners import OwnHook
+from dynlora.engines.compiled import only_eager
 from dynlora.errors import ConfigError
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
@@ -60,9 +61,11 @@ class AttentionTaps:
         """Install the hooks, unless installed."""
         if self._handles:
             return
-        self._handles = [self._model.register_forward_pre_hook(OwnHook(self._on_model))]
+        begin = OwnHook(only_eager(self._on_model))
+        self._handles = [self._model.register_forward_pre_hook(begin)]
         for block in self._blocks:
-            arm, restore = OwnHook(self._before(block)), OwnHook(self._after(block))
+            arm = OwnHook(only_eager(self._before(block)))
+            restore = OwnHook(only_eager(self._after(block)))
             before = block.module.register_forward_pre_hook(arm)
             after = block.module.register_forward_hook(restore, always_call=True)
             self._handles += [before, after]

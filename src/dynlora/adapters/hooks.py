@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.kinds import Rows
 from dynlora.adapters.layers import LoraView
 from dynlora.adapters.owners import OwnHook
-from dynlora.engines.compiled import EagerSteps
+from dynlora.engines.compiled import EagerSteps, only_eager
 from dynlora.types import UNUSED_KEY
 
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
@@ -48,12 +48,14 @@ class ActivationTaps:
         layers: Sequence[LoraView],
         sink: ActivationSink,
         *,
-        may_be_compiled: bool = False,
+        compiled: bool = False,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Prepare the hooks; `open` installs them, and `timed` measures their time."""
         self._step = 0
-        self._eager = EagerSteps() if may_be_compiled else None
+        self._compiled = compiled
+        self._called = False  # whether a layer's hook ran since they were installed
+        self._eager = EagerSteps()
         self._model = model
         self._layers = layers
         self._sink = sink
@@ -70,17 +72,19 @@ class ActivationTaps:
     def open(self, step: int = 0) -> None:
         """Install the hooks, unless installed; `step`, of the optimizer, enters the keys."""
         self._step = step
-        if self._eager is not None:
+        if self._compiled:
             self._eager.open()
         if self._handles:
             return
-        before, after = OwnHook(self._on_model), OwnHook(self._after_model)
+        self._called = False
+        before = OwnHook(only_eager(self._on_model))
+        after = OwnHook(only_eager(self._after_model))
         self._handles = [
             self._model.register_forward_pre_hook(before, with_kwargs=True),
             self._model.register_forward_hook(after),
         ]
         for layer in self._layers:
-            hook = OwnHook(self._layer_hook(layer))
+            hook = OwnHook(only_eager(self._layer_hook(layer)))
             self._handles.append(layer.module.register_forward_hook(hook))
 
     def close(self) -> None:
@@ -88,8 +92,11 @@ class ActivationTaps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._eager is not None:
-            self._eager.close()
+        self._eager.close()
+
+    def after_backward(self) -> None:
+        """Notice from hooks that did not run that the model was compiled after `DynamicLora`."""
+        self._compiled |= bool(self._handles) and not self._called
 
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._examples = None
@@ -117,6 +124,7 @@ class ActivationTaps:
         name = layer.name
 
         def show(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._called = True
             if self._examples is None or name in self._done or not torch.is_grad_enabled():
                 return
             use = self._uses[name]

@@ -52,6 +52,7 @@ from dynlora.adapters.strengths import (
 )
 from dynlora.distributed import share_from_first
 from dynlora.engines.checks import check_devices, check_engine, keep_gradients
+from dynlora.engines.compiled import follow_ranks
 from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.engines.fsdp import reshard
 from dynlora.errors import LayerError, OptimizerError
@@ -70,10 +71,12 @@ class LoraAdapters:
         adapter_name: str | None,
         *,
         follow: Callable[[BasisChange], None],
+        compiled: bool = False,
     ) -> None:
         """Find the layers, and check that they and the optimizer state can be resized.
 
         `follow` receives each applied change, with zero maps after a load of another rank.
+        `compiled` tells whether `torch.compile` wraps the model or a part of it.
         """
         check_engine(model)
         keep_gradients(model)
@@ -97,7 +100,7 @@ class LoraAdapters:
         check_holds(self._optimizer, _trained_parameters(layers))
         self._fit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # ranks last reported to `follow`
-        self._reducer_hook = ReducerHook(model)
+        self._reducer_hook = ReducerHook(model, compiled=compiled)
         self._handles: list[RemovableHandle] = []
         self.step_watch = StepWatch(self._optimizer, layers)
         """Checks that the given optimizer takes the steps."""
@@ -363,7 +366,8 @@ class LoraAdapters:
                 self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
 
     def write_config(self) -> None:
-        """Write live ranks and scalings to PEFT's configuration."""
+        """Write live ranks and scalings to PEFT's configuration, and let compiled code follow."""
+        follow_ranks(self._model)
         write_patterns(self._configs[self._adapter], list(self.layers.values()))
 
     def shapes(self) -> dict[str, dict[str, float]]:

@@ -1,10 +1,9 @@
-"""Static mode: tensors of a fixed rank, so that engines and compiled code see no new shapes.
+"""Static mode: tensors of a fixed rank, so that engines see no new shapes.
 
 Zeros pad the live components. Saved tensors are cut to the live rank and loaded ones padded, so
 that static layers have the same checkpoints as others.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -20,32 +19,24 @@ from dynlora.engines.checks import check_engine
 from dynlora.engines.sharding import is_there, sharded_as
 from dynlora.errors import ConfigError, LayerError
 
-logger = logging.getLogger(__name__)
-
 
 def choose_mode(
-    config: DynamicLoraConfig,
-    *,
-    processes: int,
-    compiled: bool,
-    held_static: bool = False,
+    config: DynamicLoraConfig, *, processes: int, compiled: bool, held_static: bool = False
 ) -> Literal["physical", "static"]:
-    """Return the mode of the tensors, and log the reason if "auto" selects static mode."""
-    if config.mode == "physical" and (compiled or held_static):
+    """Return the mode of the tensors; "auto" means static if they are, or must be, padded."""
+    if config.mode == "physical" and held_static:
         raise ConfigError(
-            "`mode` must be 'static' or 'auto' for a model that is compiled, or was made static, "
-            "got 'physical': compiled code would be made anew at each change of rank."
+            "`mode` must be 'static' or 'auto' for a model that was made static, got 'physical': "
+            "leave out `make_static`."
         )
-    chosen = config.mode == "auto" and compiled
-    static = held_static or chosen or config.mode == "static"
-    if config.input_adaptive and (static or processes > 1):
-        where = "in static mode" if static else f"in {processes} processes"
+    static = held_static or config.mode == "static"
+    if config.input_adaptive and (static or compiled or processes > 1):
+        where = "static mode" if static else f"{processes} processes"
         raise ConfigError(
-            f"`input_adaptive` must be false {where}, got true: its masks follow the live rank, "
-            "and its thresholds one process. Train so, with mode='physical', or turn it off."
+            f"`input_adaptive` must be false in {'compiled models' if compiled else where}, but "
+            "got true: its hooks break compiled graphs, its masks follow the live rank, and its "
+            "thresholds one process. Turn it off, or train without these."
         )
-    if chosen and not held_static:
-        logger.info("static mode: torch.compile")
     return "static" if static else "physical"
 
 

@@ -1,15 +1,23 @@
-"""`torch.compile`: detect compiled models, and run the few steps with hooks eagerly.
+"""`torch.compile`: detect compiled models, allow recompilation, and run steps with hooks eagerly.
 
-Otherwise it would break its graph at every layer, and recompile whenever hooks change.
+In compiled code, hooks would break the graph at every layer, so they do nothing there.
 """
 
 import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dynlora.errors import EngineError
+
+_RANKS = r".*\['lora_(embedding_)?A'\].*:0,.*\['lora_(embedding_)?B'\].*:1"
+"""Axes of size r, in the notation of `torch.compiler.config.dynamic_sources`."""
+
+_COMPILATIONS = 8
+"""Compilations of a part after one change of ranks, for training, evaluation and several shapes of
+the input: torch's default limit per function in a whole run."""
 
 
 class EagerSteps:
@@ -41,18 +49,48 @@ class EagerSteps:
             EagerSteps._stance = None
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether `torch.compile` compiles a model or a part of it."""
-    return any(
+def follow_ranks(model: nn.Module) -> None:
+    """Prepare the process's compiler for a change of the ranks of the model's LoRA layers.
+
+    A change recompiles what depends on the ranks, so the compiler's limits rise, beyond which code
+    runs eagerly without an error. Blocks compiled one by one share code for all ranks above 1, but
+    torch specializes axes of size 1. Such code for a whole model, with hundreds of these axes,
+    takes longer to compile than code for fixed ranks.
+    """
+    compiler, dynamo = torch.compiler.config, torch._dynamo.config
+    parts = max(1, _compiled_parts(model))
+    if parts > 1 and _RANKS not in compiler.dynamic_sources:
+        compiler.dynamic_sources += f",{_RANKS}"
+    dynamo.recompile_limit += _COMPILATIONS * parts
+    dynamo.accumulated_recompile_limit += _COMPILATIONS * parts
+
+
+def only_eager(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that does nothing in compiled code."""
+
+    def call(*args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            function(*args)
+
+    return call
+
+
+def _compiled_parts(model: nn.Module) -> int:
+    return sum(
         isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
         for module in model.modules()
     )
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether `torch.compile` compiles a model or a part of it."""
+    return _compiled_parts(model) > 0
 
 
 def check_not_compiled(model: nn.Module) -> None:
     """Raise `EngineError` if a model is compiled."""
     if is_compiled(model):
         raise EngineError(
-            f"The model must run without torch.compile, got a compiled {type(model).__name__}: "
-            "pass the bare model, and do not compile it."
+            "Input-adaptive ranks must run without torch.compile, because their hooks break its "
+            f"graphs into many, got a compiled {type(model).__name__}: do not compile it."
         )

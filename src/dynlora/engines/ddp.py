@@ -51,6 +51,7 @@ def rebuild_running_reducer() -> bool:
     return True
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would contain the old reducer
 def rebuild_reducer(wrapper: Any) -> None:
     """Rebuild a wrapper's reducer, with its settings and communication hooks, on this process."""
     wrapper._remove_autograd_hooks()

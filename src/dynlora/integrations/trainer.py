@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -119,13 +120,13 @@ class DynamicLoraCallback(TrainerCallback):
         config = self.config
         if config.total_steps is None:
             config = replace(config, total_steps=state.max_steps)
-        if args.torch_compile:  # the model here is not the compiled one
-            config = replace(config, mode="static")
         model: nn.Module = kwargs["model"]
         self._watch_loads(model)
         self._observing.close()
         if self.dynamic is not None:
             self.dynamic.close()
+        if args.torch_compile:  # the Trainer passes the model without its compiled wrapper
+            model = cast(nn.Module, torch.compile(model, backend="eager"))
         self.dynamic = DynamicLora(
             model,
             kwargs["optimizer"],

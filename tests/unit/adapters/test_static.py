@@ -1,7 +1,5 @@
 """How tensors are held: what is chosen, and what does not go with it."""
 
-import logging
-
 import pytest
 
 from dynlora import DynamicLoraConfig
@@ -9,34 +7,33 @@ from dynlora.adapters.static import choose_mode
 from dynlora.errors import ConfigError
 
 
+@pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize(
-    ("mode", "processes", "compiled", "chosen", "said"),
-    [
-        ("auto", 1, False, "physical", []),
-        ("physical", 1, False, "physical", []),
-        ("static", 1, False, "static", []),
-        ("auto", 1, True, "static", ["static mode: torch.compile"]),
-        ("auto", 3, False, "physical", []),
-        ("physical", 3, False, "physical", []),
-        ("static", 2, True, "static", []),
-    ],
+    ("mode", "chosen"), [("auto", "physical"), ("physical", "physical"), ("static", "static")]
 )
-def test_tensors_are_static_where_an_engine_needs_it_which_is_said_or_it_is_asked_for(
-    mode, processes, compiled, chosen, said, caplog
-):
-    caplog.set_level(logging.INFO, logger="dynlora")
-    config = DynamicLoraConfig(mode=mode)
-    assert choose_mode(config, processes=processes, compiled=compiled) == chosen
-    assert caplog.messages == said
+def test_tensors_are_static_only_where_it_is_asked_for(mode, chosen, processes):
+    assert choose_mode(DynamicLoraConfig(mode=mode), processes=processes, compiled=True) == chosen
+
+
+def test_tensors_that_are_padded_already_stay_static():
+    assert (
+        choose_mode(DynamicLoraConfig(), processes=1, compiled=False, held_static=True) == "static"
+    )
+    with pytest.raises(ConfigError, match="a model that was made static, got 'physical'"):
+        choose_mode(
+            DynamicLoraConfig(mode="physical"), processes=1, compiled=False, held_static=True
+        )
 
 
 @pytest.mark.parametrize(
-    ("settings", "processes", "message"),
+    ("mode", "processes", "compiled", "where"),
     [
-        ({"input_adaptive": True}, 2, "`input_adaptive` must be false in 2 processes"),
-        ({"input_adaptive": True, "mode": "static"}, 1, "`input_adaptive` must be false"),
+        ("auto", 2, False, "2 processes"),
+        ("static", 1, False, "static mode"),
+        ("auto", 1, True, "compiled models"),
     ],
 )
-def test_what_needs_one_process_or_live_shapes_is_refused_by_name(settings, processes, message):
-    with pytest.raises(ConfigError, match=message):
-        choose_mode(DynamicLoraConfig(**settings), processes=processes, compiled=False)
+def test_input_adaptive_ranks_are_refused_by_name(mode, processes, compiled, where):
+    config = DynamicLoraConfig(input_adaptive=True, mode=mode)
+    with pytest.raises(ConfigError, match=f"`input_adaptive` must be false in {where}, but got"):
+        choose_mode(config, processes=processes, compiled=compiled)

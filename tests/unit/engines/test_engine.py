@@ -27,7 +27,7 @@ def test_a_model_of_which_a_part_is_compiled_or_was_replaced_is_told_apart():
     for model in (in_place, replaced):
         assert is_compiled(model)
         assert unwrapped(model) is model
-        with pytest.raises(EngineError, match=r"must run without torch\.compile, got a compiled"):
+        with pytest.raises(EngineError, match=r"must run without torch\.compile, .* got a comp"):
             check_not_compiled(model)
 
 
