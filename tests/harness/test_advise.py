@@ -35,13 +35,13 @@ def test_each_case_has_a_job_and_full_runs(monkeypatch, request, tmp_path):
 
 
 def test_answers_are_right_wrong_or_undecided():
-    row = {"study": "s", "task": "t", "r": 2, "full_error": 0.01, "low": 0, "high": 0, "seconds": 9}
+    row = {"study": "s", "task": "t", "r": 2, "full_error": 0.01, "learned": 0.5, "seconds": 9}
     table = table_of(
         [
-            row | {"verdict": "too low", "gain": 0.05, "full_gain": 0.03},
-            row | {"verdict": "enough", "gain": 0.0, "full_gain": 0.03},
-            row | {"verdict": "undecided", "gain": 0.01, "full_gain": 0.0},
-            row | {"verdict": "undecided", "gain": None, "low": None, "full_gain": 0.0},
+            row | {"gain": 0.05, "low": 0.03, "high": 0.07, "full_gain": 0.03},
+            row | {"gain": 0.0, "low": -0.01, "high": 0.01, "full_gain": 0.03},
+            row | {"gain": 0.01, "low": 0.0, "high": 0.03, "full_gain": 0.0},
+            row | {"gain": None, "low": None, "high": None, "full_gain": 0.0},
         ]
     )
-    assert table.endswith("1 right, 1 wrong, 2 undecided; 2 of 4 gains on the right side.")
+    assert table.endswith("1 right, 1 wrong, 2 undecided; estimate on the right side: 2.")

@@ -1,4 +1,4 @@
-"""`dynlora advise CONFIG`: whether `lora.r` is enough, from short runs at `r` and `4 r`."""
+"""`dynlora advise CONFIG`: whether `lora.r` is enough, from short runs at `4 r`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def answer(values: Mapping[str, Any]) -> str:
     """Return the advice in one sentence."""
     opening = OPENINGS[values["verdict"]].format(**values)
     if values["gain"] is None:
-        return f"{opening}: the time was too short for two seeds; raise `--minutes`."
+        return f"{opening}: the time was too short; raise `--minutes`."
     if values["learned"] <= values["threshold"]:
         return f"{opening}: runs of this size learn too little; raise `--minutes`."
     low, high = values["interval"]
@@ -42,9 +42,9 @@ def answer(values: Mapping[str, Any]) -> str:
 
 
 def _basis(values: Mapping[str, Any]) -> str:
-    steps, rows = values["steps"], values["rows"]
+    steps, rows, seeds = values["steps"], values["rows"], values["seeds"]
     return (
-        f"Measured in {values['seconds']:.0f} s with {values['seeds']} seeds on "
+        f"Measured in {values['seconds']:.0f} s with {seeds} seed{'' if seeds == 1 else 's'} on "
         f"{rows['trained']:,} of {rows['job']:,} rows in {steps['trained']:,} of {steps['job']:,} "
         f"steps. A gain of {100 * values['threshold']:g} % counts."
     )
@@ -52,7 +52,7 @@ def _basis(values: Mapping[str, Any]) -> str:
 
 COMMAND = JobVerb(
     "advise",
-    "whether lora.r is enough, from short runs at r and 4 r",
+    "whether lora.r is enough, from short runs at 4 r",
     _run,
     [
         click.Option(

@@ -1,15 +1,15 @@
-"""Advise on `lora.r` before a run: train a part of the job at `r` and at `4 r`, and compare.
+"""Advise on `lora.r` before a run: train a part of the job at `4 r`, once cut to `r` at half time.
 
-Both runs of a pair have the same seed, rows and order of batches, so that most noise cancels. They
-differ in `lora.r` alone. PEFT divides `lora_alpha` by it, so that the first updates of both outputs
-are about equally large. With equal scales the higher rank learns faster, which looks like a need
-for rank in a short run.
+Both runs of a pair are equal up to the cut, and see the same batches after it, so that most noise
+cancels. Two runs from the start, at `r` and at `4 r`, differ by several times as much by chance.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
+from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.build import JobInputs, build_trainer, load_inputs, prepare_method
 from dynlora.train.config import JobConfig
 from dynlora.train.machine import check_one_device, keep_freed_memory
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.plan import bare_job
+from dynlora.train.trainer import SEARCH_ROWS
 
 FACTOR = 4
 """The compared ranks are `r` and this many times `r`."""
@@ -35,24 +37,29 @@ ENOUGH = 0.02
 """`r` is enough if the higher rank lowers the loss by less than this part."""
 SHARE, LEAST_SECONDS = 0.05, 120.0
 """Default time limit: this part of the job's time, but at least these seconds."""
-LEAST_SEEDS, MOST_SEEDS = 2, 8
-"""Seeds, of one pair of runs each. Runs are so long that the fewest seeds fit into the time."""
-PLANNED = 0.85
+MOST_SEEDS = 4
+"""Most pairs of runs. Runs are so long that one pair fits into the time."""
+PLANNED = 0.93
 """Part of the remaining time for which runs are planned, because they may turn out slower."""
-EVALUATION = 0.25
-"""Time of an evaluation over that of a run's steps: half as many rows, without gradients."""
-PROBED_STEPS = 6
-"""Steps of a run that only measures the time of its later half."""
+PAIR = 1.5
+"""Steps of a pair over those of a run: the first half is common."""
+JUDGED = 0.05
+"""Part of the time limit for an evaluation, whose rows take at most as long as those of steps."""
+PROBED_STEPS, LEAST_PROBED, PROBE = 24, 6, 0.05
+"""Most and fewest steps of a run that only measures time, and its part of the time limit."""
 SMALLEST = 8
 """The job's batches are divided by at most this number."""
 FEWER = 0.75
 """Larger batches may reduce the number of steps to this part."""
 GROUPS, LEAST_GROUPS = 50, 2
 """Most and fewest groups of validation rows, each with one loss."""
-NOISE, NOISE_FREEDOM = 0.02, 2
-"""Expected standard deviation of a pair's relative gain, and its weight in degrees of freedom."""
+NOISE = 0.01
+"""Expected standard deviation of a pair's relative gain, between seeds and from the gain of a run
+at `r` from its start."""
 CHANGE = 0.01
-"""Expected standard deviation of the gain's change per doubling of the rows; same weight."""
+"""Expected standard deviation of the gain's change per doubling of the rows."""
+FREEDOM = 5
+"""Weight of both expectations in degrees of freedom."""
 ABOVE = 0.975
 """Quantile at the upper end of a 95 % interval."""
 
@@ -60,7 +67,7 @@ Clock = Callable[[], float]
 Losses = Float[np.ndarray, " groups"]
 """Contributions of groups of validation rows to the mean loss of a run."""
 Pair = Float[np.ndarray, "2 groups"]
-"""Losses at the lower and the higher rank."""
+"""Losses of the cut run and of the other one."""
 Drops = Float[np.ndarray, "seeds groups"]
 """Contributions of groups of validation rows to the relative gain of the higher rank."""
 
@@ -82,15 +89,20 @@ class Size:
 class StepTimes(TrainerCallback):
     """Notes the time after each step, and stops training at the time limit."""
 
-    def __init__(self, clock: Clock, end: float) -> None:
-        """Stop when `clock` passes `end`."""
-        self.clock, self.end = clock, end
+    def __init__(self, clock: Clock, end: float, least: int = 0) -> None:
+        """Stop when `clock` passes `end`, but not before `least` steps."""
+        self.clock, self.end, self.least = clock, end, least
         self.times: list[float] = []
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Note the time."""
         self.times.append(self.clock())
-        control.should_training_stop |= self.times[-1] > self.end
+        control.should_training_stop |= self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time limit has passed."""
+        return len(self.times) >= self.least and self.times[-1] > self.end
 
 
 def advise_rank(
@@ -100,7 +112,7 @@ def advise_rank(
     seconds: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Any]:
-    """Train pairs of short runs at `lora.r` and at four times `lora.r`, and compare their losses.
+    """Train at four times `lora.r`, once cut to `lora.r` at half time, and compare the losses.
 
     Args:
         config: The job; nothing is written to its `output`.
@@ -111,9 +123,10 @@ def advise_rank(
     Returns:
         JSON-ready values. `gain` is the part of the validation loss at `r` that the higher rank
         removes, `interval` its 95 % interval, and `learned` the part of the untrained model's loss
-        that a run at `r` removes; all are null if fewer than two seeds fit into the time, or
-        there are fewer than two validation rows.
-        `verdict` is `enough`, `too low` or `undecided`.
+        that the cut run removes; all are null if no pair of runs fits into the time, or there
+        are fewer than two validation rows.
+        `verdict` is `enough` or `too low`, or `undecided` if the interval contains both, if there
+        is no gain, or if the runs learned too little.
 
     Raises:
         DynamicLoraError: If model, data and configuration do not fit, or the job has no new adapter
@@ -122,27 +135,37 @@ def advise_rank(
     began = clock()
     _check(config)
     inputs = load_inputs(config)
-    start, step_seconds = _probe(inputs, config, clock)
+    validation_rows = len(inputs.data.validation)
+    probe_seconds = PROBE * (LEAST_SECONDS if seconds is None else seconds)
+    start, step_seconds = _probe(inputs, config, clock, probe_seconds)
     job = Size(batch=max(step_seconds), steps=inputs.steps)
     time_of_job = job.steps * step_seconds[job.batch]
     limit = max(LEAST_SECONDS, SHARE * time_of_job) if seconds is None else seconds
-    planned = PLANNED * (began + limit - clock()) / (2 * LEAST_SEEDS)
-    size = choose_size((planned - start) / (1 + EVALUATION), job, step_seconds)
-    part = _part(inputs, config, size, config.training.seed)
-    untrained = _untrained_loss(part, config)
+    judged = int(JUDGED * limit * job.batch / step_seconds[job.batch])
+    inputs = _judged(inputs, min(max(judged, GROUPS), SEARCH_ROWS))
+    began_untrained = clock()
+    untrained = _untrained_loss(inputs, config)
+    evaluation = clock() - began_untrained
+    planned = PLANNED * (began + limit - clock()) - 2 * (start + evaluation)
+    size = choose_size(planned / PAIR, job, step_seconds)
     pairs = list(_train_pairs(inputs, config, size, clock, began + limit, console))
     return {
         "r": config.lora.r,
         "higher_r": FACTOR * config.lora.r,
-        **_verdict(pairs, size, job, untrained),
+        **_verdict(
+            pairs,
+            untrained=untrained,
+            change=CHANGE * math.log2(job.rows / size.rows),
+            unseen=1 - len(inputs.data.validation) / validation_rows,
+        ),
         "threshold": ENOUGH,
         "seeds": len(pairs),
         "steps": {"trained": size.steps, "job": job.steps},
         "batch": {"trained": size.batch, "job": job.batch},
         "rows": {
-            "trained": len(part.data.train),
+            "trained": _train_rows(inputs, config, size),
             "job": len(inputs.data.train),
-            "validation": len(part.data.validation),
+            "validation": len(inputs.data.validation),
         },
         "limit_seconds": limit,
         "seconds": clock() - began,
@@ -170,17 +193,19 @@ def _batch(config: JobConfig) -> int:
     return config.training.batch_size * config.training.gradient_accumulation
 
 
-def _probe(inputs: JobInputs, config: JobConfig, clock: Clock) -> tuple[float, dict[int, float]]:
-    """Return the seconds to prepare a run, and the seconds per step with small and full batches."""
-    step_seconds, start = {}, 0.0
-    full = _batch(config)
+def _probe(
+    inputs: JobInputs, config: JobConfig, clock: Clock, seconds: float
+) -> tuple[float, dict[int, float]]:
+    """Return the seconds to prepare a run, and those per step with the job's and small batches."""
+    full, start, step_seconds = _batch(config), 0.0, {}
     for batch in (full, -(-full // SMALLEST)):
-        began, timer = clock(), StepTimes(clock, math.inf)
+        began = clock()
+        timer = StepTimes(clock, began + seconds, LEAST_PROBED)
         size = Size(batch=batch, steps=PROBED_STEPS)
         part = _part(inputs, config, size, config.training.seed)
-        _train(part, _sized(config, FACTOR * config.lora.r, size, config.training.seed), timer)
-        middle = PROBED_STEPS // 2
-        step = (timer.times[-1] - timer.times[middle - 1]) / (PROBED_STEPS - middle)
+        _train(part, _sized(config, size, config.training.seed), timer)
+        middle = len(timer.times) // 2
+        step = (timer.times[-1] - timer.times[middle - 1]) / (len(timer.times) - middle)
         start = max(timer.times[0] - began - step, 0.0)
         step_seconds[batch] = step
     return start, step_seconds
@@ -206,64 +231,100 @@ def choose_size(seconds: float, job: Size, step_seconds: Mapping[int, float]) ->
     return Size(batch=int(batches[place]), steps=int(steps[place]))
 
 
-def _part(inputs: JobInputs, config: JobConfig, size: Size, seed: int) -> JobInputs:
-    """Return random rows of the seed, seen as often as in the job, and fixed validation rows."""
-    data = inputs.data
+def _judged(inputs: JobInputs, rows: int) -> JobInputs:
+    """Return the inputs with at most so many validation rows, always the same."""
+    validation = inputs.data.validation.shuffle(seed=0)
+    kept = validation.select(range(min(rows, len(validation))))
+    return replace(inputs, data=replace(inputs.data, validation=kept))
+
+
+def _train_rows(inputs: JobInputs, config: JobConfig, size: Size) -> int:
+    """Return the rows of a part in which a run sees each as often as the job."""
+    rows = len(inputs.data.train)
     share = size.rows / (_batch(config) * inputs.steps)
-    rows = min(len(data.train), max(size.batch, round(len(data.train) * share)))
-    judged = min(len(data.validation), max(GROUPS, size.rows // 2))
-    data = replace(
-        data,
-        train=data.train.shuffle(seed=seed).select(range(rows)),
-        validation=data.validation.shuffle(seed=0).select(range(judged)),
-    )
-    return replace(inputs, steps=size.steps, data=data)
+    return min(rows, max(size.batch, round(rows * share)))
 
 
-def _sized(config: JobConfig, r: int, size: Size, seed: int) -> JobConfig:
-    """Return the job at rank `r` for a run; `max_rank` stays the same multiple of it."""
+def _part(inputs: JobInputs, config: JobConfig, size: Size, seed: int) -> JobInputs:
+    """Return the inputs of a run, with random rows of the seed."""
+    rows = range(_train_rows(inputs, config, size))
+    train = inputs.data.train.shuffle(seed=seed).select(rows)
+    return replace(inputs, steps=size.steps, data=replace(inputs.data, train=train))
+
+
+def _sized(config: JobConfig, size: Size, seed: int) -> JobConfig:
+    """Return the job with LoRA of the higher rank for a run."""
     passes = -(-size.batch // config.training.batch_size)
-    bare, most = bare_job(config, size.steps), config.dynamic.max_rank
+    bare = bare_job(config, size.steps)
     training = replace(
         bare.training,
         batch_size=-(-size.batch // passes),
         gradient_accumulation=passes,
         seed=seed,
     )
-    most = most and most * r // config.lora.r
-    dynamic = replace(bare.dynamic, max_rank=most)
-    return replace(bare, lora=replace(config.lora, r=r), training=training, dynamic=dynamic)
+    lora = replace(config.lora, r=FACTOR * config.lora.r)
+    return replace(bare, method="lora", lora=lora, training=training)
+
+
+def _cut(config: JobConfig, half: int, steps: int) -> JobConfig:
+    """Return the job of a run that is cut in the step after `half` of its steps."""
+    place = min(1.0, (half + 1) / steps)
+    dynamic = DynamicLoraConfig(
+        importance="uniform",
+        budget_end=1 / FACTOR,
+        events=1,
+        first_event=place,
+        last_event=place,
+    )
+    return replace(config, method="dynamic", dynamic=dynamic)
 
 
 def _train_pairs(
     inputs: JobInputs, config: JobConfig, size: Size, clock: Clock, end: float, console: Console
 ) -> Iterator[Pair]:
-    """Yield the losses at both ranks per seed, until the time is up."""
+    """Yield the losses of both runs per seed, until the time is up."""
     longest = 0.0
     for seed in range(config.training.seed, config.training.seed + MOST_SEEDS):
         began, timer = clock(), StepTimes(clock, end)
         if began + longest > end:
             return
-        part, losses = _part(inputs, config, size, seed), []
-        for r in (config.lora.r, FACTOR * config.lora.r):
-            trainer = _train(part, _sized(config, r, size, seed), timer)
-            if timer.times[-1] > end:
-                return
-            losses.append(_losses(trainer))
-        lower, higher = (float(each.sum()) for each in losses)
-        console.print(f"seed {seed}: validation loss {lower:.4f} and {higher:.4f}", highlight=False)
-        yield np.stack(losses)
+        part = _part(inputs, config, size, seed)
+        pair = _train_pair(part, _sized(config, size, seed), timer)
+        if pair is None:
+            return
+        cut, kept = pair.sum(axis=1)
+        console.print(f"seed {seed}: validation loss {cut:.4f} and {kept:.4f}", highlight=False)
+        yield pair
         longest = max(longest, clock() - began)
 
 
-def _train(inputs: JobInputs, config: JobConfig, timer: StepTimes) -> Any:
-    """Return the Trainer of a run after training."""
+def _train_pair(inputs: JobInputs, config: JobConfig, timer: StepTimes) -> Pair | None:
+    """Return the losses of a run that is cut at half time and of one that is not; None if late."""
+    half = max(1, inputs.steps // 2)
+    training = replace(config.training, save="steps", save_steps=half, save_total_limit=None)
+    config = replace(config, training=training)
+    with TemporaryDirectory() as folder:
+        cut = _train(inputs, _cut(config, half, inputs.steps), timer, Path(folder))
+        if timer.is_over:
+            return None
+        kept = _train(inputs, config, timer, Path(folder), half)
+    return None if timer.is_over else np.stack([_losses(cut), _losses(kept)])
+
+
+def _train(
+    inputs: JobInputs,
+    config: JobConfig,
+    timer: StepTimes,
+    folder: Path = Path(),
+    done: int = 0,
+) -> Any:
+    """Return the Trainer of a run after training, which may continue after `done` steps."""
     prepared = prepare_method(inputs, config)
-    trainer = build_trainer(inputs, config, prepared, [timer])
-    if uses_eva(config.lora):
+    trainer = build_trainer(inputs, config, prepared, [timer], folder)
+    if uses_eva(config.lora) and not done:
         begin_with_eva(trainer, prepared.model)
     set_seed(config.training.seed)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{done}") if done else None)
     return trainer
 
 
@@ -288,42 +349,52 @@ def _losses(trainer: Any) -> Losses:
     return parts
 
 
-def interval_of(drops: Drops, change: float) -> tuple[float, float]:
+def interval_of(drops: Drops, *, change: float, unseen: float) -> tuple[float, float]:
     """Return the ends of the 95 % interval of the mean gain.
 
-    Three variances add up: of the mean over seeds, of the mean over groups of rows, and of the
-    change from the part to the whole job. The first is a weighted mean of the measured variance,
-    which few seeds determine badly, and the expected one. Degrees of freedom are Satterthwaite's.
+    Three variances add up: of the mean over pairs, of the mean over groups of rows, and of the
+    change from the part to the whole job. The first is a weighted mean of the measured variance and
+    the expected one. Degrees of freedom are Satterthwaite's.
 
     Args:
-        drops: At least two seeds and groups.
+        drops: At least one pair, and two groups.
         change: Expected standard deviation of the gain's change from the part to the whole job.
+        unseen: Part of the validation rows that is not in the groups.
     """
-    seeds, groups = drops.shape
-    by_seed, by_group = drops.sum(axis=1), drops.mean(axis=0)
-    freedom = np.array([seeds - 1 + NOISE_FREEDOM, groups - 1, NOISE_FREEDOM])
-    of_seeds = ((seeds - 1) * by_seed.var(ddof=1) + NOISE_FREEDOM * NOISE**2) / freedom[0]
-    parts = np.array([of_seeds / seeds, groups * by_group.var(ddof=1), change**2])
+    pairs, groups = drops.shape
+    by_pair, by_group = drops.sum(axis=1), drops.mean(axis=0)
+    gain = float(by_pair.mean())
+    freedom = np.array([pairs - 1 + FREEDOM, groups - 1, FREEDOM])
+    of_pairs = (np.square(by_pair - gain).sum() + FREEDOM * NOISE**2) / freedom[0]
+    parts = np.array([of_pairs / pairs, unseen * groups * by_group.var(ddof=1), change**2])
     together = float(parts.sum() ** 2 / (parts**2 / freedom).sum())
     margin = float(student.ppf(ABOVE, together)) * math.sqrt(float(parts.sum()))
-    gain = float(by_seed.mean())
     return gain - margin, gain + margin
 
 
-def _verdict(pairs: Sequence[Pair], size: Size, job: Size, untrained: float) -> dict[str, Any]:
-    if len(pairs) < LEAST_SEEDS or pairs[0].shape[1] < LEAST_GROUPS:
+def verdict_of(low: float, high: float, learned: float) -> str:
+    """Return the verdict from the interval of the gain, and the part of the loss removed."""
+    if low < ENOUGH < high or learned <= ENOUGH:
+        return "undecided"
+    return "enough" if high <= ENOUGH else "too low"
+
+
+def _verdict(
+    pairs: Sequence[Pair], *, untrained: float, change: float, unseen: float
+) -> dict[str, Any]:
+    if not pairs or pairs[0].shape[1] < LEAST_GROUPS:
         empty = dict.fromkeys(("learned", "gain", "interval"))
         return {"verdict": "undecided", **empty, "gains": []}
     losses = np.stack(pairs)
     loss = losses[:, 0].sum(axis=1).mean()
     drops = (losses[:, 0] - losses[:, 1]) / loss
-    low, high = interval_of(drops, CHANGE * math.log2(job.rows / size.rows))
+    low, high = interval_of(drops, change=change, unseen=unseen)
     learned = float(1 - loss / untrained)
-    verdict = "too low" if low > ENOUGH else "enough" if high < ENOUGH else "undecided"
+    gain = float(drops.sum(axis=1).mean())
     return {
-        "verdict": verdict if learned > ENOUGH else "undecided",
+        "verdict": verdict_of(low, high, learned),
         "learned": learned,
-        "gain": float(drops.sum(axis=1).mean()),
+        "gain": gain,
         "interval": [low, high],
         "gains": drops.sum(axis=1).tolist(),
     }
