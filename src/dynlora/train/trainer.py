@@ -161,15 +161,13 @@ class JobTrainer(Trainer):
 
 
 def validation_loss(trainer: Any) -> float:
-    """Return the loss of the model as it is on fixed validation rows, without metrics or records.
+    """Return the loss of the model as it is on fixed validation rows, without records.
 
     At most `SEARCH_ROWS` of them, because a search evaluates about ten times.
     """
     data = trainer.eval_dataset.shuffle(seed=0)
     rows = trainer.get_eval_dataloader(data.select(range(min(len(data), SEARCH_ROWS))))
-    metrics = trainer.evaluation_loop(rows, "Validation", prediction_loss_only=True).metrics
-    assert metrics is not None
-    return float(metrics["eval_loss"])
+    return float(trainer.evaluation_loop(rows, "Validation").metrics["eval_loss"])
 
 
 def make_job_trainer(
@@ -184,11 +182,19 @@ def make_job_trainer(
 ) -> JobTrainer:
     """Return a Trainer with loss and metrics from logits, and the collator of a processor."""
     task_loss = TaskLoss(loss)
+
+    def all_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        # The Trainer's mean over batches counts the rows twice that fill up the last batches of
+        # several processes.
+        labels = torch.as_tensor(prediction.label_ids)
+        total = loss(torch.as_tensor(prediction.predictions).double(), labels)
+        return {"loss": float(total / (labels != -100).sum()), **metrics(prediction)}
+
     return JobTrainer(
         args=TrainingArguments(**values),
         data_collator=collate(processor),
         compute_loss_func=task_loss,
-        compute_metrics=metrics,
+        compute_metrics=all_metrics,
         # The logits are the first of several outputs.
         preprocess_logits_for_metrics=lambda made, _: made[0] if isinstance(made, tuple) else made,
         callbacks=[task_loss, *callbacks],

@@ -5,10 +5,10 @@ TRL's fused head computes token probabilities without the logits of all tokens i
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
@@ -17,33 +17,21 @@ from dynlora.errors import ConfigError
 from dynlora.train.trainer import EpochSampler, Penalty, check_finite
 
 
-@dataclass(slots=True)
-class TokenSums:
-    """Sums over the tokens of an evaluation, independent of batches and padding."""
+def token_sums(outputs: Any) -> Float[Tensor, "batch 3"]:
+    """Return loss, right predictions and tokens per row from TRL's head: 0 without a label."""
+    each = (-outputs.log_probs, outputs.is_top1, outputs.label_mask)
+    return torch.stack([values.double().sum(dim=1) for values in each], dim=1)
 
-    loss: float = 0.0
-    right: int = 0
-    """Labels equal to the most probable token."""
-    count: int = 0
 
-    def add(self, outputs: Any) -> Tensor:
-        """Add the outputs of TRL's head, 0 for tokens without label; return their mean loss."""
-        losses = -outputs.log_probs.double()
-        count = int(outputs.label_mask.sum())
-        self.loss += float(losses.sum())
-        self.right += int(outputs.is_top1.sum())
-        self.count += count
-        mean: Tensor = losses.sum() / max(count, 1)
-        return mean
-
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics by name."""
-        mean = self.loss / max(self.count, 1)
-        return {
-            "loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),  # e^710 overflows
-            "token_accuracy": self.right / max(self.count, 1),
-        }
+def metrics_of(sums: Float[Tensor, " 3"]) -> dict[str, float]:
+    """Return the metrics by name from the sums over all rows."""
+    loss, right, count = sums.tolist()
+    mean = loss / max(count, 1)
+    return {
+        "loss": mean,
+        "perplexity": math.exp(min(mean, 700.0)),  # e^710 overflows
+        "token_accuracy": right / max(count, 1),
+    }
 
 
 class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
@@ -54,7 +42,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
         self.sampler = sampler
         self.penalty = penalty
-        self.sums = TokenSums()
+        self.sums = torch.zeros(3, dtype=torch.float64)
         trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
         # TRL rounds trained parameters of a quantized model to bfloat16.
@@ -89,15 +77,17 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        loss = self.sums.add(outputs)
+        rows = token_sums(outputs)
+        loss = rows[:, 0].sum() / rows[:, 2].sum().clamp(min=1)
         check_finite(loss, self.state.global_step)
+        self.sums += self.accelerator.gather_for_metrics(rows).sum(dim=0).to(self.sums)
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate, and replace the Trainer's means over batches by metrics over all tokens."""
-        self.sums = TokenSums()
+        self.sums.zero_()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, value in self.sums.metrics().items():
+        for name, value in metrics_of(self.sums).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
