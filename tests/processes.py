@@ -1,5 +1,6 @@
 """Run commands and functions in child processes that cannot outlive their time limit."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -98,6 +99,7 @@ def run_in_fork(
 
 def _write_into(writer: Any, function: Callable[..., int], arguments: Sequence[Any]) -> None:
     os.setsid()
+    gc.freeze()  # or a collection would copy the whole memory of the server
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(writer.fileno(), number)
         setattr(sys, name, os.fdopen(number, "w", closefd=False))
