@@ -357,12 +357,14 @@ def test_kernels_and_freed_memory_are_kept_unless_the_environment_says_otherwise
 @pytest.mark.parametrize(
     ("processes", "gpus", "told"),
     [
-        ("4", 0, "one process, got WORLD_SIZE='4', and several would all write"),
+        ("4", 0, "one process, got WORLD_SIZE='4' | torchrun or `--processes N` must start"),
         ("two", 0, "one process, got WORLD_SIZE='two'"),
-        ("1", 2, "one GPU at most, got 2, | : set CUDA_VISIBLE_DEVICES"),
+        ("1", 2, "one GPU at most, got 2, | `dynlora train CONFIG --processes 2`"),
     ],
 )
-def test_several_processes_or_gpus_are_refused(error, monkeypatch, processes, gpus, told):
+def test_processes_without_launcher_and_several_gpus_of_one_are_refused(
+    error, monkeypatch, processes, gpus, told
+):
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert missing(error(), told) == []

@@ -110,11 +110,15 @@ def _name(key: str) -> str:
     return key.replace(".", "__")
 
 
+def given_keys(given: Any) -> dict[str, str]:
+    """Return the texts of the keys on the command line."""
+    texts = {key: vars(given)[_name(key)] for key in settings()}
+    return {key: text for key, text in texts.items() if text is not None}
+
+
 def job_of(given: Any, output: Output) -> JobConfig | None:
     """Return the job of a `JobVerb`; print it and return None with `--print_config`."""
-    texts = {key: vars(given)[_name(key)] for key in settings()}
-    given_texts = {key: text for key, text in texts.items() if text is not None}
-    config = read_job(given.config, given_texts)
+    config = read_job(given.config, given_keys(given))
     if not given.print_config:
         return config
     values = json.loads(json.dumps(asdict(config)))  # tuples become lists

@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from dynlora.cli.output import Output, ReaderLeftError, drop_pending, fewer_rema
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.runs.record import installed, release
-from dynlora.train.signals import sigterm_stops
+from dynlora.train.processes import in_group, is_first, leave, one_error
+from dynlora.train.signals import ReportedError, sigterm_stops
 
 VERBS = (
     "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "export",
@@ -37,7 +39,6 @@ PACKAGES = (
 """Packages whose versions a bug report needs."""
 NVIDIA = Path("/proc/driver/nvidia/version")  # file with the NVIDIA driver's version on Linux
 OUTPUT_OPTIONS = ("--json", "--quiet")
-READER_LEFT = 141  # as of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE
 SHOWN = 80  # maximum characters of a path in an error, because it may be pasted text
 LONGEST_ERROR = 4000  # maximum characters of an error, because quoted values may be huge
 
@@ -49,15 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dynlora` with the arguments, or the process's own, and return the exit code."""
     if instruction := os.environ.get(VARIABLE):
         return shell_complete(dynlora(), {}, "dynlora", VARIABLE, instruction)
-    return run_command(argv, _dispatch)
+    command = partial(run_command, argv, _dispatch)
+    return leave(command) if in_group() else command()
 
 
 def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
     """Run a command and return the exit code; an expected error becomes one line."""
     given = list(sys.argv[1:] if argv is None else argv)
-    output = Output(as_json="--json" in given, quiet="--quiet" in given)
+    first = is_first()  # other processes print errors only
+    output = Output(as_json=first and "--json" in given, quiet=not first or "--quiet" in given)
     try:
-        with sigterm_stops(), only_errors() if output.quiet else fewer_remarks():
+        with sigterm_stops(), only_errors() if output.quiet else fewer_remarks(), one_error():
             dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
             output.finish()
     except DynamicLoraError as error:
@@ -66,8 +69,8 @@ def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
         if error.filename is None or error.errno is None:
             raise
         return _refuse(_refused_file(error))
-    except ReaderLeftError:
-        return READER_LEFT
+    except (ReaderLeftError, ReportedError) as end:
+        return end.code
     except Exception as error:
         if not is_out_of_memory(error):
             raise

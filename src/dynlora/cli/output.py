@@ -23,6 +23,8 @@ PIPED_WIDTH = 100  # minimum number of columns without a terminal
 class ReaderLeftError(Exception):
     """The reader of the output, such as `head`, closed the pipe."""
 
+    code = 141  # as of programs ended by a closed pipe: 128 plus 13, the number of SIGPIPE
+
 
 class PipeConsole(Console):
     """`rich.console.Console` that raises `ReaderLeftError` when a pipe is closed."""

@@ -1,27 +1,59 @@
 """`dynlora train CONFIG`: train a job, or with `--dry-run` check it, and print its results."""
 
+import os
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.text import Text
 
-from dynlora.cli.job_options import JobVerb
+from dynlora.cli.arguments import COUNT
+from dynlora.cli.job_options import JobVerb, given_keys
 from dynlora.cli.output import Output, readable_messages
+from dynlora.errors import ConfigError
+from dynlora.runs.checkpoints import way_on
 from dynlora.train.config import JobConfig
+from dynlora.train.processes import explaining_loss, in_group, launch
+from dynlora.train.signals import ReportedError
 
 
 def _run(config: JobConfig, given: Any, output: Output) -> None:
+    if in_group() and given.processes is not None:
+        raise ConfigError(
+            f"`--processes` must be left out under torchrun, got {given.processes}: torchrun "
+            "starts the processes."
+        )
+    count = int(os.environ["WORLD_SIZE"]) if in_group() else given.processes or 1
+    advice = partial(way_on, Path(config.output), config.method, count)
+    if given.processes is None:
+        with readable_messages(output.progress), explaining_loss(advice):
+            _train(config, given, output)
+    elif code := launch(_command(given, output), count, advice):
+        raise ReportedError(code)
+
+
+def _train(config: JobConfig, given: Any, output: Output) -> None:
     from dynlora.report.results import result_table
     from dynlora.train.job import check_job, run_job
 
-    with readable_messages(output.progress):
-        if given.dry_run:
-            outlook, metrics = check_job(config, output.progress)
-            values = {"dry_run": True, **outlook.to_dict(), "metrics_before": metrics}
-            output.show(Text(outlook.text(metrics)), values)
-        else:
-            report = run_job(config, output.progress)
-            output.show(result_table(report), report.to_dict())
+    if given.dry_run:
+        outlook, metrics = check_job(config, output.progress)
+        values = {"dry_run": True, **outlook.to_dict(), "metrics_before": metrics}
+        output.show(Text(outlook.text(metrics)), values)
+    elif (report := run_job(config, output.progress)) is not None:
+        output.show(result_table(report), report.to_dict())
+
+
+def _command(given: Any, output: Output) -> list[str]:
+    """Return the command of each process."""
+    flags = {"--dry-run": given.dry_run, "--json": output.as_json, "--quiet": output.quiet}
+    return [
+        *(sys.executable, "-P", "-m", "dynlora", "train", str(given.config)),
+        *(f"--{key}={text}" for key, text in given_keys(given).items()),
+        *(flag for flag, on in flags.items() if on),
+    ]
 
 
 COMMAND = JobVerb(
@@ -31,6 +63,12 @@ COMMAND = JobVerb(
     [
         click.Option(
             ["--dry-run"], is_flag=True, help="Load and check everything, and write nothing."
-        )
+        ),
+        click.Option(
+            ["--processes"],
+            type=COUNT,
+            metavar="N",
+            help="Train in so many processes of this machine, each with its own GPU if it has any.",
+        ),
     ],
 )

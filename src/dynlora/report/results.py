@@ -34,6 +34,8 @@ class Outlook:
     start_parameters: int
     budget: int  # maximum number of parameters for the method
     steps: int
+    processes: int
+    rows_per_step: int  # over all processes
     resumes_from_step: int | None  # steps already taken; None for a new run
     output: Path
     replaces_run: bool  # whether the run replaces an earlier one in `output`
@@ -44,6 +46,8 @@ class Outlook:
         yield f"data: {_rows(self.train_rows, self.validation_rows)}{labels}"
         trained = "LoRA parameters" if self.method != "full" else "parameters, all of the model's"
         steps = _plural(self.steps, "step")
+        if self.processes > 1:
+            steps += f" of {_plural(self.rows_per_step, 'row')} on {self.processes} processes"
         yield f"method {self.method}: {self.start_parameters:,} {trained}; {steps}"
 
     def to_dict(self) -> dict[str, Any]:

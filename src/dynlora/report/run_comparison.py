@@ -57,9 +57,10 @@ def read_finished(root: Path) -> RunFiles:
     """Read a run; raise `RunFileError` if it is not a finished one."""
     run = read_run(root)
     if run.status != "finished":
+        command = finish_command(root, run.method, run.facts.get("processes", 1))
         raise RunFileError(
             f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
-            f"{run.steps} steps: finish it with `{finish_command(root, run.method)}`, or "
+            f"{run.steps} steps: finish it with `{command}`, or "
             "see `dynlora report` for what there is."
         )
     return run

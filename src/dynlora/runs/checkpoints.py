@@ -125,11 +125,20 @@ def can_resume(root: Path, method: str) -> bool:
     return method != "adalora" and bool(complete_checkpoints(root / "checkpoints"))
 
 
-def finish_command(root: Path, method: str) -> str:
+def finish_command(root: Path, method: str, processes: int = 1) -> str:
     """Return the command that resumes a run from its last checkpoint, or else restarts it.
 
     It passes `--output`, because the folder may have moved since its configuration was written.
     """
+    group = f" --processes {processes}" if processes > 1 else ""
     how = "--training.resume latest" if can_resume(root, method) else "--overwrite true"
     config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))
-    return f"dynlora train {config} --output {output} {how}"
+    return f"dynlora train {config} --output {output} {how}{group}"
+
+
+def way_on(root: Path, method: str, processes: int) -> str:
+    """Return the advice to finish a run after a failure, with its command."""
+    if not (root / "config.yaml").is_file():
+        return "start again"
+    verb = "go on" if can_resume(root, method) else "start again"
+    return f"{verb} with `{finish_command(root, method, processes)}`"

@@ -113,7 +113,7 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
     if status != "finished":
         raise RunFileError(
             f"RUN must be finished, got {folder.root}, which {UNFINISHED[status]}: finish it with "
-            f"`{finish_command(folder.root, method)}`."
+            f"`{finish_command(folder.root, method, facts.get('processes', 1))}`."
         )
     for path in (folder.config, *folder.model_files(method)):
         if not path.is_file():

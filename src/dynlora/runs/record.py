@@ -39,6 +39,7 @@ _KINDS: Mapping[str, Kind] = {
     "seed": int | None,
     "steps": int | None,
     "budget": int | None,
+    "processes": int,
     "num_labels": int | None,
     "class_names": list[str] | None,
     "rows": _NUMBERS,

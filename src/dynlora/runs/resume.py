@@ -39,6 +39,7 @@ class Past:
     checkpoint: Path
     source: RunFolder  # folder of the checkpoint's run
     step: int  # completed optimizer steps
+    epoch: int  # completed epochs
     train_seconds: float
     eval_seconds: float
     run: Mapping[str, Any]  # values of `run.json`; empty if the file is missing
@@ -55,9 +56,8 @@ def find_past(folder: RunFolder, config: Mapping[str, Any]) -> Past | None:
     """Return the checkpoint to resume from, or None for a new run.
 
     Raises `ResumeError` if the checkpoint is missing, incomplete, damaged or of another run, and
-    `RunFolderError` if `folder` contains another run without `overwrite`.
+    `RunFolderError` if `folder`, which must be usable, contains another run without `overwrite`.
     """
-    folder.check_usable()
     training = config["training"]
     if training["resume"] == "none":
         if not config["overwrite"]:
@@ -80,9 +80,9 @@ def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         if past.run.get(key, value) != value:
             raise ResumeError(
-                f"a resumed run must have the model and data of its checkpoint {past.checkpoint}, "
-                f"but `{key}` of {past.source.run} is {past.run[key]} and now {value}: restore "
-                "the model and data it began with, or start a new run."
+                "a resumed run must have the model and data of its checkpoint "
+                f"{past.checkpoint}, and as many processes, but `{key}` of {past.source.run} is "
+                f"{past.run[key]} and now {value}: restore what it began with, or start a new run."
             )
 
 
@@ -139,6 +139,7 @@ def _read(checkpoint: Path) -> Past:
         checkpoint=checkpoint,
         source=source,
         step=sealed["step"],
+        epoch=int(state["epoch"]),
         train_seconds=sealed["seconds"]["training_steps"],
         eval_seconds=sealed["seconds"]["evaluation"],
         run=read_record(source.run) if source.run.is_file() else {},

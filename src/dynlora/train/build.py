@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.optim import Optimizer
 from transformers import TrainerCallback, set_seed
 
+from dynlora.distributed import process_count
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.config import METRICS, JobConfig, TrainingConfig
@@ -22,6 +23,7 @@ from dynlora.train.config_file import plain_values
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
+from dynlora.train.processes import is_first
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.source import Source, locate
@@ -72,7 +74,7 @@ def load_inputs(config: JobConfig) -> JobInputs:
     task, source = TASKS[config.task], locate(config.model)
     processor = task.load_processor(source, config.data)
     data = load_data(task, config.data, processor)
-    steps = total_steps(len(data.train), config.training)
+    steps = total_steps(len(data.train), config.training, process_count())
     return JobInputs(task=task, source=source, processor=processor, data=data, steps=steps)
 
 
@@ -96,6 +98,8 @@ def build_job(config: JobConfig, console: Console) -> Job:
     """Load and check everything in `config`, without writing files."""
     check_trackers(config.training.report_to)
     folder = RunFolder(Path(config.output))
+    if is_first():  # because the check may lock the folder for a moment
+        folder.check_usable()
     past = find_past(folder, plain_values(config))
     if past is None or not past.is_in(folder):
         paths = {"model.path": config.model.path, "data.path": config.data.path}
@@ -109,7 +113,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     progress = ProgressBar(console, METRICS[config.task])
     stopping = Stopping(best_metric, config.training.early_stopping_patience)
     recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
-    own = [progress, stopping, recorder]
+    own = [progress, stopping, *([recorder] if is_first() else [])]
     trainer = build_trainer(inputs, config, prepared, own, folder.checkpoints)
     if past is None:
         if uses_eva(config.lora):
@@ -173,6 +177,7 @@ def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:
 def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
     """Return the values of `run.json` that must be equal when a run resumes."""
     return {
+        "processes": process_count(),
         "rows": {"train": len(data.train), "validation": len(data.validation)},
         "rows_sha256": {"train": _digest(data.train), "validation": _digest(data.validation)},
         "num_labels": data.num_labels,

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from dynlora.distributed import process_count
 from dynlora.report.results import Outlook, RunResult
 from dynlora.runs.record import versions
 from dynlora.train.build import Job, identity
 from dynlora.train.machine import machine, peak_memory
+from dynlora.train.trainer import rows_per_step
 
 
 def outlook(job: Job) -> Outlook:
@@ -21,6 +23,8 @@ def outlook(job: Job) -> Outlook:
         start_parameters=job.prepared.start_parameters,
         budget=job.prepared.budget,
         steps=job.inputs.steps,
+        processes=process_count(),
+        rows_per_step=rows_per_step(job.config.training, process_count()),
         resumes_from_step=None if past is None else past.step,
         output=job.folder.root,
         replaces_run=job.folder.run.exists() and job.begins_folder,

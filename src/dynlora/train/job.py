@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pickle import UnpicklingError
 
 import torch
@@ -13,11 +14,12 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import set_seed
 
+from dynlora.distributed import process_count, process_rank, wait_for_processes
 from dynlora.errors import ResumeError, RunFolderError
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.rank_map import write_rank_map
 from dynlora.report.results import Outlook, RunResult
-from dynlora.runs.checkpoints import SEAL, can_resume, complete_checkpoints, finish_command
+from dynlora.runs.checkpoints import SEAL, complete_checkpoints, finish_command, way_on
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
 from dynlora.train.build import Job, build_job
@@ -26,6 +28,13 @@ from dynlora.train.config_file import write_config
 from dynlora.train.facts import first_facts, last_facts, outlook, report_of
 from dynlora.train.machine import check_one_device, keep_freed_memory, peak_memory
 from dynlora.train.methods.starts import write_difference
+from dynlora.train.processes import (
+    explaining_loss,
+    failed_before,
+    in_group,
+    is_first,
+    join_group,
+)
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
@@ -34,8 +43,10 @@ _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 """Words in torch's error messages for a full disk."""
 
 
-def run_job(config: JobConfig, console: Console) -> RunResult:
+def run_job(config: JobConfig, console: Console) -> RunResult | None:
     """Train, evaluate and write the run's folder; return the values of the final table.
+
+    The first process writes, and returns the values. Others only take part, and return None.
 
     Raises:
         DynamicLoraError: If model, data, configuration, machine or output folder do not fit.
@@ -47,6 +58,10 @@ def run_job(config: JobConfig, console: Console) -> RunResult:
     for line in (*(f"skipped: {reason}" for reason in skipped), *outlook(job).lines()):
         console.print(line, highlight=False, soft_wrap=True)
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
+    if not is_first():
+        _train(job)
+        _metrics_after(job)
+        return None
     with job.folder.held():
         record = open_folder(job, metrics_before)
         with _recording_failures(job, record), _quiet_about_saving(config):
@@ -82,11 +97,16 @@ def train_briefly(config: JobConfig) -> dict[str, int | None]:
 
 
 def _begin(config: JobConfig, console: Console) -> Job:
-    """Set up the process and build the job."""
-    check_one_device()
+    """Set up the process and build the job, in all processes before one of them goes on."""
+    if in_group():
+        join_group()
+    else:
+        check_one_device()
     if not torch.accelerator.is_available():
         keep_freed_memory()
-    return build_job(config, console)
+    job = build_job(config, console)
+    wait_for_processes()
+    return job
 
 
 def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
@@ -111,14 +131,17 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
 def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
     """Write the status of a run that does not finish; explain how to continue a stopped one."""
     try:
-        yield
-    except KeyboardInterrupt as stop:
-        with suppress(OSError):  # a full disk must not hide the message
-            record.update(status="interrupted", steps=job.trainer.state.global_step)
-        raise Stopped(_how_to_continue(job), getattr(stop, "signum", signal.SIGINT)) from None
+        with explaining_loss(partial(_way_on, job)):
+            yield
     except BaseException as error:
+        cause = failed_before(error)
+        if cause is None and isinstance(error, KeyboardInterrupt):
+            with suppress(OSError):  # a full disk must not hide the message
+                record.update(status="interrupted", steps=job.trainer.state.global_step)
+            signum = getattr(error, "signum", signal.SIGINT)
+            raise Stopped(_how_to_continue(job), signum) from None
         with suppress(OSError):
-            record.update(status="failed", error=f"{type(error).__name__}: {error}")
+            record.update(status="failed", error=cause or f"{type(error).__name__}: {error}")
         raise
     finally:
         job.progress.stop()
@@ -126,21 +149,29 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
 
 def _train(job: Job) -> None:
     past, config, stopping = job.past, job.config.training, job.stopping
-    if past is not None and (past.step >= job.inputs.steps or stopping.is_over(past.log)):
-        stopping.complete = job.trainer.sampler.closed = True
+    if past is not None:
+        stopping.best = past.best
+        # Several processes would not tell the sampler if they begin inside an epoch.
+        job.trainer.sampler.set_epoch(past.epoch)
+        if past.step >= job.inputs.steps or stopping.is_over(past.log):
+            stopping.complete = job.trainer.sampler.closed = True
+    if process_count() > 1:
+        # Accelerate would not wrap a model that it has prepared for an evaluation.
+        job.trainer.model._is_accelerate_prepared = False
     with tracking(
         job.trainer,
-        config.report_to,
+        config.report_to if is_first() else (),
         job.folder.tracking,
         steps_done=0 if past is None else past.step,
         ranks=job.prepared.dynamic is not None,
     ):
-        set_seed(config.seed)
+        set_seed(config.seed + process_rank())  # so that processes do not drop out the same
         with stopping.listening(), _explaining_files(job):
             job.trainer.train(resume_from_checkpoint=None if past is None else str(past.checkpoint))
+    wait_for_processes()  # the first may have to complete a checkpoint
     state = job.trainer.state
-    if stopping.received is not None and state.global_step < state.max_steps:
-        raise Stopped("", stopping.received)
+    if stopping.signum and state.global_step < state.max_steps:
+        raise Stopped("", stopping.signum)
 
 
 @contextmanager
@@ -151,7 +182,7 @@ def _explaining_files(job: Job) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
         checkpoint = job.folder.checkpoints / f"checkpoint-{job.trainer.state.global_step}"
         half_written = checkpoint.is_dir() and not (checkpoint / SEAL).exists()
-        of_torch = type(error) is RuntimeError
+        of_torch = isinstance(error, RuntimeError)
         damaged = isinstance(error, SafetensorError) and not half_written
         if damaged or isinstance(error, UnpicklingError):
             place = None if job.past is None else job.past.checkpoint
@@ -163,18 +194,20 @@ def _explaining_files(job: Job) -> Iterator[None]:
         if not half_written or (of_torch and not any(sign in str(error) for sign in _REFUSED)):
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)  # frees disk space for `run.json`
-        root, method = job.folder.root, job.config.method
         raise RunFolderError(
             f"a checkpoint must be written whole, but in {checkpoint} the disk refused "
-            f"({error}): make room, then {'go on' if can_resume(root, method) else 'start again'} "
-            f"with `{finish_command(root, method)}`."
+            f"({error}): make room, then {_way_on(job)}."
         ) from error
+
+
+def _way_on(job: Job) -> str:
+    return way_on(job.folder.root, job.config.method, process_count())
 
 
 def _how_to_continue(job: Job) -> str:
     """Return the progress of an interrupted run, and the command to continue it."""
     folder, state, method = job.folder, job.trainer.state, job.config.method
-    command = finish_command(folder.root, method)
+    command = finish_command(folder.root, method, process_count())
     done = f"after {state.global_step} of {state.max_steps} steps"
     saved = complete_checkpoints(folder.checkpoints)
     if not saved:

@@ -22,18 +22,18 @@ SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"
 
 
 def check_one_device() -> None:
-    """Check that the run has one process and at most one GPU."""
+    """Check that the command has one process and at most one GPU."""
     processes, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
     if processes != "1":
         raise EngineError(
-            f"`dynlora train` must run in one process, got WORLD_SIZE={processes[:20]!r}, and "
-            "several would all write one run: unset it, or give `DynamicLoraCallback` to a Trainer "
-            "of your own, which torchrun can start."
+            f"this command must run in one process, got WORLD_SIZE={processes[:20]!r}: unset it. "
+            "Only `dynlora train` runs in several, which torchrun or `--processes N` must start."
         )
     if gpus > 1:
         raise EngineError(
-            f"`dynlora train` must see one GPU at most, got {gpus}, between which each batch would "
-            "be split: set CUDA_VISIBLE_DEVICES to the number of one, such as 0."
+            f"one process must see one GPU at most, got {gpus}, between which each batch would be "
+            f"split: use them all with `dynlora train CONFIG --processes {gpus}`, or set "
+            "CUDA_VISIBLE_DEVICES to the number of one, such as 0."
         )
 
 

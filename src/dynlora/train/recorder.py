@@ -35,7 +35,6 @@ class Recorder(TrainerCallback):
         self.initial_ranks: dict[str, int] = {}
         """Rank by module name before the run's first event; empty for methods with fixed ranks."""
         self._early: list[dict[str, Any]] | None = []
-        self._best: Path | None = None
         self._step_began = 0.0
         self._events_written = 0
 
@@ -49,17 +48,11 @@ class Recorder(TrainerCallback):
         lines, self._early = self._early or [], None
         if past is not None:
             self.train_seconds, self.eval_seconds = past.train_seconds, past.eval_seconds
-            self._best = past.best
             lines += metrics_until(past.source.metrics, past.step)
         write_lines(self.folder.metrics, lines)
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Create `ranks.jsonl` with a resumed run's events, and find its best checkpoint.
-
-        The Trainer drops the best checkpoint's path if the folder was moved.
-        """
-        if self._best is not None and self._best.is_dir():
-            state.best_model_checkpoint = str(self._best)
+        """Create `ranks.jsonl` with a resumed run's events."""
         if self.dynamic is None:
             return
         history = self.dynamic.history

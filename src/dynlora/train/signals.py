@@ -16,6 +16,14 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
+class ReportedError(Exception):
+    """Another process has reported why this command ends, and with which exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
     """Handle a signal by raising `Stopped`."""
     raise Stopped("", signum)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
+from dynlora.distributed import process_count
 from dynlora.train.config import DataConfig, TrainingConfig
 from dynlora.train.data.splits import RawSplit, load_splits
 from dynlora.train.source import Source
@@ -118,7 +119,7 @@ def make_trainer(
 
     `penalty` is added to the loss in training; `parts` are arguments of a `transformers.Trainer`.
     """
-    sampler = make_sampler(row_lengths(parts["train_dataset"]), config)
+    sampler = make_sampler(row_lengths(parts["train_dataset"]), config, process_count())
     with TemporaryDirectory() as nowhere:  # the Trainer creates its folder at once
         values = argument_values(config, best_metric, Path(nowhere))
         trainer = task.make_trainer(values, processor, sampler=sampler, penalty=penalty, **parts)

@@ -209,17 +209,24 @@ def row_lengths(inputs: Any) -> list[int]:
     return [len(ids) for ids in inputs["input_ids"]]
 
 
-def make_sampler(lengths: Sequence[int], config: TrainingConfig) -> EpochSampler:
+def rows_per_step(config: TrainingConfig, processes: int) -> int:
+    """Return the number of rows per optimizer step, over all processes."""
+    return config.batch_size * config.gradient_accumulation * processes
+
+
+def make_sampler(
+    lengths: Sequence[int], config: TrainingConfig, processes: int = 1
+) -> EpochSampler:
     """Return the sampler for examples of these lengths, as configured."""
-    batch = config.batch_size * config.gradient_accumulation if config.group_by_length else None
+    batch = rows_per_step(config, processes) if config.group_by_length else None
     return EpochSampler(lengths, batch_size=batch, seed=config.seed)
 
 
-def total_steps(rows: int, config: TrainingConfig) -> int:
-    """Return the optimizer steps of the whole run on one process, as the Trainer counts."""
+def total_steps(rows: int, config: TrainingConfig, processes: int = 1) -> int:
+    """Return the optimizer steps of the whole run, as the Trainer counts."""
     if config.max_steps is not None:
         return config.max_steps
-    batches = -(-rows // config.batch_size)
+    batches = -(-rows // (config.batch_size * processes))
     per_epoch = -(-batches // config.gradient_accumulation)
     return max(1, -int(-config.epochs * per_epoch // 1))
 

@@ -1,11 +1,14 @@
 """The order of examples, the number of steps, and the precision."""
 
+import math
 from dataclasses import replace
 
 import datasets
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 
@@ -85,6 +88,9 @@ def test_steps_are_counted_as_the_trainer_counts_them(tmp_path, batch, accumulat
         loader = trainer.get_train_dataloader()
         expected = trainer.set_initial_training_values(trainer.args, loader)[-1]
         assert total_steps(rows, config) == expected
+        shard = BatchSamplerShard(BatchSampler(range(rows), batch, drop_last=False), 2, 0)
+        per_epoch = math.ceil(len(shard) / accumulation)
+        assert total_steps(rows, config, 2) == max(1, math.ceil(epochs * per_epoch))
     assert total_steps(1000, replace(config, max_steps=3)) == 3
 
 

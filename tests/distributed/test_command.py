@@ -1,0 +1,252 @@
+"""`dynlora train` in two processes: one run, equal to that of one process with the same batches."""
+
+import json
+import os
+import re
+import signal
+import sys
+
+import pytest
+import torch
+
+from dynlora.cli.main import main
+from dynlora.errors import EngineError, NonFiniteError
+from dynlora.fused import layers as fused
+from dynlora.importance.agreement import AgreementTest
+from dynlora.runs.checkpoints import finish_command
+from dynlora.train import processes
+from dynlora.train.stopping import Stopping
+from tests.cli.finished import assert_same_end, facts, losses, read_json, weights
+from tests.distributed.launch import fork_group
+from tests.jobs import job_values, save_model, write_data, write_job
+from tests.language import language_job, save_language_model, write_pairs
+from tests.processes import run_in_fork, run_in_group
+
+ROWS = {"train": 24, "validation": 5}
+"""The validation rows fill neither the last batch nor those of both processes."""
+BATCH, HALF = "--training.batch_size=8", "--training.batch_size=4"
+DROPOUT = ("--lora.lora_dropout=0.5",)
+BEST = (
+    "--method=full", "--training.epochs=4", "--training.save=epoch",
+    "--training.learning_rate=1e-3", "--training.early_stopping_patience=1",
+    "--training.load_best_model_at_end=true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Return a job of a classifier without dropout, of 6 steps of 8 rows."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model = save_model(folder / "model")
+    config = read_json(model / "config.json")
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config | still))
+    values = job_values(model, write_data(folder / "data", **ROWS), folder / "run")
+    values["training"] |= {"eval_batch_size": 2, "save_steps": 2}
+    return write_job(folder / "job.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """Return a job of a causal language model."""
+    folder = tmp_path_factory.mktemp("language")
+    data = write_pairs(folder / "data", **ROWS)
+    values = language_job(save_language_model(folder / "model"), data, folder / "run")
+    values["training"] |= {"eval_batch_size": 2, "max_steps": 2, "save": "no"}
+    return write_job(folder / "job.yaml", values)
+
+
+def train(job, output, *options):
+    return main(["train", str(job), "--output", str(output), *options])
+
+
+def train_moving(job, output, *options):
+    """Let ranks move and layers be fused, as in the tests' process."""
+    AgreementTest.is_significant = lambda self: True
+    fused.LEAST_ELEMENTS = 0
+    return train(job, output, *options)
+
+
+def train_and_end(job, output, step, end, *options):
+    """Train, and call a function in the second process within a step."""
+
+    def maybe(self, args, state, control, **more):
+        if os.environ["RANK"] == "1" and state.global_step == step - 1:
+            end()
+
+    Stopping.on_step_begin = maybe
+    return train_moving(job, output, *options)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_launcher():
+    os.getppid = lambda: 1
+
+
+def fail():
+    raise NonFiniteError("the loss must be finite, got nan in the second process")
+
+
+def files(run):
+    """Return the names of a run's files, with one for the random state of all processes."""
+    names = {str(path.relative_to(run)) for path in run.rglob("*")}
+    return {re.sub(r"rng_state(_\d)?", "rng_state", name) for name in names}
+
+
+def trained(run):
+    """Return a run's weights without the biases of keys, whose gradients are rounding errors."""
+    return {name: value for name, value in weights(run).items() if "key.bias" not in name}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [("job", ()), ("job", BEST), ("language", ("--method=lora",))],
+    ids=["dynamic", "full", "causal_lm"],
+)
+def test_two_processes_write_the_run_of_one_with_the_same_rows_per_step(
+    request, tmp_path, monkeypatch, made, options
+):
+    monkeypatch.setattr(AgreementTest, "is_significant", lambda self: True)
+    job, one, two = request.getfixturevalue(made), tmp_path / "one", tmp_path / "two"
+    assert train(job, one, *options, BATCH, "--quiet") == 0
+    codes, said = fork_group(train_moving, job, two, *options, HALF, "--json")
+    assert codes == [0, 0], said
+    assert said.count("of 8 rows on 2 processes") == 1
+    assert len(re.findall("^{", said, re.MULTILINE)) == 1
+    ours, theirs = facts(one), facts(two)
+    assert ours.keys() == theirs.keys()
+    assert (ours["processes"], theirs["processes"]) == (1, 2)
+    for key in ("steps", "budget", "parameters", "final_ranks"):
+        assert theirs[key] == ours[key], key
+    for key in ("metrics_before", "metrics_after"):
+        assert theirs[key] == pytest.approx(ours[key], abs=1e-6), key
+    assert dict(losses(two)) == pytest.approx(dict(losses(one)), abs=1e-5)
+    torch.testing.assert_close(trained(two), trained(one), rtol=0, atol=1e-5)
+    assert files(two) == files(one)
+    if made == "job" and not options:
+        assert len(set(theirs["final_ranks"].values())) > 1
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_lost_a_process_or_its_launcher_resumes_to_the_same_bits(job, tmp_path, capsys):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    resume = (HALF, *DROPOUT, "--training.resume=latest")
+    assert fork_group(train_moving, job, whole, HALF, *DROPOUT)[0] == [0, 0]
+    codes, said = fork_group(train_and_end, job, run, 4, kill, HALF, *DROPOUT)
+    assert codes == [2, -signal.SIGKILL], said
+    assert said.count("error: ") == 1
+    assert "one was killed or lost its connection" in facts(run)["error"]
+    assert f"go on with `{finish_command(run, 'dynamic', 2)}`" in said
+    codes, said = fork_group(train_and_end, job, run, 5, lose_launcher, *resume)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    assert said.count("interrupted: after 5 of 6 steps; go on from step 5: ") == 1
+    assert facts(run)["status"] == "interrupted"
+    assert train(job, run, *resume) == 2
+    assert "`processes` of" in capsys.readouterr().err
+    codes, said = fork_group(train_moving, job, run, *resume)
+    assert codes == [0, 0], said
+    assert_same_end(whole, run)
+
+
+def test_a_process_that_fails_ends_all_with_its_own_message(job, tmp_path):
+    codes, said = fork_group(train_and_end, job, tmp_path / "run", 3, fail, HALF)
+    assert codes == [128 + signal.SIGTERM, 2], said
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert line == "error: the loss must be finite, got nan in the second process"
+    assert "Traceback" not in said
+    assert line.removeprefix("error: ") in facts(tmp_path / "run")["error"]
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("`lora.r` must be", ("--lora.r=0",)),
+        ("nowhere", ("--data.path=nowhere",)),
+        ("`--processes` must be left out under torchrun", ("--processes=2",)),
+    ],
+)
+def test_wrong_input_is_told_once_and_nothing_is_written(job, tmp_path, told, options):
+    codes, said = fork_group(train, job, tmp_path / "run", *options)
+    assert 2 in codes, said
+    assert set(codes) <= {2, 128 + signal.SIGTERM}
+    assert said.count("error: ") == said.count(told) == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "got FSDP from Accelerate"),
+        ("LOCAL_WORLD_SIZE", "3", "got 3 processes and 2 on this machine: start at most 2"),
+    ],
+)
+def test_other_engines_and_more_processes_than_gpus_are_refused(monkeypatch, name, value, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError, match=told):
+        processes.join_group()
+
+
+def test_an_interrupt_before_torch_is_loaded_is_told_by_the_first_process_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in processes.VARIABLES:
+        monkeypatch.setenv(name, "0")
+    assert processes.failed_before(KeyboardInterrupt()) is None
+    monkeypatch.setenv("RANK", "1")
+    assert processes.failed_before(KeyboardInterrupt()) == "stopped"
+
+
+# The processes of `--processes`, as programs of a line.
+
+RANK = "import os, signal, sys, time; rank = os.environ['RANK']; "
+
+
+def launch_lines(line):
+    processes.SECONDS = 0.2
+    try:
+        return processes.launch([sys.executable, "-c", RANK + line], 2, lambda: "start again")
+    except EngineError as error:
+        print(error)
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "told"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(3 if rank == '1' else 128 + 15)", 3, ""),
+        ("time.sleep(60) if rank == '0' else sys.exit(3)", 3, ""),
+        ("os.kill(os.getpid(), 9) if rank == '1' else sys.exit(128 + 15)", 2, "process 1 of 2"),
+        (
+            "signal.signal(15, lambda *_: sys.exit(5)); "
+            "rank == '1' and os.kill(os.getppid(), 15); time.sleep(60)",
+            5, "",
+        ),
+        (
+            "signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); "
+            "rank == '1' and os.kill(os.getppid(), 15); time.sleep(60)",
+            128 + 15, "",
+        ),
+    ],
+    ids=["all end", "one fails", "one hangs", "one is killed", "all stop", "all crash"],
+)  # fmt: skip
+def test_processes_end_with_the_exit_code_of_the_first_to_fail(line, code, told):
+    done = run_in_fork(launch_lines, line, timeout=30)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+
+
+def test_the_option_processes_starts_them_and_prints_one_result(job, tmp_path):
+    options = ("--method=lora", "--training.max_steps=2", "--training.save=no", HALF)
+    command = [sys.executable, "-m", "dynlora", "train", job, "--processes", "2", "--json"]
+    done = run_in_group(
+        [*command, f"--output={tmp_path / 'run'}", *options],
+        capture_output=True, text=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["after"] == facts(tmp_path / "run")["metrics_after"]
+    assert done.stderr.count("2 steps of 8 rows on 2 processes") == 1
