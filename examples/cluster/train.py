@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dynlora import DynamicLora, DynamicLoraConfig, make_static
+from dynlora import DynamicLora, DynamicLoraConfig
 
 
 def main() -> None:
@@ -33,11 +33,8 @@ def main() -> None:
         base, LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear")
     )
     config = DynamicLoraConfig(total_steps=given.steps)
-    if deepspeed:
-        make_static(model, config)  # before the engine, or the optimizer, sees the tensors
-    # A group for each: DeepSpeed steps a group as one tensor, and layers' moments differ in age.
-    groups = [{"params": [p]} for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=given.learning_rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=given.learning_rate)
     lines = [line for line in given.text.read_text(encoding="utf-8").splitlines() if line.strip()]
     loader = DataLoader(
         tokenizer(lines, truncation=True, max_length=given.length)["input_ids"],

@@ -13,44 +13,37 @@ os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
 import deepspeed
 import torch
 from accelerate.state import PartialState
-from torch import distributed, nn
-from torch.optim import AdamW
+from torch import distributed
 from transformers import Trainer, TrainingArguments
 
 from dynlora import DynamicLoraCallback, DynamicLoraConfig
 from tests.distributed.scenarios import RESUMED_AT, STEPS, found_by, leave, lora_weights
+from tests.distributed.zero_worker import allow_float64
 from tests.integration.test_trainer import CONFIG, Sequences
 from tests.integration.test_trainer import STEPS as BATCHES
 from tests.models import lora_llama
-
-
-class AdamWByParameter:
-    """Makes an optimizer with a group for each parameter."""
-
-    def __call__(self, model: nn.Module, **settings: float) -> AdamW:
-        """Return it for what of the model can be trained."""
-        groups = [{"params": [p]} for p in model.parameters() if p.requires_grad]
-        return AdamW(groups, **settings)
 
 
 def main() -> None:
     """Train twice."""
     stage, out = int(sys.argv[1]), Path(sys.argv[2])
     deepspeed.logger.setLevel(logging.ERROR)
-    for name, checkpoint in (("whole", None), ("resumed", f"checkpoint-{RESUMED_AT}")):
+    allow_float64()
+    for name, last in (("whole", None), ("resumed", out / "run" / f"checkpoint-{RESUMED_AT}")):
         model = lora_llama(r=8).double()
-        callback = DynamicLoraCallback(DynamicLoraConfig(**CONFIG))
+        callback = DynamicLoraCallback(DynamicLoraConfig(**CONFIG), resume_from=last)
         trainer = Trainer(
             model,
             arguments(out / "run", stage),
             train_dataset=Sequences(8 * BATCHES),
             callbacks=[callback],
-            optimizer_cls_and_kwargs=(AdamWByParameter, {"lr": 5e-3, "weight_decay": 0.0}),
         )
-        trainer.train(resume_from_checkpoint=checkpoint and str(out / "run" / checkpoint))
+        trainer.train(resume_from_checkpoint=last and str(last))
         dynamic = callback.dynamic
         assert dynamic is not None
-        found = found_by(dynamic, weights=lora_weights(model))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        with deepspeed.zero.GatheredParameters(trained):
+            found = found_by(dynamic, weights=lora_weights(model))
         torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
         trainer.save_model(str(out / f"{name}-adapter"))
         distributed.barrier()
@@ -62,6 +55,9 @@ def arguments(folder: Path, stage: int) -> TrainingArguments:
     given = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4,
+        optim="adamw_torch",
+        learning_rate=5e-3,
+        weight_decay=0.0,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         max_steps=STEPS,
@@ -72,7 +68,10 @@ def arguments(folder: Path, stage: int) -> TrainingArguments:
         logging_steps=1000,
         dataloader_pin_memory=False,
         deepspeed={
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
             "gradient_clipping": 0.0,
             "train_micro_batch_size_per_gpu": 4,
         },

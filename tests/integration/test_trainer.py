@@ -387,7 +387,6 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
         models[1], tmp_path, torch_compile=True, torch_compile_backend="eager"
     )
     compiled.train()
-    assert callback.dynamic.mode == "physical"
     assert len(set(callback.dynamic.ranks.values())) > 1
     for name, weight in models[0].state_dict().items():
         assert torch.allclose(models[1].state_dict()[name], weight, rtol=0, atol=1e-6), name
@@ -397,7 +396,7 @@ def test_compiled_training_gives_the_ranks_and_weights_of_training_that_is_not(t
     ("name", "value", "message"),
     [
         ("enable_jit_checkpoint", True, "got enable_jit_checkpoint=True"),
-        ("deepspeed_plugin", SimpleNamespace(zero_stage=3), "got DeepSpeed with zero_stage=3: "),
+        ("deepspeed_plugin", SimpleNamespace(zero_stage=0), "got DeepSpeed with zero_stage=0: "),
         ("fsdp", "full_shard", "got FSDP1: "),
     ],
 )
@@ -416,15 +415,7 @@ def test_fsdp2_ends_with_the_last_weights_and_resumes_from_the_checkpoint_whose_
     monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
     trainer.args.load_best_model_at_end = True
     given = trainer.args, trainer.state, trainer.control
-    with pytest.raises(EngineError, match="got load_best_model_at_end under FSDP2: "):
+    with pytest.raises(EngineError, match="got load_best_model_at_end under FSDP2 or DeepSpeed: "):
         callback.on_init_end(*given, model=trainer.model)
     with pytest.raises(ResumeError, match=r"resume from .*checkpoint-9, but it starts from step 0"):
         callback.on_train_begin(*given, model=trainer.model, optimizer=adamw(trainer.model))
-
-
-def test_under_zero_1_tensors_are_held_at_one_rank_even_in_one_process(tmp_path):
-    trainer, callback = trainer_of(lora_llama(r=4), tmp_path)
-    trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=1)
-    model = lora_llama(r=4)
-    callback.on_init_end(trainer.args, trainer.state, trainer.control, model=model)
-    assert {len(p) for name, p in model.named_parameters() if "lora_A" in name} != {4}

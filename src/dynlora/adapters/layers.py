@@ -20,10 +20,9 @@ from torch.nn import Parameter
 
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.kinds import LayerKind, Rows, kind_of
-from dynlora.engines import deepspeed
 from dynlora.engines.fsdp import check_sharding
 from dynlora.engines.sharding import has_gradient, is_held, whole
-from dynlora.errors import EngineError, LayerError
+from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
 _CAPACITY = "lora_capacity"
@@ -304,13 +303,6 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
         )
     factor_A, factor_B = kind.factors(module, adapter)
     for weight in (factor_A.parameter, factor_B.parameter):
-        if deepspeed.is_held(weight) and adapter not in vars(module).get(_CAPACITY, {}):
-            raise EngineError(
-                f"LoRA layer {name!r} must hold its parameters at one rank for good before "
-                f"DeepSpeed takes them over, got a {type(weight.data).__name__} without: call "
-                "`make_static(model, config)` before `deepspeed.initialize` or "
-                "`accelerator.prepare`."
-            )
         if type(weight) is not Parameter:
             check_sharding(weight)
     return LoraView(name, module, adapter, kind, factor_A, factor_B, factor_A.width, factor_B.width)

@@ -53,7 +53,7 @@ from dynlora.adapters.strengths import (
 from dynlora.distributed import share_from_first
 from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.compiled import follow_ranks
-from dynlora.engines.deepspeed import AnyOptimizer
+from dynlora.engines.deepspeed import AnyOptimizer, step_parameters_apart, unpartitioned
 from dynlora.engines.fsdp import reshard
 from dynlora.errors import LayerError, OptimizerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
@@ -150,6 +150,7 @@ class LoraAdapters:
 
     def open(self) -> None:
         """Install hooks that fit moments and report ranks when weights are loaded."""
+        step_parameters_apart(self._optimizer)
         # DeepSpeed loads moments itself, and only if shapes match.
         if self._handles or not isinstance(self._optimizer, Optimizer):
             return
@@ -267,14 +268,16 @@ class LoraAdapters:
         # Reduce any integer to the range of torch's seeds.
         drawn_from = (seed * 1_000_003 + plan.step) % 2**63
         generator = torch.Generator("cpu").manual_seed(drawn_from)
+        if not shrinking and not growing:
+            return lost
         try:
-            for some in in_blocks(shrinking):
-                lost |= self._shrink(some, plan.ranks, features)
-            for some in in_blocks(growing):
-                self._grow(some, plan.ranks, features, generator)
+            with unpartitioned(self._optimizer):
+                for some in in_blocks(shrinking):
+                    lost |= self._shrink(some, plan.ranks, features)
+                for some in in_blocks(growing):
+                    self._grow(some, plan.ranks, features, generator)
         finally:  # the caller may continue after an out-of-memory error
-            if shrinking or growing:
-                self.write_config()
+            self.write_config()
         return lost
 
     def _shrink(
@@ -312,26 +315,30 @@ class LoraAdapters:
 
     def order(self, features: Mapping[str, FeatureStats]) -> None:
         """Order every layer's components by strength, strongest first; outputs are unchanged."""
-        for layers in in_blocks(self.layers.values()):
-            tokens = [tokens_of(found) for found in enough_seen(layers, features)]
-            strengths = measure_strengths(layers, tokens)
-            self._change(list(map(reorder_change, layers, strengths)))
+        with unpartitioned(self._optimizer):
+            for layers in in_blocks(self.layers.values()):
+                tokens = [tokens_of(found) for found in enough_seen(layers, features)]
+                strengths = measure_strengths(layers, tokens)
+                self._change(list(map(reorder_change, layers, strengths)))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
         """Set scalings to `unit_scaling` times the weight, and rescale `lora_B` to keep outputs.
 
         Scalings are rounded to float32, so that ``lora_alpha / r`` reproduces them exactly.
         """
-        for name, weight in weights.items():
-            layer = self.layers[name]
-            unit = layer.unit_scaling
-            rounded = float(torch.tensor(unit * weight, dtype=torch.float32))
-            target = unit if weight == 1 else rounded
-            if target != layer.scaling:
-                # `follow` is not called, because metrics read gradients without the weight.
-                apply_change(layer, self._optimizer, scale_change(layer, target / layer.scaling))
-                layer.set_fields(r=layer.r, scaling=target)
-                layer.set_unit_scaling(unit)
+        with unpartitioned(self._optimizer):
+            for name, weight in weights.items():
+                layer = self.layers[name]
+                unit = layer.unit_scaling
+                rounded = float(torch.tensor(unit * weight, dtype=torch.float32))
+                target = unit if weight == 1 else rounded
+                if target != layer.scaling:
+                    # `follow` is not called, because metrics read gradients without the weight.
+                    apply_change(
+                        layer, self._optimizer, scale_change(layer, target / layer.scaling)
+                    )
+                    layer.set_fields(r=layer.r, scaling=target)
+                    layer.set_unit_scaling(unit)
         self.write_config()
 
     def _fit_state(self, layers: Sequence[LoraView]) -> None:
@@ -380,13 +387,14 @@ class LoraAdapters:
     def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
         """Set a checkpoint's ranks before its tensors; resized layers get zeros and no moments."""
         self.reshard()
-        for name, shape in shapes.items():
-            layer = self.layers[name]
-            set_rank(layer, int(shape["r"]))
-            layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
-            layer.set_unit_scaling(shape["unit"])
-            self._fit_state([layer])
-        self._tell_loaded()
+        with unpartitioned(self._optimizer):
+            for name, shape in shapes.items():
+                layer = self.layers[name]
+                set_rank(layer, int(shape["r"]))
+                layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
+                layer.set_unit_scaling(shape["unit"])
+                self._fit_state([layer])
+            self._tell_loaded()
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()
 

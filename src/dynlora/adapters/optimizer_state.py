@@ -5,8 +5,7 @@ which ignores correlations between directions that a rotation mixes (see `docs/m
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +105,8 @@ def rebase_state(
 ) -> None:
     """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
 
-    The factors are still of the old basis; `size` is the tensors' new rank, padding included.
+    The factors are still of the old basis; `size` is the tensors' new rank, padding included. Under
+    ZeRO this needs `deepspeed.unpartitioned`.
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a change of scale keeps directions
@@ -116,23 +116,23 @@ def rebase_state(
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
-        with _state_of(optimizer, factor.parameter) as state:
-            for key in _FIRST + _SECOND:
-                moment = state.get(key)
-                if isinstance(moment, Tensor):
-                    rows = factor.live(moment, old).transpose(0, rank_axis)
-                    map_ = (matrix if key in _FIRST else matrix.square()).double()
-                    new = (map_ @ rows.double()).to(rows.dtype)
-                    values = factor.padded(new.transpose(0, rank_axis), size)
-                    if values.shape == moment.shape:
-                        moment.copy_(sharded_as(moment, values))
-                    else:
-                        state[key] = sharded_as(moment, values)
-            # A change of scale keeps directions, and the proportion of both moments.
-            if "exp_avg_sq" in state and change.scale_ratio == 1:
-                betas = _betas(optimizer, factor.parameter)
-                _cut_memory(state, betas)
-                _bound_next_step(state, betas)
+        state = optimizer.state.get(factor.parameter, {})
+        for key in _FIRST + _SECOND:
+            moment = state.get(key)
+            if isinstance(moment, Tensor):
+                rows = factor.live(moment, old).transpose(0, rank_axis)
+                map_ = (matrix if key in _FIRST else matrix.square()).double()
+                new = (map_ @ rows.double()).to(rows.dtype)
+                values = factor.padded(new.transpose(0, rank_axis), size)
+                if values.shape == moment.shape:
+                    moment.copy_(sharded_as(moment, values))
+                else:
+                    state[key] = sharded_as(moment, values)
+        # A change of scale keeps directions, and the proportion of both moments.
+        if "exp_avg_sq" in state and change.scale_ratio == 1:
+            betas = _betas(optimizer, factor.parameter)
+            _cut_memory(state, betas)
+            _bound_next_step(state, betas)
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
@@ -178,21 +178,8 @@ def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
     return sharded_as(factor.parameter, fitted)
 
 
-@contextmanager
-def _state_of(optimizer: AnyOptimizer, parameter: Parameter) -> Iterator[dict[str, Any]]:
-    """Yield a parameter's state, for the caller to change."""
-    if deepspeed.is_zero(optimizer):
-        with deepspeed.state_of(optimizer, parameter) as state:
-            yield state
-    else:
-        yield optimizer.state.get(parameter, {})
-
-
 def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]:
-    if deepspeed.is_zero(optimizer):
-        groups = [deepspeed.group_of(optimizer, parameter)]
-    else:
-        groups = optimizer.param_groups
+    groups = optimizer.param_groups
     # Search only if betas differ, because a search per parameter takes quadratic time.
     if any(group["betas"] != groups[0]["betas"] for group in groups):
         groups = [_group_of(groups, parameter)]

@@ -12,6 +12,7 @@ from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView, find_root
 from dynlora.adapters.patterns import changes_base, name_patterns
 from dynlora.adapters.resize import set_rank
+from dynlora.engines.sharding import is_there
 
 
 def own_config(configs: dict[str, Any], adapter: str) -> Any:
@@ -76,5 +77,7 @@ def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     """Set the layer to the rank of the weight before it is loaded."""
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
-    if weight is not None and layer.capacity is None:  # static layers have a hook of their own
+    if weight is None or not is_there(weight):
+        return
+    if layer.capacity is None:  # static layers have a hook of their own
         set_rank(layer, weight.shape[factor.rank_axis])

@@ -19,8 +19,7 @@ def check_engine(model: nn.Module) -> None:
     if wrappers or kind.__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise EngineError(
             f"The model must be the bare one, got {kind.__module__}.{kind.__name__}. With "
-            "DeepSpeed `make_static(model, config)` comes first, the engine next, and "
-            "`DynamicLora(model, ...)` of the bare model last. FSDP1 and DataParallel are not "
+            "DeepSpeed, give the model inside the engine. FSDP1 and DataParallel are not "
             "supported: use FSDP2's `fully_shard` or DistributedDataParallel."
         )
 

@@ -57,8 +57,8 @@ class DynamicLoraCallback(TrainerCallback):
                 of steps is used.
             adapter_name: The adapter to resize; None for the active one.
             resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
-                required only if it is outside the trainer's `output_dir`, and under FSDP2, where
-                layers need its ranks before they are sharded.
+                required only if it is outside the trainer's `output_dir`, and under FSDP2 and
+                DeepSpeed, where layers need its ranks before they are sharded.
             validate: Returns the validation loss, for `budget_end="auto"`; with the trainer's own:
                 ``lambda: trainer.evaluate(metric_key_prefix="tried")["tried_loss"]``.
             extensions: Extensions of the controller (see `DynamicLora`).
@@ -78,27 +78,21 @@ class DynamicLoraCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the tensors static if required, and allow loading checkpoints with other ranks.
+        """Allow loading checkpoints with other ranks.
 
         Raises:
-            ConfigError: If a setting supports one process only.
             EngineError: If the arguments require an unsupported engine.
             LayerError: If the model has no LoRA layer, or one that cannot be resized.
         """
-        sharded = _shards_by_fsdp2()
-        _check_arguments(args, sharded=sharded)
+        _check_arguments(args)
         model: nn.Module = kwargs["model"]
         mode = choose_mode(
-            self.config,
-            processes=args.world_size,
-            compiled=bool(args.torch_compile),
-            held_static=args.deepspeed_plugin is not None,
+            self.config, processes=args.world_size, compiled=bool(args.torch_compile)
         )
         if mode == "static":
-            # Possible here: the optimizer has no state yet, and no engine has wrapped the model.
             make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
-        if sharded and self._resume_from is not None:
+        if _shards(args) and self._resume_from is not None:
             shapes = load_state(self._resume_from)["layers"]
             for layer in find_lora_layers(model, self._adapter_name):
                 set_rank(layer, int(shapes[layer.name]["r"]))
@@ -110,12 +104,14 @@ class DynamicLoraCallback(TrainerCallback):
 
         Raises:
             ResumeError: If the checkpoint's state is missing, or belongs to another model or
-                configuration; or if training starts from step 0 with `resume_from` under FSDP2.
+                configuration; or if training starts from step 0 with `resume_from` under FSDP2 or
+                DeepSpeed.
         """
-        if self._resume_from is not None and state.global_step == 0 and _shards_by_fsdp2():
+        if self._resume_from is not None and state.global_step == 0 and _shards(args):
             raise ResumeError(
-                f"With `resume_from` under FSDP2, training must resume from {self._resume_from}, "
-                "but it starts from step 0: call `trainer.train(resume_from_checkpoint=...)`."
+                "With `resume_from` under FSDP2 and DeepSpeed, training must resume from "
+                f"{self._resume_from}, but it starts from step 0: call "
+                "`trainer.train(resume_from_checkpoint=...)`."
             )
         config = self.config
         if config.total_steps is None:
@@ -276,15 +272,20 @@ def _shards_by_fsdp2() -> bool:
     return plugin is not None and plugin.fsdp_version == 2
 
 
-def _check_arguments(args: TrainingArguments, *, sharded: bool) -> None:
+def _shards(args: TrainingArguments) -> bool:
+    """Return whether the Trainer's engine shards parameters or moments."""
+    return args.deepspeed_plugin is not None or _shards_by_fsdp2()
+
+
+def _check_arguments(args: TrainingArguments) -> None:
     fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
     engines = {
-        "FSDP1": fsdp and not sharded,
+        "FSDP1": fsdp and not _shards_by_fsdp2(),
         # The Trainer loads the best checkpoint into tensors of the last ranks.
-        "load_best_model_at_end under FSDP2": sharded and args.load_best_model_at_end,
-        # In stage 3 the Trainer saves static tensors uncut, and loads them without their rank.
-        f"DeepSpeed with zero_stage={stage}": stage not in (None, 1, 2),
+        "load_best_model_at_end under FSDP2 or DeepSpeed": _shards(args)
+        and args.load_best_model_at_end,
+        "DeepSpeed with zero_stage=0": stage == 0,
         "several devices in one process": args.n_gpu > 1,
     }
     if getattr(args, "enable_jit_checkpoint", False):
@@ -296,7 +297,6 @@ def _check_arguments(args: TrainingArguments, *, sharded: bool) -> None:
     if used:
         raise EngineError(
             "A Trainer must run in one process, or in several as torchrun starts them, one for a "
-            f"device, also under FSDP2 and ZeRO-1 and 2, got {', '.join(used)}: turn that off, or "
-            "use plain LoRA. In a loop of your own ranks can move under DeepSpeed ZeRO-3 as well, "
-            "see `make_static`."
+            f"device, also under FSDP2 and ZeRO, got {', '.join(used)}: turn that off, or use "
+            "plain LoRA."
         )

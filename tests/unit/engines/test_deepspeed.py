@@ -18,6 +18,7 @@ from dynlora.engines.deepspeed import (
     is_partitioned,
     is_zero,
     shape_of,
+    step_parameters_apart,
 )
 from dynlora.errors import OptimizerError
 from tests.lora_layers import layers_of, lora_chain
@@ -38,6 +39,8 @@ def zero_optimizer(
     optimizer.param_groups, optimizer.state = [{} for _ in groups], {}
     optimizer.cpu_offload = optimizer.offload_optimizer = offloads
     optimizer.bit16_groups = optimizer.fp16_groups = groups
+    copies = [None for _ in groups]
+    optimizer.single_partition_of_fp32_groups = optimizer.fp32_partitioned_groups_flat = copies
     return optimizer
 
 
@@ -72,17 +75,49 @@ def test_what_is_called_before_a_step_sees_it_come_until_it_is_removed():
 
 
 @pytest.mark.parametrize("kind", ["DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"])
-def test_an_optimizer_with_a_group_for_each_parameter_passes(parameters, kind):
-    optimizer = zero_optimizer([[p] for p in parameters], kind=kind)
+def test_an_optimizer_of_all_parameters_passes(parameters, kind):
+    optimizer = zero_optimizer([parameters[:3], parameters[3:]], kind=kind)
     assert unwrap_optimizer(optimizer) is optimizer
     check_holds(optimizer, parameters)
 
 
-def test_parameters_in_a_shared_group_or_in_none_are_refused(parameters):
-    with pytest.raises(OptimizerError, match=r"got a group of 4: build the .*AdamW\(\[\{'params'"):
-        check_zero(zero_optimizer([parameters]), parameters)
+def test_parameters_in_no_group_are_refused(parameters):
     with pytest.raises(OptimizerError, match="all 4 LoRA parameters, got 3 that it does not"):
         check_zero(zero_optimizer([parameters[:1]]), parameters)
+
+
+def test_the_parts_of_a_copy_are_stepped_with_the_number_of_steps_of_their_parameter(parameters):
+    """As AdamW steps separate parameters."""
+    torch.manual_seed(0)
+    size, steps = 5, (2.0, 10.0)
+    copy, grad, first, second = torch.randn(4, 2 * size).split(1)
+    copy, second = torch.nn.Parameter(copy[0]), second.square()
+    copy.grad = grad[0]
+    zero = zero_optimizer([parameters[:3]])
+    zero.single_partition_of_fp32_groups = [copy]
+    inner = zero.optimizer = AdamW([copy], lr=0.1)
+    for place, parameter in enumerate(parameters[:2]):
+        address = SimpleNamespace(start=place * size, numel=size)
+        parameter._hp_mapping = SimpleNamespace(hp_fragment_address=address)
+    parameters[2]._hp_mapping = None  # on another process
+    moments = {"exp_avg": first[0].clone(), "exp_avg_sq": second[0].clone()}
+    inner.state[copy] = moments | {"step": torch.tensor([*steps, 1.0])}
+    zero.state = inner.state
+    apart = [torch.nn.Parameter(part.clone()) for part in copy.detach().split(size)]
+    reference = AdamW(apart, lr=0.1)
+    for place, (part, step) in enumerate(zip(apart, steps, strict=True)):
+        within = slice(place * size, (place + 1) * size)
+        part.grad = copy.grad[within].clone()
+        state = {key: value[within].clone() for key, value in moments.items()}
+        reference.state[part] = state | {"step": torch.tensor(step)}
+    step_parameters_apart(zero)
+    for _ in range(2):
+        inner.step()
+        reference.step()
+    assert torch.equal(copy, torch.cat(apart))
+    assert inner.param_groups[0]["params"] == [copy]
+    assert list(inner.state) == [copy]
+    assert inner.state[copy]["step"].tolist() == [4.0, 12.0, 3.0]
 
 
 @pytest.mark.parametrize(
