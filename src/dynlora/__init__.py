@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynlora.adapters.extension import Extension
-    from dynlora.adapters.static import make_static
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.fused.layers import FusedLora
@@ -31,7 +30,6 @@ __all__ = [
     "LayerEvent",
     "RankPlan",
     "load_input_adaptive",
-    "make_static",
     "save_input_adaptive",
 ]
 
@@ -48,7 +46,6 @@ _MODULES = {
     "LayerEvent": "dynlora.types",
     "RankPlan": "dynlora.types",
     "load_input_adaptive": "dynlora.input_adaptive.file",
-    "make_static": "dynlora.adapters.static",
     "save_input_adaptive": "dynlora.input_adaptive.file",
 }
 

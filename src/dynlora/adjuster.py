@@ -14,7 +14,7 @@ from dynlora.types import Assessment, LayerShape, RankPlan, is_informative
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerBounds:
-    """Cost, allowed ranks and live rank of one layer."""
+    """Cost, allowed ranks and present rank of one layer."""
 
     cost: int
     """Parameters per rank, at least 1."""
@@ -41,7 +41,7 @@ def adjust(
 
     `minima` contains only measured layers, because measuring is slow and only layers that would
     shrink need it. The caller plans, measures these layers, and plans again until all are measured.
-    A minimum never exceeds the live rank, so the result is the same as with all minima.
+    A minimum never exceeds the present rank, so the result is the same as with all minima.
     """
     usable, limits = dict[str, float](), dict[str, float]()
     if is_informative(assessed.scores):
@@ -198,7 +198,7 @@ def bound_layers(
             floor = ceiling = layer.r
         else:
             ceiling = min(max(layer.r, layer.widest), highest)
-            # A layer whose live rank is below `min_rank` may keep it.
+            # A layer whose present rank is below `min_rank` may keep it.
             floor = min(ceiling, max(min(config.min_rank, layer.r), least))
             limit = (limits or {}).get(layer.name, math.inf)
             if limit < ceiling:
@@ -226,7 +226,7 @@ def _range(layers: Mapping[str, LayerBounds]) -> tuple[int, int]:
 def check_room(
     layers: Sequence[LayerShape], config: DynamicLoraConfig, *, budget: int, max_rank: int
 ) -> None:
-    """Check that every pattern of `pinned` matches, and that budget and live ranks fit."""
+    """Check that every pattern of `pinned` matches, and that budget and present ranks fit."""
     for pattern in config.pinned:
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             raise ConfigError(
@@ -250,7 +250,7 @@ def check_room(
     for name, bound in bounds.items():
         if bound.held > bound.ceiling:
             raise BudgetError(
-                f"`max_rank` must be at least the live rank of every layer, got {bound.ceiling} "
+                f"`max_rank` must be at least the present rank of every layer, got {bound.ceiling} "
                 f"where {name!r} holds {bound.held}: raise `max_rank`, or lower `LoraConfig.r`."
             )
     low, high = _range(lowest)
@@ -262,11 +262,9 @@ def check_room(
         )
 
 
-def check_plan(
-    plan: RankPlan, layers: Sequence[LayerShape], budget: int, *, most: Mapping[str, int | None]
-) -> None:
-    """Check the user's plan; `most` is the fixed rank of each layer's tensors, if static."""
-    unknown = sorted(set(plan.ranks) - set(most))
+def check_plan(plan: RankPlan, layers: Sequence[LayerShape], budget: int) -> None:
+    """Check the user's plan."""
+    unknown = sorted(set(plan.ranks) - {layer.name for layer in layers})
     if unknown:
         raise BudgetError(
             f"A plan must name LoRA layers of this model, got {unknown[0]!r}: see `ranks`."
@@ -275,12 +273,6 @@ def check_plan(
         if isinstance(rank, bool) or not isinstance(rank, SupportsIndex) or rank < 1:
             raise BudgetError(
                 f"The rank of {name!r} must be a whole number of at least 1, got {rank!r}."
-            )
-        held = most[name]
-        if held is not None and rank > held:
-            raise BudgetError(
-                f"The rank of {name!r} must be at most {held}, at which its tensors are held in "
-                f"static mode, got {rank}: lower it, or set a higher `max_rank` from the start."
             )
     cost = sum(plan.ranks.get(layer.name, layer.r) * layer.cost for layer in layers)
     if cost > budget:

@@ -41,7 +41,6 @@ else:  # files and the command line can only give names
 
 FeatureName = Literal["effective_rank", "variance"]
 
-ModeName = Literal["auto", "physical", "static"]
 
 NonFiniteReaction = Literal["skip", "stop"]
 
@@ -100,7 +99,7 @@ class DynamicLoraConfig:
     """Lowest rank of any layer, at least 1."""
     max_rank: int | None = None
     """Highest rank of any layer; None for eight times `LoraConfig.r` times `budget_end`, or for
-    `LoraConfig.r` or a live rank above that. Layers whose gradients have few directions have a
+    `LoraConfig.r` or a present rank above that. Layers whose gradients have few directions have a
     lower limit."""
     budget_end: float | Literal["auto"] | None = None
     """Part of the initial budget that is left after the last event, in (0, 1]; None for all of it.
@@ -131,9 +130,6 @@ class DynamicLoraConfig:
     fused: bool = True
     """Compute each layer and its adapter together (see `FusedLora`): faster, and equal up to
     rounding. False keeps PEFT's forwards, bit for bit."""
-    mode: ModeName = "auto"
-    """Shape of the tensors: `physical` has the live rank; `static` is padded to the highest
-    possible rank, as some engines require; `auto` chooses."""
     on_nonfinite: NonFiniteReaction = "skip"
     """Reaction to a NaN or infinite gradient: `skip` ignores and counts it, `stop` ends the run.
     With `stop`, every step waits for its gradients."""
@@ -153,7 +149,7 @@ class DynamicLoraConfig:
         return cls(**{**preset_values(preset), **values})
 
     def highest_rank(self, configured: int, held: Iterable[int]) -> int:
-        """Return `max_rank`, or its default from `LoraConfig.r` and the live ranks."""
+        """Return `max_rank`, or its default from `LoraConfig.r` and the present ranks."""
         at_end = self.budget_left(MOST_TIMES_R * configured)
         return self.max_rank or max(at_end, configured, *held)
 
@@ -190,7 +186,6 @@ class DynamicLoraConfig:
                 self.importance,
             )
         _require_one_of(get_args(FeatureName), "feature", self.feature)
-        _require_one_of(get_args(ModeName), "mode", self.mode)
         _require_one_of(get_args(NonFiniteReaction), "on_nonfinite", self.on_nonfinite)
         _require(
             not isinstance(self.pinned, str),

@@ -12,20 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
 from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adapters.static import choose_mode
 from dynlora.adjuster import adjust, check_plan, check_room, lowest_cost, plan_cut
 from dynlora.allocator import allocate, allocate_layer_weights
 from dynlora.budget_search import BudgetSearch, Validate, falling_budgets
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all, process_count
 from dynlora.engines.compiled import is_compiled
-from dynlora.engines.ddp import rebuild_reducer, unwrapped
+from dynlora.engines.ddp import unwrapped
 from dynlora.engines.deepspeed import AnyOptimizer
 from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
 from dynlora.features import InputFeatureAnalyzer, input_limits
@@ -83,8 +81,8 @@ class DynamicLora:
 
         Args:
             model: The PEFT model, compiled or not, inside its `DistributedDataParallel` or before
-                it is wrapped, or sharded by FSDP2's `fully_shard`. A `DynamicLora` already attached
-                to the same adapter is closed. For DeepSpeed see `make_static`.
+                it is wrapped, sharded by FSDP2's `fully_shard`, or inside DeepSpeed's engine. A
+                `DynamicLora` already attached to the same adapter is closed.
             optimizer: Optimizer of the LoRA parameters, of a kind that `adapters.optimizer_state`
                 supports. Under DeepSpeed, the optimizer that DeepSpeed returns.
             config: Settings.
@@ -106,7 +104,6 @@ class DynamicLora:
             OptimizerError: If the optimizer's state cannot follow a change of rank.
         """
         compiled = is_compiled(model)
-        wrappers = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
         model = unwrapped(model)
         self.config = config
         self.history: list[Event] = []
@@ -128,13 +125,7 @@ class DynamicLora:
         """Parameter budget of all layers together, which falls at events with `budget_end`."""
         self._max_rank = config.highest_rank(self._adapters.configured_rank, self.ranks.values())
         check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
-        self.mode = choose_mode(
-            config,
-            processes=process_count(),
-            compiled=compiled,
-            held_static=any(layer.capacity is not None for layer in self._layers),
-        )
-        """Tensor shapes: `physical` (the live rank) or `static` (a fixed rank)."""
+        _check_input_adaptive(config, processes=process_count(), compiled=compiled)
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._events = event_steps(config)
         self._late_events = late_event_steps(config)
@@ -159,18 +150,12 @@ class DynamicLora:
             compiled=compiled,
             timed=self._timed,
         )
-        if self.mode == "static":
-            self._adapters.check_static()
         self._host = Host(model=model, layers=self._layers, timed=self._timed)
         self._extensions = Extensions(config, extensions, metric)
         self._extensions.attach(self._host)
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
-        if self.mode == "static":
-            self._adapters.hold_static(self._max_rank)
-            for wrapper in wrappers:
-                rebuild_reducer(wrapper)
         self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
@@ -300,7 +285,6 @@ class DynamicLora:
         """Remove every hook and fused forward; the model keeps training as plain LoRA.
 
         With `input_adaptive` the outputs change, because every example then uses every component.
-        In static mode the tensors keep their shapes; saving still cuts them to the live rank.
         """
         self.freeze()
         let_go(self._layers, self)
@@ -312,21 +296,19 @@ class DynamicLora:
     def apply(self, plan: RankPlan) -> Event:
         """Resize layers to the ranks of the caller's plan.
 
-        The plan is limited by the budget and, in static mode, by the tensors' fixed rank. It
-        overrides `pinned`, `min_rank`, `max_rank` and `shrink_tolerance`. All processes must call
-        this method.
+        The plan is limited by the budget. It overrides `pinned`, `min_rank`, `max_rank` and
+        `shrink_tolerance`. All processes must call this method.
 
         Args:
             plan: Rank by module name, for some or all layers.
 
         Raises:
             BudgetError: If the plan names an unknown layer, contains a rank that is not an integer
-                of at least 1 or exceeds the tensors' fixed rank, or exceeds the budget.
+                of at least 1, or exceeds the budget.
             LayerError: If the adapter is merged.
             NonFiniteError: If a weight is not finite.
         """
-        most = {layer.name: layer.capacity for layer in self._layers}
-        check_plan(plan, self._layers, self.budget, most=most)
+        check_plan(plan, self._layers, self.budget)
         plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._check_layers()
         with self._in_own_precision():
@@ -377,7 +359,7 @@ class DynamicLora:
             ResumeError: If layers, budget or configuration differ.
         """
         saved_ranks = {name: shape["r"] for name, shape in state["layers"].items()}
-        # An adapter saved by this run has its live ranks, from which the budget cannot be derived.
+        # An adapter saved by this run has its last ranks, from which the budget cannot be derived.
         budget = state["budget"] if self.ranks == saved_ranks else self._first_budget
         self._check_same_run(state, budget)
         take_over(self._layers, self)
@@ -618,7 +600,7 @@ class DynamicLora:
         return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
-        """Check that layers, budget and settings, `total_steps` and `mode` aside, are equal."""
+        """Check that layers, budget and settings, except `total_steps`, are equal."""
         names = sorted(self._extensions.by_name)
         given = {"budget": budget, **self.config.to_dict(), "extensions": names}
         saved_names = self._extensions.saved_names(saved_extensions(state))
@@ -627,7 +609,7 @@ class DynamicLora:
         saved = DynamicLoraConfig().to_dict() | saved
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))
-            if key not in ("total_steps", "mode") and not same:
+            if key != "total_steps" and not same:
                 raise ResumeError(
                     f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
                     f"now {value}. Restore it, or start a new run."
@@ -655,3 +637,12 @@ class DynamicLora:
             yield
         finally:
             self.seconds += time.perf_counter() - start
+
+
+def _check_input_adaptive(config: DynamicLoraConfig, *, processes: int, compiled: bool) -> None:
+    if config.input_adaptive and (compiled or processes > 1):
+        where = "compiled models" if compiled else f"{processes} processes"
+        raise ConfigError(
+            f"`input_adaptive` must be false in {where}, but got true: its hooks break compiled "
+            "graphs, and its thresholds follow one process. Turn it off, or train without these."
+        )

@@ -32,7 +32,7 @@ class LayerShape(Protocol):
 
     @property
     def widest(self) -> int:
-        """Rank of a full update of the layer, or of its static tensors."""
+        """Rank of a full update of the layer."""
 
     @property
     def cost(self) -> int:

@@ -69,7 +69,7 @@ def lora_weights(model: nn.Module) -> dict[str, Tensor]:
 def found_by(dynamic: DynamicLora, **others: object) -> dict[str, object]:
     """Return what a process found, for the tests to compare."""
     history = [event.to_dict() for event in dynamic.history]
-    return {"ranks": dynamic.ranks, "mode": dynamic.mode, "history": history, **others}
+    return {"ranks": dynamic.ranks, "history": history, **others}
 
 
 def base_norms(model: nn.Module) -> list[float]:

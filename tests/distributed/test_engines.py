@@ -166,12 +166,6 @@ def test_a_model_that_is_called_without_its_wrapper_is_refused_by_its_gradients(
         assert "Gradients must be the same on all 2 processes" in refusal
 
 
-def test_tensors_padded_inside_a_wrapper_are_reduced(processes):
-    first, second = read(processes, "padded")
-    assert first["mode"] == "static"
-    assert differing(first["gradients"], second["gradients"]) == []
-
-
 def test_compiled_models_train_as_others_under_ddp_in_every_order(processes):
     plain, _ = read(processes, COMPILED[0])
     assert len(set(plain["ranks"].values())) > 1

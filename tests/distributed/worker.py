@@ -307,19 +307,6 @@ def call_the_bare_model(out: Path) -> None:
         torch.save(str(error), out / f"refusal-{place}.pt")
 
 
-def pad_inside_a_wrapper(out: Path) -> None:
-    """Attach in static mode to a wrapped model, and compute gradients."""
-    place = distributed.get_rank()
-    model = model_in_float64()
-    wrapped = DistributedDataParallel(model)
-    config = DynamicLoraConfig(mode="static", **CONFIG)
-    dynamic = DynamicLora(wrapped, optimizer_of(model), config)
-    (tokens,) = batches(0, 1, part=place)
-    loss_of(wrapped, tokens).backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    torch.save(found_by(dynamic, gradients=gradients), out / f"padded-{place}.pt")
-
-
 def train_compiled(out: Path, order: str) -> None:
     """Train layers after some of: attach, compile the model, its parts, wrap it in DDP."""
     place = distributed.get_rank()
@@ -378,7 +365,6 @@ def main() -> None:
         train_by_trainer(out, name)
     train_by_sharding_trainer(out / "trainer_fsdp2")
     call_the_bare_model(out)
-    pad_inside_a_wrapper(out)
     train_unlike(out)
     for order in COMPILED:
         train_compiled(out, order)

@@ -59,9 +59,8 @@ class Learner:
             assert live == self.dynamic.parameters <= self.dynamic.budget
 
 
-@pytest.mark.parametrize("mode", ["physical", "static"])
-def test_a_run_ends_at_a_fraction_of_its_ceiling_with_the_loss_of_the_ceiling(mode):
-    learner, wide = Learner(mode=mode), Learner(budget_tolerance=0.0)
+def test_a_run_ends_at_a_fraction_of_its_ceiling_with_the_loss_of_the_ceiling():
+    learner, wide = Learner(), Learner(budget_tolerance=0.0)
     start = learner.loss(slice(256, 512)).item()
     learner.train(0, STEPS)
     wide.train(0, STEPS)
@@ -80,7 +79,7 @@ def test_a_sharded_model_finds_what_a_whole_one_finds():
         sharded.train(0, STEPS)
     finally:
         distributed.destroy_process_group()
-    whole = Learner(mode="static")
+    whole = Learner()
     whole.train(0, STEPS)
     assert sharded.dynamic.ranks == whole.dynamic.ranks
     assert sharded.loss(slice(0, 256)).item() == pytest.approx(whole.loss(slice(0, 256)).item())

@@ -32,11 +32,10 @@ def assert_same(model, dynamic):
         assert torch.allclose(weight, weights[name], rtol=0, atol=1e-6), name
 
 
-@pytest.mark.parametrize("mode", ["physical", "static"])
-def test_eight_accumulated_batches_of_one_are_a_batch_of_eight(mode):
+def test_eight_accumulated_batches_of_one_are_a_batch_of_eight():
     model = lora_llama().double().train()
     optimizer = adamw(model)
-    dynamic = attached(model, optimizer, mode=mode, **SETTINGS)
+    dynamic = attached(model, optimizer, **SETTINGS)
     batches = sequences(batch=8)
     for _ in range(STEPS):
         for row in next(batches):

@@ -49,7 +49,6 @@ class Settings:
     window: tuple[float, float, int]
     importance: str
     fused: bool
-    mode: str
     tolerance: float
     """`shrink_tolerance`."""
     pins: bool
@@ -130,7 +129,6 @@ class Settings:
             events=events,
             importance=self.importance,
             fused=self.fused,
-            mode=self.mode,
             hysteresis=0.25 if self.begun else 0,
             shrink_tolerance=self.tolerance,
             budget_end=self.budget_end,
@@ -169,7 +167,6 @@ SETTINGS = st.builds(
     window=st.sampled_from(WINDOWS),
     importance=st.sampled_from(["signal", "gradient_norm", "sensitivity"]),
     fused=st.sampled_from([True, True, False]),
-    mode=st.sampled_from(["physical", "static"]),
     tolerance=st.sampled_from([0.05, 1.0]),
     pins=st.booleans(),
     falls=st.booleans(),

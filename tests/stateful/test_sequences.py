@@ -81,7 +81,7 @@ class Sequence(RuleBasedStateMachine):
         self.budget = max(at_r, parameters(self.model, ranks))
 
     def hooks(self):
-        return oracles.hooks_of(self.model, self.optimizer, self.settings.mode)
+        return oracles.hooks_of(self.model, self.optimizer)
 
     @property
     def merged(self) -> bool:

@@ -56,7 +56,6 @@ def unchecked(**values):
     [
         ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
         ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
-        ({"mode": "fixed"}, "`mode` must be one of auto, physical, static, got fixed"),
         ({"feature": "norm"}, "`feature` must be one of effective_rank, variance, got norm"),
         ({"budget_end": True}, r"`budget_end` must be a number, got True"),
         ({"temperature": "0.5"}, r"`temperature` must be a number, got '0\.5'"),

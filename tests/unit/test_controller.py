@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn.parallel import DataParallel
-from torch.optim import SGD, Adafactor, Adagrad, AdamW, Muon
+from torch.optim import SGD, Adafactor, Adagrad, AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig, RankPlan
 from dynlora.adapters.layers import find_lora_layers
@@ -50,17 +50,16 @@ def moved(dynamic):
     ]
 
 
-@pytest.mark.parametrize("mode", ["physical", "static"])
-def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_next_event(mode):
+def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_next_event():
     model = lora_llama().train()
-    dynamic = attached(model, adamw(model), total_steps=40, mode=mode)
+    dynamic = attached(model, adamw(model), total_steps=40)
     train(model, dynamic._adapters._optimizer, dynamic, 5)
     other = adamw(model, fused=True)
     with pytest.raises(OptimizerError, match="got weights that another has changed"):
         train(model, other, dynamic, 35)
     assert dynamic._step == dynamic._events[0]
     state = dynamic.state_dict()
-    follower = attached(model, other, total_steps=40, mode=mode)
+    follower = attached(model, other, total_steps=40)
     follower.load_state_dict(state)
     train(model, other, follower, 20)
     assert len(follower.history) == 4
@@ -391,20 +390,19 @@ def moved_twice(model, optimizer, **config):
 
 
 @pytest.mark.parametrize(
-    ("importance", "mode", "observed", "way"),
+    ("importance", "observed", "way"),
     [
-        ("signal", "physical", True, "hooks"),  # of the Trainer callback
-        ("signal", "static", False, "take_shapes"),
-        ("sensitivity", "physical", False, "take_shapes"),
-        ("sensitivity", "static", True, "weights alone"),
+        ("signal", True, "hooks"),  # of the Trainer callback
+        ("signal", False, "take_shapes"),
+        ("sensitivity", False, "take_shapes"),
     ],
 )
 def test_weights_of_other_ranks_put_back_are_saved_with_their_ranks_and_train_on(
-    importance, mode, observed, way, tmp_path
+    importance, observed, way, tmp_path
 ):
     model = lora_llama()
-    optimizer, settings = adamw(model), {"importance": importance, "mode": mode}
-    dynamic, state, weights, logits = moved_twice(model, optimizer, **settings, **MOVING)
+    optimizer = adamw(model)
+    dynamic, state, weights, logits = moved_twice(model, optimizer, importance=importance, **MOVING)
     if way == "hooks":
         ShapeHooks(model, dynamic._layers)
     if way == "take_shapes":
@@ -721,10 +719,9 @@ def test_apples_gpu_is_refused_with_what_it_lacks(monkeypatch):
     refuse(model, EngineError, r"float64, got mps:0.*`use_cpu=True`", optimizer=optimizer)
 
 
-@pytest.mark.parametrize("mode", ["physical", "static"])
-def test_an_adapter_deleted_after_its_controller_was_closed_leaves_no_hook_that_asks_for_it(mode):
+def test_an_adapter_deleted_after_its_controller_was_closed_leaves_no_hook_that_asks_for_it():
     model = lora_llama()
-    dynamic = attached(model, adamw(model), total_steps=20, mode=mode)
+    dynamic = attached(model, adamw(model), total_steps=20)
     hooks = ShapeHooks(model, dynamic._layers)  # the Trainer callback's, which stay
     dynamic.close()
     model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
@@ -753,12 +750,19 @@ def test_several_active_adapters_are_refused_by_their_names_and_one_may_be_named
     assert dynamic.ranks == {"0": 2}
 
 
+def test_input_adaptive_ranks_are_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr("dynlora.controller.process_count", lambda: 2)
+    model = lora_llama()
+    with pytest.raises(ConfigError, match="must be false in 2 processes, but got true"):
+        attached(model, adamw(model), input_adaptive=True)
+
+
 def test_data_parallel_is_refused():
     told = r"got torch\.nn\..*\.DataParallel\. .* DataParallel are not supported"
     refuse(DataParallel(lora_llama()), EngineError, told)
 
 
-@pytest.mark.parametrize("settings", [{}, {"input_adaptive": True}, {"mode": "static"}])
+@pytest.mark.parametrize("settings", [{}, {"input_adaptive": True}])
 def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings):
     model = lora_llama()
     untouched, optimizer = hooks_of(model), adamw(model)
@@ -777,9 +781,7 @@ def test_a_second_controller_takes_over_from_one_that_is_still_attached(settings
     assert optimizer._optimizer_load_state_dict_post_hooks
     second.close()
     assert not optimizer._optimizer_load_state_dict_post_hooks
-    # Those that pad weights as they load stay with static tensors.
-    loading = sum(len(module._load_state_dict_pre_hooks) for module in model.modules())
-    assert hooks_of(model) == untouched + loading * (second.mode == "static")
+    assert hooks_of(model) == untouched
 
 
 def test_a_controller_that_loads_its_state_takes_over_again():
@@ -813,9 +815,6 @@ def test_a_refused_controller_leaves_the_one_that_is_there():
     model, optimizer, first = on_chain(8, 8, 8)
     with pytest.raises(ConfigError, match="matches none"):
         attached(model, optimizer, pinned=("x",))
-    muon = Muon(trainable(model))
-    with pytest.raises(OptimizerError, match="got Muon in static mode"):
-        attached(model, muon, mode="static")
     assert first._adapters._handles
 
 

@@ -33,42 +33,25 @@ class Factor:
         return parameter
 
     @property
-    def size(self) -> int:
-        """Rank of the parameter's tensor, above the live rank if padded in static mode."""
-        return int(shape_of(self.parameter)[self.rank_axis])
-
-    @property
     def width(self) -> int:
         """Dimension of the matrix besides the rank."""
-        return shape_of(self.parameter).numel() // self.size
+        shape = shape_of(self.parameter)
+        return shape.numel() // shape[self.rank_axis]
 
-    def live(self, tensor: Tensor, rank: int) -> Tensor:
-        """Return the first `rank` components of a tensor of the parameter's layout, as a matrix."""
-        tensor = whole(tensor)
-        if tensor.shape[self.rank_axis] > rank:  # padded in static mode
-            tensor = tensor.narrow(self.rank_axis, 0, rank)
-        return self.to_matrix(tensor)
+    def read(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's layout as a matrix that may share its memory."""
+        return self.to_matrix(whole(tensor))
 
-    def matrix(self, rank: int) -> Tensor:
-        """Return the first `rank` components as a matrix that may share the parameter's memory."""
-        return self.live(self.parameter, rank)
+    @property
+    def matrix(self) -> Tensor:
+        """The parameter as a matrix that may share its memory."""
+        return self.read(self.parameter)
 
-    def gradient(self, rank: int) -> Tensor:
-        """Return the gradient of the first `rank` components as a matrix; zeros if missing."""
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient as a matrix; zeros if missing."""
         gradient = gradient_of(self.parameter)
         if gradient is None:
-            return torch.zeros_like(self.matrix(rank))
+            return torch.zeros_like(self.matrix)
         # Sums depend on strides, and reloaded tensors are contiguous.
-        return self.live(gradient, rank).contiguous()
-
-    def padded(self, matrix: Tensor, size: int) -> Tensor:
-        """Return a matrix in the parameter's layout, padded with zeros to rank `size`."""
-        data = self.from_matrix(matrix)
-        rank = data.shape[self.rank_axis]
-        if rank == size:
-            return data.contiguous()
-        shape = list(data.shape)
-        shape[self.rank_axis] = size
-        whole = data.new_zeros(shape)
-        whole.narrow(self.rank_axis, 0, rank).copy_(data)
-        return whole
+        return self.read(gradient).contiguous()

@@ -25,7 +25,6 @@ from dynlora.engines.sharding import has_gradient, is_held, whole
 from dynlora.errors import LayerError
 from dynlora.types import Tokens
 
-_CAPACITY = "lora_capacity"
 _UNIT_SCALING = "lora_unit_scaling"
 
 
@@ -61,8 +60,8 @@ class LoraView:
 
     @property
     def widest(self) -> int:
-        """Highest possible rank: `capacity`, or the smaller dimension of a full update."""
-        return self.capacity or min(self.in_features, self.out_features)
+        """Rank of a full update of the layer."""
+        return min(self.in_features, self.out_features)
 
     @property
     def is_there(self) -> bool:
@@ -74,16 +73,8 @@ class LoraView:
 
     @property
     def r(self) -> int:
-        """Live rank."""
+        """Rank."""
         return int(self.module.r[self.adapter])
-
-    @property
-    def capacity(self) -> int | None:
-        """Rank to which tensors are padded in static mode; None if they have the live rank."""
-        held: dict[str, int] = vars(self.module).get(_CAPACITY, {})
-        rank = held.get(self.adapter)
-        # An adapter deleted and added again is not padded.
-        return rank if rank == self.factor_A.size else None
 
     @property
     def scaling(self) -> float:
@@ -129,12 +120,12 @@ class LoraView:
     @property
     def lora_A(self) -> Tensor:
         """Matrix of shape ``(r, in_features)``."""
-        return self.factor_A.matrix(self.r)
+        return self.factor_A.matrix
 
     @property
     def lora_B(self) -> Tensor:
         """Matrix of shape ``(out_features, r)``."""
-        return self.factor_B.matrix(self.r)
+        return self.factor_B.matrix
 
     @property
     def has_gradients(self) -> bool:
@@ -144,14 +135,14 @@ class LoraView:
     @property
     def grad_A(self) -> Tensor:
         """Gradient of `lora_A`; zeros if missing."""
-        return self.factor_A.gradient(self.r) if self.gradients is None else self.gradients.A
+        return self.factor_A.gradient if self.gradients is None else self.gradients.A
 
     @property
     def grad_B(self) -> Tensor:
         """Gradient of `lora_B` without the layer weight; zeros if missing."""
         if self.gradients is not None:
             return self.gradients.B
-        gradient, weight = self.factor_B.gradient(self.r), self.weight
+        gradient, weight = self.factor_B.gradient, self.weight
         return gradient if weight == 1 else gradient / weight
 
     @property
@@ -193,15 +184,11 @@ class LoraView:
         self.module.lora_alpha[self.adapter] = self.alpha
         for factor in self.factors:
             if factor.rank_field is not None:
-                setattr(factor.holder, factor.rank_field, self.capacity or r)
+                setattr(factor.holder, factor.rank_field, r)
 
     def set_unit_scaling(self, unit: float) -> None:
         """Store the present scaling without layer weight on PEFT's module, for later runs."""
         vars(self.module).setdefault(_UNIT_SCALING, {})[self.adapter] = (unit, self.scaling)
-
-    def set_capacity(self, rank: int) -> None:
-        """Store the rank of padded tensors on PEFT's module, so that model copies have it."""
-        vars(self.module).setdefault(_CAPACITY, {})[self.adapter] = rank
 
 
 def in_this_step(layers: Sequence[LoraView]) -> list[LoraView]:

@@ -22,7 +22,7 @@ from dynlora.adapters.layers import (
 from dynlora.adapters.optimizer_state import (
     StepWatch,
     check_holds,
-    fit_state,
+    drop_unfit_state,
     restart_state,
     unwrap_optimizer,
 )
@@ -40,7 +40,6 @@ from dynlora.adapters.resize import (
     set_rank,
     shrink_changes,
 )
-from dynlora.adapters.static import hold_static
 from dynlora.adapters.strengths import (
     component_powers,
     enough_seen,
@@ -55,7 +54,7 @@ from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.compiled import follow_ranks
 from dynlora.engines.deepspeed import AnyOptimizer, step_parameters_apart, unpartitioned
 from dynlora.engines.fsdp import reshard
-from dynlora.errors import LayerError, OptimizerError
+from dynlora.errors import LayerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class LoraAdapters:
         self._gradient_state = getattr(optimizer, "gradient_state", None)
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
-        self._fit_state(layers)
+        self._drop_unfit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # ranks last reported to `follow`
         self._reducer_hook = ReducerHook(model, compiled=compiled)
         self._handles: list[RemovableHandle] = []
@@ -133,23 +132,8 @@ class LoraAdapters:
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
 
-    def check_static(self) -> None:
-        """Raise `OptimizerError` if optimizer steps depend on the padding of tensors."""
-        if type(self._optimizer).__name__ == "Muon":
-            raise OptimizerError(
-                "The optimizer must take the same steps whatever rank tensors are held at, got "
-                "Muon in static mode, which scales them by the tensors' shapes: use "
-                "torch.optim.AdamW."
-            )
-
-    def hold_static(self, rank: int) -> None:
-        """Pad tensors and moments to a fixed rank (see `static`), unless padded already."""
-        layers = list(self.layers.values())
-        hold_static(self._model, layers, rank)
-        self._fit_state(layers)
-
     def open(self) -> None:
-        """Install hooks that fit moments and report ranks when weights are loaded."""
+        """Install hooks that drop unfit moments and report ranks when weights are loaded."""
         step_parameters_apart(self._optimizer)
         # DeepSpeed loads moments itself, and only if shapes match.
         if self._handles or not isinstance(self._optimizer, Optimizer):
@@ -160,16 +144,17 @@ class LoraAdapters:
         def fit(*_: Any) -> None:
             adapters = alive()
             if adapters is not None and layers[0].is_there:
-                adapters._fit_state(layers)
+                adapters._drop_unfit_state(layers)
                 adapters._tell_loaded()
 
         root: Any = self._root
         self._handles = [
-            self._optimizer.register_load_state_dict_post_hook(lambda _: self._fit_state(layers)),
+            self._optimizer.register_load_state_dict_post_hook(
+                lambda _: self._drop_unfit_state(layers)
+            ),
             root.register_load_state_dict_post_hook(OwnHook(fit)),
         ]
-        if layers[0].capacity is None:  # ranks may have changed before, without this controller
-            self._reducer_hook.open()
+        self._reducer_hook.open()  # ranks may have changed before, without this controller
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -341,9 +326,9 @@ class LoraAdapters:
                     layer.set_unit_scaling(unit)
         self.write_config()
 
-    def _fit_state(self, layers: Sequence[LoraView]) -> None:
-        factors = [(factor, layer.r) for layer in layers for factor in layer.factors]
-        if forgotten := fit_state(self._optimizer, factors):
+    def _drop_unfit_state(self, layers: Sequence[LoraView]) -> None:
+        parameters = [parameter for layer in layers for parameter in layer.parameters]
+        if forgotten := drop_unfit_state(self._optimizer, parameters):
             logger.info(
                 "the moments of %d parameters are of other ranks: they start anew", forgotten
             )
@@ -361,8 +346,7 @@ class LoraAdapters:
         self._follow(change)
         layer = self.layers[change.name]
         self._told[change.name] = layer.r
-        if layer.capacity is None:
-            self._reducer_hook.open()
+        self._reducer_hook.open()
 
     def _tell_loaded(self) -> None:
         for name, layer in self.layers.items():
@@ -373,7 +357,7 @@ class LoraAdapters:
                 self._tell(BasisChange(name=name, to_A=none, to_B=none.T))
 
     def write_config(self) -> None:
-        """Write live ranks and scalings to PEFT's configuration, and let compiled code follow."""
+        """Write ranks and scalings to PEFT's configuration, and let compiled code follow."""
         follow_ranks(self._model)
         write_patterns(self._configs[self._adapter], list(self.layers.values()))
 
@@ -393,7 +377,7 @@ class LoraAdapters:
                 set_rank(layer, int(shape["r"]))
                 layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
                 layer.set_unit_scaling(shape["unit"])
-                self._fit_state([layer])
+                self._drop_unfit_state([layer])
             self._tell_loaded()
         self.peak_parameters = max(self.peak_parameters, self.parameters)
         self.write_config()

@@ -18,7 +18,7 @@ from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.engines import deepspeed
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.engines.sharding import is_held, sharded_as, whole
+from dynlora.engines.sharding import is_held, sharded_as
 from dynlora.errors import OptimizerError
 from dynlora.types import BasisChange
 
@@ -101,18 +101,16 @@ def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
 
 @torch.no_grad()
 def rebase_state(
-    optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor, size: int
+    optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor
 ) -> None:
     """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
 
-    The factors are still of the old basis; `size` is the tensors' new rank, padding included. Under
-    ZeRO this needs `deepspeed.unpartitioned`.
+    The factors are still of the old basis. Under ZeRO this needs `deepspeed.unpartitioned`.
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a change of scale keeps directions
             restart_state(optimizer, (lora_A.parameter, lora_B.parameter))
         return
-    old = change.to_A.shape[1]
     maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
@@ -120,10 +118,10 @@ def rebase_state(
         for key in _FIRST + _SECOND:
             moment = state.get(key)
             if isinstance(moment, Tensor):
-                rows = factor.live(moment, old).transpose(0, rank_axis)
+                rows = factor.read(moment).transpose(0, rank_axis)
                 map_ = (matrix if key in _FIRST else matrix.square()).double()
                 new = (map_ @ rows.double()).to(rows.dtype)
-                values = factor.padded(new.transpose(0, rank_axis), size)
+                values = factor.from_matrix(new.transpose(0, rank_axis)).contiguous()
                 if values.shape == moment.shape:
                     moment.copy_(sharded_as(moment, values))
                 else:
@@ -136,46 +134,23 @@ def rebase_state(
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
-    """Drop the state of resized parameters if it cannot follow; `fit_state` fits the others."""
+    """Drop the state of resized parameters if it cannot follow a change of rank."""
     if _starts_anew(optimizer):
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
 
 
-@torch.no_grad()
-def fit_state(optimizer: AnyOptimizer, factors: Sequence[tuple[Factor, int]]) -> int:
-    """Fit moments to their parameter's shape, or drop them; return the number of dropped states.
-
-    Moments must be zero beyond the live rank, because Adam would move the weights there. Moments of
-    the live rank, or with only zeros beyond it, are kept: they may come from a run with other
-    padding.
-    """
-    forgotten = 0
-    for factor, rank in factors:
-        state = optimizer.state.get(factor.parameter, {})
-        moments = {
-            key: state[key] for key in _FIRST + _SECOND if isinstance(state.get(key), Tensor)
-        }
-        fits = all(moment.shape == factor.parameter.shape for moment in moments.values())
-        if fits and factor.size == rank:
-            continue
-        fitted = {key: _fitted(factor, moment, rank) for key, moment in moments.items()}
-        if any(moment is None for moment in fitted.values()):
-            del optimizer.state[factor.parameter]
-            forgotten += 1
-        else:
-            state.update(fitted)
-    return forgotten
-
-
-def _fitted(factor: Factor, moment: Tensor, rank: int) -> Tensor | None:
-    """Return a moment padded to the parameter's rank; None if its own rank differs."""
-    moment = whole(moment)
-    held = moment.shape[factor.rank_axis]
-    if held < rank or moment.narrow(factor.rank_axis, rank, held - rank).any():
-        return None
-    fitted = factor.padded(factor.live(moment, rank), factor.size)
-    return sharded_as(factor.parameter, fitted)
+def drop_unfit_state(optimizer: AnyOptimizer, parameters: Sequence[Parameter]) -> int:
+    """Drop states with moments of another shape than their parameter's; return their number."""
+    unfit = []
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        moments = [state[key] for key in _FIRST + _SECOND if isinstance(state.get(key), Tensor)]
+        if any(moment.shape != parameter.shape for moment in moments):
+            unfit.append(parameter)
+    for parameter in unfit:
+        del optimizer.state[parameter]
+    return len(unfit)
 
 
 def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]:

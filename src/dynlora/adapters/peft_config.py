@@ -1,4 +1,4 @@
-"""PEFT's configuration follows the live ranks, and loading a checkpoint sets them."""
+"""PEFT's configuration follows the ranks, and loading a checkpoint sets them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,5 @@ def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     """Set the layer to the rank of the weight before it is loaded."""
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
-    if weight is None or not is_there(weight):
-        return
-    if layer.capacity is None:  # static layers have a hook of their own
+    if weight is not None and is_there(weight):
         set_rank(layer, weight.shape[factor.rank_axis])

@@ -102,40 +102,28 @@ def apply_change(
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
         A[len(A) - len(rows) :] = rows
-    size = layer.capacity or len(A)
-    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B, size=size)
-    _set_matrix(layer.factor_A, A, size)
-    _set_matrix(layer.factor_B, B, size)
+    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B)
+    _set_matrix(layer.factor_A, A)
+    _set_matrix(layer.factor_B, B)
     layer.set_fields(r=len(A), scaling=layer.scaling * change.scale_ratio)
 
 
 def set_rank(layer: LoraView, rank: int) -> None:
     """Give a layer zero tensors of another rank, for a checkpoint to fill."""
-    size = layer.capacity or rank
-    if rank != layer.r or layer.factor_A.size != size:
-        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features), size)
-        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank), size)
+    if rank != layer.r:
+        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features))
+        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank))
         layer.set_fields(r=rank, scaling=layer.scaling)
-
-
-@torch.no_grad()
-def hold_at(layer: LoraView, rank: int) -> None:
-    """Pad tensors to a fixed rank. Zeros in both factors get no gradient, so no mask is needed."""
-    for factor in layer.factors:
-        if factor.size != rank:
-            _set_matrix(factor, factor.matrix(layer.r), rank)
-    layer.set_capacity(rank)
-    layer.set_fields(r=layer.r, scaling=layer.scaling)
 
 
 @torch.no_grad()
 def set_B(layer: LoraView, matrix: Float[Tensor, "out r"]) -> None:
     """Overwrite `lora_B`, without a change of rank or optimizer state."""
-    _set_matrix(layer.factor_B, matrix, layer.factor_B.size)
+    _set_matrix(layer.factor_B, matrix)
 
 
-def _set_matrix(factor: Factor, matrix: Tensor, size: int) -> None:
-    write(factor.parameter, factor.padded(matrix.to(factor.parameter.device), size))
+def _set_matrix(factor: Factor, matrix: Tensor) -> None:
+    write(factor.parameter, factor.from_matrix(matrix.to(factor.parameter.device)))
 
 
 @torch.no_grad()

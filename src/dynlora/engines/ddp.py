@@ -43,16 +43,16 @@ def rebuild_running_reducer() -> bool:
     if any(type(state).__name__ == "PowerSGDState" for _, state in wrapper._comm_hooks):
         raise EngineError(
             "Communication hooks must not keep tensors per bucket while ranks may move, but got "
-            "PowerSGD. Use another hook, or `mode='static'`."
+            "PowerSGD. Use another hook."
         )
-    rebuild_reducer(wrapper)
+    _rebuild_reducer(wrapper)
     if wrapper.require_backward_grad_sync:
         wrapper.reducer.prepare_for_forward()  # as the wrapper has called it on the old reducer
     return True
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would contain the old reducer
-def rebuild_reducer(wrapper: Any) -> None:
+def _rebuild_reducer(wrapper: Any) -> None:
     """Rebuild a wrapper's reducer, with its settings and communication hooks, on this process."""
     wrapper._remove_autograd_hooks()
     parameters, sparse = wrapper._build_params_for_reducer()

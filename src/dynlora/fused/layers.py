@@ -86,9 +86,6 @@ class _FusedLayer:
         dropout = module.lora_dropout[adapter]
         drops = not isinstance(dropout, nn.Identity) and dropout.training
         lora_A, lora_B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        rank = module.r[adapter]
-        if len(lora_A) != rank:  # padded in static mode
-            lora_A, lora_B = lora_A[:rank], lora_B[:, :rank]
         device, bias = x.device.type, self._base.bias
         casts = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype

@@ -155,7 +155,6 @@ def _check_reduced(layers: Sequence[LoraLayer]) -> None:
     if not torch.equal(max_over_processes(norms), -max_over_processes(-norms)):
         raise EngineError(
             f"Gradients must be the same on all {process_count()} processes, but got others on "
-            "each. Call the `DistributedDataParallel`, not the model inside it. In static mode, "
-            "give `DynamicLora` the wrapped model, or wrap it afterwards. With gradient "
+            "each. Call the `DistributedDataParallel`, not the model inside it. With gradient "
             "accumulation, call `observe()` after the last backward only."
         )

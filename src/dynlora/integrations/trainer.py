@@ -22,7 +22,6 @@ from dynlora.adapters.layers import find_lora_layers
 from dynlora.adapters.optimizer_state import unwrap_optimizer
 from dynlora.adapters.peft_config import ShapeHooks
 from dynlora.adapters.resize import set_rank
-from dynlora.adapters.static import choose_mode, make_static
 from dynlora.budget_search import Validate
 from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
@@ -86,11 +85,6 @@ class DynamicLoraCallback(TrainerCallback):
         """
         _check_arguments(args)
         model: nn.Module = kwargs["model"]
-        mode = choose_mode(
-            self.config, processes=args.world_size, compiled=bool(args.torch_compile)
-        )
-        if mode == "static":
-            make_static(model, self.config, adapter_name=self._adapter_name)
         self._watch_loads(model)
         if _shards(args) and self._resume_from is not None:
             shapes = load_state(self._resume_from)["layers"]

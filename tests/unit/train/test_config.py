@@ -47,7 +47,7 @@ KEYS = {
     "init_lora_weights start_from",
     "dynamic.": "preset importance temperature uniform_mix feature feature_weight layer_weights "
     "input_adaptive min_rank max_rank budget_end budget_tolerance pinned total_steps first_event "
-    "last_event events hysteresis shrink_tolerance fused mode on_nonfinite seed",
+    "last_event events hysteresis shrink_tolerance fused on_nonfinite seed",
     "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
     "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
     "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm bf16 group_by_length eval "
@@ -264,7 +264,6 @@ STEPS_APART = {
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),
         ({"method": "adalora", "training": {"resume": "latest"}}, "PEFT does not save"),
         ({"method": "adalora", "training": {"load_best_model_at_end": True}}, "cannot load its"),
-        ({"dynamic": {"mode": "static"}}, "auto or physical in one process"),
         ({"training": STEPS_APART}, "eval=steps"),
         ({"training": STEPS_APART | {"eval": "no", "save": "no"}}, "eval=no"),
         ({"training": {"best_metric": "rmse"}}, "one of accuracy, f1, matthews, loss, but got rms"),

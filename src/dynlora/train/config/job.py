@@ -89,8 +89,6 @@ class JobConfig:
         unset = f"null with `method: {self.method}`"
         require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
         require(plain or start is None, "lora.start_from", unset, start)
-        static = self.dynamic.mode == "static"
-        require(not static, "dynamic.mode", "auto or physical in one process", "static")
         if self.method == "full":
             # Training steps are smaller than the rounding of such weights.
             self._require_full_precision("with `method: full`")
