@@ -166,12 +166,20 @@ def test_a_model_that_is_called_without_its_wrapper_is_refused_by_its_gradients(
         assert "Gradients must be the same on all 2 processes" in refusal
 
 
+def moves(found):
+    """Return the ranks after each event; figures of inputs differ if a sampled step is missed."""
+    return [
+        (event["step"], {name: layer["rank_after"] for name, layer in event["layers"].items()})
+        for event in found["history"]
+    ]
+
+
 def test_compiled_models_train_as_others_under_ddp_in_every_order(processes):
     plain, _ = read(processes, COMPILED[0])
     assert len(set(plain["ranks"].values())) > 1
     for order in COMPILED:
         for ours in read(processes, order):
-            assert ours["history"] == plain["history"]
+            assert moves(ours) == moves(plain), order
             assert differing(ours["weights"], plain["weights"]) == [], order
 
 
