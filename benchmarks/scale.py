@@ -17,13 +17,14 @@ import json
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from dynlora import DynamicLora, DynamicLoraConfig
@@ -88,9 +89,11 @@ def _measure(*, layers: int, width: int, rank: int) -> dict[str, float]:
     controller = DynamicLora(model, optimizer, config)
     seconds: dict[str, list[float]] = {name: [] for name in COSTS}
     for _ in range(STEPS):
-        seconds["floor"].append(_step(floor, None, width))
-        seconds["lora"].append(_step(lora, lora_optimizer, width))
-        seconds["dynamic"].append(_dynamic_step(model, optimizer, controller, width, seconds))
+        seconds["floor"].append(step(_loss_of(floor, width), None))
+        seconds["lora"].append(step(_loss_of(lora, width), lora_optimizer))
+        seconds["dynamic"].append(
+            dynamic_step(_loss_of(model, width), optimizer, controller, seconds)
+        )
     rare = ("sample", "event")
     return {n: median(v if n in rare else v[WARM_UP:]) for n, v in seconds.items()}
 
@@ -102,11 +105,11 @@ def _fused_over_peft(width: int, rank: int, rows: int) -> float:
     ours, _ = _adapted(CALL_LAYERS, width, rank)
     fused.FusedLora(ours)
     ratios = []
-    for step in range(CALL_STEPS):
+    for number in range(CALL_STEPS):
         pair = [(peft, 0), (ours, 1)]
         seconds = [0.0, 0.0]
-        for model, place in pair if step % 2 else reversed(pair):
-            seconds[place] = _step(model, None, width, rows)
+        for model, place in pair if number % 2 else reversed(pair):
+            seconds[place] = step(_loss_of(model, width, rows), None)
         ratios.append(seconds[1] / seconds[0])
     return median(ratios[WARM_UP:])
 
@@ -127,29 +130,33 @@ def _adapted(layers: int, width: int, rank: int) -> tuple[nn.Module, AdamW]:
     return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
-def _step(model: nn.Module, optimizer: AdamW | None, width: int, rows: int = TOKENS) -> float:
+def _loss_of(model: nn.Module, width: int, rows: int = TOKENS) -> Callable[[], Tensor]:
+    """Return a forward on new random inputs."""
     inputs = torch.randn(rows, width, requires_grad=True)
+    return lambda: model(inputs).square().mean()
+
+
+def step(forward: Callable[[], Tensor], optimizer: AdamW | None) -> float:
+    """Take a step on the loss that `forward` returns, and return its seconds."""
     start = time.perf_counter()
-    model(inputs).square().mean().backward()
+    forward().backward()
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - start
 
 
-def _dynamic_step(
-    model: nn.Module,
+def dynamic_step(
+    forward: Callable[[], Tensor],
     optimizer: AdamW,
     controller: DynamicLora,
-    width: int,
     seconds: dict[str, list[float]],
 ) -> float:
     """Take a step; add the seconds of observing, sampling and an event, if there was one."""
-    inputs = torch.randn(TOKENS, width, requires_grad=True)
     sampled = is_sampled(controller._events, controller._step)
     booked = controller.seconds
     start = time.perf_counter()
-    loss = model(inputs).square().mean()
+    loss = forward()
     if sampled:
         seconds["sample"].append(controller.seconds - booked)
     loss.backward()

@@ -91,6 +91,13 @@ MODELS: dict[str, Packaged | Shape] = {
             "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 151_936,
         },
     ),
+    "llama-70b": Shape(
+        config=LlamaConfig,
+        values={
+            "hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128_256,
+        },
+    ),
 }  # fmt: skip
 
 

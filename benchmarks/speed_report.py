@@ -38,12 +38,12 @@ Result = Mapping[str, Any]
 def main() -> None:
     """Write the page and the figure."""
     timings = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed-*.json"))]
-    overhead, scale, processes = (
+    overhead, scale, blocks, processes = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("overhead", "scale", "processes")
+        for name in ("overhead", "scale", "blocks", "processes")
     )
     sections = [_head(timings[0]), *_table(timings), _whole_run(overhead), _growth(scale)]
-    PAGE.write_text("\n".join([*sections, _processes(processes)]))
+    PAGE.write_text("\n".join([*sections, *_blocks(blocks), _processes(processes)]))
     _draw(timings)
 
 
@@ -162,6 +162,44 @@ def _fused(calls: Sequence[Result], rows: int) -> str:
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
+def _blocks(result: Result) -> list[str]:
+    """Return the section on large models."""
+    (name, whole), run = next(iter(result["whole"].items())), result["run"]
+    costs = ("observe", "sample", "event")
+    ratios = [result["shapes"][name]["seconds"][n] / whole["seconds"][n] for n in costs]
+    names = ("an observed step", "sampling", "an event")
+    checks = ", ".join(f"{r:.2f} for {n}" for n, r in zip(names, ratios, strict=True))
+    rows = []
+    for shape, point in result["shapes"].items():
+        seconds, held = point["seconds"], point["bytes"]
+        rows.append(
+            f"| {shape} | {point['blocks'] * point['parameters'] / 1e9:.1f} | "
+            f"{seconds['lora']:.2f} | {point['step_ratio']:.2f} | "
+            f"{100 * point['dynamic_part']:.2f} % | {seconds['event'] / seconds['lora']:.3f} | "
+            f"{held['dynamic'] / held['lora']:.2f} | {held['observation'] / held['lora']:.2f} |"
+        )
+    heads = (
+        "shape", "billion parameters", "PEFT LoRA, s per step", "dynlora / PEFT LoRA",
+        "controller's part", "event, in steps", "bytes / LoRA's", "of samples / LoRA's",
+    )  # fmt: skip
+    return [
+        f"""\
+## Large models
+
+`python -m benchmarks.blocks` times one and two transformer blocks with random weights in float32,
+on {result["tokens"]} tokens, with r = {result["rank"]} on all linear layers. The seconds of all
+blocks are on the line through both. The controller's part is that of a run of {run:,} steps. Bytes
+are those of adapters, gradients and moments, and of what the controller keeps.
+""",
+        f"| {' | '.join(heads)} |",
+        "| --- |" + " ---: |" * (len(heads) - 1),
+        *rows,
+        f"""
+These seconds relative to those of the whole {name}: {checks}.
+""",
+    ]
+
+
 def _processes(result: Result) -> str:
     """Return the section on several processes."""
     layers, width, points = result["layers"], result["width"], result["points"]
@@ -181,13 +219,10 @@ with their number anyway. With {counts} processes:
 - An event takes {events}.
 - A step between events takes {ratios} times a step of plain LoRA, both taken in turn.
 - Adapters, gradients, moments and reduced bytes are at most {most:.2f} times plain LoRA's.
-- A process sends {sum(sent.values()):,.0f} bytes per event. {tokens:,} of them are sampled tokens,
-  in a sum over processes. Their size does not grow with the number of processes, but with the width
-  of all inputs: 10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
-- {sent["broadcast"]:,.0f} bytes are the first process's ranks and conversion matrices.
-- The tokens' keys are sent too. Each process receives {KEY_BYTES:,} bytes from every other per
-  input: 1 MB from 1,000 processes if all layers read the same tokens, but 10 GB for 10,000 layers
-  with separate tokens.
+- A process sends {sum(sent.values()):,.0f} bytes per event: {tokens:,} of sampled tokens, the rest
+  ranks and matrices. They grow with the width of all inputs, not with the number of processes:
+  10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
+- Each process receives {KEY_BYTES:,} bytes of the tokens' keys from every other, per input.
 """
 
 
