@@ -10,7 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from dynlora import DynamicLora
@@ -114,6 +119,24 @@ def gpt2_without_dropout() -> nn.Module:
     return bare_gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 
 
+def bare_mixtral() -> nn.Module:
+    """Return a random Mixtral of four experts in each of two blocks."""
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=4,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+    )
+
+
 def quantised_llama(**settings: object) -> nn.Module:
     """Return a Llama that bitsandbytes quantised as it loaded."""
     pytest.importorskip("bitsandbytes")
@@ -131,6 +154,10 @@ LAYER = "model.layers.0.self_attn.q_proj"
 EMBEDDING = {"target_modules": ["embed_tokens", "q_proj", "v_proj", "down_proj"]}
 CONV1D = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
 LINEAR = {"target_modules": "all-linear"}
+EXPERTS = {
+    "target_modules": ["q_proj", "v_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 CASES = {
@@ -140,6 +167,7 @@ CASES = {
     "Conv2d": Case(
         bare_net, {"target_modules": ["first", "second", "third", "head"]}, images, "second"
     ),
+    "Experts": Case(bare_mixtral, EXPERTS, texts, "model.layers.0.mlp.experts.gate_up_proj"),
     "NF4": Case(partial(quantised_llama, **NF4), LINEAR, texts, LAYER),
     "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
 }

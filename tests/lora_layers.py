@@ -42,6 +42,19 @@ def one_layer(n_in: int = 12, n_out: int = 8, **given: object) -> LoraView:
     return layers_of(lora_chain(n_in, n_out, **given))[0]
 
 
+def stack(experts: int, n_in: int = 12, n_out: int = 8, *, r: int = 4) -> LoraView:
+    """Return LoRA on a parameter of one weight per expert, with random factors."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Module())
+    base[0].weights = nn.Parameter(torch.zeros(experts, n_out, n_in, dtype=torch.float64))
+    config = LoraConfig(r=r, lora_alpha=6, target_modules=[], target_parameters=["0.weights"])
+    [layer] = find_lora_layers(get_peft_model(base, config), None)
+    for parameter in layer.parameters:
+        nn.init.normal_(parameter, std=0.5)
+        parameter.grad = torch.zeros_like(parameter)
+    return layer
+
+
 def added(layer: LoraView) -> Tensor:
     """Return what the adapter adds to the base weight."""
     return layer.scaling * layer.lora_B.detach() @ layer.lora_A.detach()

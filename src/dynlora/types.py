@@ -24,7 +24,7 @@ class LayerShape(Protocol):
 
     @property
     def name(self) -> str:
-        """Module name as in the base model's `named_modules()`."""
+        """Name of the module or adapted parameter in the base model."""
 
     @property
     def r(self) -> int:
@@ -36,7 +36,7 @@ class LayerShape(Protocol):
 
     @property
     def cost(self) -> int:
-        """Parameters per rank: ``in_features + out_features``."""
+        """Parameters per rank: ``in_features + out_features``, times the number of experts."""
 
     @property
     def is_trained(self) -> bool:
@@ -48,7 +48,7 @@ class LoraLayer(LayerShape, Protocol):
     """Read-only view of one LoRA layer, which adds ``scaling * lora_B @ lora_A @ x``.
 
     Factors and gradients are matrices for every kind of layer. `lora_B` is the factor that starts
-    at zero.
+    at zero. Those of a stack of experts have a first axis more, with one matrix per expert.
     """
 
     @property
@@ -150,13 +150,13 @@ class BasisChange:
 
     Weights become ``A' = to_A @ A`` (plus new rows if the rank grows) and ``B' = B @ to_B``.
     Gradients, and state derived from them, follow the contragredient maps:
-    ``dB' = scale_ratio * dB @ to_A.T`` and ``dA' = scale_ratio * to_B.T @ dA``.
+    ``dB' = scale_ratio * dB @ to_A.mT`` and ``dA' = scale_ratio * to_B.mT @ dA``.
     """
 
     name: str
-    to_A: Float[Tensor, "new old"]
+    to_A: Float[Tensor, "*experts new old"]
     """Map from the old rows of `lora_A` to the new ones; zero for added rows."""
-    to_B: Float[Tensor, "old new"]
+    to_B: Float[Tensor, "*experts old new"]
     """Map from the old columns of `lora_B` to the new ones; zero for added columns."""
     scale_ratio: float = 1.0
     """New `scaling` divided by the old."""

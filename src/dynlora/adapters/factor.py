@@ -1,4 +1,4 @@
-"""One factor of a LoRA layer: a PEFT parameter of any layout, read as a matrix."""
+"""One factor of a LoRA layer: a PEFT parameter of any layout, read as one or several matrices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ class Factor:
     """Module that contains the parameter and loads it."""
     key: str
     rank_axis: int
-    """The parameter's axis of size r."""
+    """The parameter's axis of size r, times `experts`."""
     to_matrix: Callable[[Tensor], Tensor]
     from_matrix: Callable[[Tensor], Tensor]
     rank_field: str | None = None
-    """Attribute of `holder` that repeats the rank; None for embeddings."""
+    """Attribute of `holder` that repeats the size of `rank_axis`; None for embeddings."""
+    experts: int = 1
+    """Number of matrices of rank r in the parameter, which share `rank_axis`."""
 
     @property
     def parameter(self) -> Parameter:

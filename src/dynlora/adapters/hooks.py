@@ -123,13 +123,13 @@ class ActivationTaps:
     def _layer_hook(self, layer: LoraView) -> Any:
         name = layer.name
 
-        def show(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def show(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._called = True
             if self._examples is None or name in self._done or not torch.is_grad_enabled():
                 return
             use = self._uses[name]
             self._uses[name] += 1
-            if not layer.is_active:  # a reference pass without this adapter
+            if not layer.has_tokens or not layer.is_active:  # or a pass without this adapter
                 return
             rows = layer.rows(args[0], output)
             keys = self._token_keys(rows.shape, use)

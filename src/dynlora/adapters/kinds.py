@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
@@ -49,8 +50,11 @@ class LayerKind:
     squared norm of ``right @ M @ left.T``, where ``(left, right)`` of shapes ``(k, r)`` and
     ``(l, r)`` is the result; from layer, `lora_A`, `lora_B`, tokens.
     """
-    rows: Callable[[Any, str, Tensor, Tensor], Rows]
-    """Returns the tokens of one forward; from layer, adapter, input, output."""
+    rows: Callable[[Any, str, Tensor, Tensor], Rows] | None
+    """Returns the tokens of one forward; from layer, adapter, input, output. None if the module's
+    inputs are not those of the weight."""
+    weight: Callable[[Any], Tensor]
+    """Returns the base weight in a floating point type; from layer."""
 
 
 def kind_of(name: str, module: Any) -> LayerKind:
@@ -60,24 +64,28 @@ def kind_of(name: str, module: Any) -> LayerKind:
     if full_name not in _KINDS:
         raise LayerError(
             f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
-            f"of transformers, nn.Embedding or nn.Conv2d, got {full_name} on "
+            f"of transformers, nn.Embedding, nn.Conv2d or a parameter, got {full_name} on "
             f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
-            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear", '
-            "and set no `target_parameters`."
+            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear".'
         )
     return _KINDS[full_name]
 
 
 def _see_vectors(
     _module: Any,
-    lora_A: Float[Tensor, "r width"],
-    lora_B: Float[Tensor, "height r"],
+    lora_A: Float[Tensor, "*experts r width"],
+    lora_B: Float[Tensor, "*experts height r"],
     tokens: Tokens | None,
-) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
+) -> tuple[Float[Tensor, "*experts k r"], Float[Tensor, "*experts l r"]]:
     """Return projected tokens, whose Gram matrix is a mean over tokens, and `lora_B`."""
     if tokens is None:
-        return lora_A.T, lora_B
+        return lora_A.mT, lora_B
     return tokens.to(lora_A) @ lora_A.T / math.sqrt(len(tokens)), lora_B
+
+
+def _base_weight(module: Any) -> Tensor:
+    weight: Tensor = dequantize_module_weight(module.get_base_layer())
+    return weight
 
 
 # nn.Linear, Conv1D and layers quantised by bitsandbytes: PEFT's factors have the same shapes on all
@@ -115,7 +123,11 @@ def _linear_rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) ->
 
 
 _LINEAR = LayerKind(
-    check=_check_linear, factors=_linear_factors, see=_see_vectors, rows=_linear_rows
+    check=_check_linear,
+    factors=_linear_factors,
+    see=_see_vectors,
+    rows=_linear_rows,
+    weight=_base_weight,
 )
 
 
@@ -168,7 +180,11 @@ def _conv2d_rows(module: Any, adapter: str, inputs: Tensor, output: Tensor) -> R
 
 
 _CONV2D = LayerKind(
-    check=_check_conv2d, factors=_conv2d_factors, see=_see_vectors, rows=_conv2d_rows
+    check=_check_conv2d,
+    factors=_conv2d_factors,
+    see=_see_vectors,
+    rows=_conv2d_rows,
+    weight=_base_weight,
 )
 
 
@@ -232,7 +248,59 @@ def _id_rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) -> Row
 
 
 _EMBEDDING = LayerKind(
-    check=_check_embedding, factors=_embedding_factors, see=_see_ids, rows=_id_rows
+    check=_check_embedding,
+    factors=_embedding_factors,
+    see=_see_ids,
+    rows=_id_rows,
+    weight=_base_weight,
+)
+
+
+# A parameter named by `target_parameters`, such as the fused weights of all experts of a block. Its
+# `lora_A` is (experts * r, in) and its `lora_B` is (out, r * experts): both are read as a matrix
+# per expert, (experts, r, in) and (experts, out, r). The module routes its inputs to experts.
+
+
+def _check_parameter(_name: str, _module: Any) -> None:
+    """Accept every parameter that PEFT accepts."""
+
+
+def _parameter_factors(module: Any, adapter: str) -> tuple[Factor, Factor]:
+    first, second, experts = module.lora_A[adapter], module.lora_B[adapter], module.num_experts
+    split = partial(_experts_of_rows, experts), partial(_experts_of_columns, experts)
+    return (
+        Factor(first, "weight", 0, split[0], _rows_of_experts, "out_features", experts),
+        Factor(second, "weight", 1, split[1], _columns_of_experts, "in_features", experts),
+    )
+
+
+def _experts_of_rows(experts: int, weight: Tensor) -> Float[Tensor, "experts r width"]:
+    return weight.reshape(experts, -1, weight.shape[1])
+
+
+def _rows_of_experts(matrices: Float[Tensor, "experts r width"]) -> Tensor:
+    return matrices.flatten(0, 1)
+
+
+def _experts_of_columns(experts: int, weight: Tensor) -> Float[Tensor, "experts height r"]:
+    return weight.reshape(len(weight), -1, experts).permute(2, 0, 1)
+
+
+def _columns_of_experts(matrices: Float[Tensor, "experts height r"]) -> Tensor:
+    return matrices.permute(1, 2, 0).flatten(1)
+
+
+def _parameter_weight(module: Any) -> Tensor:
+    weight: Tensor = module.get_param()
+    return weight
+
+
+_PARAMETER = LayerKind(
+    check=_check_parameter,
+    factors=_parameter_factors,
+    see=_see_vectors,
+    rows=None,
+    weight=_parameter_weight,
 )
 
 _KINDS: Mapping[str, LayerKind] = {
@@ -241,5 +309,6 @@ _KINDS: Mapping[str, LayerKind] = {
     "peft.tuners.lora.bnb.Linear8bitLt": _LINEAR,
     "peft.tuners.lora.layer.Embedding": _EMBEDDING,
     "peft.tuners.lora.layer.Conv2d": _CONV2D,
+    "peft.tuners.lora.layer.ParamWrapper": _PARAMETER,
 }
 """By name of PEFT's class, because bitsandbytes classes cannot always be imported."""

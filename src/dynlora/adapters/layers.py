@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft.tuners.lora.layer import LoraLayer as PeftLoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -54,9 +54,14 @@ class LoraView:
     """Gradients read once for this step; None reads them on each access."""
 
     @property
+    def experts(self) -> int:
+        """Number of matrices of rank r per factor: 1 except for stacks of experts."""
+        return self.factor_A.experts
+
+    @property
     def cost(self) -> int:
-        """Parameters per rank."""
-        return self.in_features + self.out_features
+        """Parameters per rank, over all experts."""
+        return self.experts * (self.in_features + self.out_features)
 
     @property
     def widest(self) -> int:
@@ -119,12 +124,12 @@ class LoraView:
 
     @property
     def lora_A(self) -> Tensor:
-        """Matrix of shape ``(r, in_features)``."""
+        """Matrix of shape ``(r, in_features)``, or ``(experts, r, in_features)``."""
         return self.factor_A.matrix
 
     @property
     def lora_B(self) -> Tensor:
-        """Matrix of shape ``(out_features, r)``."""
+        """Matrix of shape ``(out_features, r)``, or ``(experts, out_features, r)``."""
         return self.factor_B.matrix
 
     @property
@@ -155,7 +160,7 @@ class LoraView:
     @property
     def base_norm(self) -> float:
         """Root mean square norm of the base layer's output on unit-covariance input."""
-        return float(whole(dequantize_module_weight(self.module.get_base_layer())).norm())
+        return float(whole(self.kind.weight(self.module)).norm())
 
     @property
     def is_active(self) -> bool:
@@ -163,7 +168,9 @@ class LoraView:
         active = self.adapter in self.module.active_adapters
         return active and not self.module.disable_adapters
 
-    def see(self, tokens: Tokens | None) -> tuple[Float[Tensor, "k r"], Float[Tensor, "l r"]]:
+    def see(
+        self, tokens: Tokens | None
+    ) -> tuple[Float[Tensor, "*experts k r"], Float[Tensor, "*experts l r"]]:
         """Return both factors applied to observed tokens, in float64 (see `LayerKind.see`)."""
         return self.kind.see(self.module, self.lora_A.double(), self.lora_B.double(), tokens)
 
@@ -171,10 +178,16 @@ class LoraView:
     def added_power(self, tokens: Tokens) -> float:
         """Return the mean squared norm of the adapter's output on these tokens."""
         left, right = self.see(tokens)
-        return self.scaling**2 * float(((left.T @ left) * (right.T @ right)).sum())
+        return self.scaling**2 * float(((left.mT @ left) * (right.mT @ right)).sum())
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the tokens of its forwards can be read."""
+        return self.kind.rows is not None
 
     def rows(self, inputs: Tensor, output: Tensor) -> Rows:
         """Return the tokens of one forward."""
+        assert self.kind.rows is not None
         return self.kind.rows(self.module, self.adapter, inputs, output)
 
     def set_fields(self, *, r: int, scaling: float) -> None:
@@ -184,7 +197,7 @@ class LoraView:
         self.module.lora_alpha[self.adapter] = self.alpha
         for factor in self.factors:
             if factor.rank_field is not None:
-                setattr(factor.holder, factor.rank_field, r)
+                setattr(factor.holder, factor.rank_field, r * factor.experts)
 
     def set_unit_scaling(self, unit: float) -> None:
         """Store the present scaling without layer weight on PEFT's module, for later runs."""
@@ -214,7 +227,9 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
     """Return the LoRA layers of one adapter (None: the active one), in the model's order."""
     root, _ = find_root(model)
     found = {
-        name: module for name, module in root.named_modules() if isinstance(module, PeftLoraLayer)
+        _name_of(path, module): module
+        for path, module in root.named_modules()
+        if isinstance(module, PeftLoraLayer)
     }
     adapter = adapter_name or _active_adapter(model, found)
     holders = {name: module for name, module in found.items() if adapter in module.r}
@@ -227,6 +242,13 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
     layers = [_view(name, module, adapter) for name, module in holders.items()]
     _check_untied(layers)
     return layers
+
+
+def _name_of(path: str, module: PeftLoraLayer) -> str:
+    """Return the name that PEFT's patterns match: of the module, or of its adapted parameter."""
+    if isinstance(module, ParamWrapper):  # PEFT nests one per parameter of a module
+        return f"{path.replace('.base_layer', '')}.{module.parameter_name}"
+    return path
 
 
 def find_root(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:

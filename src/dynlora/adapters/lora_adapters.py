@@ -42,6 +42,7 @@ from dynlora.adapters.resize import (
 )
 from dynlora.adapters.strengths import (
     component_powers,
+    dropped_norm,
     enough_seen,
     in_blocks,
     lowest_ranks,
@@ -274,7 +275,7 @@ class LoraAdapters:
         stats = enough_seen(layers, features)
         strengths = measure_strengths(layers, [tokens_of(found) for found in stats])
         kept = [ranks[layer.name] for layer in layers]
-        dropped = [found.lost(rank) for found, rank in zip(strengths, kept, strict=True)]
+        dropped = [dropped_norm(found, rank) for found, rank in zip(strengths, kept, strict=True)]
         norms = list(map(output_norm, layers, stats))
         self._change(shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()

@@ -111,17 +111,17 @@ def rebase_state(
         if change.scale_ratio == 1:  # a change of scale keeps directions
             restart_state(optimizer, (lora_A.parameter, lora_B.parameter))
         return
-    maps = ((lora_A, change.to_B.T, 0), (lora_B, change.to_A, 1))
+    maps = ((lora_A, change.to_B.mT, -2), (lora_B, change.to_A, -1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
         state = optimizer.state.get(factor.parameter, {})
         for key in _FIRST + _SECOND:
             moment = state.get(key)
             if isinstance(moment, Tensor):
-                rows = factor.read(moment).transpose(0, rank_axis)
+                rows = factor.read(moment).transpose(-2, rank_axis)
                 map_ = (matrix if key in _FIRST else matrix.square()).double()
                 new = (map_ @ rows.double()).to(rows.dtype)
-                values = factor.from_matrix(new.transpose(0, rank_axis)).contiguous()
+                values = factor.from_matrix(new.transpose(-2, rank_axis)).contiguous()
                 if values.shape == moment.shape:
                     moment.copy_(sharded_as(moment, values))
                 else:

@@ -78,4 +78,4 @@ def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
     if weight is not None and is_there(weight):
-        set_rank(layer, weight.shape[factor.rank_axis])
+        set_rank(layer, weight.shape[factor.rank_axis] // factor.experts)

@@ -1,7 +1,7 @@
 """Changes of rank: grow in new directions of the input, shrink with the least error, reorder."""
 
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Iterable, Sequence
+from itertools import compress, islice
 
 import torch
 from jaxtyping import Float
@@ -24,14 +24,15 @@ FLOOR = 1e-6
 
 
 def shrink_changes(
-    layers: Sequence[LoraView], strengths: Sequence[Strengths], ranks: Sequence[int]
+    layers: Sequence[LoraView], strengths: Sequence[Sequence[Strengths]], ranks: Sequence[int]
 ) -> list[BasisChange]:
-    """Return changes that keep each layer's strongest components, mixed as little as possible.
+    """Return changes that keep each expert's strongest components, mixed as little as possible.
 
     If only untrained directions are dropped, the kept ones stay bit for bit equal.
     """
-    mixes = [rank < found.trained for found, rank in zip(strengths, ranks, strict=True)]
-    mixed = list(compress(zip(strengths, ranks, strict=True), mixes))
+    wanted = [(found, k) for each, k in zip(strengths, ranks, strict=True) for found in each]
+    mixes = [rank < found.trained for found, rank in wanted]
+    mixed = list(compress(wanted, mixes))
     split = iter(
         batched(
             split_projectors,
@@ -39,11 +40,17 @@ def shrink_changes(
             [found.to_B[:, :rank] for found, rank in mixed],
         )
     )
-    changes = []
-    for layer, found, rank, mixing in zip(layers, strengths, ranks, mixes, strict=True):
-        to_A, to_B = next(split) if mixing else _selection(found, rank)
-        changes.append(BasisChange(name=layer.name, to_A=to_A, to_B=to_B))
-    return changes
+    maps = (
+        next(split) if mixing else _selection(found, rank)
+        for (found, rank), mixing in zip(wanted, mixes, strict=True)
+    )
+    return [_joined(layer, islice(maps, layer.experts)) for layer in layers]
+
+
+def _joined(layer: LoraView, maps: Iterable[tuple[Tensor, ...]]) -> BasisChange:
+    """Return one change of the layer from the maps of each expert."""
+    to_A, to_B = (torch.stack(side).squeeze(0) for side in zip(*maps, strict=True))
+    return BasisChange(name=layer.name, to_A=to_A, to_B=to_B)
 
 
 def _selection(strengths: Strengths, rank: int) -> tuple[Tensor, Tensor]:
@@ -73,9 +80,9 @@ def split_projectors(
     return rotation.mT @ to_A, to_B @ rotation
 
 
-def reorder_change(layer: LoraView, strengths: Strengths) -> BasisChange:
+def reorder_change(layer: LoraView, strengths: Sequence[Strengths]) -> BasisChange:
     """Return the change that orders a layer's components by strength and drops none."""
-    return BasisChange(name=layer.name, to_A=strengths.to_A, to_B=strengths.to_B)
+    return _joined(layer, [(found.to_A, found.to_B) for found in strengths])
 
 
 def grow_change(layer: LoraView, rank: int) -> BasisChange:
@@ -95,29 +102,30 @@ def apply_change(
     layer: LoraView,
     optimizer: AnyOptimizer,
     change: BasisChange,
-    rows: Float[Tensor, "grown in_features"] | None = None,
+    rows: Float[Tensor, "*experts grown in_features"] | None = None,
 ) -> None:
     """Apply a change to weights, optimizer state and fields; `rows` become the last of `lora_A`."""
     A = change.to_A @ layer.lora_A.double()
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
-        A[len(A) - len(rows) :] = rows
+        A[..., A.shape[-2] - rows.shape[-2] :, :] = rows
     rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B)
     _set_matrix(layer.factor_A, A)
     _set_matrix(layer.factor_B, B)
-    layer.set_fields(r=len(A), scaling=layer.scaling * change.scale_ratio)
+    layer.set_fields(r=A.shape[-2], scaling=layer.scaling * change.scale_ratio)
 
 
 def set_rank(layer: LoraView, rank: int) -> None:
     """Give a layer zero tensors of another rank, for a checkpoint to fill."""
     if rank != layer.r:
-        _set_matrix(layer.factor_A, torch.zeros(rank, layer.in_features))
-        _set_matrix(layer.factor_B, torch.zeros(layer.out_features, rank))
+        experts = layer.lora_A.shape[:-2]
+        _set_matrix(layer.factor_A, torch.zeros(*experts, rank, layer.in_features))
+        _set_matrix(layer.factor_B, torch.zeros(*experts, layer.out_features, rank))
         layer.set_fields(r=rank, scaling=layer.scaling)
 
 
 @torch.no_grad()
-def set_B(layer: LoraView, matrix: Float[Tensor, "out r"]) -> None:
+def set_B(layer: LoraView, matrix: Float[Tensor, "*experts out r"]) -> None:
     """Overwrite `lora_B`, without a change of rank or optimizer state."""
     _set_matrix(layer.factor_B, matrix)
 
@@ -133,7 +141,7 @@ def new_rows(
     tokens: Sequence[Tokens | None],
     *,
     generator: Generator,
-) -> list[Float[Tensor, "_ _"]]:
+) -> list[Float[Tensor, "*experts grown in_features"]]:
     """Return new rows of `lora_A`: principal directions of the input that old rows do not cover.
 
     Directions are random where the tokens show too few; None and ids show none. A new row's mean
@@ -154,7 +162,7 @@ def _uncovered_directions(
     held: Sequence[Tensor], seen: Sequence[Tensor | None], counts: Sequence[int]
 ) -> list[Tensor]:
     """Return at most `count` unit directions per layer that its rows do not cover."""
-    covered = batched(torch.linalg.qr, [A.T for A in held])
+    covered = batched(torch.linalg.qr, [A.mT for A in held])
     places, residuals, floors = [], [], []
     for place, (A, (Q, _), inputs) in enumerate(zip(held, covered, seen, strict=True)):
         if inputs is not None:
@@ -164,7 +172,7 @@ def _uncovered_directions(
             floors.append(FLOOR * centred.norm())
     wanted = [counts[place] for place in places]
     found = dict(zip(places, principal_directions(residuals, wanted, floors=floors), strict=True))
-    return [found.get(place, A[:0]) for place, A in enumerate(held)]
+    return [found.get(place, A[..., :0, :]) for place, A in enumerate(held)]
 
 
 def principal_directions(
@@ -198,20 +206,21 @@ def principal_directions(
 
 def _filled_up(rows: Tensor, count: int, generator: Generator) -> Tensor:
     """Return `count` unit directions: the given rows, then random ones."""
-    shape = count - len(rows), rows.shape[1]
+    *experts, given, width = rows.shape
+    shape = *experts, count - given, width
     noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(rows)
-    return torch.cat([rows, noise / noise.norm(dim=1, keepdim=True)])
+    return torch.cat([rows, noise / noise.norm(dim=-1, keepdim=True)], dim=-2)
 
 
 def _scaled(A: Tensor, rows: Tensor, inputs: Tensor | None) -> Tensor:
-    usual, own = _input_power(A, inputs).mean(), _input_power(rows, inputs)
-    norm = A.square().sum(dim=1).mean().sqrt()
+    usual, own = _input_power(A, inputs).mean(dim=-1, keepdim=True), _input_power(rows, inputs)
+    norm = A.square().sum(dim=-1).mean(dim=-1, keepdim=True).sqrt()
     lengths = torch.where(own > 0, (usual / own).sqrt(), norm).clamp(max=MAX_NEW_NORM * norm)
-    return rows * lengths[:, None]
+    return rows * lengths[..., None]
 
 
 def _input_power(rows: Tensor, tokens: Tensor | None) -> Tensor:
     """Return the mean squared input along each row; on unit-covariance input without tokens."""
     if tokens is None:
-        return rows.square().sum(dim=1)
+        return rows.square().sum(dim=-1)
     return (tokens.to(rows) @ rows.T).square().mean(dim=0)

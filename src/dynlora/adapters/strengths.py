@@ -24,7 +24,7 @@ more."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strengths:
-    """Components of a LoRA layer, strongest first, and the maps to and from them."""
+    """Components of a LoRA layer or of one of its experts, strongest first, and maps."""
 
     values: Float[Tensor, " r"]
     """Root mean square over the tokens of each component's output norm, scaling included; trailing
@@ -36,46 +36,63 @@ class Strengths:
     trained: int
     """Number of nonzero columns of `lora_B`."""
 
-    def lost(self, rank: int) -> Float[Tensor, ""]:
-        """Return the root mean square norm of the output dropped at this rank."""
-        return self.values[rank:].square().sum().sqrt()
+
+def dropped_norm(strengths: Sequence[Strengths], rank: int) -> Float[Tensor, ""]:
+    """Return the root mean square norm of the output of a layer that is dropped at this rank."""
+    return torch.cat([found.values[rank:] for found in strengths]).square().sum().sqrt()
 
 
 @torch.no_grad()
 def measure_strengths(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
-) -> list[Strengths]:
-    """Compute each layer's components on the observed tokens.
+) -> list[list[Strengths]]:
+    """Compute each layer's components on the observed tokens, per expert.
 
     Without tokens, strengths are singular values. Directions with a zero column of `lora_B` come
     last and stay unchanged, because refactoring would zero their rows of `lora_A`, which then never
     train again.
     """
     orders, trained = _trained_first(layers)
-    seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
+    seen = _seen(layers, tokens)
+    factors = [A for layer in layers for A in _matrices(layer.lora_A.double())]
     used = [order[:count] for order, count in zip(orders, trained, strict=True)]
     found = batched(
         _components,
-        [layer.lora_A.double()[order] for layer, order in zip(layers, orders, strict=True)],
+        [A[order] for A, order in zip(factors, orders, strict=True)],
         [left[:, directions] for (left, _), directions in zip(seen, used, strict=True)],
         [right[:, directions] for (_, right), directions in zip(seen, used, strict=True)],
         [torch.tensor(order, device=seen[0][0].device) for order in orders],
     )
+    every = zip(found, orders, trained, strict=True)
     return [
-        Strengths(
-            values=values * abs(layer.scaling), to_A=to_A, to_B=to_B, order=order, trained=count
-        )
-        for layer, (values, to_A, to_B), order, count in zip(
-            layers, found, orders, trained, strict=True
-        )
+        [
+            Strengths(
+                values=values * abs(layer.scaling), to_A=to_A, to_B=to_B, order=order, trained=count
+            )
+            for (values, to_A, to_B), order, count in islice(every, layer.experts)
+        ]
+        for layer in layers
     ]
 
 
+def _matrices(factor: Tensor) -> Sequence[Float[Tensor, "_ _"]]:
+    """Return the matrix of each expert; of most layers, the only one."""
+    return factor.unbind() if factor.dim() > 2 else [factor]
+
+
+def _seen(
+    layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
+) -> list[tuple[Float[Tensor, "_ r"], Float[Tensor, "_ r"]]]:
+    """Return both factors applied to the tokens, per expert."""
+    pairs = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
+    return [parts for pair in pairs for parts in zip(*map(_matrices, pair), strict=True)]
+
+
 def _trained_first(layers: Sequence[LoraView]) -> tuple[list[list[int]], list[int]]:
-    """Return each layer's directions, trained ones first, and the number of trained ones."""
-    flags = torch.cat([layer.lora_B.any(dim=0) for layer in layers])
+    """Return each expert's directions, trained ones first, and the number of trained ones."""
+    flags = torch.cat([layer.lora_B.any(dim=-2).flatten() for layer in layers])
     answers = iter(flags.tolist())  # one transfer for all layers
-    used = [list(islice(answers, layer.r)) for layer in layers]
+    used = [list(islice(answers, layer.r)) for layer in layers for _ in range(layer.experts)]
     orders = [sorted(range(len(some)), key=some.__getitem__, reverse=True) for some in used]
     return orders, [sum(some) for some in used]
 
@@ -119,10 +136,17 @@ def _components(
 def component_powers(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
 ) -> list[Float[Tensor, " _"]]:
-    """Return each layer's squared strengths only, weakest first (see `measure_strengths`)."""
-    seen = [layer.see(shown) for layer, shown in zip(layers, tokens, strict=True)]
-    found = batched(_powers, [left for left, _ in seen], [right for _, right in seen])
-    return [powers * layer.scaling**2 for layer, (powers,) in zip(layers, found, strict=True)]
+    """Return each layer's squared strengths only, weakest first (see `measure_strengths`).
+
+    Those of a stack are summed over its experts, which shrink together.
+    """
+    seen = _seen(layers, tokens)
+    found = iter(batched(_powers, [left for left, _ in seen], [right for _, right in seen]))
+    return [
+        torch.stack([powers for (powers,) in islice(found, layer.experts)]).sum(dim=0)
+        * layer.scaling**2
+        for layer in layers
+    ]
 
 
 def _powers(

@@ -72,7 +72,7 @@ class GradientDirections:
     def observe(self, compared: Comparison) -> None:
         """Add the overlap of one step's gradients with the last ones."""
         known = compared.lengths > 0
-        overlaps = torch.where(known, compared.overlaps / compared.lengths, 0.0).square()
+        overlaps = torch.where(known, compared.overlaps, 0.0).square()
         self._overlaps.add(compared.names, overlaps, counts=known)
 
     def counts(self, layers: Sequence[LoraLayer]) -> dict[str, float]:

@@ -118,7 +118,7 @@ class RunningMeanGradient:
             self._weights.pop(change.name, None)
         old = self._sums.get(change.name)
         if old is not None:
-            new = old.double() @ change.to_A.T
+            new = old.double() @ change.to_A.mT
             self._sums[change.name] = new.to(old.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ equal height and similar rank, padded with zeros (less than half).
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,8 @@ class Comparison:
     inner: Float[Tensor, " layers"]
     """Inner product of ``G`` and ``G'``."""
     overlaps: Float[Tensor, " layers"]
-    """Norm of ``Gᵀ G'``, the overlap of their output directions."""
+    """Norm of ``Gᵀ G'`` over `lengths`, the overlap of their output directions; of a stack, the
+    root mean square over its experts, weighted by the squares of their lengths."""
     lengths: Float[Tensor, " layers"]
     """Product of the norms; NaN if a gradient is missing or not finite, which also makes the other
     values meaningless."""
@@ -46,10 +48,10 @@ class ConsecutiveGradients:
     @torch.no_grad()
     def observe(self, layers: Sequence[LoraLayer]) -> Comparison:
         """Compare this step's gradients with the last finite ones, and keep the finite ones."""
-        alike: defaultdict[tuple[int, int, torch.dtype], list[LoraLayer]] = defaultdict(list)
+        alike: defaultdict[tuple[Any, ...], list[LoraLayer]] = defaultdict(list)
         for layer in layers:
-            height, rank = layer.grad_B.shape
-            alike[height, (rank - 1).bit_length(), layer.grad_B.dtype].append(layer)
+            *heights, rank = layer.grad_B.shape
+            alike[*heights, (rank - 1).bit_length(), layer.grad_B.dtype].append(layer)
         before, self._stacks = self._stacks, {}
         figures = torch.cat([self._compare(group, before) for group in alike.values()], dim=1)
         inner, overlaps, lengths = figures.unbind()
@@ -69,20 +71,21 @@ class ConsecutiveGradients:
         now = _stacked(gradients, dtype, into=unused)
         kept = now
         if not are_known_finite(finite):
-            kept = torch.where(finite[:, None, None], now, last)
+            kept = torch.where(finite.view(-1, *[1] * (now.dim() - 1)), now, last)
         self._stacks[names, dtype] = kept, last
         self._last.update(zip(names, map(_of_rank, kept, gradients), strict=True))
         products = now.mT @ last
-        norms = torch.where(finite, torch.linalg.matrix_norm(now).double(), torch.nan)
+        inner = products.diagonal(dim1=-2, dim2=-1).flatten(1).sum(dim=1).double()
+        norms, last_norms, overlaps = (
+            torch.linalg.matrix_norm(part).double().view(len(now), -1)  # per expert
+            for part in (now, last, products)
+        )
+        lengths = torch.where(finite, norms.norm(dim=1) * last_norms.norm(dim=1), torch.nan)
         return torch.stack(
-            [
-                products.diagonal(dim1=1, dim2=2).sum(dim=1).double(),
-                torch.linalg.matrix_norm(products).double(),
-                norms * torch.linalg.matrix_norm(last),
-            ]
+            [inner, overlaps.norm(dim=1) / (norms * last_norms).norm(dim=1), lengths]
         )
 
-    def _last_of(self, layer: LoraLayer) -> Float[Tensor, "out r"]:
+    def _last_of(self, layer: LoraLayer) -> Float[Tensor, "*experts out r"]:
         last = self._last.get(layer.name)
         return torch.full_like(layer.grad_B, torch.nan) if last is None else last
 
@@ -101,18 +104,19 @@ class ConsecutiveGradients:
         self._stacks = {}
 
 
-def _of_rank(row: Float[Tensor, "out _"], gradient: Float[Tensor, "out r"]) -> Tensor:
+def _of_rank(row: Float[Tensor, "*out _"], gradient: Float[Tensor, "*out r"]) -> Tensor:
     """Return a layer's slice of a stack without its padding."""
-    rank = gradient.shape[1]
-    return row if row.shape[1] == rank else row[:, :rank]
+    rank = gradient.shape[-1]
+    return row if row.shape[-1] == rank else row[..., :rank]
 
 
 def _stacked(
-    gradients: list[Float[Tensor, "out _"]], dtype: torch.dtype, into: Tensor | None = None
-) -> Float[Tensor, "layers out rank"]:
+    gradients: list[Float[Tensor, "*out _"]], dtype: torch.dtype, into: Tensor | None = None
+) -> Float[Tensor, "layers *out rank"]:
     """Return gradients of equal height, padded to their highest rank; overwrite `into` if given."""
     if into is None:
-        height, highest = gradients[0].shape[0], max(gradient.shape[1] for gradient in gradients)
-        into = gradients[0].new_zeros(len(gradients), highest, height, dtype=dtype).mT
+        *experts, height, _ = gradients[0].shape
+        highest = max(gradient.shape[-1] for gradient in gradients)
+        into = gradients[0].new_zeros(len(gradients), *experts, highest, height, dtype=dtype).mT
     torch._foreach_copy_(list(map(_of_rank, into, gradients)), gradients)
     return into

@@ -23,7 +23,7 @@ class MagnitudeMetric:
         scores: dict[str, float] = {}
         for layer in layers:
             A, B = layer.lora_A.double(), layer.lora_B.double()
-            power = float(((B.T @ B) * (A @ A.T)).sum())  # |BA|^2 = tr(A^T B^T B A)
+            power = float(((B.mT @ B) * (A @ A.mT)).sum())  # |BA|^2 = tr(A^T B^T B A)
             scores[layer.name] = abs(layer.scaling) * math.sqrt(max(power, 0.0) / layer.cost)
         return scores
 

@@ -54,13 +54,13 @@ class SensitivityMetric:
 
     def rebase(self, change: BasisChange) -> None:
         """Set every element to its factor's mean, because elements belong to the old basis."""
-        new = change.to_A.shape[0]
-        for key, axis in zip(_keys(change.name), (1, 2), strict=True):
+        new = change.to_A.shape[-2]
+        for key, axis in zip(_keys(change.name), (-2, -1), strict=True):
             state = self._elements.get(key)
             if state is not None:
                 shape = list(state.shape)
                 shape[axis] = new
-                means = state.mean(dim=(1, 2), keepdim=True)
+                means = state.mean(dim=(-2, -1), keepdim=True)
                 self._elements[key] = means.expand(shape).clone()
 
     def state_dict(self) -> dict[str, Tensor]:

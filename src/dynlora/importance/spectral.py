@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dynlora.importance.averages import RunningMeanGradient
@@ -31,7 +32,7 @@ class SpectralMetric:
         """Return the mean of the ``r`` singular values over ``sqrt(cost)``."""
         means = {layer.name: self._gradients.mean(layer.name) for layer in layers}
         return {
-            layer.name: float(torch.linalg.svdvals(mean).sum()) / layer.r / math.sqrt(layer.cost)
+            layer.name: _nuclear_norm(mean) / layer.r / math.sqrt(layer.cost)
             for layer in layers
             if (mean := means[layer.name]) is not None
         }
@@ -47,3 +48,11 @@ class SpectralMetric:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`."""
         self._gradients.load_state_dict(state)
+
+
+def _nuclear_norm(mean: Float[Tensor, "*experts out r"]) -> float:
+    """Return the sum of the singular values; of a stack, the root of its experts' summed squares.
+
+    Like a Frobenius norm, it then grows with the root of the number of experts, as ``sqrt(cost)``.
+    """
+    return float(torch.linalg.svdvals(mean).sum(dim=-1).norm())

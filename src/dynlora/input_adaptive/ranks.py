@@ -62,8 +62,8 @@ class InputAdaptiveRanks:
         self._reader = ComplexityReader(find_root(model)[0])
         self._layers = find_lora_layers(model, adapter_name)
         for layer in self._layers:
-            # A hook cannot mask components of embeddings, which PEFT looks up without a module.
-            if not isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d):
+            # A hook masks only components that PEFT computes by a module.
+            if not layer.has_tokens or not isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d):
                 raise LayerError(
                     "Input-adaptive ranks need LoRA on linear layers and convolutions, got "
                     f"{layer.name!r} on a {type(layer.module.get_base_layer()).__name__}: leave it "

@@ -14,7 +14,7 @@ from dynlora.adapters.resize import (
     split_projectors,
 )
 from dynlora.adapters.strengths import lowest_ranks, measure_strengths
-from tests.lora_layers import added, one_layer
+from tests.lora_layers import added, one_layer, stack
 
 
 def grow(layer, rank, *, tokens=None):
@@ -30,7 +30,7 @@ def shrink(layer, rank, *, tokens=None):
 
 
 def optimizer_of(layer):
-    return AdamW([layer.lora_A, layer.lora_B], lr=0.01)
+    return AdamW(layer.parameters, lr=0.01)
 
 
 def tokens_along(*spreads):
@@ -51,7 +51,7 @@ def test_an_adapter_that_was_never_trained_shrinks_without_loss_and_stays_alive(
     layer = one_layer()
     layer.lora_B.data.zero_()
     A = layer.lora_A.clone()
-    [strengths] = measure_strengths([layer], [None])
+    [[strengths]] = measure_strengths([layer], [None])
     assert torch.equal(strengths.values, torch.zeros(4, dtype=torch.float64))
     shrink(layer, 2)
     assert torch.equal(layer.lora_A, A[:2])
@@ -102,8 +102,8 @@ def test_a_projector_is_split_into_maps_whose_product_it_is(rank, orthogonal):
 def test_reordering_keeps_the_function_sorts_by_strength_and_kills_no_direction(tokens, outputs, r):
     layer = one_layer(12, outputs, r=r)
     before = added(layer)
-    [strengths] = measure_strengths([layer], [tokens])
-    apply_change(layer, optimizer_of(layer), reorder_change(layer, strengths))
+    [[strengths]] = measure_strengths([layer], [tokens])
+    apply_change(layer, optimizer_of(layer), reorder_change(layer, [strengths]))
     torch.testing.assert_close(added(layer), before)
     assert dead_directions(layer) == 0
     A, B = layer.lora_A.detach(), layer.lora_B.detach()
@@ -201,5 +201,18 @@ def test_directions_whose_column_is_zero_are_not_trained():
     layers[3].lora_B.data.zero_()
     layers[4].lora_B.data[:, [0, 3]] = 0
     measured = measure_strengths(layers, [None] * 5)
-    trained = [found.order[: found.trained] for found in measured]
+    trained = [found.order[: found.trained] for [found] in measured]
     assert trained == [[0, 1, 2, 3], [0, 1, 3], list(range(8)), [], [1, 2, 4, 5]]
+
+
+@torch.no_grad()
+def test_each_expert_of_a_stack_shrinks_to_the_best_of_its_own_components():
+    layer = stack(3)
+    layer.lora_B[0] = 0  # an expert without tokens
+    layer.lora_B[1][:, 2] = 0
+    before = layer.module.get_delta_weight("default")
+    shrink(layer, 3)
+    U, S, Vh = torch.linalg.svd(before)
+    best = (U[..., :3] * S[:, None, :3]) @ Vh[:, :3]
+    torch.testing.assert_close(layer.module.get_delta_weight("default"), best)
+    assert layer.lora_A[0].any(dim=1).all()

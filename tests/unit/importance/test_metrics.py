@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dynlora.importance.activation_ratio import ActivationRatioMetric
+from dynlora.importance.agreement import GradientDirections
+from dynlora.importance.consecutive import ConsecutiveGradients
 from dynlora.importance.controls import RandomMetric
 from dynlora.importance.fisher import FisherMetric
 from dynlora.importance.gradient_norm import DECAY, GradientNormMetric
@@ -20,6 +22,7 @@ from tests.lora_layers import (
     one_layer,
     set_gradient_B,
     set_gradients,
+    stack,
     stats_of,
 )
 
@@ -172,3 +175,39 @@ def test_random_scores_follow_the_seed_are_new_at_each_event_and_use_no_global_s
     drawn = [score for event in events for score in event.values()]
     assert len(set(drawn)) == 1000
     assert 0 < min(drawn) < max(drawn) <= 1
+
+
+# Of stacks of experts.
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        FisherMetric,
+        GradientNormMetric,
+        MagnitudeMetric,
+        SensitivityMetric,
+        SignalMetric,
+        SpectralMetric,
+    ],
+)
+def test_a_stack_of_equal_experts_scores_and_points_as_one_of_them(metric):
+    def equal(factor, experts):
+        matrix = torch.randn(factor.matrix.shape[1:], generator=generator, dtype=torch.float64)
+        return factor.from_matrix(matrix.repeat(experts, 1, 1))
+
+    found = []
+    for experts in (1, 3):
+        layer, observer = stack(experts), metric()
+        consecutive, directions = ConsecutiveGradients(), GradientDirections()
+        generator = torch.Generator().manual_seed(0)
+        for factor in layer.factors:
+            factor.parameter.data = equal(factor, experts)
+        for _ in range(4):
+            for factor in layer.factors:
+                factor.parameter.grad = equal(factor, experts)
+            observer.observe([layer])
+            directions.observe(consecutive.observe([layer]))
+        found.append((score(observer, layer), directions.counts([layer])[layer.name]))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[0][1] > 1
