@@ -170,6 +170,8 @@ def test_modules_to_save_are_saved_and_rslora_is_recorded(train, output, model):
     assert saved[name].shape == start.shape
     assert not torch.equal(saved[name], start)
     assert any("classifier" in name for name in saved), "the head is one in any case"
+    others = sum(tensor.numel() for key, tensor in saved.items() if "lora_" not in key)
+    assert facts(output)["other_parameters"] == others
     assert read_json(output / "adapter" / "adapter_config.json")["use_rslora"] is True
     assert yaml.safe_load((output / "config.yaml").read_text())["lora"]["use_rslora"] is True
 

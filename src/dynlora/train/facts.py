@@ -21,6 +21,7 @@ def outlook(job: Job) -> Outlook:
         validation_rows=len(job.inputs.data.validation),
         num_labels=job.inputs.data.num_labels,
         start_parameters=job.prepared.start_parameters,
+        other_parameters=job.prepared.other_parameters,
         budget=job.prepared.budget,
         steps=job.inputs.steps,
         processes=process_count(),
@@ -46,6 +47,7 @@ def first_facts(job: Job) -> dict[str, Any]:
         "machine": machine(),
         "bf16": bool(job.trainer.args.bf16),
         **identity(job.inputs.data, job.prepared),
+        "other_parameters": job.prepared.other_parameters,
         "adapter_start_seconds": start_seconds,
         "texts_cut": dict(job.inputs.data.cut),
     }
@@ -73,6 +75,7 @@ def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> Ru
         budget=job.prepared.budget,
         parameters=parameters,
         peak_parameters=peak,
+        other_parameters=job.prepared.other_parameters,
         lost_by_search=None if dynamic is None else dynamic.lost_by_search,
         initial_ranks=job.recorder.initial_ranks,
         final_ranks={} if dynamic is None else dynamic.ranks,

@@ -30,6 +30,8 @@ class Prepared:
     budget: int
     """Maximum parameters that the method may add; all parameters of the model for `full`."""
     start_parameters: int
+    other_parameters: int = 0
+    """Trained parameters outside the adapter: of a new head and `lora.modules_to_save`."""
     unmasked: Callable[[], int] | None = None
     """Returns the parameters without ranks masked by AdaLoRA."""
     callbacks: tuple[TrainerCallback, ...] = ()
@@ -45,7 +47,9 @@ def prepare(
     base: Any, config: JobConfig, total_steps: int, checkpoint: Path | None = None
 ) -> Prepared:
     """Return `base`, changed in place, prepared for the method; `checkpoint` is to resume from."""
-    return METHODS[config.method](base, config, total_steps, checkpoint)
+    prepared = METHODS[config.method](base, config, total_steps, checkpoint)
+    trained = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    return replace(prepared, other_parameters=trained - prepared.start_parameters)
 
 
 def _full(base: Any, _config: JobConfig, _steps: int, _checkpoint: Path | None) -> Prepared:
