@@ -72,11 +72,8 @@ Peak memory is measured in a process that loads the model and takes six steps. T
 measured in separate processes with the settings of `dynlora train`, which keep freed memory
 ([your-code.md](your-code.md#speed)).
 
-Before each timing, outputs and gradients of fused LoRA were compared with those of PEFT. MiniLM
-in float32 was timed with the present version. In the other columns, the rows with fused layers are
-from an earlier version, in which one call computed all layers with the same input. Now each layer
-computes its own output, which adds about 3 % to a step in float32 and 5 % in bfloat16
-([log.md](log.md)).
+MiniLM in float32 was timed with the present version. Rows with fused layers of other columns are
+from an earlier one, faster by about 3 % in float32 and 5 % in bfloat16 ([log.md](log.md)).
 
 Reproduce a column with, for example:
 
@@ -135,20 +132,17 @@ on the same batches:
 
 def _growth(result: Result) -> str:
     """Return the section on how costs grow with layers, rank and width."""
-    layers, rank, width = (
-        result["series"][key]["exponents"] for key in ("layers", "rank", "width")
-    )
+    layers, width = (result["series"][key]["exponents"] for key in ("layers", "width"))
     calls = result["calls"]
     small, large = (_fused(calls, rows) for rows in (16, 1024))
     return f"""\
 ## How costs grow
 
 `python -m benchmarks.scale` times chains of linear layers on {result["tokens"]} tokens. Time grows
-with a power of the number of layers, the rank or the width; exponent 1 is linear growth.
+with a power of the number of layers or the width; exponent 1 is linear growth.
 
 - Number of layers: exponent {layers["event"]:.2f} for an event, {layers["dynamic"]:.2f} for a step
   of dynlora and {layers["lora"]:.2f} for one of PEFT LoRA.
-- Rank: exponent {rank["event"]:.2f} for an event and {rank["observe"]:.2f} for observing gradients.
 - Width: exponent {width["event"]:.2f} for an event and {width["floor"]:.2f} for the frozen layers.
   So dynlora's part of the time is smaller in wider models.
 - Fused layers save time in large calls only. Forward and backward take {small} times as long as
