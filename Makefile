@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow deepspeed fuzz engines lint format clean
+.PHONY: quickstart test test-slow test-trainers deepspeed fuzz engines lint format clean
 
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
@@ -13,6 +13,10 @@ test: .venv/dev.stamp
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# TRL's trainers under each engine.
+test-trainers: .venv/deepspeed.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/distributed/test_trl.py
 
 # What several processes do, under DeepSpeed too, which takes minutes to install and to begin.
 deepspeed: .venv/deepspeed.stamp
