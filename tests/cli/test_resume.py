@@ -298,7 +298,7 @@ def test_rows_that_have_changed_are_refused_though_they_are_as_many(train, error
     rows = read_lines(data / "train.jsonl")
     write_rows(data / "train.jsonl", [rows[0] | {"text": "green"}, *rows[1:]])
     message = error(*options, "--training.resume", "latest")
-    assert "must have the model and data of its checkpoint" in message
+    assert "must have the model, data, processes and engine of its checkpoint" in message
     write_rows(data / "train.jsonl", rows)
     assert train(*options, "--training.resume", "latest") == 0
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from dynlora.cli.main import main
 from dynlora.errors import EngineError, NonFiniteError
@@ -15,10 +17,12 @@ from dynlora.fused import layers as fused
 from dynlora.importance.agreement import AgreementTest
 from dynlora.runs.checkpoints import finish_command
 from dynlora.train import processes
+from dynlora.train.sharded import check_sharding
 from dynlora.train.stopping import Stopping
 from tests.cli.finished import assert_same_end, facts, losses, read_json, weights
-from tests.distributed.launch import fork_group
-from tests.jobs import job_values, save_model, write_data, write_job
+from tests.distributed.cpus_as_gpus import take_cpus_for_gpus
+from tests.distributed.launch import NEEDS_DEEPSPEED, fork_group
+from tests.jobs import job_values, parse_job, save_model, write_data, write_job
 from tests.language import language_job, save_language_model, write_pairs
 from tests.processes import run_in_fork, run_in_group
 
@@ -76,6 +80,26 @@ def train_and_end(job, output, step, end, *options):
 
     Stopping.on_step_begin = maybe
     return train_moving(job, output, *options)
+
+
+def train_sharded(engine, job, *given):
+    """Train as under `accelerate launch` with the example of an engine, but in float32."""
+    file = f"examples/cluster/{'fsdp2' if engine == 'fsdp2' else 'zero3'}.yaml"
+    words = ["--config_file", file, "--mixed_precision", "no", "--num_processes", "2"]
+    # Accelerate shards the embeddings alone, which fails within a sharded block, as BERT has one.
+    block = "BertLayer" if "classifier" in str(job) else "LlamaDecoderLayer"
+    words += ["--fsdp_transformer_layer_cls_to_wrap", block, "train"]
+    options, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if engine == "fsdp2":
+        found = prepare_multi_gpu_env(options)
+    else:
+        options.zero_stage = int(engine[-1])
+        options.deepspeed_fields_from_accelerate_config = ""
+        _, found = prepare_deepspeed_cmd_env(options)
+    names = ("ACCELERATE_", "FSDP_")
+    os.environ |= {name: value for name, value in found.items() if name.startswith(names)}
+    take_cpus_for_gpus()
+    return train_and_end(job, *given)
 
 
 def kill():
@@ -152,6 +176,69 @@ def test_a_run_that_lost_a_process_or_its_launcher_resumes_to_the_same_bits(job,
     assert_same_end(whole, run)
 
 
+SAVED_BEST = ("--training.load_best_model_at_end=true", "--training.save=epoch")
+SHARDED = ["fsdp2", *[pytest.param(f"zero{n}", marks=NEEDS_DEEPSPEED) for n in (2, 3)]]
+
+
+def assert_same_run(whole, plain):
+    """Assert that two runs differ by rounding errors only, and in the files of checkpoints."""
+    ours, theirs = facts(plain), facts(whole)
+    assert ours.keys() == theirs.keys()
+    for key in ("steps", "budget", "parameters", "final_ranks"):
+        assert theirs[key] == ours[key], key
+    for key in ("metrics_before", "metrics_after"):
+        assert theirs[key] == pytest.approx(ours[key], abs=1e-5), key
+    assert dict(losses(whole)) == pytest.approx(dict(losses(plain)), abs=1e-5)
+    best = [str(run["best_checkpoint"]).rpartition("/")[2] for run in (ours, theirs)]
+    assert best[0] == best[1]
+    torch.testing.assert_close(trained(whole), trained(plain), rtol=0, atol=1e-5)
+    named = [{name for name in files(run) if "checkpoint-" not in name} for run in (whole, plain)]
+    assert named[0] == named[1]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", SHARDED)
+def test_a_run_under_accelerate_is_that_of_whole_models_also_once_resumed(
+    job, engine, tmp_path, monkeypatch, capsys
+):
+    plain, whole, run = tmp_path / "plain", tmp_path / "whole", tmp_path / "run"
+    resume = (HALF, "--training.resume=latest")
+    codes, said = fork_group(train_moving, job, plain, HALF)
+    assert codes == [0, 0], said
+    codes, said = fork_group(train_sharded, engine, job, whole, 0, kill, HALF)
+    assert codes == [0, 0], said
+    assert_same_run(whole, plain)
+
+    codes, said = fork_group(train_sharded, engine, job, run, 4, kill, HALF)
+    assert codes == [2, -signal.SIGKILL], said
+    name = facts(run)["engine"]
+    assert f"go on with `{finish_command(run, 'dynamic', 2, name)}`" in said
+    monkeypatch.setattr("dynlora.train.build.process_count", lambda: 2)
+    assert train(job, run, *resume) == 2
+    assert re.search(f"`engine` of .* is {name} and now None", capsys.readouterr().err)
+    codes, said = fork_group(train_sharded, engine, job, run, 0, kill, *resume)
+    assert codes == [0, 0], said
+    assert_same_end(whole, run)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", SHARDED)
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [("job", BEST), ("job", (*BEST, "--method=lora")), ("language", ())],
+    ids=["full", "lora", "causal_lm"],
+)
+def test_other_runs_under_accelerate_are_those_of_whole_models(
+    request, made, options, engine, tmp_path
+):
+    job, plain, whole = request.getfixturevalue(made), tmp_path / "plain", tmp_path / "whole"
+    codes, said = fork_group(train_moving, job, plain, *options, HALF)
+    assert codes == [0, 0], said
+    codes, said = fork_group(train_sharded, engine, job, whole, 0, kill, *options, HALF)
+    assert codes == [0, 0], said
+    assert_same_run(whole, plain)
+
+
 def test_a_process_that_fails_ends_all_with_its_own_message(job, tmp_path):
     codes, said = fork_group(train_and_end, job, tmp_path / "run", 3, fail, HALF)
     assert codes == [128 + signal.SIGTERM, 2], said
@@ -177,18 +264,30 @@ def test_wrong_input_is_told_once_and_nothing_is_written(job, tmp_path, told, op
     assert not (tmp_path / "run").exists()
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(EngineError, match="got 3 processes and 2 on this machine: start at most 2"):
+        processes.join_group()
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("engine", "version", "options", "told"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "got FSDP from Accelerate"),
-        ("LOCAL_WORLD_SIZE", "3", "got 3 processes and 2 on this machine: start at most 2"),
+        ("FSDP", "1", (), "must be of FSDP2, got FSDP1"),
+        ("FSDP", "2", ("--method=adalora",), "FSDP2 must not have method: adalora"),
+        ("FSDP", "2", ("--lora.init_lora_weights=eva",), "init_lora_weights: eva"),
+        ("DEEPSPEED", "", ("--training.loraplus_lr_ratio=4",), "DeepSpeed .* training.loraplus"),
+        ("DEEPSPEED", "", SAVED_BEST, "not have training.load_best_model_at_end"),
     ],
 )
-def test_other_engines_and_more_processes_than_gpus_are_refused(monkeypatch, name, value, told):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv(name, value)
+def test_settings_that_a_sharded_model_cannot_have_are_refused(
+    job, monkeypatch, engine, version, options, told
+):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
     with pytest.raises(EngineError, match=told):
-        processes.join_group()
+        check_sharding(parse_job(job, *options))
 
 
 def test_an_interrupt_before_torch_is_loaded_is_told_by_the_first_process_alone(monkeypatch):

@@ -15,7 +15,7 @@ from dynlora.cli.output import Output, readable_messages
 from dynlora.errors import ConfigError
 from dynlora.runs.checkpoints import way_on
 from dynlora.train.config import JobConfig
-from dynlora.train.processes import explaining_loss, in_group, launch
+from dynlora.train.processes import explaining_loss, in_group, launch, sharding_engine
 from dynlora.train.signals import ReportedError
 
 
@@ -26,7 +26,7 @@ def _run(config: JobConfig, given: Any, output: Output) -> None:
             "starts the processes."
         )
     count = int(os.environ["WORLD_SIZE"]) if in_group() else given.processes or 1
-    advice = partial(way_on, Path(config.output), config.method, count)
+    advice = partial(way_on, Path(config.output), config.method, count, sharding_engine())
     if given.processes is None:
         with readable_messages(output.progress), explaining_loss(advice):
             _train(config, given, output)

@@ -62,11 +62,13 @@ class Outlook:
         past = self.resumes_from_step
         start = "" if past is None else f", going on from step {past}"
         instead = ", replacing the run there" if self.replaces_run else ""
-        measured = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        measured = (
+            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "in the run"
+        )
         return "\n".join(
             (
                 *self.lines(),
-                f"validation before training: {measured}",
+                f"validation before training: {measured or 'in the run'}",
                 f"would train and write to {self.output}{start}{instead}; "
                 "nothing was written (--dry-run)",
             )

@@ -57,7 +57,8 @@ def read_finished(root: Path) -> RunFiles:
     """Read a run; raise `RunFileError` if it is not a finished one."""
     run = read_run(root)
     if run.status != "finished":
-        command = finish_command(root, run.method, run.facts.get("processes", 1))
+        launched = run.facts.get("processes", 1), run.facts.get("engine")
+        command = finish_command(root, run.method, *launched)
         raise RunFileError(
             f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
             f"{run.steps} steps: finish it with `{command}`, or "

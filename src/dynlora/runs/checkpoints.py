@@ -125,20 +125,23 @@ def can_resume(root: Path, method: str) -> bool:
     return method != "adalora" and bool(complete_checkpoints(root / "checkpoints"))
 
 
-def finish_command(root: Path, method: str, processes: int = 1) -> str:
+def finish_command(root: Path, method: str, processes: int = 1, engine: str | None = None) -> str:
     """Return the command that resumes a run from its last checkpoint, or else restarts it.
 
-    It passes `--output`, because the folder may have moved since its configuration was written.
+    It passes `--output`, because the folder may have moved since its configuration was written. An
+    `engine` that shards the model needs Accelerate's launcher.
     """
-    group = f" --processes {processes}" if processes > 1 else ""
+    launcher, group = "dynlora", f" --processes {processes}" if processes > 1 else ""
+    if engine is not None:
+        launcher, group = "accelerate launch --config_file ... -m dynlora", ""
     how = "--training.resume latest" if can_resume(root, method) else "--overwrite true"
     config, output = (shlex.quote(str(path)) for path in (root / "config.yaml", root))
-    return f"dynlora train {config} --output {output} {how}{group}"
+    return f"{launcher} train {config} --output {output} {how}{group}"
 
 
-def way_on(root: Path, method: str, processes: int) -> str:
+def way_on(root: Path, method: str, processes: int, engine: str | None = None) -> str:
     """Return the advice to finish a run after a failure, with its command."""
     if not (root / "config.yaml").is_file():
         return "start again"
     verb = "go on" if can_resume(root, method) else "start again"
-    return f"{verb} with `{finish_command(root, method, processes)}`"
+    return f"{verb} with `{finish_command(root, method, processes, engine)}`"

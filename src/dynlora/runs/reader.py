@@ -111,9 +111,10 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
     facts = read_record(folder.run)
     status, method = read_status(folder.run, facts), facts.get("method", "unknown")
     if status != "finished":
+        launched = facts.get("processes", 1), facts.get("engine")
         raise RunFileError(
             f"RUN must be finished, got {folder.root}, which {UNFINISHED[status]}: finish it with "
-            f"`{finish_command(folder.root, method, facts.get('processes', 1))}`."
+            f"`{finish_command(folder.root, method, *launched)}`."
         )
     for path in (folder.config, *folder.model_files(method)):
         if not path.is_file():

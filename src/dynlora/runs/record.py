@@ -40,6 +40,7 @@ _KINDS: Mapping[str, Kind] = {
     "steps": int | None,
     "budget": int | None,
     "processes": int,
+    "engine": str | None,
     "num_labels": int | None,
     "class_names": list[str] | None,
     "rows": _NUMBERS,

@@ -80,9 +80,9 @@ def check_same_task(past: Past, now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         if past.run.get(key, value) != value:
             raise ResumeError(
-                "a resumed run must have the model and data of its checkpoint "
-                f"{past.checkpoint}, and as many processes, but `{key}` of {past.source.run} is "
-                f"{past.run[key]} and now {value}: restore what it began with, or start a new run."
+                "a resumed run must have the model, data, processes and engine of its checkpoint "
+                f"{past.checkpoint}, but `{key}` of {past.source.run} is {past.run[key]} and now "
+                f"{value}: restore what it began with, or start a new run."
             )
 
 

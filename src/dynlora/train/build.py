@@ -23,7 +23,7 @@ from dynlora.train.config_file import plain_values
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
-from dynlora.train.processes import is_first
+from dynlora.train.processes import is_first, sharding_engine
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.source import Source, locate
@@ -178,6 +178,7 @@ def identity(data: TaskData, prepared: Prepared) -> dict[str, Any]:
     """Return the values of `run.json` that must be equal when a run resumes."""
     return {
         "processes": process_count(),
+        "engine": sharding_engine(),
         "rows": {"train": len(data.train), "validation": len(data.validation)},
         "rows_sha256": {"train": _digest(data.train), "validation": _digest(data.validation)},
         "num_labels": data.num_labels,

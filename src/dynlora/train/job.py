@@ -12,6 +12,7 @@ import torch
 from peft.utils.warning import PeftWarning
 from rich.console import Console
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import set_seed
 
 from dynlora.distributed import process_count, process_rank, wait_for_processes
@@ -34,7 +35,9 @@ from dynlora.train.processes import (
     in_group,
     is_first,
     join_group,
+    sharding_engine,
 )
+from dynlora.train.sharded import check_sharding, whole_weights
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
@@ -60,17 +63,20 @@ def run_job(config: JobConfig, console: Console) -> RunResult | None:
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
     if not is_first():
         _train(job)
+        _trained_weights(job)
         _metrics_after(job)
         return None
     with job.folder.held():
         record = open_folder(job, metrics_before)
         with _recording_failures(job, record), _quiet_about_saving(config):
             _train(job)
-            _save_model(job)
+            _save_model(job, _trained_weights(job))
+            metrics_before = metrics_before or _metrics_at_start(job)
             metrics_after = _metrics_after(job)
             _draw_ranks(job)
             report = report_of(job, metrics_before, metrics_after)
-            record.update(status="finished", **last_facts(job, report))
+            facts = last_facts(job, report)
+            record.update(status="finished", metrics_before=metrics_before, **facts)
     return report
 
 
@@ -100,6 +106,7 @@ def _begin(config: JobConfig, console: Console) -> Job:
     """Set up the process and build the job, in all processes before one of them goes on."""
     if in_group():
         join_group()
+        check_sharding(config)
     else:
         check_one_device()
     if not torch.accelerator.is_available():
@@ -158,6 +165,8 @@ def _train(job: Job) -> None:
     if process_count() > 1:
         # Accelerate would not wrap a model that it has prepared for an evaluation.
         job.trainer.model._is_accelerate_prepared = False
+    if sharding_engine() is not None:  # the model is sharded only then
+        job.trainer.args.eval_on_start = config.eval_on_start and past is None
     with tracking(
         job.trainer,
         config.report_to if is_first() else (),
@@ -201,13 +210,13 @@ def _explaining_files(job: Job) -> Iterator[None]:
 
 
 def _way_on(job: Job) -> str:
-    return way_on(job.folder.root, job.config.method, process_count())
+    return way_on(job.folder.root, job.config.method, process_count(), sharding_engine())
 
 
 def _how_to_continue(job: Job) -> str:
     """Return the progress of an interrupted run, and the command to continue it."""
     folder, state, method = job.folder, job.trainer.state, job.config.method
-    command = finish_command(folder.root, method, process_count())
+    command = finish_command(folder.root, method, process_count(), sharding_engine())
     done = f"after {state.global_step} of {state.max_steps} steps"
     saved = complete_checkpoints(folder.checkpoints)
     if not saved:
@@ -229,16 +238,21 @@ def _quiet_about_saving(config: JobConfig) -> Iterator[None]:
         yield
 
 
-def _save_model(job: Job) -> None:
+def _trained_weights(job: Job) -> dict[str, Tensor] | None:
+    """Return a sharded model's weights to save; None if the model has them."""
+    return None if sharding_engine() is None else whole_weights(job.prepared.model)
+
+
+def _save_model(job: Job, weights: dict[str, Tensor] | None) -> None:
     """Save the full model, or the adapter as a stock PEFT adapter."""
     model, dynamic = job.prepared.model, job.recorder.dynamic
     if job.config.method == "full":
-        model.save_pretrained(job.folder.full_model)
+        model.save_pretrained(job.folder.full_model, state_dict=weights)
         job.inputs.processor.save_pretrained(job.folder.full_model)
     elif job.prepared.first is not None:
         write_difference(model, job.prepared.first, job.folder.adapter)
     else:
-        model.save_pretrained(job.folder.adapter)
+        model.save_pretrained(job.folder.adapter, state_dict=weights)
     if dynamic is not None and dynamic.input_adaptive is not None:
         save_input_adaptive(dynamic.input_adaptive, job.folder.adapter)
 
@@ -250,9 +264,20 @@ def _evaluate(job: Job, logged: dict[str, float] | None = None) -> dict[str, flo
 
 
 def _metrics_before(job: Job) -> dict[str, float]:
-    """Return the metrics before training; a resumed run does not measure them again."""
+    """Return the metrics before training; a resumed run does not measure them again.
+
+    A model that is sharded only in training has none yet.
+    """
     past = {} if job.past is None else job.past.run
-    return past.get("metrics_before") or _evaluate(job)
+    return past.get("metrics_before") or ({} if sharding_engine() else _evaluate(job))
+
+
+def _metrics_at_start(job: Job) -> dict[str, float]:
+    """Return the metrics of the evaluation before the first step, or none."""
+    for line in job.trainer.state.log_history:
+        if line["step"] == 0 and "eval_loss" in line:
+            return _evaluate(job, line)
+    return {}
 
 
 def _metrics_after(job: Job) -> dict[str, float]:

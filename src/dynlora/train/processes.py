@@ -21,6 +21,8 @@ from dynlora.errors import EngineError
 from dynlora.train.signals import ReportedError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ENGINES = {"FSDP2": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""Environment variable of `accelerate launch` by engine."""
 SILENT = 128 + signal.SIGTERM
 """Exit code of a process that ends because another one has ended."""
 FAILURE = "dynlora/failure"
@@ -40,22 +42,23 @@ def is_first() -> bool:
     return not in_group() or os.environ["RANK"] == "0"
 
 
+def sharding_engine() -> str | None:
+    """Return the engine that shards the model; None if each process has all of it."""
+    for engine, variable in ENGINES.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            return engine
+    return None
+
+
 def join_group() -> None:
     """Join the group of processes, and select the GPU of this one.
 
     Raises:
-        EngineError: If an engine other than DistributedDataParallel is configured, or a machine has
-            fewer GPUs than processes.
+        EngineError: If a machine has fewer GPUs than processes.
     """
     import torch
     from torch import distributed as dist
 
-    for engine in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise EngineError(
-                f"`dynlora train` must run under DistributedDataParallel, got {engine} from "
-                "Accelerate's configuration: choose multi-GPU or multi-CPU there, or use torchrun."
-            )
     gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if 0 < gpus < here:
         raise EngineError(

@@ -63,7 +63,7 @@ class Stopping(TrainerCallback):
             return False
         key = f"eval_{self.metric}"
         sign = -1.0 if lower_is_better(self.metric) else 1.0
-        values = [sign * line[key] for line in log if key in line]
+        values = [sign * line[key] for line in log if key in line and line["step"] > 0]
         return bool(values) and len(values) - 1 - values.index(max(values)) >= self.patience
 
     @contextmanager
