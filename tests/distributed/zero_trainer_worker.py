@@ -12,11 +12,11 @@ os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
 
 import deepspeed
 import torch
-from accelerate.state import PartialState
 from torch import distributed
 from transformers import Trainer, TrainingArguments
 
 from dynlora import DynamicLoraCallback, DynamicLoraConfig
+from tests.distributed.cpus_as_gpus import take_cpus_for_gpus
 from tests.distributed.scenarios import RESUMED_AT, STEPS, found_by, leave, lora_weights
 from tests.distributed.zero_worker import allow_float64
 from tests.integration.test_trainer import CONFIG, Sequences
@@ -52,7 +52,8 @@ def main() -> None:
 
 def arguments(folder: Path, stage: int) -> TrainingArguments:
     """Return those of `tests.integration.test_trainer`, for two processes under DeepSpeed."""
-    given = TrainingArguments(
+    take_cpus_for_gpus()
+    return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4,
         optim="adamw_torch",
@@ -76,11 +77,6 @@ def arguments(folder: Path, stage: int) -> TrainingArguments:
             "train_micro_batch_size_per_gpu": 4,
         },
     )
-    # On CPUs Accelerate takes each process for the only one, whatever DeepSpeed has started.
-    PartialState._shared_state["num_processes"] = distributed.get_world_size()
-    for index in ("process_index", "local_process_index"):
-        PartialState._shared_state[index] = distributed.get_rank()
-    return given
 
 
 if __name__ == "__main__":
