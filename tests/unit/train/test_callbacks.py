@@ -122,8 +122,11 @@ def test_somebody_elses_handler_stays():
 
 
 def log(metric, *values):
-    """Return a log with training lines between the evaluations."""
-    return [line for value in values for line in ({"loss": 1.0}, {f"eval_{metric}": value})]
+    """Return a log with training lines between the evaluations, and one before the first step."""
+    lines = [{"step": 0, f"eval_{metric}": 0.0 if metric == "loss" else 1.0}]
+    for step, value in enumerate(values, start=1):
+        lines += [{"step": step, "loss": 1.0}, {"step": step, f"eval_{metric}": value}]
+    return lines
 
 
 @pytest.mark.parametrize(
