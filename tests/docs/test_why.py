@@ -1,0 +1,46 @@
+"""The numbers of `docs/why.md` are those of the record."""
+
+import csv
+import re
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/why.md").read_text(encoding="utf-8")
+ARMS = (
+    "dynamic", "pattern", "pattern_slow", "permuted", "random", "refresh", "pace", "rule",
+)  # fmt: skip
+"""In the order of the table."""
+CELLS = [(task, r) for task in ("reviews", "questions") for r in ("2", "4")]
+
+
+def mean_losses():
+    """Return the mean test loss of the final runs by task, rank and arm."""
+    with (ROOT / "benchmarks/results/controls.csv").open(encoding="utf-8") as file:
+        runs = [run for run in csv.DictReader(file) if run["kind"] == "final"]
+    losses = {}
+    for run in runs:
+        key = (run["task"], run["r"], run["arm"])
+        losses.setdefault(key, []).append(float(run["test_loss"]))
+    assert {len(values) for values in losses.values()} == {10}
+    return {key: fmean(values) for key, values in losses.items()}
+
+
+def test_the_table_and_the_shares_are_those_of_the_record():
+    loss = mean_losses()
+    rows = [line.split("|")[2:-1] for line in PAGE.splitlines() if re.match(r"\| [a-z]", line)][1:]
+    for arm, row in zip(ARMS, rows, strict=True):
+        for cell, shown in zip(CELLS, row, strict=True):
+            plain = loss[*cell, "lora"]
+            change = 100 * (loss[*cell, arm] / plain - 1)
+            assert shown.replace("*", "").replace("−", "-").strip() == f"{change:+.1f}", (arm, cell)
+
+    def shares(*arms):
+        gains = {cell: loss[*cell, "lora"] - loss[*cell, "dynamic"] for cell in CELLS}
+        values = [(loss[*c, "lora"] - loss[*c, arm]) / gains[c] for arm in arms for c in CELLS]
+        return round(100 * min(values)), round(100 * max(values))
+
+    text = " ".join(PAGE.split())
+    assert "Where ranks end is {} to {} % of the gain".format(*shares("pattern")) in text
+    assert "is {} to {} %. Dynamic".format(*shares("permuted", "random")) in text
+    assert f"New directions are {shares('refresh')[1]} % at most" in text
