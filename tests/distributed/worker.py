@@ -229,47 +229,43 @@ def train_by_sharding_trainer(out: Path) -> None:
     folder = out / "run"
     for name, last in (("whole", None), ("resumed", folder / f"checkpoint-{RESUMED_AT}")):
         with patch("transformers.trainer.Accelerator", shared):
-            trainer, callback = trainer_of(
-                lora_llama(r=8).double(),
-                folder,
-                steps=STEPS,
-                resume_from=last,
-                per_device_train_batch_size=4,
-                ddp_backend="gloo",
-                save_strategy="steps",
-                save_steps=RESUMED_AT,
-            )
+            trainer, callback = saving_trainer(folder, resume_from=last)
         trainer.train(resume_from_checkpoint=last and str(last))
-        assert callback.dynamic is not None
-        weights = {n: whole(w) for n, w in lora_weights(trainer.model).items()}
-        found = found_by(callback.dynamic, weights=weights)
-        torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
-        trainer.save_model(str(out / f"{name}-adapter"))
-        distributed.barrier()
+        save_found(trainer, callback, out, name)
 
 
-def train_by_trainer(out: Path, name: str, *callbacks: TrainerCallback) -> None:
-    """Train with `transformers.Trainer`, from the last checkpoint that there is."""
-    model, folder = lora_llama(r=8).double(), out / f"{name}-run"
-    last = get_last_checkpoint(str(folder)) if folder.exists() else None
-    resumes = name == "resumed" and not callbacks
-    assert last == (str(folder / f"checkpoint-{RESUMED_AT}") if resumes else None)
-    trainer, callback = trainer_of(
-        model,
+def saving_trainer(folder: Path, **given: Any) -> Any:
+    """Return a Trainer of a new model with a checkpoint in the middle, and its callback."""
+    return trainer_of(
+        lora_llama(r=8).double(),
         folder,
-        callbacks=callbacks,
         steps=STEPS,
         per_device_train_batch_size=4,
         ddp_backend="gloo",
         save_strategy="steps",
         save_steps=RESUMED_AT,
+        **given,
     )
-    trainer.train(resume_from_checkpoint=last)
-    assert callback.dynamic is not None
-    found = found_by(callback.dynamic, weights=lora_weights(model))
+
+
+def save_found(trainer: Any, callback: Any, out: Path, name: str) -> None:
+    """Save the adapter, and what this process found."""
+    weights = {n: whole(w) for n, w in lora_weights(trainer.model).items()}
+    found = found_by(callback.dynamic, weights=weights)
     torch.save(found, out / f"{name}-{distributed.get_rank()}.pt")
     trainer.save_model(str(out / f"{name}-adapter"))
     distributed.barrier()
+
+
+def train_by_trainer(out: Path, name: str, *callbacks: TrainerCallback) -> None:
+    """Train with `transformers.Trainer`, from the last checkpoint that there is."""
+    folder = out / f"{name}-run"
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    resumes = name == "resumed" and not callbacks
+    assert last == (str(folder / f"checkpoint-{RESUMED_AT}") if resumes else None)
+    trainer, callback = saving_trainer(folder, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=last)
+    save_found(trainer, callback, out, name)
 
 
 def train_unlike(out: Path) -> None:

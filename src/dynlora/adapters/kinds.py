@@ -35,42 +35,6 @@ class Rows:
     copies. None if inputs are derived from it, as patches are."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerKind:
-    """Functions on one kind of PEFT's LoRA layers."""
-
-    check: Callable[[str, Any], None]
-    """Raises `LayerError` if a setting does not permit changes of rank; from name, layer."""
-    factors: Callable[[Any, str], tuple[Factor, Factor]]
-    """Returns `lora_A` and `lora_B`; from layer, adapter."""
-    see: Callable[[Any, Tensor, Tensor, Tokens | None], tuple[Tensor, Tensor]]
-    """Returns both factors applied to observed tokens, or to unit-covariance input.
-
-    For every ``M``, the mean squared norm of ``lora_B @ M @ lora_A`` on the tokens equals the
-    squared norm of ``right @ M @ left.T``, where ``(left, right)`` of shapes ``(k, r)`` and
-    ``(l, r)`` is the result; from layer, `lora_A`, `lora_B`, tokens.
-    """
-    rows: Callable[[Any, str, Tensor, Tensor], Rows] | None
-    """Returns the tokens of one forward; from layer, adapter, input, output. None if the module's
-    inputs are not those of the weight."""
-    weight: Callable[[Any], Tensor]
-    """Returns the base weight in a floating point type; from layer."""
-
-
-def kind_of(name: str, module: Any) -> LayerKind:
-    """Return the kind of a `peft.tuners.lora.LoraLayer`, or raise `LayerError`."""
-    kind = type(module)
-    full_name = f"{kind.__module__}.{kind.__qualname__}"
-    if full_name not in _KINDS:
-        raise LayerError(
-            f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
-            f"of transformers, nn.Embedding, nn.Conv2d or a parameter, got {full_name} on "
-            f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
-            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear".'
-        )
-    return _KINDS[full_name]
-
-
 def _see_vectors(
     _module: Any,
     lora_A: Float[Tensor, "*experts r width"],
@@ -86,6 +50,42 @@ def _see_vectors(
 def _base_weight(module: Any) -> Tensor:
     weight: Tensor = dequantize_module_weight(module.get_base_layer())
     return weight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerKind:
+    """Functions on one kind of PEFT's LoRA layers."""
+
+    check: Callable[[str, Any], None]
+    """Raises `LayerError` if a setting does not permit changes of rank; from name, layer."""
+    factors: Callable[[Any, str], tuple[Factor, Factor]]
+    """Returns `lora_A` and `lora_B`; from layer, adapter."""
+    see: Callable[[Any, Tensor, Tensor, Tokens | None], tuple[Tensor, Tensor]] = _see_vectors
+    """Returns both factors applied to observed tokens, or to unit-covariance input.
+
+    For every ``M``, the mean squared norm of ``lora_B @ M @ lora_A`` on the tokens equals the
+    squared norm of ``right @ M @ left.T``, where ``(left, right)`` of shapes ``(k, r)`` and
+    ``(l, r)`` is the result; from layer, `lora_A`, `lora_B`, tokens.
+    """
+    rows: Callable[[Any, str, Tensor, Tensor], Rows] | None
+    """Returns the tokens of one forward; from layer, adapter, input, output. None if the module's
+    inputs are not those of the weight."""
+    weight: Callable[[Any], Tensor] = _base_weight
+    """Returns the base weight in a floating point type; from layer."""
+
+
+def kind_of(name: str, module: Any) -> LayerKind:
+    """Return the kind of a `peft.tuners.lora.LoraLayer`, or raise `LayerError`."""
+    kind = type(module)
+    full_name = f"{kind.__module__}.{kind.__qualname__}"
+    if full_name not in _KINDS:
+        raise LayerError(
+            f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
+            f"of transformers, nn.Embedding, nn.Conv2d or a parameter, got {full_name} on "
+            f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
+            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear".'
+        )
+    return _KINDS[full_name]
 
 
 # nn.Linear, Conv1D and layers quantised by bitsandbytes: PEFT's factors have the same shapes on all
@@ -125,9 +125,7 @@ def _linear_rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) ->
 _LINEAR = LayerKind(
     check=_check_linear,
     factors=_linear_factors,
-    see=_see_vectors,
     rows=_linear_rows,
-    weight=_base_weight,
 )
 
 
@@ -182,9 +180,7 @@ def _conv2d_rows(module: Any, adapter: str, inputs: Tensor, output: Tensor) -> R
 _CONV2D = LayerKind(
     check=_check_conv2d,
     factors=_conv2d_factors,
-    see=_see_vectors,
     rows=_conv2d_rows,
-    weight=_base_weight,
 )
 
 
@@ -252,7 +248,6 @@ _EMBEDDING = LayerKind(
     factors=_embedding_factors,
     see=_see_ids,
     rows=_id_rows,
-    weight=_base_weight,
 )
 
 
@@ -298,7 +293,6 @@ def _parameter_weight(module: Any) -> Tensor:
 _PARAMETER = LayerKind(
     check=_check_parameter,
     factors=_parameter_factors,
-    see=_see_vectors,
     rows=None,
     weight=_parameter_weight,
 )
