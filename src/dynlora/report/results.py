@@ -186,7 +186,7 @@ def _parameter_rows(result: RunResult) -> Iterator[tuple[str, str]]:
         return
     share = result.parameters / result.budget if result.budget else 0.0
     text = f"{result.parameters:,} of the budget of {result.budget:,} ({share:.1%})"
-    yield "live LoRA parameters", text
+    yield "LoRA parameters", text
     if result.peak_parameters != result.parameters:
         yield "at their peak", f"{result.peak_parameters:,}"
     if result.other_parameters:

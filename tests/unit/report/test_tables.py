@@ -79,7 +79,7 @@ def test_the_results_contain_metrics_parameters_ranks_and_times() -> None:
     expected = {
         "validation accuracy": "0.5000 → 0.8250 (+0.3250)",
         "validation loss": "0.7000 → 0.4000 (-0.3000)",
-        "live LoRA parameters": "990 of the budget of 1,000 (99.0%)",
+        "LoRA parameters": "990 of the budget of 1,000 (99.0%)",
         "at their peak": "1,000",
         "trained in other modules": "1,234",
         "ranks": "lowest 1, median 8, highest 20",
