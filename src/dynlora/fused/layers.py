@@ -1,8 +1,8 @@
-"""Fused forward and backward of LoRA layers: one autograd function per layer.
+"""Fused forwards of LoRA layers.
 
 PEFT runs a chain of operations per layer, each of which reads and writes tensors as large as the
-layer's output. The fused function adds in place, and saves only the input and a tensor of the
-rank's width for the backward pass. No output is cached between calls.
+layer's output. The fused forward scales the output of ``A`` instead, and adds in place or merges.
+No output is cached between calls.
 """
 
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from dynlora.engines.sharding import is_sharded
-from dynlora.fused.function import FusedLinear
+from dynlora.fused.function import lora_linear
 
 LEAST_ELEMENTS = 2**18
 """Elements of a layer's input and output together from which fusing is faster on a CPU; measured
@@ -91,7 +91,7 @@ class _FusedLayer:
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype
         dropped = dropout(x) if drops else None
         with torch.autocast(device, enabled=False) if casts else nullcontext():
-            output = FusedLinear.apply(  # type: ignore[no-untyped-call]
+            return lora_linear(
                 x,
                 dropped,
                 self._weight_in(dtype),
@@ -100,8 +100,6 @@ class _FusedLayer:
                 lora_A,
                 lora_B,
             )
-        # Outside the function, because views that it returns must not be changed in place.
-        return cast(Tensor, output.view(*x.shape[:-1], output.shape[-1]))
 
     def _weight_in(self, dtype: torch.dtype) -> Tensor:
         """Return the base weight in a dtype, as a copy that serves until the weight changes.
