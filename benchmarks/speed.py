@@ -6,11 +6,11 @@ r"""Time a training step of dynlora and of PEFT: all variants in one process, on
 
 Models are real ones from PyPI packages, or large random ones for a GPU, without full fine-tuning
 (`benchmarks/speed_models.py`). Tokens are random, without padding. First, outputs and gradients of
-the fused model are compared with PEFT's. A step is forward, backward, clipping and AdamW; for
-`frozen` it is forward and backward to the embedded input. `dynamic` uses random scores, so that
-ranks move and differ. Separate processes, which load the model and take six steps, measure peak
-memory. They also time LoRA, AdaLoRA and dynlora three times each, without and with the memory
-setting of `dynlora train`.
+the fused model are compared with PEFT's. A step is forward, backward, clipping and the `Trainer`'s
+fused AdamW; for `frozen` it is forward and backward to the embedded input. `dynamic` uses random
+scores, so that ranks move and differ. Separate processes, which load the model and take six steps,
+measure peak memory. They also time LoRA, AdaLoRA and dynlora three times each, without and with the
+memory setting of `dynlora train`.
 
 Writes `benchmarks/results/speed-MODEL-BATCHxTOKENS-rRANK-DTYPE.json` for
 `python -m benchmarks.speed_report`.
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +41,8 @@ from dynlora.train.machine import keep_freed_memory
 VARIANTS = (
     "frozen", "lora", "adalora", "dora", "full", "fused", "dynamic", "dynamic_unfused",
 )  # fmt: skip
+RARE, SPACING = ("adalora", "dora", "full", "dynamic_unfused"), 4
+"""Variants that take a step in every fourth round only."""
 WARM_UP = 4
 ALONE_STEPS, PROCESSES = 6, 3
 ALONE = ("lora", "adalora", "dynamic")
@@ -69,8 +72,9 @@ def main() -> None:
     variants = [name for name in VARIANTS if not (shaped and name == "full")]
     runs = {name: _Run(name, options) for name in variants}
     for number in range(WARM_UP + options.steps):
-        for place in range(len(variants)):
-            runs[variants[(number + place) % len(variants)]].step()
+        now = [n for n in variants if n not in RARE or number % SPACING == 0]
+        for place in range(len(now)):
+            runs[now[(number + place) % len(now)]].step()
     result = {
         "model": options.model,
         "batch": options.batch,
@@ -87,13 +91,17 @@ def main() -> None:
         "dynamic_part": runs["dynamic"].booked / sum(runs["dynamic"].seconds),
         "peak_bytes": {name: _alone(name)["peak"] for name in variants},
         "alone": _in_processes_of_their_own(),
-        "seconds": {n: [round(s, 5) for s in r.seconds[WARM_UP:]] for n, r in runs.items()},
+        "seconds": {
+            name: [round(second, 5) for second in run.seconds[_steps_of(name, WARM_UP) :]]
+            for name, run in runs.items()
+        },
     }
     name = f"{options.model}-{options.batch}x{options.tokens}-r{options.rank}-{options.dtype}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"speed-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     for each, seconds in result["seconds"].items():
-        print(f"{each:16} {median(seconds):.3f} s, {_ratio(result, each):.3f} of PEFT LoRA")
+        share = median(ratios(result["seconds"], each))
+        print(f"{each:16} {median(seconds):.3f} s, {share:.3f} of PEFT LoRA")
 
 
 def _options() -> argparse.Namespace:
@@ -105,7 +113,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, help="of a shape: fewer than it has, for a trial")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument(
         "--alone", choices=VARIANTS, help="time this one, and print its peak memory"
@@ -114,9 +122,14 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ratio(result: dict[str, Any], name: str) -> float:
-    pairs = zip(result["seconds"][name], result["seconds"]["lora"], strict=True)
-    return median(a / b for a, b in pairs)
+def _steps_of(name: str, rounds: int) -> int:
+    return ceil(rounds / SPACING) if name in RARE else rounds
+
+
+def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
+    """Return a variant's step times over those of PEFT LoRA in the same rounds."""
+    theirs = seconds["lora"][:: SPACING if name in RARE else 1]
+    return [a / b for a, b in zip(seconds[name], theirs, strict=True)]
 
 
 def _alone(name: str, *given: str) -> dict[str, Any]:
@@ -164,10 +177,11 @@ class _Run:
         self.events: list[float] = []
         """Seconds of each event."""
         self._options = options
-        self._steps = ALONE_STEPS if options.alone else WARM_UP + options.steps
+        rounds = WARM_UP + options.steps
+        self._steps = ALONE_STEPS if options.alone else _steps_of(name, rounds)
         self.model = _model(name, options, self._steps)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = AdamW(self._trained, lr=1e-4) if self._trained else None
+        self._optimizer = AdamW(self._trained, lr=1e-4, fused=True) if self._trained else None
         self._batch = _batch(self.model, options)
         self._dynamic: DynamicLora | None = None
         self._adalora = self.model.base_model if name == "adalora" else None

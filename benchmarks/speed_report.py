@@ -6,13 +6,16 @@ python -m benchmarks.speed_report
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from scipy.stats import quantile_test
+
+from benchmarks.speed import ratios
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
 FIGURE = PAGE.parent / "performance.svg"
@@ -65,15 +68,12 @@ PEFT {result["peft"]}, {machine}, r = {result["rank"]}.
 
 The table shows step time relative to PEFT LoRA: below 1 is faster. The columns are named by model,
 batch size × tokens, and dtype. The variants of a column ran in one process and took steps in turn.
-Each number is the median over pairs of a variant's step and one of PEFT LoRA; brackets contain the
-quartiles. Compare numbers within a column only.
+Each number is the median over pairs of a variant's step and one of PEFT LoRA; brackets contain its
+95 % interval. Compare numbers within a column only.
 
 Peak memory is measured in a process that loads the model and takes six steps. The last row is
 measured in separate processes with the settings of `dynlora train`, which keep freed memory
 ([your-code.md](your-code.md#speed)).
-
-MiniLM in float32 was timed with the present version. Rows with fused layers of other columns are
-from an earlier one, faster by about 3 % in float32 and 5 % in bfloat16 ([log.md](log.md)).
 
 Reproduce a column with, for example:
 
@@ -229,14 +229,10 @@ def _title(result: Result) -> str:
     return f"{result['model']}, {shape}, {result['dtype']}"
 
 
-def _ratios(result: Result, name: str) -> list[float]:
-    pairs = zip(result["seconds"][name], result["seconds"]["lora"], strict=True)
-    return [ours / theirs for ours, theirs in pairs]
-
-
 def _ratio_text(result: Result, name: str) -> str:
-    low, middle, high = quantiles(_ratios(result, name), n=4)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    found = ratios(result["seconds"], name)
+    low, high = quantile_test(found).confidence_interval()
+    return f"{median(found):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _draw(timings: Sequence[Result]) -> None:
@@ -244,7 +240,7 @@ def _draw(timings: Sequence[Result]) -> None:
     plt.rcParams["svg.hashsalt"] = "dynlora"
     figure, axes = plt.subplots(figsize=(10, 0.8 + 0.9 * len(timings)), layout="constrained")
     for place, name in enumerate(shown):
-        values = [median(_ratios(result, name)) for result in timings]
+        values = [median(ratios(result["seconds"], name)) for result in timings]
         offset = (place - (len(shown) - 1) / 2) * (BAR + 0.01)
         heights = [row + offset for row in range(len(timings))]
         axes.barh(heights, values, height=BAR, label=NAMES[name].replace("`", ""))
