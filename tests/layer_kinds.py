@@ -153,6 +153,7 @@ def quantised_llama(**settings: object) -> nn.Module:
 LAYER = "model.layers.0.self_attn.q_proj"
 EMBEDDING = {"target_modules": ["embed_tokens", "q_proj", "v_proj", "down_proj"]}
 CONV1D = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+CONVOLUTIONS = {"target_modules": ["first", "second", "third", "head"]}
 LINEAR = {"target_modules": "all-linear"}
 EXPERTS = {
     "target_modules": ["q_proj", "v_proj"],
@@ -164,10 +165,9 @@ CASES = {
     "Linear": Case(bare_llama, LINEAR, texts, LAYER),
     "Conv1D": Case(gpt2_without_dropout, CONV1D, texts, "transformer.h.0.attn.c_attn"),
     "Embedding": Case(bare_llama, EMBEDDING, texts, "model.embed_tokens"),
-    "Conv2d": Case(
-        bare_net, {"target_modules": ["first", "second", "third", "head"]}, images, "second"
-    ),
+    "Conv2d": Case(bare_net, CONVOLUTIONS, images, "second"),
     "Experts": Case(bare_mixtral, EXPERTS, texts, "model.layers.0.mlp.experts.gate_up_proj"),
+    "DoRA": Case(bare_llama, EMBEDDING | {"use_dora": True}, texts, "model.embed_tokens"),
     "NF4": Case(partial(quantised_llama, **NF4), LINEAR, texts, LAYER),
     "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
 }

@@ -69,13 +69,20 @@ def test_the_best_checkpoint_of_another_start_is_what_is_saved(train, output, mo
     assert loss_on(data, stock_model(output, model), model) == pytest.approx(after, rel=1e-4)
 
 
-def test_dora_trains_saves_reloads_and_resumes_with_its_lengths_counted(
-    train, said, output, model, data
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize(("method", "counted"), [("lora", OUTPUTS), ("dynamic", 0)])
+def test_dora_trains_saves_reloads_and_resumes_and_a_dynamic_budget_has_no_magnitudes(
+    train, said, output, model, data, method, counted
 ):
-    assert train("--method", "lora", "--lora.use_dora", "true") == 0
+    assert train("--method", method, "--lora.use_dora", "true") == 0
     run = facts(output)
-    assert run["parameters"]["end"] == run["budget"] == 2 * LAYERS + OUTPUTS == lora_count(output)
-    assert "saved" not in run["parameters"]
+    parameters = run["parameters"]
+    assert parameters["start"] == run["budget"] == 2 * LAYERS + counted
+    assert parameters["end"] == lora_count(output) - OUTPUTS + counted <= run["budget"]
+    assert bool(read_json(output / "adapter" / "adapter_config.json")["rank_pattern"]) == (
+        method == "dynamic"
+    )
+    assert "saved" not in parameters
     after = run["metrics_after"]["loss"]
     assert loss_on(data, stock_model(output, model), model) == pytest.approx(after, abs=1e-5)
     assert said("eval", output)["metrics"]["loss"] == pytest.approx(after, abs=1e-6)
@@ -96,7 +103,6 @@ def test_lora_and_dynamic_begin_alike_with_eva(tmp_path, model, data):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("use_dora=true", "`lora.use_dora` must be false with `method: dynamic`"),
         (f"{START}=pissa", "true, gaussian, orthogonal, eva with `method: dynamic`, but got pissa"),
         (f"{START}=eva --method=adalora", "`method: adalora`, but got eva"),
         ("use_dora=true --method=full", "`method: full`, but got true"),

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, VeloraConfig, get_peft_model
 from torch import nn
 from torch.nn.parallel import DataParallel
 from torch.optim import SGD, Adafactor, Adagrad, AdamW
@@ -651,8 +651,10 @@ def wrapped(layer, **lora):
         (lambda: lora_llama(init_lora_weights="pissa"), "`init_lora_weights` 'pissa'"),
         (lambda: lora_llama(init_lora_weights="pissa_niter_4"), "'pissa_niter_4'"),
         (lambda: lora_llama(init_lora_weights="olora"), "`init_lora_weights` 'olora'"),
-        (lambda: lora_llama(use_dora=True), "q_proj' .* got the variant DoraLinearVariant"),
-        (lambda: wrapped(nn.Linear(4, 5), lora_bias=True), "'0' .* got `lora_bias=True`"),
+        (
+            lambda: lora_llama(velora_config=VeloraConfig()),
+            "q_proj' .* or DoRA, got the variant VeloraLinearVariant",
+        ),
         (lambda: wrapped(nn.Conv1d(4, 4, 1)), r"'1' .*lora\.layer\.Conv1d on Conv1d"),
         (lambda: wrapped(nn.Conv3d(4, 4, 1)), r"'1' .*lora\.layer\.Conv3d on Conv3d"),
         (lambda: wrapped(nn.MultiheadAttention(4, 2)), "'1' .*MultiheadAttention on Multihead"),

@@ -299,11 +299,11 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
             f"LoRA layer {name!r} is merged into its base weight: call "
             "`model.unmerge_adapter()` before training."
         )
-    if adapter in module.lora_variant:
+    if adapter in module.lora_variant and adapter not in module.lora_magnitude_vector:
         variant = type(module.lora_variant[adapter]).__name__
         raise LayerError(
-            f"LoRA layer {name!r} must be plain LoRA, got the variant {variant}, whose state "
-            "does not follow a change of rank: turn the variant off in `LoraConfig`."
+            f"LoRA layer {name!r} must be plain LoRA or DoRA, got the variant {variant}, whose "
+            "state does not follow a change of rank: turn the variant off in `LoraConfig`."
         )
     if module.lora_bias[adapter]:
         raise LayerError(

@@ -62,12 +62,13 @@ class InputAdaptiveRanks:
         self._reader = ComplexityReader(find_root(model)[0])
         self._layers = find_lora_layers(model, adapter_name)
         for layer in self._layers:
-            # A hook masks only components that PEFT computes by a module.
-            if not layer.has_tokens or not isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d):
+            # A hook masks only components that PEFT computes by a module, once per forward.
+            masked = isinstance(layer.factor_A.holder, nn.Linear | nn.Conv2d)
+            if not masked or not layer.has_tokens or layer.module.lora_variant:
                 raise LayerError(
-                    "Input-adaptive ranks need LoRA on linear layers and convolutions, got "
-                    f"{layer.name!r} on a {type(layer.module.get_base_layer()).__name__}: leave it "
-                    "out of `target_modules`, or set `input_adaptive=False`."
+                    "Input-adaptive ranks need LoRA, not DoRA, on linear layers and convolutions, "
+                    f"got {layer.name!r} on a {type(layer.module.get_base_layer()).__name__}: "
+                    "leave it out of `target_modules`, or set `input_adaptive=False`."
                 )
         self.thresholds = thresholds
         """Complexities that separate the quarters; the controller changes them only at events."""

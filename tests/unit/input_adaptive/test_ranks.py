@@ -181,6 +181,12 @@ def test_models_and_layers_that_it_does_not_fit_are_refused_by_name(base, target
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_dora_is_refused():
+    model = get_peft_model(bare_llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
+    with pytest.raises(LayerError, match=r"LoRA, not DoRA, .*q_proj' on a Linear"):
+        InputAdaptiveRanks(model)
+
+
 def test_an_embedding_that_is_trained_as_it_is_is_refused_and_a_copy_of_it_is_not():
     model = get_peft_model(bare_llama(), LoraConfig(target_modules=["q_proj"]))
     model.get_input_embeddings().requires_grad_(True)

@@ -69,8 +69,8 @@ class LoraSettings:
     use_rslora: Switch = False
     """Divide `lora_alpha` by the square root of `r` instead of by `r`. [use_rslora]"""
     use_dora: Switch = False
-    """DoRA: also learn the norm of each column of the weight, with `method: lora`. Adds one
-    parameter per output of a layer. [use_dora]"""
+    """DoRA: also learn the norm of each column of the weight, with `method: lora` or `dynamic`.
+    Adds one parameter per output of a layer, outside the budget of `dynamic`. [use_dora]"""
     init_lora_weights: StartName | Switch = True
     """Initialization of a new adapter. true is PEFT's default; `eva` uses directions of the
     training data's inputs; `pissa` and `olora` use a part of the base weights, which is restored

@@ -107,8 +107,8 @@ class JobConfig:
         """Check that the method supports the adapter's variant and initialization."""
         method, start = self.method, self.lora.init_lora_weights
         unset = f"false with `method: {method}`"
-        require(method == "lora" or not self.lora.use_dora, "lora.use_dora", unset, "true")
         if method in ("adalora", "full"):
+            require(not self.lora.use_dora, "lora.use_dora", unset, "true")
             required = f"true with `method: {method}`"
             require(start is True, "lora.init_lora_weights", required, start)
             require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")

@@ -79,7 +79,7 @@ def _dynamic(base: Any, config: JobConfig, steps: int, checkpoint: Path | None) 
     return Prepared(
         model=model,
         budget=dynamic.budget,
-        start_parameters=lora_parameters(model),
+        start_parameters=dynamic.parameters,
         callbacks=(callback,),
         dynamic=callback,
     )
