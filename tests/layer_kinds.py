@@ -168,6 +168,7 @@ CASES = {
     "Conv2d": Case(bare_net, CONVOLUTIONS, images, "second"),
     "Experts": Case(bare_mixtral, EXPERTS, texts, "model.layers.0.mlp.experts.gate_up_proj"),
     "DoRA": Case(bare_llama, EMBEDDING | {"use_dora": True}, texts, "model.embed_tokens"),
+    "bias": Case(bare_net, CONVOLUTIONS | {"lora_bias": True}, images, "second"),
     "NF4": Case(partial(quantised_llama, **NF4), LINEAR, texts, LAYER),
     "int8": Case(partial(quantised_llama, load_in_8bit=True), LINEAR, texts, LAYER),
 }

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,6 +112,14 @@ class LoraView:
     def factors(self) -> tuple[Factor, Factor]:
         """Both factors, `lora_A` first."""
         return self.factor_A, self.factor_B
+
+    @property
+    def bias(self) -> Factor | None:
+        """Bias of `lora_B`, which `scaling` multiplies, of shape ``(out, 1)``; None without."""
+        if not self.module.lora_bias[self.adapter]:
+            return None
+        column = partial(torch.unsqueeze, dim=-1)
+        return Factor(self.module.lora_B[self.adapter], "bias", 0, column, torch.flatten)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -304,11 +313,6 @@ def _view(name: str, module: Any, adapter: str) -> LoraView:
         raise LayerError(
             f"LoRA layer {name!r} must be plain LoRA or DoRA, got the variant {variant}, whose "
             "state does not follow a change of rank: turn the variant off in `LoraConfig`."
-        )
-    if module.lora_bias[adapter]:
-        raise LayerError(
-            f"LoRA layer {name!r} must have no bias on lora_B, got `lora_bias=True`: set it "
-            "to False."
         )
     factor_A, factor_B = kind.factors(module, adapter)
     for weight in (factor_A.parameter, factor_B.parameter):

@@ -101,17 +101,25 @@ def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
 
 @torch.no_grad()
 def rebase_state(
-    optimizer: AnyOptimizer, change: BasisChange, *, lora_A: Factor, lora_B: Factor
+    optimizer: AnyOptimizer,
+    change: BasisChange,
+    *,
+    lora_A: Factor,
+    lora_B: Factor,
+    bias: Factor | None = None,
 ) -> None:
-    """Map the moments of one layer's two parameters to the new basis, zero for grown directions.
+    """Map the moments of one layer's resized parameters to the new basis, zero where grown.
 
-    The factors are still of the old basis. Under ZeRO this needs `deepspeed.unpartitioned`.
+    `bias`, which has no rank, follows a change of scale. Under ZeRO this needs
+    `deepspeed.unpartitioned`.
     """
     if _starts_anew(optimizer):
         if change.scale_ratio == 1:  # a change of scale keeps directions
             restart_state(optimizer, (lora_A.parameter, lora_B.parameter))
         return
-    maps = ((lora_A, change.to_B.mT, -2), (lora_B, change.to_A, -1))
+    maps = [(lora_A, change.to_B.mT, -2), (lora_B, change.to_A, -1)]
+    if bias is not None:
+        maps.append((bias, change.to_A.new_ones(1, 1), -1))
     for factor, to_gradient, rank_axis in maps:
         matrix = change.scale_ratio * to_gradient
         state = optimizer.state.get(factor.parameter, {})

@@ -109,9 +109,12 @@ def apply_change(
     B = layer.lora_B.double() @ change.to_B
     if rows is not None:
         A[..., A.shape[-2] - rows.shape[-2] :, :] = rows
-    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B)
+    bias = None if change.scale_ratio == 1 else layer.bias
     _set_matrix(layer.factor_A, A)
     _set_matrix(layer.factor_B, B)
+    if bias is not None:
+        _set_matrix(bias, bias.matrix / change.scale_ratio)
+    rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B, bias=bias)
     layer.set_fields(r=A.shape[-2], scaling=layer.scaling * change.scale_ratio)
 
 

@@ -237,6 +237,30 @@ def test_a_layer_weight_changes_the_scale_and_not_the_function_and_replaces_an_e
     assert adapters.layers["0"].scaling == 1.5
 
 
+def test_a_layer_weight_keeps_the_output_of_a_bias_and_scales_its_moments_like_its_gradient():
+    model = lora_chain(8, 10, lora_bias=True)
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    adapters = LoraAdapters(model, optimizer, None, follow=lambda change: None)
+    inputs = torch.randn(5, 8, dtype=torch.float64)
+    bias = nn.init.normal_(model.base_model.model[0].lora_B.default.bias)
+
+    def gradient():
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        return bias.grad
+
+    first = gradient().clone()
+    optimizer.step()
+    with torch.no_grad():
+        before = model(inputs)
+    adapters.apply_weights({"0": 2.0})
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), before)
+    torch.testing.assert_close(gradient(), 2 * first)
+    torch.testing.assert_close(optimizer.state[bias]["exp_avg"], 0.1 * 2 * first)
+    torch.testing.assert_close(optimizer.state[bias]["exp_avg_sq"], 1e-3 * (2 * first) ** 2)
+
+
 @pytest.mark.parametrize(
     "name", ["signal", "gradient_norm", "fisher", "spectral", "sensitivity", "magnitude"]
 )
