@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters.bitsandbytes_state import is_bitsandbytes, read_moments, write_moments
 from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView
 from dynlora.engines import deepspeed
@@ -25,14 +26,8 @@ from dynlora.types import BasisChange
 SUPPORTED = ("Adam", "AdamW", "SGD", "Muon")
 """Names of torch's optimizers whose state follows; older versions of torch lack some."""
 
-RESTARTED = {
-    "torch.optim": "Adafactor",
-    "transformers.optimization": "Adafactor",
-    "bitsandbytes.optim.adam": "Adam",
-    "bitsandbytes.optim.adamw": "AdamW",
-}
-"""Prefixes of optimizer class names by module. Their state is factored or quantised and cannot
-follow, so that the state of a resized layer restarts."""
+RESTARTED = ("torch.optim.Adafactor", "transformers.optimization.Adafactor")
+"""Optimizers whose state is factored and cannot follow: that of a resized layer restarts."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +59,9 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
             "anew at each event",
             kind.__name__,
         )
-    elif kind not in [getattr(torch.optim, name, None) for name in SUPPORTED]:
+    elif not is_bitsandbytes(inner) and kind not in [
+        getattr(torch.optim, name, None) for name in SUPPORTED
+    ]:
         names = ", ".join(f"torch.optim.{name}" for name in SUPPORTED)
         raise OptimizerError(
             f"The optimizer must be one of {names}, an Adafactor or one of bitsandbytes' Adam and "
@@ -76,8 +73,7 @@ def unwrap_optimizer(optimizer: AnyOptimizer) -> AnyOptimizer:
 
 def _starts_anew(optimizer: AnyOptimizer) -> bool:
     kind = type(optimizer)
-    begins = RESTARTED.get(kind.__module__)
-    return begins is not None and kind.__name__.removeprefix("Paged").startswith(begins)
+    return f"{kind.__module__}.{kind.__name__}" in RESTARTED
 
 
 def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
@@ -120,9 +116,10 @@ def rebase_state(
     maps = [(lora_A, change.to_B.mT, -2), (lora_B, change.to_A, -1)]
     if bias is not None:
         maps.append((bias, change.to_A.new_ones(1, 1), -1))
+    packed = is_bitsandbytes(optimizer)
     for factor, to_gradient, rank_axis in maps:
-        matrix = change.scale_ratio * to_gradient
-        state = optimizer.state.get(factor.parameter, {})
+        matrix, parameter = change.scale_ratio * to_gradient, factor.parameter
+        state = read_moments(optimizer, parameter) if packed else optimizer.state.get(parameter, {})
         for key in _FIRST + _SECOND:
             moment = state.get(key)
             if isinstance(moment, Tensor):
@@ -136,9 +133,11 @@ def rebase_state(
                     state[key] = sharded_as(moment, values)
         # A change of scale keeps directions, and the proportion of both moments.
         if "exp_avg_sq" in state and change.scale_ratio == 1:
-            betas = _betas(optimizer, factor.parameter)
+            betas = _betas(optimizer, parameter)
             _cut_memory(state, betas)
             _bound_next_step(state, betas)
+        if packed and state:
+            write_moments(optimizer, parameter, state)
 
 
 def restart_state(optimizer: AnyOptimizer, parameters: Iterable[Parameter]) -> None:
@@ -153,7 +152,8 @@ def drop_unfit_state(optimizer: AnyOptimizer, parameters: Sequence[Parameter]) -
     unfit = []
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
-        moments = [state[key] for key in _FIRST + _SECOND if isinstance(state.get(key), Tensor)]
+        keys = (*_FIRST, *_SECOND, "state1", "state2")  # the latter are bitsandbytes'
+        moments = [state[key] for key in keys if isinstance(state.get(key), Tensor)]
         if any(moment.shape != parameter.shape for moment in moments):
             unfit.append(parameter)
     for parameter in unfit:

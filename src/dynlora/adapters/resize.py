@@ -114,6 +114,7 @@ def apply_change(
     _set_matrix(layer.factor_B, B)
     if bias is not None:
         _set_matrix(bias, bias.matrix / change.scale_ratio)
+    # After the parameters, because bitsandbytes chooses a precision by their size.
     rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B, bias=bias)
     layer.set_fields(r=A.shape[-2], scaling=layer.scaling * change.scale_ratio)
 
