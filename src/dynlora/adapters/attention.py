@@ -114,10 +114,11 @@ class AttentionTaps:
         with torch.no_grad(), exactly, self._timed():
             causal = block.implementation == "sdpa" and _is_causal(module, options)
             names = [layer.name for layer in block.layers]
+            home = block.layers[0].factor_A.home
             for logits, visible in attention_rows(
                 query, key, attention_mask, causal=causal, options=options
             ):
-                self._sink.attend(names, logits, visible)
+                self._sink.attend(names, logits.to(device=home), visible.to(device=home))
         return result
 
 

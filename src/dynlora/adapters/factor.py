@@ -27,6 +27,8 @@ class Factor:
     """Attribute of `holder` that repeats the size of `rank_axis`; None for embeddings."""
     experts: int = 1
     """Number of matrices of rank r in the parameter, which share `rank_axis`."""
+    home: torch.device | None = None
+    """Device to read on, of a model split over several; None for the parameter's own."""
 
     @property
     def parameter(self) -> Parameter:
@@ -47,7 +49,7 @@ class Factor:
     @property
     def matrix(self) -> Tensor:
         """The parameter as a matrix that may share its memory."""
-        return self.read(self.parameter)
+        return self.read(self.parameter).to(device=self.home)
 
     @property
     def gradient(self) -> Tensor:
@@ -56,4 +58,4 @@ class Factor:
         if gradient is None:
             return torch.zeros_like(self.matrix)
         # Sums depend on strides, and reloaded tensors are contiguous.
-        return self.read(gradient).contiguous()
+        return self.read(gradient).contiguous().to(device=self.home)

@@ -107,10 +107,11 @@ class ActivationTaps:
         if inputs is None or inputs.numel() == 0:
             return
         named = _by_name(model, args, kwargs)
+        home = self._layers[0].factor_A.home
         masks = [mask for mask in (_said(named), _read(inputs, named)) if len(mask) == len(inputs)]
-        self._positions = {mask.shape[1]: _positions(mask) for mask in masks}
+        self._positions = {mask.shape[1]: _positions(mask.to(device=home)) for mask in masks}
         positions = self._positions[inputs.shape[1]]
-        self._examples = example_keys(inputs, positions, self._step)
+        self._examples = example_keys(inputs.to(device=home), positions, self._step)
         self._keys = {}
         self._uses = Counter()
         self._done = set()
@@ -135,14 +136,16 @@ class ActivationTaps:
             keys = self._token_keys(rows.shape, use)
             if keys is not None:
                 with torch.no_grad(), self._timed():
-                    self._sink.observe(name, keys, lambda index: self._read(rows, index))
+                    device = output.device
+                    self._sink.observe(name, keys, lambda index: self._read(rows, index, device))
 
         return show
 
-    def _read(self, rows: Rows, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, rows: Rows, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return inputs and outputs; consecutive layers with the same input share a copy."""
         # Rows shared by all examples are stored once, and count for each.
-        inputs, outputs = rows.read(index % math.prod(rows.shape))
+        read = rows.read((index % math.prod(rows.shape)).to(device))
+        inputs, outputs = (part.to(index.device) for part in read)
         if rows.source is None or rows.source.is_inference():  # without a version to compare
             return inputs, outputs
         if self._last_read is not None:

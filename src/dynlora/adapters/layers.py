@@ -250,7 +250,22 @@ def find_lora_layers(model: nn.Module, adapter_name: str | None) -> list[LoraVie
         )
     layers = [_view(name, module, adapter) for name, module in holders.items()]
     _check_untied(layers)
-    return layers
+    return _read_on_one_device(layers)
+
+
+def _read_on_one_device(layers: list[LoraView]) -> list[LoraView]:
+    """Return views that are read on the first layer's device, because scores compare layers."""
+    home, *others = [p.device for layer in layers for p in layer.parameters]
+    if all(device == home for device in others):
+        return layers
+    return [
+        replace(
+            layer,
+            factor_A=replace(layer.factor_A, home=home),
+            factor_B=replace(layer.factor_B, home=home),
+        )
+        for layer in layers
+    ]
 
 
 def _name_of(path: str, module: PeftLoraLayer) -> str:

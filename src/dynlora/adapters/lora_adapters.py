@@ -114,7 +114,7 @@ class LoraAdapters:
 
     @property
     def device(self) -> torch.device:
-        """Device of all LoRA parameters."""
+        """Device on which all LoRA parameters are read."""
         return next(iter(self.layers.values())).parameters[0].device
 
     @property

@@ -124,7 +124,7 @@ def rebase_state(
             moment = state.get(key)
             if isinstance(moment, Tensor):
                 rows = factor.read(moment).transpose(-2, rank_axis)
-                map_ = (matrix if key in _FIRST else matrix.square()).double()
+                map_ = (matrix if key in _FIRST else matrix.square()).double().to(rows.device)
                 new = (map_ @ rows.double()).to(rows.dtype)
                 values = factor.from_matrix(new.transpose(-2, rank_axis)).contiguous()
                 if values.shape == moment.shape:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from dynlora.engines.checks import check_devices, check_engine
+from dynlora.engines.checks import check_engine
 from dynlora.engines.compiled import check_not_compiled, is_compiled
 from dynlora.engines.ddp import unwrapped
 from dynlora.errors import EngineError
-from tests.lora_layers import layers_of, lora_chain
+from tests.lora_layers import lora_chain
 
 
 def test_a_compiled_model_passes_and_is_told_apart_and_unwrapped():
@@ -29,15 +29,6 @@ def test_a_model_of_which_a_part_is_compiled_or_was_replaced_is_told_apart():
         assert unwrapped(model) is model
         with pytest.raises(EngineError, match=r"must run without torch\.compile, .* got a comp"):
             check_not_compiled(model)
-
-
-def test_layers_on_several_devices_are_refused_by_the_devices():
-    model = lora_chain(6, 5, 4)
-    parameters = [p for layer in layers_of(model) for p in (layer.lora_A, layer.lora_B)]
-    check_devices(parameters)
-    parameters[-1] = nn.Parameter(parameters[-1].to("meta"))
-    with pytest.raises(EngineError, match="on one device, got cpu, meta: load the model"):
-        check_devices(parameters)
 
 
 @pytest.mark.parametrize("name", ["DeepSpeedEngine", "FullyShardedDataParallel"])
