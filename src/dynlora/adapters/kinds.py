@@ -80,8 +80,9 @@ def kind_of(name: str, module: Any) -> LayerKind:
     full_name = f"{kind.__module__}.{kind.__qualname__}"
     if full_name not in _KINDS:
         raise LayerError(
-            f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes), Conv1D "
-            f"of transformers, nn.Embedding, nn.Conv2d or a parameter, got {full_name} on "
+            f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes, GPTQ, "
+            "AWQ or torchao), Conv1D of transformers, nn.Embedding, nn.Conv2d or a parameter, got "
+            f"{full_name} on "
             f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
             '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear".'
         )
@@ -126,6 +127,30 @@ _LINEAR = LayerKind(
     check=_check_linear,
     factors=_linear_factors,
     rows=_linear_rows,
+)
+
+
+# Linear layers in the packed formats of GPTQ and AWQ, which have no `weight` to read.
+
+
+def _accept(_name: str, _module: Any) -> None:
+    """Accept every layer that PEFT accepts."""
+
+
+def _packed_weight(module: Any) -> Tensor:
+    """Return the base weight as the layer's outputs on unit vectors, transposed."""
+    base = module.get_base_layer()
+    unit = torch.eye(module.in_features, dtype=base.scales.dtype, device=base.scales.device)
+    with torch.no_grad():
+        weight: Tensor = (base(unit) - base(torch.zeros_like(unit[:1]))).T
+    return weight
+
+
+_PACKED = LayerKind(
+    check=_accept,
+    factors=_linear_factors,
+    rows=_linear_rows,
+    weight=_packed_weight,
 )
 
 
@@ -256,10 +281,6 @@ _EMBEDDING = LayerKind(
 # per expert, (experts, r, in) and (experts, out, r). The module routes its inputs to experts.
 
 
-def _check_parameter(_name: str, _module: Any) -> None:
-    """Accept every parameter that PEFT accepts."""
-
-
 def _parameter_factors(module: Any, adapter: str) -> tuple[Factor, Factor]:
     first, second, experts = module.lora_A[adapter], module.lora_B[adapter], module.num_experts
     split = partial(_experts_of_rows, experts), partial(_experts_of_columns, experts)
@@ -291,7 +312,7 @@ def _parameter_weight(module: Any) -> Tensor:
 
 
 _PARAMETER = LayerKind(
-    check=_check_parameter,
+    check=_accept,
     factors=_parameter_factors,
     rows=None,
     weight=_parameter_weight,
@@ -301,8 +322,11 @@ _KINDS: Mapping[str, LayerKind] = {
     "peft.tuners.lora.layer.Linear": _LINEAR,
     "peft.tuners.lora.bnb.Linear4bit": _LINEAR,
     "peft.tuners.lora.bnb.Linear8bitLt": _LINEAR,
+    "peft.tuners.lora.torchao.TorchaoLoraLinear": _LINEAR,
+    "peft.tuners.lora.gptq.GPTQLoraLinear": _PACKED,
+    "peft.tuners.lora.awq.AwqLoraLinear": _PACKED,
     "peft.tuners.lora.layer.Embedding": _EMBEDDING,
     "peft.tuners.lora.layer.Conv2d": _CONV2D,
     "peft.tuners.lora.layer.ParamWrapper": _PARAMETER,
 }
-"""By name of PEFT's class, because bitsandbytes classes cannot always be imported."""
+"""By name of PEFT's class, because some need packages that may be missing."""
