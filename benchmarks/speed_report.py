@@ -45,8 +45,10 @@ def main() -> None:
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("overhead", "scale", "blocks", "processes")
     )
-    sections = [_head(timings[0]), *_table(timings), _whole_run(overhead), _growth(scale)]
-    PAGE.write_text("\n".join([*sections, *_blocks(blocks), _processes(processes)]))
+    fine_tunes = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("fine_tune-*.json"))]
+    sections = [_head(timings[0]), *_table(timings), _fine_tunes(fine_tunes)]
+    sections += [_whole_run(overhead), _growth(scale), *_blocks(blocks), _processes(processes)]
+    PAGE.write_text("\n".join(sections))
     _draw(timings)
 
 
@@ -194,6 +196,33 @@ These seconds relative to those of the whole {name}: {checks}.
     ]
 
 
+def _fine_tunes(results: Sequence[Result]) -> str:
+    """Return the section on whole fine-tunes, process starts included."""
+    rows = []
+    for result in results:
+        sides = [result[side] for side in ("plain", "dynlora")]
+        plain, ours = ([run["seconds"] for run in side] for side in sides)
+        ratio = median(a / b for a, b in zip(ours, plain, strict=True))
+        losses = [f"{median(run['loss'] for run in side):.4f}" for side in sides]
+        rows.append(
+            f"| {result['task']} | {median(plain):.0f} | {median(ours):.0f} | {ratio:.2f} | "
+            f"{' | '.join(losses)} |"
+        )
+    return "\n".join(
+        (
+            "## A whole fine-tune",
+            "",
+            "`python -m benchmarks.fine_tune` starts `dynlora train` and a script with Trainer and",
+            "PEFT (`benchmarks/plain_trainer.py`) in turn, with the same settings.",
+            "",
+            "| task | script, s | dynlora, s | ratio | script's loss | dynlora's loss |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            *rows,
+            "",
+        )
+    )
+
+
 def _processes(result: Result) -> str:
     """Return the section on several processes."""
     layers, width, points = result["layers"], result["width"], result["points"]
@@ -201,6 +230,9 @@ def _processes(result: Result) -> str:
     most = max(max(max(kind) for kind in point["bytes_ratio"].values()) for point in points)
     events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in points)
     counts = ", ".join(str(point["processes"]) for point in points)
+    names, engines = ", ".join(result["sharded"]), result["sharded"].values()
+    sharded = ", ".join(f"{point['step_ratio']:.2f}" for point in engines)
+    sharded_events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in engines)
     sent = points[-1]["event_bytes"]
     tokens, large = TOKEN_BYTES * width * layers, 10_000 * TOKEN_BYTES * 4096
     return f"""\
@@ -212,6 +244,7 @@ with their number anyway. With {counts} processes:
 
 - An event takes {events}.
 - A step between events takes {ratios} times a step of plain LoRA, both taken in turn.
+- Under {names}, with 2 processes, {sharded} times; an event takes {sharded_events}.
 - Adapters, gradients, moments and reduced bytes are at most {most:.2f} times plain LoRA's.
 - A process sends {sum(sent.values()):,.0f} bytes per event: {tokens:,} of sampled tokens, the rest
   ranks and matrices. They grow with the width of all inputs, not with the number of processes:
