@@ -157,19 +157,42 @@ def test_callback_and_loop_give_bit_equal_runs(whole):
     assert_equal_weights(lora_weights(whole.model), lora_weights(model))
 
 
-@pytest.mark.parametrize("killed_at", [6, 20])
+def nothing(trainer, callback):
+    """Leave a trainer as it is."""
+
+
+def make_its_model_late(trainer, callback):
+    def make():
+        model = callback.prepare(lora_llama(r=8))
+        torch.manual_seed(trainer.args.seed)  # which orders the rows
+        return model
+
+    trainer.model_init = make
+
+
+def add_its_callback_late(trainer, callback):
+    callback.close()
+    trainer.remove_callback(callback)
+    callback.prepare(trainer.model)
+    trainer.add_callback(callback)
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "change"),
+    [(6, nothing), (20, nothing), (20, make_its_model_late), (20, add_its_callback_late)],
+)
 def test_a_run_resumed_from_the_trainers_checkpoint_ends_bit_for_bit_the_same(
-    whole, killed_at, tmp_path
+    whole, killed_at, change, tmp_path
 ):
     cut, _ = trainer_of(lora_llama(r=8), tmp_path, callbacks=[StopAt(killed_at)], **saving(2))
     cut.train()
     torch.manual_seed(99)
-    again = lora_llama(r=8)
-    resumed, callback = trainer_of(again, tmp_path, **saving(2))
+    resumed, callback = trainer_of(lora_llama(r=8), tmp_path, **saving(2))
+    change(resumed, callback)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == STEPS
     assert callback.dynamic.history == whole.dynamic.history
-    assert_equal_weights(lora_weights(whole.model), lora_weights(again))
+    assert_equal_weights(lora_weights(whole.model), lora_weights(resumed.model))
 
 
 def flipped(name, end=b""):
@@ -238,6 +261,12 @@ def test_a_state_of_another_step_than_the_trainers_is_refused(stopped):
     resumed, _ = trainer_of(lora_llama(), stopped, resume_from=stopped / "checkpoint-4")
     with pytest.raises(ResumeError, match=r"checkpoint-4 must be of step 8.*got step 4"):
         resumed.train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_is_given_a_checkpoint_starts_from_no_other_step(stopped, tmp_path):
+    trainer, _ = trainer_of(lora_llama(), tmp_path, resume_from=stopped / "checkpoint-8")
+    with pytest.raises(ResumeError, match=r"resume from .*checkpoint-8, but it starts from step 0"):
+        trainer.train()
 
 
 def test_a_state_of_another_run_is_refused_instead_of_emptying_the_weights(whole, tmp_path):
@@ -332,6 +361,30 @@ def test_each_trial_of_a_search_has_our_state_in_its_own_checkpoints(name, tmp_p
     assert len(ours) == 4
 
 
+def test_each_trial_of_a_search_is_the_run_of_a_trainer_with_its_settings(tmp_path):
+    models, histories = [], []
+    given = {"model_init": lambda: lora_llama(r=8)}
+    searched, callback = trainer_of(None, tmp_path, **given)
+
+    def keep(metrics):
+        models.append(searched.model)
+        histories.append(callback.dynamic.history)
+        return metrics["eval_loss"]
+
+    searched.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": (1e-3, 5e-3)[trial.number]},
+        compute_objective=keep,
+        n_trials=2,
+        backend="optuna",
+        direction="minimize",
+    )
+    alone, control = trainer_of(None, tmp_path, **given)
+    alone.train()
+    assert len(set(control.dynamic.ranks.values())) > 1
+    assert histories[0] != histories[1] == control.dynamic.history
+    assert_equal_weights(lora_weights(models[1]), lora_weights(alone.model))
+
+
 def test_train_called_twice_works_and_attaches_once(tmp_path):
     model = lora_llama(r=8)
     trainer, callback = trainer_of(model, tmp_path)
@@ -407,15 +460,10 @@ def test_arguments_under_which_no_run_could_resume_are_refused(name, value, mess
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def test_fsdp2_ends_with_the_last_weights_and_resumes_from_the_checkpoint_whose_ranks_it_has(
-    tmp_path, monkeypatch
-):
-    trainer, callback = trainer_of(lora_llama(), tmp_path, resume_from=tmp_path / "checkpoint-9")
+def test_fsdp2_ends_with_the_last_weights(tmp_path, monkeypatch):
+    trainer, callback = trainer_of(lora_llama(), tmp_path)
     plugin = SimpleNamespace(fsdp_version=2)
     monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
     trainer.args.load_best_model_at_end = True
-    given = trainer.args, trainer.state, trainer.control
     with pytest.raises(EngineError, match="got load_best_model_at_end under FSDP2 or DeepSpeed: "):
-        callback.on_init_end(*given, model=trainer.model)
-    with pytest.raises(ResumeError, match=r"resume from .*checkpoint-9, but it starts from step 0"):
-        callback.on_train_begin(*given, model=trainer.model, optimizer=adamw(trainer.model))
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)

@@ -55,9 +55,9 @@ class DynamicLoraCallback(TrainerCallback):
             config: Settings; None for the defaults. If `total_steps` is None, the trainer's number
                 of steps is used.
             adapter_name: The adapter to resize; None for the active one.
-            resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`;
-                required only if it is outside the trainer's `output_dir`, and under FSDP2 and
-                DeepSpeed, where layers need its ranks before they are sharded.
+            resume_from: Checkpoint folder passed to `Trainer.train(resume_from_checkpoint=...)`,
+                whose ranks the model gets at once; required only if it is outside the trainer's
+                `output_dir`, and under FSDP2 and DeepSpeed, which shard the model before loading.
             validate: Returns the validation loss, for `budget_end="auto"`; with the trainer's own:
                 ``lambda: trainer.evaluate(metric_key_prefix="tried")["tried_loss"]``.
             extensions: Extensions of the controller (see `DynamicLora`).
@@ -77,19 +77,32 @@ class DynamicLoraCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Allow loading checkpoints with other ranks.
+        """Check the arguments, and prepare the model.
 
         Raises:
             EngineError: If the arguments require an unsupported engine.
             LayerError: If the model has no LoRA layer, or one that cannot be resized.
+            ResumeError: If `resume_from` is missing or damaged.
         """
         _check_arguments(args)
-        model: nn.Module = kwargs["model"]
+        self.prepare(kwargs["model"])
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Allow loading checkpoints with other ranks into a model, and return the model.
+
+        To resume, call this on the model that `Trainer(model_init=...)` returns, and before
+        `trainer.add_callback`.
+
+        Raises:
+            LayerError: If the model has no LoRA layer, or one that cannot be resized.
+            ResumeError: If `resume_from` is missing or damaged.
+        """
         self._watch_loads(model)
-        if _shards(args) and self._resume_from is not None:
+        if self._resume_from is not None:
             shapes = load_state(self._resume_from)["layers"]
             for layer in find_lora_layers(model, self._adapter_name):
                 set_rank(layer, int(shapes[layer.name]["r"]))
+        return model
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,14 +111,12 @@ class DynamicLoraCallback(TrainerCallback):
 
         Raises:
             ResumeError: If the checkpoint's state is missing, or belongs to another model or
-                configuration; or if training starts from step 0 with `resume_from` under FSDP2 or
-                DeepSpeed.
+                configuration; or if training starts from step 0 with `resume_from`.
         """
-        if self._resume_from is not None and state.global_step == 0 and _shards(args):
+        if self._resume_from is not None and state.global_step == 0:
             raise ResumeError(
-                "With `resume_from` under FSDP2 and DeepSpeed, training must resume from "
-                f"{self._resume_from}, but it starts from step 0: call "
-                "`trainer.train(resume_from_checkpoint=...)`."
+                f"With `resume_from`, training must resume from {self._resume_from}, but it starts "
+                "from step 0: call `trainer.train(resume_from_checkpoint=...)`."
             )
         config = self.config
         if config.total_steps is None:
@@ -211,7 +222,7 @@ class DynamicLoraCallback(TrainerCallback):
         holders = [(layer.factor_A.holder, layer.factor_A.key) for layer in layers]
         if holders == self._watched:
             return
-        # Existing hooks are on another adapter, or a model replaced by `Trainer(model_init=...)`.
+        # Existing hooks are on another adapter, or an earlier model of `Trainer(model_init=...)`.
         if self._shape_hooks is not None:
             self._shape_hooks.close()
         self._shape_hooks, self._watched = ShapeHooks(model, layers), holders
