@@ -28,7 +28,7 @@ from dynlora.adapters.optimizer_state import (
 )
 from dynlora.adapters.owners import OwnHook
 from dynlora.adapters.patterns import changes_base
-from dynlora.adapters.peft_config import own_config, write_patterns
+from dynlora.adapters.peft_config import own_config, untrained_modules, write_patterns
 from dynlora.adapters.reducer import ReducerHook
 from dynlora.adapters.resize import (
     apply_change,
@@ -53,7 +53,12 @@ from dynlora.adapters.strengths import (
 from dynlora.distributed import share_from_first
 from dynlora.engines.checks import check_devices, check_engine, keep_gradients
 from dynlora.engines.compiled import follow_ranks
-from dynlora.engines.deepspeed import AnyOptimizer, step_parameters_apart, unpartitioned
+from dynlora.engines.deepspeed import (
+    AnyOptimizer,
+    step_parameters_apart,
+    trained_by,
+    unpartitioned,
+)
 from dynlora.engines.fsdp import reshard
 from dynlora.errors import LayerError
 from dynlora.types import BasisChange, FeatureStats, RankPlan
@@ -98,6 +103,12 @@ class LoraAdapters:
         self._gradient_state = getattr(optimizer, "gradient_state", None)
         check_devices([parameter for layer in layers for parameter in layer.parameters])
         check_holds(self._optimizer, _trained_parameters(layers))
+        if missing := untrained_modules(own, self._root, trained_by(self._optimizer)):
+            logger.warning(
+                "`LoraConfig` names %s, of which nothing is trained: check these names, and that "
+                "the optimizer has parameters of them with requires_grad=True",
+                ", ".join(missing),
+            )
         self._drop_unfit_state(layers)
         self._told = {layer.name: layer.r for layer in layers}  # ranks last reported to `follow`
         self._reducer_hook = ReducerHook(model, compiled=compiled)

@@ -81,7 +81,7 @@ def check_holds(optimizer: AnyOptimizer, parameters: list[Parameter]) -> None:
     if deepspeed.is_zero(optimizer):
         deepspeed.check_zero(optimizer, parameters)
         return
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = deepspeed.trained_by(optimizer)
     missing = sum(id(parameter) not in held for parameter in parameters)
     if missing and any(deepspeed.is_copied(parameter) for parameter in parameters):
         raise OptimizerError(

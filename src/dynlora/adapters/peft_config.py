@@ -1,7 +1,7 @@
 """PEFT's configuration follows the ranks, and loading a checkpoint sets them."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,9 @@ from dynlora.adapters.layers import LoraView, find_root
 from dynlora.adapters.patterns import changes_base, name_patterns
 from dynlora.adapters.resize import set_rank
 from dynlora.engines.sharding import is_there
+
+_HEADS = {"classifier", "score"}
+"""Names of a head; PEFT adds both to `modules_to_save` of a classifier, which has one of them."""
 
 
 def own_config(configs: dict[str, Any], adapter: str) -> Any:
@@ -36,6 +39,26 @@ def write_patterns(peft_config: Any, layers: Sequence[LoraView]) -> None:
     peft_config.alpha_pattern = name_patterns(alphas, peft_config.lora_alpha)
     if not changes_base(peft_config.init_lora_weights):  # such an adapter is refused on attach
         peft_config.init_lora_weights, peft_config.eva_config = True, None
+
+
+def untrained_modules(peft_config: Any, root: nn.Module, trained: Set[int]) -> list[str]:
+    """Return the modules that a `LoraConfig` names, and of which no parameter is trained.
+
+    Args:
+        peft_config: The `LoraConfig`.
+        root: Module that its names are relative to.
+        trained: Identities of the parameters that the optimizer updates.
+    """
+    parameters = root.named_parameters(remove_duplicate=False)
+    found = "\n".join(f".{name}." for name, p in parameters if p.requires_grad and id(p) in trained)
+    targets, tokens = peft_config.target_modules, peft_config.trainable_token_indices
+    named = set(peft_config.modules_to_save or ())
+    named |= set() if isinstance(targets, str) else set(targets or ())
+    named |= set(tokens) if isinstance(tokens, dict) else {"token_adapter"} if tokens else set()
+    missing = {name for name in named if f".{name}." not in found}
+    if named >= _HEADS and not missing >= _HEADS:
+        missing -= _HEADS
+    return sorted(missing)
 
 
 def keep_patterns(model: nn.Module, layers: Sequence[LoraView]) -> RemovableHandle:

@@ -51,6 +51,13 @@ def is_zero(optimizer: object) -> bool:
     return type(optimizer).__module__.startswith("deepspeed.runtime.")
 
 
+def trained_by(optimizer: AnyOptimizer) -> set[int]:
+    """Return the identities of the parameters that an optimizer updates."""
+    if is_zero(optimizer):
+        return {id(p) for _, owners in _copies(optimizer) for p in owners}
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def shape_of(parameter: Parameter) -> torch.Size:
     """Return the shape of the whole parameter."""
     held: Any = parameter
@@ -136,7 +143,7 @@ def check_zero(optimizer: Any, parameters: Sequence[Parameter]) -> None:
             f"got {inner.__module__}.{inner.__name__}, {where}: give `deepspeed.initialize` one of "
             "them, and leave `optimizer` and `offload_optimizer` out of its configuration."
         )
-    trained = {id(p) for _, owners in _copies(optimizer) for p in owners}
+    trained = trained_by(optimizer)
     missing = sum(id(p) not in trained for p in parameters)
     if missing:
         raise OptimizerError(

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForSequenceClassification
 
 from dynlora.adapters import factor, lora_adapters
 from dynlora.adapters import strengths as strengths_module
@@ -19,6 +20,7 @@ from dynlora.errors import LayerError
 from dynlora.importance import build_metric
 from dynlora.types import RankPlan
 from tests.lora_layers import added, layers_of, lora_chain, set_gradients, stats_of
+from tests.models import bare_llama
 
 WIDTHS = (8, 10, 6, 12)
 
@@ -52,6 +54,36 @@ def test_layers_with_gradients_tell_whether_both_are_finite_and_those_without_ar
     assert {n: bool(layer.finite) for n, layer in adapters_of(model).layers.items()} == {
         "3": True  # zeros stand for what is not there
     } | found
+
+
+@pytest.mark.parametrize(
+    ("lora", "left_out", "named"),
+    [
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, (), []),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, ("lm_head",), ["lm_head"]),
+        ({"target_modules": ["q_proj", "embed_tokens", "wte", "score"]}, (), ["score", "wte"]),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, ("embed",), ["embed_tokens"]),
+        ({"trainable_token_indices": [3]}, (), []),
+        ({"task_type": "SEQ_CLS"}, (), []),  # PEFT adds "classifier" to "score"
+    ],
+)
+@pytest.mark.parametrize("how", ["frozen", "not in the optimizer"])
+def test_modules_that_the_configuration_names_and_nothing_trains_are_told(
+    lora, left_out, named, how, caplog
+):
+    model = bare_llama()
+    if "task_type" in lora:
+        model = LlamaForSequenceClassification(model.config)
+    model = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | lora))
+    rest = [p for n, p in model.named_parameters() if any(part in n for part in left_out)]
+    trained = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in rest)]
+    if how == "frozen":
+        trained += rest
+        for parameter in rest:
+            parameter.requires_grad_(False)
+    LoraAdapters(model, AdamW(trained), None, follow=lambda change: None)
+    told = [f"`LoraConfig` names {', '.join(named)}, of which nothing is trained"] if named else []
+    assert [record.message.partition(":")[0] for record in caplog.records] == told
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
