@@ -4,43 +4,63 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, distributed, nn
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
 from dynlora import DynamicLora, DynamicLoraConfig
 from dynlora.adapters.layers import find_lora_layers
-from tests.models import WINDOW, adamw, lora_llama, sequences
+from tests.layer_kinds import EXPERTS as EXPERT_TARGETS
+from tests.layer_kinds import bare_mixtral
+from tests.models import WINDOW, adamw, bare_llama, sequences
 
 STEPS, RESUMED_AT = 30, 13
 LOST_AT = 14
 """Between two events, and one step after a checkpoint."""
+EXPERTS = "experts"
 SCENARIOS = ("signal", "activation_ratio", "attention_entropy")
 """By metric: one reads gradients, which processes share; one inputs; and one attention."""
 ENGINES = {
     "ddp": SCENARIOS,
     "accelerate_ddp": ("signal",),
     "fsdp2": ("activation_ratio", "attention_entropy"),
-    "accelerate_fsdp2": ("signal",),
+    "accelerate_fsdp2": (EXPERTS,),
 }
-"""Scenarios by engine; Accelerate wraps the optimizer too."""
+"""Scenarios by engine; Accelerate wraps the optimizer too. `EXPERTS` are of a mixture."""
 COMPILED = ("ddp attach", "compile ddp attach", "attach ddp compile", "parts ddp attach")
 """Orders of attaching, wrapping and compiling; the first is the reference."""
 CONFIG = {"total_steps": STEPS, "hysteresis": 0, **WINDOW}
-FALLING = {"activation_ratio": {"budget_end": 0.5}}
+OWN: dict[str, dict[str, Any]] = {
+    "activation_ratio": {"budget_end": 0.5},
+    EXPERTS: {"importance": "signal"},
+}
 """Settings of single scenarios."""
 
 
-def config_of(importance: str) -> DynamicLoraConfig:
+def config_of(scenario: str) -> DynamicLoraConfig:
     """Return the settings of a scenario."""
-    return DynamicLoraConfig(importance=importance, **CONFIG, **FALLING.get(importance, {}))
+    return DynamicLoraConfig(**{"importance": scenario} | CONFIG | OWN.get(scenario, {}))
 
 
-def model_in_float64() -> nn.Module:
+def bare_model(scenario: str) -> PreTrainedModel:
+    """Return the base model of a scenario in float64."""
+    if scenario != EXPERTS:
+        return bare_llama().double()
+    model = bare_mixtral().double()
+    model.set_experts_implementation("eager")  # torch's grouped products are of float32
+    return model
+
+
+def model_in_float64(scenario: str = "signal") -> nn.Module:
     """Return the same model in every process."""
-    return lora_llama(r=4).double().train()
+    targets = EXPERT_TARGETS if scenario == EXPERTS else {"target_modules": "all-linear"}
+    base = bare_model(scenario)
+    torch.manual_seed(1)
+    return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, **targets)).double().train()
 
 
 def optimizer_of(model: nn.Module) -> AdamW:
@@ -48,11 +68,11 @@ def optimizer_of(model: nn.Module) -> AdamW:
     return adamw(model, weight_decay=0.01)
 
 
-def alone(importance: str) -> tuple[DynamicLora, nn.Module, AdamW]:
+def alone(scenario: str) -> tuple[DynamicLora, nn.Module, AdamW]:
     """Return a controller, its model and optimizer, in this process."""
-    model = model_in_float64()
+    model = model_in_float64(scenario)
     optimizer = optimizer_of(model)
-    return DynamicLora(model, optimizer, config_of(importance)), model, optimizer
+    return DynamicLora(model, optimizer, config_of(scenario)), model, optimizer
 
 
 def batches(first: int, last: int, *, part: int | None = None) -> Iterator[Tensor]:

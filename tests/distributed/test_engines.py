@@ -15,17 +15,19 @@ from tests.distributed.launch import NEEDS_DEEPSPEED, run_in_processes
 from tests.distributed.scenarios import (
     COMPILED,
     ENGINES,
+    EXPERTS,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
     alone,
+    bare_model,
     base_norms,
     batches,
     differing,
     lora_weights,
     model_in_float64,
 )
-from tests.models import bare_llama, train
+from tests.models import train
 
 ZERO = [pytest.param(f"zero{stage}", marks=NEEDS_DEEPSPEED) for stage in (1, 2, 3)]
 
@@ -48,7 +50,7 @@ def folder(engine, request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(engine, folder):
     """Return by scenario what each process found."""
-    return {name: read(folder, name) for name in ENGINES.get(engine, SCENARIOS)}
+    return {name: read(folder, name) for name in ENGINES.get(engine, (*SCENARIOS, EXPERTS))}
 
 
 def read(folder, name):
@@ -104,8 +106,8 @@ def test_ranks_and_weights_are_those_of_one_process_with_the_whole_batch(engine,
 
 def test_frozen_weights_are_read_whole(found):
     """Of which some engines keep a part on each process."""
-    for first, second in found.values():
-        assert first["base_norms"] == second["base_norms"] == base_norms(model_in_float64())
+    for scenario, (first, second) in found.items():
+        assert first["base_norms"] == second["base_norms"] == base_norms(model_in_float64(scenario))
 
 
 def test_training_goes_on_in_every_layer_after_an_event(found):
@@ -147,16 +149,18 @@ def test_each_process_holds_as_many_bytes_as_with_plain_lora(engine, folder, fou
     plain_in = request.getfixturevalue("processes") if engine in ENGINES else folder
     for importance, places in found.items():
         for ours, plain in zip(places, read(plain_in, "bytes"), strict=True):
-            assert ours["bytes"] <= 1.10 * plain, importance
+            assert ours["bytes"] <= 1.10 * plain.get(importance, plain["signal"]), importance
 
 
 def test_parameters_stay_the_objects_that_the_users_optimizer_trains(found):
     assert all(place["same_parameters"] for places in found.values() for place in places)
 
 
+# PEFT 0.21 says of patterns of parameters that they match nothing, and applies them.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did:RuntimeWarning")
 def test_the_saved_adapter_loads_in_plain_peft_at_the_live_ranks(folder, found):
     for importance, (first, _) in found.items():
-        loaded = PeftModel.from_pretrained(bare_llama().double(), folder / f"{importance}-adapter")
+        loaded = PeftModel.from_pretrained(bare_model(importance), folder / f"{importance}-adapter")
         assert differing(lora_weights(loaded.double()), first["weights"][STEPS]) == []
 
 

@@ -34,6 +34,7 @@ from tests.distributed.scenarios import (
     COMPILED,
     CONFIG,
     ENGINES,
+    EXPERTS,
     LOST_AT,
     RESUMED_AT,
     STEPS,
@@ -54,21 +55,24 @@ from tests.models import lora_llama, loss_of, train
 class Process:
     """One process's part of a model under an engine, and what it saw."""
 
-    def __init__(self, engine: str, importance: str, *, attaches_first: bool = False) -> None:
+    def __init__(self, engine: str, scenario: str, *, attaches_first: bool = False) -> None:
         """Attach under Accelerate's DDP to the wrapped model, unless it `attaches_first`."""
-        self.model, self.made = sharded(engine)
+        self.model, self.made = sharded(engine, scenario)
         self.called: nn.Module = self.model
         self.optimizer: Any = self.made
         self.accumulates = engine == "accelerate_ddp"
-        self.accelerator = accelerator_of(engine) if engine.startswith("accelerate") else None
+        self.accelerator = None
+        if engine.startswith("accelerate"):
+            block = self.model.get_base_model().model.layers[0]
+            self.accelerator = accelerator_of(engine, block=type(block).__name__)
         if attaches_first:
-            self.dynamic = DynamicLora(self.model, self.optimizer, config_of(importance))
+            self.dynamic = DynamicLora(self.model, self.optimizer, config_of(scenario))
         if self.accelerator is not None:
             self.called, self.optimizer = self.accelerator.prepare(self.model, self.made)
             self.model = self.accelerator.unwrap_model(self.called)
         self.trained = trained(self.model)
         if not attaches_first:
-            self.dynamic = DynamicLora(self.called, self.optimizer, config_of(importance))
+            self.dynamic = DynamicLora(self.called, self.optimizer, config_of(scenario))
         if engine == "ddp":
             self.called = DistributedDataParallel(self.model)
         self.seen: dict[int, dict[str, Tensor]] = {}
@@ -108,9 +112,9 @@ class Process:
         )
 
 
-def sharded(engine: str) -> tuple[Any, AdamW]:
+def sharded(engine: str, scenario: str) -> tuple[Any, AdamW]:
     """Return the model, of which FSDP2 shards one block alone and the rest, and its optimizer."""
-    model = model_in_float64()
+    model = model_in_float64(scenario)
     if engine == "fsdp2":
         fully_shard(model.get_base_model().model.layers[0])
         fully_shard(model)
@@ -134,15 +138,17 @@ def held_bytes(optimizer: AdamW) -> int:
     return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}.values())
 
 
-def lora_bytes(engine: str) -> int:
+def lora_bytes(engine: str, scenario: str) -> int:
     """Return the same of plain LoRA."""
-    model, optimizer = sharded(engine)
+    model, optimizer = sharded(engine, scenario)
     loss_of(model, *batches(0, 1)).backward()
     optimizer.step()
     return held_bytes(optimizer)
 
 
-def accelerator_of(engine: str, state_dict_type: str = "SHARDED_STATE_DICT") -> Accelerator:
+def accelerator_of(
+    engine: str, state_dict_type: str = "SHARDED_STATE_DICT", *, block: str = "LlamaDecoderLayer"
+) -> Accelerator:
     """Return an Accelerator that shards as that of `accelerate launch`; on CPUs it does not."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
@@ -153,7 +159,7 @@ def accelerator_of(engine: str, state_dict_type: str = "SHARDED_STATE_DICT") -> 
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        transformer_cls_names_to_wrap=[block],
         reshard_after_forward=True,
         cpu_ram_efficient_loading=True,
         state_dict_type=state_dict_type,
@@ -364,7 +370,8 @@ def main() -> None:
     train_unlike(out)
     for order in COMPILED:
         train_compiled(out, order)
-    torch.save(lora_bytes("fsdp2"), out / f"bytes-{distributed.get_rank()}.pt")
+    plain = {scenario: lora_bytes("fsdp2", scenario) for scenario in ("signal", EXPERTS)}
+    torch.save(plain, out / f"bytes-{distributed.get_rank()}.pt")
     for engine, scenarios in ENGINES.items():
         for importance in scenarios:
             train_under(engine, importance, out / engine)

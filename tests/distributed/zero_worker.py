@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from dynlora import DynamicLora
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
+    EXPERTS,
     RESUMED_AT,
     SCENARIOS,
     STEPS,
@@ -39,11 +40,11 @@ from tests.models import loss_of
 class Process:
     """One process's part of a model under ZeRO, and what it saw."""
 
-    def __init__(self, stage: int, importance: str) -> None:
-        self.model = model_in_float64()
+    def __init__(self, stage: int, scenario: str) -> None:
+        self.model = model_in_float64(scenario)
         self.engine, optimizer = prepared(self.model, stage)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.dynamic = DynamicLora(self.model, optimizer, config_of(importance))
+        self.dynamic = DynamicLora(self.model, optimizer, config_of(scenario))
         self.seen: dict[int, dict[str, Tensor]] = {}
         """Weights by step."""
         self.held: list[int] = []
@@ -125,9 +126,9 @@ def held_bytes(engine: Any) -> int:
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-def lora_bytes(stage: int) -> int:
+def lora_bytes(stage: int, scenario: str) -> int:
     """Return the same of plain LoRA, in the second step."""
-    engine, _ = prepared(model_in_float64(), stage)
+    engine, _ = prepared(model_in_float64(scenario), stage)
     for tokens in batches(0, 2, part=distributed.get_rank()):
         engine.backward(loss_of(engine, tokens))
         held = held_bytes(engine)
@@ -142,8 +143,9 @@ def main() -> None:
     allow_float64()
     deepspeed.init_distributed("gloo")
     place = distributed.get_rank()
-    torch.save(lora_bytes(stage), out / f"bytes-{place}.pt")
-    for importance in SCENARIOS:
+    plain = {scenario: lora_bytes(stage, scenario) for scenario in ("signal", EXPERTS)}
+    torch.save(plain, out / f"bytes-{place}.pt")
+    for importance in (*SCENARIOS, EXPERTS):
         process = Process(stage, importance)
         process.train(0, RESUMED_AT)
         process.save_checkpoint(out / f"{importance}-checkpoint")
