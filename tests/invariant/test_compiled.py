@@ -16,8 +16,9 @@ from dynlora.errors import ConfigError
 from dynlora.integrations.checkpoint import load_state, save_state
 from dynlora.types import RankPlan
 from tests.adapters import Convolutions
+from tests.layer_kinds import CASES
 from tests.lora_layers import lora_chain
-from tests.models import adamw, attached, bare_llama, sequences, train
+from tests.models import adamw, attached, bare_llama, loss_of, sequences, train
 
 STEPS, KILLED = 60, 20
 SETTINGS = {
@@ -217,6 +218,26 @@ def test_no_kind_of_layer_is_compiled_again_for_ranks_above_one():
         for compiled, plain in zip(*gradients, strict=True):
             torch.testing.assert_close(compiled, plain)
         assert graphs_so_far() == 3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_experts_are_compiled_once_for_each_change_of_their_ranks():
+    model = CASES["Experts"].model()
+    model.get_base_model().model.layers[0].mlp.experts.compile(backend="eager", fullgraph=True)
+    dynamic = attached(model, adamw(model), total_steps=10)
+    dynamic.freeze()
+    names = [name for name in dynamic.ranks if "layers.0.mlp" in name]
+    assert len(names) == 2
+    for changes, rank in enumerate((4, 3), 1):
+        dynamic.apply(RankPlan(step=1, ranks=dict.fromkeys(names, rank)))
+        gradients = []
+        for stance in ("default", "default", "force_eager"):
+            model.zero_grad()
+            with torch.compiler.set_stance(stance):
+                loss_of(model, next(sequences())).backward()
+            gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        torch.testing.assert_close(gradients[0], gradients[2])
+        assert graphs_so_far() == changes
 
 
 def test_the_limit_of_compilations_rises_with_the_compiled_parts():

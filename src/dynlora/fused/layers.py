@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from dynlora.engines.sharding import is_sharded
+from dynlora.fused import parameters
 from dynlora.fused.function import lora_linear
 
 LEAST_ELEMENTS = 2**18
@@ -116,6 +118,11 @@ class _FusedLayer:
             self._weight, self._weight_of = weight.detach().to(dtype), state
         return self._weight
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the module that install this forward."""
+        return {"forward": self, "merge": self.merge, "_dynlora_fused": self}
+
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Drop the weight copy and call PEFT's `merge`, which does not change the version."""
         self.forget()
@@ -128,6 +135,30 @@ class _FusedLayer:
     def forget(self) -> None:
         """Free the weight copy."""
         self._weight, self._weight_of = None, ()
+
+
+class _FusedParameter:
+    """Forward of LoRA on a parameter that replaces PEFT's."""
+
+    def __init__(self, module: ParamWrapper, owner: "FusedLora") -> None:
+        self._module = module
+        self._owner = owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._owner.is_open and parameters.computes(self._module, kwargs)
+        return (parameters.forward if own else ParamWrapper.forward)(self._module, *args, **kwargs)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the module that install this forward."""
+        return {"forward": self, "_dynlora_fused": self}
+
+    def close(self) -> None:
+        """Restore PEFT's forward in all layers of the owner."""
+        self._owner.close()
+
+    def forget(self) -> None:
+        """Keep nothing between calls."""
 
 
 class FusedLora:
@@ -155,8 +186,11 @@ class FusedLora:
         # Under FSDP2 a copy would contain the whole weight instead of a shard.
         self.keeps_copies = not any(hasattr(module, "unshard") for module in model.modules())
         """Whether layers keep a copy of their weight in autocast's dtype between steps."""
-        self._modules = {n: module for n, module in model.named_modules() if _is_plain(module)}
-        self._layers = [_FusedLayer(module, self) for module in self._modules.values()]
+        self._modules = {n: m for n, m in model.named_modules() if _is_plain(m) or _is_parameter(m)}
+        self._layers = [
+            _FusedParameter(m, self) if _is_parameter(m) else _FusedLayer(m, self)
+            for m in self._modules.values()
+        ]
         self.is_open = False
         """Whether layers are fused; closed layers that a wrapper still calls run PEFT's forward."""
         self.open()
@@ -169,14 +203,14 @@ class FusedLora:
     def open(self) -> None:
         """Install the fused forwards, unless installed."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
-            vars(module).update(forward=layer, merge=layer.merge, _dynlora_fused=layer)
+            vars(module).update(layer.attributes)
         self.is_open = True
 
     def close(self) -> None:
         """Restore PEFT's forward in every layer."""
         for module, layer in zip(self._modules.values(), self._layers, strict=True):
-            own = {"forward": layer, "merge": layer.merge, "_dynlora_fused": layer}
-            for name, value in own.items():  # all others are of a wrapper or a later `FusedLora`
+            # All other attributes are of a wrapper or a later `FusedLora`.
+            for name, value in layer.attributes.items():
                 if vars(module).get(name) == value:
                     delattr(module, name)
             layer.forget()
@@ -198,6 +232,11 @@ def _is_watched(module: nn.Module) -> bool:
         module._backward_hooks, module._backward_pre_hooks,
     )  # fmt: skip
     return any(hooks) or "forward" in vars(module)
+
+
+def _is_parameter(module: nn.Module) -> bool:
+    """Return whether a module is PEFT's LoRA on a parameter, with PEFT's forward."""
+    return type(module) is ParamWrapper and "forward" not in vars(module)
 
 
 def _is_plain(module: nn.Module) -> bool:
