@@ -99,35 +99,41 @@ def base_model(folder: str, name: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def train(name: str, engine: str, folder: str, out: str) -> NoReturn:
-    """Train and save in one of the processes."""
+def train(
+    name: str,
+    engine: str,
+    folder: str,
+    out: str,
+    others: dict[str, Any] | None = None,
+    resume_from: str | None = None,
+) -> NoReturn:
+    """Train with `others` of the trainer's arguments, and save, in one of the processes."""
     kind, settings = ENGINES[engine]
     if kind != DistributedType.MULTI_CPU:
         take_cpus_for_gpus()
     AgreementTest.is_significant = lambda self: True
     make_trainer, make_arguments, columns = TRAINERS[name]
-    arguments = make_arguments(
-        output_dir=f"{out}/run",
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        bf16=False,
-        dataloader_pin_memory=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        **settings,
-    )
+    usual = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    arguments = make_arguments(output_dir=f"{out}/run", **usual | settings | (others or {}))
     task = "SEQ_CLS" if name == "reward" else "CAUSAL_LM"
     lora = LoraConfig(r=4, target_modules="all-linear", task_type=task)
     given: dict[str, Any] = {"model": folder, "peft_config": lora}
     if name == "dpo":  # of which the trainer makes a second adapter, its reference
         given = {"model": get_peft_model(base_model(folder, name), lora)}
     config = DynamicLoraConfig(hysteresis=0.0, shrink_tolerance=1.0, **WINDOW)
-    callback = DynamicLoraCallback(config)
+    callback = DynamicLoraCallback(config, resume_from=resume_from)
     rows = Dataset.from_dict(columns)
     trainer = make_trainer(args=arguments, train_dataset=rows, callbacks=[callback], **given)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume_from)
     assert trainer.accelerator.distributed_type == kind
     assert callback.dynamic is not None
     weights = {n: whole(p).clone() for n, p in adapter_of(trainer.model).items()}
@@ -162,3 +168,25 @@ def test_ranks_move_alike_in_both_processes_and_the_adapter_loads_in_plain_peft(
     layers = loaded.base_model.model.get_submodule
     saved = {each: layers(each).r["default"] for each in first["ranks"]}
     assert saved == first["ranks"]
+
+
+@pytest.mark.trainers
+def test_a_run_resumes_under_fsdp2_to_the_same_bits_and_in_one_process_to_the_same_ranks(
+    folder, tmp_path
+):
+    found, middle = {}, str(tmp_path / "whole" / "run" / "checkpoint-3")
+    for name, count, last in (("whole", 2, None), ("again", 2, middle), ("alone", 1, middle)):
+        out, rows = tmp_path / name, 4 // count
+        out.mkdir()
+        saving = {"save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": rows}
+        given = "sft", "fsdp2", folder, str(out), saving, last
+        codes, said = fork_group(train, *given, count=count)
+        assert codes == [0] * count, said[-6000:]
+        found[name] = torch.load(out / "0.pt")
+    whole, again, alone = found.values()
+    steps = [event["step"] for event in whole["history"]]
+    assert steps[0] <= 3 < steps[-1]
+    assert again["history"] == whole["history"]
+    assert differing(again["weights"], whole["weights"]) == []
+    assert alone["ranks"] == whole["ranks"]
+    torch.testing.assert_close(alone["weights"], whole["weights"], rtol=0, atol=1e-5)
