@@ -128,8 +128,8 @@ def _steps_of(name: str, rounds: int) -> int:
 
 def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
     """Return a variant's step times over those of PEFT LoRA in the same rounds."""
-    theirs = seconds["lora"][:: SPACING if name in RARE else 1]
-    return [a / b for a, b in zip(seconds[name], theirs, strict=True)]
+    spacing = len(seconds["lora"]) // len(seconds[name])
+    return [a / b for a, b in zip(seconds[name], seconds["lora"][::spacing], strict=True)]
 
 
 def _alone(name: str, *given: str) -> dict[str, Any]:

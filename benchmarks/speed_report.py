@@ -31,8 +31,7 @@ NAMES = {
 """Variants compared with PEFT LoRA, with their names in the table."""
 BAR = 0.12
 """Height of a bar of the figure, in rows."""
-KEY_BYTES = 1024
-"""Bytes of sample keys that a process sends to every other per input of the layers."""
+ENGINES = {"fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 TOKEN_BYTES = 512
 """Bytes of sampled tokens per dimension of an input: 128 tokens in float32."""
 Result = Mapping[str, Any]
@@ -73,9 +72,10 @@ batch size × tokens, and dtype. The variants of a column ran in one process and
 Each number is the median over pairs of a variant's step and one of PEFT LoRA; brackets contain its
 95 % interval. Compare numbers within a column only.
 
-Peak memory is measured in a process that loads the model and takes six steps. The last row is
-measured in separate processes with the settings of `dynlora train`, which keep freed memory
-([your-code.md](your-code.md#speed)).
+Peak memory is that of a process with six steps. The last row is measured in separate processes with
+the settings of `dynlora train`, which keep freed memory ([your-code.md](your-code.md#speed)).
+
+SmolLM2 in float32 was timed with an earlier version, and AdamW that is not fused.
 
 Reproduce a column with, for example:
 
@@ -123,10 +123,6 @@ on the same batches:
 
 - dynlora with its defaults: {_more(result, "over_plain", "moved")} against PEFT LoRA.
 - dynlora with its defaults: {_more(result, "over_fused", "moved")} against fused LoRA alone.
-- dynlora with `importance: uniform`, which moves no rank: {_more(result, "over_fused", "observed")}
-  against fused LoRA alone.
-- Fused LoRA with the final ranks from the start: {_more(result, "over_fused", "given")} against
-  equal ranks.
 - The controller accounts for {100 * booked["moved"]:.2f} % of the run. Each of the
   {result["events"]} events takes {1e3 * result["seconds_per_event"]:.0f} ms on average.
 """
@@ -230,11 +226,12 @@ def _processes(result: Result) -> str:
     most = max(max(max(kind) for kind in point["bytes_ratio"].values()) for point in points)
     events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in points)
     counts = ", ".join(str(point["processes"]) for point in points)
-    names, engines = ", ".join(result["sharded"]), result["sharded"].values()
+    names = ", ".join(ENGINES[name] for name in result["sharded"])
+    engines = result["sharded"].values()
     sharded = ", ".join(f"{point['step_ratio']:.2f}" for point in engines)
     sharded_events = ", ".join(f"{1e3 * point['event_seconds']:.0f} ms" for point in engines)
     sent = points[-1]["event_bytes"]
-    tokens, large = TOKEN_BYTES * width * layers, 10_000 * TOKEN_BYTES * 4096
+    tokens = TOKEN_BYTES * width * layers
     return f"""\
 ## Several processes
 
@@ -244,12 +241,11 @@ with their number anyway. With {counts} processes:
 
 - An event takes {events}.
 - A step between events takes {ratios} times a step of plain LoRA, both taken in turn.
-- Under {names}, with 2 processes, {sharded} times; an event takes {sharded_events}.
+- With 2 processes under {names}: {sharded} times; an event takes
+  {sharded_events}.
 - Adapters, gradients, moments and reduced bytes are at most {most:.2f} times plain LoRA's.
 - A process sends {sum(sent.values()):,.0f} bytes per event: {tokens:,} of sampled tokens, the rest
-  ranks and matrices. They grow with the width of all inputs, not with the number of processes:
-  10,000 layers of width 4,096 with separate inputs would send {large / 1e9:.0f} GB.
-- Each process receives {KEY_BYTES:,} bytes of the tokens' keys from every other, per input.
+  ranks and matrices. They grow with the width of all inputs, not with the number of processes.
 """
 
 
