@@ -45,10 +45,12 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         self.sums = torch.zeros(3, dtype=torch.float64)
         trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
-        # TRL rounds trained parameters of a quantized model to bfloat16.
+        # TRL rounds trained parameters of a quantized model to bfloat16. Those that got a
+        # checkpoint's rank meanwhile are zero.
         for parameter, before in trained:
             if parameter.dtype != before.dtype:
-                parameter.data = before.to(parameter.device)
+                values = before if before.shape == parameter.shape else parameter.data
+                parameter.data = values.to(parameter.device, before.dtype)
 
     def compute_loss(
         self,
