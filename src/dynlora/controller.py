@@ -183,7 +183,7 @@ class DynamicLora:
 
     @property
     def peak_parameters(self) -> int:
-        """Highest number of live LoRA parameters so far."""
+        """Highest number of LoRA parameters so far."""
         return self._adapters.peak_parameters
 
     @property

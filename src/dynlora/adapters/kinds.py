@@ -82,9 +82,9 @@ def kind_of(name: str, module: Any) -> LayerKind:
         raise LayerError(
             f"LoRA layer {name!r} must be on an nn.Linear (also quantised by bitsandbytes, GPTQ, "
             "AWQ or torchao), Conv1D of transformers, nn.Embedding, nn.Conv2d or a parameter, got "
-            f"{full_name} on "
-            f"{type(module.get_base_layer()).__name__}: name the layers to adapt, such as "
-            '`target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of "all-linear".'
+            f"{full_name} on {type(module.get_base_layer()).__name__}: name the layers to adapt, "
+            'such as `target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]`, instead of '
+            '"all-linear".'
         )
     return _KINDS[full_name]
 

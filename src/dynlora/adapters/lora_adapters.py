@@ -116,11 +116,11 @@ class LoraAdapters:
         self.step_watch = StepWatch(self._optimizer, layers)
         """Checks that the given optimizer takes the steps."""
         self.peak_parameters = self.parameters
-        """Largest number of live LoRA parameters so far."""
+        """Largest number of LoRA parameters so far."""
 
     @property
     def parameters(self) -> int:
-        """Number of live LoRA parameters."""
+        """Number of LoRA parameters."""
         return sum(layer.r * layer.cost for layer in self.layers.values())
 
     @property
@@ -140,7 +140,7 @@ class LoraAdapters:
 
     @property
     def budget(self) -> int:
-        """Parameters at rank `LoraConfig.r`, or the live ones if a `rank_pattern` has more."""
+        """Parameters at rank `LoraConfig.r`, or the present ones if a `rank_pattern` has more."""
         at_r = sum(self.configured_rank * layer.cost for layer in self.layers.values())
         return max(at_r, self.parameters)
 

@@ -121,16 +121,12 @@ class _FusedLayer:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the module that install this forward."""
-        return {"forward": self, "merge": self.merge, "_dynlora_fused": self}
+        return {"forward": self, "merge": self.merge, "_dynlora_fused": self._owner}
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Drop the weight copy and call PEFT's `merge`, which does not change the version."""
         self.forget()
         PeftLinear.merge(self._module, *args, **kwargs)
-
-    def close(self) -> None:
-        """Restore PEFT's forward in all layers of the owner."""
-        self._owner.close()
 
     def forget(self) -> None:
         """Free the weight copy."""
@@ -151,11 +147,7 @@ class _FusedParameter:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the module that install this forward."""
-        return {"forward": self, "_dynlora_fused": self}
-
-    def close(self) -> None:
-        """Restore PEFT's forward in all layers of the owner."""
-        self._owner.close()
+        return {"forward": self, "_dynlora_fused": self._owner}
 
     def forget(self) -> None:
         """Keep nothing between calls."""
