@@ -22,6 +22,7 @@ START = "init_lora_weights"
 PISSA = f"{START}=pissa --method=lora"
 LAYERS = 2 * (4 * (16 + 16) + 2 * (16 + 32)) + 16 + 16  # two blocks and the pooler, a rank each
 OUTPUTS = 2 * (5 * 16 + 32) + 16
+HEAD = 34
 
 
 def lora_count(run):
@@ -79,6 +80,7 @@ def test_dora_trains_saves_reloads_and_resumes_and_a_dynamic_budget_has_no_magni
     parameters = run["parameters"]
     assert parameters["start"] == run["budget"] == 2 * LAYERS + counted
     assert parameters["end"] == lora_count(output) - OUTPUTS + counted <= run["budget"]
+    assert run["other_parameters"] == HEAD + OUTPUTS - counted
     assert bool(read_json(output / "adapter" / "adapter_config.json")["rank_pattern"]) == (
         method == "dynamic"
     )

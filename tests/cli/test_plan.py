@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(train, output, tmp
     assert snapshot(tmp_path) == before
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data: 48 training and 16 validation rows, 2 outputs"
-    trained = r"[\d,]+ LoRA parameters, 34 in other modules"
+    trained = r"[\d,]+ LoRA parameters, 34 others"
     assert re.fullmatch(rf"method dynamic: {trained}; 12 steps", lines[1])
     assert lines[2].startswith("validation before training: accuracy 0.")
     assert lines[3].startswith(f"would train and write to {output}; nothing was written")

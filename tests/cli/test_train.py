@@ -233,10 +233,7 @@ def test_the_output_is_the_table_alone_and_progress_goes_to_the_error_stream(
     captured, run = capfd.readouterr(), facts(output)
     assert "\x1b" not in captured.out + captured.err
     assert "data: 48 training and 16 validation rows, 2 outputs" in captured.err
-    assert (
-        f"method dynamic: {2 * COST:,} LoRA parameters, 34 in other modules; 12 steps\n"
-        in captured.err
-    )
+    assert f"method dynamic: {2 * COST:,} LoRA parameters, 34 others; 12 steps\n" in captured.err
     assert "step 0: validation accuracy" in captured.err
     assert "step 12/12: validation accuracy" in captured.err
     assert "note:" not in captured.err

@@ -32,7 +32,7 @@ class Outlook:
     validation_rows: int
     num_labels: int | None  # outputs of the model's head; None for tasks without labels
     start_parameters: int
-    other_parameters: int  # trained outside the adapter, such as a head
+    other_parameters: int  # trained outside the budget, such as a head
     budget: int  # maximum number of parameters for the method
     steps: int
     processes: int
@@ -47,7 +47,7 @@ class Outlook:
         yield f"data: {_rows(self.train_rows, self.validation_rows)}{labels}"
         trained = "LoRA parameters" if self.method != "full" else "parameters, all of the model's"
         if self.other_parameters:
-            trained += f", {self.other_parameters:,} in other modules"
+            trained += f", {self.other_parameters:,} others"
         steps = _plural(self.steps, "step")
         if self.processes > 1:
             steps += f" of {_plural(self.rows_per_step, 'row')} on {self.processes} processes"
@@ -134,7 +134,7 @@ class RunResult:
     budget: int  # maximum number of parameters for the method
     parameters: int
     peak_parameters: int
-    other_parameters: int  # trained outside the adapter, such as a head
+    other_parameters: int  # trained outside the budget, such as a head
     lost_by_search: float | None  # rise of the loss by a search's cuts over its reduction
     initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
     final_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
@@ -190,7 +190,7 @@ def _parameter_rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if result.peak_parameters != result.parameters:
         yield "at their peak", f"{result.peak_parameters:,}"
     if result.other_parameters:
-        yield "trained in other modules", f"{result.other_parameters:,}"
+        yield "also trained", f"{result.other_parameters:,}"
     if result.lost_by_search is not None:
         yield "needed ranks", _need(result)
 

@@ -81,7 +81,7 @@ def test_the_results_contain_metrics_parameters_ranks_and_times() -> None:
         "validation loss": "0.7000 → 0.4000 (-0.3000)",
         "LoRA parameters": "990 of the budget of 1,000 (99.0%)",
         "at their peak": "1,000",
-        "trained in other modules": "1,234",
+        "also trained": "1,234",
         "ranks": "lowest 1, median 8, highest 20",
         "ranks moved": "at 1 of 2 events: 4 layers up, 4 down",
         "gained most": "\n".join(f"{n}.attention.self.query  8 → {r}" for n, r in GAINED),

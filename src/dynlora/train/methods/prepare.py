@@ -31,7 +31,8 @@ class Prepared:
     """Maximum parameters that the method may add; all parameters of the model for `full`."""
     start_parameters: int
     other_parameters: int = 0
-    """Trained parameters outside the adapter: of a new head and `lora.modules_to_save`."""
+    """Trained parameters outside the budget: of a new head, `lora.modules_to_save`, and DoRA's
+    magnitudes with `method: dynamic`."""
     unmasked: Callable[[], int] | None = None
     """Returns the parameters without ranks masked by AdaLoRA."""
     callbacks: tuple[TrainerCallback, ...] = ()
