@@ -75,8 +75,6 @@ Each number is the median over pairs of a variant's step and one of PEFT LoRA; b
 Peak memory is that of a process with six steps. The last row is measured in separate processes with
 the settings of `dynlora train`, which keep freed memory ([your-code.md](your-code.md#speed)).
 
-SmolLM2 in float32 was timed with an earlier version, and AdamW that is not fused.
-
 Reproduce a column with, for example:
 
 ```text
