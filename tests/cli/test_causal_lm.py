@@ -9,8 +9,9 @@ import torch
 import yaml
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from dynlora.engines.checks import keep_gradients
 from dynlora.importance.agreement import AgreementTest
 from tests.cli.finished import (
     assert_same_end,
@@ -58,16 +59,29 @@ def dynamic(tmp_path_factory, model, data):
 
 
 @torch.no_grad()
-def completion_loss(model, folder, data):
-    """Return the mean loss of the completions' tokens, row by row from plain logits."""
+def completions(model, folder, data, split="validation"):
+    """Yield logits and ids of each completion's tokens, row by row."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    losses = []
-    for row in read_lines(data / "validation.jsonl"):
+    for row in read_lines(data / f"{split}.jsonl"):
         start = len(tokenizer(row["ask"] + "\n")["input_ids"])
         ids = torch.tensor(tokenizer(f"{row['ask']}\n{row['tell']}<eos>")["input_ids"])
-        logits = model.eval()(input_ids=ids[None]).logits[0]
-        losses.append(cross_entropy(logits[start - 1 : -1], ids[start:], reduction="none"))
-    return float(torch.cat(losses).mean())
+        yield model.eval()(input_ids=ids[None]).logits[0, start - 1 : -1], ids[start:]
+
+
+def completion_loss(model, folder, data):
+    """Return the mean loss of the completions' tokens."""
+    parts = [cross_entropy(*part, reduction="none") for part in completions(model, folder, data)]
+    return float(torch.cat(parts).mean())
+
+
+def divergence(model, teacher, data, split="validation"):
+    """Return the mean Kullback-Leibler divergence of the completions' tokens from a teacher's."""
+    loaded = AutoModelForCausalLM.from_pretrained(teacher)
+    wanted, found = (
+        torch.cat([logits.softmax(dim=1) for logits, _ in completions(each, teacher, data, split)])
+        for each in (loaded, model)
+    )
+    return float((wanted * (wanted / found).log()).sum(dim=1).mean())
 
 
 # peft 0.21 reads AdaLoRA's masks as rank patterns too.
@@ -98,6 +112,32 @@ def test_stock_libraries_load_what_is_saved_and_find_the_reported_loss(
     if method == "dynamic":
         assert len(set(run["final_ranks"].values())) > 1, "this test is about ranks that moved"
         assert len(run["final_ranks"]) == 14, "the head has no adapter"
+
+
+def test_the_adapter_of_a_quantized_model_learns_the_outputs_before_quantization(
+    train, output, model, data
+):
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    small = AutoModelForCausalLM.from_pretrained(model, quantization_config=bits)
+    keep_gradients(small)
+    before = divergence(small, model, data)
+    options = ("--model.quantization", "nf4", "--model.teacher", "unquantized")
+    assert train(*options, "--training.epochs", 8) == 0
+    loaded = PeftModel.from_pretrained(small, output / "adapter")
+    assert 0 < divergence(loaded, model, data) < before / 2
+
+
+def test_the_loss_with_a_teacher_is_the_divergence_from_its_outputs(
+    train, output, model, data, tmp_path
+):
+    teacher = save_language_model(tmp_path / "teacher", seed=1)
+    options = ("--training.batch_size", 48, "--training.max_steps", 1, "--training.bf16", "false")
+    assert train("--model.teacher", teacher, "--method", "lora", *options) == 0
+    student = AutoModelForCausalLM.from_pretrained(model)
+    first = next(line for line in read_lines(output / "metrics.jsonl") if "loss" in line)
+    assert first["loss"] == pytest.approx(divergence(student, teacher, data, "train"), abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["text", "as_chat", "messages"])
@@ -181,6 +221,8 @@ def test_the_best_checkpoint_is_found_by_token_accuracy(train, output):
             "`model.dtype` | float32 with `method: full` | got bfloat16",
         ),
         ("model.quantization=nf5", "`model.quantization` | nf4 | int8 | nf5"),
+        ("model.teacher=unquantized", "`model.teacher` | without `model.quantization`"),
+        ("model.teacher=x --task=regression", "`model.teacher` | null with `task: regression`"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_what_does(error, options, told):

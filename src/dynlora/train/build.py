@@ -26,7 +26,7 @@ from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.processes import is_first, sharding_engine
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
-from dynlora.train.source import Source, locate
+from dynlora.train.source import Source, locate, locate_teacher
 from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, load_data, make_trainer
 from dynlora.train.tasks import TASKS
@@ -142,6 +142,7 @@ def build_trainer(
     checkpoints: Path = Path(),
 ) -> Any:
     """Return the Trainer of a prepared method; `callbacks` run after the method's own."""
+    teacher = locate_teacher(config.model)
     trainer = make_trainer(
         inputs.task,
         config.training,
@@ -154,6 +155,7 @@ def build_trainer(
         eval_dataset=inputs.data.validation,
         callbacks=[*prepared.callbacks, *callbacks],
         optimizers=(_make_optimizer(prepared.model, config.training), None),
+        **{} if teacher is None else {"teacher": inputs.task.load_model(teacher, None, None)},
     )
     if prepared.dynamic is not None:
         prepared.dynamic.validate = partial(validation_loss, trainer)

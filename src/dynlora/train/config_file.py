@@ -125,6 +125,9 @@ def plain_values(config: JobConfig) -> dict[str, Any]:
             inside = inside[section]
         if inside[key] is not None:
             inside[key] = str(Path(inside[key]).absolute())
+    teacher = values["model"]["teacher"]
+    if teacher is not None and Path(teacher).is_dir():
+        values["model"]["teacher"] = str(Path(teacher).absolute())
     return values
 
 

@@ -1,6 +1,6 @@
 """Locate the pretrained model of section `model`: on the hub, in a folder, package or GGUF file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from dynlora.adapter_files.base_models import NO_CODE
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
+from dynlora.train.config.sections import UNQUANTIZED
 
 GGUF_MAGIC = b"GGUF"
 
@@ -48,6 +49,17 @@ def locate(config: ModelConfig) -> Source:
         dtype=config.dtype,
         quantization=config.quantization,
     )
+
+
+def locate_teacher(config: ModelConfig) -> Source | None:
+    """Return the source of the model whose outputs are learned; None without `model.teacher`."""
+    if config.teacher is None:
+        return None
+    if config.teacher == UNQUANTIZED:
+        return locate(replace(config, quantization=None, teacher=None))
+    folder = Path(config.teacher)
+    place = _checked(folder, "model.teacher", None) if folder.is_dir() else config.teacher
+    return Source(place=place, dtype=config.dtype)
 
 
 def _place(config: ModelConfig) -> str:

@@ -39,7 +39,7 @@ def nested(key, value):
 
 KEYS = {
     "": "output overwrite task method",
-    "model.": "name path package gguf_file dtype quantization",
+    "model.": "name path package gguf_file dtype quantization teacher",
     "data.": "name subset path embedded text text_pair prompt completion separator as_chat "
     "messages completion_only max_new_tokens image label num_labels train_split validation_split "
     "validation_rows_from_train validation_fraction max_length max_train_rows max_validation_rows",

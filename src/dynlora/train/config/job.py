@@ -80,6 +80,9 @@ class JobConfig:
         metric, known = self.training.best_metric, METRICS[self.task]
         required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
         require(metric is None or metric in known, "training.best_metric", required, metric)
+        teacher = self.model.teacher
+        required = f"null with `task: {self.task}`"
+        require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
         self._check_method()
         self._check_start()
 

@@ -33,6 +33,7 @@ Switch = Annotated[bool, Field(strict=True)]
 Interval = Literal["epoch", "steps", "no"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 GGUF = ".gguf"
+UNQUANTIZED = "unquantized"
 
 
 def require(holds: bool, key: str, required: str, given: object) -> None:
@@ -158,9 +159,13 @@ class ModelConfig:
     quantization: Literal["nf4", "int8"] | None = None
     """Store the weights of linear layers in 4 bits (`nf4`) or 8 bits (`int8`) with bitsandbytes
     (pip install 'dynlora[quantized]'); computation uses `dtype`."""
+    teacher: str | None = None
+    """Model whose token probabilities `causal_lm` learns instead of the data's tokens, so that the
+    adapter restores the outputs of a quantized or pruned model: a local folder, a model on the
+    Hugging Face hub, or `unquantized` for this model before `quantization`."""
 
     def __post_init__(self) -> None:
-        """Check the source and the GGUF file."""
+        """Check the source, the GGUF file and the teacher."""
         check_source("model", path=self.path, name=self.name, package=self.package)
         for key, place in (("path", self.path), ("name", self.name), ("package", self.package)):
             if place is not None and place.endswith(GGUF):
@@ -171,6 +176,8 @@ class ModelConfig:
                 )
         file = self.gguf_file
         require(file is None or file.endswith(GGUF), "model.gguf_file", f"a {GGUF} file", file)
+        known = self.teacher != UNQUANTIZED or self.quantization is not None
+        require(known, "model.teacher", "another model without `model.quantization`", UNQUANTIZED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.nn.functional import kl_div
 from trl import SFTConfig, SFTTrainer
 
 from dynlora.errors import ConfigError
@@ -34,12 +35,31 @@ def metrics_of(sums: Float[Tensor, " 3"]) -> dict[str, float]:
     }
 
 
+def divergence(model: Any, teacher: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
+    """Return the Kullback-Leibler divergence from the teacher's token probabilities, in nats.
+
+    It is summed over the tokens with a label.
+    """
+    learned = inputs["labels"][:, 1:] != -100
+    given = {key: value for key, value in inputs.items() if key != "labels"} | {"use_cache": False}
+    with torch.no_grad():
+        wanted = teacher(**given).logits[:, :-1][learned].float().log_softmax(dim=-1)
+    found = model(**given).logits[:, :-1][learned].float().log_softmax(dim=-1)
+    return kl_div(found, wanted, reduction="sum", log_target=True)
+
+
 class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with an explicit sampler, and evaluation without side effects."""
 
     _tag_names: ClassVar[list[str]] = []
 
-    def __init__(self, sampler: EpochSampler, penalty: Penalty | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        sampler: EpochSampler,
+        penalty: Penalty | None,
+        teacher: Any = None,
+        **kwargs: Any,
+    ) -> None:
         self.sampler = sampler
         self.penalty = penalty
         self.sums = torch.zeros(3, dtype=torch.float64)
@@ -51,6 +71,9 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
             if parameter.dtype != before.dtype:
                 values = before if before.shape == parameter.shape else parameter.data
                 parameter.data = values.to(parameter.device, before.dtype)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.eval().requires_grad_(False).to(self.args.device)
 
     def compute_loss(
         self,
@@ -59,10 +82,18 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Return TRL's training loss of a batch plus the regulariser, if it is finite."""
-        loss: Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        # TRL's token count restarts at 0 when a run resumes.
-        self._metrics["train"].pop("num_tokens", None)
+        """Return the training loss of a batch plus the regulariser, if it is finite.
+
+        It is TRL's loss, or with a teacher the mean divergence from its token probabilities.
+        """
+        loss: Tensor
+        if self.teacher is None:
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            # TRL's token count restarts at 0 when a run resumes.
+            self._metrics["train"].pop("num_tokens", None)
+        else:
+            loss = divergence(model, self.teacher, inputs) / num_items_in_batch
+            loss = loss * self.accelerator.num_processes  # over which gradients are averaged
         if self.penalty is not None:
             loss = loss + self.penalty() / self.current_gradient_accumulation_steps
         check_finite(loss, self.state.global_step)
