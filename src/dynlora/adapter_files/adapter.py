@@ -6,20 +6,21 @@ Weights are read only from safetensors, because loading a pickle can run code.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import multimode
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynlora.adapter_files.checks import check_config, check_factors, check_finite
 from dynlora.adapter_files.layer import SavedLayer
 from dynlora.adapter_files.names import check_names, match_names, natural_key
+from dynlora.adapter_files.tensor_file import TensorFile, write_tensors
 from dynlora.adapters.patterns import name_patterns, whole
 from dynlora.errors import AdapterError
 from dynlora.files.plain_values import parse_json
@@ -40,13 +41,27 @@ COMPANIONS = (
 """Files to copy with an adapter's weights."""
 
 
+class StoredLayers(Sequence[SavedLayer]):
+    """Layers that are read at each access, so that only layers in use are in memory."""
+
+    def __init__(self, read: Callable[[str], SavedLayer], names: Sequence[str]) -> None:
+        """Use `read` to read the layer of a name."""
+        self._read, self._names = read, names
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._read(self._names[place])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedAdapter:
     """A LoRA adapter, as read or to be written."""
 
     folder: Path  # of the original adapter
     config: Mapping[str, Any]  # its `LoraConfig` as JSON, including keys of other PEFT versions
-    layers: tuple[SavedLayer, ...]  # sorted by name, numbers by value
+    layers: Sequence[SavedLayer]  # sorted by name, numbers by value; read at each access
     others: Mapping[str, Tensor]  # all other tensors, unchanged, such as those of `modules_to_save`
 
     @property
@@ -74,7 +89,7 @@ class SavedAdapter:
             "init_lora_weights": True,
             "eva_config": None,
         }
-        return replace(self, layers=tuple(layers), config={**self.config, **changed})
+        return replace(self, layers=layers, config={**self.config, **changed})
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
@@ -85,16 +100,14 @@ def read_adapter(folder: Path) -> SavedAdapter:
     """
     config = _read_config(folder)
     check_config(config, str(folder))
-    tensors = _read_weights(folder)
-    check_names(tensors, folder / WEIGHTS)
-    check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
+    tensors = _open_weights(folder)
     keys: dict[str, dict[str, str]] = {}
     for key in tensors:
         if found := FACTORS.fullmatch(key):
             name = found[1].removeprefix(PREFIX)
             keys.setdefault(name, {})[found[2] or found[3] or found[4]] = key
-    own = {key for factors in keys.values() for key in factors.values()}
-    others = {key: tensor for key, tensor in tensors.items() if key not in own}
+    factors = {key for own in keys.values() for key in own.values()}
+    others = TensorFile(folder / WEIGHTS, (key for key in tensors if key not in factors))
     strange = next((key for key in others if ".lora_" in key), None)
     if strange is not None or not keys:
         raise AdapterError(
@@ -106,29 +119,33 @@ def read_adapter(folder: Path) -> SavedAdapter:
         match_names(config.get(field) or {}, names, config[default], field=field, where=str(folder))
         for field, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
-    layers = []
     for name in names:
+        own = keys[name]
         for half in "AB":
-            if half not in keys[name]:
+            if half not in own:
                 raise AdapterError(
                     f"layer {name!r} must have both lora_A and lora_B, but got no lora_{half} in "
                     f"{folder}: the adapter was saved incompletely. Save it again."
                 )
-        key_A, key_B = keys[name]["A"], keys[name]["B"]
-        A, B, bias = tensors[key_A], tensors[key_B], tensors.get(keys[name].get("bias", ""))
+        A, B, bias = tensors[own["A"]], tensors[own["B"]], tensors.get(own.get("bias", ""))
         check_factors(name, A, B, bias, rank=ranks[name], where=str(folder))
-        layer = SavedLayer(
+
+    def read(name: str) -> SavedLayer:
+        own = keys[name]
+        return SavedLayer(
             name=name,
-            key_A=key_A,
-            key_B=key_B,
-            lora_A=A,
-            lora_B=B,
-            bias=bias,
+            key_A=own["A"],
+            key_B=own["B"],
+            lora_A=tensors[own["A"]],
+            lora_B=tensors[own["B"]],
+            bias=tensors.get(own.get("bias", "")),
             lora_alpha=alphas[name],
             use_rslora=bool(config.get("use_rslora")),
         )
-        layers.append(layer)
-    return SavedAdapter(folder=folder, config=config, layers=tuple(layers), others=others)
+
+    return SavedAdapter(
+        folder=folder, config=config, layers=StoredLayers(read, names), others=others
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -155,7 +172,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _open_weights(folder: Path) -> TensorFile:
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / PICKLE).is_file()
@@ -165,26 +182,29 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             + f" in {folder}. Save the adapter again with safetensors."
         )
     try:
-        return load_file(path)
+        tensors = TensorFile(path)
+        check_names(tensors, path)
+        check_finite(tensors, str(folder), "its training diverged; use an earlier checkpoint")
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{path} ({path.stat().st_size} bytes) must be a whole safetensors file: {error}. Was "
             "it cut short? Copy or download it again."
         ) from error
+    return tensors
 
 
-def write_adapter(adapter: SavedAdapter, output: Path) -> None:
-    """Write an adapter to a new folder atomically, with the tokenizer and model card beside it."""
-    tensors = dict(adapter.others)
+def write_adapter(
+    adapter: SavedAdapter, output: Path, layers: Iterable[SavedLayer] | None = None
+) -> None:
+    """Write an adapter to a new folder atomically, with the tokenizer and model card beside it.
+
+    `layers` yields the layers with their weights; None if those of `adapter` have them. Only one
+    layer at a time is in memory if both are read or made one by one.
+    """
+    layout = dict(adapter.others)
     for layer in adapter.layers:
-        tensors |= {layer.key_A: layer.lora_A, layer.key_B: layer.lora_B}
-        if layer.bias is not None:
-            tensors[f"{layer.key_B.removesuffix('weight')}bias"] = layer.bias
-    check_finite(
-        tensors,
-        f"the result for {adapter.folder}",
-        "its factors or `lora_alpha` are too large to combine; scale them down",
-    )
+        layout |= layer.tensors
+    made = adapter.layers if layers is None else layers
     with new_folder(output) as draft:
         for name in COMPANIONS:
             path = adapter.folder / name
@@ -193,8 +213,15 @@ def write_adapter(adapter: SavedAdapter, output: Path) -> None:
                 shutil.copyfile(path, draft / name)
         text = json.dumps(dict(adapter.config), indent=2) + "\n"
         (draft / CONFIG).write_text(text, encoding="utf-8")
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, draft / WEIGHTS, metadata={"format": "pt"})
+        with write_tensors(draft / WEIGHTS, layout) as write:
+            for tensors in chain([adapter.others], (layer.tensors for layer in made)):
+                check_finite(
+                    tensors,
+                    f"the result for {adapter.folder}",
+                    "its factors or `lora_alpha` are too large to combine; scale them down",
+                )
+                for key, tensor in tensors.items():
+                    write(key, tensor)
 
 
 def check_free(output: Path) -> None:

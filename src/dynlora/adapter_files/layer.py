@@ -15,6 +15,9 @@ from torch.nn.functional import pad
 from dynlora.small_matrices import output_directions
 
 NOISE = 1e-14  # eigenvalues up to this share of the largest are rounding errors in float64
+FAINT = 1e-9  # weight of unseen inputs; it orders the directions that the texts do not use
+TINY = 1e-300  # keeps 0 / 0 finite in float64
+PIECE = 2048  # columns of a factor to convert to float64 at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,14 @@ class SavedLayer:
         """Factor on the product, as in PEFT."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name in the file."""
+        tensors = {self.key_A: self.lora_A, self.key_B: self.lora_B}
+        if self.bias is not None:
+            tensors[f"{self.key_B.removesuffix('weight')}bias"] = self.bias
+        return tensors
+
     def with_factors(
         self, A: Float[Tensor, "rank inputs"], B: Float[Tensor, "out rank"], *, scaling: float
     ) -> "SavedLayer":
@@ -82,6 +93,23 @@ class SavedLayer:
             lora_B=B.reshape(self.outputs, rank, *self.lora_B.shape[2:]).to(self.lora_B.dtype),
             lora_alpha=alpha,
         )
+
+    def outline(self, rank: int) -> "SavedLayer":
+        """Return the layer at another rank and the same scaling, with factors on device `meta`."""
+        A = torch.empty(rank, self.inputs, device="meta")
+        B = torch.empty(self.outputs, rank, device="meta")
+        return self.with_factors(A, B, scaling=self.scaling)
+
+    def grow(self, rank: int, generator: torch.Generator) -> "SavedLayer":
+        """Return the same update and scaling at a higher rank, whose new directions can be trained.
+
+        New rows of `lora_A` are random, as PEFT initializes linear layers (Kaiming uniform with
+        ``a = sqrt(5)``), and new columns of `lora_B` are zero.
+        """
+        bound = self.inputs**-0.5
+        rows = torch.empty(rank - self.r, self.inputs).uniform_(-bound, bound, generator=generator)
+        A = torch.cat([self.A, rows.to(self.A.dtype)])
+        return self.with_factors(A, pad(self.B, (0, rank - self.r)), scaling=self.scaling)
 
     def at_rank(self, rank: int) -> "SavedLayer":
         """Return the same update padded with zeros to `rank`, with a scaling of 1.
@@ -121,8 +149,19 @@ class Components:
     values: Float[Tensor, " k"]
     """Strengths above 0, including `scaling`, in float64: singular values of the update, or root
     mean squares of each direction's part in the output."""
-    A: Float[Tensor, "k inputs"]
-    B: Float[Tensor, "out k"]
+    to_A: Float[Tensor, "k r"]
+    to_B: Float[Tensor, "r k"]
+    """Maps from the layer's factors to those of the components, ``to_A @ A`` and ``B @ to_B``."""
+
+    @property
+    def A(self) -> Float[Tensor, "k inputs"]:
+        """Rows of `lora_A`, one per component."""
+        return _mix(self.to_A, self.layer.A, torch.float64)
+
+    @property
+    def B(self) -> Float[Tensor, "out k"]:
+        """Columns of `lora_B`, with the same norms as the rows of `A`."""
+        return _mix(self.to_B.T, self.layer.B.T, torch.float64).T
 
     @property
     def energies(self) -> list[float]:
@@ -149,10 +188,12 @@ class Components:
 
     def cut(self, rank: int) -> SavedLayer:
         """Return the layer with its strongest `rank` components, or all if it has fewer."""
-        A, B = self.A[:rank], self.B[:, :rank]
+        layer = self.layer
+        A = _mix(self.to_A[:rank], layer.A, layer.lora_A.dtype)
+        B = _mix(self.to_B[:, :rank].T, layer.B.T, layer.lora_B.dtype).T
         if not self.energies:  # keep a row of `lora_A`, so that a zero update remains trainable
-            A, B = self.layer.A[:1], torch.zeros_like(self.layer.B[:, :1])
-        return self.layer.with_factors(A, B, scaling=self.layer.scaling)
+            A, B = layer.A[:1], torch.zeros_like(layer.B[:, :1])
+        return layer.with_factors(A, B, scaling=layer.scaling)
 
 
 @torch.no_grad()
@@ -162,17 +203,45 @@ def find_components(layer: SavedLayer, gram: Float[Tensor, "r r"] | None = None)
     `gram` is the mean of ``(A x)(A x)^T`` over observed inputs; None weights all inputs equally, so
     strengths are the singular values of the update.
     """
-    A, B = layer.A.double(), layer.B.double()
-    moment = A @ A.T if gram is None else gram.double()
-    Q, R = torch.linalg.qr(B)
+    rows, columns = _moment(layer.A), _moment(layer.B.T)
+    moment = rows
+    if gram is not None:  # a small isotropic part stands for unseen inputs
+        moment = gram.double() + FAINT * gram.trace() / rows.trace().clamp(min=TINY) * rows
+    # Any R with R^T R = B^T B replaces B; unit columns first, because their norms may differ a lot.
+    norms = columns.diagonal().sqrt().clamp(min=TINY)
+    squares, V = torch.linalg.eigh(columns / norms / norms[:, None])
+    R = squares.clamp(min=0).sqrt()[:, None] * V.T * norms
     squares, U = output_directions(R, moment)
     values = squares.sqrt() * abs(layer.scaling)
     # Drop strengths whose square underflows to 0 in float64.
     some = (squares > NOISE * squares[0]) & (values.square() > 0)
     count = int(some.sum())
-    rows, columns = U[:, :count].T @ R @ A, Q @ U[:, :count]
+    to_A = U[:, :count].T @ R
+    to_B = moment @ R.T @ U[:, :count] / squares[:count]
     # Give both factors equal norms, to stay within the range of half precision.
-    roots = rows.norm(dim=1).sqrt()
+    ratio = (_norms(to_B.T, columns) / _norms(to_A, rows)).sqrt()
     return Components(
-        layer=layer, values=values[:count], A=rows / roots[:, None], B=columns * roots
+        layer=layer, values=values[:count], to_A=to_A * ratio[:, None], to_B=to_B / ratio
     )
+
+
+def _moment(matrix: Float[Tensor, "r width"]) -> Float[Tensor, "r r"]:
+    """Return a factor times its transpose in float64, in pieces to bound memory."""
+    total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64)
+    for piece in torch.split(matrix, PIECE, dim=1):
+        wide = piece.double()
+        total += wide @ wide.T
+    return total
+
+
+def _norms(rows: Float[Tensor, "k r"], moment: Float[Tensor, "r r"]) -> Float[Tensor, " k"]:
+    """Return the norms of ``rows @ M``, given ``M @ M.T``."""
+    return (rows @ moment * rows).sum(dim=1).sqrt()
+
+
+def _mix(
+    to: Float[Tensor, "k r"], matrix: Float[Tensor, "r width"], dtype: torch.dtype
+) -> Float[Tensor, "k width"]:
+    """Return ``to @ matrix``, computed in float64, in pieces to bound memory."""
+    pieces = [(to @ piece.double()).to(dtype) for piece in torch.split(matrix, PIECE, dim=1)]
+    return torch.cat(pieces, dim=1)

@@ -20,7 +20,7 @@ def _summary(adapter: Any) -> dict[str, Any]:
     from dynlora.adapter_files.layer import find_components
 
     parts = [find_components(layer) for layer in adapter.layers]
-    total = sum(part.energy for part in parts)
+    total, parameters = sum(part.energy for part in parts), adapter.parameters
     layers = [
         {
             "name": layer.name,
@@ -28,7 +28,7 @@ def _summary(adapter: Any) -> dict[str, Any]:
             "inputs": layer.inputs,
             "outputs": layer.outputs,
             "parameters": layer.parameters,
-            "share": layer.parameters / adapter.parameters,
+            "share": layer.parameters / parameters,
             "norm": part.energy**0.5,
             "energy_share": part.energy / total if total else 0.0,
             "kept_by_half": part.kept((layer.r + 1) // 2),
@@ -39,7 +39,7 @@ def _summary(adapter: Any) -> dict[str, Any]:
     return {
         "base_model": adapter.base_model,
         "layers": layers,
-        "parameters": adapter.parameters,
+        "parameters": parameters,
         "other_parameters": sum(tensor.numel() for tensor in adapter.others.values()),
     }
 
