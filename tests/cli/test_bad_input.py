@@ -216,7 +216,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         (f"compare {LONG} {LONG}", TOO_LONG),
         (f"inspect '{TEXT}'", f"File name too long | {TEXT[:40]}"),
         (f"export adapter --format native --output {LONG}", TOO_LONG),
-        (f"compress {LONG} --budget 9 --output made", TOO_LONG),
+        (f"resize {LONG} --budget 9 --output made", TOO_LONG),
     ],
 )
 def test_a_faulty_command_line_is_explained_in_one_line(

@@ -44,7 +44,7 @@ def use_adapter(folder: str) -> list[str]:
         ("export", folder, "--format", "native"),
         ("export", folder, "--format", "uniform"),
         ("export", folder, "--format", "svd-uniform", "--rank", "1"),
-        ("compress", folder, "--budget", "60%"),
+        ("resize", folder, "--budget", "60%"),
     ):
         refused = run_verb(*verb, "--output", output, "--quiet")
         if not refused:
@@ -79,7 +79,7 @@ def read_study(path: str) -> list[str]:
 
 
 def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
-    """Read rows as a job's data, each column by a function, and texts as `compress` reads them."""
+    """Read rows as a job's data, each column by a function, and texts as `resize` reads them."""
     from dynlora.adapter_files.activations import read_texts
     from dynlora.train.config import DataConfig
     from dynlora.train.data import columns

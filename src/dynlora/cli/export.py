@@ -6,8 +6,8 @@ import click
 from rich.text import Text
 
 from dynlora.cli.arguments import ADAPTER, NEW_FOLDER, Verb
-from dynlora.cli.compress import cut_table
 from dynlora.cli.output import Output, readable_messages
+from dynlora.cli.resize import cut_table
 from dynlora.errors import ConfigError
 
 FORMATS = {
@@ -67,7 +67,7 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.adapter import write_adapter
-    from dynlora.adapter_files.compress import svd_uniform, uniform
+    from dynlora.adapter_files.resize import svd_uniform, uniform
 
     kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
     if given.format == "native":

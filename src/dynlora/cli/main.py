@@ -20,7 +20,14 @@ from rich.text import Text
 
 from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
 from dynlora.cli.completion import VARIABLE
-from dynlora.cli.output import Output, ReaderLeftError, drop_pending, fewer_remarks, only_errors
+from dynlora.cli.output import (
+    Output,
+    ReaderLeftError,
+    drop_pending,
+    fewer_remarks,
+    note,
+    only_errors,
+)
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.runs.record import installed, release
@@ -29,9 +36,10 @@ from dynlora.train.signals import ReportedError, sigterm_stops
 
 VERBS = (
     "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "export",
-    "compress", "schema", "completion",
+    "resize", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
+RENAMED = {"compress": "resize"}  # old names of verbs, which the next release removes
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes",
     "safetensors", "gguf", "tensorboard", "wandb", "trackio",
@@ -137,6 +145,11 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return a verb with its arguments; name the nearest verb of an unknown one."""
+        if args[0] in RENAMED:
+            old, new = args[0], RENAMED[args[0]]
+            args = [new, *args[1:]]
+            if not ctx.resilient_parsing:
+                note(ctx.obj.progress, f"`{old}` is now `{new}`; the next release removes `{old}`.")
         if args[0] not in VERBS and not ctx.resilient_parsing:
             raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
         return super().resolve_command(ctx, args)

@@ -1,4 +1,6 @@
-"""`dynlora compress`: an adapter within a budget, which stock PEFT loads."""
+"""`dynlora resize`: an adapter of other ranks, which stock PEFT loads."""
+
+import json
 
 import pytest
 import torch
@@ -18,12 +20,12 @@ from tests.pictures import save_vit
 
 @pytest.fixture
 def result(said):
-    return lambda given, made, *options: said("compress", given, "--output", made, *options)
+    return lambda given, made, *options: said("resize", given, "--output", made, *options)
 
 
 @pytest.fixture
 def error(refused, adapter, tmp_path):
-    return lambda *options: refused("compress", adapter, "--output", tmp_path / "made", *options)
+    return lambda *options: refused("resize", adapter, "--output", tmp_path / "made", *options)
 
 
 def load(model, folder):
@@ -50,6 +52,38 @@ def test_a_cut_adapter_is_within_its_budget_and_loads_in_peft(
     assert torch.equal(loaded.classifier.weight, given)
 
 
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        (["--rank", "2"], {2}),
+        (["--rank", "6"], {6}),
+        (["--error", "0"], {4}),
+        (["--error", "0.99"], {1}),
+    ],
+)
+def test_one_rank_or_an_error_decides_on_the_size(options, ranks, model, adapter, tmp_path, result):
+    made = result(adapter, tmp_path / "made", *options)
+    assert {layer["rank_after"] for layer in made["layers"]} == ranks
+    assert made["budget"] is None
+    loaded = load(model, tmp_path / "made").base_model.model
+    modules = [loaded.get_submodule(layer["name"]) for layer in made["layers"]]
+    assert {module.r["default"] for module in modules} == ranks
+
+
+def test_compress_is_the_old_name_of_resize(adapter, tmp_path, capsys):
+    said = {}
+    for verb in ("resize", "compress"):
+        options = ["--rank", "2", "--output", str(tmp_path / verb), "--json"]
+        assert main([verb, str(adapter), *options]) == 0
+        said[verb] = capsys.readouterr()
+    old, new = (json.loads(each.out) for each in said.values())
+    assert {**old, "output": ""} == {**new, "output": ""}
+    assert said["resize"].err == ""
+    assert said["compress"].err == (
+        "note: `compress` is now `resize`; the next release removes `compress`.\n"
+    )
+
+
 def test_observed_data_decides_on_the_directions_to_keep(model, adapter, data, tmp_path, result):
     options = ["--budget", "60%", "--data", data / "train.jsonl", "--text", "text"]
     blind = result(adapter, tmp_path / "blind", "--budget", "60%")
@@ -71,9 +105,24 @@ def test_pairs_of_texts_are_read_together_and_the_table_has_the_ranks(
 ):
     given = ["--data", data / "validation.jsonl", "--text", "text", "--text-pair", "other"]
     options = ["--output", tmp_path / "made", "--budget", "50%", *given]
-    assert main(["compress", str(adapter), *map(str, options)]) == 0
+    assert main(["resize", str(adapter), *map(str, options)]) == 0
     told = "bert.encoder.layer.0.attention.self.query | 4 ->  | energy kept | output lost"
     assert missing(capsys.readouterr().out, told) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "exactly one of `--rank`, `--budget` and `--error` | got none"),
+        (["--rank", "2", "--error", "0.1"], "exactly one of | got `--rank` and `--error`"),
+        (["--rank", "0"], "'--rank' | 0 is not in the range"),
+        (["--rank", "999"], "`--rank` | at most | got 999"),
+        (["--error", "1"], "`--error` | below 1 | got 1.0"),
+        (["--error", "nan"], "`--error` | got nan"),
+    ],
+)
+def test_a_wrong_size_is_refused(options, told, error):
+    assert missing(error(*options), told) == []
 
 
 @pytest.mark.parametrize(
@@ -82,9 +131,9 @@ def test_pairs_of_texts_are_read_together_and_the_table_has_the_ranks(
         (["0"], "`--budget` | at least 1 | got 0"),
         (["half"], "`--budget` | got half"),
         (["0%"], "`--budget` | got 0%"),
-        (["150%"], "`--budget` | up to 100% | got 150%"),
+        (["1001%"], "`--budget` | up to 1000% | got 1001%"),
         (["12.5"], "`--budget` | whole number | got 12.5"),
-        (["5"], "one rank in each of | got 5 | Use a budget in ["),
+        (["5"], "one rank in each of | got 5 | Use a budget of at least"),
         (["nan%"], "`--budget` | got nan%"),
         (["50%", "--text", "text"], "`--text` | `--data FILE`"),
         (["50%", "--rows", "5"], "`--rows` | `--data FILE`"),
@@ -116,7 +165,7 @@ def test_texts_for_an_image_model_are_refused(data, tmp_path, refused):
     base = ViTForImageClassification.from_pretrained(vit)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     adapted.save_pretrained(tmp_path / "images")
-    line = refused("compress", tmp_path / "images", "--output", tmp_path / "made", "--budget",
+    line = refused("resize", tmp_path / "images", "--output", tmp_path / "made", "--budget",
                    "50%", "--data", data / "train.jsonl", "--text", "text")  # fmt: skip
     assert "must read texts" in line
     assert "a ViTForImageClassification, which reads pixel_values of images" in line
@@ -124,7 +173,7 @@ def test_texts_for_an_image_model_are_refused(data, tmp_path, refused):
 
 
 def test_a_broken_adapter_or_an_existing_output_is_left_alone(adapter, error, refused):
-    assert "contains" in refused("compress", adapter, "--output", adapter, "--budget", "50%")
+    assert "contains" in refused("resize", adapter, "--output", adapter, "--budget", "50%")
     (adapter / "adapter_model.safetensors").unlink()
     assert "got none" in error("--budget", "50%")
 

@@ -1,4 +1,4 @@
-"""`dynlora compress ADAPTER --budget N --output DIR`: cut a LoRA adapter without training."""
+"""`dynlora resize ADAPTER --budget N --output DIR`: give a LoRA adapter other ranks, untrained."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,33 +6,48 @@ from typing import Any
 import click
 from rich.table import Table
 
-from dynlora.cli.arguments import ADAPTER, FILE, NEW_FOLDER, Verb
+from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
 ROWS = 256  # default number of rows to read from the data
+MOST_PERCENT = 1000  # of the adapter's parameters
 
 
 def _run(given: Any, output: Output) -> None:
     _check_options(given)
-    budget = _read_budget(given.budget)
+    budget = None if given.budget is None else _read_budget(given.budget)
 
-    from dynlora.adapter_files.adapter import check_free, read_adapter, write_adapter
-    from dynlora.adapter_files.compress import check_affordable, compress
+    from dynlora.adapter_files.adapter import check_free, read_adapter
+    from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
 
     check_free(given.output)
     adapter = read_adapter(given.adapter)
-    parameters = budget(adapter.parameters)
-    check_affordable(adapter, parameters)
+    parameters = None if budget is None else budget(adapter.parameters)
+    if parameters is not None:  # before the texts are read, because it may be too small
+        ranks = plan_budget(adapter, parameters)
+    elif given.rank is not None:
+        ranks = plan_rank(adapter, given.rank)
     seen = None if given.data is None else _observe(adapter, given, output)
-    made = compress(adapter, parameters, seen)
-    write_adapter(made.adapter, given.output)
-    values = {"output": str(given.output), **made.to_dict()}
-    title = f"adapter of at most {parameters:,} parameters: {given.output}"
+    if given.error is not None:
+        ranks = plan_error(adapter, given.error, seen)
+    made = resize(adapter, ranks, given.output, seen)
+    values = {"output": str(given.output), "budget": parameters, **made.to_dict()}
+    title = f"adapter of {made.parameters:,} parameters: {given.output}"
     output.show(cut_table(title, values, rank="rank_after"), values)
 
 
 def _check_options(given: Any) -> None:
+    sizes = [f"`--{name}`" for name in ("rank", "budget", "error") if vars(given)[name] is not None]
+    if len(sizes) != 1:
+        raise ConfigError(
+            "exactly one of `--rank`, `--budget` and `--error` must be given, but got "
+            f"{' and '.join(sizes) or 'none'}."
+        )
+    if given.error is not None and not 0 <= given.error < 1:
+        raise ConfigError(
+            f"`--error` must be at least 0 and below 1, but got {given.error}: it is relative."
+        )
     for option in ("text", "text_pair", "rows", "model"):
         if given.data is None and vars(given)[option] is not None:
             name = option.replace("_", "-")
@@ -50,13 +65,13 @@ def _read_budget(text: str) -> Any:
         value = float(number) if text.endswith("%") else int(number)
     except ValueError:
         value = 0
-    if text.endswith("%") and 0 < value <= 100:
+    if text.endswith("%") and 0 < value <= MOST_PERCENT:
         return lambda parameters: int(parameters * value / 100)
     if not text.endswith("%") and value >= 1:
         return lambda _: value
     raise ConfigError(
         "`--budget` must be a whole number of parameters of at least 1, or a percentage above 0% "
-        f"and up to 100%, but got {text}."
+        f"and up to {MOST_PERCENT}%, but got {text}."
     )
 
 
@@ -107,18 +122,25 @@ def cut_table(title: str, values: Mapping[str, Any], *, rank: str) -> Table:
 
 
 COMMAND = Verb(
-    "compress",
-    "cut any LoRA adapter down to a budget, no training",
+    "resize",
+    "other ranks for a LoRA adapter: one, or by a budget or error",
     _run,
     [
         ADAPTER,
+        NEW_FOLDER,
+        click.Option(["--rank"], type=COUNT, metavar="R", help="Rank of all layers."),
         click.Option(
             ["--budget"],
-            required=True,
             metavar="N",
             help="Maximum LoRA parameters, or a percentage of the adapter's, such as 50%.",
         ),
-        NEW_FOLDER,
+        click.Option(
+            ["--error"],
+            type=float,
+            metavar="E",
+            help="Largest relative error of a layer, such as 0.1: of its output with --data, else "
+            "of its update (Frobenius norm).",
+        ),
         click.Option(
             ["--data"],
             type=FILE,

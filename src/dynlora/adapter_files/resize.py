@@ -1,0 +1,218 @@
+"""Give a trained adapter's layers other ranks, without training, layer by layer.
+
+Data selects directions, not ranks: choosing ranks by outputs too changed predictions more
+(`benchmarks/resize.py`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynlora.adapter_files.adapter import SavedAdapter, write_adapter
+from dynlora.adapter_files.layer import Components, SavedLayer, Seen, find_components
+from dynlora.adjuster import LayerBounds, grant_ranks
+from dynlora.errors import AdapterError, BudgetError
+
+SEED = 0  # of new rows of `lora_A`
+
+Views = Mapping[str, Seen] | None
+"""Statistics on data per layer, by name; None weights all inputs equally."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResizedLayer:
+    """Effect of a new rank on one layer."""
+
+    name: str
+    rank_before: int
+    rank_after: int
+    parameters: int  # after the change
+    energy_kept: float  # kept share of the layer's energy, in [0, 1]
+    output_lost: float | None
+    """Norm of the dropped part of the output, relative to the output's norm; None without data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resized:
+    """Effect of new ranks on an adapter."""
+
+    layers: tuple[ResizedLayer, ...]
+    parameters_before: int
+    parameters: int
+    energy_kept: float  # share of all energy, in [0, 1]; with data, relative to each layer's output
+    weighted: bool  # whether energies refer to outputs on data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def resize(
+    adapter: SavedAdapter, ranks: Mapping[str, int], output: Path, seen: Views = None
+) -> Resized:
+    """Write an adapter with other ranks per layer to a new folder, one layer in memory at a time.
+
+    A layer that shrinks keeps its directions of most energy: of the update, or of the output on
+    data if `seen` has statistics. A layer that grows keeps its function and gets new directions
+    that can be trained. Other layers stay bit for bit equal. No layer's scaling changes.
+
+    Args:
+        adapter: The adapter from `read_adapter`.
+        ranks: New rank per layer, at least 1, from `plan_rank`, `plan_budget` or `plan_error`.
+        output: A new folder.
+        seen: Statistics per layer from `observe_texts`.
+
+    Raises:
+        AdapterError: If `output` exists, or a new weight is not finite.
+    """
+    changes: list[ResizedLayer] = []
+    kept, total = list[float](), list[float]()
+    generator = torch.Generator().manual_seed(SEED)
+
+    def resized() -> Iterator[SavedLayer]:
+        for layer in adapter.layers:
+            part, rank = measure(layer, seen), ranks[layer.name]
+            # Avoid 0 / 0 for a layer whose output is zero.
+            power = (seen[layer.name].output_power if seen else 1.0) or 1.0
+            kept.append(math.fsum(part.energies[:rank]) / power)
+            total.append(part.energy / power)
+            made = part.cut(rank) if rank < layer.r else layer
+            made = made.grow(rank, generator) if made.r < rank else made
+            change = ResizedLayer(
+                name=layer.name,
+                rank_before=layer.r,
+                rank_after=rank,
+                parameters=made.parameters,
+                energy_kept=part.kept(rank),
+                output_lost=math.sqrt(max(0.0, total[-1] - kept[-1])) if seen else None,
+            )
+            changes.append(change)
+            yield made
+
+    outlines = [
+        layer if ranks[layer.name] == layer.r else layer.outline(ranks[layer.name])
+        for layer in adapter.layers
+    ]
+    made = adapter.with_layers(outlines)
+    write_adapter(made, output, resized())
+    return Resized(
+        layers=tuple(changes),
+        parameters_before=adapter.parameters,
+        parameters=made.parameters,
+        energy_kept=math.fsum(kept) / math.fsum(total) if any(total) else 1.0,
+        weighted=seen is not None,
+    )
+
+
+def measure(layer: SavedLayer, seen: Views = None) -> Components:
+    """Return a layer's components; of its output on data if `seen` has statistics."""
+    return find_components(layer, None if seen is None else seen[layer.name].gram)
+
+
+def plan_rank(adapter: SavedAdapter, rank: int) -> dict[str, int]:
+    """Return one rank for all layers; raise `AdapterError` if no layer has so many directions."""
+    widest = max(_width(layer) for layer in adapter.layers)
+    if rank > widest:
+        raise AdapterError(
+            f"`--rank` must be at most {widest}, the smaller width of the widest layer, but got "
+            f"{rank}. Use a lower rank."
+        )
+    return {layer.name: rank for layer in adapter.layers}
+
+
+def plan_error(adapter: SavedAdapter, error: float, seen: Views = None) -> dict[str, int]:
+    """Return the lowest ranks whose relative error is at most `error` in every layer.
+
+    The error is the norm of the dropped part of the layer's output, relative to the output's norm;
+    without `seen`, the Frobenius norm of the dropped part of the update, relative to the update's.
+    """
+    ranks = {}
+    for layer in adapter.layers:
+        energies = measure(layer, seen).energies
+        left = error**2 * (seen[layer.name].output_power if seen else math.fsum(energies))
+        rank = len(energies)
+        while rank > 1 and energies[rank - 1] <= left:
+            rank -= 1
+            left -= energies[rank]
+        ranks[layer.name] = max(1, rank)
+    return ranks
+
+
+def plan_budget(adapter: SavedAdapter, budget: int) -> dict[str, int]:
+    """Return the ranks per layer that keep the most energy within a budget of LoRA parameters.
+
+    Each next rank goes to the component with the most energy (squared Frobenius norm) per
+    parameter. No other ranks of the same cost keep more, except for the last one that does not fit.
+    With a budget above the adapter's parameters, all layers grow by about the same number of ranks.
+
+    Raises `BudgetError` if the budget is not enough for one rank per layer.
+    """
+    costs = {layer.name: layer.cost for layer in adapter.layers}
+    biases = adapter.parameters - sum(layer.cost * layer.r for layer in adapter.layers)
+    low = sum(costs.values()) + biases
+    if budget < low:
+        share = math.ceil(100 * low / adapter.parameters)
+        raise BudgetError(
+            f"`--budget` must be enough for one rank in each of {len(adapter.layers)} layers, "
+            f"{low} parameters ({share}%), but got {budget}. Use a budget of at least {low}."
+        )
+    if budget > adapter.parameters:
+        bounds = {
+            layer.name: _bounds(layer, floor=layer.r, ceiling=max(layer.r, _width(layer)))
+            for layer in adapter.layers
+        }
+        return grant_ranks(
+            bounds, budget=budget - biases, worth=lambda name, rank: bounds[name].held - rank
+        )
+    energies = {layer.name: measure(layer).energies for layer in adapter.layers}
+    bounds = {
+        layer.name: _bounds(layer, floor=1, ceiling=max(1, len(energies[layer.name])))
+        for layer in adapter.layers
+    }
+    return grant_ranks(
+        bounds,
+        budget=budget - biases,
+        worth=lambda name, rank: energies[name][rank - 1] / costs[name],
+    )
+
+
+def _bounds(layer: SavedLayer, *, floor: int, ceiling: int) -> LayerBounds:
+    return LayerBounds(cost=layer.cost, floor=floor, ceiling=ceiling, held=layer.r)
+
+
+def _width(layer: SavedLayer) -> int:
+    """Return the highest number of directions of a layer's update."""
+    return min(layer.inputs, layer.outputs)
+
+
+def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
+    """Return the adapter with one rank and a scaling of 1 in every layer; its function is the same.
+
+    Engines with a single rank and `lora_alpha` need this. None uses the highest rank of any layer.
+    """
+    highest = max(adapter.layers, key=lambda layer: layer.r)
+    rank = highest.r if rank is None else rank
+    if rank < highest.r:
+        raise AdapterError(
+            f"`--rank` must be at least the highest rank, which is {highest.r} in layer "
+            f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `--format "
+            "svd-uniform`."
+        )
+    return adapter.with_layers([layer.at_rank(rank) for layer in adapter.layers])
+
+
+def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
+    """Cut every layer to its best update of rank `rank`, and rewrite the adapter like `uniform`.
+
+    Also return the kept share of energy by layer, in ``[0, 1]``.
+    """
+    cut, kept = [], {}
+    for layer in adapter.layers:
+        part = find_components(layer)
+        kept[layer.name] = part.kept(rank)
+        cut.append(part.cut(rank) if layer.r > rank else layer)
+    return uniform(adapter.with_layers(cut), rank), kept
