@@ -205,6 +205,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         ("eval run --splt test", "No such option '--splt'"),
         ("predict run rows --max-new-tokens 0", "0 is not in the range x>=1"),
         ("inspect", "Missing argument 'ADAPTER' | dynlora inspect [OPTIONS] ADAPTER"),
+        ("diff adapter", "Missing argument 'B' | dynlora diff [OPTIONS] A B"),
         ("report", "Usage: dynlora report"),
         ("compare", "at least two runs, got 0: give another"),
         ("eval run --output ''", "must be a path, but got ''"),

@@ -81,8 +81,9 @@ def test_a_resumed_run_runs_no_code_out_of_its_files(train, run, tmp_path, names
 def test_an_adapter_runs_no_code_out_of_its_files(run, tmp_path, name):
     marker = tmp_path / "code was run"
     plant(run / "adapter" / name, marker)
-    for verb, folder in (("eval", run), ("inspect", run / "adapter")):
-        assert main([verb, str(folder)]) == 2
+    adapter = run / "adapter"
+    for words in (["eval", run], ["inspect", adapter], ["diff", adapter, adapter]):
+        assert main([str(word) for word in words]) == 2
         assert not marker.exists()
 
 

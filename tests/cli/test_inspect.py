@@ -146,9 +146,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_adapter_is_refused_in_one_line(name, adapter, refused):
+def test_a_broken_adapter_is_refused_in_one_line(name, adapter, saved_adapter, refused):
     spoil, told = BROKEN[name]
     spoil(adapter)
-    line = refused("inspect", adapter)
-    assert len(line) < 5000
-    assert missing(line, told) == []
+    for words in (["inspect", adapter], ["diff", saved_adapter, adapter]):
+        line = refused(*words)
+        assert len(line) < 5000
+        assert missing(line, told) == []

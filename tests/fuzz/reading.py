@@ -37,6 +37,7 @@ def run_verb(*arguments: str) -> list[str]:
 def use_adapter(folder: str) -> list[str]:
     """Show an adapter, rewrite it and cut it, and show what came of that."""
     refused = run_verb("inspect", folder) or run_verb("inspect", folder, "--json")
+    refused = refused or run_verb("diff", folder, folder)
     if refused:
         return refused
     output = str(Path(folder, "output"))

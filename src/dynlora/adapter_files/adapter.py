@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dynlora.adapter_files.checks import check_config, check_factors, check_finite
+from dynlora.adapter_files.checks import check_config, check_equal, check_factors, check_finite
 from dynlora.adapter_files.layer import SavedLayer
 from dynlora.adapter_files.names import check_names, match_names, natural_key
 from dynlora.adapter_files.tensor_file import TensorFile, write_tensors
@@ -146,6 +146,24 @@ def read_adapter(folder: Path) -> SavedAdapter:
     return SavedAdapter(
         folder=folder, config=config, layers=StoredLayers(read, names), others=others
     )
+
+
+def match_layers(adapters: Sequence[SavedAdapter]) -> dict[str, list[SavedLayer | None]]:
+    """Return each layer of any adapter, by name: one entry per adapter, None if it lacks the layer.
+
+    Raises `AdapterError` if the shapes of a layer differ.
+    """
+    held = [{layer.name: layer for layer in adapter.layers} for adapter in adapters]
+    found = {}
+    for name in sorted(set().union(*held), key=natural_key):
+        found[name] = [layers.get(name) for layers in held]
+        shapes, folders = [], []
+        for layer, adapter in zip(found[name], adapters, strict=True):
+            if layer is not None:
+                shapes.append((tuple(layer.lora_A[0].shape), tuple(layer.lora_B[:, 0].shape)))
+                folders.append(adapter.folder)
+        check_equal(f"shapes in layer {name!r}", shapes, folders)
+    return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Check a saved adapter's configuration and tensors, with errors that name the place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,4 +110,14 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None
             raise AdapterError(
                 f"every weight must be finite, but got {wrong} of {tensor.numel()} that are not in "
                 f"{key!r} in {where}: {advice}."
+            )
+
+
+def check_equal(what: str, values: Sequence[object], folders: Sequence[Path]) -> None:
+    """Raise `AdapterError` unless the values of all adapters, given by folder, are equal."""
+    for value, folder in zip(values, folders, strict=True):
+        if value != values[0]:
+            raise AdapterError(
+                f"adapters must have the same {what}, but got {values[0]} in {folders[0]} and "
+                f"{value} in {folder}. Leave one of them out."
             )

@@ -35,8 +35,8 @@ from dynlora.train.processes import in_group, is_first, leave, one_error
 from dynlora.train.signals import ReportedError, sigterm_stops
 
 VERBS = (
-    "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "export",
-    "resize", "schema", "completion",
+    "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "diff",
+    "export", "resize", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
 RENAMED = {"compress": "resize"}  # old names of verbs, which the next release removes

@@ -1,0 +1,61 @@
+"""`dynlora diff A B`: print how far the updates of two LoRA adapters agree, layer by layer."""
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.text import Text
+
+from dynlora.cli.arguments import FOLDER, Verb
+from dynlora.cli.output import Output, layer_table
+
+
+def _run(given: Any, output: Output) -> None:
+    from dynlora.adapter_files.adapter import read_adapter
+    from dynlora.adapter_files.diff import diff
+
+    first, second = read_adapter(given.first), read_adapter(given.second)
+    layers, total = diff(first, second)
+    values = {
+        "base_models": [first.base_model, second.base_model],
+        "total": asdict(total),
+        "layers": [asdict(layer) for layer in layers],
+    }
+    output.show(_table(f"A: {given.first}, B: {given.second}", values), values)
+
+
+def _table(title: str, values: dict[str, Any]) -> Any:
+    headings = ("layer", "rank", "parameters", "norm", "cosine", "inside")
+    columns = dict(zip(headings, _row(values["total"]), strict=True))
+    table = layer_table(title, columns, map(_row, values["layers"]))
+    ranks = [layer["rank"] for layer in values["layers"]]
+    table.caption_justify = "left"
+    table.caption = Text(
+        f"{sum(0 not in pair for pair in ranks)} layers in both, {sum(not b for _, b in ranks)} in "
+        f"A only, {sum(not a for a, _ in ranks)} in B only. norm: of scaling x B x A; cosine: of "
+        "the two updates; inside: share of B's energy in A's output directions."
+    )
+    return table
+
+
+def _row(layer: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a layer, or of all layers."""
+    return (
+        layer["name"],
+        " | ".join(map(str, layer["rank"])),
+        " | ".join(f"{count:,}" for count in layer["parameters"]),
+        " | ".join(f"{norm:.3g}" for norm in layer["norm"]),
+        "-" if layer["cosine"] is None else f"{layer['cosine']:.3f}",
+        "-" if layer["inside"] is None else f"{layer['inside']:.1%}",
+    )
+
+
+COMMAND = Verb(
+    "diff",
+    "two LoRA adapters side by side: ranks, norms, agreement",
+    _run,
+    [
+        click.Argument(["first"], type=FOLDER, metavar="A", help="Folder of a LoRA adapter."),
+        click.Argument(["second"], type=FOLDER, metavar="B", help="Folder of another adapter."),
+    ],
+)
