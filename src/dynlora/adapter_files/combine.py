@@ -1,0 +1,95 @@
+"""Combine adapters of one base model, with any ranks, patterns and target modules, into one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dynlora.adapter_files.adapter import SavedAdapter, match_layers
+from dynlora.adapter_files.checks import check_equal, check_finite
+from dynlora.adapter_files.layer import SavedLayer
+from dynlora.errors import AdapterError
+
+EQUAL = ("layer_replication", "lora_bias", "trainable_token_indices")
+"""Fields of `LoraConfig` that must be equal, because other tensors depend on them."""
+FROZEN = ".base_layer."
+"""Part of the names of frozen weights, which PEFT saves with adapted embeddings."""
+OVERFLOW = ("the combined adapter", "scale down its factors, `lora_alpha` or `--weights`")
+
+
+def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float]) -> SavedAdapter:
+    """Return the adapter whose update is the weighted sum of all updates.
+
+    The sum is exact: factors are concatenated, so ranks add up. A layer that an adapter lacks
+    counts as zero. Other tensors, such as a classifier's, are averaged with the same weights,
+    divided by their sum. `[1 / n] * n` averages n adapters.
+
+    Raises:
+        AdapterError: If shapes or settings differ, only some adapters have a tensor that is not of
+            a LoRA layer, the weights add up to 0 and there is such a tensor, or a weighted factor
+            is not finite.
+    """
+    versions = match_layers(adapters)
+    outline = _outline(adapters, weights, list(versions))
+    return outline.with_layers([_concatenate(each, weights) for each in versions.values()])
+
+
+def _concatenate(versions: Sequence[SavedLayer | None], weights: Sequence[float]) -> SavedLayer:
+    """Return the weighted sum of a layer's updates as one layer with a scaling of 1."""
+    parts = [
+        replace(layer, lora_alpha=weight * layer.lora_alpha).at_rank(layer.r)
+        for layer, weight in zip(versions, weights, strict=True)
+        if layer is not None
+    ]
+    kinds = {part.lora_A.dtype for part in parts}
+    dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+    biases = [part.bias.to(dtype) for part in parts if part.bias is not None]
+    made = replace(
+        parts[0],
+        lora_A=torch.cat([part.lora_A.to(dtype) for part in parts]),
+        lora_B=torch.cat([part.lora_B.to(dtype) for part in parts], dim=1),
+        bias=torch.stack(biases).sum(0) if biases else None,
+        lora_alpha=float(sum(part.r for part in parts)),
+    )
+    check_finite({made.key_B: made.lora_B}, *OVERFLOW)
+    return made
+
+
+def _outline(
+    adapters: Sequence[SavedAdapter], weights: Sequence[float], names: Sequence[str]
+) -> SavedAdapter:
+    """Return the combined adapter of the named layers, still with the layers of the first one."""
+    first, folders = adapters[0], [adapter.folder for adapter in adapters]
+    for key in EQUAL:
+        values = [adapter.config.get(key) or None for adapter in adapters]
+        check_equal(f"value of `{key}`", values, folders)
+    config = dict(first.config)
+    if len(names) > len(first.layers):
+        narrower = ("exclude_modules", "layers_to_transform", "layers_pattern")
+        config |= {"target_modules": list(names), **dict.fromkeys(narrower)}
+    return replace(first, config=config, others=_average_others(adapters, weights))
+
+
+def _average_others(
+    adapters: Sequence[SavedAdapter], weights: Sequence[float]
+) -> dict[str, Tensor]:
+    """Return the weighted mean of each tensor that belongs to no LoRA layer."""
+    found = {}
+    for key in sorted(set().union(*(adapter.others for adapter in adapters))):
+        held = [
+            (adapter, weight)
+            for adapter, weight in zip(adapters, weights, strict=True)
+            if key in adapter.others or FROZEN not in key
+        ]
+        shapes = [tuple(a.others[key].shape) if key in a.others else None for a, _ in held]
+        check_equal(f"shape of {key!r}", shapes, [adapter.folder for adapter, _ in held])
+        total = sum(weight for _, weight in held)
+        if total == 0:
+            raise AdapterError(
+                f"`--weights` must not add up to 0, but got {list(weights)}, and {key!r} is "
+                "averaged with them. Use other weights."
+            )
+        parts = [weight / total * adapter.others[key].double() for adapter, weight in held]
+        found[key] = torch.stack(parts).sum(0).to(held[0][0].others[key].dtype)
+    return found
