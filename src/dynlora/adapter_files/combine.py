@@ -1,5 +1,6 @@
 """Combine adapters of one base model, with any ranks, patterns and target modules, into one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,13 +9,16 @@ from torch import Tensor
 
 from dynlora.adapter_files.adapter import SavedAdapter, match_layers
 from dynlora.adapter_files.checks import check_equal, check_finite
-from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.layer import SavedLayer, find_components
 from dynlora.errors import AdapterError
 
+SPARSE = {"ties": "ties", "dare": "dare_linear", "dare-ties": "dare_ties"}
+"""Functions of `peft.utils.merge_utils`, by method."""
 EQUAL = ("layer_replication", "lora_bias", "trainable_token_indices")
 """Fields of `LoraConfig` that must be equal, because other tensors depend on them."""
 FROZEN = ".base_layer."
 """Part of the names of frozen weights, which PEFT saves with adapted embeddings."""
+MORE = 32  # directions of a randomized SVD beyond those to keep
 OVERFLOW = ("the combined adapter", "scale down its factors, `lora_alpha` or `--weights`")
 
 
@@ -33,6 +37,76 @@ def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float]) -> Saved
     versions = match_layers(adapters)
     outline = _outline(adapters, weights, list(versions))
     return outline.with_layers([_concatenate(each, weights) for each in versions.values()])
+
+
+@torch.no_grad()
+def combine_sparse(
+    adapters: Sequence[SavedAdapter],
+    weights: Sequence[float],
+    *,
+    method: str,
+    density: float,
+    rank: int,
+) -> tuple[SavedAdapter, dict[str, float]]:
+    """Combine dense updates by TIES or DARE, one layer at a time, and cut each to a rank.
+
+    Missing layers and other tensors count as in `combine`, which also lists the errors. The result
+    is float32.
+
+    Args:
+        adapters: Adapters of one base model.
+        weights: Factors on the adapters' updates. TIES averages updates of the same sign, so 1 for
+            each adapter is a mean; DARE adds updates.
+        method: A key of `SPARSE`.
+        density: Share of elements to keep of each update, in ``(0, 1)``: the largest for TIES,
+            random ones with a fixed seed for DARE.
+        rank: Maximum rank of the result.
+
+    Returns:
+        The adapter, and the kept share of energy by layer, in ``[0, 1]``.
+
+    Reference:
+        `add_weighted_adapter` of PEFT 0.21: `ties_svd`, `dare_linear_svd` and `dare_ties_svd`.
+    """
+    from peft.utils import merge_utils  # takes seconds
+
+    mix = getattr(merge_utils, SPARSE[method])
+    versions = match_layers(adapters)
+    outline = _outline(adapters, weights, list(versions))
+    layers, kept = [], {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, each in versions.items():
+            held = [(layer, weight) for layer, weight in zip(each, weights, strict=True) if layer]
+            factors = torch.tensor([weight for _, weight in held])
+            dense = [_dense(layer) for layer, _ in held]
+            update, bias = (mix(tensors, factors, density) for tensors in zip(*dense, strict=True))
+            energy = update.double().square().sum()
+            check_finite({name: energy.sqrt().float()}, *OVERFLOW)
+            parts = find_components(_approximate(held[0][0], update, rank + MORE))
+            made = parts.cut(rank)
+            layers.append(made if made.bias is None else replace(made, bias=bias))
+            kept[name] = math.fsum(parts.energies[:rank]) / float(energy) if energy else 1.0
+    return outline.with_layers(layers), kept
+
+
+def _dense(layer: SavedLayer) -> tuple[Tensor, Tensor]:
+    """Return what a layer adds to the weight and to the bias, in float32."""
+    bias = torch.zeros(layer.outputs) if layer.bias is None else layer.bias.float()
+    return layer.scaling * (layer.B.float() @ layer.A.float()), layer.scaling * bias
+
+
+def _approximate(layer: SavedLayer, update: Tensor, rank: int) -> SavedLayer:
+    """Return a layer with a randomized SVD of another update, exact at the update's full rank."""
+    peak = update.abs().max().clamp(min=torch.finfo(update.dtype).tiny)  # keeps squares finite
+    U, S, V = torch.svd_lowrank(update / peak, q=min(rank, *update.shape), niter=4)
+    return replace(
+        layer,
+        lora_A=V.T.reshape(len(S), *layer.lora_A.shape[1:]),
+        lora_B=(U * S * peak).reshape(layer.outputs, len(S), *layer.lora_B.shape[2:]),
+        lora_alpha=float(len(S)),
+        use_rslora=False,
+    )
 
 
 def _concatenate(versions: Sequence[SavedLayer | None], weights: Sequence[float]) -> SavedLayer:
