@@ -205,6 +205,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         ("eval run --splt test", "No such option '--splt'"),
         ("predict run rows --max-new-tokens 0", "0 is not in the range x>=1"),
         ("inspect", "Missing argument 'ADAPTER' | dynlora inspect [OPTIONS] ADAPTER"),
+        ("combine adapter --output made", "two adapters or more, but got 1"),
         ("diff adapter", "Missing argument 'B' | dynlora diff [OPTIONS] A B"),
         ("report", "Usage: dynlora report"),
         ("compare", "at least two runs, got 0: give another"),
@@ -217,6 +218,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         (f"compare {LONG} {LONG}", TOO_LONG),
         (f"inspect '{TEXT}'", f"File name too long | {TEXT[:40]}"),
         (f"export adapter --format native --output {LONG}", TOO_LONG),
+        (f"combine adapter adapter --output {LONG}", TOO_LONG),
         (f"resize {LONG} --budget 9 --output made", TOO_LONG),
     ],
 )

@@ -123,6 +123,7 @@ def test_a_missing_package_ends_in_one_line_that_installs_it(monkeypatch, capsys
         (("plan", "mine.yaml", "--lora.r"), {"--lora.r"}),
         (("report", "m"), {"dir"}),
         (("export", "models", "--format", "n"), {"native"}),
+        (("combine", "a", "b", "--method", "t"), {"ties"}),
         (("completion", ""), set(SHELLS)),
         (("schema", "--q"), {"--quiet"}),
     ],

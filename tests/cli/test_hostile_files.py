@@ -81,8 +81,11 @@ def test_a_resumed_run_runs_no_code_out_of_its_files(train, run, tmp_path, names
 def test_an_adapter_runs_no_code_out_of_its_files(run, tmp_path, name):
     marker = tmp_path / "code was run"
     plant(run / "adapter" / name, marker)
-    adapter = run / "adapter"
-    for words in (["eval", run], ["inspect", adapter], ["diff", adapter, adapter]):
+    adapter, made = run / "adapter", tmp_path / "made"
+    for words in (
+        ["eval", run], ["inspect", adapter], ["diff", adapter, adapter],
+        ["combine", adapter, adapter, "--output", made],
+    ):  # fmt: skip
         assert main([str(word) for word in words]) == 2
         assert not marker.exists()
 

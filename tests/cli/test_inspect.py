@@ -149,7 +149,11 @@ BROKEN = {
 def test_a_broken_adapter_is_refused_in_one_line(name, adapter, saved_adapter, refused):
     spoil, told = BROKEN[name]
     spoil(adapter)
-    for words in (["inspect", adapter], ["diff", saved_adapter, adapter]):
+    made = adapter / "made"
+    for words in (
+        ["inspect", adapter], ["diff", saved_adapter, adapter],
+        ["combine", saved_adapter, adapter, "--output", made],
+    ):  # fmt: skip
         line = refused(*words)
         assert len(line) < 5000
         assert missing(line, told) == []

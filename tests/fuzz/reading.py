@@ -45,6 +45,8 @@ def use_adapter(folder: str) -> list[str]:
         ("export", folder, "--format", "native"),
         ("export", folder, "--format", "uniform"),
         ("export", folder, "--format", "svd-uniform", "--rank", "1"),
+        ("combine", folder, folder, "--error", "0.5"),
+        ("combine", folder, folder, "--method", "ties", "--rank", "1"),
         ("resize", folder, "--budget", "60%"),
     ):
         refused = run_verb(*verb, "--output", output, "--quiet")

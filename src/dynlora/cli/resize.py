@@ -16,7 +16,7 @@ MOST_PERCENT = 1000  # of the adapter's parameters
 
 def _run(given: Any, output: Output) -> None:
     _check_options(given)
-    budget = None if given.budget is None else _read_budget(given.budget)
+    budget = None if given.budget is None else read_budget(given.budget)
 
     from dynlora.adapter_files.adapter import check_free, read_adapter
     from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
@@ -58,7 +58,7 @@ def _check_options(given: Any) -> None:
         raise ConfigError(f"`--rows` must be at least 1, but got {given.rows}.")
 
 
-def _read_budget(text: str) -> Any:
+def read_budget(text: str) -> Any:
     """Return a function that maps the adapter's parameter count to the budget."""
     number = text.removesuffix("%")
     try:

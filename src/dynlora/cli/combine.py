@@ -1,0 +1,179 @@
+"""`dynlora combine A B ... --output DIR`: make one LoRA adapter of several."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
+from dynlora.cli.output import Output, note
+from dynlora.cli.resize import cut_table, read_budget
+from dynlora.errors import ConfigError
+
+METHODS = {
+    "linear": "weighted sum of the updates, exact because ranks add up",
+    "ties": "per element the mean of the large updates that agree in sign",
+    "dare": "weighted sum of random elements, scaled up",
+    "dare-ties": "ties of random elements, scaled up",
+}
+DENSITY = 0.5  # default share of elements
+
+
+def _run(given: Any, output: Output) -> None:
+    _check_options(given)
+    weights = _read_weights(given)
+
+    from dynlora.adapter_files.adapter import check_free, read_adapter
+
+    check_free(given.output)
+    adapters = [read_adapter(folder) for folder in given.adapters]
+    bases = [adapter.base_model for adapter in adapters]
+    if len(set(bases)) > 1:
+        names = ", ".join(base or "none" for base in dict.fromkeys(bases))
+        note(output.progress, f"all adapters must be of one base model, but they name {names}")
+    make = _add if given.method == "linear" else _mix
+    values = {
+        "output": str(given.output),
+        "method": given.method,
+        "weights": weights,
+        "base_models": bases,
+        **make(adapters, weights, given),
+    }
+    title = f"{len(adapters)} adapters in one: {given.output}"
+    output.show(cut_table(title, values, rank="rank_after"), values)
+
+
+def _check_options(given: Any) -> None:
+    if len(given.adapters) < 2:
+        raise ConfigError(
+            f"ADAPTER must be two adapters or more, but got {len(given.adapters)}. Give another."
+        )
+    for name in ("error", "density"):
+        value = vars(given)[name]
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"`--{name}` must be above 0 and below 1, but got {value}.")
+    sizes = [f"`--{name}`" for name in ("rank", "budget", "error") if vars(given)[name] is not None]
+    told = " and ".join(sizes) or "none"
+    if given.method != "linear" and sizes != ["`--rank`"]:
+        raise ConfigError(
+            f"`--method {given.method}` needs `--rank R` and no other size, but got {told}."
+        )
+    if given.method == "linear" and given.density is not None:
+        raise ConfigError(
+            f"`--density` must be left out with `--method linear`, but got {given.density}."
+        )
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"at most one of `--rank`, `--budget` and `--error` may be given, but got {told}."
+        )
+
+
+def _read_weights(given: Any) -> list[float]:
+    """Return a weight per adapter; by default those of the mean, which TIES is already."""
+    count = len(given.adapters)
+    if given.weights is None:
+        return [1.0 if "ties" in given.method else 1 / count] * count
+    try:
+        weights = [float(word) for word in given.weights.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        raise ConfigError(
+            f"`--weights` must be one number per adapter, such as {','.join(['0.5'] * count)}, but "
+            f"got {given.weights}."
+        )
+    return weights
+
+
+def _add(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[str, Any]:
+    """Write the weighted sum of the adapters, perhaps at lower ranks; return its figures."""
+    from dynlora.adapter_files.combine import combine
+    from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
+
+    made = combine(adapters, weights)
+    ranks = planned = {layer.name: layer.r for layer in made.layers}
+    if given.rank is not None:
+        planned = plan_rank(made, given.rank)
+    elif given.budget is not None:
+        planned = plan_budget(made, read_budget(given.budget)(made.parameters))
+    elif given.error is not None:
+        planned = plan_error(made, given.error)
+    lower = {name: min(rank, planned[name]) for name, rank in ranks.items()}
+    return resize(made, lower, given.output).to_dict()
+
+
+def _mix(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[str, Any]:
+    """Write the adapters combined by TIES or DARE; return the figures of the result."""
+    from dynlora.adapter_files.adapter import write_adapter
+    from dynlora.adapter_files.combine import combine_sparse
+
+    density = given.density or DENSITY
+    made, kept = combine_sparse(
+        adapters, weights, method=given.method, density=density, rank=given.rank
+    )
+    write_adapter(made, given.output)
+    before = Counter[str]()
+    for adapter in adapters:
+        before.update({layer.name: layer.r for layer in adapter.layers})
+    layers = [
+        {
+            "name": layer.name,
+            "rank_before": before[layer.name],
+            "rank_after": layer.r,
+            "parameters": layer.parameters,
+            "energy_kept": kept[layer.name],
+        }
+        for layer in made.layers
+    ]
+    total = sum(adapter.parameters for adapter in adapters)
+    return {"parameters_before": total, "parameters": made.parameters, "layers": layers}
+
+
+COMMAND = Verb(
+    "combine",
+    "one LoRA adapter of several: sum, TIES or DARE",
+    _run,
+    [
+        click.Argument(
+            ["adapters"],
+            type=FOLDER,
+            metavar="ADAPTER...",
+            nargs=-1,
+            help="Folders of two or more LoRA adapters of one base model.",
+        ),
+        NEW_FOLDER,
+        click.Option(
+            ["--method"],
+            type=click.Choice(list(METHODS)),
+            default="linear",
+            help="; ".join(f"{name}: {purpose}" for name, purpose in METHODS.items()),
+        ),
+        click.Option(
+            ["--weights"],
+            metavar="W,W",
+            help="Factors on the adapters' updates, such as 0.7,0.3 (default: the mean).",
+        ),
+        click.Option(
+            ["--rank"], type=COUNT, metavar="R", help="Maximum rank; ties and dare need it."
+        ),
+        click.Option(
+            ["--budget"],
+            metavar="N",
+            help="linear: maximum LoRA parameters, or a percentage of all adapters' together.",
+        ),
+        click.Option(
+            ["--error"],
+            type=float,
+            metavar="E",
+            help="linear: largest relative error of a layer's update (Frobenius norm).",
+        ),
+        click.Option(
+            ["--density"],
+            type=float,
+            metavar="D",
+            help=f"ties, dare: share of the elements to keep of each update (default: {DENSITY}).",
+        ),
+    ],
+)
