@@ -205,13 +205,18 @@ def _form(adapter: SavedAdapter, config: Any) -> Any:
     if task := FORMS.get(str(adapter.config.get("task_type"))):
         return getattr(transformers, task)
     mapping = adapter.config.get("auto_mapping") or {}
-    name = mapping.get("base_model_class") or next(iter(config.architectures or []), "none")
+    return model_class(mapping.get("base_model_class"), config, str(adapter.folder))
+
+
+def model_class(name: str | None, config: Any, where: str) -> Any:
+    """Return a model's class of transformers by name, or by default that of its configuration."""
+    name = name or next(iter(config.architectures or []), "none")
     # The name comes from an untrusted file, so accept only models of transformers.
     form = getattr(transformers, str(name), None)
     if not (isinstance(form, type) and issubclass(form, transformers.PreTrainedModel)):
         raise AdapterError(
-            f"the base model must be of a class of transformers, but got {name!r} from "
-            f"{adapter.folder}. Merge it with PEFT in your own code."
+            f"the base model must be of a class of transformers, but got {name!r} from {where}. "
+            "Use PEFT in your own code."
         )
     return form
 

@@ -5,7 +5,7 @@ Data selects directions, not ranks: choosing ranks by outputs too changed predic
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,17 @@ def plan_error(adapter: SavedAdapter, error: float, seen: Views = None) -> dict[
     for layer in adapter.layers:
         energies = measure(layer, seen).energies
         left = error**2 * (seen[layer.name].output_power if seen else math.fsum(energies))
-        rank = len(energies)
-        while rank > 1 and energies[rank - 1] <= left:
-            rank -= 1
-            left -= energies[rank]
-        ranks[layer.name] = max(1, rank)
+        ranks[layer.name] = lowest_rank(energies, left)
     return ranks
+
+
+def lowest_rank(energies: Sequence[float], left: float) -> int:
+    """Return the lowest rank of at least 1 that drops at most the energy `left`."""
+    rank = len(energies)
+    while rank > 1 and energies[rank - 1] <= left:
+        rank -= 1
+        left -= energies[rank]
+    return max(1, rank)
 
 
 def plan_budget(adapter: SavedAdapter, budget: int) -> dict[str, int]:

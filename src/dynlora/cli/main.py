@@ -36,7 +36,7 @@ from dynlora.train.signals import ReportedError, sigterm_stops
 
 VERBS = (
     "train", "plan", "advise", "eval", "predict", "report", "compare", "inspect", "diff",
-    "combine", "export", "resize", "schema", "completion",
+    "combine", "extract", "export", "resize", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
 RENAMED = {"compress": "resize"}  # old names of verbs, which the next release removes

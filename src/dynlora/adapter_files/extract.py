@@ -1,0 +1,203 @@
+"""Extract a LoRA adapter from a full fine-tune: the folders of two models in, an adapter out.
+
+Weights are read tensor by tensor. A randomized SVD reduces each change to its strongest directions
+(Halko, Martinsson and Tropp 2011, arXiv 0909.4061).
+"""
+
+import math
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
+from dynlora.adapter_files.adapter_base import FORMS, model_class
+from dynlora.adapter_files.base_models import NO_CODE, UNLOADABLE
+from dynlora.adapter_files.checks import check_finite
+from dynlora.adapter_files.layer import SavedLayer, find_components
+from dynlora.adapter_files.names import natural_key
+from dynlora.adapter_files.resize import lowest_rank
+from dynlora.adapter_files.tensor_file import TensorFile
+from dynlora.errors import AdapterError
+from dynlora.files.plain_values import parse_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MORE = 8  # directions to compute beyond those to keep, for accuracy
+PASSES = 2  # power iterations
+SEED = 0
+KINDS = (nn.Linear, nn.Embedding, Conv1D)
+HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's tasks with a head of their own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extracted:
+    """An adapter with the strongest directions of each changed weight."""
+
+    adapter: SavedAdapter
+    energies: Mapping[str, float]
+    """Squared Frobenius norm of the whole change per layer, by name."""
+    left_out: Mapping[str, float]
+    """Changed tensors that no LoRA layer represents, such as biases: norm of the change relative to
+    the norm of the tensor, by name."""
+
+    def lost(self, layer: SavedLayer, rank: int) -> float:
+        """Return the norm of a layer's lost change at a rank, relative to the whole change's."""
+        kept = math.fsum(find_components(layer).energies[:rank])
+        return math.sqrt(max(0.0, 1 - kept / self.energies[layer.name]))
+
+    def plan_error(self, error: float) -> dict[str, int]:
+        """Return the lowest rank per layer that loses at most `error`, or the layer's highest."""
+        ranks = {}
+        for layer in self.adapter.layers:
+            energies, whole = find_components(layer).energies, self.energies[layer.name]
+            unseen = max(0.0, whole - math.fsum(energies))
+            ranks[layer.name] = lowest_rank(energies, error**2 * whole - unseen)
+        return ranks
+
+
+@torch.no_grad()
+def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
+    """Return the adapter that turns one model into another, with at most `rank` per layer.
+
+    Linear layers, `Conv1D` and embeddings whose weights differ get LoRA layers. Modules that only
+    the tuned model has, such as a classifier, are saved whole. Besides the adapter, one weight is
+    in memory at a time.
+
+    Args:
+        base: Folder of the base model.
+        tuned: Folder of the tuned model, of the same architecture.
+        rank: Highest rank of a layer, at least 1.
+
+    Raises:
+        AdapterError: If a folder has no model in safetensors, or the models are equal or unlike.
+    """
+    before, after, shape = _open_model(base), _open_model(tuned), _outline(tuned)
+    modules = dict(shape.named_modules())
+    inner = f"{shape.base_model_prefix}."  # files of a model without a head lack it
+    task = _task_type(type(shape).__name__)
+    tied = _tied(shape)
+    layers: list[SavedLayer] = []
+    energies: dict[str, float] = {}
+    left_out: dict[str, float] = {}
+    whole: dict[str, Tensor] = {}
+    for key in sorted(after, key=natural_key):
+        twin = next((k for k in (key, key.removeprefix(inner), inner + key) if k in before), None)
+        # PEFT saves classifiers whole.
+        if twin is None or (task in HEADED and not key.startswith(inner)):
+            whole[PREFIX + key] = after[key]
+            continue
+        change = _change(before[twin], after[key], key, tuned)
+        norm, (name, _, kind) = float(change.norm()), key.rpartition(".")
+        if norm and kind == "weight" and isinstance(modules.get(name), KINDS):
+            left, right = (part.to(after[key].dtype) for part in _reduce(change, rank))
+            for place in (name, *tied.get(name, ())):
+                layers.append(_layer(place, modules[place], left, right))
+                energies[place] = norm**2
+        elif norm:
+            left_out[key] = norm / float(after[key].float().norm())
+    if not layers:
+        raise AdapterError(
+            f"at least one layer of {tuned} must differ from {base}, but got equal weights. Give "
+            "the folder of the base model first, then that of the tuned model."
+        )
+    config = LoraConfig(
+        task_type=task,
+        base_model_name_or_path=str(base),
+        target_modules=[layer.name for layer in layers],
+        modules_to_save=sorted({k.removeprefix(PREFIX).partition(".")[0] for k in whole}) or None,
+        fan_in_fan_out=any(isinstance(modules[layer.name], Conv1D) for layer in layers),
+    )
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    adapter = SavedAdapter(folder=tuned, config=plain, layers=layers, others=whole)
+    return Extracted(adapter=adapter.with_layers(layers), energies=energies, left_out=left_out)
+
+
+def _open_model(folder: Path) -> Mapping[str, Tensor]:
+    """Return a model's weights by name, read at each access."""
+    index, names = folder / INDEX, [WEIGHTS]
+    try:
+        if index.is_file():
+            shards = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({Path(name).name for name in shards.values()})
+        return ChainMap(*(TensorFile(folder / name) for name in names))  # type: ignore[arg-type]
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise AdapterError(
+            f"a model must be a folder with {WEIGHTS} or its shards, but got {folder}: {error}. "
+            "Save the model with safetensors."
+        ) from error
+
+
+def _outline(folder: Path) -> Any:
+    """Return the model of a folder without weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, **NO_CODE)
+        with torch.device("meta"):
+            return model_class(None, config, str(folder))(config)
+    except UNLOADABLE as error:
+        raise AdapterError(f"the model in {folder} could not be read: {error}") from error
+
+
+def _tied(shape: Any) -> dict[str, tuple[str]]:
+    """Return the name of the output layer by the name of the embedding with the same weight."""
+    inputs, outputs = shape.get_input_embeddings(), shape.get_output_embeddings()
+    if outputs is None or not shape.config.tie_word_embeddings:
+        return {}
+    names = {module: name for name, module in shape.named_modules()}
+    return {names[inputs]: (names[outputs],)}
+
+
+def _change(before: Tensor, after: Tensor, key: str, tuned: Path) -> Tensor:
+    """Return the difference of two weights in float32."""
+    if before.shape != after.shape:
+        raise AdapterError(
+            f"both models must have the same shapes, but got {tuple(after.shape)} instead of "
+            f"{tuple(before.shape)} for {key!r} in {tuned}. Give models of one architecture and "
+            "vocabulary."
+        )
+    change = after.to(torch.float32, copy=True).sub_(before)
+    check_finite({key: change}, str(tuned), "or the base model's; its training diverged")
+    return change
+
+
+def _reduce(
+    change: Float[Tensor, "rows columns"], rank: int
+) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "columns r"]]:
+    """Return factors, of equal norms, of the strongest directions of a change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        U, S, V = torch.svd_lowrank(change, q=min(rank + MORE, *change.shape), niter=PASSES)
+    roots = S[S > 0][:rank].sqrt()
+    return U[:, : len(roots)] * roots, V[:, : len(roots)] * roots
+
+
+def _layer(
+    name: str, module: Any, left: Float[Tensor, "rows r"], right: Float[Tensor, "columns r"]
+) -> SavedLayer:
+    """Return the layer whose update of the module's weight is ``left @ right.T``."""
+    plain, ids = isinstance(module, nn.Linear), isinstance(module, nn.Embedding)
+    A, B = (right.T, left) if plain else (left.T, right)  # others have transposed weights
+    return SavedLayer(
+        name=name,
+        key_A=f"{PREFIX}{name}.lora_embedding_A" if ids else f"{PREFIX}{name}.lora_A.weight",
+        key_B=f"{PREFIX}{name}.lora_embedding_B" if ids else f"{PREFIX}{name}.lora_B.weight",
+        lora_A=A,
+        lora_B=B,
+        lora_alpha=float(len(A)),
+        use_rslora=False,
+    )
+
+
+def _task_type(model: str) -> str | None:
+    """Return PEFT's task type of a model class."""
+    endings = {form.removeprefix("AutoModel"): task for task, form in FORMS.items()}
+    return next((task for end, task in endings.items() if end and model.endswith(end)), None)

@@ -1,0 +1,109 @@
+"""`dynlora extract BASE TUNED --output DIR`: the LoRA adapter of a full fine-tune."""
+
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
+from dynlora.cli.output import Output, layer_table, readable_messages
+from dynlora.cli.resize import read_budget
+from dynlora.errors import ConfigError
+
+RANK = 64  # default highest rank
+
+
+def _run(given: Any, output: Output) -> None:
+    if given.budget is not None and given.error is not None:
+        raise ConfigError("only one of `--budget` and `--error` may be given, but got both.")
+    if given.error is not None and not 0 <= given.error < 1:
+        raise ConfigError(f"`--error` must be at least 0 and below 1, but got {given.error}.")
+    budget = None if given.budget is None else read_budget(given.budget)
+
+    from dynlora.adapter_files.adapter import check_free
+    from dynlora.adapter_files.extract import extract
+    from dynlora.adapter_files.resize import plan_budget, resize
+
+    check_free(given.output)
+    with readable_messages(output.progress):
+        found = extract(given.base, given.tuned, given.rank)
+    ranks = {layer.name: layer.r for layer in found.adapter.layers}
+    if budget is not None:
+        parameters = budget(found.adapter.parameters)
+        if parameters < found.adapter.parameters:
+            ranks = plan_budget(found.adapter, parameters)
+    elif given.error is not None:
+        ranks = found.plan_error(given.error)
+    made = resize(found.adapter, ranks, given.output)
+    values = {
+        "output": str(given.output),
+        "base_model": str(given.base),
+        "parameters": made.parameters,
+        "layers": [
+            {
+                "name": layer.name,
+                "rank": change.rank_after,
+                "parameters": change.parameters,
+                "lost": found.lost(layer, change.rank_after),
+            }
+            for layer, change in zip(found.adapter.layers, made.layers, strict=True)
+        ],
+        "left_out": dict(found.left_out),
+    }
+    output.show(_table(values), values)
+
+
+def _table(values: dict[str, Any]) -> Table:
+    layers = values["layers"]
+    ranks = [layer["rank"] for layer in layers]
+    columns = {
+        "layer": f"{len(layers)} layers",
+        "rank": f"{min(ranks)}-{max(ranks)}",
+        "parameters": f"{values['parameters']:,}",
+        "lost": "",
+    }
+    rows = [
+        (layer["name"], str(layer["rank"]), f"{layer['parameters']:,}", f"{layer['lost']:.1%}")
+        for layer in layers
+    ]
+    table = layer_table(f"adapter: {values['output']}", columns, rows)
+    notes = "lost: norm of the part of a layer's change that the adapter lacks, relative to it."
+    if left_out := values["left_out"]:
+        worst = max(left_out, key=left_out.__getitem__)
+        notes += (
+            f" Not in the adapter: changes of {len(left_out)} other tensors, such as biases and "
+            f"norms, at most {left_out[worst]:.2%} of {worst}."
+        )
+    table.caption, table.caption_justify = Text(notes), "left"
+    return table
+
+
+COMMAND = Verb(
+    "extract",
+    "the LoRA adapter that a full fine-tune amounts to",
+    _run,
+    [
+        click.Argument(["base"], type=FOLDER, metavar="BASE", help="Folder of the base model."),
+        click.Argument(["tuned"], type=FOLDER, metavar="TUNED", help="Folder of the tuned model."),
+        NEW_FOLDER,
+        click.Option(
+            ["--rank"],
+            type=COUNT,
+            default=RANK,
+            metavar="R",
+            help=f"Highest rank of a layer (default: {RANK}).",
+        ),
+        click.Option(
+            ["--budget"],
+            metavar="N",
+            help="Maximum LoRA parameters, or a percentage of those at the highest rank.",
+        ),
+        click.Option(
+            ["--error"],
+            type=float,
+            metavar="E",
+            help="Largest relative error of a layer's change (Frobenius norm), such as 0.1.",
+        ),
+    ],
+)
