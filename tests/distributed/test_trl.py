@@ -74,6 +74,7 @@ ENGINES: dict[str, tuple[DistributedType, dict[str, Any]]] = {
         DistributedType.FSDP,
         {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}},
     ),
+    "zero1": zero(1),
     "zero2": zero(2),
     "zero3": zero(3),
 }
