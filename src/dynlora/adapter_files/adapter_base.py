@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
-from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.base_models import (
     NO_CODE,
     UNLOADABLE,
@@ -23,6 +23,7 @@ from dynlora.adapter_files.base_models import (
     refuse_drawn,
     within,
 )
+from dynlora.adapter_files.formats import PEFT, PREFIX
 from dynlora.errors import AdapterError
 
 FORMS = {
@@ -65,6 +66,11 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
     Without it, the adapter's own name counts only if it is a folder or a downloaded hub model,
     because an untrusted adapter must not trigger downloads.
     """
+    if adapter.form != PEFT:
+        raise AdapterError(
+            f"a base model is loaded only for a PEFT folder, but got {adapter.folder}, a file of "
+            f"{adapter.form}. Convert it with `dynlora export --format native`."
+        )
     if given is None:
         named = adapter.base_model
         if not (named and _is_here(named)):

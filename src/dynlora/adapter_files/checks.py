@@ -54,8 +54,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             f"{where}, which changes it. Save it again with PEFT's "
             "`path_initial_model_for_weight_conversion`."
         )
-    _check_number(config.get("r"), "r", where, whole=True)
-    _check_number(config.get("lora_alpha"), "lora_alpha", where, whole=False)
+    check_number(config.get("r"), "r", where, whole=True)
+    check_number(config.get("lora_alpha"), "lora_alpha", where, whole=False)
     for key, whole in (("rank_pattern", True), ("alpha_pattern", False)):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict):
@@ -63,10 +63,11 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"`{key}` must map names to numbers, but got {patterns!r} in {where}."
             )
         for pattern, value in patterns.items():
-            _check_number(value, f"{key}[{pattern!r}]", where, whole=whole)
+            check_number(value, f"{key}[{pattern!r}]", where, whole=whole)
 
 
-def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
+def check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
+    """Raise `AdapterError` unless a value is a number in range, and at least 1 if `whole`."""
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not abs(value) <= LARGEST or (whole and value < 1):
         wanted = "a whole number of at least 1" if whole else "a number in the range of float32"
@@ -74,9 +75,9 @@ def _check_number(value: Any, key: str, where: str, *, whole: bool) -> None:
 
 
 def check_factors(
-    name: str, A: Tensor, B: Tensor, bias: Tensor | None, *, rank: int, where: str
+    name: str, A: Tensor, B: Tensor, bias: Tensor | None, *, rank: int | None, where: str
 ) -> None:
-    """Check that a layer's tensors match each other and the configured rank."""
+    """Check that a layer's tensors match each other and the configured rank, if there is one."""
     shapes = f"lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}"
     if min(A.dim(), B.dim()) < 2 or 0 in (*A.shape, *B.shape):
         fault = (
@@ -88,9 +89,9 @@ def check_factors(
             f"as many rows in lora_A as columns in lora_B, but got {shapes} (convolutions in "
             "groups are not supported)"
         )
-    elif len(A) != rank:
+    elif rank is not None and len(A) != rank:
         fault = (
-            f"the rank in adapter_config.json, {rank}, but got {shapes}: the two files are from "
+            f"the rank in its configuration, {rank}, but got {shapes}: the two are from "
             "different adapters"
         )
     elif bias is not None and bias.shape != (len(B),):

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from dynlora.adapter_files.adapter import PREFIX, SavedAdapter
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.adapter_base import FORMS, model_class
 from dynlora.adapter_files.base_models import NO_CODE, UNLOADABLE
 from dynlora.adapter_files.checks import check_finite
+from dynlora.adapter_files.formats import PREFIX
 from dynlora.adapter_files.layer import SavedLayer, find_components
 from dynlora.adapter_files.names import natural_key
 from dynlora.adapter_files.resize import lowest_rank

@@ -27,6 +27,7 @@ class SavedLayer:
     name: str  # module name in the base model's `named_modules()`
     key_A: str  # name of `lora_A` in the file
     key_B: str  # name of `lora_B` in the file
+    key_alpha: str | None = None  # name of `lora_alpha` in the file, if it is a tensor there
     lora_A: Float[Tensor, "r *inputs"]  # shape as in the file
     lora_B: Float[Tensor, "out r *ones"]
     bias: Float[Tensor, " out"] | None = None  # of `lora_B`, times `scaling`; only with `lora_bias`
@@ -79,6 +80,11 @@ class SavedLayer:
         tensors = {self.key_A: self.lora_A, self.key_B: self.lora_B}
         if self.bias is not None:
             tensors[f"{self.key_B.removesuffix('weight')}bias"] = self.bias
+        if self.key_alpha is not None:  # in a wider dtype if it is not exact in the factors'
+            alpha = float(self.lora_alpha)
+            dtypes = (self.lora_A.dtype, torch.float32, torch.float64)
+            exact = (torch.tensor(alpha, dtype=dtype) for dtype in dtypes)
+            tensors[self.key_alpha] = next(tensor for tensor in exact if tensor.item() == alpha)
         return tensors
 
     def with_factors(

@@ -24,6 +24,7 @@ class TensorFile(Mapping[str, Tensor]):
         self._path = path
         self._open()
         self._keys = dict.fromkeys(self._file.keys() if keys is None else keys)
+        self.metadata: Mapping[str, str] = self._file.metadata() or {}
 
     def _open(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
@@ -47,7 +48,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def write_tensors(
-    path: Path, layout: Mapping[str, Tensor]
+    path: Path, layout: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Callable[[str, Tensor], None]]:
     """Write a safetensors file; the yielded function writes one tensor, and they come in any order.
 
@@ -56,8 +57,9 @@ def write_tensors(
     Args:
         path: The new file.
         layout: Tensors of the shapes and dtypes to be written, by name; device `meta` is enough.
+        metadata: Texts by name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in sorted(layout, key=lambda name: (-layout[name].dtype.itemsize, name)):
         start, end = end, end + layout[name].nbytes

@@ -70,10 +70,20 @@ class PathType(click.ParamType[Path]):
 FILE, FOLDER = PathType("file"), PathType("dir")
 COUNT = click.IntRange(min=1)
 ADAPTER = click.Argument(
-    ["adapter"], type=FOLDER, metavar="ADAPTER", help="Folder of a LoRA adapter."
+    ["adapter"],
+    type=FILE,
+    metavar="ADAPTER",
+    help="Folder of a PEFT LoRA adapter, or a .safetensors file of kohya or diffusers.",
 )
 NEW_FOLDER = click.Option(
     ["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."
+)
+NEW_ADAPTER = click.Option(
+    ["--output"],
+    type=FILE,
+    required=True,
+    metavar="PATH",
+    help="A new folder, or a new .safetensors file for kohya and diffusers.",
 )
 OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
 RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")

@@ -6,7 +6,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_FOLDER, Verb
+from dynlora.adapter_files.formats import DIFFUSERS, PEFT
+from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
@@ -18,11 +19,11 @@ def _run(given: Any, output: Output) -> None:
     _check_options(given)
     budget = None if given.budget is None else read_budget(given.budget)
 
-    from dynlora.adapter_files.adapter import check_free, read_adapter
+    from dynlora.adapter_files.adapter import check_free, read_any
     from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
 
-    check_free(given.output)
-    adapter = read_adapter(given.adapter)
+    check_free(given.output, DIFFUSERS if given.adapter.is_file() else PEFT)
+    adapter = read_any(given.adapter)
     parameters = None if budget is None else budget(adapter.parameters)
     if parameters is not None:  # before the texts are read, because it may be too small
         ranks = plan_budget(adapter, parameters)
@@ -127,7 +128,7 @@ COMMAND = Verb(
     _run,
     [
         ADAPTER,
-        NEW_FOLDER,
+        NEW_ADAPTER,
         click.Option(["--rank"], type=COUNT, metavar="R", help="Rank of all layers."),
         click.Option(
             ["--budget"],

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dynlora.adapter_files.adapter import PREFIX
+from dynlora.adapter_files.formats import PREFIX
 from dynlora.adapters.patterns import changes_base
 from dynlora.errors import ConfigError
 from dynlora.train.config import LoraSettings
