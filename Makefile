@@ -24,7 +24,7 @@ deepspeed: .venv/deepspeed.stamp
 
 # Files that readers of ours choke on, looked for by following coverage, this long for each reader.
 SECONDS ?= 60
-READERS := adapter/adapter_config.json adapter/adapter_model.safetensors run/ranks.jsonl \
+READERS := adapter/adapter_config.json adapter/adapter_model.safetensors kohya.safetensors run/ranks.jsonl \
 	run/metrics.jsonl run/run.json run/config.yaml job.yaml study.yaml
 fuzz: .venv/fuzz.stamp
 	for reader in $(READERS); do \

@@ -1,7 +1,6 @@
 """What is asked of the limited process: each function reads a file as the verbs do that take it."""
 
 import io
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -36,13 +35,16 @@ def run_verb(*arguments: str) -> list[str]:
 
 def use_adapter(folder: str) -> list[str]:
     """Show an adapter, rewrite it and cut it, and show what came of that."""
+    from dynlora.files.whole import remove
+
     refused = run_verb("inspect", folder) or run_verb("inspect", folder, "--json")
     refused = refused or run_verb("diff", folder, folder)
     if refused:
         return refused
-    output = str(Path(folder, "output"))
+    single = Path(folder).is_file()
+    output = f"{folder}.made.safetensors" if single else f"{folder}/output"
     for verb in (
-        ("export", folder, "--format", "native"),
+        ("export", folder, "--format", "kohya" if single else "native"),
         ("export", folder, "--format", "uniform"),
         ("export", folder, "--format", "svd-uniform", "--rank", "1"),
         ("combine", folder, folder, "--error", "0.5"),
@@ -52,7 +54,7 @@ def use_adapter(folder: str) -> list[str]:
         refused = run_verb(*verb, "--output", output, "--quiet")
         if not refused:
             assert run_verb("inspect", output, "--quiet") == []
-        shutil.rmtree(output, ignore_errors=True)
+        remove(Path(output))
         if refused:
             return refused
     return []

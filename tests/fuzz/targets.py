@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from hypothesis import strategies as st
 from peft.utils.warning import PeftWarning
+from safetensors.torch import save_file
 
 from tests.adapters import save_adapter
 from tests.fuzz import rows
@@ -59,6 +61,7 @@ _RUN, _OTHER = ("run", "other"), ("other", "run")
 TARGETS = {
     "adapter/adapter_config.json": Target("use_adapter", ("adapter",), _config),
     "adapter/adapter_model.safetensors": Target("use_adapter", ("adapter",), mutated_safetensors),
+    "kohya.safetensors": Target("use_adapter", ("kohya.safetensors",), mutated_safetensors),
     "other/adapter/adapter_model.safetensors": Target("use_run", _OTHER, mutated_safetensors),
     "run/ranks.jsonl": Target("use_run", _RUN, _lines),
     "run/metrics.jsonl": Target("use_run", _RUN, _lines),
@@ -81,6 +84,10 @@ def make_files(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PeftWarning)  # peft 0.21 takes a bias for a sharded factor
         save_adapter(folder / "adapter", "bias", **lora)
+    factors = {"lora_down.weight": torch.ones(2, 5), "lora_up.weight": torch.ones(3, 2)}
+    factors |= {"alpha": torch.tensor([1.5])}
+    kohya = {f"lora_unet_{n}.{end}": t.clone() for n in "ab" for end, t in factors.items()}
+    save_file(kohya, folder / "kohya.safetensors", {"ss_network_dim": "2"})
     write_run(folder / "run", events=make_events(block_names(1), [10, 40, 70]))
     write_run(folder / "other")  # its ranks are known from its adapter alone
     save_adapter(folder / "other" / "adapter", "patterns")

@@ -1,32 +1,42 @@
 """`dynlora export ADAPTER --format FORMAT --output DIR`: rewrite an adapter, or merge it."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.text import Text
 
-from dynlora.cli.arguments import ADAPTER, NEW_FOLDER, Verb
+from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
+from dynlora.cli.arguments import ADAPTER, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, readable_messages
 from dynlora.cli.resize import cut_table
 from dynlora.errors import ConfigError
 
 FORMATS = {
     "native": "a stock PEFT adapter with the ranks it has, one pattern a layer",
+    KOHYA: "one file as sd-scripts, ComfyUI and other tools of Stable Diffusion read it",
+    DIFFUSERS: "one file as `load_lora_weights` reads it",
     "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
     "svd-uniform": "one rank, every layer cut to --rank by SVD and then as uniform",
     "merged": "the base model with the adapter in its weights, and the tokenizer",
 }
-TAKES = {"rank": ("uniform", "svd-uniform"), "model": ("merged",)}
+CONVERTED = {"native": PEFT, KOHYA: KOHYA, DIFFUSERS: DIFFUSERS}
+TAKES = {
+    "rank": ("uniform", "svd-uniform"),
+    "model": ("merged", "native", DIFFUSERS),
+    "component": tuple(CONVERTED),
+}
 """Formats that accept an option, by option."""
 
 
 def _run(given: Any, output: Output) -> None:
     _check_options(given)
 
-    from dynlora.adapter_files.adapter import check_free, read_adapter
+    from dynlora.adapter_files.adapter import check_free, read_any
 
-    check_free(given.output)
-    adapter = read_adapter(given.adapter)
+    own = DIFFUSERS if given.adapter.is_file() else PEFT
+    check_free(given.output, (CONVERTED | {"merged": PEFT}).get(given.format, own))
+    adapter = read_any(given.adapter)
     show = _merge if given.format == "merged" else _rewrite
     show(adapter, given, output)
 
@@ -67,11 +77,13 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.adapter import write_adapter
+    from dynlora.adapter_files.convert import convert
     from dynlora.adapter_files.resize import svd_uniform, uniform
 
-    kept = dict.fromkeys((layer.name for layer in adapter.layers), 1.0)
-    if given.format == "native":
-        made = adapter.with_layers(adapter.layers)
+    kept: dict[str, float] = {}
+    if given.format in CONVERTED:
+        model = None if given.model is None else Path(given.model)
+        made = adapter = convert(adapter, CONVERTED[given.format], given.component, model)
     elif given.format == "uniform":
         made = uniform(adapter, given.rank)
     else:
@@ -88,7 +100,7 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
                 "rank_before": before.r,
                 "rank": after.r,
                 "parameters": after.parameters,
-                "energy_kept": kept[before.name],
+                "energy_kept": kept.get(before.name, 1.0),
             }
             for before, after in zip(adapter.layers, made.layers, strict=True)
         ],
@@ -109,7 +121,7 @@ COMMAND = Verb(
             required=True,
             help="; ".join(f"{name}: {purpose}" for name, purpose in FORMATS.items()),
         ),
-        NEW_FOLDER,
+        NEW_ADAPTER,
         click.Option(
             ["--rank"],
             type=int,
@@ -121,7 +133,13 @@ COMMAND = Verb(
             ["--model"],
             metavar="PATH",
             help="merged: folder, GGUF file or hub name of the base model, if the adapter does not "
-            "name an existing folder.",
+            "name an existing folder. native and diffusers, for a file of kohya: folder of the "
+            "base model as a pipeline of diffusers.",
+        ),
+        click.Option(
+            ["--component"],
+            type=click.Choice(list(KOHYA_PREFIXES)),
+            help="Component of a pipeline that a PEFT adapter, read or written, belongs to.",
         ),
     ],
 )
