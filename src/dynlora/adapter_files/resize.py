@@ -31,7 +31,8 @@ class ResizedLayer:
     rank_before: int
     rank_after: int
     parameters: int  # after the change
-    energy_kept: float  # kept share of the layer's energy, in [0, 1]
+    energy: float  # before the change; with data, relative to the mean square of the output
+    energy_kept: float  # kept share of the energy, in [0, 1]
     output_lost: float | None
     """Norm of the dropped part of the output, relative to the output's norm; None without data."""
 
@@ -69,42 +70,45 @@ def resize(
     Raises:
         AdapterError: If `output` exists, or a new weight is not finite.
     """
-    changes: list[ResizedLayer] = []
-    kept, total = list[float](), list[float]()
-    generator = torch.Generator().manual_seed(SEED)
-
-    def resized() -> Iterator[SavedLayer]:
-        for layer in adapter.layers:
-            part, rank = measure(layer, seen), ranks[layer.name]
-            # Avoid 0 / 0 for a layer whose output is zero.
-            power = (seen[layer.name].output_power if seen else 1.0) or 1.0
-            kept.append(math.fsum(part.energies[:rank]) / power)
-            total.append(part.energy / power)
-            made = part.cut(rank) if rank < layer.r else layer
-            made = made.grow(rank, generator) if made.r < rank else made
-            change = ResizedLayer(
-                name=layer.name,
-                rank_before=layer.r,
-                rank_after=rank,
-                parameters=made.parameters,
-                energy_kept=part.kept(rank),
-                output_lost=math.sqrt(max(0.0, total[-1] - kept[-1])) if seen else None,
-            )
-            changes.append(change)
-            yield made
-
     outlines = [
         layer if ranks[layer.name] == layer.r else layer.outline(ranks[layer.name])
         for layer in adapter.layers
     ]
     made = adapter.with_layers(outlines)
+    generator = torch.Generator().manual_seed(SEED)
+    changes: list[ResizedLayer] = []
+
+    def resized() -> Iterator[SavedLayer]:
+        for before, after in zip(adapter.layers, outlines, strict=True):
+            part = measure(before, seen)
+            changes.append(_change(part, after, seen))
+            cut = part.cut(after.r) if after.r < before.r else before
+            yield cut if cut.r == after.r else cut.grow(after.r, generator)
+
     write_adapter(made, output, resized())
+    total = math.fsum(change.energy for change in changes)
+    kept = math.fsum(change.energy * change.energy_kept for change in changes)
     return Resized(
         layers=tuple(changes),
         parameters_before=adapter.parameters,
         parameters=made.parameters,
-        energy_kept=math.fsum(kept) / math.fsum(total) if any(total) else 1.0,
+        energy_kept=kept / total if total else 1.0,
         weighted=seen is not None,
+    )
+
+
+def _change(part: Components, after: SavedLayer, seen: Views) -> ResizedLayer:
+    # Avoid 0 / 0 for a layer whose output is zero.
+    energy = part.energy / ((seen[after.name].output_power if seen else 1.0) or 1.0)
+    kept = part.kept(after.r)
+    return ResizedLayer(
+        name=after.name,
+        rank_before=part.layer.r,
+        rank_after=after.r,
+        parameters=after.parameters,
+        energy=energy,
+        energy_kept=kept,
+        output_lost=math.sqrt(max(0.0, energy * (1 - kept))) if seen else None,
     )
 
 
