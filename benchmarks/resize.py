@@ -28,8 +28,8 @@ from dynlora.adapter_files.activations import observe
 from dynlora.adapter_files.adapter import SavedAdapter, read_adapter
 from dynlora.adapter_files.layer import Components, SavedLayer, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
-from dynlora.config import METRICS
 from dynlora.runs.folder import RunFolder
+from dynlora.train.config import METRICS
 from dynlora.train.config_file import read_job
 from dynlora.train.finished_run import load_run
 from dynlora.train.task import load_data, make_trainer
