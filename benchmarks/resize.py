@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss, pad
 
-from dynlora.adapter_files.activations import observe
+from dynlora.adapter_files.activations import observe_texts
 from dynlora.adapter_files.adapter import SavedAdapter, read_adapter
 from dynlora.adapter_files.layer import Components, SavedLayer, Seen, find_components
 from dynlora.adjuster import LayerBounds, grant_ranks
@@ -75,7 +75,7 @@ def _cut_all_ways(root: Path, options: argparse.Namespace) -> list[dict[str, Any
         else list(islice(loader(data.train.shuffle(seed=0)), known, known + judged))
     )
     adapter = read_adapter(folder.adapter)
-    seen = observe(run.model, adapter, seen_batches)
+    seen = observe_texts(run.model, adapter, seen_batches)
     judge = Judge(run.model, adapter, batches)
     whole = {"run": root.name, "directions": "whole", "ranks": "whole", "budget": 1.0}
     rows = [{**whole, **judge.judge(adapter.layers, {}, {})}]
@@ -83,10 +83,6 @@ def _cut_all_ways(root: Path, options: argparse.Namespace) -> list[dict[str, Any
         "SVD": {layer.name: find_components(layer) for layer in adapter.layers},
         "outputs": {
             layer.name: find_components(layer, seen[layer.name].gram) for layer in adapter.layers
-        },
-        "predictions": {
-            layer.name: find_components(layer, seen[layer.name].gram, seen[layer.name].slopes)
-            for layer in adapter.layers
         },
     }
     for part in options.budgets:
@@ -109,7 +105,7 @@ class Judge:
 
     def __init__(self, model: Any, adapter: SavedAdapter, batches: list[Any]) -> None:
         self.model, self.adapter, self.batches = model, adapter, batches
-        self.seen = observe(model, adapter, batches)
+        self.seen = observe_texts(model, adapter, batches)
         self.find = model.base_model.model.get_submodule
         self.said = [self._predict(batch) for batch in batches]
 
@@ -207,25 +203,19 @@ def _energy(kind: str, divisor: Callable[[str, Mapping[str, Parts], Views], floa
 
 BY_WEIGHTS = _energy("SVD", lambda *_: 1.0)
 BY_PART = _energy("SVD", lambda name, kinds, _: kinds["SVD"][name].energy)
-BY_OUTPUT = _energy("outputs", lambda name, _, seen: seen[name].output_power)
-BY_OUTPUT_ENERGY = _energy("outputs", lambda *_: 1.0)
-BY_PREDICTIONS = _energy("predictions", lambda name, _, seen: 1 / seen[name].tokens)
 RULES: Mapping[tuple[str, str], Worth | None] = {
     ("SVD", "one rank"): None,
     ("SVD", "energy"): BY_WEIGHTS,
     ("SVD", "part of the layer's energy"): BY_PART,
-    ("SVD", "root of norm"): _energy(
-        "SVD", lambda name, kinds, _: kinds["SVD"][name].energy ** 0.5
-    ),
     ("outputs", "one rank"): None,
     ("outputs", "energy"): BY_WEIGHTS,
-    ("outputs", "output energy"): BY_OUTPUT_ENERGY,
-    ("outputs", "relative output energy"): BY_OUTPUT,
-    ("outputs", "predictions"): BY_PREDICTIONS,
-    ("predictions", "one rank"): None,
-    ("predictions", "energy"): BY_WEIGHTS,
-    ("predictions", "relative output energy"): BY_OUTPUT,
-    ("predictions", "predictions"): BY_PREDICTIONS,
+    ("outputs", "output energy"): _energy("outputs", lambda *_: 1.0),
+    ("outputs", "output energy by norm"): _energy(
+        "outputs", lambda name, _, seen: seen[name].output_power ** 0.5
+    ),
+    ("outputs", "relative output energy"): _energy(
+        "outputs", lambda name, _, seen: seen[name].output_power
+    ),
 }
 """By directions and ranks: the value per component; None for one rank everywhere."""
 

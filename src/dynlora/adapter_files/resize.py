@@ -1,7 +1,6 @@
 """Give a trained adapter's layers other ranks, without training, layer by layer.
 
-Data selects directions, not ranks: choosing ranks by outputs too changed predictions more
-(`benchmarks/resize.py`).
+`benchmarks/resize.py` compares rules for ranks and directions.
 """
 
 import math
@@ -98,8 +97,7 @@ def resize(
 
 
 def _change(part: Components, after: SavedLayer, seen: Views) -> ResizedLayer:
-    # Avoid 0 / 0 for a layer whose output is zero.
-    energy = part.energy / ((seen[after.name].output_power if seen else 1.0) or 1.0)
+    energy = part.energy / _power(after.name, seen)
     kept = part.kept(after.r)
     return ResizedLayer(
         name=after.name,
@@ -110,6 +108,11 @@ def _change(part: Components, after: SavedLayer, seen: Views) -> ResizedLayer:
         energy_kept=kept,
         output_lost=math.sqrt(max(0.0, energy * (1 - kept))) if seen else None,
     )
+
+
+def _power(name: str, seen: Views) -> float:
+    """Return the mean square of a layer's output; 1 without data, or if it is zero."""
+    return (seen[name].output_power if seen else 1.0) or 1.0
 
 
 def measure(layer: SavedLayer, seen: Views = None) -> Components:
@@ -151,24 +154,19 @@ def lowest_rank(energies: Sequence[float], left: float) -> int:
     return max(1, rank)
 
 
-def plan_budget(adapter: SavedAdapter, budget: int) -> dict[str, int]:
+def plan_budget(adapter: SavedAdapter, budget: int, seen: Views = None) -> dict[str, int]:
     """Return the ranks per layer that keep the most energy within a budget of LoRA parameters.
 
-    Each next rank goes to the component with the most energy (squared Frobenius norm) per
-    parameter. No other ranks of the same cost keep more, except for the last one that does not fit.
+    Each next rank goes to the component with the most energy per parameter: of the update (squared
+    Frobenius norm), or of the output on data, divided by the output's root mean square. No other
+    ranks of the same cost keep more, except for the last one that does not fit.
     With a budget above the adapter's parameters, all layers grow by about the same number of ranks.
 
     Raises `BudgetError` if the budget is not enough for one rank per layer.
     """
+    check_affordable(adapter, budget)
     costs = {layer.name: layer.cost for layer in adapter.layers}
     biases = adapter.parameters - sum(layer.cost * layer.r for layer in adapter.layers)
-    low = sum(costs.values()) + biases
-    if budget < low:
-        share = math.ceil(100 * low / adapter.parameters)
-        raise BudgetError(
-            f"`--budget` must be enough for one rank in each of {len(adapter.layers)} layers, "
-            f"{low} parameters ({share}%), but got {budget}. Use a budget of at least {low}."
-        )
     if budget > adapter.parameters:
         bounds = {
             layer.name: _bounds(layer, floor=layer.r, ceiling=max(layer.r, _width(layer)))
@@ -177,7 +175,8 @@ def plan_budget(adapter: SavedAdapter, budget: int) -> dict[str, int]:
         return grant_ranks(
             bounds, budget=budget - biases, worth=lambda name, rank: bounds[name].held - rank
         )
-    energies = {layer.name: measure(layer).energies for layer in adapter.layers}
+    energies = {layer.name: measure(layer, seen).energies for layer in adapter.layers}
+    norms = {name: math.sqrt(_power(name, seen)) for name in energies}
     bounds = {
         layer.name: _bounds(layer, floor=1, ceiling=max(1, len(energies[layer.name])))
         for layer in adapter.layers
@@ -185,8 +184,19 @@ def plan_budget(adapter: SavedAdapter, budget: int) -> dict[str, int]:
     return grant_ranks(
         bounds,
         budget=budget - biases,
-        worth=lambda name, rank: energies[name][rank - 1] / costs[name],
+        worth=lambda name, rank: energies[name][rank - 1] / norms[name] / costs[name],
     )
+
+
+def check_affordable(adapter: SavedAdapter, budget: int) -> None:
+    """Raise `BudgetError` if a budget is not enough for one rank per layer."""
+    low = sum(layer.parameters - layer.cost * (layer.r - 1) for layer in adapter.layers)
+    if budget < low:
+        share = math.ceil(100 * low / adapter.parameters)
+        raise BudgetError(
+            f"`--budget` must be enough for one rank in each of {len(adapter.layers)} layers, "
+            f"{low} parameters ({share}%), but got {budget}. Use a budget of at least {low}."
+        )
 
 
 def _bounds(layer: SavedLayer, *, floor: int, ceiling: int) -> LayerBounds:

@@ -20,17 +20,25 @@ def _run(given: Any, output: Output) -> None:
     budget = None if given.budget is None else read_budget(given.budget)
 
     from dynlora.adapter_files.adapter import check_free, read_any
-    from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
+    from dynlora.adapter_files.resize import (
+        check_affordable,
+        plan_budget,
+        plan_error,
+        plan_rank,
+        resize,
+    )
 
     check_free(given.output, DIFFUSERS if given.adapter.is_file() else PEFT)
     adapter = read_any(given.adapter)
     parameters = None if budget is None else budget(adapter.parameters)
     if parameters is not None:  # before the texts are read, because it may be too small
-        ranks = plan_budget(adapter, parameters)
+        check_affordable(adapter, parameters)
+    seen = None if given.data is None else _observe(adapter, given, output)
+    if parameters is not None:
+        ranks = plan_budget(adapter, parameters, seen)
     elif given.rank is not None:
         ranks = plan_rank(adapter, given.rank)
-    seen = None if given.data is None else _observe(adapter, given, output)
-    if given.error is not None:
+    else:
         ranks = plan_error(adapter, given.error, seen)
     made = resize(adapter, ranks, given.output, seen)
     values = {"output": str(given.output), "budget": parameters, **made.to_dict()}

@@ -165,6 +165,30 @@ def test_data_decides_on_directions(few, resized):
         assert cut.output_lost == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def test_no_ranks_of_the_same_cost_lose_less_of_the_outputs_on_data(few):
+    few = few(1, 2, 3, 4)
+    views = see(few)
+    seen = {name: Seen(gram=view.gram, output_power=100.0**-place, tokens=view.tokens)
+            for place, (name, (_, view)) in enumerate(views.items())}  # fmt: skip
+    budget = few.parameters // 2
+    ranks = plan_budget(few, budget, seen)
+    squares = {layer.name: torch.linalg.svdvals(views[layer.name][0] @ dense(layer).T).square()
+               for layer in few.layers}  # fmt: skip
+
+    def lost(chosen):
+        return sum(float(squares[name][rank:].sum()) / seen[name].output_power**0.5
+                   for name, rank in zip(squares, chosen, strict=True))  # fmt: skip
+
+    def cost(chosen):
+        return sum(r * layer.cost for r, layer in zip(chosen, few.layers, strict=True))
+
+    choices = itertools.product(range(1, 4), repeat=len(ranks))
+    most = cost(ranks.values())
+    assert most <= budget
+    least = min(lost(chosen) for chosen in choices if cost(chosen) <= most)
+    assert lost(ranks.values()) == pytest.approx(least, rel=1e-6)
+
+
 def test_directions_that_no_text_uses_are_kept_if_the_rank_allows(few, resized):
     few = few(1, 1, 1, 1)
     gram = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
