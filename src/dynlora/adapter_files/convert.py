@@ -133,9 +133,7 @@ def _base_names(model: Path) -> dict[str, set[Place]]:
                 raise AdapterError(f"{path} must be a whole safetensors file: {error}.") from error
             for key in keys:
                 module = key.rpartition(".")[0]
-                if (
-                    "text_projection.weight" not in keys
-                ):  # a `CLIPTextModel`, named by transformers 4
+                if "text_projection.weight" not in keys:  # `CLIPTextModel` of transformers 4
                     module = module.removeprefix("text_model.")
                 for components in ({component}, KOHYA_PREFIXES):
                     name = kohya_name(component, module, components)
