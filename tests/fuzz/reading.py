@@ -43,12 +43,15 @@ def use_adapter(folder: str) -> list[str]:
         return refused
     single = Path(folder).is_file()
     output = f"{folder}.made.safetensors" if single else f"{folder}/output"
+    combining = (
+        ("combine", folder, folder, "--error", "0.5"),
+        ("combine", folder, folder, "--method", "ties", "--rank", "1"),
+    )
     for verb in (
         ("export", folder, "--format", "kohya" if single else "native"),
         ("export", folder, "--format", "uniform"),
         ("export", folder, "--format", "svd-uniform", "--rank", "1"),
-        ("combine", folder, folder, "--error", "0.5"),
-        ("combine", folder, folder, "--method", "ties", "--rank", "1"),
+        *(() if single else combining),
         ("resize", folder, "--budget", "60%"),
     ):
         refused = run_verb(*verb, "--output", output, "--quiet")

@@ -6,15 +6,15 @@ from typing import Any
 import click
 from rich.text import Text
 
-from dynlora.cli.arguments import FOLDER, Verb
+from dynlora.cli.arguments import ADAPTER, FILE, Verb
 from dynlora.cli.output import Output, layer_table
 
 
 def _run(given: Any, output: Output) -> None:
-    from dynlora.adapter_files.adapter import read_adapter
+    from dynlora.adapter_files.adapter import read_any
     from dynlora.adapter_files.diff import diff
 
-    first, second = read_adapter(given.first), read_adapter(given.second)
+    first, second = read_any(given.first), read_any(given.second)
     layers, total = diff(first, second)
     values = {
         "base_models": [first.base_model, second.base_model],
@@ -55,7 +55,7 @@ COMMAND = Verb(
     "two LoRA adapters side by side: ranks, norms, agreement",
     _run,
     [
-        click.Argument(["first"], type=FOLDER, metavar="A", help="Folder of a LoRA adapter."),
-        click.Argument(["second"], type=FOLDER, metavar="B", help="Folder of another adapter."),
+        click.Argument(["first"], type=FILE, metavar="A", help=ADAPTER.help),
+        click.Argument(["second"], type=FILE, metavar="B", help="Another adapter."),
     ],
 )
