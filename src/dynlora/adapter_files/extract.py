@@ -6,7 +6,7 @@ Weights are read tensor by tensor. A randomized SVD reduces each change to its s
 
 import math
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
     modules = dict(shape.named_modules())
     inner = f"{shape.base_model_prefix}."  # files of a model without a head lack it
     task = _task_type(type(shape).__name__)
-    tied = _tied(shape)
+    tied = _tied(shape, after)
     layers: list[SavedLayer] = []
     energies: dict[str, float] = {}
     left_out: dict[str, float] = {}
@@ -101,7 +101,7 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
         norm, (name, _, kind) = float(change.norm()), key.rpartition(".")
         if norm and kind == "weight" and isinstance(modules.get(name), KINDS):
             left, right = (part.to(after[key].dtype) for part in _reduce(change, rank))
-            for place in (name, *tied.get(name, ())):
+            for place in filter(None, (name, tied.get(name))):
                 layers.append(_layer(place, modules[place], left, right))
                 energies[place] = norm**2
         elif norm:
@@ -148,13 +148,13 @@ def _outline(folder: Path) -> Any:
         raise AdapterError(f"the model in {folder} could not be read: {error}") from error
 
 
-def _tied(shape: Any) -> dict[str, tuple[str]]:
-    """Return the name of the output layer by the name of the embedding with the same weight."""
-    inputs, outputs = shape.get_input_embeddings(), shape.get_output_embeddings()
-    if outputs is None or not shape.config.tie_word_embeddings:
-        return {}
+def _tied(shape: Any, after: Collection[str]) -> dict[str, str]:
+    """Return the output layer's name by that of the embedding, if the files have one weight."""
     names = {module: name for name, module in shape.named_modules()}
-    return {names[inputs]: (names[outputs],)}
+    outputs = names.get(shape.get_output_embeddings())
+    if outputs is None or not shape.config.tie_word_embeddings or f"{outputs}.weight" in after:
+        return {}
+    return {names[shape.get_input_embeddings()]: outputs}
 
 
 def _change(before: Tensor, after: Tensor, key: str, tuned: Path) -> Tensor:
