@@ -70,6 +70,15 @@ def test_the_adapter_of_a_language_model_restores_the_tuned_model(tied, extracte
     torch.testing.assert_close(logits(loaded), logits(tuned), rtol=1e-4, atol=1e-4)
 
 
+def test_an_output_layer_is_extracted_once_if_the_files_have_its_weight(extracted, tmp_path):
+    base = save_language_model(tmp_path / "base")
+    tune(AutoModelForCausalLM.from_pretrained(base)).save_pretrained(tmp_path / "tuned")
+    path = tmp_path / "tuned" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    names = [layer["name"] for layer in extracted(base, tmp_path / "tuned")["layers"]]
+    assert names.count("lm_head") == 1
+
+
 def test_a_classifier_is_saved_whole_and_other_changes_are_reported(extracted, tmp_path):
     whole = save_model(tmp_path / "whole")
     AutoModel.from_pretrained(whole).save_pretrained(tmp_path / "base")  # without a classifier
