@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
+from diffusers import loaders
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -11,9 +13,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dynlora.cli.main import main
 from tests.adapters import randomised
-
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers", exc_type=ImportError)
-loaders = pytest.importorskip("diffusers.loaders", exc_type=ImportError)
 
 TARGETS = ["to_q", "to_out.0", "conv1", "proj_in", "time_emb_proj", "net.0.proj", "conv_shortcut"]
 
