@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import nll_loss, pad
 
 from dynlora.adapter_files.activations import observe_texts
-from dynlora.adapter_files.adapter import SavedAdapter, read_adapter
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.layer import Components, SavedLayer, Seen, find_components
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.runs.folder import RunFolder
 from dynlora.train.config import METRICS

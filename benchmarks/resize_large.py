@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 
-from dynlora.adapter_files.adapter import WEIGHTS, SavedAdapter, read_adapter, write_adapter
+from dynlora.adapter_files.adapter import SavedAdapter
+from dynlora.adapter_files.formats import WEIGHTS
 from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.adapter_files.resize import plan_budget, resize
+from dynlora.adapter_files.writer import write_adapter
 
 BLOCKS, RANK, HIDDEN, MIDDLE, KEYS, WORDS = 32, 64, 4096, 14336, 1024, 128256
 SHAPES = {

@@ -241,7 +241,7 @@ def test_sigterm_ends_a_verb_with_one_line_and_its_exit_code(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == "interrupted: before anything was written"
-    monkeypatch.setattr("dynlora.adapter_files.adapter.write_tensors", terminated)
+    monkeypatch.setattr("dynlora.adapter_files.writer.write_tensors", terminated)
     arguments = ["export", finished / "adapter", "--format", "native", "--output", tmp_path / "out"]
     assert main([str(argument) for argument in arguments]) == 143
     assert list(tmp_path.iterdir()) == [], "no half of a folder"

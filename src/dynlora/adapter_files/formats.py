@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 PEFT, KOHYA, DIFFUSERS = "peft", "kohya", "diffusers"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # in a folder of PEFT
 PREFIX = "base_model.model."  # of names in PEFT's files
 METADATA = "lora_adapter_metadata"
 """Key of the fields of `LoraConfig` in the metadata of diffusers' files."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from dynlora.adapter_files.adapter import SavedAdapter, new_folder
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base, untie
 from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.writer import new_folder
 
 
 def merge_adapter(

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from dynlora.adapter_files.adapter import SavedAdapter, write_adapter
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.layer import Components, SavedLayer, Seen, find_components
+from dynlora.adapter_files.writer import write_adapter
 from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import AdapterError, BudgetError
 

@@ -25,7 +25,8 @@ def _run(given: Any, output: Output) -> None:
     _check_options(given)
     weights = _read_weights(given)
 
-    from dynlora.adapter_files.adapter import check_free, read_adapter
+    from dynlora.adapter_files.reader import read_adapter
+    from dynlora.adapter_files.writer import check_free
 
     check_free(given.output)
     adapters = [read_adapter(folder) for folder in given.adapters]
@@ -106,8 +107,8 @@ def _add(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[
 
 def _mix(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[str, Any]:
     """Write the adapters combined by TIES or DARE; return the figures of the result."""
-    from dynlora.adapter_files.adapter import write_adapter
     from dynlora.adapter_files.combine import combine_sparse
+    from dynlora.adapter_files.writer import write_adapter
 
     density = given.density or DENSITY
     made, kept = combine_sparse(

@@ -11,8 +11,8 @@ from dynlora.cli.output import Output, layer_table
 
 
 def _run(given: Any, output: Output) -> None:
-    from dynlora.adapter_files.adapter import read_any
     from dynlora.adapter_files.diff import diff
+    from dynlora.adapter_files.reader import read_any
 
     first, second = read_any(given.first), read_any(given.second)
     layers, total = diff(first, second)

@@ -32,7 +32,8 @@ TAKES = {
 def _run(given: Any, output: Output) -> None:
     _check_options(given)
 
-    from dynlora.adapter_files.adapter import check_free, read_any
+    from dynlora.adapter_files.reader import read_any
+    from dynlora.adapter_files.writer import check_free
 
     own = DIFFUSERS if given.adapter.is_file() else PEFT
     check_free(given.output, (CONVERTED | {"merged": PEFT}).get(given.format, own))
@@ -76,9 +77,9 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
-    from dynlora.adapter_files.adapter import write_adapter
     from dynlora.adapter_files.convert import convert
     from dynlora.adapter_files.resize import svd_uniform, uniform
+    from dynlora.adapter_files.writer import write_adapter
 
     kept: dict[str, float] = {}
     if given.format in CONVERTED:

@@ -21,9 +21,9 @@ def _run(given: Any, output: Output) -> None:
         raise ConfigError(f"`--error` must be at least 0 and below 1, but got {given.error}.")
     budget = None if given.budget is None else read_budget(given.budget)
 
-    from dynlora.adapter_files.adapter import check_free
     from dynlora.adapter_files.extract import extract
     from dynlora.adapter_files.resize import plan_budget, resize
+    from dynlora.adapter_files.writer import check_free
 
     check_free(given.output)
     with readable_messages(output.progress):

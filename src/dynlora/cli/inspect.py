@@ -9,7 +9,7 @@ from dynlora.cli.output import Output, layer_table
 
 
 def _run(given: Any, output: Output) -> None:
-    from dynlora.adapter_files.adapter import read_any
+    from dynlora.adapter_files.reader import read_any
 
     values = _summary(read_any(given.adapter))
     output.show(_table(values), values)

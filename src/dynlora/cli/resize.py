@@ -19,7 +19,7 @@ def _run(given: Any, output: Output) -> None:
     _check_options(given)
     budget = None if given.budget is None else read_budget(given.budget)
 
-    from dynlora.adapter_files.adapter import check_free, read_any
+    from dynlora.adapter_files.reader import read_any
     from dynlora.adapter_files.resize import (
         check_affordable,
         plan_budget,
@@ -27,6 +27,7 @@ def _run(given: Any, output: Output) -> None:
         plan_rank,
         resize,
     )
+    from dynlora.adapter_files.writer import check_free
 
     check_free(given.output, DIFFUSERS if given.adapter.is_file() else PEFT)
     adapter = read_any(given.adapter)

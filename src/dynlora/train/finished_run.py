@@ -10,8 +10,8 @@ from typing import Any
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import attach, check_fits
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import check_finished

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dynlora.adapter_files.activations import batch_texts, observe_texts, read_texts
-from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import BaseSource
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError, DataError
 from tests.adapters import save_adapter, save_classifier_adapter
 from tests.jobs import write_rows

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynlora.adapter_files.adapter import new_folder, read_adapter, write_adapter
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.adapter_files.resize import svd_uniform, uniform
+from dynlora.adapter_files.writer import new_folder, write_adapter
 from dynlora.errors import AdapterError
 from tests.adapters import CASES, assert_close, load_adapter, outputs, save_adapter
 

@@ -23,10 +23,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
 from dynlora.adapter_files.base_models import load_weights, position_limit, within
 from dynlora.adapter_files.merge import merge_adapter
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError
 from tests.adapters import change_config, randomised
 from tests.gguf_files import save_bogus_gguf, save_gguf

@@ -9,9 +9,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import model as peft_model
 from peft.utils import merge_utils
 
-from dynlora.adapter_files.adapter import SavedAdapter, read_adapter, write_adapter
+from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.combine import SPARSE, combine, combine_sparse
 from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.reader import read_adapter
+from dynlora.adapter_files.writer import write_adapter
 from dynlora.errors import AdapterError
 from tests.adapters import CASES, load_adapter, randomised, save_adapter
 

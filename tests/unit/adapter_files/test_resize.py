@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.layer import SavedLayer, Seen, find_components
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
 from dynlora.errors import AdapterError, BudgetError
 from tests.adapters import assert_close, load_adapter, outputs, save_adapter

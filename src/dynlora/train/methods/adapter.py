@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from dynlora.adapter_files.adapter import read_adapter
 from dynlora.adapter_files.adapter_base import check_fits
 from dynlora.adapter_files.base_models import within
 from dynlora.adapter_files.formats import PREFIX
+from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError, ConfigError
 from dynlora.train.config import JobConfig
 from dynlora.train.methods.full_modules import hold_in_float32, linear_layers, reload_in_float32
