@@ -50,9 +50,9 @@ def use_adapter(folder: str) -> list[str]:
     for verb in (
         ("export", folder, "--format", "kohya" if single else "native"),
         ("export", folder, "--format", "uniform"),
-        ("export", folder, "--format", "svd-uniform", "--rank", "1"),
         *(() if single else combining),
         ("resize", folder, "--budget", "60%"),
+        ("resize", folder, "--rank", "1"),
     ):
         refused = run_verb(*verb, "--output", output, "--quiet")
         if not refused:

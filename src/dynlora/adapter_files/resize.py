@@ -219,20 +219,6 @@ def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
     if rank < highest.r:
         raise AdapterError(
             f"`--rank` must be at least the highest rank, which is {highest.r} in layer "
-            f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `--format "
-            "svd-uniform`."
+            f"{highest.name!r}, but got {rank}. Leave it out, or cut the layers with `resize`."
         )
     return adapter.with_layers([layer.at_rank(rank) for layer in adapter.layers])
-
-
-def svd_uniform(adapter: SavedAdapter, rank: int) -> tuple[SavedAdapter, dict[str, float]]:
-    """Cut every layer to its best update of rank `rank`, and rewrite the adapter like `uniform`.
-
-    Also return the kept share of energy by layer, in ``[0, 1]``.
-    """
-    cut, kept = [], {}
-    for layer in adapter.layers:
-        part = find_components(layer)
-        kept[layer.name] = part.kept(rank)
-        cut.append(part.cut(rank) if layer.r > rank else layer)
-    return uniform(adapter.with_layers(cut), rank), kept

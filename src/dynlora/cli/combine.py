@@ -9,7 +9,7 @@ import click
 
 from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, note
-from dynlora.cli.resize import cut_table, read_budget
+from dynlora.cli.resize import rank_table, read_budget
 from dynlora.errors import ConfigError
 
 METHODS = {
@@ -43,7 +43,7 @@ def _run(given: Any, output: Output) -> None:
         **make(adapters, weights, given),
     }
     title = f"{len(adapters)} adapters in one: {given.output}"
-    output.show(cut_table(title, values, rank="rank_after"), values)
+    output.show(rank_table(title, values), values)
 
 
 def _check_options(given: Any) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
 from dynlora.cli.arguments import ADAPTER, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, readable_messages
-from dynlora.cli.resize import cut_table
+from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
 
 FORMATS = {
@@ -17,12 +17,11 @@ FORMATS = {
     KOHYA: "one file as sd-scripts, ComfyUI and other tools of Stable Diffusion read it",
     DIFFUSERS: "one file as `load_lora_weights` reads it",
     "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
-    "svd-uniform": "one rank, every layer cut to --rank by SVD and then as uniform",
     "merged": "the base model with the adapter in its weights, and the tokenizer",
 }
 CONVERTED = {"native": PEFT, KOHYA: KOHYA, DIFFUSERS: DIFFUSERS}
 TAKES = {
-    "rank": ("uniform", "svd-uniform"),
+    "rank": ("uniform",),
     "model": ("merged", "native", DIFFUSERS),
     "component": tuple(CONVERTED),
 }
@@ -50,8 +49,6 @@ def _check_options(given: Any) -> None:
                 f"`--{option}` needs `--format {' or '.join(formats)}`, but got {value} with "
                 f"{given.format}. Leave it out."
             )
-    if given.format == "svd-uniform" and given.rank is None:
-        raise ConfigError("`--format svd-uniform` needs the rank to cut to. Add `--rank R`.")
     if given.rank is not None and given.rank < 1:
         raise ConfigError(f"`--rank` must be at least 1, but got {given.rank}.")
 
@@ -78,17 +75,14 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.convert import convert
-    from dynlora.adapter_files.resize import svd_uniform, uniform
+    from dynlora.adapter_files.resize import uniform
     from dynlora.adapter_files.writer import write_adapter
 
-    kept: dict[str, float] = {}
     if given.format in CONVERTED:
         model = None if given.model is None else Path(given.model)
         made = adapter = convert(adapter, CONVERTED[given.format], given.component, model)
-    elif given.format == "uniform":
-        made = uniform(adapter, given.rank)
     else:
-        made, kept = svd_uniform(adapter, given.rank)
+        made = uniform(adapter, given.rank)
     write_adapter(made, given.output)
     values = {
         "format": given.format,
@@ -99,15 +93,14 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
             {
                 "name": before.name,
                 "rank_before": before.r,
-                "rank": after.r,
+                "rank_after": after.r,
                 "parameters": after.parameters,
-                "energy_kept": kept.get(before.name, 1.0),
             }
             for before, after in zip(adapter.layers, made.layers, strict=True)
         ],
     }
     title = f"{given.format} adapter: {given.output}"
-    output.show(cut_table(title, values, rank="rank"), values)
+    output.show(rank_table(title, values), values)
 
 
 COMMAND = Verb(
@@ -127,8 +120,7 @@ COMMAND = Verb(
             ["--rank"],
             type=int,
             metavar="R",
-            help="Rank of all layers. svd-uniform needs it; uniform defaults to the highest rank "
-            "of a layer.",
+            help="uniform: rank of all layers (default: the highest rank of a layer).",
         ),
         click.Option(
             ["--model"],

@@ -44,7 +44,7 @@ def _run(given: Any, output: Output) -> None:
     made = resize(adapter, ranks, given.output, seen)
     values = {"output": str(given.output), "budget": parameters, **made.to_dict()}
     title = f"adapter of {made.parameters:,} parameters: {given.output}"
-    output.show(cut_table(title, values, rank="rank_after"), values)
+    output.show(rank_table(title, values), values)
 
 
 def _check_options(given: Any) -> None:
@@ -108,27 +108,29 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
         return observe_texts(attach(adapter, base), adapter, batches)
 
 
-def cut_table(title: str, values: Mapping[str, Any], *, rank: str) -> Table:
-    """Return a table of a rewritten adapter's layers; `rank` is the key of their new ranks."""
-    weighted = values.get("weighted", False)
+def rank_table(title: str, values: Mapping[str, Any]) -> Table:
+    """Return a table of the new ranks of an adapter's layers, and of what each keeps, if known."""
+    first = values["layers"][0]
     columns = {
         "layer": f"{len(values['layers'])} layers",
         "rank": "",
         "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
-        "energy kept": f"{values['energy_kept']:.1%}" if "energy_kept" in values else "",
     }
-    columns |= {"output lost": ""} if weighted else {}
-    rows = [
-        (
-            layer["name"],
-            f"{layer['rank_before']} -> {layer[rank]}",
-            f"{layer['parameters']:,}",
-            f"{layer['energy_kept']:.1%}",
-            *([f"{layer['output_lost']:.2%}"] if weighted else []),
-        )
-        for layer in values["layers"]
-    ]
-    return layer_table(title, columns, rows)
+    if "energy_kept" in first:
+        columns["energy kept"] = f"{values['energy_kept']:.1%}" if "energy_kept" in values else ""
+    if first.get("output_lost") is not None:
+        columns["output lost"] = ""
+    return layer_table(title, columns, (_row(layer)[: len(columns)] for layer in values["layers"]))
+
+
+def _row(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        layer["name"],
+        f"{layer['rank_before']} -> {layer['rank_after']}",
+        f"{layer['parameters']:,}",
+        f"{layer.get('energy_kept', 1):.1%}",
+        f"{layer.get('output_lost') or 0:.2%}",
+    )
 
 
 COMMAND = Verb(
