@@ -10,6 +10,7 @@ import yaml
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dynlora.engines.checks import keep_gradients
 from dynlora.importance.agreement import AgreementTest
@@ -112,6 +113,22 @@ def test_stock_libraries_load_what_is_saved_and_find_the_reported_loss(
     if method == "dynamic":
         assert len(set(run["final_ranks"].values())) > 1, "this test is about ranks that moved"
         assert len(run["final_ranks"]) == 14, "the head has no adapter"
+
+
+@pytest.mark.parametrize("quantization", ["null", "nf4"])
+def test_activation_checkpointing_repeats_forwards_and_changes_no_weight(
+    train, output, monkeypatch, quantization
+):
+    passed, once = [], LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: passed.append(1) or once(self, x))
+    found = {}
+    for value in ("false", "true"):
+        passed.clear()
+        options = ("--training.activation_checkpointing", value, "--overwrite", "true")
+        assert train("--model.quantization", quantization, "--method", "dynamic", *options) == 0
+        found[value] = len(passed), weights(output)
+    assert found["true"][0] > found["false"][0]
+    torch.testing.assert_close(found["true"][1], found["false"][1], rtol=0, atol=0)
 
 
 def test_the_adapter_of_a_quantized_model_learns_the_outputs_before_quantization(

@@ -258,6 +258,7 @@ def argument_values(config: TrainingConfig, best_metric: str, folder: Path) -> d
         "warmup_steps": config.warmup_ratio,
         "lr_scheduler_type": SCHEDULES[config.schedule],
         "max_grad_norm": config.max_grad_norm,
+        "activation_checkpointing": config.activation_checkpointing,
         "bf16": use_bf16(config.bf16),
         # Apple's GPU lacks float64, which rank changes need.
         "use_cpu": device is None or device.type == "mps",

@@ -207,6 +207,9 @@ class TrainingConfig:
     """Course of the learning rate after the warm-up."""
     max_grad_norm: AtLeastZero = 1.0
     """Norm to which gradients are clipped; 0 disables clipping."""
+    activation_checkpointing: Switch = False
+    """Compute activations a second time in the backward pass, which takes less memory and more
+    time."""
     bf16: Literal["auto"] | Switch = "auto"
     """Compute in bfloat16. `auto` does so where the GPU, or the CPU (AVX512-BF16, AMX), supports
     it."""

@@ -154,13 +154,9 @@ def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> Sf
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
     # For tokenized and truncated rows.
-    own = {
-        "max_length": None,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "gradient_checkpointing": False,
-    }
+    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     with warnings.catch_warnings():
-        # TRL enables checkpointing by default, under a name deprecated in transformers 5.24.
+        # TRL sets a name that is deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         args = SFTConfig(**own | values)
     return SftJobTrainer(args=args, processing_class=processor, **parts)
