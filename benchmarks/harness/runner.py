@@ -171,7 +171,9 @@ def place(run: Run, places: Mapping[str, Path]) -> JobConfig:
 
     return replace(
         config,
-        model=replace(config.model, path=filled(config.model.path)),
+        model=replace(
+            config.model, path=filled(config.model.path), teacher=filled(config.model.teacher)
+        ),
         data=replace(config.data, path=filled(config.data.path)),
         lora=replace(config.lora, start_from=filled(config.lora.start_from)),
     )
