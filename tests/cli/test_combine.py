@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from dynlora.cli.main import main
-from tests.adapters import change_config, save_classifier_adapter
+from tests.adapters import change_config, save_adapter, save_classifier_adapter
 from tests.jobs import missing, save_model
 
 HEAD = "base_model.model.classifier.weight"
@@ -98,12 +98,21 @@ def biased(folder, model):
     save_classifier_adapter(folder, model, lora_bias=True)
 
 
+def as_kohya(place, _):
+    save_adapter(place.parent / "peft", "patterns")
+    made = place.with_suffix(".safetensors")
+    options = ("--format", "kohya", "--component", "unet", "--output", str(made))
+    assert main(["export", str(place.parent / "peft"), *options]) == 0
+    made.rename(place)
+
+
 @pytest.mark.filterwarnings("ignore:.*lora_B.bias")  # PEFT takes it for a sharded weight
 @pytest.mark.parametrize(
     ("save", "told"),
     [
         (headless, "same shape of 'base_model.model.classifier.bias' | (2,) in {} | None in {}"),
         (other_widths, "same shapes in layer 'bert.encoder.layer.0 | 16 | 24"),
+        (as_kohya, "same format | peft in {} | kohya in {}"),
         (biased, "same value of `lora_bias` | None in {} | True in {}"),
     ],
 )

@@ -124,6 +124,26 @@ def test_a_cut_file_keeps_its_format_and_is_cut_as_its_folder(form, files, tmp_p
     assert torch.equal(outputs(load_adapter(made, "patterns")), expected)
 
 
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+@pytest.mark.parametrize("method", [(), ("--method", "ties", "--rank", 3)], ids=["sum", "ties"])
+def test_files_combine_as_their_folders(form, method, tmp_path, said):
+    given = {"made": [], "made.safetensors": []}
+    for number, kind in enumerate(("patterns", "rslora")):
+        torch.manual_seed(number)
+        folder = tmp_path / str(number)
+        save_adapter(folder, kind)
+        options = ("--component", "transformer")
+        given["made"].append(folder)
+        file = export(folder, tmp_path / f"{number}.safetensors", form, *options)
+        given["made.safetensors"].append(file)
+    for name, places in given.items():
+        said("combine", *places, *method, "--weights", "0.7,0.3", "--output", tmp_path / name)
+    base = save_base(tmp_path / "base", "patterns")
+    made = export(tmp_path / "made.safetensors", tmp_path / "native", "native", "--model", base)
+    expected = outputs(load_adapter(tmp_path / "made", "patterns"))
+    assert torch.equal(outputs(load_adapter(made, "patterns")), expected)
+
+
 def test_the_figures_of_a_file_are_those_of_its_folder(files, tmp_path, said):
     path = files("kohya")
     uniform = export(path, tmp_path / "uniform.safetensors", "uniform", "--rank", 9)

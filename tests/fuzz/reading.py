@@ -50,7 +50,7 @@ def use_adapter(folder: str) -> list[str]:
     for verb in (
         ("export", folder, "--format", "kohya" if single else "native"),
         ("export", folder, "--format", "uniform"),
-        *(() if single else combining),
+        *combining,
         ("resize", folder, "--budget", "60%"),
         ("resize", folder, "--rank", "1"),
     ):

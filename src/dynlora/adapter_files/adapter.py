@@ -1,6 +1,6 @@
 """A LoRA adapter's layers and configuration, in any file format."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import multimode
@@ -81,19 +81,36 @@ def configure(
     }
 
 
-def match_layers(adapters: Sequence[SavedAdapter]) -> dict[str, list[SavedLayer | None]]:
-    """Return each layer of any adapter, by name: one entry per adapter, None if it lacks the layer.
+class MatchedLayers(Mapping[str, list[SavedLayer | None]]):
+    """Layers of several adapters by name: one per adapter, None if it lacks the layer.
 
-    Raises `AdapterError` if the shapes of a layer differ.
+    They are read at each access.
     """
-    held = [{layer.name: layer for layer in adapter.layers} for adapter in adapters]
-    found = {}
-    for name in sorted(set().union(*held), key=natural_key):
-        found[name] = [layers.get(name) for layers in held]
-        shapes, folders = [], []
-        for layer, adapter in zip(found[name], adapters, strict=True):
-            if layer is not None:
-                shapes.append((tuple(layer.lora_A[0].shape), tuple(layer.lora_B[:, 0].shape)))
-                folders.append(adapter.folder)
-        check_equal(f"shapes in layer {name!r}", shapes, folders)
-    return found
+
+    def __init__(self, adapters: Sequence[SavedAdapter]) -> None:
+        """Match the layers; raise `AdapterError` if the shapes of a layer differ."""
+        self._adapters = adapters
+        self._places = [
+            {layer.name: place for place, layer in enumerate(adapter.layers)}
+            for adapter in adapters
+        ]
+        self._names = sorted(set().union(*self._places), key=natural_key)
+        for name, layers in self.items():
+            found = [
+                ((tuple(layer.lora_A[0].shape), tuple(layer.lora_B[:, 0].shape)), adapter.folder)
+                for layer, adapter in zip(layers, adapters, strict=True)
+                if layer is not None
+            ]
+            check_equal(f"shapes in layer {name!r}", *map(list, zip(*found, strict=True)))
+
+    def __getitem__(self, name: str) -> list[SavedLayer | None]:
+        return [
+            adapter.layers[places[name]] if name in places else None
+            for adapter, places in zip(self._adapters, self._places, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dynlora.adapter_files.adapter import SavedAdapter, match_layers
+from dynlora.adapter_files.adapter import MatchedLayers, SavedAdapter, StoredLayers
 from dynlora.adapter_files.checks import check_equal, check_finite
+from dynlora.adapter_files.formats import PEFT
 from dynlora.adapter_files.layer import SavedLayer, find_components
 from dynlora.errors import AdapterError
 
@@ -27,16 +29,17 @@ def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float]) -> Saved
 
     The sum is exact: factors are concatenated, so ranks add up. A layer that an adapter lacks
     counts as zero. Other tensors, such as a classifier's, are averaged with the same weights,
-    divided by their sum. `[1 / n] * n` averages n adapters.
+    divided by their sum. `[1 / n] * n` averages n adapters. Layers are made at each access.
 
     Raises:
         AdapterError: If shapes or settings differ, only some adapters have a tensor that is not of
             a LoRA layer, the weights add up to 0 and there is such a tensor, or a weighted factor
             is not finite.
     """
-    versions = match_layers(adapters)
+    versions = MatchedLayers(adapters)
     outline = _outline(adapters, weights, list(versions))
-    return outline.with_layers([_concatenate(each, weights) for each in versions.values()])
+    read = partial(_sum_of, versions, weights)
+    return outline.with_layers(StoredLayers(read, list(versions)))
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def combine_sparse(
     from peft.utils import merge_utils  # takes seconds
 
     mix = getattr(merge_utils, SPARSE[method])
-    versions = match_layers(adapters)
+    versions = MatchedLayers(adapters)
     outline = _outline(adapters, weights, list(versions))
     layers, kept = [], {}
     with torch.random.fork_rng(devices=[]):
@@ -109,11 +112,11 @@ def _approximate(layer: SavedLayer, update: Tensor, rank: int) -> SavedLayer:
     )
 
 
-def _concatenate(versions: Sequence[SavedLayer | None], weights: Sequence[float]) -> SavedLayer:
+def _sum_of(versions: MatchedLayers, weights: Sequence[float], name: str) -> SavedLayer:
     """Return the weighted sum of a layer's updates as one layer with a scaling of 1."""
     parts = [
         replace(layer, lora_alpha=weight * layer.lora_alpha).at_rank(layer.r)
-        for layer, weight in zip(versions, weights, strict=True)
+        for layer, weight in zip(versions[name], weights, strict=True)
         if layer is not None
     ]
     kinds = {part.lora_A.dtype for part in parts}
@@ -135,11 +138,12 @@ def _outline(
 ) -> SavedAdapter:
     """Return the combined adapter of the named layers, still with the layers of the first one."""
     first, folders = adapters[0], [adapter.folder for adapter in adapters]
+    check_equal("format", [adapter.form for adapter in adapters], folders)
     for key in EQUAL:
         values = [adapter.config.get(key) or None for adapter in adapters]
         check_equal(f"value of `{key}`", values, folders)
     config = dict(first.config)
-    if len(names) > len(first.layers):
+    if first.form == PEFT and len(names) > len(first.layers):
         narrower = ("exclude_modules", "layers_to_transform", "layers_pattern")
         config |= {"target_modules": list(names), **dict.fromkeys(narrower)}
     return replace(first, config=config, others=_average_others(adapters, weights))

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
+from dynlora.adapter_files.formats import DIFFUSERS, PEFT
+from dynlora.cli.arguments import COUNT, FILE, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, note
 from dynlora.cli.resize import rank_table, read_budget
 from dynlora.errors import ConfigError
@@ -25,11 +26,11 @@ def _run(given: Any, output: Output) -> None:
     _check_options(given)
     weights = _read_weights(given)
 
-    from dynlora.adapter_files.reader import read_adapter
+    from dynlora.adapter_files.reader import read_any
     from dynlora.adapter_files.writer import check_free
 
-    check_free(given.output)
-    adapters = [read_adapter(folder) for folder in given.adapters]
+    check_free(given.output, DIFFUSERS if given.adapters[0].is_file() else PEFT)
+    adapters = [read_any(place) for place in given.adapters]
     bases = [adapter.base_model for adapter in adapters]
     if len(set(bases)) > 1:
         names = ", ".join(base or "none" for base in dict.fromkeys(bases))
@@ -139,12 +140,13 @@ COMMAND = Verb(
     [
         click.Argument(
             ["adapters"],
-            type=FOLDER,
+            type=FILE,
             metavar="ADAPTER...",
             nargs=-1,
-            help="Folders of two or more LoRA adapters of one base model.",
+            help="Two or more LoRA adapters of one base model, all in one format: folders of PEFT, "
+            "or .safetensors files of kohya or of diffusers.",
         ),
-        NEW_FOLDER,
+        NEW_ADAPTER,
         click.Option(
             ["--method"],
             type=click.Choice(list(METHODS)),
