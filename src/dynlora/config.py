@@ -28,7 +28,7 @@ METRICS: Mapping[str, str] = {
 """Importance metrics by name: the import path of each class."""
 
 EXTENSIONS: Mapping[str, str] = {
-    "input_adaptive": "dynlora.input_adaptive.ranks:InputAdaptiveExtension",
+    "input_adaptive": "dynlora.input_adaptive.ranks:InputAdaptiveRanks",
 }
 """Settings that switch an extension on: the import path of each class."""
 

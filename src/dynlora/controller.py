@@ -150,9 +150,9 @@ class DynamicLora:
             compiled=compiled,
             timed=self._timed,
         )
-        self._host = Host(model=model, layers=self._layers, timed=self._timed)
-        self._extensions = Extensions(config, extensions, metric)
-        self._extensions.attach(self._host)
+        host = Host(model=model, layers=self._layers, timed=self._timed)
+        self._extensions = Extensions(config, extensions, metric, host)
+        self._extensions.attach()
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
@@ -173,8 +173,7 @@ class DynamicLora:
     @property
     def input_adaptive(self) -> Any:
         """`InputAdaptiveRanks`, which select components per example; None unless configured."""
-        found: Any = self._extensions.by_name.get("input_adaptive")
-        return None if found is None else found.ranks
+        return self._extensions.by_name.get("input_adaptive")
 
     @property
     def parameters(self) -> int:
@@ -385,7 +384,7 @@ class DynamicLora:
             unreached=state["unreached"],
         )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
-        self._extensions.attach(self._host)
+        self._extensions.attach()
         self._extensions.load_state_dict(saved_extensions(state))
         self._adapters.open()
         self._frozen = self._observed = False

@@ -43,7 +43,7 @@ def test_held_out_pairs_of_mrpc_use_at_least_three_ranks_alone_as_in_a_batch(sha
     adaptive = InputAdaptiveRanks(model)
     adaptive.observing = True
     model.train()(**encoded("train", 64))
-    adaptive.update()
+    adaptive.after_event(lambda: None)
     model.eval()
     batch = encoded("validation", 32)
     fractions = adaptive.fractions(**batch)

@@ -65,7 +65,7 @@ def adaptive_on(model, vocabulary):
     adaptive.observing = True
     model.train()
     model(**padded(random_examples(64, vocabulary=vocabulary, seed=1), 12, "right"))
-    adaptive.update()
+    adaptive.after_event(lambda: None)
     adaptive.observing = False
     model.eval()
     return adaptive

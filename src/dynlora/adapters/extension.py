@@ -69,15 +69,12 @@ class Extensions:
     """All extensions of one controller, called together."""
 
     def __init__(
-        self, config: DynamicLoraConfig, given: Sequence[Extension], metric: object
+        self, config: DynamicLoraConfig, given: Sequence[Extension], metric: object, host: Host
     ) -> None:
         """Collect extensions, and the metric if it is one, whose state the assessor saves."""
         self._attached = ExitStack()
-        self.by_name: dict[str, Extension] = {
-            setting: load(path)()
-            for setting, path in EXTENSIONS.items()
-            if getattr(config, setting)
-        }
+        self._host = host
+        self.by_name: dict[str, Extension] = {}
         """Extensions with state, by setting or import path."""
         for extension in given:
             path = path_of(extension)  # the key of its state
@@ -86,16 +83,19 @@ class Extensions:
                     f"`extensions` must be of different classes, but got two of {path}: merge them."
                 )
             self.by_name[path] = extension
+        on = [setting for setting in EXTENSIONS if getattr(config, setting)]
+        own = {setting: load(EXTENSIONS[setting]).of_controller(host) for setting in on}
+        self.by_name = own | self.by_name
         self._all = list(self.by_name.values())
         if isinstance(metric, Extension):
             self._all.append(metric)
 
-    def attach(self, host: Host) -> None:
+    def attach(self) -> None:
         """Attach all, or none if one refuses; attached ones are closed first."""
         self.close()
         with ExitStack() as undo:
             for extension in self._all:
-                extension.attach(host)
+                extension.attach(self._host)
                 undo.callback(extension.close)
             self._attached = undo.pop_all()
 

@@ -120,20 +120,50 @@ class InputAdaptiveRanks:
         quarter = quarter_of(reading.complexity, self.thresholds)
         return torch.tensor(FRACTIONS, device=quarter.device)[quarter]
 
-    def begin_step(self, step: int) -> None:
+    @classmethod
+    def of_controller(cls, host: Host) -> "InputAdaptiveRanks":
+        """Return the masks of a controller's adapter, for `DynamicLoraConfig.input_adaptive`."""
+        return cls(host.model, adapter_name=host.layers[0].adapter, timed=host.timed)
+
+    @staticmethod
+    def remove(layers: Sequence[LoraView]) -> bool:
+        """Remove the masks of earlier runs from these layers; return whether there were any.
+
+        A notebook cell that runs twice loads them twice; a copied model has them without an owner.
+        """
+        hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
+        owners = [
+            getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)
+        ]
+        found = [owner for owner in owners if isinstance(owner, InputAdaptiveRanks)]
+        for owner in found:
+            owner.close()
+        return bool(found)
+
+    def attach(self, host: Host) -> None:
+        """Install the hooks, and sample complexities from now on."""
+        self.open()
+        self.observing = True
+
+    def begin_step(self, step: int, *, sampled: bool = True) -> None:
         """Set the step for sampling keys, and restart the count of training forwards."""
         self._step = step
         self._forwards = 0
 
-    def update(self) -> None:
-        """Compute the thresholds from the sample."""
+    def after_event(self, order: Callable[[], None]) -> None:
+        """Order the components, and compute the thresholds from the sample."""
+        order()
         self.thresholds = self.sample.thresholds()
+
+    def freeze(self) -> None:
+        """Keep the thresholds from now on."""
+        self.observing = False
 
     def open(self) -> None:
         """Install the hooks, unless installed."""
         if self._handles:
             return
-        close_input_adaptive(self._layers)
+        self.remove(self._layers)
         model = self._reader.model
         for module in {id(module): module for module in (model, model.base_model)}.values():
             self._handles += [
@@ -209,67 +239,3 @@ class InputAdaptiveRanks:
             )
         self._replayed = True
         return self._training_mask
-
-
-def close_input_adaptive(layers: Sequence[LoraView]) -> bool:
-    """Close input-adaptive ranks on these layers; return whether there were any.
-
-    A notebook cell that runs twice loads them twice; a copied model has them without an owner.
-    """
-    hooks = [hook for layer in layers for hook in layer.factor_A.holder._forward_hooks.values()]
-    owners = [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
-    found = [owner for owner in owners if isinstance(owner, InputAdaptiveRanks)]
-    for owner in found:
-        owner.close()
-    return bool(found)
-
-
-class InputAdaptiveExtension:
-    """The extension of `DynamicLoraConfig.input_adaptive`; samples until ranks are frozen."""
-
-    def __init__(self) -> None:
-        self._ranks: InputAdaptiveRanks | None = None
-
-    @property
-    def ranks(self) -> InputAdaptiveRanks:
-        """The masks; from `attach` on."""
-        assert self._ranks is not None
-        return self._ranks
-
-    @staticmethod
-    def remove(layers: Sequence[LoraView]) -> bool:
-        """Remove the masks of earlier runs from these layers; return whether there were any."""
-        return close_input_adaptive(layers)
-
-    def attach(self, host: Host) -> None:
-        """Install the masks, and sample complexities from now on."""
-        if self._ranks is None:
-            adapter = host.layers[0].adapter
-            self._ranks = InputAdaptiveRanks(host.model, adapter_name=adapter, timed=host.timed)
-        self._ranks.open()
-        self._ranks.observing = True
-
-    def begin_step(self, step: int, *, sampled: bool) -> None:
-        """Set the step for sampling keys."""
-        self.ranks.begin_step(step)
-
-    def after_event(self, order: Callable[[], None]) -> None:
-        """Order the components, and compute the thresholds from the sample."""
-        order()
-        self.ranks.update()
-
-    def freeze(self) -> None:
-        """Keep the thresholds from now on."""
-        self.ranks.observing = False
-
-    def close(self) -> None:
-        """Remove the masks, so that every example uses every component."""
-        self.ranks.close()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the sample and the thresholds."""
-        return self.ranks.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the output of `state_dict`."""
-        self.ranks.load_state_dict(state)

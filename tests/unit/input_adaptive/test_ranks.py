@@ -37,7 +37,7 @@ def taught(model, **batch):
     adaptive.observing = True
     model.train()
     model(**batch)
-    adaptive.update()
+    adaptive.after_event(lambda: None)
     adaptive.observing = False
     model.eval()
     return adaptive
