@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynlora import schedule
 from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
 from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
@@ -30,14 +31,6 @@ from dynlora.features import InputFeatureAnalyzer, input_limits
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
-from dynlora.schedule import (
-    SCORED_EVENTS,
-    event_steps,
-    is_observed,
-    is_sampled,
-    late_event_steps,
-    search_steps,
-)
 from dynlora.types import (
     Assessment,
     BasisChange,
@@ -127,9 +120,9 @@ class DynamicLora:
         check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
         _check_input_adaptive(config, processes=process_count(), compiled=compiled)
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
-        self._events = event_steps(config)
-        self._late_events = late_event_steps(config)
-        self._searches = search_steps(config)
+        self._events = schedule.event_steps(config)
+        self._late_events = schedule.late_event_steps(config)
+        self._searches = schedule.search_steps(config)
         if self._searches and validate is None:
             raise ConfigError('`budget_end="auto"` needs `validate`, got None.')
         self._search = BudgetSearch(
@@ -217,7 +210,9 @@ class DynamicLora:
             self._search.start_loss = self._search.loss()
         if self._step + 1 in self._stops:
             self._adapters.step_watch.begin()
-        unneeded = self.config.on_nonfinite == "skip" and not is_observed(self._stops, self._step)
+        unneeded = self.config.on_nonfinite == "skip" and not schedule.is_observed(
+            self._stops, self._step
+        )
         if unneeded or self._events_are_over():
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
@@ -425,13 +420,13 @@ class DynamicLora:
         if self._step < self._events[-1]:
             return False
         scored = sum(map(is_scored, self.history))
-        if scored >= min(SCORED_EVENTS, self.config.events):
+        if scored >= min(schedule.SCORED_EVENTS, self.config.events):
             return True
         return self._step >= (self._events + self._late_events)[-1]
 
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        sampled = not self._frozen and is_sampled(self._stops, self._step)
+        sampled = not self._frozen and schedule.is_sampled(self._stops, self._step)
         if sampled:
             self._forwards.open(self._step)
         else:

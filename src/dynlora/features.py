@@ -14,13 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynlora.distributed import (
-    gather_from_processes,
-    max_over_processes,
-    process_count,
-    process_rank,
-    sum_over_processes,
-)
+from dynlora import distributed
 from dynlora.small_matrices import batched, smaller_gram
 from dynlora.types import SAMPLE_SIZE, UNUSED_KEY, FeatureStats, Tokens
 
@@ -144,7 +138,7 @@ class InputFeatureAnalyzer:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`; the first process gets all joined samples."""
-        if process_rank() > 0:
+        if distributed.process_rank() > 0:
             self._stale, self._samples = set(), {}
             return
         names = [key.removesuffix("/keys") for key in state if key.endswith("/keys")]
@@ -257,7 +251,7 @@ def _joined(
     the kept tokens, and those shared with the layer before only once. A stale sample is used if no
     process has a newer one.
     """
-    if process_count() == 1:
+    if distributed.process_count() == 1:
         return samples, stale
     device = next((sample.keys.device for sample in samples.values()), device)
     own = [samples.get(name) for name in names]
@@ -287,9 +281,9 @@ def _join_keys(
             if sample is not None:
                 row[: len(sample.keys)] = sample.keys
             rows.append(row)
-    everyone = gather_from_processes(torch.stack(rows)).transpose(0, 1).flatten(1)
+    everyone = distributed.gather_from_processes(torch.stack(rows)).transpose(0, 1).flatten(1)
     kept, origin = torch.topk(everyone, SAMPLE_SIZE, dim=1, largest=False)
-    mine = (origin // SAMPLE_SIZE == process_rank()) & (kept != UNUSED_KEY)
+    mine = (origin // SAMPLE_SIZE == distributed.process_rank()) & (kept != UNUSED_KEY)
     slot = torch.where(mine, origin % SAMPLE_SIZE, 0)
     places = [row - 1 for row in accumulate(new_keys)]
     joined_keys, joined_mine, joined_slot = (
@@ -306,7 +300,7 @@ def _join_power(
     for place, sample in enumerate(own):
         if sample is not None:
             power[place, mine[place]] = sample.output_power[slot[place][mine[place]]]
-    return sum_over_processes(power)
+    return distributed.sum_over_processes(power)
 
 
 def _join_tokens(
@@ -325,7 +319,7 @@ def _join_tokens(
         tokens = torch.zeros(shape, dtype=_DTYPES[dtype], device=chosen.device)
         if sample is not None:
             tokens[chosen] = sample.tokens.to(tokens.dtype)[index[chosen]]
-        found.append(sum_over_processes(tokens))
+        found.append(distributed.sum_over_processes(tokens))
     return found
 
 
@@ -346,7 +340,7 @@ def _agree(
             same = same_keys and sample.tokens is before.tokens
         table.append([fresh[place], *_format_of(sample), not same_keys, not same])
     known = torch.tensor(table, dtype=torch.int64, device=device).T
-    rows: list[list[int]] = max_over_processes(known.contiguous()).tolist()
+    rows: list[list[int]] = distributed.max_over_processes(known.contiguous()).tolist()
     return rows
 
 

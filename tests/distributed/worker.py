@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dynlora import DynamicLora, DynamicLoraConfig
-from dynlora.adapters import lora_adapters
+from dynlora.adapters import resize
 from dynlora.errors import EngineError
 from dynlora.integrations.checkpoint import load_state, save_state
 from tests.distributed.scenarios import (
@@ -279,7 +279,7 @@ def train_unlike(out: Path) -> None:
 
     Each has a floor under its shares of its own, and the second would grow other directions.
     """
-    place, made = distributed.get_rank(), lora_adapters.new_rows
+    place, made = distributed.get_rank(), resize.new_rows
     model = model_in_float64()
     optimizer = optimizer_of(model)
     config = DynamicLoraConfig(
@@ -288,7 +288,7 @@ def train_unlike(out: Path) -> None:
     called = DistributedDataParallel(model)
     dynamic = DynamicLora(called, optimizer, config)
     others = patch.object(
-        lora_adapters, "new_rows", lambda *a, **k: [rows + 1e-3 * place for rows in made(*a, **k)]
+        resize, "new_rows", lambda *a, **k: [rows + 1e-3 * place for rows in made(*a, **k)]
     )
     with others:
         train(called, optimizer, dynamic, STEPS, batches=batches(0, STEPS, part=place))

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dynlora.adapters import resize
 from dynlora.adapters.layers import (
     LoraView,
     are_finite,
@@ -30,16 +31,6 @@ from dynlora.adapters.owners import OwnHook
 from dynlora.adapters.patterns import changes_base
 from dynlora.adapters.peft_config import own_config, untrained_modules, write_patterns
 from dynlora.adapters.reducer import ReducerHook
-from dynlora.adapters.resize import (
-    apply_change,
-    grow_change,
-    new_rows,
-    reorder_change,
-    scale_change,
-    set_B,
-    set_rank,
-    shrink_changes,
-)
 from dynlora.adapters.strengths import (
     component_powers,
     dropped_norm,
@@ -243,13 +234,13 @@ class LoraAdapters:
             for layers in in_blocks(shrinking):
                 tokens = [tokens_of(found) for found in enough_seen(layers, features)]
                 kept = [ranks[layer.name] for layer in layers]
-                changes = shrink_changes(layers, measure_strengths(layers, tokens), kept)
+                changes = resize.shrink_changes(layers, measure_strengths(layers, tokens), kept)
                 for layer, change in zip(layers, changes, strict=True):
-                    set_B(layer, layer.lora_B.detach().double() @ change.to_B @ change.to_A)
+                    resize.set_B(layer, layer.lora_B.detach().double() @ change.to_B @ change.to_A)
             yield
         finally:
             for layer, B in zip(shrinking, before, strict=True):
-                set_B(layer, B)
+                resize.set_B(layer, B)
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int
@@ -288,7 +279,7 @@ class LoraAdapters:
         kept = [ranks[layer.name] for layer in layers]
         dropped = [dropped_norm(found, rank) for found, rank in zip(strengths, kept, strict=True)]
         norms = list(map(output_norm, layers, stats))
-        self._change(shrink_changes(layers, strengths, kept))
+        self._change(resize.shrink_changes(layers, strengths, kept))
         values = torch.stack(dropped).tolist()
         parts = zip(layers, values, norms, strict=True)
         return {layer.name: value / norm for layer, value, norm in parts}
@@ -300,13 +291,13 @@ class LoraAdapters:
         features: Mapping[str, FeatureStats],
         generator: torch.Generator,
     ) -> None:
-        rows = new_rows(
+        rows = resize.new_rows(
             layers,
             [ranks[layer.name] - layer.r for layer in layers],
             [tokens_of(features.get(layer.name)) for layer in layers],
             generator=generator,
         )
-        self._change([grow_change(layer, ranks[layer.name]) for layer in layers], rows)
+        self._change([resize.grow_change(layer, ranks[layer.name]) for layer in layers], rows)
         # Layers shrink first, so that only growth can raise the peak.
         self.peak_parameters = max(self.peak_parameters, self.parameters)
 
@@ -316,7 +307,7 @@ class LoraAdapters:
             for layers in in_blocks(self.layers.values()):
                 tokens = [tokens_of(found) for found in enough_seen(layers, features)]
                 strengths = measure_strengths(layers, tokens)
-                self._change(list(map(reorder_change, layers, strengths)))
+                self._change(list(map(resize.reorder_change, layers, strengths)))
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
         """Set scalings to `unit_scaling` times the weight, and rescale `lora_B` to keep outputs.
@@ -331,8 +322,8 @@ class LoraAdapters:
                 target = unit if weight == 1 else rounded
                 if target != layer.scaling:
                     # `follow` is not called, because metrics read gradients without the weight.
-                    apply_change(
-                        layer, self._optimizer, scale_change(layer, target / layer.scaling)
+                    resize.apply_change(
+                        layer, self._optimizer, resize.scale_change(layer, target / layer.scaling)
                     )
                     layer.set_fields(r=layer.r, scaling=target)
                     layer.set_unit_scaling(unit)
@@ -351,7 +342,7 @@ class LoraAdapters:
         share_from_first([*maps, *rows])
         growth: Sequence[Tensor | None] = rows or [None] * len(changes)
         for change, grown in zip(changes, growth, strict=True):
-            apply_change(self.layers[change.name], self._optimizer, change, grown)
+            resize.apply_change(self.layers[change.name], self._optimizer, change, grown)
             self._tell(change)
 
     def _tell(self, change: BasisChange) -> None:
@@ -386,7 +377,7 @@ class LoraAdapters:
         with unpartitioned(self._optimizer):
             for name, shape in shapes.items():
                 layer = self.layers[name]
-                set_rank(layer, int(shape["r"]))
+                resize.set_rank(layer, int(shape["r"]))
                 layer.set_fields(r=int(shape["r"]), scaling=shape["scaling"])
                 layer.set_unit_scaling(shape["unit"])
                 self._drop_unfit_state([layer])

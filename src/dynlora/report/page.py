@@ -12,20 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynlora.errors import RunFileError
 from dynlora.files import whole
+from dynlora.report import wording
 from dynlora.report.curves import Chart, charts, draw_chart
 from dynlora.report.layers import arrange, short_names
 from dynlora.report.rank_map import rank_map, scale_of
 from dynlora.report.svg import DARK, LIGHT, RankScale, to_svg
-from dynlora.report.wording import (
-    bytes_text,
-    change_text,
-    count_text,
-    listing,
-    metric_text,
-    seconds_text,
-    share_text,
-    verdict,
-)
 from dynlora.runs.reader import RunFiles
 from dynlora.types import moved, stillness
 
@@ -44,13 +35,13 @@ PAGES = Environment(
 PAGES.globals |= {
     "light": LIGHT,
     "dark": DARK,
-    "verdict": verdict,
-    "change": change_text,
-    "share": share_text,
+    "verdict": wording.verdict,
+    "change": wording.change_text,
+    "share": wording.share_text,
 }
 PAGES.filters |= {
-    "metric": metric_text,
-    "count": count_text,
+    "metric": wording.metric_text,
+    "count": wording.count_text,
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 
@@ -107,7 +98,7 @@ def write_page(path: Path, html: str) -> None:
 
 
 def _facts(run: RunFiles) -> dict[str, str]:
-    counts = [f"{count_text(count)} {split}" for split, count in run.rows.items()]
+    counts = [f"{wording.count_text(count)} {split}" for split, count in run.rows.items()]
     rows = f" ({', '.join(counts)} rows)" if counts else ""
     return {
         "task": str(run.facts.get("task", "unknown")).replace("_", " "),
@@ -115,7 +106,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
         "model": _source(run.config.get("model")),
         "data": f"{_source(run.config.get('data'))}{rows}",
         "seed": "unknown" if run.seed is None else str(run.seed),
-        "steps": count_text(run.steps),
+        "steps": wording.count_text(run.steps),
         "written": run.written.replace("T", " ").replace("+00:00", " UTC"),
     }
 
@@ -133,11 +124,11 @@ def _costs(run: RunFiles) -> Iterator[tuple[str, str, str]]:
     for name, value in run.seconds.items():
         dynamic = name == "dynamic_part"
         if not dynamic or run.initial_ranks:
-            share = share_text(value, run.seconds.get("training_steps")) if dynamic else ""
-            yield name.replace("_", " "), seconds_text(value), share
+            share = wording.share_text(value, run.seconds.get("training_steps")) if dynamic else ""
+            yield name.replace("_", " "), wording.seconds_text(value), share
     for name, size in run.memory.items():
         if size is not None:
-            yield name.removesuffix("_bytes").replace("_", " "), bytes_text(size), ""
+            yield name.removesuffix("_bytes").replace("_", " "), wording.bytes_text(size), ""
 
 
 def _rank_map(run: RunFiles, scale: RankScale) -> dict[str, object]:
@@ -183,7 +174,7 @@ def _evaluations(drawn: Sequence[Chart]) -> dict[int, list[str]]:
     values = [dict(chart.lines.get("validation", ())) for chart in drawn]
     steps = sorted({step for points in values for step in points})
     return {
-        step: [metric_text(points[step]) if step in points else "–" for points in values]
+        step: [wording.metric_text(points[step]) if step in points else "–" for points in values]
         for step in steps
     }
 
@@ -202,5 +193,5 @@ def _events(run: RunFiles) -> Iterator[dict[str, object]]:
             "up": sum(move > 0 for move in moves.values()),
             "down": sum(move < 0 for move in moves.values()),
             "movers": [(name, *ranks[name]) for name in largest],
-            "waiting": listing(waits, MOVERS),
+            "waiting": wording.listing(waits, MOVERS),
         }

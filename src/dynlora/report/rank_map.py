@@ -9,19 +9,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from dynlora.report import svg
 from dynlora.report.layers import block_of, short_names
-from dynlora.report.svg import (
-    LIGHT,
-    MONO,
-    Drawing,
-    RankScale,
-    blank,
-    drawable,
-    drawing_style,
-    mark_events,
-    rank_scale,
-    write_png,
-)
 from dynlora.report.wording import shorten
 from dynlora.types import Event, moved
 
@@ -41,10 +30,10 @@ Spells = Sequence[tuple[int, int]]  # (step, rank) pairs: each rank with its fir
 
 def scale_of(
     events: Sequence[Event], initial: Mapping[str, int], final: Mapping[str, int]
-) -> RankScale:
+) -> svg.RankScale:
     """Return the colour scale that covers the initial, all later and the final ranks."""
     later = [(x.rank_after, initial[name]) for e in events for name, x in e.layers.items()]
-    return rank_scale([*later, *((final[name], start) for name, start in initial.items())])
+    return svg.rank_scale([*later, *((final[name], start) for name, start in initial.items())])
 
 
 def rank_map(
@@ -52,15 +41,15 @@ def rank_map(
     initial: Mapping[str, int],
     *,
     steps: int,
-    scale: RankScale,
+    scale: svg.RankScale,
     heading: str = "",
-) -> Drawing:
+) -> svg.Drawing:
     """Draw each layer's rank over the steps of a run, as numbers and colours.
 
     There must be at least one layer, but there may be no events. `steps` is for the whole run.
     """
     names = {
-        name: shorten(drawable(short), LONGEST_NAME)
+        name: shorten(svg.drawable(short), LONGEST_NAME)
         for name, short in short_names(list(initial)).items()
     }
     spells = {name: _spells(name, events, initial[name]) for name in initial}
@@ -71,19 +60,19 @@ def rank_map(
     above = ABOVE + (HEADING if heading else 0)
     at = [event.step for event in events]
     end = max([1, steps, *(step + LEAST_SPELL * steps for step in at)])
-    with drawing_style():
+    with svg.drawing_style():
         box = (left, above, left + PLOT, above + height)
-        figure, axes = blank(left + PLOT + ENDS, above + height + BELOW, box)
+        figure, axes = svg.blank(left + PLOT + ENDS, above + height + BELOW, box)
         axes.set(xlim=(0, end), ylim=(height, 0), yticks=[])
         _draw_time(axes, 1 + EVENT_NUMBERS / height)
         for number, name in enumerate(initial):
             _draw_colours(axes, f"row-{number}", tops[name], row, spells[name], scale)
             if number % math.ceil(LABEL / row) == 0:
                 _draw_texts(axes, tops[name] + 0.7 * row, names[name], spells[name])
-        mark_events(axes, at, -4)
+        svg.mark_events(axes, at, -4)
         if heading:
             axes.text(0, -ABOVE - 8, heading, fontsize=12, linespacing=1.5)
-    return Drawing(
+    return svg.Drawing(
         figure,
         "Rank of each layer over the optimizer steps",
         f"{len(initial)} rows, one per layer, from the model's input to its output. The rows "
@@ -108,7 +97,7 @@ def write_rank_map(
         f"Rank of each LoRA layer by optimizer step; budget {budget:,} parameters\n"
         f"{told}; orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank"
     )
-    write_png(rank_map(events, initial, steps=steps, scale=scale, heading=heading), path)
+    svg.write_png(rank_map(events, initial, steps=steps, scale=scale, heading=heading), path)
 
 
 def _tops(names: Sequence[str], row: float) -> dict[str, float]:
@@ -144,8 +133,8 @@ def _draw_time(axes: Axes, top: float) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.patch.set_visible(False)
-        axis.tick_params(length=0, labelcolor=LIGHT["soft"], labelsize=11)
-        axis.spines[:].set_color(LIGHT["soft"])
+        axis.tick_params(length=0, labelcolor=svg.LIGHT["soft"], labelsize=11)
+        axis.spines[:].set_color(svg.LIGHT["soft"])
     axes.spines["bottom"].set_visible(True)
 
 
@@ -157,16 +146,16 @@ def _until(spells: Spells, end: float) -> Iterator[tuple[int, int, float]]:
 
 
 def _draw_colours(
-    axes: Axes, gid: str, top: float, row: float, spells: Spells, scale: RankScale
+    axes: Axes, gid: str, top: float, row: float, spells: Spells, scale: svg.RankScale
 ) -> None:
     """Draw a layer's ranks as coloured rectangles on a neutral row."""
     start, end = spells[0][1], axes.get_xlim()[1]
-    colours = [(0.0, end, to_rgba(LIGHT["ground"]))]
+    colours = [(0.0, end, to_rgba(svg.LIGHT["ground"]))]
     for begin, rank, until in _until(spells, end):
         strength = scale.strength(rank, start)
         if strength:
             side = "up" if strength > 0 else "down"
-            colours.append((begin, until, to_rgba(LIGHT[side], abs(strength))))
+            colours.append((begin, until, to_rgba(svg.LIGHT[side], abs(strength))))
     bottom = top + row - min(1.0, 0.1 * row)
     shapes = [[(b, top), (e, top), (e, bottom), (b, bottom)] for b, e, _ in colours]
     faces = [colour for *_, colour in colours]
@@ -179,12 +168,12 @@ def _draw_texts(axes: Axes, base: float, name: str, spells: Spells) -> None:
     """Write a layer's name, its ranks where there is room, and its first and last rank."""
     end = axes.get_xlim()[1]
     pixel = end / PLOT
-    axes.text(-8 * pixel, base, name, ha="right", fontsize=11, family=MONO)
+    axes.text(-8 * pixel, base, name, ha="right", fontsize=11, family=svg.MONO)
     for begin, rank, until in _until(spells, end):
         if until - begin >= pixel * (DIGIT * len(str(rank)) + 7):
             axes.text(begin + 5 * pixel, base, str(rank), fontsize=11)
     first, last = spells[0][1], spells[-1][1]
     if first == last:
-        axes.text(end + 10 * pixel, base, str(last), fontsize=11, color=LIGHT["soft"])
+        axes.text(end + 10 * pixel, base, str(last), fontsize=11, color=svg.LIGHT["soft"])
     else:
         axes.text(end + 10 * pixel, base, f"{first} → {last}", fontsize=11)

@@ -11,14 +11,8 @@ from rich.text import Text
 
 from dynlora.errors import RunFileError
 from dynlora.files.plain_values import flatten
+from dynlora.report import wording
 from dynlora.report.layers import short_names
-from dynlora.report.wording import (
-    bytes_text,
-    change_text,
-    count_text,
-    metric_text,
-    seconds_text,
-)
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.reader import RunFiles, read_run
 from dynlora.runs.record import UNFINISHED
@@ -99,7 +93,8 @@ def _warnings(runs: Sequence[RunFiles], settings: Mapping[str, Sequence[Any]]) -
             yield f"other {section}: {key} is {_versus(values)}"
     facts: dict[str, list[Any]] = {
         "rows": [
-            ", ".join(f"{count_text(n)} {split}" for split, n in run.rows.items()) for run in runs
+            ", ".join(f"{wording.count_text(n)} {split}" for split, n in run.rows.items())
+            for run in runs
         ],
         "number of steps": [run.steps for run in runs],
         "seeds": [run.seed for run in runs],
@@ -145,7 +140,7 @@ def comparison_table(found: RunComparison) -> RenderableType:
     facts = [
         ("method", [run.method for run in runs]),
         ("seed", [_shown(run.seed) for run in runs]),
-        ("steps", [count_text(run.steps) for run in runs]),
+        ("steps", [wording.count_text(run.steps) for run in runs]),
     ]
     sections = (facts, [*_metrics(runs)], [*_parameters(runs)], [*_costs(runs)])
     parts: list[RenderableType] = [*_table("dynlora compare", runs, sections)]
@@ -189,28 +184,28 @@ def _metrics(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
         yield f"{name} before", [_metric(run.before, name) for run in runs]
         after = [_metric(run.after, name) for run in runs]
         for place, run in enumerate(runs[1:], start=1):
-            change = change_text(runs[0].after.get(name), run.after.get(name))
+            change = wording.change_text(runs[0].after.get(name), run.after.get(name))
             after[place] += f" ({change})" if change else ""
         yield f"{name} after", after
 
 
 def _metric(values: Mapping[str, float | None], name: str) -> str:
-    return metric_text(values[name]) if name in values else "–"
+    return wording.metric_text(values[name]) if name in values else "–"
 
 
 def _parameters(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
-    yield "budget", [count_text(run.budget) for run in runs]
+    yield "budget", [wording.count_text(run.budget) for run in runs]
     for key, name in (("end", "parameters"), ("peak", "at their peak")):
-        yield name, [count_text(run.parameters.get(key)) for run in runs]
+        yield name, [wording.count_text(run.parameters.get(key)) for run in runs]
 
 
 def _costs(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
     for key in dict.fromkeys(key for run in runs for key in run.seconds):
-        yield key.replace("_", " "), [seconds_text(run.seconds.get(key)) for run in runs]
+        yield key.replace("_", " "), [wording.seconds_text(run.seconds.get(key)) for run in runs]
     for key in runs[0].memory:
         sizes = [run.memory.get(key) for run in runs]
         if any(size is not None for size in sizes):
             yield (
                 key.removesuffix("_bytes").replace("_", " "),
-                [bytes_text(size) for size in sizes],
+                [wording.bytes_text(size) for size in sizes],
             )

@@ -23,20 +23,13 @@ from dynlora.report.results import Outlook, RunResult
 from dynlora.runs.checkpoints import SEAL, complete_checkpoints, finish_command, way_on
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
+from dynlora.train import processes
 from dynlora.train.build import Job, build_job
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.config_file import write_config
 from dynlora.train.facts import first_facts, last_facts, outlook, report_of
 from dynlora.train.machine import check_one_device, keep_freed_memory, peak_memory
 from dynlora.train.methods.starts import write_difference
-from dynlora.train.processes import (
-    explaining_loss,
-    failed_before,
-    in_group,
-    is_first,
-    join_group,
-    sharding_engine,
-)
 from dynlora.train.sharded import check_sharding, whole_weights
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
@@ -61,7 +54,7 @@ def run_job(config: JobConfig, console: Console) -> RunResult | None:
     for line in (*(f"skipped: {reason}" for reason in skipped), *outlook(job).lines()):
         console.print(line, highlight=False, soft_wrap=True)
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
-    if not is_first():
+    if not processes.is_first():
         _train(job)
         _trained_weights(job)
         _metrics_after(job)
@@ -104,8 +97,8 @@ def train_briefly(config: JobConfig) -> dict[str, int | None]:
 
 def _begin(config: JobConfig, console: Console) -> Job:
     """Set up the process and build the job, in all processes before one of them goes on."""
-    if in_group():
-        join_group()
+    if processes.in_group():
+        processes.join_group()
         check_sharding(config)
     else:
         check_one_device()
@@ -138,10 +131,10 @@ def open_folder(job: Job, metrics_before: dict[str, float]) -> RunRecord:
 def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
     """Write the status of a run that does not finish; explain how to continue a stopped one."""
     try:
-        with explaining_loss(partial(_way_on, job)):
+        with processes.explaining_loss(partial(_way_on, job)):
             yield
     except BaseException as error:
-        cause = failed_before(error)
+        cause = processes.failed_before(error)
         if cause is None and isinstance(error, KeyboardInterrupt):
             with suppress(OSError):  # a full disk must not hide the message
                 record.update(status="interrupted", steps=job.trainer.state.global_step)
@@ -165,11 +158,11 @@ def _train(job: Job) -> None:
     if process_count() > 1:
         # Accelerate would not wrap a model that it has prepared for an evaluation.
         job.trainer.model._is_accelerate_prepared = False
-    if sharding_engine() is not None:  # the model is sharded only then
+    if processes.sharding_engine() is not None:  # the model is sharded only then
         job.trainer.args.eval_on_start = config.eval_on_start and past is None
     with tracking(
         job.trainer,
-        config.report_to if is_first() else (),
+        config.report_to if processes.is_first() else (),
         job.folder.tracking,
         steps_done=0 if past is None else past.step,
         ranks=job.prepared.dynamic is not None,
@@ -210,13 +203,13 @@ def _explaining_files(job: Job) -> Iterator[None]:
 
 
 def _way_on(job: Job) -> str:
-    return way_on(job.folder.root, job.config.method, process_count(), sharding_engine())
+    return way_on(job.folder.root, job.config.method, process_count(), processes.sharding_engine())
 
 
 def _how_to_continue(job: Job) -> str:
     """Return the progress of an interrupted run, and the command to continue it."""
     folder, state, method = job.folder, job.trainer.state, job.config.method
-    command = finish_command(folder.root, method, process_count(), sharding_engine())
+    command = finish_command(folder.root, method, process_count(), processes.sharding_engine())
     done = f"after {state.global_step} of {state.max_steps} steps"
     saved = complete_checkpoints(folder.checkpoints)
     if not saved:
@@ -240,7 +233,7 @@ def _quiet_about_saving(config: JobConfig) -> Iterator[None]:
 
 def _trained_weights(job: Job) -> dict[str, Tensor] | None:
     """Return a sharded model's weights to save; None if the model has them."""
-    return None if sharding_engine() is None else whole_weights(job.prepared.model)
+    return None if processes.sharding_engine() is None else whole_weights(job.prepared.model)
 
 
 def _save_model(job: Job, weights: dict[str, Tensor] | None) -> None:
@@ -269,7 +262,7 @@ def _metrics_before(job: Job) -> dict[str, float]:
     A model that is sharded only in training has none yet.
     """
     past = {} if job.past is None else job.past.run
-    return past.get("metrics_before") or ({} if sharding_engine() else _evaluate(job))
+    return past.get("metrics_before") or ({} if processes.sharding_engine() else _evaluate(job))
 
 
 def _metrics_at_start(job: Job) -> dict[str, float]:

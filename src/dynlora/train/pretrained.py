@@ -17,15 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dynlora.adapter_files.base_models import (
-    LENGTH_KEYS,
-    NO_CODE,
-    UNLOADABLE,
-    load_weights,
-    position_limit,
-    refuse_drawn,
-    within,
-)
+from dynlora.adapter_files import base_models
 from dynlora.engines.checks import keep_gradients
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
@@ -42,11 +34,11 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
             source.place, **source.options
         )
         model = AutoConfig.from_pretrained(source.place, **source.options).to_dict()
-    except UNLOADABLE as error:
+    except base_models.UNLOADABLE as error:
         raise not_loaded("tokenizer", source, error) from error
     _check_vocabulary(tokenizer, model.get("vocab_size"), source.label)
     # Models without absolute positions lack these keys; tokenizers without a limit report 1e30.
-    limits = [tokenizer.model_max_length, *(model.get(key) for key in LENGTH_KEYS)]
+    limits = [tokenizer.model_max_length, *(model.get(key) for key in base_models.LENGTH_KEYS)]
     limit = min(limit for limit in limits if limit is not None)
     if max_length > limit:
         raise _too_long(limit, source.label, max_length)
@@ -63,7 +55,7 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
 
 def check_length(model: Any, config: DataConfig) -> None:
     """Check that the model has `data.max_length` positions; its configuration may claim more."""
-    limit = position_limit(model)
+    limit = base_models.position_limit(model)
     if limit is not None and config.max_length > limit:
         raise _too_long(limit, f"a {type(model).__name__}", config.max_length)
 
@@ -107,14 +99,16 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
             model, drawn = _load(auto_class, source, options, ())
             new = _new_poolers(model, drawn) if head else []
             may_be = [*outer_modules(model), *new] if head else unread_poolers(model)
-            refuse_drawn(model, [name for name in drawn if not within(name, may_be)])
+            base_models.refuse_drawn(
+                model, [name for name in drawn if not base_models.within(name, may_be)]
+            )
             if source.quantization is not None:
                 if new:
                     model, _ = _load(auto_class, source, options, new)
                 model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
                 # Otherwise the evaluation before training would repack weights for inference only.
                 keep_gradients(model)
-    except UNLOADABLE as error:
+    except base_models.UNLOADABLE as error:
         raise not_loaded("model", source, error) from error
     if new:
         note_new(model, new)
@@ -137,7 +131,7 @@ def _load(
     `whole` are not quantized.
     """
     if source.quantization is None:
-        return load_weights(auto_class, source.place, **source.options, **options)
+        return base_models.load_weights(auto_class, source.place, **source.options, **options)
     if source.quantization == "int8":
         precision: dict[str, Any] = {"load_in_8bit": True}
     else:
@@ -155,15 +149,17 @@ def _load(
 
     if source.gguf_file is not None:  # dequantized, because it has its own quantization
         with TemporaryDirectory() as folder:
-            restored, drawn = load_weights(auto_class, source.place, **source.options, **options)
+            restored, drawn = base_models.load_weights(
+                auto_class, source.place, **source.options, **options
+            )
             restored.save_pretrained(folder)
-            model, _ = load_weights(auto_class, folder, **options | bits(restored))
+            model, _ = base_models.load_weights(auto_class, folder, **options | bits(restored))
     else:
         with torch.device("meta"):  # only the module names are needed
             config = AutoConfig.from_pretrained(source.place, **source.options)
-            shape = auto_class.from_config(config, **NO_CODE)
+            shape = auto_class.from_config(config, **base_models.NO_CODE)
         how = source.options | options | bits(shape)
-        model, drawn = load_weights(auto_class, source.place, **how)
+        model, drawn = base_models.load_weights(auto_class, source.place, **how)
     return model, drawn
 
 

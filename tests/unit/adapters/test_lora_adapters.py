@@ -367,7 +367,7 @@ def test_ranks_are_told_though_memory_ran_out_while_a_layer_grew(monkeypatch):
     def exhausted(*_, **__):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(lora_adapters, "new_rows", exhausted)
+    monkeypatch.setattr(lora_adapters.resize, "new_rows", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         apply(adapters, {"0": 1, "2": 6})
     assert ranks_of(adapters) == {"0": 1, "1": 4, "2": 4}
