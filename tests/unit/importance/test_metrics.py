@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 
-from dynlora.importance.activation_ratio import ActivationRatioMetric
 from dynlora.importance.agreement import GradientDirections
 from dynlora.importance.consecutive import ConsecutiveGradients
-from dynlora.importance.controls import RandomMetric
 from dynlora.importance.fisher import FisherMetric
 from dynlora.importance.gradient_norm import DECAY, GradientNormMetric
-from dynlora.importance.magnitude import MagnitudeMetric
+from dynlora.importance.mean_gradient import signal as signal_metric
+from dynlora.importance.mean_gradient import spectral
+from dynlora.importance.random import RandomMetric
 from dynlora.importance.sensitivity import SensitivityMetric
-from dynlora.importance.signal import SignalMetric
-from dynlora.importance.spectral import SpectralMetric
+from dynlora.importance.weights import activation_ratio, magnitude
 from dynlora.types import BasisChange, FeatureStats
 from tests.lora_layers import (
     layers_of,
@@ -60,11 +59,11 @@ def test_magnitude_is_the_norm_of_the_added_weight_over_the_root_of_the_cost():
         inputs = torch.eye(layer.in_features, dtype=torch.float64)
         added = layer.module(inputs) - layer.module.get_base_layer()(inputs)
         expected[layer.name] = pytest.approx(float(added.norm()) / math.sqrt(layer.cost))
-    assert MagnitudeMetric().scores(layers, {}) == expected
+    assert magnitude().scores(layers, {}) == expected
     layer = layers[0]  # of factors that cancel out
     layer.lora_A[1], layer.lora_B[:, 1] = layer.lora_A[0], -layer.lora_B[:, 0]
     layer.lora_A[2:], layer.lora_B[:, 2:] = 0, 0
-    assert score(MagnitudeMetric(), layer) == pytest.approx(0, abs=1e-6)
+    assert score(magnitude(), layer) == pytest.approx(0, abs=1e-6)
 
 
 @torch.no_grad()
@@ -77,11 +76,11 @@ def test_activation_ratio_is_the_part_of_the_output_that_the_adapter_adds():
     }
     whole = seen.module(tokens.double())
     added = whole - seen.module.get_base_layer()(tokens.double())
-    scores = ActivationRatioMetric().scores([seen, unseen, silent], features)
+    scores = activation_ratio().scores([seen, unseen, silent], features)
     assert scores == {seen.name: pytest.approx(float(added.norm() / whole.norm()), rel=1e-5)}
     seen.lora_B.zero_()
     features = {seen.name: stats_of(seen, tokens)}
-    assert ActivationRatioMetric().scores([seen], features) == {seen.name: 0.0}
+    assert activation_ratio().scores([seen], features) == {seen.name: 0.0}
 
 
 # Of gradients.
@@ -104,7 +103,7 @@ def test_gradient_norm_is_the_root_of_the_weighted_mean_power_over_the_cost():
 
 def test_signal_is_the_norm_of_the_mean_gradient_in_which_noise_cancels():
     noisy, steady = layers_of(lora_chain(8, 8, 8))
-    signal, norm = SignalMetric(), GradientNormMetric()
+    signal, norm = signal_metric(), GradientNormMetric()
     gradient = torch.randn(8, 4)
     for step in range(100):
         set_gradient_B(noisy, gradient * (-1) ** step)
@@ -123,7 +122,7 @@ def with_singular_values(*values):
 
 
 def test_spectral_is_the_mean_singular_value_of_the_mean_gradient_in_any_basis():
-    layer, metric = one_layer(12, 8), SpectralMetric()
+    layer, metric = one_layer(12, 8), spectral()
     set_gradient_B(layer, with_singular_values(4.0, 3.0, 1.0, 0.0))
     metric.observe([layer])
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
@@ -185,10 +184,10 @@ def test_random_scores_follow_the_seed_are_new_at_each_event_and_use_no_global_s
     [
         FisherMetric,
         GradientNormMetric,
-        MagnitudeMetric,
+        magnitude,
         SensitivityMetric,
-        SignalMetric,
-        SpectralMetric,
+        signal_metric,
+        spectral,
     ],
 )
 def test_a_stack_of_equal_experts_scores_and_points_as_one_of_them(metric):
