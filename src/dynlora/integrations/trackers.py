@@ -8,7 +8,10 @@ from importlib import import_module
 from statistics import mean
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     TrackioCallback,
@@ -75,18 +78,14 @@ class RankTracker(TrainerCallback):
         self._source, self._trackers = source, trackers
         self._sent = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Send the initial ranks; skip the events from before a resume, which were sent then."""
         dynamic = self._source.dynamic
         assert dynamic is not None
         self._sent = len(dynamic.history)
         self._send(rank_figures(dynamic.ranks, dynamic.parameters), state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Send the events of this step."""
         assert self._source.dynamic is not None
         history = self._source.dynamic.history
@@ -94,7 +93,7 @@ class RankTracker(TrainerCallback):
             self._send(event_figures(event), state)
         self._sent = len(history)
 
-    def _send(self, figures: Figures, state: TrainerState) -> None:
+    def _send(self, figures: Figures, state: State) -> None:
         if not state.is_world_process_zero:
             return
         for tracker in self._trackers:

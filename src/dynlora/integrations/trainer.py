@@ -15,7 +15,10 @@ from typing import Any, cast
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 from dynlora.adapters.extension import Extension
 from dynlora.adapters.layers import find_lora_layers
@@ -74,9 +77,7 @@ class DynamicLoraCallback(TrainerCallback):
         self._watched: list[tuple[nn.Module, str]] = []  # modules and keys of the hooked factors
         self._observing = ExitStack()
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Check the arguments, and prepare the model.
 
         Raises:
@@ -104,9 +105,7 @@ class DynamicLoraCallback(TrainerCallback):
                 set_rank(layer, int(shapes[layer.name]["r"]))
         return model
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Attach to model and optimizer, and restore the checkpoint's state if training resumes.
 
         Raises:
@@ -144,25 +143,21 @@ class DynamicLoraCallback(TrainerCallback):
             self._resume(self._checkpoint(args, state), state.global_step)
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Args, state: State, control: Control, **kwargs: Any
     ) -> None:
         """Read the gradients, except under DeepSpeed, which has already stepped."""
         assert self.dynamic is not None
         if args.deepspeed_plugin is None:
             self.dynamic.observe()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Count the step, and change ranks at an event."""
         assert self.dynamic is not None
         due = vars(control).copy()  # the trainer clears some of it when `validate` evaluates
         self.dynamic.step()
         vars(control).update(due)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Write the controller's state into the checkpoint folder."""
         assert self.dynamic is not None
         dynamic_state = self.dynamic.state_dict()  # a collective: joins the processes' samples
@@ -173,9 +168,7 @@ class DynamicLoraCallback(TrainerCallback):
         if self.dynamic.input_adaptive is not None:
             save_input_adaptive(self.dynamic.input_adaptive, folder)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Remove the hooks; with `load_best_model_at_end`, load the best checkpoint's scales.
 
         The trainer has already loaded its tensors and thus its ranks. Input-adaptive ranks stay on
@@ -248,7 +241,7 @@ class DynamicLoraCallback(TrainerCallback):
             )
         self.dynamic.load_state_dict(dynamic_state)
 
-    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
+    def _checkpoint(self, args: Args, state: State) -> Path:
         given = [self._resume_from, args.resume_from_checkpoint, args.output_dir]
         usual = f"checkpoint-{state.global_step}"
         folders = [Path(str(path)) for path in given if path is not None]
@@ -262,7 +255,7 @@ class DynamicLoraCallback(TrainerCallback):
         )
 
 
-def _written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+def _written_checkpoint(args: Args, state: State) -> Path:
     """Return the folder of the checkpoint that the trainer has just written."""
     root, name = Path(str(args.output_dir)), f"checkpoint-{state.global_step}"
     if not state.is_hyper_param_search:
@@ -277,12 +270,12 @@ def _shards_by_fsdp2() -> bool:
     return plugin is not None and plugin.fsdp_version == 2
 
 
-def _shards(args: TrainingArguments) -> bool:
+def _shards(args: Args) -> bool:
     """Return whether the Trainer's engine shards parameters or moments."""
     return args.deepspeed_plugin is not None or _shards_by_fsdp2()
 
 
-def _check_arguments(args: TrainingArguments) -> None:
+def _check_arguments(args: Args) -> None:
     fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
     engines = {
