@@ -69,6 +69,6 @@ def test_a_wrong_file_is_refused_with_the_right_key(error, tmp_path):
             (["--model.path", "null", f"--model.{key}", "a/tiny.gguf"], f"`model.{key}: a` | {own}")
             for key in ("path", "name", "package")
         ),
-        (["--model.path", tmp_path], "must be in the GGUF format"),
+        (["--model.path", tmp_path], "must be a whole GGUF file"),
     ):
         assert missing(error(*options), told) == []

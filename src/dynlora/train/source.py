@@ -10,8 +10,6 @@ from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
 from dynlora.train.config.sections import UNQUANTIZED
 
-GGUF_MAGIC = b"GGUF"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -101,14 +99,6 @@ def _check_gguf(path: Path) -> None:
         raise ConfigError(
             f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
             f"there: its GGUF files are: {', '.join(_gguf_files(path.parent)) or 'none'}."
-        )
-    with path.open("rb") as file:
-        start = file.read(len(GGUF_MAGIC))
-    if start != GGUF_MAGIC:
-        raise ConfigError(
-            f"`model.gguf_file` must be in the GGUF format and so begin with {GGUF_MAGIC!r}, got "
-            f"{start!r} in {path}: download it again, or set `model.path` alone for a Hugging Face "
-            "model."
         )
 
 
