@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.adapter_base import BaseSource
-from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.base_models import UNLOADABLE, Source
 from dynlora.adapter_files.layer import SavedLayer, Seen
 from dynlora.errors import AdapterError, DataError
 from dynlora.files.tables import TABLES, column_values, read_table, shown_names
@@ -50,19 +49,19 @@ def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[s
     return found
 
 
-def check_reads_texts(base: Any, source: BaseSource) -> None:
+def check_reads_texts(base: Any, source: Source) -> None:
     """Raise `AdapterError` if a base model reads images or audio instead of texts."""
     read = base.main_input_name
     if read != "input_ids":
         raise AdapterError(
-            f"the base model must read texts to use `--data`, but got {source.path}, a "
+            f"the base model must read texts to use `--data`, but got {source.label}, a "
             f"{type(base).__name__}, which reads {read}"
             f"{' of images' if read == 'pixel_values' else ''}. Leave out `--data`."
         )
 
 
 def batch_texts(
-    columns: Sequence[Sequence[str]], source: BaseSource, limit: int | None
+    columns: Sequence[Sequence[str]], source: Source, limit: int | None
 ) -> list[dict[str, Tensor]]:
     """Tokenize texts, or pairs of texts, into batches of arguments for a model's `forward`.
 
@@ -72,11 +71,11 @@ def batch_texts(
         tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"the tokenizer of {source.path} could not be loaded: {reason}") from error
+        raise DataError(f"the tokenizer of {source.label} could not be loaded: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise DataError(f"the tokenizer of {source.path} must have a padding token, but got none.")
+        raise DataError(f"the tokenizer of {source.label} must have a padding token, but got none.")
     longest = min(MAX_LENGTH, limit or MAX_LENGTH, tokenizer.model_max_length)
     batches = []
     for start in range(0, len(columns[0]), BATCH):

@@ -3,7 +3,6 @@
 import copy
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from transformers import AutoConfig
 
 from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.base_models import (
-    NO_CODE,
     UNLOADABLE,
+    Source,
     load_weights,
     refuse_drawn,
     within,
@@ -40,27 +39,7 @@ HEAD = re.compile(r"(?:.*\.)?(?:\w*classifier|score|classification_head|logits_p
 """Names of the weights of a classifier trained with the adapter."""
 
 
-@dataclass(frozen=True, slots=True)
-class BaseSource:
-    """Location of a base model."""
-
-    place: str  # folder or hub name
-    gguf_file: str | None = None  # name of a file in the folder
-    local_only: bool = False  # whether downloads are forbidden
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of every `from_pretrained`; never runs code from the model's folder."""
-        file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-        return NO_CODE | file | {"local_files_only": self.local_only}
-
-    @property
-    def path(self) -> str:
-        """The file, folder or hub name."""
-        return self.place if self.gguf_file is None else str(Path(self.place, self.gguf_file))
-
-
-def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
+def locate_base(adapter: SavedAdapter, given: str | None) -> Source:
     """Return the base model's location: the folder, GGUF file or hub name `given` by the user.
 
     Without it, the adapter's own name counts only if it is a folder or a downloaded hub model,
@@ -79,17 +58,17 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> BaseSource:
                 f"{named or 'none'}, which is no folder with a model and was never downloaded "
                 "here. Give the model's folder, GGUF file or hub name with `--model`."
             )
-        return BaseSource(named, local_only=True)
+        return Source(named, local_only=True)
     path = Path(given)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise AdapterError(f"`--model` must be an existing GGUF file, but got {path}.")
-        return BaseSource(str(path.parent), gguf_file=path.name)
+        return Source(str(path.parent), gguf_file=path.name)
     if path.exists() and not (path / "config.json").is_file():
         raise AdapterError(
             f"`--model` must be a folder with a model, but got {path}, which has no config.json."
         )
-    return BaseSource(given)
+    return Source(given)
 
 
 def _is_here(name: str) -> bool:
@@ -104,7 +83,7 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
+def load_base(adapter: SavedAdapter, source: Source) -> Any:
     """Load the base model with the adapter's kind of head, and check that both fit.
 
     Weights may be missing in the model's files only if the adapter has them.
@@ -125,7 +104,7 @@ def load_base(adapter: SavedAdapter, source: BaseSource) -> Any:
         refuse_drawn(base, [n for n in drawn - brought if not within(n, [POOLER])])
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
-        raise AdapterError(f"the model {source.path} could not be loaded: {reason}") from error
+        raise AdapterError(f"the model {source.label} could not be loaded: {reason}") from error
     return base.eval()
 
 

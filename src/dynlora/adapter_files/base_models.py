@@ -5,6 +5,8 @@ Transformers only logs such weights; `refuse_drawn` makes them an error.
 
 import struct
 from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +21,32 @@ LENGTH_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of the number of positions in models' configurations."""
 NO_CODE = {"trust_remote_code": False}
 """Arguments of every `from_pretrained`; by default transformers asks whether to run the code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Location and loading options of a pretrained model."""
+
+    place: str
+    """Folder or hub name."""
+    gguf_file: str | None = None
+    """Name of the GGUF file in the folder, if any."""
+    dtype: str = "float32"
+    quantization: str | None = None
+    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
+    local_only: bool = False
+    """Whether downloads are forbidden."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained`; never runs code from the model's folder."""
+        file = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return NO_CODE | file | {"local_files_only": self.local_only}
+
+    @property
+    def label(self) -> str:
+        """The file, folder or hub name."""
+        return self.place if self.gguf_file is None else str(Path(self.place, self.gguf_file))
 
 
 class UnfitWeightsError(ValueError):

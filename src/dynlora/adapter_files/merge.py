@@ -7,13 +7,13 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.adapter_base import BaseSource, attach, load_base, untie
-from dynlora.adapter_files.base_models import UNLOADABLE
+from dynlora.adapter_files.adapter_base import attach, load_base, untie
+from dynlora.adapter_files.base_models import UNLOADABLE, Source
 from dynlora.adapter_files.writer import new_folder
 
 
 def merge_adapter(
-    adapter: SavedAdapter, source: BaseSource, output: Path, head: Mapping[str, Any]
+    adapter: SavedAdapter, source: Source, output: Path, head: Mapping[str, Any]
 ) -> tuple[str, bool]:
     """Write the base model with the merged adapter, and its tokenizer or image processor.
 
@@ -31,7 +31,7 @@ def merge_adapter(
         kind, file, loader = "image processor", "preprocessor_config.json", AutoImageProcessor
         more = {"backend": "pil"}  # always installed, and the saved file names no backend package
     own = (adapter.folder / file).is_file()
-    place = BaseSource(str(adapter.folder), local_only=True) if own else source
+    place = Source(str(adapter.folder), local_only=True) if own else source
     with new_folder(output) as draft:
         merged.save_pretrained(draft)
         try:

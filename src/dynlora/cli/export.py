@@ -65,12 +65,12 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
     values = {
         "format": "merged",
         "output": str(given.output),
-        "base_model": source.path,
+        "base_model": source.label,
         "tokenizer": saved and kind == "tokenizer",
         "image_processor": saved and kind == "image processor",
     }
     missing = "" if saved else f", without a {kind}"
-    output.show(Text(f"merged model: {given.output}, from {source.path}{missing}"), values)
+    output.show(Text(f"merged model: {given.output}, from {source.label}{missing}"), values)
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:

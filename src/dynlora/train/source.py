@@ -1,37 +1,15 @@
 """Locate the pretrained model of section `model`: on the hub, in a folder, package or GGUF file."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from dynlora.adapter_files.base_models import NO_CODE
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
 from dynlora.train.config.sections import UNQUANTIZED
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Location and loading options of a pretrained model."""
-
-    place: str
-    """Folder or hub name."""
-    gguf_file: str | None = None
-    """Name of the GGUF file in the folder, if any."""
-    dtype: str = "float32"
-    quantization: str | None = None
-    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for model, configuration and processor."""
-        return NO_CODE if self.gguf_file is None else NO_CODE | {"gguf_file": self.gguf_file}
-
-    @property
-    def label(self) -> str:
-        """Folder or hub name, with the GGUF file if there is one."""
-        return self.place if self.gguf_file is None else f"{self.place}/{self.gguf_file}"
+__all__ = ["Source", "locate", "locate_teacher", "not_loaded"]
 
 
 def locate(config: ModelConfig) -> Source:
@@ -57,7 +35,7 @@ def locate_teacher(config: ModelConfig) -> Source | None:
         return locate(replace(config, quantization=None, teacher=None))
     folder = Path(config.teacher)
     place = _checked(folder, "model.teacher", None) if folder.is_dir() else config.teacher
-    return Source(place=place, dtype=config.dtype)
+    return Source(place, dtype=config.dtype)
 
 
 def _place(config: ModelConfig) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynlora.adapter_files.activations import batch_texts, observe_texts, read_texts
-from dynlora.adapter_files.adapter_base import BaseSource
+from dynlora.adapter_files.base_models import Source
 from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError, DataError
 from tests.adapters import save_adapter, save_classifier_adapter
@@ -103,12 +103,12 @@ def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
 
 def test_batches_are_padded_and_no_longer_than_the_model_can_read(model, tmp_path):
     texts = [["red " * length for length in range(1, 21)]]
-    batches = batch_texts(texts, BaseSource(str(model)), 10)
+    batches = batch_texts(texts, Source(str(model)), 10)
     assert [len(batch["input_ids"]) for batch in batches] == [16, 4]
     assert batches[1]["input_ids"].shape == (4, 10)
     expected = torch.tensor([min(length + 2, 10) for length in range(1, 17)])
     assert torch.equal(batches[0]["attention_mask"].sum(dim=1), expected)
-    source = BaseSource(str(tmp_path))
+    source = Source(str(tmp_path))
     with pytest.raises(DataError, match=r"tokenizer of .* could not be loaded"):
         batch_texts(texts, source, None)
     save_language_tokenizer(tmp_path)
