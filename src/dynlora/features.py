@@ -7,7 +7,6 @@ example, position and step, so the sample does not depend on batching, order or 
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -240,108 +239,58 @@ def _share_tokens(samples: dict[str, Sample]) -> dict[str, Sample]:
 
 def _joined(
     names: Sequence[str],
-    samples: dict[str, Sample],
+    samples: Mapping[str, Sample],
     stale: set[str],
     *,
     device: torch.device | None,
 ) -> tuple[dict[str, Sample], set[str]]:
     """Return the joined samples of all processes, and the names of the stale ones.
 
-    They equal the sample of one process that sees all batches. Processes exchange keys, then only
-    the kept tokens, and those shared with the layer before only once. A stale sample is used if no
-    process has a newer one.
+    They equal the sample of one process that sees all batches. A stale sample is used if no process
+    has a newer one.
     """
     if distributed.process_count() == 1:
-        return samples, stale
+        return dict(samples), stale
     device = next((sample.keys.device for sample in samples.values()), device)
     own = [samples.get(name) for name in names]
     fresh = [name in samples and name not in stale for name in names]
-    fresh_anywhere, dtypes, widths, new_keys, new_tokens = _agree(own, fresh, device)
-    counting = [s if f == a else None for s, f, a in zip(own, fresh, fresh_anywhere, strict=True)]
-    kept, mine, slot = _join_keys(counting, new_keys, device)
-    power = _join_power(counting, mine, slot)
-    formats = list(zip(dtypes, widths, new_tokens, strict=True))
-    tokens = _join_tokens(counting, formats, mine, slot)
-    found = {
-        name: Sample(keys=kept[place], tokens=tokens[place], output_power=power[place])
-        for place, name in enumerate(names)
-        if dtypes[place] >= 0
-    }
-    return found, {name for name, new in zip(names, fresh_anywhere, strict=True) if not new}
+    table = [[new, *_format_of(sample)] for new, sample in zip(fresh, own, strict=True)]
+    known = distributed.max_over_processes(torch.tensor(table, device=device)).tolist()
+    found, old = {}, set()
+    for name, sample, new, properties in zip(names, own, fresh, known, strict=True):
+        new_anywhere, dtype, width = properties
+        if not new_anywhere:
+            old.add(name)
+        if dtype >= 0:  # any process has a sample
+            counting = sample if new == new_anywhere else None
+            found[name] = _join(counting, _DTYPES[dtype], width, device)
+    return _share_tokens(found), old
 
 
-def _join_keys(
-    own: Sequence[Sample | None], new_keys: Sequence[int], device: torch.device | None
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return per layer the smallest keys, a mask of this process's keys, and local indices."""
-    rows = []
-    for sample, new in zip(own, new_keys, strict=True):
-        if new:
-            row = torch.full((SAMPLE_SIZE,), UNUSED_KEY, device=device)
-            if sample is not None:
-                row[: len(sample.keys)] = sample.keys
-            rows.append(row)
-    everyone = distributed.gather_from_processes(torch.stack(rows)).transpose(0, 1).flatten(1)
-    kept, origin = torch.topk(everyone, SAMPLE_SIZE, dim=1, largest=False)
-    mine = (origin // SAMPLE_SIZE == distributed.process_rank()) & (kept != UNUSED_KEY)
-    slot = torch.where(mine, origin % SAMPLE_SIZE, 0)
-    places = [row - 1 for row in accumulate(new_keys)]
-    joined_keys, joined_mine, joined_slot = (
-        [part[place] for place in places] for part in (kept.unbind(), mine.unbind(), slot.unbind())
-    )
-    return joined_keys, joined_mine, joined_slot
+def _join(
+    own: Sample | None, dtype: torch.dtype, width: int, device: torch.device | None
+) -> Sample:
+    """Return one layer's tokens with the smallest keys over all processes.
 
-
-def _join_power(
-    own: Sequence[Sample | None], mine: Sequence[Tensor], slot: Sequence[Tensor]
-) -> Tensor:
-    """Return the output power of the kept tokens per layer, summed from their processes."""
-    power = torch.zeros(len(own), SAMPLE_SIZE, device=mine[0].device)
-    for place, sample in enumerate(own):
-        if sample is not None:
-            power[place, mine[place]] = sample.output_power[slot[place][mine[place]]]
-    return distributed.sum_over_processes(power)
-
-
-def _join_tokens(
-    own: Sequence[Sample | None],
-    formats: Sequence[tuple[int, int, int]],
-    mine: Sequence[Tensor],
-    slot: Sequence[Tensor],
-) -> list[Tensor]:
-    """Return the kept tokens per layer; meaningless for layers that no process has sampled."""
-    found: list[Tensor] = []
-    for sample, (dtype, width, new), chosen, index in zip(own, formats, mine, slot, strict=True):
-        if dtype < 0 or not new:
-            found.append(found[-1] if found else torch.empty(0))
-            continue
-        shape = (SAMPLE_SIZE, width) if width else (SAMPLE_SIZE,)
-        tokens = torch.zeros(shape, dtype=_DTYPES[dtype], device=chosen.device)
-        if sample is not None:
-            tokens[chosen] = sample.tokens.to(tokens.dtype)[index[chosen]]
-        found.append(distributed.sum_over_processes(tokens))
-    return found
-
-
-def _agree(
-    own: Sequence[Sample | None], fresh: Sequence[bool], device: torch.device | None
-) -> list[list[int]]:
-    """Return five rows of properties of each layer's samples, equal on all processes.
-
-    They are: sampled since the last event; index in `_DTYPES`, -1 without samples; width of a
-    token, 0 for ids; keys differ from the layer before; tokens differ from the layer before.
+    Processes exchange keys, then only the kept tokens; `width` is 0 for ids.
     """
-    table = []
-    for place, sample in enumerate(own):
-        before = own[place - 1] if place else None
-        same_keys = same = False
-        if sample is not None and before is not None and fresh[place] == fresh[place - 1]:
-            same_keys = sample.keys is before.keys
-            same = same_keys and sample.tokens is before.tokens
-        table.append([fresh[place], *_format_of(sample), not same_keys, not same])
-    known = torch.tensor(table, dtype=torch.int64, device=device).T
-    rows: list[list[int]] = distributed.max_over_processes(known.contiguous()).tolist()
-    return rows
+    keys = torch.full((SAMPLE_SIZE,), UNUSED_KEY, device=device)
+    shape = (SAMPLE_SIZE, width) if width else (SAMPLE_SIZE,)
+    tokens = torch.zeros(shape, dtype=dtype, device=device)
+    power = torch.zeros(SAMPLE_SIZE, device=device)
+    if own is not None:
+        keys[: len(own.keys)] = own.keys
+    kept, origin = smallest(distributed.gather_from_processes(keys).flatten())
+    if own is not None:
+        mine = (origin // SAMPLE_SIZE == distributed.process_rank()) & (kept != UNUSED_KEY)
+        slot = origin[mine] % SAMPLE_SIZE
+        tokens[mine] = own.tokens.to(dtype)[slot]
+        power[mine] = own.output_power[slot]
+    return Sample(
+        keys=kept,
+        tokens=distributed.sum_over_processes(tokens),
+        output_power=distributed.sum_over_processes(power),
+    )
 
 
 def _format_of(sample: Sample | None) -> tuple[int, int]:
