@@ -4,10 +4,8 @@ Each layer keeps a uniform sample: the tokens with the smallest keys since the l
 example, position and step, so the sample does not depend on batching, order or padding.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -32,30 +30,11 @@ class Sample:
     """Squared norm of the layer's output per token."""
 
 
-class _Latest:
-    """Cache of a function's last result, reused while the argument tensors are the same objects."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._asked: tuple[Tensor, ...] = ()
-        self._found: Any = None
-
-    def __call__(self, *tensors: Tensor) -> Any:
-        same = len(tensors) == len(self._asked) and all(map(operator.is_, tensors, self._asked))
-        if not same:
-            self._asked, self._found = tensors, self._function(*tensors)
-        return self._found
-
-
 def smallest(*keys: Int[Tensor, " _"], size: int = SAMPLE_SIZE) -> tuple[Tensor, Tensor]:
     """Return the smallest keys, ascending, and their indices in the concatenation."""
     candidates = torch.cat(keys)
     kept, index = torch.topk(candidates, min(size, len(candidates)), largest=False)
     return kept, index
-
-
-def _merged(old: Tensor, new: Tensor, index: Tensor) -> Tensor:
-    return torch.cat([old, new])[index]
 
 
 class InputFeatureAnalyzer:
@@ -66,9 +45,6 @@ class InputFeatureAnalyzer:
         self._names, self._device = names, device
         self._samples: dict[str, Sample] = {}
         self._stale: set[str] = set()
-        # Layers with the same input, such as query, key and value, keep one copy of its tokens.
-        self._in_forward, self._in_merge = _Latest(smallest), _Latest(smallest)
-        self._merge = _Latest(_merged)
 
     @torch.no_grad()
     def observe(
@@ -82,16 +58,16 @@ class InputFeatureAnalyzer:
         `read` returns inputs and outputs (base plus adapter) at given indices of `keys`. It is
         called only for the smallest keys, because it copies.
         """
-        kept, index = self._in_forward(keys)
+        kept, index = smallest(keys)
         tokens, outputs = read(index)
         if tokens.dtype == torch.float64:
             tokens = tokens.float()
         power = outputs.float().square().sum(dim=1)
         old = self._samples.get(name)
         if old is not None and name not in self._stale:
-            kept, index = self._in_merge(old.keys, kept)
-            tokens = self._merge(old.tokens, tokens, index)
-            power = _merged(old.output_power, power, index)
+            kept, index = smallest(old.keys, kept)
+            tokens = torch.cat([old.tokens, tokens])[index]
+            power = torch.cat([old.output_power, power])[index]
         self._stale.discard(name)
         self._samples[name] = Sample(keys=kept, tokens=tokens, output_power=power)
 
@@ -99,22 +75,16 @@ class InputFeatureAnalyzer:
         """Return input statistics over the samples of all processes, if finite and not empty."""
         samples, _ = self._joined()
         seen = _seen(samples)
-        # Compute statistics once per distinct input, which query, key and value share.
-        inputs = list({id(tokens): tokens for tokens, _ in seen.values()}.values())
-        vectors = [as_vectors(tokens) for tokens in inputs]
-        spectra = covariance_spectra(vectors)
-        figures = {
-            id(tokens): (float(spectrum.sum()) / vector.shape[1], effective_rank(spectrum))
-            for tokens, vector, spectrum in zip(inputs, vectors, spectra, strict=True)
-        }
+        vectors = [as_vectors(tokens) for tokens, _ in seen.values()]
+        found = zip(seen.items(), vectors, covariance_spectra(vectors), strict=True)
         return {
             name: FeatureStats(
                 tokens=tokens,
-                variance=figures[id(tokens)][0],
-                effective_rank=figures[id(tokens)][1],
+                variance=float(spectrum.sum()) / vector.shape[1],
+                effective_rank=effective_rank(spectrum),
                 output_power=output_power,
             )
-            for name, (tokens, output_power) in seen.items()
+            for (name, (tokens, output_power)), vector, spectrum in found
         }
 
     def restart(self) -> None:
@@ -126,8 +96,8 @@ class InputFeatureAnalyzer:
         state: dict[str, Tensor] = {}
         samples, stale = self._joined()
         for name, sample in samples.items():
-            state[f"{name}/keys"] = sample.keys.clone()  # safetensors refuses shared memory
-            state[f"{name}/tokens"] = sample.tokens.clone()
+            state[f"{name}/keys"] = sample.keys
+            state[f"{name}/tokens"] = sample.tokens
             state[f"{name}/output_power"] = sample.output_power
             state[f"{name}/stale"] = torch.tensor(name in stale)
         return state
@@ -142,7 +112,7 @@ class InputFeatureAnalyzer:
             return
         names = [key.removesuffix("/keys") for key in state if key.endswith("/keys")]
         self._stale = {name for name in names if bool(state[f"{name}/stale"])}
-        samples = {
+        self._samples = {
             name: Sample(
                 keys=state[f"{name}/keys"],
                 tokens=state[f"{name}/tokens"],
@@ -150,33 +120,23 @@ class InputFeatureAnalyzer:
             )
             for name in names
         }
-        self._samples = _share_tokens(samples)
 
 
 def _seen(samples: Mapping[str, Sample]) -> dict[str, tuple[Tokens, float]]:
-    """Return tokens and mean output power of finite samples; layers keep sharing tokens."""
+    """Return tokens and mean output power of the samples that are finite and not empty."""
     if not samples:
         return {}
     # Samples are sorted by key, so padding comes last.
     used = torch.stack([(sample.keys != UNUSED_KEY).sum() for sample in samples.values()]).tolist()
-    tokens: dict[int, Tensor] = {}
-    totals, powers = [], []
+    every, totals, powers = [], [], []
     for sample, count in zip(samples.values(), used, strict=True):
-        place = id(sample.tokens)
-        if place not in tokens:
-            shown = sample.tokens[:count]
-            tokens[place] = shown.float() if shown.is_floating_point() else shown
-        power = sample.output_power[:count]
-        totals.append(tokens[place].sum() + power.sum())  # a sum keeps NaN and infinity
+        shown, power = sample.tokens[:count], sample.output_power[:count]
+        every.append(shown.float() if shown.is_floating_point() else shown)
+        totals.append(every[-1].sum() + power.sum())  # a sum keeps NaN and infinity
         powers.append(power.mean())
     finite = torch.stack(totals).isfinite().tolist()
-    return {
-        name: (tokens[id(sample.tokens)], power)
-        for (name, sample), count, good, power in zip(
-            samples.items(), used, finite, torch.stack(powers).tolist(), strict=True
-        )
-        if count and good
-    }
+    found = zip(samples, every, torch.stack(powers).tolist(), used, finite, strict=True)
+    return {name: (tokens, power) for name, tokens, power, count, good in found if count and good}
 
 
 def as_vectors(tokens: Tokens) -> Float[Tensor, "n dimensions"]:
@@ -224,19 +184,6 @@ def input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
     }
 
 
-def _share_tokens(samples: dict[str, Sample]) -> dict[str, Sample]:
-    """Share keys and tokens between consecutive layers if they are equal; return the samples."""
-    last: Sample | None = None
-    for sample in samples.values():
-        if last is not None and torch.equal(sample.keys, last.keys):
-            sample.keys = last.keys
-            one_type = sample.tokens.dtype == last.tokens.dtype
-            if one_type and torch.equal(sample.tokens, last.tokens):
-                sample.tokens = last.tokens
-        last = sample
-    return samples
-
-
 def _joined(
     names: Sequence[str],
     samples: Mapping[str, Sample],
@@ -264,7 +211,7 @@ def _joined(
         if dtype >= 0:  # any process has a sample
             counting = sample if new == new_anywhere else None
             found[name] = _join(counting, _DTYPES[dtype], width, device)
-    return _share_tokens(found), old
+    return found, old
 
 
 def _join(

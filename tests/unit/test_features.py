@@ -119,24 +119,6 @@ def test_an_input_limits_growth_if_the_sample_is_more_than_twice_its_effective_r
     assert input_limits({"layer": stats}) == ({"layer": rank} if limited else {})
 
 
-def test_layers_that_read_one_tensor_keep_one_sample_of_it():
-    inputs, outputs, keys = tokens_with_keys(2 * SAMPLE_SIZE)
-    analyzer = InputFeatureAnalyzer()
-    for half in (slice(0, SAMPLE_SIZE), slice(SAMPLE_SIZE, None)):
-        copied, part = inputs[half], keys[half]
-        copies = {}
-
-        def read(index, copied=copied, outputs=outputs[half], copies=copies):
-            return copies.setdefault(id(index), copied[index]), outputs[index]
-
-        for name in ("query", "key"):
-            analyzer.observe(name, part, read)
-    query, key = (analyzer._samples[name] for name in ("query", "key"))
-    assert query.tokens is key.tokens
-    assert query.keys is key.keys
-    assert torch.equal(query.tokens, inputs[keys.argsort()[:SAMPLE_SIZE]])
-
-
 def rank_of(tokens):
     """Return the effective rank that the analyzer finds for these inputs."""
     return stats_of(tokens, torch.ones(len(tokens), 1), torch.arange(len(tokens))).effective_rank

@@ -5,10 +5,10 @@ They return at once under `no_grad` and in eval mode, and never change a tensor.
 
 import inspect
 import math
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,7 +66,6 @@ class ActivationTaps:
         self._keys: dict[tuple[int, int, int], Tensor] = {}
         self._uses: Counter[str] = Counter()
         self._done: set[str] = set()
-        self._last_read: tuple[weakref.ref[Tensor], int, Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
     def open(self, step: int = 0) -> None:
@@ -136,24 +135,10 @@ class ActivationTaps:
             keys = self._token_keys(rows.shape, use)
             if keys is not None:
                 with torch.no_grad(), self._timed():
-                    device = output.device
-                    self._sink.observe(name, keys, lambda index: self._read(rows, index, device))
+                    read = partial(_read_rows, rows, output.device)
+                    self._sink.observe(name, keys, read)
 
         return show
-
-    def _read(self, rows: Rows, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return inputs and outputs; consecutive layers with the same input share a copy."""
-        # Rows shared by all examples are stored once, and count for each.
-        read = rows.read((index % math.prod(rows.shape)).to(device))
-        inputs, outputs = (part.to(index.device) for part in read)
-        if rows.source is None or rows.source.is_inference():  # without a version to compare
-            return inputs, outputs
-        if self._last_read is not None:
-            source, version, places, copied = self._last_read
-            if source() is rows.source and version == rows.source._version and places is index:
-                return copied, outputs
-        self._last_read = (weakref.ref(rows.source), rows.source._version, index, inputs)
-        return inputs, outputs
 
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None if rows do not fit the batch.
@@ -174,6 +159,13 @@ class ActivationTaps:
             keys = mix(examples[:, None] + positions) & UNUSED_KEY
             self._keys[*shape, use] = torch.where(positions >= 0, keys, UNUSED_KEY).flatten()
         return self._keys[*shape, use]
+
+
+def _read_rows(rows: Rows, device: torch.device, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs and outputs on the index's device, of rows on another."""
+    # Rows shared by all examples are stored once, and count for each.
+    inputs, outputs = rows.read((index % math.prod(rows.shape)).to(device))
+    return inputs.to(index.device), outputs.to(index.device)
 
 
 def _named_in_mappings(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

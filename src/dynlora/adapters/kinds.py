@@ -30,9 +30,6 @@ class Rows:
     """Layout, batch first; empty without a batch."""
     read: Callable[[Int[Tensor, " n"]], tuple[Tensor, Tensor]]
     """Function from indices in the flattened layout to inputs and outputs."""
-    source: Tensor | None = None
-    """Tensor from which inputs are copied unchanged, so that layers with the same source can share
-    copies. None if inputs are derived from it, as patches are."""
 
 
 def _see_vectors(
@@ -120,7 +117,7 @@ def _linear_rows(_module: Any, _adapter: str, inputs: Tensor, output: Tensor) ->
             output.flatten(0, -2).index_select(0, index),
         )
 
-    return Rows(shape=tuple(inputs.shape[:-1]), read=read, source=inputs)
+    return Rows(shape=tuple(inputs.shape[:-1]), read=read)
 
 
 _LINEAR = LayerKind(
