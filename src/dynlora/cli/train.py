@@ -35,15 +35,16 @@ def _run(config: JobConfig, given: Any, output: Output) -> None:
 
 
 def _train(config: JobConfig, given: Any, output: Output) -> None:
-    from dynlora.report.results import result_table
+    from dynlora.report.results import dry_run_text, result_table
     from dynlora.train.job import check_job, run_job
 
     if given.dry_run:
         outlook, metrics = check_job(config, output.progress)
-        values = {"dry_run": True, **outlook.to_dict(), "metrics_before": metrics}
-        output.show(Text(outlook.text(metrics)), values)
-    elif (report := run_job(config, output.progress)) is not None:
-        output.show(result_table(report), report.to_dict())
+        values = {"dry_run": True, **outlook, "metrics_before": metrics}
+        output.show(Text(dry_run_text(outlook, metrics)), values)
+    elif (found := run_job(config, output.progress)) is not None:
+        values, events = found
+        output.show(result_table(values, events), values)
 
 
 def _command(given: Any, output: Output) -> list[str]:

@@ -1,8 +1,6 @@
 """Results that `train` and `plan` print: before training, and of a finished run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,57 +20,35 @@ ON_CPU = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
-    """Data, method and output folder of a job before training."""
+def outlook_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line about the data and one about the method of a job; see `train.facts.outlook`."""
+    outputs = values["num_labels"]
+    labels = "" if outputs is None else f", {_plural(outputs, 'output')}"
+    yield f"data: {_rows(values['train_rows'], values['validation_rows'])}{labels}"
+    trained = "LoRA parameters" if values["method"] != "full" else "parameters, all of the model's"
+    if values["other_parameters"]:
+        trained += f", {values['other_parameters']:,} others"
+    steps = _plural(values["steps"], "step")
+    if values["processes"] > 1:
+        rows = _plural(values["rows_per_step"], "row")
+        steps += f" of {rows} on {values['processes']} processes"
+    yield f"method {values['method']}: {values['start_parameters']:,} {trained}; {steps}"
 
-    task: str
-    method: str
-    train_rows: int
-    validation_rows: int
-    num_labels: int | None  # outputs of the model's head; None for tasks without labels
-    start_parameters: int
-    other_parameters: int  # trained outside the budget, such as a head
-    budget: int  # maximum number of parameters for the method
-    steps: int
-    processes: int
-    rows_per_step: int  # over all processes
-    resumes_from_step: int | None  # steps already taken; None for a new run
-    output: Path
-    replaces_run: bool  # whether the run replaces an earlier one in `output`
 
-    def lines(self) -> Iterator[str]:
-        """Yield a line about the data and one about the method."""
-        labels = "" if self.num_labels is None else f", {_plural(self.num_labels, 'output')}"
-        yield f"data: {_rows(self.train_rows, self.validation_rows)}{labels}"
-        trained = "LoRA parameters" if self.method != "full" else "parameters, all of the model's"
-        if self.other_parameters:
-            trained += f", {self.other_parameters:,} others"
-        steps = _plural(self.steps, "step")
-        if self.processes > 1:
-            steps += f" of {_plural(self.rows_per_step, 'row')} on {self.processes} processes"
-        yield f"method {self.method}: {self.start_parameters:,} {trained}; {steps}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self) | {"output": str(self.output)}
-
-    def text(self, metrics: Mapping[str, float]) -> str:
-        """Return the text of `--dry-run`, with validation metrics before training."""
-        past = self.resumes_from_step
-        start = "" if past is None else f", going on from step {past}"
-        instead = ", replacing the run there" if self.replaces_run else ""
-        measured = (
-            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "in the run"
+def dry_run_text(values: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """Return the text of `--dry-run`, with validation metrics before training."""
+    past = values["resumes_from_step"]
+    start = "" if past is None else f", going on from step {past}"
+    instead = ", replacing the run there" if values["replaces_run"] else ""
+    measured = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "in the run"
+    end = f"would train and write to {values['output']}{start}{instead}"
+    return "\n".join(
+        (
+            *outlook_lines(values),
+            f"validation before training: {measured}",
+            f"{end}; nothing was written (--dry-run)",
         )
-        return "\n".join(
-            (
-                *self.lines(),
-                f"validation before training: {measured or 'in the run'}",
-                f"would train and write to {self.output}{start}{instead}; "
-                "nothing was written (--dry-run)",
-            )
-        )
+    )
 
 
 def plan_table(values: Mapping[str, Any]) -> Group:
@@ -124,33 +100,6 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """Results of a finished run."""
-
-    method: str
-    before: Mapping[str, float]
-    after: Mapping[str, float]  # validation metrics of the saved model
-    budget: int  # maximum number of parameters for the method
-    parameters: int
-    peak_parameters: int
-    other_parameters: int  # trained outside the budget, such as a head
-    lost_by_search: float | None  # rise of the loss by a search's cuts over its reduction
-    initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
-    final_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
-    events: Sequence[Event]  # empty for methods with fixed ranks
-    train_seconds: float
-    dynamic_seconds: float  # seconds of the dynamic part, included in `train_seconds`
-    places: Mapping[str, Path]  # written files and folders, by label
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values, with counts of events in place of the events."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        events = values.pop("events")
-        values["places"] = {what: str(where) for what, where in self.places.items()}
-        return values | {"events": len(events), "events_that_moved": sum(map(moved, events))}
-
-
 def fact_table(title: str, *sections: Iterable[tuple[str, str]]) -> Table:
     """Return a table of labels and texts, with a line between sections."""
     table = Table(title=title, show_header=False)
@@ -163,78 +112,87 @@ def fact_table(title: str, *sections: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def result_table(result: RunResult) -> Table:
-    """Return the results as a table of two columns."""
-    rows = (_metric_rows, _parameter_rows, _rank_rows, _time_rows)
-    places = [(what, str(where)) for what, where in result.places.items()]
-    title = f"dynlora train: method {result.method}"
-    return fact_table(title, *(section(result) for section in rows), places)
+def result_table(result: Mapping[str, Any], events: Sequence[Event]) -> Table:
+    """Return the results of a finished run as a table of two columns; see `train.facts.report_of`.
+
+    `events` is empty for methods with fixed ranks.
+    """
+    return fact_table(
+        f"dynlora train: method {result['method']}",
+        _metric_rows(result),
+        _parameter_rows(result),
+        _rank_rows(result, events),
+        _time_rows(result),
+        result["places"].items(),
+    )
 
 
-def _metric_rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    for name, after in result.after.items():
+def _metric_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, after in result["after"].items():
         text = f"{after:.4f}"
-        before = result.before.get(name)
+        before = result["before"].get(name)
         if before is not None:  # None if the metric was not finite
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
 
 
-def _parameter_rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    if result.method == "full":
-        yield "trained parameters", f"{result.parameters:,}"
+def _parameter_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if result["method"] == "full":
+        yield "trained parameters", f"{result['parameters']:,}"
         return
-    share = result.parameters / result.budget if result.budget else 0.0
-    text = f"{result.parameters:,} of the budget of {result.budget:,} ({share:.1%})"
+    share = result["parameters"] / result["budget"] if result["budget"] else 0.0
+    text = f"{result['parameters']:,} of the budget of {result['budget']:,} ({share:.1%})"
     yield "LoRA parameters", text
-    if result.peak_parameters != result.parameters:
-        yield "at their peak", f"{result.peak_parameters:,}"
-    if result.other_parameters:
-        yield "also trained", f"{result.other_parameters:,}"
-    if result.lost_by_search is not None:
+    if result["peak_parameters"] != result["parameters"]:
+        yield "at their peak", f"{result['peak_parameters']:,}"
+    if result["other_parameters"]:
+        yield "also trained", f"{result['other_parameters']:,}"
+    if result["lost_by_search"] is not None:
         yield "needed ranks", _need(result)
 
 
-def _need(result: RunResult) -> str:
+def _need(result: Mapping[str, Any]) -> str:
     """Return the answer of `budget_end: auto` in a sentence."""
-    ranks = f"ranks of {result.parameters / result.budget:.1%} of the parameters are enough"
-    if max(result.final_ranks.values()) == 1:
+    ranks = f"ranks of {result['parameters'] / result['budget']:.1%} of the parameters are enough"
+    if max(result["final_ranks"].values()) == 1:
         ranks = "rank 1 is enough in every layer"
-    change = f"{result.lost_by_search:+.1%} of its reduction"
+    change = f"{result['lost_by_search']:+.1%} of its reduction"
     return f"{ranks}: the cuts changed the validation loss by {change}"
 
 
-def _rank_rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    ranks = result.final_ranks
+def _rank_rows(result: Mapping[str, Any], events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+    ranks = result["final_ranks"]
     if not ranks:
         return
     low, middle, high = min(ranks.values()), median(ranks.values()), max(ranks.values())
     yield "ranks", f"lowest {low}, median {middle:g}, highest {high}"
-    still = stillness(result.events)
+    still = stillness(events)
     if still is not None:
         yield "ranks did not move", still
         return
-    count = sum(moved(event) for event in result.events)
-    moves = {name: rank - result.initial_ranks[name] for name, rank in ranks.items()}
+    count = sum(moved(event) for event in events)
+    moves = {name: rank - result["initial_ranks"][name] for name, rank in ranks.items()}
     up, down = sum(move > 0 for move in moves.values()), sum(move < 0 for move in moves.values())
-    yield "ranks moved", f"at {count} of {len(result.events)} events: {up} layers up, {down} down"
+    yield "ranks moved", f"at {count} of {len(events)} events: {up} layers up, {down} down"
     by_gain = sorted(moves, key=lambda name: -moves[name])
     yield "gained most", _movers([n for n in by_gain[:MOVERS] if moves[n] > 0], result)
     yield "lost most", _movers([n for n in by_gain[: -MOVERS - 1 : -1] if moves[n] < 0], result)
 
 
-def _movers(names: Sequence[str], result: RunResult) -> str:
+def _movers(names: Sequence[str], result: Mapping[str, Any]) -> str:
     """Return a line per layer with its short name, first and last rank."""
-    short = short_names(list(result.final_ranks))
+    short = short_names(list(result["final_ranks"]))
     width = max((len(short[name]) for name in names), default=0)
     lines = [
-        f"{short[n]:<{width}}  {result.initial_ranks[n]} → {result.final_ranks[n]}" for n in names
+        f"{short[n]:<{width}}  {result['initial_ranks'][n]} → {result['final_ranks'][n]}"
+        for n in names
     ]
     return "\n".join(lines) or "none"
 
 
-def _time_rows(result: RunResult) -> Iterator[tuple[str, str]]:
-    yield "training steps", f"{result.train_seconds:.1f} s"
-    if result.final_ranks:
-        part = result.dynamic_seconds / result.train_seconds if result.train_seconds else 0.0
-        yield "of it dynamic part", f"{result.dynamic_seconds:.2f} s ({part:.2%})"
+def _time_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    total, dynamic = result["train_seconds"], result["dynamic_seconds"]
+    yield "training steps", f"{total:.1f} s"
+    if result["final_ranks"]:
+        part = dynamic / total if total else 0.0
+        yield "of it dynamic part", f"{dynamic:.2f} s ({part:.2%})"

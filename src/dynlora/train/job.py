@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from peft.utils.warning import PeftWarning
@@ -19,7 +20,7 @@ from dynlora.distributed import process_count, process_rank, wait_for_processes
 from dynlora.errors import ResumeError, RunFolderError
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.rank_map import write_rank_map
-from dynlora.report.results import Outlook, RunResult
+from dynlora.report.results import outlook_lines
 from dynlora.runs.checkpoints import SEAL, complete_checkpoints, finish_command, way_on
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
@@ -34,15 +35,16 @@ from dynlora.train.sharded import check_sharding, whole_weights
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
+from dynlora.types import Event
 
 _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 """Words in torch's error messages for a full disk."""
 
 
-def run_job(config: JobConfig, console: Console) -> RunResult | None:
-    """Train, evaluate and write the run's folder; return the values of the final table.
+def run_job(config: JobConfig, console: Console) -> tuple[dict[str, Any], list[Event]] | None:
+    """Train, evaluate and write the run's folder; return its results and events.
 
-    The first process writes, and returns the values. Others only take part, and return None.
+    The first process writes, and returns them. Others only take part, and return None.
 
     Raises:
         DynamicLoraError: If model, data, configuration, machine or output folder do not fit.
@@ -51,7 +53,7 @@ def run_job(config: JobConfig, console: Console) -> RunResult | None:
     """
     job = _begin(config, console)
     skipped = () if job.past is None else job.past.skipped
-    for line in (*(f"skipped: {reason}" for reason in skipped), *outlook(job).lines()):
+    for line in (*(f"skipped: {reason}" for reason in skipped), *outlook_lines(outlook(job))):
         console.print(line, highlight=False, soft_wrap=True)
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
     if not processes.is_first():
@@ -70,10 +72,11 @@ def run_job(config: JobConfig, console: Console) -> RunResult | None:
             report = report_of(job, metrics_before, metrics_after)
             facts = last_facts(job, report)
             record.update(status="finished", metrics_before=metrics_before, **facts)
-    return report
+    dynamic = job.recorder.dynamic
+    return report, [] if dynamic is None else dynamic.history
 
 
-def check_job(config: JobConfig, console: Console) -> tuple[Outlook, dict[str, float]]:
+def check_job(config: JobConfig, console: Console) -> tuple[dict[str, Any], dict[str, float]]:
     """Return a summary of the planned run and the metrics before training, without writing files.
 
     Raises:

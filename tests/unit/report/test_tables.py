@@ -1,15 +1,15 @@
 """Tables in the terminal: the results of a run and a comparison of runs; numbers as text."""
 
-import dataclasses
 import io
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
-from dynlora.report.results import RunResult, result_table
+from dynlora.report.results import result_table
 from dynlora.report.run_comparison import (
     RunComparison,
     compare_runs,
@@ -27,6 +27,7 @@ from dynlora.report.wording import (
 )
 from dynlora.runs.reader import RunFiles
 from dynlora.train.config import METRICS
+from dynlora.types import Event
 from tests.unit.events import make_event
 from tests.unit.report.runs import config_values, run_values, write_run
 
@@ -34,22 +35,22 @@ START = {f"bert.encoder.layer.{n}.attention.self.query": 8 for n in range(9)}
 END = dict(zip(START, (20, 10, 9, 9, 8, 7, 6, 5, 1), strict=True))
 GAINED, LOST = ((0, 20), (1, 10), (2, 9)), ((8, 1), (7, 5), (6, 6))
 """Block and last rank of the layers in the table, at most three per side."""
-RESULT = RunResult(
-    method="dynamic",
-    before={"loss": 0.7, "accuracy": 0.5},
-    after={"loss": 0.4, "accuracy": 0.825},
-    budget=1000,
-    parameters=990,
-    peak_parameters=1000,
-    other_parameters=1234,
-    lost_by_search=None,
-    initial_ranks=START,
-    final_ranks=END,
-    events=(make_event(3, START, END, scores=dict.fromkeys(START, 1.0)), make_event(6, END, END)),
-    train_seconds=20.0,
-    dynamic_seconds=0.25,
-    places={"adapter": Path("runs/one/adapter")},
-)
+RESULT = {
+    "method": "dynamic",
+    "before": {"loss": 0.7, "accuracy": 0.5},
+    "after": {"loss": 0.4, "accuracy": 0.825},
+    "budget": 1000,
+    "parameters": 990,
+    "peak_parameters": 1000,
+    "other_parameters": 1234,
+    "lost_by_search": None,
+    "initial_ranks": START,
+    "final_ranks": END,
+    "train_seconds": 20.0,
+    "dynamic_seconds": 0.25,
+    "places": {"adapter": "runs/one/adapter"},
+}
+EVENTS = (make_event(3, START, END, scores=dict.fromkeys(START, 1.0)), make_event(6, END, END))
 
 
 def printed(table: RenderableType, width: int = 120) -> str:
@@ -70,8 +71,8 @@ def cells(text: str, label: str) -> list[str]:
     return found
 
 
-def changed(**values: object) -> str:
-    return printed(result_table(dataclasses.replace(RESULT, **values)), 80)
+def changed(events: Sequence[Event] = EVENTS, **values: object) -> str:
+    return printed(result_table(RESULT | values, events), 80)
 
 
 def test_the_results_contain_metrics_parameters_ranks_and_times() -> None:
@@ -122,7 +123,7 @@ def test_unmoved_ranks_are_explained_and_fixed_ones_not_shown() -> None:
 
 def test_a_path_is_shown_whole_and_no_line_is_wider_than_the_terminal() -> None:
     path = Path("/somewhere") / ("very-" * 20 + "deep") / "[red]run" / "adapter"
-    text = printed(result_table(dataclasses.replace(RESULT, places={"adapter": path})), 60)
+    text = printed(result_table(RESULT | {"places": {"adapter": str(path)}}, EVENTS), 60)
     assert "".join(cells(text, "adapter")[0].split()) == str(path)
     assert max(map(len, text.splitlines())) <= 60
 
