@@ -16,8 +16,8 @@ from dynlora.errors import ConfigError
 METRICS: Mapping[str, str] = {
     "signal": "dynlora.importance.mean_gradient:signal",
     "sensitivity": "dynlora.importance.sensitivity:SensitivityMetric",
-    "gradient_norm": "dynlora.importance.gradient_norm:GradientNormMetric",
-    "fisher": "dynlora.importance.fisher:FisherMetric",
+    "gradient_norm": "dynlora.importance.gradient_power:gradient_norm",
+    "fisher": "dynlora.importance.gradient_power:fisher",
     "spectral": "dynlora.importance.mean_gradient:spectral",
     "activation_ratio": "dynlora.importance.weights:activation_ratio",
     "magnitude": "dynlora.importance.weights:magnitude",

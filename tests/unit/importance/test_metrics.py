@@ -7,8 +7,7 @@ import torch
 
 from dynlora.importance.agreement import GradientDirections
 from dynlora.importance.consecutive import ConsecutiveGradients
-from dynlora.importance.fisher import FisherMetric
-from dynlora.importance.gradient_norm import DECAY, GradientNormMetric
+from dynlora.importance.gradient_power import DECAY, fisher, gradient_norm
 from dynlora.importance.mean_gradient import signal as signal_metric
 from dynlora.importance.mean_gradient import spectral
 from dynlora.importance.random import RandomMetric
@@ -87,14 +86,14 @@ def test_activation_ratio_is_the_part_of_the_output_that_the_adapter_adds():
 
 
 def test_fisher_is_the_mean_square_of_all_elements_over_all_steps():
-    layers, metric = layers_of(lora_chain(12, 8, 6)), FisherMetric()
+    layers, metric = layers_of(lora_chain(12, 8, 6)), fisher()
     shown = observe(metric, layers, range(25))
     expected = {n: pytest.approx(float(g.square().mean())) for n, g in shown.items()}
     assert metric.scores(layers, {}) == expected
 
 
 def test_gradient_norm_is_the_root_of_the_weighted_mean_power_over_the_cost():
-    layer, metric = one_layer(12, 8), GradientNormMetric()
+    layer, metric = one_layer(12, 8), gradient_norm()
     powers = observe(metric, [layer], range(25))[layer.name].square().sum(dim=1)
     weights = torch.tensor([DECAY**age for age in range(24, -1, -1)], dtype=torch.float64)
     mean = float((weights * powers).sum() / weights.sum())
@@ -103,7 +102,7 @@ def test_gradient_norm_is_the_root_of_the_weighted_mean_power_over_the_cost():
 
 def test_signal_is_the_norm_of_the_mean_gradient_in_which_noise_cancels():
     noisy, steady = layers_of(lora_chain(8, 8, 8))
-    signal, norm = signal_metric(), GradientNormMetric()
+    signal, norm = signal_metric(), gradient_norm()
     gradient = torch.randn(8, 4)
     for step in range(100):
         set_gradient_B(noisy, gradient * (-1) ** step)
@@ -145,10 +144,10 @@ def test_after_a_change_of_rank_sensitivities_start_from_the_old_mean(rank):
 
 
 def test_half_precision_and_small_gradients_neither_vanish_nor_overflow():
-    layer, metric = one_layer(), FisherMetric()
+    layer, metric = one_layer(), fisher()
     observe_equal(metric, layer, 1e-18)
     assert score(metric, layer) == pytest.approx(1e-36, rel=1e-5, abs=0)
-    layer, metric = one_layer(200, 200, dtype=torch.float16), GradientNormMetric()
+    layer, metric = one_layer(200, 200, dtype=torch.float16), gradient_norm()
     observe_equal(metric, layer, 3e4)
     assert score(metric, layer) == pytest.approx(3e4 * 2, rel=1e-3)  # the root of four ranks
     layer, metric = one_layer(dtype=torch.float16), SensitivityMetric()
@@ -182,8 +181,8 @@ def test_random_scores_follow_the_seed_are_new_at_each_event_and_use_no_global_s
 @pytest.mark.parametrize(
     "metric",
     [
-        FisherMetric,
-        GradientNormMetric,
+        fisher,
+        gradient_norm,
         magnitude,
         SensitivityMetric,
         signal_metric,
