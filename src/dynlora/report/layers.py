@@ -29,13 +29,6 @@ class Stack:
         return 0 < len(self.kinds) <= MAX_KINDS and filled >= MIN_FILLED * cells
 
 
-@dataclass(frozen=True, slots=True)
-class Loose:
-    """Layers to list one by one, such as a pooler, a classifier or a stack without a grid."""
-
-    names: tuple[str, ...]
-
-
 def block_of(name: str) -> tuple[str, str, str] | None:
     """Split a module name at its first number into prefix, number and kind; None without a number.
 
@@ -48,9 +41,12 @@ def block_of(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def arrange(names: Sequence[str]) -> list[Stack | Loose]:
-    """Group neighbouring module names into stacks and loose layers, in the same order."""
-    parts: list[Stack | Loose] = []
+def arrange(names: Sequence[str]) -> list[Stack | tuple[str, ...]]:
+    """Group neighbouring module names into stacks and names to list one by one, in the same order.
+
+    The latter are of a pooler, a classifier or a stack without a grid.
+    """
+    parts: list[Stack | tuple[str, ...]] = []
     for prefix, group in groupby(names, key=lambda name: (block_of(name) or (None,))[0]):
         members = tuple(group)
         stack = Stack(prefix or "")
@@ -59,7 +55,7 @@ def arrange(names: Sequence[str]) -> list[Stack | Loose]:
             if place is not None:
                 _, block, kind = place
                 stack.blocks.setdefault(block, {})[kind] = name
-        parts.append(stack if stack.is_regular else Loose(members))
+        parts.append(stack if stack.is_regular else members)
     return parts
 
 

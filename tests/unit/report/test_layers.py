@@ -2,18 +2,18 @@
 
 import pytest
 
-from dynlora.report.layers import Loose, Stack, arrange, short_names
+from dynlora.report.layers import Stack, arrange, short_names
 from tests.unit.report.runs import KINDS, block_names
 
 
 def test_blocks_form_a_grid_and_layers_outside_blocks_are_listed() -> None:
     first, stack, last = arrange(["embed", *block_names(3), "classifier", "heads.0"])
-    assert first == Loose(("embed",))
+    assert first == ("embed",)
     assert isinstance(stack, Stack)
     assert (stack.prefix, list(stack.blocks), stack.kinds) == (
         "bert.encoder.layer", ["0", "1", "2"], KINDS,
     )  # fmt: skip
-    assert last == Loose(("bert.pooler.dense", "classifier", "heads.0"))
+    assert last == ("bert.pooler.dense", "classifier", "heads.0")
     names = [f"{side}.block.{n}.layer.1.q" for side in ("encoder", "decoder") for n in range(2)]
     parts = arrange([*names, "0.q"])
     assert [(part.prefix, part.kinds) for part in parts if isinstance(part, Stack)] == [
@@ -23,9 +23,9 @@ def test_blocks_form_a_grid_and_layers_outside_blocks_are_listed() -> None:
 
 def test_stacks_of_many_or_unlike_kinds_are_listed() -> None:
     experts = tuple(f"layers.{n}.experts.{e}.up" for n in range(2) for e in range(64))
-    assert arrange(experts) == [Loose(experts)]
+    assert arrange(experts) == [experts]
     unlike = tuple(f"layers.{n}.kind{n}" for n in range(4))
-    assert arrange(unlike) == [Loose(unlike)]
+    assert arrange(unlike) == [unlike]
 
 
 @pytest.mark.parametrize(
