@@ -28,13 +28,12 @@ def check_places(document: Path, figures: Path) -> None:
         RunFileError: If the document is another file, or the figures' folder is a file or equals
             the document.
     """
-    whole.check_replaceable(
-        document,
-        lambda path: _has(path, MARK),
-        required="a new file or an earlier report",
-        otherwise="which is neither: give another name.",
-        error=RunFileError,
-    )
+    whole.check_file(document, RunFileError)
+    if document.exists() and not _has(document, MARK):
+        raise RunFileError(
+            f"`--output` must be a new file or an earlier report, got {document}, which is "
+            "neither: give another name."
+        )
     if figures.resolve() == document.resolve():
         raise RunFileError(
             f"`--figures` must be another path than `--output`, got {figures} for both: give the "

@@ -4,7 +4,7 @@ Readers see the old or the new content, and concurrent writers do not collide.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -87,24 +87,11 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def check_replaceable(
-    path: Path,
-    may_replace: Callable[[Path], bool],
-    *,
-    required: str,
-    otherwise: str,
-    error: type[DynamicLoraError],
-) -> None:
-    """Raise `error` unless `--output` can be written as a file.
-
-    In messages, `required` names the valid values, and `otherwise` the existing file and the next
-    step.
-    """
+def check_file(path: Path, error: type[DynamicLoraError]) -> None:
+    """Raise `error` if `--output` exists and is no file."""
     if path.is_dir():
         raise error(f"`--output` must be a file, got {path}, which is a folder: give a file in it.")
     if path.exists() and not path.is_file():
         raise error(
             f"`--output` must be a file, got {path}, which is a device or a pipe: give another."
         )
-    if path.exists() and not may_replace(path):
-        raise error(f"`--output` must be {required}, got {path}, {otherwise}")

@@ -72,13 +72,12 @@ def report_page(run: RunFiles) -> str:
 
 def check_replaceable(path: Path) -> None:
     """Raise `RunFileError` if a path is neither free nor an earlier report."""
-    whole.check_replaceable(
-        path,
-        _is_report,
-        required="a new file or an earlier report",
-        otherwise="which is neither: give another name.",
-        error=RunFileError,
-    )
+    whole.check_file(path, RunFileError)
+    if path.exists() and not _is_report(path):
+        raise RunFileError(
+            f"`--output` must be a new file or an earlier report, got {path}, which is neither: "
+            "give another name."
+        )
 
 
 def _is_report(path: Path) -> bool:

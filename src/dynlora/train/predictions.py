@@ -139,13 +139,12 @@ WRITERS: Mapping[str, Callable[[Path, RawSplit, Iterator[Row]], None]] = {
 
 def check_replaceable(output: Path, *, overwrite: bool) -> None:
     """Refuse an `output` that is a folder, or an existing file without `overwrite`."""
-    whole.check_replaceable(
-        output,
-        lambda _: overwrite,
-        required="a new file",
-        otherwise="a file that exists: give another, or --overwrite to replace it.",
-        error=ConfigError,
-    )
+    whole.check_file(output, ConfigError)
+    if output.exists() and not overwrite:
+        raise ConfigError(
+            f"`--output` must be a new file, got {output}, a file that exists: give another, or "
+            "--overwrite to replace it."
+        )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dynlora.errors import ConfigError
-from dynlora.files.whole import check_replaceable, remove, whole_file, whole_folder, write_text
+from dynlora.files.whole import check_file, remove, whole_file, whole_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -76,6 +76,4 @@ def test_removing_a_link_keeps_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("place", "told"), [(".", "is a folder"), ("/dev/null", "is a device")])
 def test_only_a_file_can_be_an_output(place: str, told: str) -> None:
     with pytest.raises(ConfigError, match=f"`--output` must be a file, got {place}, which {told}"):
-        check_replaceable(
-            Path(place), lambda _: True, required="new", otherwise="old", error=ConfigError
-        )
+        check_file(Path(place), ConfigError)
