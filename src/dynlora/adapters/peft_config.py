@@ -12,7 +12,6 @@ from dynlora.adapters.factor import Factor
 from dynlora.adapters.layers import LoraView, find_root
 from dynlora.adapters.patterns import changes_base, name_patterns
 from dynlora.adapters.resize import set_rank
-from dynlora.engines.sharding import is_there
 
 _HEADS = {"classifier", "score"}
 """Names of a head; PEFT adds both to `modules_to_save` of a classifier, which has one of them."""
@@ -100,5 +99,5 @@ def _follow(layer: LoraView, factor: Factor, *given: Any) -> None:
     """Set the layer to the rank of the weight before it is loaded."""
     state_dict, prefix = given[1:3]
     weight = state_dict.get(f"{prefix}{factor.key}")
-    if weight is not None and is_there(weight):
+    if weight is not None and weight.numel() > 0:  # DeepSpeed saves empty placeholders
         set_rank(layer, weight.shape[factor.rank_axis] // factor.experts)

@@ -19,11 +19,6 @@ def is_held(parameter: Parameter) -> bool:
     return fsdp.is_distributed(parameter) or deepspeed.is_held(parameter)
 
 
-def is_there(saved: Tensor) -> bool:
-    """Return whether a saved tensor has values; DeepSpeed saves empty placeholders."""
-    return saved.numel() > 0
-
-
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor, gathered from all processes; with ZeRO its trained copy."""
     if deepspeed.is_held(tensor):

@@ -270,19 +270,14 @@ def _shards_by_fsdp2() -> bool:
     return plugin is not None and plugin.fsdp_version == 2
 
 
-def _shards(args: Args) -> bool:
-    """Return whether the Trainer's engine shards parameters or moments."""
-    return args.deepspeed_plugin is not None or _shards_by_fsdp2()
-
-
 def _check_arguments(args: Args) -> None:
     fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     stage = None if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
+    shards = stage is not None or _shards_by_fsdp2()
     engines = {
         "FSDP1": fsdp and not _shards_by_fsdp2(),
         # The Trainer loads the best checkpoint into tensors of the last ranks.
-        "load_best_model_at_end under FSDP2 or DeepSpeed": _shards(args)
-        and args.load_best_model_at_end,
+        "load_best_model_at_end under FSDP2 or DeepSpeed": shards and args.load_best_model_at_end,
         "DeepSpeed with zero_stage=0": stage == 0,
         "several devices in one process": args.n_gpu > 1,
     }
