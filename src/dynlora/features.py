@@ -103,7 +103,27 @@ class InputFeatureAnalyzer:
         return state
 
     def _joined(self) -> tuple[dict[str, Sample], set[str]]:
-        return _joined(self._names, self._samples, self._stale, device=self._device)
+        """Return the joined samples of all processes, and the names of the stale ones.
+
+        They equal the sample of one process that sees all batches. A stale sample is used if no
+        process has a newer one.
+        """
+        if distributed.process_count() == 1:
+            return self._samples, self._stale
+        own = [self._samples.get(name) for name in self._names]
+        device = next((sample.keys.device for sample in own if sample is not None), self._device)
+        fresh = [name in self._samples and name not in self._stale for name in self._names]
+        table = [[new, *_format_of(sample)] for new, sample in zip(fresh, own, strict=True)]
+        known = distributed.max_over_processes(torch.tensor(table, device=device)).tolist()
+        found, stale = {}, set()
+        for name, sample, new, properties in zip(self._names, own, fresh, known, strict=True):
+            new_anywhere, dtype, width = properties
+            if not new_anywhere:
+                stale.add(name)
+            if dtype >= 0:  # any process has a sample
+                counting = sample if new == new_anywhere else None
+                found[name] = _join(counting, _DTYPES[dtype], width, device)
+        return found, stale
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the output of `state_dict`; the first process gets all joined samples."""
@@ -182,36 +202,6 @@ def input_limits(features: Mapping[str, FeatureStats]) -> dict[str, float]:
         for name, stats in features.items()
         if 2 * stats.effective_rank < len(stats.tokens)
     }
-
-
-def _joined(
-    names: Sequence[str],
-    samples: Mapping[str, Sample],
-    stale: set[str],
-    *,
-    device: torch.device | None,
-) -> tuple[dict[str, Sample], set[str]]:
-    """Return the joined samples of all processes, and the names of the stale ones.
-
-    They equal the sample of one process that sees all batches. A stale sample is used if no process
-    has a newer one.
-    """
-    if distributed.process_count() == 1:
-        return dict(samples), stale
-    device = next((sample.keys.device for sample in samples.values()), device)
-    own = [samples.get(name) for name in names]
-    fresh = [name in samples and name not in stale for name in names]
-    table = [[new, *_format_of(sample)] for new, sample in zip(fresh, own, strict=True)]
-    known = distributed.max_over_processes(torch.tensor(table, device=device)).tolist()
-    found, old = {}, set()
-    for name, sample, new, properties in zip(names, own, fresh, known, strict=True):
-        new_anywhere, dtype, width = properties
-        if not new_anywhere:
-            old.add(name)
-        if dtype >= 0:  # any process has a sample
-            counting = sample if new == new_anywhere else None
-            found[name] = _join(counting, _DTYPES[dtype], width, device)
-    return found, old
 
 
 def _join(
