@@ -13,6 +13,7 @@ from dynlora.adapter_files.formats import PEFT, prefix_of
 from dynlora.adapter_files.layer import SavedLayer
 from dynlora.adapter_files.names import natural_key
 from dynlora.adapters.patterns import name_patterns, whole
+from dynlora.errors import AdapterError
 
 
 class StoredLayers(Sequence[SavedLayer]):
@@ -79,6 +80,24 @@ def configure(
         "init_lora_weights": True,
         "eva_config": None,
     }
+
+
+def check_linear(adapter: SavedAdapter, target: str) -> None:
+    """Raise `AdapterError` unless a format that has only linear layers can hold the adapter."""
+    faults = [] if adapter.form == PEFT else [f"a file of {adapter.form}"]
+    for layer in adapter.layers:
+        if layer.bias is not None:
+            faults.append(f"a bias of lora_B in {layer.name}")
+        elif layer.lora_A.dim() != 2:
+            faults.append(f"a convolution, {layer.name}")
+        elif layer.key_A.endswith("lora_embedding_A"):
+            faults.append(f"an embedding, {layer.name}")
+    faults += [f"{key} of `modules_to_save` or `bias`" for key in adapter.others]
+    if faults:
+        raise AdapterError(
+            f"`--format {target}` needs a PEFT adapter of linear layers alone, but got "
+            f"{faults[0]} in {adapter.folder}. Use `--format merged`."
+        )
 
 
 class MatchedLayers(Mapping[str, list[SavedLayer | None]]):

@@ -17,9 +17,11 @@ FORMATS = {
     KOHYA: "one file as sd-scripts, ComfyUI and other tools of Stable Diffusion read it",
     DIFFUSERS: "one file as `load_lora_weights` reads it",
     "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
+    "mlx": "a folder as MLX-LM reads it, at one rank as uniform",
     "merged": "the base model with the adapter in its weights, and the tokenizer",
 }
 CONVERTED = {"native": PEFT, KOHYA: KOHYA, DIFFUSERS: DIFFUSERS}
+FOLDERS = ("merged", "mlx")
 TAKES = {
     "rank": ("uniform",),
     "model": ("merged", "native", DIFFUSERS),
@@ -35,7 +37,7 @@ def _run(given: Any, output: Output) -> None:
     from dynlora.adapter_files.writer import check_free
 
     own = DIFFUSERS if given.adapter.is_file() else PEFT
-    check_free(given.output, (CONVERTED | {"merged": PEFT}).get(given.format, own))
+    check_free(given.output, (CONVERTED | dict.fromkeys(FOLDERS, PEFT)).get(given.format, own))
     adapter = read_any(given.adapter)
     show = _merge if given.format == "merged" else _rewrite
     show(adapter, given, output)
@@ -75,6 +77,7 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
     from dynlora.adapter_files.convert import convert
+    from dynlora.adapter_files.mlx import write_mlx
     from dynlora.adapter_files.resize import uniform
     from dynlora.adapter_files.writer import write_adapter
 
@@ -83,7 +86,8 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
         made = adapter = convert(adapter, CONVERTED[given.format], given.component, model)
     else:
         made = uniform(adapter, given.rank)
-    write_adapter(made, given.output)
+    write = write_mlx if given.format == "mlx" else write_adapter
+    write(made, given.output)
     values = {
         "format": given.format,
         "output": str(given.output),

@@ -1,0 +1,56 @@
+"""Write a PEFT adapter as the folder that `mlx_lm.load(model, adapter_path=FOLDER)` reads.
+
+MLX-LM computes ``scale * (x @ lora_a) @ lora_b``: the factors are the transposes of PEFT's, and all
+layers have one rank and one scale.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from dynlora.adapter_files.adapter import SavedAdapter, check_linear
+from dynlora.adapter_files.checks import check_finite
+from dynlora.adapter_files.formats import CONFIG
+from dynlora.adapter_files.layer import SavedLayer
+from dynlora.adapter_files.tensor_file import write_tensors
+from dynlora.adapter_files.writer import new_folder
+
+WEIGHTS = "adapters.safetensors"
+BLOCK = re.compile(r"^model\.layers\.\d+\.")  # MLX-LM names modules relative to their block
+
+
+def write_mlx(adapter: SavedAdapter, output: Path) -> None:
+    """Write a uniform adapter to a new folder in MLX-LM's format.
+
+    Args:
+        adapter: A PEFT adapter from `uniform`: one rank, and a scaling of 1.
+        output: The new folder.
+
+    Raises:
+        AdapterError: If MLX-LM cannot hold a tensor of the adapter, or `output` exists.
+    """
+    check_linear(adapter, "mlx")
+    layout = {key: tensor for layer in adapter.layers for key, tensor in _factors(layer).items()}
+    check_finite(layout, f"the result for {adapter.folder}", "scale its factors down")
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": -1,  # all blocks; a layer without factors in the file changes nothing
+        "lora_parameters": {
+            "rank": adapter.layers[0].r,
+            "scale": 1.0,
+            "dropout": 0.0,
+            "keys": sorted({BLOCK.sub("", layer.name) for layer in adapter.layers}),
+        },
+    }
+    with new_folder(output) as draft:
+        (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with write_tensors(draft / WEIGHTS, layout, {"format": "mlx"}) as write:
+            for key, tensor in layout.items():
+                write(key, tensor)
+
+
+def _factors(layer: SavedLayer) -> dict[str, Tensor]:
+    """Return a layer's tensors by MLX-LM's names."""
+    return {f"{layer.name}.lora_a": layer.A.T, f"{layer.name}.lora_b": layer.B.T}
