@@ -1,9 +1,10 @@
 """Merge a saved adapter into its base model and save a plain model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
@@ -12,8 +13,17 @@ from dynlora.adapter_files.base_models import UNLOADABLE, Source
 from dynlora.adapter_files.writer import new_folder
 
 
+def save_merged(model: PeftModel, folder: Path) -> None:
+    """Write a plain model of transformers."""
+    model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+
+
 def merge_adapter(
-    adapter: SavedAdapter, source: Source, output: Path, head: Mapping[str, Any]
+    adapter: SavedAdapter,
+    source: Source,
+    output: Path,
+    head: Mapping[str, Any],
+    save: Callable[[PeftModel, Path], None] = save_merged,
 ) -> tuple[str, bool]:
     """Write the base model with the merged adapter, and its tokenizer or image processor.
 
@@ -23,7 +33,7 @@ def merge_adapter(
     base = load_base(adapter, source)
     base.config.update(dict(head))
     untie(base, adapter)
-    merged = attach(adapter, base).merge_and_unload(safe_merge=True)
+    model = attach(adapter, base)
     loader: Any
     more: dict[str, str] = {}
     kind, file, loader = "tokenizer", "tokenizer_config.json", AutoTokenizer
@@ -33,7 +43,7 @@ def merge_adapter(
     own = (adapter.folder / file).is_file()
     place = Source(str(adapter.folder), local_only=True) if own else source
     with new_folder(output) as draft:
-        merged.save_pretrained(draft)
+        save(model, draft)
         try:
             found = loader.from_pretrained(place.place, **place.options, **more)
             found.save_pretrained(draft)

@@ -19,12 +19,16 @@ FORMATS = {
     "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
     "mlx": "a folder as MLX-LM reads it, at one rank as uniform",
     "merged": "the base model with the adapter in its weights, and the tokenizer",
+    "onnx": "the merged model in float32 for ONNX Runtime, and the tokenizer",
+    "onnx-lora": "the base model in float32 for ONNX Runtime, the adapter to switch on, and the "
+    "tokenizer",
 }
 CONVERTED = {"native": PEFT, KOHYA: KOHYA, DIFFUSERS: DIFFUSERS}
-FOLDERS = ("merged", "mlx")
+MERGED = ("merged", "onnx", "onnx-lora")
+FOLDERS = (*MERGED, "mlx")
 TAKES = {
     "rank": ("uniform",),
-    "model": ("merged", "native", DIFFUSERS),
+    "model": (*MERGED, "native", DIFFUSERS),
     "component": tuple(CONVERTED),
 }
 """Formats that accept an option, by option."""
@@ -39,7 +43,7 @@ def _run(given: Any, output: Output) -> None:
     own = DIFFUSERS if given.adapter.is_file() else PEFT
     check_free(given.output, (CONVERTED | dict.fromkeys(FOLDERS, PEFT)).get(given.format, own))
     adapter = read_any(given.adapter)
-    show = _merge if given.format == "merged" else _rewrite
+    show = _merge if given.format in MERGED else _rewrite
     show(adapter, given, output)
 
 
@@ -56,23 +60,30 @@ def _check_options(given: Any) -> None:
 
 
 def _merge(adapter: Any, given: Any, output: Output) -> None:
+    from dynlora.adapter_files.adapter import check_linear
     from dynlora.adapter_files.adapter_base import locate_base
-    from dynlora.adapter_files.merge import merge_adapter
+    from dynlora.adapter_files.merge import merge_adapter, save_merged
+    from dynlora.adapter_files.onnx import check_packages, save_onnx, save_onnx_lora
     from dynlora.train.finished_run import outputs_of
 
+    if given.format != "merged":
+        check_packages()
+    if given.format == "onnx-lora":
+        check_linear(adapter, given.format)
+    saves = {"merged": save_merged, "onnx": save_onnx, "onnx-lora": save_onnx_lora}
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
         head = outputs_of(adapter.folder)
-        kind, saved = merge_adapter(adapter, source, given.output, head)
+        kind, saved = merge_adapter(adapter, source, given.output, head, saves[given.format])
     values = {
-        "format": "merged",
+        "format": given.format,
         "output": str(given.output),
         "base_model": source.label,
         "tokenizer": saved and kind == "tokenizer",
         "image_processor": saved and kind == "image processor",
     }
     missing = "" if saved else f", without a {kind}"
-    output.show(Text(f"merged model: {given.output}, from {source.label}{missing}"), values)
+    output.show(Text(f"{given.format} model: {given.output}, from {source.label}{missing}"), values)
 
 
 def _rewrite(adapter: Any, given: Any, output: Output) -> None:
@@ -129,9 +140,9 @@ COMMAND = Verb(
         click.Option(
             ["--model"],
             metavar="PATH",
-            help="merged: folder, GGUF file or hub name of the base model, if the adapter does not "
-            "name an existing folder. native and diffusers, for a file of kohya: folder of the "
-            "base model as a pipeline of diffusers.",
+            help="merged, onnx and onnx-lora: folder, GGUF file or hub name of the base model, if "
+            "the adapter does not name an existing folder. native and diffusers, for a file of "
+            "kohya: folder of the base model as a pipeline of diffusers.",
         ),
         click.Option(
             ["--component"],
