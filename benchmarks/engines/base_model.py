@@ -4,6 +4,7 @@ The package contains a quantized GGUF. Both forms contain its dequantized number
 folder for PEFT and vLLM, and an F32 GGUF for llama.cpp. So engines differ only in how they compute.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def save_base(folder: Path, gguf: Path) -> None:
     plain = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # MLX-LM 0.32 reads this key where transformers 4 wrote it, and otherwise assumes 10,000.
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
     dequantize_gguf(source, gguf)
 

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+PACKAGES = {"vllm": "vllm", "llamacpp": "xllamacpp", "mlx": "mlx_lm", "onnx": "onnxruntime"}
+"""The package that an engine's block imports."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # as the document says
@@ -18,9 +20,13 @@ ENVIRONMENT = {
 
 def python_blocks() -> dict[str, str]:
     """Return the Python blocks of the document by the engine that they import."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return {"vllm": blocks[0], "llamacpp": blocks[1]}
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    return {
+        engine: block
+        for engine, package in PACKAGES.items()
+        for block in blocks
+        if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE)
+    }
 
 
 def run_block(code: str, python: Path, folder: Path, files: dict[str, Path]) -> str:

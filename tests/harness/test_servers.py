@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.engines.compare import NEAR_TIE, compare, first_difference
+from benchmarks.engines.forward_only import continue_by_forward
 from benchmarks.engines.gguf_files import dequantize_gguf, permute_rows, write_lora_gguf
 from tests.gguf_files import BLOCK, finish
 
@@ -188,3 +189,13 @@ def test_a_difference_that_rounding_does_not_explain_fails(gap, token):
 )
 def test_the_first_difference_is_where_tokens_part(ours, theirs, place):
     assert first_difference(ours, theirs) == place
+
+
+def test_one_forward_gives_the_greedy_continuation_up_to_the_first_other_token():
+    def logits(ids):  # the next token is one more than the last
+        return np.eye(10)[np.add(ids, 1) % 10]
+
+    chosen = 1 - np.log(np.e + 9)
+    for expected, tokens in (([4, 5, 6], [4, 5, 6]), ([4, 7, 8], [4, 5])):
+        made = continue_by_forward(logits, [1, 3], expected)
+        assert made == {"tokens": tokens, "logprobs": pytest.approx([chosen] * len(tokens))}
