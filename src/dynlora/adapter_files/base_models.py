@@ -86,7 +86,7 @@ def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
 
 def position_limit(model: Any) -> int | None:
     """Return the largest number of tokens of a model; None if unlimited."""
-    config = model.config.to_dict()
+    config = model.config.get_text_config().to_dict()
     limits = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
     for name, module in model.named_modules():
         # In RoBERTa and related models, positions start after the padding token's index.

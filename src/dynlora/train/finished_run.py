@@ -20,12 +20,14 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import reload_in_float32
 from dynlora.train.source import locate
-from dynlora.train.task import Task, make_trainer, no_head
+from dynlora.train.task import Task, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
 """Tasks with a single class per row."""
+UNLABELLED = ("causal_lm", "image_text_retrieval")
+"""Tasks without labels, so that the data determine no number of outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,7 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         AdapterError: If the adapter is broken, or does not fit the base model.
     """
     facts, task = check_finished(folder), TASKS[config.task]
-    num_labels = _num_labels(folder.run, facts, task)
+    num_labels = _num_labels(folder.run, facts, config)
     full = config.method == "full"
     saved = replace(config.model, path=str(folder.full_model), gguf_file=None, quantization=None)
     source = locate(saved if full else config.model)
@@ -87,9 +89,9 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
     )
 
 
-def _num_labels(path: Path, facts: Mapping[str, Any], task: Task) -> int | None:
+def _num_labels(path: Path, facts: Mapping[str, Any], config: JobConfig) -> int | None:
     count: int | None = facts.get("num_labels")
-    if count is None and task.head is no_head:
+    if count is None and config.task in UNLABELLED:
         return None
     if count is None or count < 1:
         raise wrong_record(path, f"`num_labels` must be at least 1, got {count}")

@@ -21,7 +21,13 @@ from dynlora.adapter_files import base_models
 from dynlora.engines.checks import keep_gradients
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.methods.full_modules import note_new, outer_modules, poolers, unread_poolers
+from dynlora.train.methods.full_modules import (
+    new_projections,
+    note_new,
+    outer_modules,
+    poolers,
+    unread_poolers,
+)
 from dynlora.train.source import Source, not_loaded
 
 logger = logging.getLogger(__name__)
@@ -33,9 +39,10 @@ def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.place, **source.options
         )
-        model = AutoConfig.from_pretrained(source.place, **source.options).to_dict()
+        config = AutoConfig.from_pretrained(source.place, **source.options)
     except base_models.UNLOADABLE as error:
         raise not_loaded("tokenizer", source, error) from error
+    model = config.get_text_config().to_dict()
     _check_vocabulary(tokenizer, model.get("vocab_size"), source.label)
     # Models without absolute positions lack these keys; tokenizers without a limit report 1e30.
     limits = [tokenizer.model_max_length, *(model.get(key) for key in base_models.LENGTH_KEYS)]
@@ -167,7 +174,7 @@ def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     """Return the names of the head, which transformers would miss if it has a bias, and `more`."""
     names = [name for name, _ in model.named_children()]
     if model.base_model_prefix not in names:
-        return list(more) or None
+        return [*more, *new_projections(model)] or None
     return [*(name for name in names if name != model.base_model_prefix), *more]
 
 

@@ -27,6 +27,7 @@ TaskName = Literal[
     "token_classification",
     "causal_lm",
     "image_classification",
+    "image_text_retrieval",
 ]
 Method = Literal["dynamic", "lora", "adalora", "full"]
 
@@ -38,6 +39,13 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "token_classification": ("accuracy", "macro_f1", "loss"),
     "causal_lm": ("token_accuracy", "perplexity", "loss"),
     "image_classification": ("accuracy", "f1", "matthews", "loss"),
+    "image_text_retrieval": (
+        "text_to_image_recall_1",
+        "image_to_text_recall_1",
+        "text_to_image_recall_5",
+        "image_to_text_recall_5",
+        "loss",
+    ),
 }
 """Validation metrics by task, in display order, the main one first."""
 
@@ -53,8 +61,8 @@ class JobConfig:
     task: TaskName = "sequence_classification"
     """What the model learns: `sequence_classification` (one class per text), `regression` (a
     number), `multi_label` (any number of classes), `embedding` (a vector, the mean of the last
-    hidden states), `token_classification` (a class per word), `causal_lm` (to continue a text), or
-    `image_classification`."""
+    hidden states), `token_classification` (a class per word), `causal_lm` (to continue a text),
+    `image_classification`, or `image_text_retrieval` (which caption belongs to which image)."""
     method: Method = "dynamic"
     """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
     `full` trains every weight."""
@@ -80,6 +88,9 @@ class JobConfig:
         metric, known = self.training.best_metric, METRICS[self.task]
         required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
         require(metric is None or metric in known, "training.best_metric", required, metric)
+        size, retrieval = self.training.batch_size, self.task == "image_text_retrieval"
+        required = "at least 2 with `task: image_text_retrieval`, to compare rows of a batch"
+        require(size > 1 or not retrieval, "training.batch_size", required, size)
         teacher = self.model.teacher
         required = f"null with `task: {self.task}`"
         require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)

@@ -61,7 +61,7 @@ class DataConfig:
     function."""
     text: str = "text"
     """Column of the text, or of the first text of a pair; for `token_classification` a list of
-    words."""
+    words; for `image_text_retrieval` a caption, or a list of captions."""
     text_pair: str | None = None
     """Column of the second text of a pair; null for single texts."""
     prompt: str | None = None
@@ -82,7 +82,7 @@ class DataConfig:
     max_new_tokens: Count = 128
     """Maximum tokens that `causal_lm` generates in a prediction."""
     image: str = "image"
-    """Column of the images for `image_classification`: encoded bytes, such as a JPEG's; a path
+    """Column of the images for tasks with images: encoded bytes, such as a JPEG's; a path
     relative to the data file's folder; or Hugging Face's `{bytes, path}`."""
     label: str = "label"
     """Column of the label: a class (a whole number from 0); a number for `regression`; a list of

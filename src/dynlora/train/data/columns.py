@@ -52,6 +52,18 @@ def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
     return _fitting(split, values, _is_text, required, "Remove these rows or fill them in.")
 
 
+def read_captions(split: RawSplit, column: str) -> list[list[str]]:
+    """Return the column `data.text` of captions, or of lists of them, as non-empty lists."""
+    values = _fitting(
+        split,
+        read_column(split, "data.text", column),
+        lambda value: _is_text(value) or _is_list_of(value, _is_text, 1),
+        f"column {column!r} must hold a caption, or a list of captions, in every row",
+        "Remove these rows or fill them in.",
+    )
+    return [[value] if isinstance(value, str) else value for value in values]
+
+
 def read_words(split: RawSplit, column: str) -> list[list[str]]:
     """Return the column `data.text` of non-empty lists of words."""
     return _fitting(

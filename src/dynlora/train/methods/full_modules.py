@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import recursively_apply
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import VisionTextDualEncoderModel
 
 from dynlora.adapter_files.base_models import within
 from dynlora.errors import ConfigError
@@ -55,6 +56,19 @@ def poolers(model: Any) -> list[str]:
 def unread_poolers(model: Any) -> list[str]:
     """Return the names of the poolers of a model without head, whose outputs are unused."""
     return [name for name in _weighted(model) if name == POOLER]
+
+
+def unread_outputs(model: Any) -> list[str]:
+    """Return the names of the output layers whose weights `nn.MultiheadAttention` reads itself."""
+    attentions = (n for n, each in model.named_modules() if isinstance(each, nn.MultiheadAttention))
+    return [f"{name}.out_proj" for name in attentions]
+
+
+def new_projections(model: Any) -> list[str]:
+    """Return the projections of two towers, random when transformers composes both; else none."""
+    if not isinstance(model, VisionTextDualEncoderModel):
+        return []
+    return ["visual_projection", "text_projection"]
 
 
 def note_new(model: Any, modules: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ UNDECODABLE = (
 WHITE = (255, 255, 255, 255)
 
 
-def _load_processor(source: Source, _config: DataConfig) -> Any:
+def load_image_processor(source: Source, _config: DataConfig) -> Any:
+    """Return the image processor of the model at `source`; its pixels have one shape."""
     try:
         # Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
@@ -67,7 +68,7 @@ def _read_split(
 ) -> Split:
     labels = read_classes(split, config.label, num_labels)
     check_images(split, config.image)
-    inputs = _pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
+    inputs = pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
     seen = max(max(labels) + 1, 2)  # a class folder may have no rows in this split
     named = len(split.class_names or ())
     return Split(inputs=inputs, cut=0, num_labels=num_labels or max(seen, named))
@@ -105,10 +106,14 @@ def _given(value: Any) -> bool:
     return isinstance(value, bytes | str) and len(value) > 0
 
 
+def content(value: Any) -> Any:
+    """Return the bytes or the path of an image, also from a record of both."""
+    return (value.get("bytes") or value["path"]) if isinstance(value, dict) else value
+
+
 def read_rgb(value: Any, folder: Path) -> Image.Image:
     """Return an image, upright and as RGB, from bytes, a path in `folder`, or a record of both."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value["path"]
+    value = content(value)
     with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / value) as image:
         return to_rgb(ImageOps.exif_transpose(image))
 
@@ -125,7 +130,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pixel_inputs(
+def pixel_inputs(
     split: RawSplit, config: DataConfig, processor: Any, more: dict[str, pa.Array]
 ) -> Any:
     """Return a `datasets.Dataset` that converts images to pixels on access."""
@@ -161,14 +166,14 @@ def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     check_images(split, config.image)
-    inputs = _pixel_inputs(split, config, predictor.processor, {})
+    inputs = pixel_inputs(split, config, predictor.processor, {})
     return map(describe_class, row_logits(predictor, inputs, default_data_collator))
 
 
 IMAGE_CLASSIFICATION = Task(
     peft_type=None,
     head=head_modules,
-    load_processor=_load_processor,
+    load_processor=load_image_processor,
     read_split=_read_split,
     load_model=_load_model,
     make_trainer=partial(

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import EvalPrediction
 
+QUERIES_AT_ONCE = 1000
+"""Rows of a matrix of logits in memory."""
+
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
     """Return the cross-entropy of logits ``(..., classes)`` and labels ``(...)``."""
@@ -83,6 +86,39 @@ def embedding_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "r2": float(1 - missed / variance) if variance > 0 else 0.0,
         "cosine": float(cosines.mean()),
     }
+
+
+def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return recall at 1 and 5 both ways, from the embeddings of `embed_pairs`.
+
+    An image counts if any of its captions is among the best. A tie with a wrong one does not count.
+    """
+    embedded = np.asarray(prediction.predictions)
+    images, captions = embedded[:, 0], embedded[:, 1:]
+    rows, places = (captions[..., -1] == 1).nonzero()
+    texts, every = captions[rows, places], np.arange(len(images))
+    ranks = {
+        "text_to_image": _wrong_before(texts, images, rows, every),
+        "image_to_text": _wrong_before(images, texts, every, rows),
+    }
+    return {
+        f"{way}_recall_{k}": float((found < k).mean())
+        for k in (1, 5)
+        for way, found in ranks.items()
+    }
+
+
+def _wrong_before(
+    queries: np.ndarray, keys: np.ndarray, owner: np.ndarray, key_owner: np.ndarray
+) -> np.ndarray:
+    """Return per query the wrong keys whose logit is at least that of its best right key."""
+    found = []
+    for begin in range(0, len(queries), QUERIES_AT_ONCE):
+        part = slice(begin, begin + QUERIES_AT_ONCE)
+        logits, right = queries[part] @ keys.T, owner[part, None] == key_owner
+        best = np.where(right, logits, -np.inf).max(axis=1, keepdims=True)
+        found.append((~right & (logits >= best)).sum(axis=1))
+    return np.concatenate(found)
 
 
 def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
