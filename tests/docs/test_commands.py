@@ -18,6 +18,7 @@ from tests.harness.records import invented_study, write
 from tests.jobs import make_rows, measure_here, save_model, write_job, write_rows
 from tests.language import save_language_model
 from tests.pictures import picture_rows, save_vit
+from tests.towers import caption_rows, save_towers
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +43,9 @@ def rows_for(data, task, count, seed):
     """Return rows with the columns of an example."""
     if task == "image_classification":
         return picture_rows(count, seed=seed)
+    if task == "image_text_retrieval":
+        rows = caption_rows(count, seed=seed)
+        return [{data["image"]: row["image"], data["text"]: row["captions"]} for row in rows]
     return [
         {
             data.get("text", "text"): row["text"],
@@ -64,7 +68,11 @@ def save_example(world, source):
     for split, count in (("train", 24), ("validation", 8), ("test", 8)):
         name = data.get(f"{split}_split", split)
         write_rows(folder / f"{name}.parquet", rows_for(data, task, count, len(split)))
-    kinds = {"image_classification": "images", "causal_lm": "language"}
+    kinds = {
+        "image_classification": "images",
+        "causal_lm": "language",
+        "image_text_retrieval": "towers",
+    }
     for key in ("name", "subset", "embedded"):
         data.pop(key, None)
     limits = {"max_train_rows": None, "max_validation_rows": None, "max_length": 24}
@@ -85,6 +93,7 @@ def world(tmp_path_factory):
     save_model(world / "models" / "minilm")
     save_language_model(world / "models" / "language")
     save_vit(world / "models" / "images")
+    save_towers(world / "models" / "towers")
     for source in (ROOT / "examples").glob("*.yaml"):
         save_example(world, source)
     shutil.copytree(ROOT / "benchmarks" / "studies", world / "benchmarks" / "studies")
