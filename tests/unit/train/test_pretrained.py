@@ -1,6 +1,7 @@
 """The pretrained model and its tokenizer, from a folder, a package or a GGUF file."""
 
 import io
+import json
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from tests.gguf_files import TOKENS, llama, save_bogus_gguf, save_gguf
 from tests.jobs import minimal_job, save_model
 from tests.models import bare_llama
 from tests.strange_models import drop_weights, put_code_beside, reconfigure
+from tests.towers import save_towers
 
 
 def at(folder, **held):
@@ -56,6 +58,14 @@ def test_the_lowest_limit_of_model_and_tokenizer_counts(tmp_path):
     check_length(model, DataConfig(name="d", max_length=limit))
     with pytest.raises(ConfigError, match=f"at most {limit}, the longest input of a Llama"):
         check_length(model, DataConfig(name="d", max_length=limit + 1))
+
+
+def test_the_limit_of_a_models_text_part_counts(tmp_path):
+    save_towers(tmp_path, "CLIP")
+    texts = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    reconfigure(tmp_path, text_config=texts | {"max_position_embeddings": 20})
+    with pytest.raises(ConfigError, match=r"must be at most 20, .* got 21"):
+        load_tokenizer(at(tmp_path), 21)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -151,7 +151,8 @@ def _load_model(source: Source, _num_labels: int | None, processor: Processors) 
     try:
         with torch.no_grad():
             wanted = model.eval()(**batch).logits_per_image.float()
-            images, texts = embed(**batch, counts=counts).logits[0].split([1, len(captions)])
+            embedded: Any = embed(**batch, counts=counts).logits
+            images, texts = embedded[0].split([1, len(captions)])
         torch.testing.assert_close(images @ texts.T, wanted, rtol=0.02, atol=0.02)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(
@@ -187,7 +188,7 @@ def embed_pairs(model: Any) -> Callable[..., SequenceClassifierOutput]:
         bias = parameters.get("logit_bias", scaled.new_zeros(1)).float()
         images = torch.cat([scaled, bias.expand(len(scaled), 1)], dim=1)
         texts = nn.functional.pad(found.text_embeds.float(), (0, 1), value=1.0)
-        rows = torch.split(texts, counts.tolist())
+        rows = list(texts.split(counts.tolist()))
         captions = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return SequenceClassifierOutput(logits=torch.cat([images[:, None], captions], dim=1))
 
