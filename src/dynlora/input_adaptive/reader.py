@@ -178,6 +178,11 @@ def _readable(root: nn.Module) -> PreTrainedModel:
         raise _not_adaptive(
             "one sequence of tokens", f"the encoder and the decoder of a {type(root).__name__}"
         )
+    kinds = root.input_modalities
+    if len(kinds) > 1 and not isinstance(kinds, str) and not root.can_generate():
+        raise _not_adaptive(
+            "one input", f"towers for {' and '.join(kinds)} ({type(root).__name__})"
+        )
     for config in (root.config, root.config.get_text_config()):
         for key, value in config.to_dict().items():
             if key.endswith("experts") and isinstance(value, int) and value > 1:

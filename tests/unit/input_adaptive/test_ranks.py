@@ -20,6 +20,7 @@ from dynlora import InputAdaptiveRanks
 from dynlora.adapters.layers import find_lora_layers
 from dynlora.errors import EngineError, LayerError
 from tests.models import bare_bert, bare_llama, sequences
+from tests.towers import dual_encoder
 
 
 def lora_on(base, *targets, r=8):
@@ -170,6 +171,7 @@ def small_t5():
     [
         (small_mixtral, "q_proj", r"MixtralForCausalLM with num_local_experts=4 \(mixture of exp"),
         (small_t5, "q", "encoder and the decoder of a T5ForConditionalGeneration"),
+        (dual_encoder, "q_proj", r"image and text \(VisionTextDualEncoderModel\)"),
         (lambda: nn.Sequential(nn.Linear(4, 4)), "0", "model of transformers, got a Sequential"),
         (bare_bert, "word_embeddings", "'embeddings.word_embeddings' on a Embedding: leave it out"),
     ],
