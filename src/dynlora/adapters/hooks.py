@@ -23,8 +23,11 @@ from dynlora.adapters.owners import OwnHook
 from dynlora.engines.compiled import EagerSteps, only_eager
 from dynlora.types import UNUSED_KEY
 
-_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
-"""Names of the main input in transformers' models, text first."""
+_MAIN_INPUTS = (
+    "input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "sample",
+    "hidden_states",
+)  # fmt: skip
+"""Names of the main input in models of transformers, text first, and of diffusers."""
 _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 """The three odd constants of splitmix64 (Steele, Lea and Flood 2014), as signed integers."""
 

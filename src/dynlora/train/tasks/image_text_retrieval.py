@@ -188,7 +188,7 @@ def embed_pairs(model: Any) -> Callable[..., SequenceClassifierOutput]:
         bias = parameters.get("logit_bias", scaled.new_zeros(1)).float()
         images = torch.cat([scaled, bias.expand(len(scaled), 1)], dim=1)
         texts = nn.functional.pad(found.text_embeds.float(), (0, 1), value=1.0)
-        rows = list(texts.split(counts.tolist()))
+        rows = list(torch.split(texts, counts.tolist()))
         captions = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return SequenceClassifierOutput(logits=torch.cat([images[:, None], captions], dim=1))
 
