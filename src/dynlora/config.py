@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from dynlora.errors import ConfigError
 
 METRICS: Mapping[str, str] = {
-    "signal": "dynlora.importance.mean_gradient:signal",
+    "signal": "dynlora.importance.signal:SignalMetric",
     "sensitivity": "dynlora.importance.sensitivity:SensitivityMetric",
-    "gradient_norm": "dynlora.importance.gradient_power:gradient_norm",
-    "fisher": "dynlora.importance.gradient_power:fisher",
-    "spectral": "dynlora.importance.mean_gradient:spectral",
-    "activation_ratio": "dynlora.importance.weights:activation_ratio",
-    "magnitude": "dynlora.importance.weights:magnitude",
+    "gradient_norm": "dynlora.importance.gradient_norm:GradientNormMetric",
+    "fisher": "dynlora.importance.fisher:FisherMetric",
+    "spectral": "dynlora.importance.spectral:SpectralMetric",
+    "activation_ratio": "dynlora.importance.activation_ratio:ActivationRatioMetric",
+    "magnitude": "dynlora.importance.magnitude:MagnitudeMetric",
     "attention_entropy": "dynlora.importance.attention_entropy:AttentionEntropyMetric",
-    "uniform": "dynlora.importance.weights:uniform",
-    "random": "dynlora.importance.random:RandomMetric",
+    "uniform": "dynlora.importance.controls:UniformMetric",
+    "random": "dynlora.importance.controls:RandomMetric",
 }
-"""Importance metrics by name: the import path of a class, or of a function that returns one."""
+"""Importance metrics by name: the import path of each class."""
 
 EXTENSIONS: Mapping[str, str] = {
     "input_adaptive": "dynlora.input_adaptive.ranks:InputAdaptiveRanks",

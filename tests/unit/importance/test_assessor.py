@@ -9,8 +9,8 @@ from dynlora.config import METRICS
 from dynlora.errors import NonFiniteError
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
-from dynlora.importance.mean_gradient import signal
-from dynlora.importance.weights import StatelessMetric, uniform
+from dynlora.importance.controls import UniformMetric
+from dynlora.importance.signal import SignalMetric
 from tests.lora_layers import layers_of, lora_chain, set_gradients
 
 
@@ -24,7 +24,7 @@ def learn(observe, layers, steps, *, agreeing=True):
 
 def assessor_of(layers, metric=None, **given):
     device = torch.device("cpu")
-    assessor = LayerImportanceAssessor(metric or uniform(), layers, device=device, **given)
+    assessor = LayerImportanceAssessor(metric or UniformMetric(), layers, device=device, **given)
     return assessor, partial(assessor.observe, step=1)
 
 
@@ -38,12 +38,12 @@ def layers():
 
 
 def test_scores_begin_with_agreement_and_are_the_metrics_own(layers):
-    assessor, observe = assessor_of(layers, signal())
+    assessor, observe = assessor_of(layers, SignalMetric())
     assert scores_of(assessor) == {}
     learn(observe, layers, 3)
     assert scores_of(assessor) == {}
     learn(observe, layers, 17)
-    metric = signal()
+    metric = SignalMetric()
     metric.observe(layers)  # the gradient was the same in every step
     assert scores_of(assessor) == pytest.approx(metric.scores(layers, {}))
 
@@ -94,8 +94,11 @@ def test_gradients_that_are_not_finite_are_counted_by_layer_or_stop_the_run(laye
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_scores_that_are_not_finite_are_left_out_and_counted_or_stop_the_run(layers, stops):
-    broken = StatelessMetric(lambda layers, features: {"0": 1.0, "1": float("nan")})
-    assessor, observe = assessor_of(layers, broken, stops=stops)
+    class Broken(UniformMetric):
+        def scores(self, layers, features):
+            return {"0": 1.0, "1": float("nan")}
+
+    assessor, observe = assessor_of(layers, Broken(), stops=stops)
     learn(observe, layers, 20)
     if stops:
         with pytest.raises(NonFiniteError, match="score of '1' must be finite"):

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
+from dynlora.importance.activation_ratio import ActivationRatioMetric
 from dynlora.importance.agreement import GradientDirections
 from dynlora.importance.consecutive import ConsecutiveGradients
-from dynlora.importance.gradient_power import DECAY, fisher, gradient_norm
-from dynlora.importance.mean_gradient import signal as signal_metric
-from dynlora.importance.mean_gradient import spectral
-from dynlora.importance.random import RandomMetric
+from dynlora.importance.controls import RandomMetric
+from dynlora.importance.fisher import FisherMetric
+from dynlora.importance.gradient_norm import DECAY, GradientNormMetric
+from dynlora.importance.magnitude import MagnitudeMetric
 from dynlora.importance.sensitivity import SensitivityMetric
-from dynlora.importance.weights import activation_ratio, magnitude
+from dynlora.importance.signal import SignalMetric
+from dynlora.importance.spectral import SpectralMetric
 from dynlora.types import BasisChange, FeatureStats
 from tests.lora_layers import (
     layers_of,
@@ -58,11 +60,11 @@ def test_magnitude_is_the_norm_of_the_added_weight_over_the_root_of_the_cost():
         inputs = torch.eye(layer.in_features, dtype=torch.float64)
         added = layer.module(inputs) - layer.module.get_base_layer()(inputs)
         expected[layer.name] = pytest.approx(float(added.norm()) / math.sqrt(layer.cost))
-    assert magnitude().scores(layers, {}) == expected
+    assert MagnitudeMetric().scores(layers, {}) == expected
     layer = layers[0]  # of factors that cancel out
     layer.lora_A[1], layer.lora_B[:, 1] = layer.lora_A[0], -layer.lora_B[:, 0]
     layer.lora_A[2:], layer.lora_B[:, 2:] = 0, 0
-    assert score(magnitude(), layer) == pytest.approx(0, abs=1e-6)
+    assert score(MagnitudeMetric(), layer) == pytest.approx(0, abs=1e-6)
 
 
 @torch.no_grad()
@@ -75,25 +77,25 @@ def test_activation_ratio_is_the_part_of_the_output_that_the_adapter_adds():
     }
     whole = seen.module(tokens.double())
     added = whole - seen.module.get_base_layer()(tokens.double())
-    scores = activation_ratio().scores([seen, unseen, silent], features)
+    scores = ActivationRatioMetric().scores([seen, unseen, silent], features)
     assert scores == {seen.name: pytest.approx(float(added.norm() / whole.norm()), rel=1e-5)}
     seen.lora_B.zero_()
     features = {seen.name: stats_of(seen, tokens)}
-    assert activation_ratio().scores([seen], features) == {seen.name: 0.0}
+    assert ActivationRatioMetric().scores([seen], features) == {seen.name: 0.0}
 
 
 # Of gradients.
 
 
 def test_fisher_is_the_mean_square_of_all_elements_over_all_steps():
-    layers, metric = layers_of(lora_chain(12, 8, 6)), fisher()
+    layers, metric = layers_of(lora_chain(12, 8, 6)), FisherMetric()
     shown = observe(metric, layers, range(25))
     expected = {n: pytest.approx(float(g.square().mean())) for n, g in shown.items()}
     assert metric.scores(layers, {}) == expected
 
 
 def test_gradient_norm_is_the_root_of_the_weighted_mean_power_over_the_cost():
-    layer, metric = one_layer(12, 8), gradient_norm()
+    layer, metric = one_layer(12, 8), GradientNormMetric()
     powers = observe(metric, [layer], range(25))[layer.name].square().sum(dim=1)
     weights = torch.tensor([DECAY**age for age in range(24, -1, -1)], dtype=torch.float64)
     mean = float((weights * powers).sum() / weights.sum())
@@ -102,7 +104,7 @@ def test_gradient_norm_is_the_root_of_the_weighted_mean_power_over_the_cost():
 
 def test_signal_is_the_norm_of_the_mean_gradient_in_which_noise_cancels():
     noisy, steady = layers_of(lora_chain(8, 8, 8))
-    signal, norm = signal_metric(), gradient_norm()
+    signal, norm = SignalMetric(), GradientNormMetric()
     gradient = torch.randn(8, 4)
     for step in range(100):
         set_gradient_B(noisy, gradient * (-1) ** step)
@@ -121,7 +123,7 @@ def with_singular_values(*values):
 
 
 def test_spectral_is_the_mean_singular_value_of_the_mean_gradient_in_any_basis():
-    layer, metric = one_layer(12, 8), spectral()
+    layer, metric = one_layer(12, 8), SpectralMetric()
     set_gradient_B(layer, with_singular_values(4.0, 3.0, 1.0, 0.0))
     metric.observe([layer])
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
@@ -144,10 +146,10 @@ def test_after_a_change_of_rank_sensitivities_start_from_the_old_mean(rank):
 
 
 def test_half_precision_and_small_gradients_neither_vanish_nor_overflow():
-    layer, metric = one_layer(), fisher()
+    layer, metric = one_layer(), FisherMetric()
     observe_equal(metric, layer, 1e-18)
     assert score(metric, layer) == pytest.approx(1e-36, rel=1e-5, abs=0)
-    layer, metric = one_layer(200, 200, dtype=torch.float16), gradient_norm()
+    layer, metric = one_layer(200, 200, dtype=torch.float16), GradientNormMetric()
     observe_equal(metric, layer, 3e4)
     assert score(metric, layer) == pytest.approx(3e4 * 2, rel=1e-3)  # the root of four ranks
     layer, metric = one_layer(dtype=torch.float16), SensitivityMetric()
@@ -181,12 +183,12 @@ def test_random_scores_follow_the_seed_are_new_at_each_event_and_use_no_global_s
 @pytest.mark.parametrize(
     "metric",
     [
-        fisher,
-        gradient_norm,
-        magnitude,
+        FisherMetric,
+        GradientNormMetric,
+        MagnitudeMetric,
         SensitivityMetric,
-        signal_metric,
-        spectral,
+        SignalMetric,
+        SpectralMetric,
     ],
 )
 def test_a_stack_of_equal_experts_scores_and_points_as_one_of_them(metric):

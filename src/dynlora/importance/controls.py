@@ -1,4 +1,4 @@
-"""`random`: a control that observes nothing, random scores out."""
+"""`uniform` and `random`: controls that observe nothing, equal or random scores out."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,29 @@ import torch
 from torch import Tensor
 
 from dynlora.types import BasisChange, FeatureStats, LoraLayer
+
+
+class UniformMetric:
+    """Score 1 for every layer, which is plain LoRA."""
+
+    def observe(self, layers: Sequence[LoraLayer]) -> None:
+        """Do nothing."""
+
+    def scores(
+        self, layers: Sequence[LoraLayer], features: Mapping[str, FeatureStats]
+    ) -> dict[str, float]:
+        """Return 1 for every layer."""
+        return {layer.name: 1.0 for layer in layers}
+
+    def rebase(self, change: BasisChange) -> None:
+        """Do nothing: no state."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Do nothing: no state."""
 
 
 class RandomMetric:
