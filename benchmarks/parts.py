@@ -20,10 +20,9 @@ from unittest.mock import patch
 from peft import LoraConfig
 from rich.console import Console
 
-import dynlora.adapters.lora_adapters as adapters
 from benchmarks.harness.records import RecordFiles
 from dynlora import adjuster, schedule
-from dynlora.adapters import optimizer_state
+from dynlora.adapters import optimizer_state, resize
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import new_rows
 from dynlora.adapters.strengths import component_powers
@@ -152,7 +151,7 @@ def _changed(
 
     match change:
         case "random directions":
-            with patch.object(adapters, "new_rows", random_rows):
+            with patch.object(resize, "new_rows", random_rows):
                 yield
         case "moments kept":
             with patch.object(optimizer_state, "MEMORY", 1_000_000):

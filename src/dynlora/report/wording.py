@@ -8,6 +8,8 @@ LOWER_IS_BETTER: Mapping[str, bool] = {
     "cosine": False,
     "exact_match": False,
     "f1": False,
+    "image_to_text_recall_1": False,
+    "image_to_text_recall_5": False,
     "loss": True,
     "macro_f1": False,
     "matthews": False,
@@ -17,6 +19,8 @@ LOWER_IS_BETTER: Mapping[str, bool] = {
     "r2": False,
     "rmse": True,
     "spearman": False,
+    "text_to_image_recall_1": False,
+    "text_to_image_recall_5": False,
     "token_accuracy": False,
 }
 """Whether a metric improves by falling. Contains every metric of every task."""
