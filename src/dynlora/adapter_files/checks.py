@@ -106,12 +106,20 @@ def check_factors(
 def check_finite(tensors: Mapping[str, Tensor], where: str, advice: str) -> None:
     """Raise `AdapterError` with place and advice if a weight is not finite."""
     for key, tensor in tensors.items():
-        wrong = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
-        if wrong:
+        if not _is_finite(tensor):
+            wrong = int((~torch.isfinite(tensor.float())).sum())
             raise AdapterError(
                 f"every weight must be finite, but got {wrong} of {tensor.numel()} that are not in "
                 f"{key!r} in {where}: {advice}."
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all elements are finite, without a copy of the tensor."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # float8 cannot be compared
+    return bool(torch.stack(torch.aminmax(wide)).isfinite().all())
 
 
 def check_equal(what: str, values: Sequence[object], folders: Sequence[Path]) -> None:

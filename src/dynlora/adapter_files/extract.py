@@ -97,10 +97,12 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
         if twin is None or (task in HEADED and not key.startswith(inner)):
             whole[PREFIX + key] = after[key]
             continue
-        change = _change(before[twin], after[key], key, tuned)
-        norm, (name, _, kind) = float(change.norm()), key.rpartition(".")
-        if norm and kind == "weight" and isinstance(modules.get(name), KINDS):
-            left, right = (part.to(after[key].dtype) for part in _reduce(change, rank))
+        name, _, kind = key.rpartition(".")
+        most = rank if kind == "weight" and isinstance(modules.get(name), KINDS) else 0
+        # No name holds the change, so that it is freed before the next one is made.
+        norm, factors = _reduce(_change(before[twin], after[key], key, tuned), most)
+        if factors:
+            left, right = (part.to(after[key].dtype) for part in factors)
             for place in filter(None, (name, tied.get(name))):
                 layers.append(_layer(place, modules[place], left, right))
                 energies[place] = norm**2
@@ -171,14 +173,20 @@ def _change(before: Tensor, after: Tensor, key: str, tuned: Path) -> Tensor:
 
 
 def _reduce(
-    change: Float[Tensor, "rows columns"], rank: int
-) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "columns r"]]:
-    """Return factors, of equal norms, of the strongest directions of a change."""
+    change: Tensor, rank: int
+) -> tuple[float, tuple[Float[Tensor, "rows r"], Float[Tensor, "columns r"]] | None]:
+    """Return a change's norm, and factors of equal norms of its strongest directions.
+
+    No factors if the rank or the norm is 0.
+    """
+    norm = float(change.norm())
+    if not (rank and norm):
+        return norm, None
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         U, S, V = torch.svd_lowrank(change, q=min(rank + MORE, *change.shape), niter=PASSES)
     roots = S[S > 0][:rank].sqrt()
-    return U[:, : len(roots)] * roots, V[:, : len(roots)] * roots
+    return norm, (U[:, : len(roots)] * roots, V[:, : len(roots)] * roots)
 
 
 def _layer(
