@@ -4,8 +4,8 @@
 
 MODEL is a folder of SmolLM2-135M-Instruct in float32, DATA a folder of E2E NLG. Each run is a
 process of its own in a control group (Linux, version 1 or 2, as root) with a limit of memory, on
-one core. Two steps each under falling limits, until one is killed, find the smallest; the whole
-job then runs under it. The reference has no limit, no 4 bits, no checkpointing, and batches of
+one core. Two steps each under falling limits, until one is killed; then the whole job under the
+smallest of the others, and under larger ones until it ends. The reference has no limit, no 4 bits, no checkpointing, and batches of
 eight. Writes `edge.json`.
 """
 
@@ -94,13 +94,15 @@ def main() -> None:
         print(json.dumps(made), flush=True)
         return made
 
-    smallest = None
+    enough: list[int | None] = []
     for limit in (None, *(MIB * mib for mib in LIMITS)):
         found["short"].append(measure(limit, SHORT))
         if "killed" in found["short"][-1]:
             break
-        smallest = limit
-    found["edge"] = measure(smallest, ())
+        enough.append(limit)
+    found["edge"] = []
+    while enough and ("killed" in found["edge"][-1] if found["edge"] else True):
+        found["edge"].append(measure(enough.pop(), ()))
     found["reference"] = measure(None, PLAIN)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
