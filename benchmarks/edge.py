@@ -5,8 +5,8 @@
 MODEL is a folder of SmolLM2-135M-Instruct in float32, DATA a folder of E2E NLG. Each run is a
 process of its own in a control group (Linux, version 1 or 2, as root) with a limit of memory, on
 one core. Two steps each under falling limits, until one is killed; then the whole job under the
-smallest of the others, and under larger ones until it ends. The reference has no limit, no 4 bits, no checkpointing, and batches of
-eight. Writes `edge.json`.
+smallest of the others, and under larger ones until it ends. The reference has no limit, no 4 bits,
+no checkpointing, and batches of eight. Writes `edge.json`.
 """
 
 import argparse
