@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks import derive
 from benchmarks.appended import AppendedTable, current_commit
+from benchmarks.arms import FROZEN
 from benchmarks.harness.report.statistics import bootstrap_interval
 from benchmarks.search import best_of, next_trial
 from benchmarks.time_limit import TIME_UP, TimeLimit, TimeUpError, study_options
@@ -154,20 +155,16 @@ class Federation:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
         batches = torch.randperm(len(rows.labels)).split(self.study["batch"])
-        dynamic = None
-        if arm == DYNAMIC:
-            dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=len(batches)))
+        settings = {"total_steps": len(batches)} if arm == DYNAMIC else FROZEN
+        dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(**settings))
         for places in batches:
             batch = rows.at(places)
             cross_entropy(model(**batch.inputs()).logits, batch.labels).backward()
-            if dynamic is not None:
-                dynamic.observe()
+            dynamic.observe()
             optimizer.step()
-            if dynamic is not None:
-                dynamic.step()
+            dynamic.step()
             optimizer.zero_grad()
-        if dynamic is not None:
-            dynamic.close()
+        dynamic.close()
         model.save_pretrained(out)
         return out
 
