@@ -8,13 +8,13 @@ import json
 import re
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dynlora.adapter_files.adapter import SavedAdapter, check_linear
 from dynlora.adapter_files.checks import check_finite
 from dynlora.adapter_files.formats import CONFIG
 from dynlora.adapter_files.layer import SavedLayer
-from dynlora.adapter_files.tensor_file import write_tensors
 from dynlora.adapter_files.writer import new_folder
 
 WEIGHTS = "adapters.safetensors"
@@ -46,11 +46,10 @@ def write_mlx(adapter: SavedAdapter, output: Path) -> None:
     }
     with new_folder(output) as draft:
         (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        with write_tensors(draft / WEIGHTS, layout, {"format": "mlx"}) as write:
-            for key, tensor in layout.items():
-                write(key, tensor)
+        save_file(layout, draft / WEIGHTS, {"format": "mlx"})
 
 
 def _factors(layer: SavedLayer) -> dict[str, Tensor]:
     """Return a layer's tensors by MLX-LM's names."""
-    return {f"{layer.name}.lora_a": layer.A.T, f"{layer.name}.lora_b": layer.B.T}
+    pairs = {"lora_a": layer.A.T, "lora_b": layer.B.T}
+    return {f"{layer.name}.{name}": factor.contiguous() for name, factor in pairs.items()}
