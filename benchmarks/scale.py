@@ -153,7 +153,7 @@ def dynamic_step(
     seconds: dict[str, list[float]],
 ) -> float:
     """Take a step; add the seconds of observing, sampling and an event, if there was one."""
-    sampled = is_sampled(controller._events, controller._step)
+    sampled = is_sampled(controller._timetable.events, controller._step)
     booked = controller.seconds
     start = time.perf_counter()
     loss = forward()

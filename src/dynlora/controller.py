@@ -2,47 +2,34 @@
 
 import json
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from dynlora import schedule
 from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
 from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
-from dynlora.adjuster import adjust, check_plan, check_room, lowest_cost, plan_cut
-from dynlora.allocator import allocate, allocate_layer_weights
-from dynlora.budget_search import BudgetSearch, Validate, falling_budgets
+from dynlora.adjuster import check_plan, check_room
+from dynlora.budget_search import BudgetSearch, Validate
 from dynlora.config import DynamicLoraConfig
-from dynlora.distributed import agreed_ranks, names_on_all, process_count
+from dynlora.distributed import process_count
 from dynlora.engines.compiled import is_compiled
 from dynlora.engines.ddp import unwrapped
 from dynlora.engines.deepspeed import AnyOptimizer
-from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError, check_finite
-from dynlora.features import InputFeatureAnalyzer, input_limits
+from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError
+from dynlora.event import Stages, own_precision
+from dynlora.features import InputFeatureAnalyzer
 from dynlora.fused.layers import FusedLora, close_fused
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
-from dynlora.types import (
-    Assessment,
-    BasisChange,
-    Event,
-    FeatureStats,
-    LayerEvent,
-    RankPlan,
-    is_informative,
-    is_scored,
-    nothing_compared,
-    stillness,
-)
+from dynlora.schedule import Timetable, is_observed, is_sampled
+from dynlora.types import BasisChange, Event, RankPlan, is_scored, nothing_compared, stillness
 
 logger = logging.getLogger(__name__)
 
@@ -120,22 +107,18 @@ class DynamicLora:
         check_room(self._layers, config, budget=self.budget, max_rank=self._max_rank)
         _check_input_adaptive(config, processes=process_count(), compiled=compiled)
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
-        self._events = schedule.event_steps(config)
-        self._late_events = schedule.late_event_steps(config)
-        self._searches = schedule.search_steps(config)
-        if self._searches and validate is None:
+        self._timetable = Timetable.of(config)
+        if self._timetable.searches and validate is None:
             raise ConfigError('`budget_end="auto"` needs `validate`, got None.')
         self._search = BudgetSearch(
             model,
             validate or float,
-            tolerance=config.budget_tolerance / max(len(self._searches), 1),
+            tolerance=config.budget_tolerance / max(len(self._timetable.searches), 1),
             device=self._adapters.device,
         )
         self._step = 0
         self._frozen = False
         self._observed = False  # whether gradients were read since the last step
-        self._told_unseen = False  # whether the warning about missing inputs was logged
-        self._named = set[str]()  # layers without gradients already named in a warning
         self._forwards = ActivationTaps(
             model,
             self._layers,
@@ -146,6 +129,9 @@ class DynamicLora:
         host = Host(model=model, layers=self._layers, timed=self._timed)
         self._extensions = Extensions(config, extensions, metric, host)
         self._extensions.attach()
+        self._stages = Stages(
+            config, self._adapters, self._assessor, self._analyzer, self._extensions
+        )
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
@@ -181,7 +167,7 @@ class DynamicLora:
     @property
     def lost_by_search(self) -> float | None:
         """Part of the reduction of the validation loss that searched cuts undid; None without."""
-        return self._search.lost if self._searches else None
+        return self._search.lost if self._timetable.searches else None
 
     @property
     def skipped(self) -> Counter[str]:
@@ -206,14 +192,13 @@ class DynamicLora:
         """
         if self._frozen or self._adapters.is_accumulating:
             return
-        if self._step == 0 and self._searches:
+        if self._step == 0 and self._timetable.searches:
             self._search.start_loss = self._search.loss()
-        if self._step + 1 in self._stops:
+        stops = self._timetable.stops
+        if self._step + 1 in stops:
             self._adapters.step_watch.begin()
-        unneeded = self.config.on_nonfinite == "skip" and not schedule.is_observed(
-            self._stops, self._step
-        )
-        if unneeded or self._events_are_over():
+        unneeded = self.config.on_nonfinite == "skip" and not is_observed(stops, self._step)
+        if unneeded or self._timetable.events_are_over(self._step, self._scored):
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
             raise EngineError(
@@ -223,7 +208,7 @@ class DynamicLora:
                 "`accelerator.accumulate(model)` give what `accelerator.prepare` made of the "
                 "optimizer."
             )
-        with self._timed(), self._in_own_precision():
+        with self._timed(), own_precision(self._adapters.device):
             layers = self._adapters.with_gradients()
             if layers:
                 self._assessor.observe(layers, step=self._step + 1)
@@ -249,20 +234,19 @@ class DynamicLora:
         """
         if self._adapters.is_accumulating:
             return
-        moves = not self._events_are_over()
+        moves = not self._timetable.events_are_over(self._step, self._scored)
         self._step += 1
         self._observed = False
         if self._frozen:
             self._begin_step()
             return
         with self._timed():
-            if self._step in self._searches:
+            if self._step in self._timetable.searches:
                 self._cut_to_need()
-            elif moves and self._step in self._events + self._late_events:
-                with self._in_own_precision():
-                    self._reallocate()
+            elif moves and self._timetable.is_event(self._step):
+                self._reallocate()
             self._begin_step()
-            if self._is_over():
+            if self._timetable.is_over(self._step, self._scored):
                 self.freeze()
                 if why := stillness(self.history):
                     level = logging.WARNING if nothing_compared(self.history) else logging.INFO
@@ -304,10 +288,10 @@ class DynamicLora:
         """
         check_plan(plan, self._layers, self.budget)
         plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
-        self._check_layers()
-        with self._in_own_precision():
-            features = self._analyzer.stats()
-            return self._resize_unscored(plan, features)
+        self._adapters.check(self._step)
+        with own_precision(self._adapters.device):
+            self.history.append(self._stages.resize_to(plan, budget=self.budget))
+        return self.history[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -323,10 +307,10 @@ class DynamicLora:
             "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
-            "events": list(self._events),
-            "late_events": list(self._late_events),
+            "events": list(self._timetable.events),
+            "late_events": list(self._timetable.late_events),
             "search": {
-                "steps": list(self._searches),
+                "steps": list(self._timetable.searches),
                 "start_loss": self._search.start_loss,
                 "lost": self._search.lost,
             },
@@ -361,13 +345,16 @@ class DynamicLora:
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
-        self._events = tuple(state["events"])
         # Early versions had neither late events nor cuts of the budget.
-        self._late_events = tuple(state.get("late_events", ()))
-        self.budget = state.get("budget_left", budget)
         search = {"steps": [], "start_loss": None, "lost": 0.0} | state.get("search", {})
-        self._searches, self._search.start_loss = tuple(search["steps"]), search["start_loss"]
-        self._search.lost = search["lost"]
+        self._timetable = replace(
+            self._timetable,
+            events=tuple(state["events"]),
+            late_events=tuple(state.get("late_events", ())),
+            searches=tuple(search["steps"]),
+        )
+        self._search.start_loss, self._search.lost = search["start_loss"], search["lost"]
+        self.budget = state.get("budget_left", budget)
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
@@ -384,7 +371,7 @@ class DynamicLora:
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
-        if state["frozen"] or self._is_over():
+        if state["frozen"] or self._timetable.is_over(self._step, self._scored):
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
@@ -402,31 +389,14 @@ class DynamicLora:
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)
 
-    def _in_own_precision(self) -> AbstractContextManager[None]:
-        """Disable the caller's autocast, which would lower the precision of the computations."""
-        return torch.autocast(self._adapters.device.type, enabled=False)
-
     @property
-    def _stops(self) -> list[int]:
-        """All steps after which ranks may change."""
-        return sorted({*self._events, *self._late_events, *self._searches})
-
-    def _is_over(self) -> bool:
-        """Return whether no rank will change any more."""
-        return self._events_are_over() and self._step >= max(self._searches, default=0)
-
-    def _events_are_over(self) -> bool:
-        """Return whether the last event has passed; a run with few scored events has late ones."""
-        if self._step < self._events[-1]:
-            return False
-        scored = sum(map(is_scored, self.history))
-        if scored >= min(schedule.SCORED_EVENTS, self.config.events):
-            return True
-        return self._step >= (self._events + self._late_events)[-1]
+    def _scored(self) -> int:
+        """Number of events with scores so far."""
+        return sum(map(is_scored, self.history))
 
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        sampled = not self._frozen and schedule.is_sampled(self._stops, self._step)
+        sampled = not self._frozen and is_sampled(self._timetable.stops, self._step)
         if sampled:
             self._forwards.open(self._step)
         else:
@@ -434,164 +404,29 @@ class DynamicLora:
         self._extensions.begin_step(self._step, sampled=sampled)
 
     def _reallocate(self) -> None:
-        """Run one event: the stages in order. Stages 1 and 2 use the features of stage 3."""
-        self._check_layers()
-        before, features = self.ranks, self._analyzer.stats()
-        cut = self._cut(features)
-        assessed = self._assessor.assess(features, step=self._step)  # stage 1
-        self._warn_of_missing(assessed, features)
-        shares = allocate(assessed, self._layers, features, self.config)  # stage 2
-        limits = input_limits(features)  # stage 3
-        ranks, waits = self._adjust(shares, assessed, features, limits)  # stage 4
-        if self.config.layer_weights:
-            names = [layer.name for layer in self._layers if layer.is_trained]
-            self._adapters.apply_weights(allocate_layer_weights(assessed.scores, names))
-        plan = RankPlan(step=self._step, ranks=ranks)
-        self._resize(  # stage 5
-            plan, features, assessed, shares=shares, waits=waits, before=before, cut=cut
-        )
-
-    def _budget_now(self) -> int:
-        """Return the budget that is planned after the events up to this step."""
-        if self._searches:
-            return self.budget
-        passed = sum(event <= self._step for event in self._events) / len(self._events)
-        return self.config.budget_left(self._first_budget, passed=passed)
-
-    def _cut(self, features: Mapping[str, FeatureStats]) -> dict[str, float]:
-        """Drop the weakest directions of all layers if the budget falls at this event.
-
-        Returns the norm of each dropped output, relative to the norm of the layer's output.
-        """
-        budget = self._budget_now()
-        if budget == self.budget:
-            return {}
-        ranks = self._cut_ranks(self._adapters.energies(features), budget)
-        self.budget = budget
-        plan = RankPlan(step=self._step, ranks=ranks)
-        return self._adapters.apply(plan, features, seed=self.config.seed)
-
-    def _cut_ranks(self, energies: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
-        ranks = plan_cut(energies, self._layers, self.config, budget=budget)
-        return agreed_ranks(ranks, self._adapters.device)
+        """Run an event, with the budget that is planned after it."""
+        self._adapters.check(self._step)
+        before = self.budget
+        if not self._timetable.searches:
+            passed = self._timetable.passed(self._step)
+            self.budget = self.config.budget_left(self._first_budget, passed=passed)
+        with own_precision(self._adapters.device):
+            event = self._stages.reallocate(
+                step=self._step,
+                budget=self.budget,
+                max_rank=self._max_rank,
+                falls=self.budget != before,
+            )
+        self.history.append(event)
 
     def _cut_to_need(self) -> None:
-        """Cut all layers to the smallest budget that keeps the validation loss."""
-        self._check_layers()
-        features = self._analyzer.stats()
-        with self._in_own_precision():
-            energies = self._adapters.energies(features)
-        budgets = falling_budgets(self.parameters, lowest_cost(self._layers, self.config))
-        ranks = {budget: self._cut_ranks(energies, budget) for budget in budgets}
-        self.budget = self._search.smallest(
-            budgets, lambda budget: self._adapters.cut(ranks[budget], features)
-        )
-        with self._in_own_precision():
-            plan = RankPlan(step=self._step, ranks=ranks[self.budget])
-            self._resize_unscored(plan, features)
+        """Lower the budget to what the validation loss needs."""
+        self._adapters.check(self._step)
+        self.budget, event = self._stages.cut_to_need(self._search, step=self._step)
+        self.history.append(event)
         logger.info(
             "step %d: %d of %d parameters are left", self._step, self.parameters, self._first_budget
         )
-
-    def _resize_unscored(self, plan: RankPlan, features: Mapping[str, FeatureStats]) -> Event:
-        assessed = Assessment(scores={}, directions=self._assessor.directions())
-        shares = {layer.name: layer.r * layer.cost / self.budget for layer in self._layers}
-        return self._resize(
-            plan, features, assessed, shares=shares, waits=set(), before=self.ranks, cut={}
-        )
-
-    def _adjust(
-        self,
-        shares: Mapping[str, float],
-        assessed: Assessment,
-        features: Mapping[str, FeatureStats],
-        limits: dict[str, float],
-    ) -> tuple[dict[str, int], set[str]]:
-        """Plan, measure minimum ranks of layers that would shrink, and plan again until stable."""
-        device, minima = self._adapters.device, dict[str, int]()
-        while True:
-            planned, waits = adjust(
-                shares,
-                self._layers,
-                assessed,
-                limits,
-                self.config,
-                budget=self.budget,
-                max_rank=self._max_rank,
-                minima=minima,
-            )
-            # All processes follow the first one's plan, so that all measure the same layers.
-            ranks = agreed_ranks(planned, device)
-            shrinking = [layer.name for layer in self._layers if ranks[layer.name] < layer.r]
-            unmeasured = [name for name in shrinking if name not in minima]
-            if not unmeasured:
-                return ranks, names_on_all(waits, list(ranks), device)
-            minima |= self._adapters.lowest_ranks(
-                unmeasured, features, tolerance=self.config.shrink_tolerance
-            )
-
-    def _warn_of_missing(self, assessed: Assessment, features: Mapping[str, FeatureStats]) -> None:
-        """Warn once of missing inputs, and once per layer of missing gradients."""
-        if is_informative(assessed.scores) and not features and not self._told_unseen:
-            self._told_unseen = True
-            logger.warning(
-                "no input of any of %d layers was seen up to step %d: new directions are drawn at "
-                "random; call the model that `DynamicLora` was given, in training mode",
-                len(self._layers),
-                self._step,
-            )
-        unreached = assessed.lowered - self._named
-        if unreached:
-            self._named |= unreached
-            logger.warning(
-                "%d of %d layers had no gradient in any observed step up to step %d, and get the "
-                "lowest rank unless they are pinned: %s",
-                len(unreached),
-                len(self._layers),
-                self._step,
-                ", ".join(sorted(unreached)),
-            )
-
-    def _resize(
-        self,
-        plan: RankPlan,
-        features: Mapping[str, FeatureStats],
-        assessed: Assessment,
-        *,
-        shares: Mapping[str, float],
-        waits: set[str],
-        before: Mapping[str, int],
-        cut: Mapping[str, float],
-    ) -> Event:
-        """Apply a plan and record the event: ranks `before` it, and losses of its `cut`."""
-        lost = self._adapters.apply(plan, features, seed=self.config.seed)
-        self._extensions.after_event(lambda: self._adapters.order(features))
-        layers = {}
-        for layer in self._layers:
-            name, stats = layer.name, features.get(layer.name)
-            layers[name] = LayerEvent(
-                rank_before=before[name],
-                rank_after=layer.r,
-                score=assessed.scores.get(name),
-                share=shares[name],
-                weight=layer.weight,
-                variance=None if stats is None else stats.variance,
-                effective_rank=None if stats is None else stats.effective_rank,
-                output_lost=math.hypot(lost.get(name, 0.0), cut.get(name, 0.0)),
-                waits=name in waits,
-                directions=assessed.directions.get(name),
-            )
-        event = Event(
-            step=plan.step,
-            parameters=self.parameters,
-            agreement=self._assessor.agreement,
-            layers=layers,
-        )
-        self.history.append(event)
-        self._analyzer.restart()
-        moved = sum(layer.rank_before != layer.rank_after for layer in layers.values())
-        logger.info("step %d: the ranks of %d layers moved", plan.step, moved)
-        return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
         """Check that layers, budget and settings, except `total_steps`, are equal."""
@@ -616,13 +451,6 @@ class DynamicLora:
                 f"{sorted(differing)[0]!r} is in one of them only. Resume with the model and "
                 "`target_modules` it was trained with."
             )
-
-    def _check_layers(self) -> None:
-        self._adapters.reshard()
-        self._adapters.check_unmerged()
-        self._adapters.step_watch.end()
-        broken = self._adapters.broken_weights()
-        check_finite(broken, "weights", step=self._step, layers=len(self._layers))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ With a known length, events are evenly spaced early in training (the literature 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
@@ -35,6 +36,55 @@ learning rates only gradients of adjacent steps agree."""
 
 MOST_APART = 8
 """Largest number of blocks of which one is observed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timetable:
+    """The steps of one run after which ranks may change, counted from 1."""
+
+    events: tuple[int, ...]
+    late_events: tuple[int, ...]
+    """Further events of a run with fewer scored ones than `enough`."""
+    searches: tuple[int, ...]
+    """Searches for the smallest sufficient budget."""
+    enough: int
+
+    @classmethod
+    def of(cls, config: DynamicLoraConfig) -> "Timetable":
+        """Return the timetable of a new run.
+
+        Raises:
+            ConfigError: If a falling budget meets an unknown run length.
+        """
+        return cls(
+            events=event_steps(config),
+            late_events=late_event_steps(config),
+            searches=search_steps(config),
+            enough=min(SCORED_EVENTS, config.events),
+        )
+
+    @property
+    def stops(self) -> list[int]:
+        """All steps, in their order."""
+        return sorted({*self.events, *self.late_events, *self.searches})
+
+    def events_are_over(self, step: int, scored: int) -> bool:
+        """Return whether the last event has passed, after `scored` events with scores."""
+        if step < self.events[-1]:
+            return False
+        return scored >= self.enough or step >= (self.events + self.late_events)[-1]
+
+    def is_over(self, step: int, scored: int) -> bool:
+        """Return whether no rank will change any more."""
+        return self.events_are_over(step, scored) and step >= max(self.searches, default=0)
+
+    def is_event(self, step: int) -> bool:
+        """Return whether ranks may move after `step` unless events are over."""
+        return step in self.events + self.late_events
+
+    def passed(self, step: int) -> float:
+        """Return the part of the planned events up to `step`."""
+        return sum(event <= step for event in self.events) / len(self.events)
 
 
 def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:

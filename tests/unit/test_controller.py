@@ -57,7 +57,7 @@ def test_an_optimizer_that_takes_the_place_of_the_one_given_is_refused_at_the_ne
     other = adamw(model, fused=True)
     with pytest.raises(OptimizerError, match="got weights that another has changed"):
         train(model, other, dynamic, 35)
-    assert dynamic._step == dynamic._events[0]
+    assert dynamic._step == dynamic._timetable.events[0]
     state = dynamic.state_dict()
     follower = attached(model, other, total_steps=40)
     follower.load_state_dict(state)
@@ -418,7 +418,7 @@ def test_weights_of_other_ranks_put_back_are_saved_with_their_ranks_and_train_on
     train(model, optimizer, dynamic, int(observed))
     dynamic.apply(RankPlan(step=3, ranks={first: 3, second: 4}))
     train(model, optimizer, dynamic, 17)
-    assert dynamic.history[-1].step == dynamic._events[-1]
+    assert dynamic.history[-1].step == dynamic._timetable.events[-1]
     assert all(math.isfinite(layer.score) for layer in dynamic.history[-1].layers.values())
 
 

@@ -51,7 +51,7 @@ from dynlora.engines.deepspeed import (
     unpartitioned,
 )
 from dynlora.engines.fsdp import reshard
-from dynlora.errors import LayerError
+from dynlora.errors import LayerError, check_finite
 from dynlora.types import BasisChange, FeatureStats, RankPlan
 
 logger = logging.getLogger(__name__)
@@ -176,19 +176,28 @@ class LoraAdapters:
         layers = [layer for layer in self.layers.values() if layer.has_gradients]
         return in_this_step(layers) if layers else []
 
-    def reshard(self) -> None:
-        """Free the copies that FSDP2 keeps after an evaluation, because ranks change in shards."""
-        reshard(self._model)
+    def check(self, step: int) -> None:
+        """Check that ranks can change after `step`.
 
-    def check_unmerged(self) -> None:
-        """Raise `LayerError` if a layer is merged, because a resized adapter cannot be unmerged."""
+        Raises:
+            LayerError: If the adapter is merged, because it cannot be unmerged once resized, or was
+                deleted.
+            NonFiniteError: If a weight is not finite.
+            OptimizerError: If a different optimizer took the step.
+        """
+        reshard(self._model)  # free copies that FSDP2 keeps after an evaluation
         self._check_there()
-        for name, layer in self.layers.items():
+        layers = list(self.layers.values())
+        for layer in layers:
             if layer.module.merged:
                 raise LayerError(
-                    f"LoRA layers must not be merged where ranks may move, got {name!r} merged "
-                    "into its base weight: call `model.unmerge_adapter()` before."
+                    f"LoRA layers must not be merged where ranks may move, got {layer.name!r} "
+                    "merged into its base weight: call `model.unmerge_adapter()` before."
                 )
+        self.step_watch.end()
+        finite = are_finite([(layer.lora_A, layer.lora_B) for layer in layers]).tolist()
+        broken = [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
+        check_finite(broken, "weights", step=step, layers=len(layers))
 
     def _check_there(self) -> None:
         layer = next(iter(self.layers.values()))
@@ -197,12 +206,6 @@ class LoraAdapters:
                 f"Adapter {layer.adapter!r} must stay in the model while its ranks may move, and "
                 "was deleted: call `close()` on the `DynamicLora` before `delete_adapter`."
             )
-
-    def broken_weights(self) -> list[str]:
-        """Return the names of layers with a NaN or infinite weight."""
-        layers = list(self.layers.values())
-        finite = are_finite([(layer.lora_A, layer.lora_B) for layer in layers]).tolist()
-        return [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
 
     def lowest_ranks(
         self, names: Sequence[str], features: Mapping[str, FeatureStats], *, tolerance: float
@@ -373,7 +376,7 @@ class LoraAdapters:
 
     def load_shapes(self, shapes: Mapping[str, Mapping[str, float]]) -> None:
         """Set a checkpoint's ranks before its tensors; resized layers get zeros and no moments."""
-        self.reshard()
+        reshard(self._model)
         with unpartitioned(self._optimizer):
             for name, shape in shapes.items():
                 layer = self.layers[name]

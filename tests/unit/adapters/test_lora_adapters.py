@@ -383,6 +383,6 @@ def test_an_adapter_that_was_deleted_and_added_anew_is_not_taken_for_the_old_one
     model.delete_adapter("default")
     model.add_adapter("default", config)
     with pytest.raises(LayerError, match="was deleted"):
-        adapters.check_unmerged()
+        adapters.check(0)
     with pytest.raises(LayerError, match="was deleted"):
         adapters.with_gradients()
