@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
-from dynlora.adapters.extension import Extension, Extensions, Host, saved_extensions
+from dynlora.adapters.extension import Extension, Extensions, Host
 from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.owners import let_go, take_over
@@ -307,13 +307,8 @@ class DynamicLora:
             "max_rank": self._max_rank,
             "step": self._step,
             "frozen": self._frozen,
-            "events": list(self._timetable.events),
-            "late_events": list(self._timetable.late_events),
-            "search": {
-                "steps": list(self._timetable.searches),
-                "start_loss": self._search.start_loss,
-                "lost": self._search.lost,
-            },
+            "timetable": asdict(self._timetable),
+            "search": {"start_loss": self._search.start_loss, "lost": self._search.lost},
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -345,16 +340,10 @@ class DynamicLora:
         self._adapters.load_shapes(state["layers"])
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
-        # Early versions had neither late events nor cuts of the budget.
-        search = {"steps": [], "start_loss": None, "lost": 0.0} | state.get("search", {})
-        self._timetable = replace(
-            self._timetable,
-            events=tuple(state["events"]),
-            late_events=tuple(state.get("late_events", ())),
-            searches=tuple(search["steps"]),
-        )
-        self._search.start_loss, self._search.lost = search["start_loss"], search["lost"]
-        self.budget = state.get("budget_left", budget)
+        self._timetable = Timetable.from_dict(state["timetable"])
+        self._search.start_loss = state["search"]["start_loss"]
+        self._search.lost = state["search"]["lost"]
+        self.budget = state["budget_left"]
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
         if self._fused is not None:
@@ -367,7 +356,7 @@ class DynamicLora:
         )
         self._analyzer.load_state_dict({k: v.to(device) for k, v in state["features"].items()})
         self._extensions.attach()
-        self._extensions.load_state_dict(saved_extensions(state))
+        self._extensions.load_state_dict(state["extensions"])
         self._adapters.open()
         self._frozen = self._observed = False
         self._begin_step()
@@ -383,8 +372,8 @@ class DynamicLora:
             state: Output of `state_dict` at an earlier step of this run.
         """
         self._adapters.load_shapes(state["layers"])
-        self.budget = state.get("budget_left", state["budget"])
-        self._extensions.load_state_dict(saved_extensions(state))
+        self.budget = state["budget_left"]
+        self._extensions.load_state_dict(state["extensions"])
 
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)
@@ -432,10 +421,8 @@ class DynamicLora:
         """Check that layers, budget and settings, except `total_steps`, are equal."""
         names = sorted(self._extensions.by_name)
         given = {"budget": budget, **self.config.to_dict(), "extensions": names}
-        saved_names = self._extensions.saved_names(saved_extensions(state))
+        saved_names = self._extensions.saved_names(state["extensions"])
         saved = {"budget": state["budget"], **state["config"], "extensions": saved_names}
-        # Early versions had fewer settings, and behaved as with the defaults of later ones.
-        saved = DynamicLoraConfig().to_dict() | saved
         for key, value in given.items():
             same = json.dumps(value) == json.dumps(saved.get(key))
             if key != "total_steps" and not same:

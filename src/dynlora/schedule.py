@@ -4,8 +4,9 @@ With a known length, events are evenly spaced early in training (the literature 
 50 %). Otherwise intervals double, so that 300 and 300,000 steps both get a few early events.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
@@ -62,6 +63,12 @@ class Timetable:
             searches=search_steps(config),
             enough=min(SCORED_EVENTS, config.events),
         )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Timetable":
+        """Return the timetable of `dataclasses.asdict`, also after a passage through JSON."""
+        steps = {name: tuple(values[name]) for name in ("events", "late_events", "searches")}
+        return cls(**steps, enough=values["enough"])
 
     @property
     def stops(self) -> list[int]:

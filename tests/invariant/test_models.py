@@ -121,7 +121,7 @@ def test_ranks_move_and_tensors_never_hold_more_than_the_budget(run):
 
 def test_history_is_what_happened(run):
     events = {event.step: event for event in run.dynamic.history}
-    assert list(events) == run.dynamic.state_dict()["events"]
+    assert tuple(events) == run.dynamic.state_dict()["timetable"]["events"]
     costs = {layer.name: layer.cost for layer in run.dynamic._layers}
     for step in range(1, STEPS + 1):
         before, after = run.ranks[step - 1], run.ranks[step]

@@ -27,7 +27,8 @@ def test_loss_moves_by_under_half_a_percent_where_the_adapter_is_worth_forty(see
         loss.backward()
         dynamic.observe()
         optimizer.step()
-        before, events = task_loss(model) if step in dynamic._timetable.events else None, dynamic.history[:]
+        comes = step in dynamic._timetable.events
+        before, events = task_loss(model) if comes else None, dynamic.history[:]
         dynamic.step()
         optimizer.zero_grad()
         if before is not None:

@@ -477,7 +477,7 @@ def test_a_longer_run_may_resume_and_keeps_its_events():
     _, _, dynamic = on_chain(total_steps=40)
     _, _, longer = on_chain(total_steps=400)
     longer.load_state_dict(dynamic.state_dict())
-    assert longer.state_dict()["events"] == [6, 10, 13, 16, 20]
+    assert longer.state_dict()["timetable"]["events"] == (6, 10, 13, 16, 20)
 
 
 class Favourite:
@@ -583,37 +583,6 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
     ]  # fmt: skip
     with pytest.raises(ResumeError, match=r"`extensions` was \['.*Follower'\], now \[\]"):
         run().load_state_dict(state)
-
-
-def test_a_state_from_before_there_were_extensions_is_read(tiny_llama):
-    settings = {"events": 2, "input_adaptive": True, **MOVING}
-    optimizer, dynamic = trained(tiny_llama, 5, **settings)
-    now = dynamic.state_dict()
-    before = {key: value for key, value in now.items() if key != "extensions"}
-    before["input_adaptive"] = {
-        key.removeprefix("input_adaptive/"): value for key, value in now["extensions"].items()
-    }
-    resumed = attached(tiny_llama, optimizer, **settings)
-    resumed.load_state_dict(before)
-    restored = resumed.state_dict()["extensions"]
-    assert restored.keys() == now["extensions"].keys()
-    assert all(torch.equal(restored[key], value) for key, value in now["extensions"].items())
-    resumed.take_shapes(before)
-
-
-def test_a_state_from_before_there_were_falling_budgets_is_read(tiny_llama):
-    optimizer, dynamic = trained(tiny_llama, 5, **MOVING)
-    now = dynamic.state_dict()
-    later = {"budget_left", "late_events", "search"}
-    before = {key: value for key, value in now.items() if key not in later}
-    settings = now["config"].items()
-    before["config"] = {k: v for k, v in settings if k not in {"budget_end", "budget_tolerance"}}
-    resumed = attached(tiny_llama, optimizer, **MOVING)
-    resumed.load_state_dict(before)
-    assert resumed.budget == dynamic.budget
-    falling = attached(tiny_llama, optimizer, **MOVING, budget_end=0.5)
-    with pytest.raises(ResumeError, match=r"`budget_end` was None, now 0\.5"):
-        falling.load_state_dict(before)
 
 
 def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -143,11 +143,3 @@ class Extensions:
         """Return the names of a saved run's extensions; those without state are taken as equal."""
         names = {key.split("/")[0] for key in state}
         return sorted(names.union(n for n, e in self.by_name.items() if not e.state_dict()))
-
-
-def saved_extensions(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Return the extensions' state; early versions stored input-adaptive ranks separately."""
-    if "extensions" in state:
-        found: Mapping[str, Tensor] = state["extensions"]
-        return found
-    return {f"input_adaptive/{key}": value for key, value in state["input_adaptive"].items()}

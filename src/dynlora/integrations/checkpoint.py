@@ -14,15 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
-from dynlora.files.json_files import (
-    FORMAT,
-    WRITER,
-    Kind,
-    as_object,
-    check_format,
-    check_kind,
-    stamp,
-)
+from dynlora.files.json_files import Kind, as_object, check_format, check_kind, stamp
 from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import whole_file
 from dynlora.types import Event
@@ -31,7 +23,7 @@ VALUES = "dynlora.json"  # marks a checkpoint of dynamic ranks
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "extensions")
 _CHECKSUM = "sha256"
-_NEWEST = 2  # format of both files; in 1, tensors of input-adaptive ranks had their own group
+_FORMAT = 1  # of both files
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,17 @@ class _Shape:
 _KINDS: Mapping[str, Kind] = {
     "config": dict[str, Any],
     "budget": int,
+    "budget_left": int,
     "max_rank": int,
     "step": int,
     "frozen": bool,
-    "events": list[int],
+    "timetable": {
+        "events": list[int],
+        "late_events": list[int],
+        "searches": list[int],
+        "enough": int,
+    },
+    "search": {"start_loss": float | None, "lost": float},
     "layers": dict[str, _Shape],
     "history": list[Event],
     "skipped": dict[str, int],
@@ -66,7 +65,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         for key, tensor in state[group].items()
     }
     plain = {key: value for key, value in state.items() if key not in _TENSOR_GROUPS}
-    values = stamp(_NEWEST) | plain
+    values = stamp(_FORMAT) | plain
     with whole_file(folder / _TENSORS) as draft:
         save_file(tensors, draft)
     sealed = values | {_CHECKSUM: _checksum(folder, values)}
@@ -78,7 +77,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Return the state that `save_state` wrote; raise `ResumeError` if it is damaged or too new."""
     try:
         state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
-        check_format(folder / VALUES, state, _NEWEST, ResumeError)
+        check_format(folder / VALUES, state, _FORMAT, ResumeError)
         checksum = state.pop(_CHECKSUM, None)
         check_kind(state, _KINDS)
         if checksum != _checksum(folder, state):
@@ -89,12 +88,8 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"A checkpoint must hold whole {VALUES} and {_TENSORS} to resume dynamic ranks, but in "
             f"{folder} {error}. Resume from another checkpoint."
         ) from error
-    if state.pop(FORMAT, 1) == 1:
-        tensors = {
-            f"extensions/{key}" if key.startswith("input_adaptive/") else key: tensor
-            for key, tensor in tensors.items()
-        }
-    state.pop(WRITER, None)
+    for mark in stamp(_FORMAT):
+        state.pop(mark, None)
     for group in _TENSOR_GROUPS:
         prefix = f"{group}/"
         state[group] = {
