@@ -20,7 +20,7 @@ from benchmarks.screen_runs import COLUMNS, Runner, describe, loss_in, make_runn
 from benchmarks.screen_tasks import read_screen
 from benchmarks.screen_training import Controller
 from benchmarks.time_limit import finish_all
-from dynlora.types import moved
+from dynlora.history import moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

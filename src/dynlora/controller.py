@@ -26,10 +26,11 @@ from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError
 from dynlora.event import Stages, own_precision
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.fused.layers import FusedLora, close_fused
+from dynlora.history import describe, is_scored, stillness, summary
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.schedule import Timetable, is_observed, is_sampled
-from dynlora.types import BasisChange, Event, RankPlan, is_scored, nothing_compared, stillness
+from dynlora.types import BasisChange, Event, RankPlan
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,10 @@ class DynamicLora:
         """Live rank by module name."""
         return {layer.name: layer.r for layer in self._layers}
 
+    def summary(self) -> str:
+        """Return a table of all layers, with their first and present ranks and the last figures."""
+        return summary(self.ranks, self.history)
+
     @property
     def input_adaptive(self) -> Any:
         """`InputAdaptiveRanks`, which select components per example; None unless configured."""
@@ -248,9 +253,8 @@ class DynamicLora:
             self._begin_step()
             if self._timetable.is_over(self._step, self._scored):
                 self.freeze()
-                if why := stillness(self.history):
-                    level = logging.WARNING if nothing_compared(self.history) else logging.INFO
-                    logger.log(level, "no rank moved in %d events: %s", len(self.history), why)
+                if self.config.importance != "uniform" and (why := stillness(self.history)):
+                    logger.warning("no rank moved in %d events: %s", len(self.history), why)
 
     def freeze(self) -> None:
         """Fix the ranks and the input-adaptive thresholds, and stop observing."""
@@ -290,8 +294,7 @@ class DynamicLora:
         plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._adapters.check(self._step)
         with own_precision(self._adapters.device):
-            self.history.append(self._stages.resize_to(plan, budget=self.budget))
-        return self.history[-1]
+            return self._record(self._stages.resize_to(plan, budget=self.budget))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run needs besides weights and moments.
@@ -406,16 +409,21 @@ class DynamicLora:
                 max_rank=self._max_rank,
                 falls=self.budget != before,
             )
-        self.history.append(event)
+        self._record(event)
 
     def _cut_to_need(self) -> None:
         """Lower the budget to what the validation loss needs."""
         self._adapters.check(self._step)
         self.budget, event = self._stages.cut_to_need(self._search, step=self._step)
-        self.history.append(event)
+        self._record(event)
         logger.info(
             "step %d: %d of %d parameters are left", self._step, self.parameters, self._first_budget
         )
+
+    def _record(self, event: Event) -> Event:
+        self.history.append(event)
+        logger.info("step %d: %s", event.step, describe(event))
+        return event
 
     def _check_same_run(self, state: Mapping[str, Any], budget: int) -> None:
         """Check that layers, budget and settings, except `total_steps`, are equal."""

@@ -170,8 +170,6 @@ class Stages:
                 waits=name in waits,
                 directions=assessed.directions.get(name),
             )
-        changed = sum(layer.rank_before != layer.rank_after for layer in layers.values())
-        logger.info("step %d: the ranks of %d layers moved", step, changed)
         return Event(
             step=step,
             parameters=self._adapters.parameters,

@@ -1,6 +1,6 @@
-"""Frozen values passed between stages, questions about them, and the protocol of a LoRA layer."""
+"""Frozen values passed between stages, and the protocol of a LoRA layer."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +13,10 @@ UNUSED_KEY: int = torch.iinfo(torch.int64).max
 
 SAMPLE_SIZE = 128
 """Input tokens sampled per layer."""
+
+SIGNIFICANT = 2.5
+"""Agreement of gradients from which layers have scores, in standard errors: random gradients pass
+in 0.6 % of tests, and in at most 3 % of runs with five events."""
 
 Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
 """Inputs of a layer: vectors of shape ``(n, in_features)``, or n ids for an embedding."""
@@ -186,7 +190,7 @@ class LayerEvent:
     """Number of output directions of the gradients so far, at least 1; None if unknown."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Event:
     """One reallocation: a line of `ranks.jsonl`."""
 
@@ -196,8 +200,16 @@ class Event:
     """Live LoRA parameters after the event."""
     agreement: float
     """Agreement of consecutive gradients in standard errors; fixed once an event measures at least
-    2.5, from which on layers have scores."""
+    `SIGNIFICANT`, from which on layers have scores."""
     layers: Mapping[str, LayerEvent]
+
+    def __repr__(self) -> str:
+        """Return how many ranks changed, instead of hundreds of figures."""
+        changed = sum(layer.rank_before != layer.rank_after for layer in self.layers.values())
+        return (
+            f"Event(step={self.step}, parameters={self.parameters}, "
+            f"agreement={self.agreement:.1f}, changed={changed} of {len(self.layers)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a JSON-ready dictionary."""
@@ -209,49 +221,3 @@ class Event:
         layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
         figures = {key: values[key] for key in ("step", "parameters", "agreement")}
         return cls(**figures, layers=layers)
-
-
-def is_scored(event: Event) -> bool:
-    """Return whether any layer had a score at an event."""
-    return any(layer.score is not None for layer in event.layers.values())
-
-
-def moved(event: Event) -> bool:
-    """Return whether any layer's rank changed at an event."""
-    return any(layer.rank_before != layer.rank_after for layer in event.layers.values())
-
-
-def nothing_compared(events: Sequence[Event]) -> bool:
-    """Return whether no event had compared gradients; False without events."""
-    return bool(events) and all(event.agreement == 0 for event in events)
-
-
-def stillness(events: Sequence[Event]) -> str | None:
-    """Return the reason why no rank changed in these events; None if one did."""
-    if any(moved(event) for event in events):
-        return None
-    if not events:
-        return "no event came: the run was over before the first one was due"
-    if nothing_compared(events):
-        return (
-            "up to the last event no two gradients were compared: the run is of very few steps, or "
-            "`observe()` was not called in each, between `backward` and the optimizer's step, or "
-            "all gradients were NaN or infinite (`DynamicLora.skipped` counts those)"
-        )
-    return _undecided(events)
-
-
-def _undecided(events: Sequence[Event]) -> str:
-    scores = [{x.score for x in event.layers.values()} - {None} for event in events]
-    waiting = {name for event in events for name, layer in event.layers.items() if layer.waits}
-    if not any(scores):
-        return (
-            "up to the last event the batches' gradients did not agree beyond chance, and "
-            "then no layer is scored; a longer run or a larger batch may show more"
-        )
-    if all(len(seen) <= 1 for seen in scores):
-        return "every layer had the same score"
-    if waiting:
-        layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
-        return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
-    return "no layer that could grow stood out by more than dynamic.hysteresis"

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from dynlora import schedule
 from dynlora.adjuster import LayerBounds, plan_ranks
 from dynlora.allocator import allocate_shares
-from dynlora.types import moved
+from dynlora.history import moved
 from tests.models import adamw, attached, lora_llama, trained
 
 COSTS = {"a": 64, "b": 96, "c": 640, "d": 97}

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from benchmarks.harness.report.results import Cell, Scores, StudyResults
 from benchmarks.harness.report.style import GREY, blank, drawing, svg
-from dynlora.report.layers import block_of
+from dynlora.layer_names import block_of
 
 CELL_WIDTH, CELL_HEIGHT = 0.42, 0.21
 """Inches per layer."""

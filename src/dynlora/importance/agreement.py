@@ -13,11 +13,7 @@ from torch import Tensor
 
 from dynlora.importance.averages import StepMean
 from dynlora.importance.consecutive import Comparison
-from dynlora.types import LoraLayer
-
-SIGNIFICANT = 2.5
-"""Critical value of `z`: random gradients pass in 0.6 % of tests, and in at most 3 % of runs with
-five events."""
+from dynlora.types import SIGNIFICANT, LoraLayer
 
 
 class AgreementTest:

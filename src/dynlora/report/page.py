@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynlora.errors import RunFileError
 from dynlora.files import whole
+from dynlora.history import moved, stillness
+from dynlora.layer_names import short_names
 from dynlora.report import wording
 from dynlora.report.curves import Chart, charts, draw_chart
-from dynlora.report.layers import arrange, short_names
+from dynlora.report.layers import arrange
 from dynlora.report.rank_map import rank_map, scale_of
 from dynlora.report.svg import DARK, LIGHT, RankScale, to_svg
 from dynlora.runs.reader import RunFiles
-from dynlora.types import moved, stillness
 
 MARK = b'<meta name="generator" content="dynlora report">'  # a new report may replace such a file
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`

@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.report.layers import short_names
-from dynlora.types import Event, moved, stillness
+from dynlora.history import moved, stillness
+from dynlora.layer_names import short_names
+from dynlora.types import Event
 
 MOVERS = 3  # maximum number of layers listed as gaining most and as losing most
 UNMEASURED = "Peak memory: add --measure, which trains each method for two steps."

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from dynlora.errors import RunFileError
 from dynlora.files.plain_values import flatten
+from dynlora.layer_names import short_names
 from dynlora.report import wording
-from dynlora.report.layers import short_names
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.reader import RunFiles, read_run
 from dynlora.runs.record import UNFINISHED

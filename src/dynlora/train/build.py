@@ -110,7 +110,7 @@ def build_job(config: JobConfig, console: Console) -> Job:
     if past is not None:
         check_same_task(past, identity(inputs.data, prepared))
     best_metric = config.training.best_metric or METRICS[config.task][0]
-    progress = ProgressBar(console, METRICS[config.task])
+    progress = ProgressBar(console, METRICS[config.task], prepared.dynamic)
     stopping = Stopping(best_metric, config.training.early_stopping_patience)
     recorder = Recorder(folder, prepared.dynamic, limit=config.training.save_total_limit)
     own = [progress, stopping, *([recorder] if is_first() else [])]

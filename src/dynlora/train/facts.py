@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.distributed import process_count
+from dynlora.history import moved
 from dynlora.runs.record import versions
 from dynlora.train.build import Job, identity
 from dynlora.train.machine import machine, peak_memory
 from dynlora.train.trainer import rows_per_step
-from dynlora.types import moved
 
 
 def outlook(job: Job) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Show training progress: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -17,17 +18,26 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
+from dynlora import DynamicLora, DynamicLoraCallback
+from dynlora.history import describe
+
 PLAIN_LINES = 10
 """Loss lines per run without a terminal."""
 
 
 class ProgressBar(TrainerCallback):
-    """A bar of optimizer steps with the latest loss, and one line per evaluation above it."""
+    """A bar of optimizer steps with loss and ranks; above it a line per event and evaluation."""
 
-    def __init__(self, console: Console, metrics: Sequence[str]) -> None:
-        """Prepare a bar for a terminal, and the order of the validation metrics."""
+    def __init__(
+        self, console: Console, metrics: Sequence[str], source: DynamicLoraCallback | None
+    ) -> None:
+        """Prepare a bar for a terminal, and the order of the validation metrics.
+
+        `source` has the ranks; None for methods with fixed ranks.
+        """
         self.console = console
         self.metrics = metrics
+        self.source = source
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,7 +49,8 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, note="")
-        self._tenth = 0
+        self._tenth = self._told = 0
+        self._loss = self._ranks = ""
 
     def stop(self) -> None:
         """Stop the live display."""
@@ -48,17 +59,38 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the bar."""
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+        if self.source is not None and self.source.dynamic is not None:
+            self._take_ranks(self.source.dynamic)  # a resumed run has some events
         self.progress.start()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Advance the bar."""
+        """Advance the bar, and tell the event of this step."""
         self.progress.update(self.task, completed=state.global_step)
+        if self.source is None or self.source.dynamic is None:
+            return
+        dynamic = self.source.dynamic
+        if len(dynamic.history) > self._told:
+            self._print(state, describe(dynamic.history[-1]))
+            self._take_ranks(dynamic)
+
+    def _take_ranks(self, dynamic: DynamicLora) -> None:
+        """Note the ranks, and the agreement at the last event."""
+        self._told, ranks = len(dynamic.history), dynamic.ranks.values()
+        self._ranks = f"r {min(ranks)} to {max(ranks)}, median {median(ranks):g}"
+        if dynamic.history:
+            self._ranks += f", agreement {dynamic.history[-1].agreement:.1f}"
+        self._note()
+
+    def _note(self) -> None:
+        note = " · ".join(filter(None, (self._loss, self._ranks)))
+        self.progress.update(self.task, note=note)
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the loss beside the bar or as a line, and validation metrics as a line."""
         values: dict[str, float] = kwargs["logs"]
         if "loss" in values:
-            self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
+            self._loss = f"loss {values['loss']:.3f}"
+            self._note()
             tenth = state.global_step * PLAIN_LINES // max(state.max_steps, 1)
             if not self.console.is_terminal and tenth > self._tenth:
                 self._tenth = tenth

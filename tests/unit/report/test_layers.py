@@ -2,7 +2,8 @@
 
 import pytest
 
-from dynlora.report.layers import Stack, arrange, short_names
+from dynlora.layer_names import short_names
+from dynlora.report.layers import Stack, arrange
 from tests.unit.report.runs import KINDS, block_names
 
 

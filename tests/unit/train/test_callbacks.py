@@ -4,15 +4,18 @@ import io
 import os
 import signal
 import time
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.runs.folder import RunFolder
 from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.stopping import Stopping
+from tests.unit.events import make_event
 
 CONTROL = TrainerControl()
 
@@ -25,7 +28,7 @@ def args(tmp_path_factory):
 def printed(args, steps, *, terminal):
     """Return what a run prints that logs a loss after each step and evaluates at its end."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
-    bar = ProgressBar(console, ("accuracy", "loss"))
+    bar = ProgressBar(console, ("accuracy", "loss"), None)
     state = TrainerState(max_steps=steps)
     bar.on_train_begin(args, state, CONTROL)
     for step in range(1, steps + 1):
@@ -51,6 +54,27 @@ def test_a_terminal_gets_a_bar_with_the_newest_loss(args):
     assert "loss 0.050" in text
     assert "step 20/20: validation accuracy 0.7500, loss 0.5000" in text
     assert "training loss" not in text
+
+
+def test_each_event_is_told_in_a_line_once_and_the_bar_shows_the_ranks(args):
+    ranks = {"a": 4, "b": 4}
+    before = make_event(1, ranks, ranks)  # of the run that is resumed
+    dynamic = Mock(spec=DynamicLora, ranks=ranks, history=[before])
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    bar = ProgressBar(console, (), Mock(spec=DynamicLoraCallback, dynamic=dynamic))
+    state = TrainerState(max_steps=9)
+    bar.on_train_begin(args, state, CONTROL)
+    for state.global_step in range(2, 5):
+        if state.global_step == 3:
+            dynamic.ranks = {"a": 6, "b": 2}
+            dynamic.history.append(make_event(3, ranks, dynamic.ranks))
+        bar.on_step_end(args, state, CONTROL)
+    bar.on_train_end(args, state, CONTROL)
+    text = console.file.getvalue()
+    told = "2 of 2 layers changed rank; most gained: a 4 → 6; agreement 3.0 of 2.5"
+    assert text.count("changed rank") == 1
+    assert f"step 3/9: {told}" in text
+    assert "r 2 to 6, median 4, agreement 3.0" in text
 
 
 def test_training_seconds_exclude_the_time_between_steps(tmp_path, args):

@@ -1,0 +1,69 @@
+"""What events say, in words."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from dynlora.history import describe, moved, stillness, summary
+from tests.unit.events import make_event
+
+STILL = {"a": 4, "b": 4}
+SCORES = {"a": 2.0, "b": 1.0}
+
+
+def test_there_is_no_reason_if_a_rank_moved_even_if_it_moved_back():
+    away = make_event(3, STILL, {"a": 5, "b": 3}, scores=SCORES)
+    back = make_event(6, {"a": 5, "b": 3}, STILL, scores=SCORES)
+    assert stillness([away, back]) is None
+    assert moved(away)
+    assert not moved(make_event(3, STILL, STILL))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "beyond chance"),
+        ({"scores": {"a": 1.0, "b": 1.0}}, "every layer had the same score"),
+        ({"scores": {"a": 1.0, "b": None}}, "every layer had the same score"),
+        ({"scores": SCORES, "waits": ("b",)}, "1 layer .*dynamic.shrink_tolerance"),
+        ({"scores": SCORES}, "dynamic.hysteresis"),
+    ],
+)
+def test_the_reason_is_the_first_stage_that_held_ranks(given, reason):
+    events = [make_event(step, STILL, STILL, **given) for step in (3, 6)]
+    assert re.search(reason, stillness(events))
+
+
+def test_a_run_without_events_or_without_comparisons_has_its_own_reason():
+    assert "no event came" in stillness([])
+    events = [replace(make_event(3, STILL, STILL), agreement=0.0)]
+    assert "`observe()` was not called" in stillness(events)
+
+
+RANKS = {"bert.layer.0.query": 4, "bert.layer.0.output": 4, "bert.layer.1.query": 4}
+
+
+@pytest.mark.parametrize(
+    ("after", "scores", "line"),
+    [
+        ((4, 9, 1), 1.0, "2 of 3 layers changed rank; most gained: 0.output 4 → 9; agreement 3.0"),
+        ((4, 2, 3), 1.0, "2 of 3 layers changed rank; most lost: 0.output 4 → 2; agreement 3.0"),
+        ((4, 4, 4), None, "no rank changed; agreement 3.0 of 2.5"),
+    ],
+)
+def test_an_event_is_told_in_a_line_with_the_layer_that_changed_most(after, scores, line):
+    given = None if scores is None else dict.fromkeys(RANKS, scores)
+    event = make_event(3, RANKS, dict(zip(RANKS, after, strict=True)), scores=given)
+    assert describe(event) == line
+
+
+def test_the_summary_lists_each_layer_with_its_first_and_its_present_rank():
+    first = dict(zip(RANKS, (3, 8, 1), strict=True))
+    now = dict(zip(RANKS, (2, 9, 1), strict=True))
+    scores = dict.fromkeys(RANKS, 0.5)
+    events = [make_event(3, RANKS, first), make_event(6, first, now, scores=scores)]
+    rows = [line.split() for line in summary(now, events).splitlines()]
+    assert rows[1:] == [["0.query", "4", "2", "0.5", "0"], ["0.output", "4", "9", "0.5", "0"],
+                        ["1.query", "4", "1", "0.5", "0"]]  # fmt: skip
+    assert [line.split() for line in summary(RANKS, []).splitlines()][1] == ["0.query", "4", "4"]
