@@ -1,6 +1,7 @@
 """`dynlora train CONFIG`: train a job, or with `--dry-run` check it, and print its results."""
 
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ def _train(config: JobConfig, given: Any, output: Output) -> None:
     elif (found := run_job(config, output.progress)) is not None:
         values, events = found
         output.show(result_table(values, events), values)
+        following = f"next: dynlora report {shlex.quote(config.output)}"
+        output.progress.print(following, highlight=False, markup=False, soft_wrap=True)
 
 
 def _command(given: Any, output: Output) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from rich.console import Group
@@ -12,6 +13,7 @@ from dynlora.history import moved, stillness
 from dynlora.layer_names import short_names
 from dynlora.types import Event
 
+SENTENCE_WIDTH = 72  # columns; other texts, such as paths, stay whole
 MOVERS = 3  # maximum number of layers listed as gaining most and as losing most
 UNMEASURED = "Peak memory: add --measure, which trains each method for two steps."
 MEASURED = "Peak memory of a process that evaluated one batch and trained for two steps."
@@ -149,7 +151,7 @@ def _parameter_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if result["other_parameters"]:
         yield "also trained", f"{result['other_parameters']:,}"
     if result["lost_by_search"] is not None:
-        yield "needed ranks", _need(result)
+        yield "needed ranks", fill(_need(result), SENTENCE_WIDTH)
 
 
 def _need(result: Mapping[str, Any]) -> str:
@@ -169,7 +171,7 @@ def _rank_rows(result: Mapping[str, Any], events: Sequence[Event]) -> Iterator[t
     yield "ranks", f"lowest {low}, median {middle:g}, highest {high}"
     still = stillness(events)
     if still is not None:
-        yield "ranks did not move", still
+        yield "ranks did not move", fill(still, SENTENCE_WIDTH)
         return
     count = sum(moved(event) for event in events)
     moves = {name: rank - result["initial_ranks"][name] for name, rank in ranks.items()}

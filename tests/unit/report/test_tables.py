@@ -121,6 +121,11 @@ def test_unmoved_ranks_are_explained_and_fixed_ones_not_shown() -> None:
         assert ("trained parameters" in text) == (method == "full") == ("budget" not in text)
 
 
+def test_sentences_are_wrapped_so_that_the_table_fits_100_columns() -> None:
+    still = result_table(RESULT | {"final_ranks": START}, (make_event(3, START, START),))
+    assert max(map(len, printed(still, 300).splitlines())) <= 100
+
+
 def test_a_path_is_shown_whole_and_no_line_is_wider_than_the_terminal() -> None:
     path = Path("/somewhere") / ("very-" * 20 + "deep") / "[red]run" / "adapter"
     text = printed(result_table(RESULT | {"places": {"adapter": str(path)}}, EVENTS), 60)
