@@ -21,9 +21,9 @@ BINDS = 0.02
 """Least relative gain of more rank for criterion a."""
 UNEVEN = 0.01
 """Least relative gain of a fixed allocation for criterion b."""
-BOTH = "a, b"
+ONLY_BINDS, BOTH = "a", "a, b"
 OTHERS = 3
-"""Number of tasks in the comparison that miss a criterion."""
+"""Number of tasks in the comparison that meet criterion a only."""
 HEAD = """\
 | task | tokens per parameter | loss, exact at r | at 4 r | gain of 4 r (seeds) | allocation | \
 its gain (seeds) | meets |
@@ -64,19 +64,23 @@ def gain(rows: Sequence[Row], task: str, arm: str | None) -> tuple[float, str] |
 
 
 def meets(rows: Sequence[Row], task: str) -> str | None:
-    """Return the criteria that a task meets, or `none`; None before both are measured."""
+    """Return the criteria that a task meets: `none`, `a` or both; None before they are measured.
+
+    Criterion b is not needed where rank does not bind.
+    """
     binds = gain(rows, task, WIDE)
+    if binds is None or binds[0] < BINDS:
+        return None if binds is None else "none"
     uneven = gain(rows, task, best_allocation(rows, task))
-    if binds is None or uneven is None:
+    if uneven is None:
         return None
-    met = {"a": binds[0] >= BINDS, "b": uneven[0] >= UNEVEN}
-    return ", ".join(name for name in met if met[name]) or "none"
+    return BOTH if uneven[0] >= UNEVEN else ONLY_BINDS
 
 
 def entering(rows: Sequence[Row]) -> list[str]:
-    """Return the tasks that meet both criteria, and those of the others with the shortest runs."""
+    """Return the tasks that meet both criteria, and those with the shortest runs that meet a."""
     found = {row["task"]: meets(rows, row["task"]) for row in rows}
-    others = [task for task in found if found[task] not in (BOTH, None)]
+    others = [task for task in found if found[task] == ONLY_BINDS]
     others.sort(key=lambda task: np.mean([*final(rows, task, UNIFORM, "seconds").values()]))
     return [task for task in found if found[task] == BOTH] + others[:OTHERS]
 

@@ -116,9 +116,9 @@ def test_only_the_best_allocation_gets_final_runs_and_no_chosen_rate_is_at_an_ed
         assert len(runner.table.select(kind="trial", arm=arm)) == 2 + (arm == "lower")
 
 
-def test_tasks_that_meet_both_criteria_and_the_three_cheapest_others_are_compared():
-    gains = {"both": (0.03, 0.02), "binds": (0.03, 0.0), "uneven": (0.01, 0.02), "none": (0.0, 0.0)}
-    gains |= {"dear": (0.0, 0.0)}
+def test_tasks_that_meet_both_criteria_and_the_three_cheapest_where_rank_binds_are_compared():
+    gains = {"both": (0.03, 0.02), "uneven": (0.01, 0.02), "first": (0.03, 0.0)}
+    gains |= dict.fromkeys(("second", "third", "dear"), (0.03, 0.0))
     rows = []
     for place, (task, (wide, lower)) in enumerate(gains.items()):
         rows += [
@@ -130,6 +130,6 @@ def test_tasks_that_meet_both_criteria_and_the_three_cheapest_others_are_compare
             for arm, loss in (("uniform", 1.0), ("wide", 1 - wide), ("lower", 1 - lower))
             for seconds in [90 - 10 * place + 50 * (task == "dear")]
         ]
-    assert [meets(rows, task) for task in gains] == ["a, b", "a", "b", "none", "none"]
-    assert entering(rows) == ["both", "none", "uneven", "binds"]
+    assert [meets(rows, task) for task in gains] == ["a, b", "none", *"aaaa"]
+    assert entering(rows) == ["both", "third", "second", "first"]
     assert meets(rows[:-1], "dear") is None
