@@ -7,6 +7,7 @@ are drawn with a fixed seed.
 """
 
 import argparse
+import io
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 SPLITS = ("train", "validation", "test")
 DIGITS = {"train": 4000, "validation": 500, "test": 1000}
@@ -67,8 +69,15 @@ def digits(data: Path, out: Path) -> None:
     order, start = np.random.default_rng(0).permutation(len(labels)), 0
     for split, count in DIGITS.items():
         rows, start = order[start : start + count], start + count
-        np.savez(out / "digits" / f"{split}.npz", images=images[rows], labels=labels[rows])
+        columns = {"image": [_png(image) for image in images[rows]], "label": labels[rows]}
+        pq.write_table(pa.table(columns), out / "digits" / f"{split}.parquet")
         print(f"{split}: {count} images")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def mixture(data: Path, out: Path) -> None:

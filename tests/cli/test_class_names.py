@@ -1,11 +1,9 @@
-"""Images in folders, arrays and lists: classes have names from folders, and numbers elsewhere."""
+"""Images in folders and lists: classes have names from folders, and numbers elsewhere."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dynlora.cli.main import main
 from tests.cli.finished import facts, read_json, run_job
@@ -38,14 +36,6 @@ def part(root, tmp_path):
     for name in NAMES[1:]:
         shutil.copytree(root / "data" / "validation" / name, tmp_path / "part" / "test" / name)
     return tmp_path / "part"
-
-
-def arrays(folder, files):
-    images = np.stack([np.asarray(Image.open(file)) for file in files])
-    labels = np.array([NAMES.index(file.parent.name) for file in files], dtype=np.uint8)
-    np.savez(folder / "without.npz", x=images)
-    np.savez(folder / "with.npz", x=images, y=labels)
-    return folder / "without.npz", folder / "with.npz"
 
 
 def test_a_run_and_a_merged_model_have_the_names(root, tmp_path, said):
@@ -101,19 +91,7 @@ def test_a_folder_of_images_is_predicted_by_path_with_names(root, tmp_path, caps
     assert "at least 1 row, got 0" in refused("predict", root / "run", empty)
 
 
-def test_arrays_are_predicted_with_or_without_their_classes(root, tmp_path, said, refused):
-    folder = root / "data" / "validation"
-    expected = said("predict", root / "run", folder)
-    files = arrays(tmp_path, sorted(folder.rglob("*.jpg")))
-    for file in files:
-        assert said("predict", root / "run", file) == expected
-    assert "set `data.label`" in refused("eval", root / "run", "--data", files[0])
-
-
-def test_images_come_as_arrays_and_as_paths_in_a_list_too(root, tmp_path):
-    _, file = arrays(tmp_path, sorted((root / "data" / "train").rglob("*.jpg")))
-    run = train(root, file, tmp_path, "--data.validation_fraction=0.25")
-    assert facts(run)["rows"] == {"train": 9, "validation": 3}
+def test_images_come_as_paths_in_a_list_too(root, tmp_path):
     data = shutil.copytree(root / "data", tmp_path / "data")
     for split in ("train", "validation"):
         rows = [
@@ -122,7 +100,7 @@ def test_images_come_as_arrays_and_as_paths_in_a_list_too(root, tmp_path):
         ]
         write_rows(data / f"{split}-list.csv", rows)
     lists = ("--data.train_split=train-list", "--data.validation_split=validation-list")
-    run = train(root, data, tmp_path, *lists, "--overwrite=true", steps=12)
+    run = train(root, data, tmp_path, *lists, steps=12)
     assert facts(run)["rows"] == {"train": 12, "validation": 6}
     assert facts(run)["metrics_after"]["loss"] < facts(run)["metrics_before"]["loss"]
 

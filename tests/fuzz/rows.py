@@ -1,10 +1,8 @@
-"""Rows as CSV, JSON Lines and Parquet, and images as arrays: good files, and others like them."""
+"""Rows as CSV, JSON Lines and Parquet: good files, and others like them."""
 
 import io
 import json
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -108,50 +106,6 @@ def parquet_tables(draw: Draw) -> bytes:
     return parquet(pa.Table.from_arrays(list(columns.values()), names=names))
 
 
-def npy(description: str, body: bytes) -> bytes:
-    """Return an array as NumPy writes it, with whatever description of itself."""
-    text = description.encode() + b"\n"
-    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + body
-
-
-def npz(arrays: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", method) as archive:
-        for name, content in arrays.items():
-            archive.writestr(f"{name}.npy", content)
-    return sink.getvalue()
-
-
-DESCRIPTION = "{{'descr': {0}, 'fortran_order': {1}, 'shape': {2}}}"
-IMAGES = (DESCRIPTION.format("'|u1'", False, (12, 2, 2)), bytes(48))
-CLASSES = (DESCRIPTION.format("'<i8'", False, (12,)), struct.pack("<12q", *[0, 1] * 6))
-NPZ = npz({"images": npy(*IMAGES), "labels": npy(*CLASSES)})
-ODD_DESCRIPTIONS = (
-    *(
-        DESCRIPTION.format(descr, order, shape)
-        for descr in ("'|u1'", "'<u2'", "'<i8'", "'<f8'", "'|O'", "'<M8[s]'", "'|V4'", "'<U9'",
-                      "[('a', '<i4')]", "'x'", "None", "'<c16'", "'|b1'", "'<u8'")
-        for order in (False, True, None)
-        for shape in ((12,), (12, 2, 2), (12, 1), (), (0,), (0, 2, 2), (12, 0, 2), (10**12,),
-                      (2**62, 2**62), (-1,), (10**6, 10**6, 3), (12, 2, 2, 1), (True,), "None")
-    ),
-    "", "{", "(" * 1000, "[" * 9000 + "]" * 9000, "9" * 5000, "{'shape': (1,)}", "\x00", "x" * LONG,
-)  # fmt: skip
-"""What an array may say of itself; not all of it is true."""
-
-
-@st.composite
-def npz_files(draw: Draw) -> bytes:
-    """Arrays that say of themselves what is not so."""
-    odd = st.sampled_from(ODD_DESCRIPTIONS)
-    images = npy(draw(st.one_of(st.just(IMAGES[0]), odd)), IMAGES[1])
-    classes = npy(draw(st.one_of(st.just(CLASSES[0]), odd)), CLASSES[1])
-    pairs = [("images", "labels"), ("images", "label"), ("x", "x2"), ("", "/")]
-    names = draw(st.sampled_from(pairs))
-    method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
-    return npz(dict(zip(names, (images, classes), strict=True)), method)
-
-
 FILES = {
     "rows.csv": (CSV, st.one_of(csv_files(), mutated_bytes(CSV)), PLAIN),
     "rows.jsonl": (JSONL, mutated_lines(ROWS), READERS),
@@ -162,6 +116,5 @@ FILES = {
         ),
         READERS,
     ),
-    "images.npz": (NPZ, st.one_of(npz_files(), mutated_bytes(NPZ)), {"label": "read_classes"}),
 }
 """By name, a file that is sound, files like it, and what reads its columns."""

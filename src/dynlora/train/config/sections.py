@@ -51,10 +51,9 @@ class DataConfig:
     subset: str | None = None
     """Configuration of the hub data set, such as `mrpc`."""
     path: str | None = None
-    """Local folder with one .parquet, .csv, .jsonl or (images) .npz file per split, named after
-    the split; or one such file, of which `validation_fraction` is held out; or a folder with one
-    folder per split that contains one folder of images per class. Wins over `name` and
-    `embedded`."""
+    """Local folder with one .parquet, .csv or .jsonl file per split, named after the split; or one
+    such file, of which `validation_fraction` is held out; or a folder with one folder per split
+    that contains one folder of images per class. Wins over `name` and `embedded`."""
     embedded: Literal["stdlib"] | None = None
     """Data set built on this machine. `stdlib` pairs the first sentence of each docstring of
     Python's standard library with a function signature; the label is 1 if it describes that

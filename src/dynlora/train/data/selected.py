@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynlora.errors import DataError
+from dynlora.files.tables import AS_WRITTEN
 from dynlora.train.config import DataConfig, TaskName
 from dynlora.train.data import splits
 from dynlora.train.data.image_files import read_images
@@ -50,7 +51,7 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
     if not place.exists():
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
     if not place.is_dir():
-        return splits.read_file("given", place, config, splits.UNLABELLED_READERS)
+        return splits.read_file("given", place, config, AS_WRITTEN)
     if task != "image_classification":
         raise DataError(
             f"FILE must be a file, got {place}, which is a folder: only runs with `task: "

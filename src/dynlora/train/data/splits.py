@@ -3,41 +3,21 @@
 Values keep the file's types, so that errors can show bad labels exactly as written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.files import tables
-from dynlora.files.tables import AS_WRITTEN, TABLES
+from dynlora.files.tables import TABLES, Reader, read_table
 from dynlora.train.config import DataConfig
 from dynlora.train.data.embedded import stdlib_pairs
-from dynlora.train.data.image_files import class_names, read_class_folders, read_npz
+from dynlora.train.data.image_files import class_names, read_class_folders
 
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""
-
-Reader = Callable[[Path, DataConfig], pa.Table]
-
-
-def _read_table(readers: Mapping[str, tables.Reader], path: Path, config: DataConfig) -> pa.Table:
-    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
-    return tables.read_table(path, [column for column in named if column is not None], readers)
-
-
-READERS: Mapping[str, Reader] = {
-    **dict.fromkeys(TABLES, partial(_read_table, TABLES)),
-    ".npz": read_npz,
-}
-UNLABELLED_READERS: Mapping[str, Reader] = {
-    **dict.fromkeys(AS_WRITTEN, partial(_read_table, AS_WRITTEN)),
-    ".npz": partial(read_npz, labelled=False),
-}
-"""Readers for rows to predict; labels may be missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +95,7 @@ def load_split(
 
 
 def read_file(
-    name: str, path: Path, config: DataConfig, readers: Mapping[str, Reader] = READERS
+    name: str, path: Path, config: DataConfig, readers: Mapping[str, Reader] = TABLES
 ) -> RawSplit:
     """Return all rows of a file, unchecked."""
     if path.suffix not in readers:
@@ -123,7 +103,9 @@ def read_file(
             f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
             "convert it to one of these."
         )
-    return whole_split(name, str(path), readers[path.suffix](path, config), path.parent)
+    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
+    texts = [column for column in named if column is not None]
+    return whole_split(name, str(path), read_table(path, texts, readers), path.parent)
 
 
 def whole_split(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
@@ -193,13 +175,13 @@ def _read_place(
 def _locate(folder: Path, wanted: Wanted) -> Path:
     """Return a split's file, or its folder of images."""
     split = wanted.split
-    places = [path for ext in READERS if (path := folder / f"{split}{ext}").is_file()]
+    places = [path for ext in TABLES if (path := folder / f"{split}{ext}").is_file()]
     if (folder / split).is_dir():
         places.append(folder / split)
     if len(places) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
         raise DataError(
-            f"{wanted.place} must hold one file named {split} with the ending {', '.join(READERS)} "
+            f"{wanted.place} must hold one file named {split} with the ending {', '.join(TABLES)} "
             f"for the {wanted.name} split, or for images a folder {split} with one folder a class, "
             f"got {len(places)} in {folder}, whose files are: {found}. {wanted.advice}"
         )
