@@ -96,7 +96,7 @@ def test_the_command_line_decides_on_the_base_model(model, adapter, tmp_path, er
     [
         (["--format", "uniforn"], "'uniforn' | uniform"),
         (["--format", "uniform", "--rank", 3], "highest rank, which is 4 | got 3"),
-        (["--format", "uniform", "--rank", 0], "`--rank` | at least 1 | got 0"),
+        (["--format", "uniform", "--rank", 0], "'--rank' | 0 is not in the range"),
         (["--format", "native", "--rank", 8], "`--rank` | uniform | native"),
         (["--format", "uniform", "--model", "x"], "`--model` | merged"),
         (["--format", "merged", "--model", "missing.gguf"], "GGUF | missing.gguf"),

@@ -140,7 +140,7 @@ def test_a_wrong_size_is_refused(options, told, error):
         (["50%", "--model", "x"], "`--model` | `--data FILE`"),
         (["50%", "--data", "absent.csv"], "`--text COLUMN`"),
         (["50%", "--data", "absent.csv", "--text", "text"], "absent.csv"),
-        (["50%", "--data", "a.csv", "--text", "text", "--rows", "0"], "`--rows` | got 0"),
+        (["50%", "--data", "a.csv", "--text", "text", "--rows", "0"], "'--rows' | 0 is not in"),
     ],
 )
 def test_a_wrong_budget_or_option_is_refused(options, told, error):
@@ -158,6 +158,13 @@ def test_wrong_data_is_refused_with_option_column_and_row(error, data, tmp_path)
         ([*train, "text", "--model", other], "(24, 24) instead of (16, 16)"),
     ):
         assert missing(error(*options), told) == []
+
+
+def test_rows_are_spread_evenly_over_the_file(adapter, tmp_path, result, error):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "red,1\n,0\n" * 5)  # half are missing
+    options = ["--rank", "2", "--data", tmp_path / "rows.csv", "--text", "text"]
+    assert result(adapter, tmp_path / "seen", *options, "--rows", "5")["weighted"]
+    assert "5 of 10 rows" in error(*options)
 
 
 def test_texts_for_an_image_model_are_refused(data, tmp_path, refused):

@@ -87,8 +87,7 @@ def read_study(path: str) -> list[str]:
 
 
 def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
-    """Read rows as a job's data, each column by a function, and texts as `resize` reads them."""
-    from dynlora.adapter_files.activations import read_texts
+    """Read rows as a job's data, each column by a function."""
     from dynlora.train.config import DataConfig
     from dynlora.train.data import columns
     from dynlora.train.data.splits import RawSplit, load_splits
@@ -103,8 +102,6 @@ def read_rows(path: str, readers: Mapping[str, str]) -> list[str]:
     for split in splits:
         for column, name in readers.items():
             errors += _errors(partial(read_column, split, column, name))
-    if "text" in readers:
-        errors += _errors(lambda: read_texts(Path(path), {"--text": "text"}, 4))
     return errors
 
 

@@ -4,7 +4,6 @@ Memory does not grow with the texts: only the r x r moment of ``A x`` and the ou
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,38 +14,9 @@ from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.base_models import UNLOADABLE, Source
 from dynlora.adapter_files.layer import SavedLayer, Seen
 from dynlora.errors import AdapterError, DataError
-from dynlora.files.tables import TABLES, column_values, read_table, shown_names
 
 MAX_LENGTH = 512  # maximum number of tokens per text
 BATCH = 16
-
-
-def read_texts(path: Path, columns: Mapping[str, str], rows: int) -> list[list[str]]:
-    """Read columns of texts, given by option, from at most `rows` rows spread over the file."""
-    if path.suffix not in TABLES:
-        raise DataError(f"`--data` must end in {', '.join(TABLES)}, but got {path}. Convert it.")
-    if not path.is_file():
-        raise DataError(f"`--data` must be an existing file, but got {path}.")
-    table = read_table(path, [*columns.values()], TABLES)
-    if not table.num_rows:
-        raise DataError(f"`--data` must have at least 1 row, but got 0 in {path}.")
-    step = max(1, table.num_rows / rows)
-    picked = sorted({int(row * step) for row in range(min(rows, table.num_rows))})
-    found: list[list[str]] = []
-    for option, column in columns.items():
-        if table.column_names.count(column) != 1:
-            raise DataError(
-                f"`{option}` must be the name of one column of {path}, but got {column!r}; its "
-                f"columns are {shown_names(table.column_names)}."
-            )
-        found.append(column_values(table.select([column]).take(picked), column, str(path)))
-        for row, value in zip(picked, found[-1], strict=True):
-            if type(value) is not str:
-                raise DataError(
-                    f"column {column!r} of {path} must contain texts, but got {value!r} in row "
-                    f"{row}. Correct or remove the row."
-                )
-    return found
 
 
 def check_reads_texts(base: Any, source: Source) -> None:

@@ -7,7 +7,7 @@ import click
 from rich.text import Text
 
 from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
-from dynlora.cli.arguments import ADAPTER, NEW_ADAPTER, Verb
+from dynlora.cli.arguments import ADAPTER, COUNT, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, readable_messages
 from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
@@ -55,8 +55,6 @@ def _check_options(given: Any) -> None:
                 f"`--{option}` needs `--format {' or '.join(formats)}`, but got {value} with "
                 f"{given.format}. Leave it out."
             )
-    if given.rank is not None and given.rank < 1:
-        raise ConfigError(f"`--rank` must be at least 1, but got {given.rank}.")
 
 
 def _merge(adapter: Any, given: Any, output: Output) -> None:
@@ -133,7 +131,7 @@ COMMAND = Verb(
         NEW_ADAPTER,
         click.Option(
             ["--rank"],
-            type=int,
+            type=COUNT,
             metavar="R",
             help="uniform: rank of all layers (default: the highest rank of a layer).",
         ),

@@ -64,8 +64,6 @@ def _check_options(given: Any) -> None:
             raise ConfigError(f"`--{name}` needs `--data FILE`. Add it, or leave `--{name}` out.")
     if given.data is not None and given.text is None:
         raise ConfigError("`--data` needs the column of its texts. Add `--text COLUMN`.")
-    if given.rows is not None and given.rows < 1:
-        raise ConfigError(f"`--rows` must be at least 1, but got {given.rows}.")
 
 
 def read_budget(text: str) -> Any:
@@ -87,18 +85,11 @@ def read_budget(text: str) -> Any:
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
     """Return statistics of the adapter's layers on the texts."""
-    from dynlora.adapter_files.activations import (
-        batch_texts,
-        check_reads_texts,
-        observe_texts,
-        read_texts,
-    )
+    from dynlora.adapter_files.activations import batch_texts, check_reads_texts, observe_texts
     from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
     from dynlora.adapter_files.base_models import position_limit
 
-    named = {"--text": given.text, "--text-pair": given.text_pair}
-    columns = {option: column for option, column in named.items() if column is not None}
-    texts = read_texts(given.data, columns, given.rows or ROWS)
+    texts = _read_texts(given)
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
         base = load_base(adapter, source)
@@ -106,6 +97,23 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
         batches = batch_texts(texts, source, position_limit(base))
         output.progress.print(f"reading {len(texts[0])} rows of {given.data}", markup=False)
         return observe_texts(attach(adapter, base), adapter, batches)
+
+
+def _read_texts(given: Any) -> list[list[str]]:
+    """Return the columns of texts, from rows spread over the file."""
+    from dynlora.train.config import DataConfig
+    from dynlora.train.data.columns import read_texts
+    from dynlora.train.data.splits import read_file
+
+    config = DataConfig(path=str(given.data), text=given.text, text_pair=given.text_pair)
+    split = read_file("given", given.data, config)
+    count, most = split.table.num_rows, given.rows or ROWS
+    step = max(1, count / most)
+    split = split.take(sorted({int(row * step) for row in range(min(most, count))}))
+    texts = [read_texts(split, "--text", given.text)]
+    if given.text_pair is not None:
+        texts.append(read_texts(split, "--text-pair", given.text_pair))
+    return texts
 
 
 def rank_table(title: str, values: Mapping[str, Any]) -> Table:
@@ -164,7 +172,10 @@ COMMAND = Verb(
             ["--text-pair"], metavar="COLUMN", help="With --data: column of second texts, if any."
         ),
         click.Option(
-            ["--rows"], type=int, metavar="N", help=f"With --data: rows to read (default: {ROWS})."
+            ["--rows"],
+            type=COUNT,
+            metavar="N",
+            help=f"With --data: rows to read (default: {ROWS}).",
         ),
         click.Option(
             ["--model"],

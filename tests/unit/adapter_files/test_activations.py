@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from dynlora.adapter_files.activations import batch_texts, observe_texts, read_texts
+from dynlora.adapter_files.activations import batch_texts, observe_texts
 from dynlora.adapter_files.base_models import Source
 from dynlora.adapter_files.reader import read_adapter
 from dynlora.errors import AdapterError, DataError
 from tests.adapters import save_adapter, save_classifier_adapter
-from tests.jobs import write_rows
 from tests.language import save_language_tokenizer
 
 pytestmark = [
@@ -75,30 +74,6 @@ def test_hooks_are_removed_and_a_layer_without_input_is_named(tmp_path):
     with pytest.raises(AdapterError, match=r"got 0 tokens in layer 'model\.layers\.0"):
         observe_texts(adapted, read_adapter(tmp_path), [])
     assert not any(module._forward_hooks for module in adapted.modules())
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-def test_rows_are_spread_evenly_over_the_file(ending, tmp_path):
-    rows = [{"text": f"{number}", "other": "cat"} for number in range(10)]  # digits stay texts
-    path = write_rows(tmp_path / f"rows{ending}", rows)
-    assert read_texts(path, {"--text": "text"}, 5) == [["0", "2", "4", "6", "8"]]
-    first, second = read_texts(path, {"--text": "text", "--text-pair": "other"}, 99)
-    assert first == [row["text"] for row in rows]
-    assert second == ["cat"] * 10
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("rows.txt", "red", r"\.parquet, \.csv, \.jsonl.*rows\.txt"),
-        ("rows.jsonl", '{"text": 7}\n', r"got 7 in row 0"),
-        ("rows.csv", "text\n", r"at least 1 row, but got 0"),
-    ],
-)
-def test_a_file_that_is_not_texts_is_refused(name, content, told, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=told):
-        read_texts(tmp_path / name, {"--text": "text"}, 4)
 
 
 def test_batches_are_padded_and_no_longer_than_the_model_can_read(model, tmp_path):
