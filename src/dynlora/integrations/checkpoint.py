@@ -6,7 +6,6 @@ Loading them runs no code. `dynlora.json` ends with a checksum of both files.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dynlora.errors import ResumeError
-from dynlora.files.json_files import Kind, as_object, check_format, check_kind, stamp
+from dynlora.files.json_files import as_object, check_format, stamp
 from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import whole_file
-from dynlora.types import Event
 
 VALUES = "dynlora.json"  # marks a checkpoint of dynamic ranks
 _TENSORS = "dynlora.safetensors"
 _TENSOR_GROUPS = ("importance", "features", "extensions")
 _CHECKSUM = "sha256"
 _FORMAT = 1  # of both files
-
-
-@dataclass(frozen=True)
-class _Shape:
-    r: int
-    scaling: float
-    unit: float
-
-
-_KINDS: Mapping[str, Kind] = {
-    "config": dict[str, Any],
-    "budget": int,
-    "budget_left": int,
-    "max_rank": int,
-    "step": int,
-    "frozen": bool,
-    "timetable": {
-        "events": list[int],
-        "late_events": list[int],
-        "searches": list[int],
-        "enough": int,
-    },
-    "search": {"start_loss": float | None, "lost": float},
-    "layers": dict[str, _Shape],
-    "history": list[Event],
-    "skipped": dict[str, int],
-    "unreached": list[str],
-    "seconds": float,
-    "peak_parameters": int,
-}
-"""The plain values of `DynamicLora.state_dict()`."""
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -79,7 +46,6 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = as_object(parse_json((folder / VALUES).read_text(encoding="utf-8")))
         check_format(folder / VALUES, state, _FORMAT, ResumeError)
         checksum = state.pop(_CHECKSUM, None)
-        check_kind(state, _KINDS)
         if checksum != _checksum(folder, state):
             raise ValueError("the files are not as they were written together")
         tensors = load_file(folder / _TENSORS)

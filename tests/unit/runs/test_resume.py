@@ -165,17 +165,11 @@ def test_a_manifest_that_is_none_is_refused_by_its_name(folder: RunFolder, conte
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"global_step": 3}, "`global_step` must be 5, got 3"),
-        ({"global_step": 5.0}, r"`global_step` of its content must be a whole number, got '5\.0'"),
-        ({"log_history": [{"step": 1, "eval_loss": "low"}]}, "`eval_loss`"),
-        ({"best_metric": []}, "`best_metric`"),
-        ({"stateful_callbacks": {}}, "`TrainerControl`"),
         ({"unknown": 7}, "unknown"),
         ("[]", "not an object"),
-        ("{}", "must hold `global_step`"),
     ],
 )
-def test_a_trainer_state_of_another_kind_is_refused_and_latest_good_passes_it_over(
+def test_a_trainer_state_of_another_version_is_refused_and_latest_good_passes_it_over(
     folder: RunFolder, changed: dict[str, Any] | str, told: str
 ) -> None:
     begin(folder, 2, 5)
