@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.text import Text
 
 from dynlora.cli.arguments import ADAPTER, FILE, Verb
 from dynlora.cli.output import Output, layer_table
@@ -27,15 +26,13 @@ def _run(given: Any, output: Output) -> None:
 def _table(title: str, values: dict[str, Any]) -> Any:
     headings = ("layer", "rank", "parameters", "norm", "cosine", "inside")
     columns = dict(zip(headings, _row(values["total"]), strict=True))
-    table = layer_table(title, columns, map(_row, values["layers"]))
     ranks = [layer["rank"] for layer in values["layers"]]
-    table.caption_justify = "left"
-    table.caption = Text(
+    notes = (
         f"{sum(0 not in pair for pair in ranks)} layers in both, {sum(not b for _, b in ranks)} in "
         f"A only, {sum(not a for a, _ in ranks)} in B only. norm: of scaling x B x A; cosine: of "
         "the two updates; inside: share of B's energy in A's output directions."
     )
-    return table
+    return layer_table(title, columns, map(_row, values["layers"]), notes)
 
 
 def _row(layer: dict[str, Any]) -> tuple[str, ...]:

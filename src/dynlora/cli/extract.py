@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 from rich.table import Table
-from rich.text import Text
 
 from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
@@ -67,7 +66,6 @@ def _table(values: dict[str, Any]) -> Table:
         (layer["name"], str(layer["rank"]), f"{layer['parameters']:,}", f"{layer['lost']:.1%}")
         for layer in layers
     ]
-    table = layer_table(f"adapter: {values['output']}", columns, rows)
     notes = "lost: norm of the part of a layer's change that the adapter lacks, relative to it."
     if left_out := values["left_out"]:
         worst = max(left_out, key=left_out.__getitem__)
@@ -75,8 +73,7 @@ def _table(values: dict[str, Any]) -> Table:
             f" Not in the adapter: changes of {len(left_out)} other tensors, such as biases and "
             f"norms, at most {left_out[worst]:.2%} of {worst}."
         )
-    table.caption, table.caption_justify = Text(notes), "left"
-    return table
+    return layer_table(f"adapter: {values['output']}", columns, rows, notes)
 
 
 COMMAND = Verb(

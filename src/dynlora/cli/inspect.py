@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from rich.text import Text
-
 from dynlora.cli.arguments import ADAPTER, Verb
 from dynlora.cli.output import Output, layer_table
 
@@ -70,15 +68,13 @@ def _table(values: dict[str, Any]) -> Any:
         )
         for layer in layers
     ]
-    table = layer_table(f"base model: {values['base_model'] or 'not named'}", columns, rows)
     notes = (
         "energy: share of the sum of squared norms of scaling x B x A; in half: share of a layer's "
         "energy in the stronger half of its directions; effective: effective number of directions."
     )
     if values["other_parameters"]:
         notes += f" Other modules: {values['other_parameters']:,} parameters."
-    table.caption, table.caption_justify = Text(notes), "left"
-    return table
+    return layer_table(f"base model: {values['base_model'] or 'not named'}", columns, rows, notes)
 
 
 COMMAND = Verb("inspect", "a LoRA adapter's layers: rank, parameters, energy", _run, [ADAPTER])

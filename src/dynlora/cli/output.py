@@ -131,9 +131,15 @@ class Output:
         return PipeConsole(file=self.result, width=max(PIPED_WIDTH, width))
 
 
-def layer_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table with a row per layer, its name first; `columns` has the footer by heading."""
+def layer_table(
+    title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]], notes: str = ""
+) -> Table:
+    """Return a table with a row per layer, its name first, and notes below.
+
+    `columns` has the footer by heading.
+    """
     table = Table(title=Text(title), title_justify="left", show_footer=True, box=None)
+    table.caption, table.caption_justify = Text(notes), "left"
     first, *others = columns.items()
     table.add_column(*first, overflow="fold")
     for heading, footer in others:

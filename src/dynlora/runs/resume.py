@@ -143,8 +143,9 @@ def _trainer_state(checkpoint: Path) -> dict[str, Any]:
         TrainerState(**state)
     except (RunFileError, TypeError) as error:
         raise ResumeError(
-            f"a checkpoint must hold a readable {STATE}, got {checkpoint}, in which {error}: "
-            "resume from an earlier one, which `training.resume: latest-good` finds, or start again."
+            f"a checkpoint must hold the {STATE} of its step, got {checkpoint}, in which {error}: "
+            "resume from an earlier one, which `training.resume: latest-good` finds, or start "
+            "again."
         ) from error
     return state
 
