@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback, DynamicLoraConfig
 from dynlora.errors import EngineError, OptimizerError, ResumeError
-from dynlora.integrations.checkpoint import load_state, save_state
+from dynlora.integrations.checkpoint import load_state
 from tests.models import WINDOW, adamw, bare_llama, lora_llama, sequences, train
 
 STEPS = 24
@@ -206,17 +206,6 @@ def flipped(name, end=b""):
     return harm
 
 
-def changed(change):
-    """Return what saves a checkpoint's state again with a change."""
-
-    def harm(folder):
-        state = load_state(folder)
-        change(state)
-        save_state(folder, state)
-
-    return harm
-
-
 def take_tensors_of_another_step(folder):
     shutil.copy(folder.with_name("checkpoint-4") / "dynlora.safetensors", folder)
 
@@ -236,15 +225,10 @@ NOT_TOGETHER = f"{NOT_WHOLE}not as they were written together"
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda folder: (folder / "dynlora.json").write_text("{}"), f"{NOT_WHOLE}`config`"),
+        (lambda folder: (folder / "dynlora.json").write_text("{}"), NOT_TOGETHER),
         (flipped("dynlora.json", b'"scaling": 2'), NOT_TOGETHER),
         (flipped("dynlora.safetensors"), NOT_TOGETHER),
         (take_tensors_of_another_step, NOT_TOGETHER),
-        (changed(lambda state: state.pop("layers")), f"{NOT_WHOLE}`layers`"),
-        (
-            changed(lambda state: next(iter(state["layers"].values())).update(r="eight")),
-            NOT_WHOLE + "`r` of .* must be a whole number, got 'eight'",
-        ),
         (lambda folder: (folder / "dynlora.json").unlink(), r"step 8 needs .*checkpoint-8"),
     ],
 )

@@ -1,7 +1,6 @@
 """Checkpoints of a run, sealed by `job.json`: written last, with the checksums of all files."""
 
 import hashlib
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import ResumeError
-from dynlora.files.json_files import Kind, as_object, check_format, check_kind, stamp, write_json
+from dynlora.files.json_files import as_object, check_format, stamp, write_json
 from dynlora.files.plain_values import parse_json
 from dynlora.files.whole import remove
-from dynlora.runs.record import FORMAT
+from dynlora.runs.record import FORMAT, check_kind
 
 SEAL = "job.json"
 
@@ -25,11 +24,13 @@ class _Figures:
     sha256: str
 
 
-_KINDS: Mapping[str, Kind] = {
-    "step": int,
-    "seconds": {"training_steps": float, "evaluation": float},
-    "files": dict[str, _Figures],
-}
+@dataclass(frozen=True)
+class _Seconds:
+    training_steps: float
+    evaluation: float
+
+
+_KINDS = {"step": int, "seconds": _Seconds, "files": dict[str, _Figures]}
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -71,10 +72,10 @@ def unseal(checkpoint: Path) -> dict[str, Any]:
     try:
         values = as_object(parse_json(path.read_text(encoding="utf-8")))
         check_format(path, values, FORMAT, ResumeError)
-        check_kind(values, _KINDS)
-        seconds = values["seconds"].values()
-        if values["step"] < 0 or not all(0 <= value < math.inf for value in seconds):
-            raise ValueError("`step` and `seconds` must be finite and at least 0")
+        for key, kind in _KINDS.items():
+            check_kind(values.get(key), kind, key)
+        if min(values["step"], *values["seconds"].values()) < 0:
+            raise ValueError("`step` and `seconds` must be at least 0")
     except (OSError, ValueError) as error:
         raise ResumeError(
             f"a checkpoint must be complete, got {checkpoint} without a readable {SEAL}, which "

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from dynlora.files.json_files import broken_line, check_kind, finite, read_lines
+from dynlora.files.json_files import broken_line, read_lines
+from dynlora.runs.record import check_kind
 from dynlora.types import Event
 
 _AT_LAST = {"train_runtime", "best_loss"}  # keys of lines written after a run's last step
@@ -31,7 +32,7 @@ def read_events(path: Path) -> tuple[list[Event], bool]:
     events: list[Event] = []
     for number, line in enumerate(lines, start=1):
         try:
-            check_kind(line, Event)
+            check_kind(line, Event, "event")
             event = Event.from_dict(line)
             _check_event(event, events[-1] if events else event)
         except ValueError as error:
@@ -49,7 +50,5 @@ def _check_event(event: Event, past: Event) -> None:
     counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]
     if min(counts) < 0:
         raise ValueError("`step`, `parameters` and ranks must be at least 0")
-    if finite(event.to_dict()) != event.to_dict():
-        raise ValueError("`agreement` and the numbers of `layers` must be finite")
     if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
         raise ValueError("`layers` must be those of the line before, and `step` in order")

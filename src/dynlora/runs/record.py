@@ -1,21 +1,20 @@
 """`run.json` and `config.yaml` of a run: write the record, read both as checked values."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
 from dynlora.files.json_files import (
-    Kind,
     as_object,
     check_format,
-    check_kind,
-    finite,
     read_json,
     read_text,
     stamp,
@@ -33,8 +32,8 @@ UNFINISHED = {
     "failed": "ended with an error",
 }
 """Description of each status except `finished`."""
-_NUMBERS: Kind = dict[str, float | None]
-_KINDS: Mapping[str, Kind] = {
+_NUMBERS = dict[str, float | None]
+_KINDS: Mapping[str, Any] = {
     "method": str,
     "seed": int | None,
     "steps": int | None,
@@ -107,15 +106,37 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+def check_kind(value: object, kind: Any, name: str) -> None:
+    """Raise `ValueError` unless a value from a file has a type and contains finite numbers only."""
+    from pydantic import ValidationError  # slow, and only commands that read runs need it
+
+    try:
+        _validator(kind).validate_json(json.dumps([value]))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f".{part}" for part in fault["loc"][1:])
+        raise ValueError(
+            f"`{name}{place}` is wrong: {fault['msg']}, got {str(fault['input'])[:60]!r}"
+        ) from error
+
+
+@cache
+def _validator(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    # In a list, because pydantic accepts no settings for a bare dataclass.
+    return TypeAdapter(list[kind], config=settings)
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Return the values of `run.json`; raise `RunFileError` if one is of a wrong kind or format."""
     values = read_json(path)
     check_format(path, values, FORMAT, RunFileError)
     try:
-        check_kind(values, {key: _KINDS[key] for key in _KINDS.keys() & values.keys()})
-        for key in _KINDS.keys() & values.keys():
-            if finite(values[key]) != values[key]:
-                raise ValueError(f"`{key}` must hold finite numbers, got {str(values[key])[:60]}")
+        for key, kind in _KINDS.items():
+            if key in values:
+                check_kind(values[key], kind, key)
         if not all(rank >= 0 for rank in values.get("final_ranks", {}).values()):
             raise ValueError("`final_ranks` must hold ranks of at least 0")
     except ValueError as error:
