@@ -71,7 +71,7 @@ def test_folders_that_are_no_classes_of_the_run_are_refused(root, part, tmp_path
     (run / "run.json").write_text(json.dumps(values | {"class_names": None}))
     assert "numbers alone" in refused("eval", run, "--data", part, "--split", "test")
     (run / "run.json").write_text(json.dumps(values | {"class_names": [1]}))
-    assert "`class_names` of" in refused("eval", run)
+    assert "`class_names.0`" in refused("eval", run)
 
 
 def test_a_folder_of_images_is_predicted_by_path_with_names(root, tmp_path, capsys, refused):

@@ -182,14 +182,14 @@ def test_a_base_model_that_does_not_fit_is_refused(refused, finished_by, finishe
 
 def test_rows_that_are_not_there_are_refused(refused, finished, tmp_path):
     message = refused("eval", finished, "--split", "tset")
-    assert missing(message, "the run's data must hold one file named tset | `--split`") == []
+    assert missing(message, "the data must hold one file named tset | Name a split") == []
     assert "data." not in message.replace("data.path", "")
     assert "training" not in message
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(4))
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     (tmp_path / "empty.jsonl").write_text("")
     for options, told in (
-        ([tmp_path], "`--data` must hold one file named validation | `--split`"),
+        ([tmp_path], "the data must hold one file named validation | Name a split"),
         (["/nowhere/rows.csv"], "that exists, got /nowhere/rows.csv"),
         ([rows, "--split", "test"], "--split test"),
         ([tmp_path / "rows.xlsx"], "must end in .parquet"),

@@ -66,7 +66,7 @@ def test_a_trial_needs_no_rows_of_the_exam(first_trial, assign, world):
     assert list((world / "work").iterdir()) == [], "the run folder must be temporary"
     outcome = execute(assign(data="bare"))
     assert (outcome.status, outcome.diverged) == ("failed", False)
-    assert "DataError: the run's data must hold one file named validation" in str(outcome.error)
+    assert "DataError: the data must hold one file named validation" in str(outcome.error)
 
 
 def test_the_exam_agrees_with_stock_libraries_on_the_saved_model(assign, world, tmp_path):

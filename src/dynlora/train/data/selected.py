@@ -29,9 +29,7 @@ def find_rows(
     if place is None:
         return find_split(config, name, names)
     if place.is_dir():
-        advice = "Name one that is there with `--split`, without its ending, or give a file."
-        wanted = splits.Wanted(name=name, split=name, place="`--data`", advice=advice)
-        return splits.load_split(replace(config, path=str(place)), wanted, names, None)
+        return splits.load_split(name, name, replace(config, path=str(place)), names, None)
     if split is not None:
         raise DataError(
             f"`--split` must be left out where `--data` is a file, whose rows are all taken, got "
@@ -88,10 +86,4 @@ def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> sp
         config.train_split: ("training", config.max_train_rows),
     }
     purpose, limit = (name, None) if held_out else own.get(name, (name, None))
-    wanted = splits.Wanted(
-        name=purpose,
-        split=name,
-        place="the run's data",
-        advice="Name one that is there with `--split`, or give other data with `--data`.",
-    )
-    return splits.load_split(config, wanted, names, limit)
+    return splits.load_split(purpose, name, config, names, limit)

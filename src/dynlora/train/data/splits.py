@@ -43,19 +43,6 @@ class RawSplit:
         return replace(self, name=name or self.name, table=self.table.take(places), rows=rows)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """A split to find, and its texts for error messages."""
-
-    name: str
-    """As in `RawSplit`."""
-    split: str
-    """Name of the split in the data."""
-    place: str
-    """Place of the data for messages, such as `data.path`."""
-    advice: str
-
-
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits."""
     path = None if config.path is None else Path(config.path)
@@ -73,25 +60,28 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     else:
         if path is not None and not path.exists():
             raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
-        wanted = _wanted(path, config)[: 2 if count is None else 1]
+        wanted = {"training": config.train_split}
+        if count is None:
+            wanted["validation"] = config.validation_split
         if path is None:
-            found = [_read_hub(config, split) for split in wanted]
-        else:
-            places = [_locate(path, split) for split in wanted]  # before any is read
-            classes = class_names(places[0]) if places[0].is_dir() else None
-            pairs = zip(wanted, places, strict=True)
-            found = [_read_place(split, place, config, classes) for split, place in pairs]
+            found = [_read_hub(name, split, config) for name, split in wanted.items()]
+        else:  # locate both before any is read
+            places = {name: _locate(path, name, split) for name, split in wanted.items()}
+            first = places["training"]
+            classes = class_names(first) if first.is_dir() else None
+            found = [_read_place(*place, config, classes) for place in places.items()]
     train, validation = found if count is None else _hold_out(found[0], count)
     return sample(train, config.max_train_rows), sample(validation, config.max_validation_rows)
 
 
 def load_split(
-    config: DataConfig, wanted: Wanted, classes: Sequence[str] | None, limit: int | None
+    name: str, split: str, config: DataConfig, classes: Sequence[str] | None, limit: int | None
 ) -> RawSplit:
-    """Return at most `limit` rows of one split of a folder or hub data set."""
+    """Return at most `limit` rows of a split of a folder or hub data set, with another `name`."""
     if config.path is None:
-        return sample(_read_hub(config, wanted), limit)
-    return sample(_read_place(wanted, _locate(Path(config.path), wanted), config, classes), limit)
+        return sample(_read_hub(name, split, config), limit)
+    place = _locate(Path(config.path), name, split)
+    return sample(_read_place(name, place, config, classes), limit)
 
 
 def read_file(
@@ -140,28 +130,12 @@ def _random_order(split: RawSplit) -> list[int]:
     return rows
 
 
-def _wanted(folder: Path | None, config: DataConfig) -> list[Wanted]:
-    """Return the configured splits of a folder, or of a hub data set."""
-    advice = "Set `data.{}` to the one to use, without its ending."
-    if folder is None:
-        advice = (
-            "Check `data.name`, `data.subset` and `data.{}`, or give local files with `data.path`."
-        )
-    return [
-        Wanted(name=name, split=split, place="`data.path`", advice=advice.format(key))
-        for name, key, split in (
-            ("training", "train_split", config.train_split),
-            ("validation", "validation_split", config.validation_split),
-        )
-    ]
-
-
 def _read_place(
-    wanted: Wanted, place: Path, config: DataConfig, classes: Sequence[str] | None
+    name: str, place: Path, config: DataConfig, classes: Sequence[str] | None
 ) -> RawSplit:
     """Return the rows of a split's file, or of its folder of images."""
     if place.is_file():
-        return read_file(wanted.name, place, config)
+        return read_file(name, place, config)
     if classes is None:
         raise DataError(
             f"one folder a class can be read only where the names of the classes are known from "
@@ -169,35 +143,35 @@ def _read_place(
             "file with the classes' numbers, or train on folders."
         )
     table = read_class_folders(place, classes, config)
-    return replace(whole_split(wanted.name, str(place), table, place), class_names=list(classes))
+    return replace(whole_split(name, str(place), table, place), class_names=list(classes))
 
 
-def _locate(folder: Path, wanted: Wanted) -> Path:
+def _locate(folder: Path, name: str, split: str) -> Path:
     """Return a split's file, or its folder of images."""
-    split = wanted.split
     places = [path for ext in TABLES if (path := folder / f"{split}{ext}").is_file()]
     if (folder / split).is_dir():
         places.append(folder / split)
     if len(places) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "none"
         raise DataError(
-            f"{wanted.place} must hold one file named {split} with the ending {', '.join(TABLES)} "
-            f"for the {wanted.name} split, or for images a folder {split} with one folder a class, "
-            f"got {len(places)} in {folder}, whose files are: {found}. {wanted.advice}"
+            f"the data must hold one file named {split} with the ending {', '.join(TABLES)} for "
+            f"the {name} split, or for images a folder {split} with one folder a class, got "
+            f"{len(places)} in {folder}, whose files are: {found}. Name a split that is there, "
+            "without its ending."
         )
     return places[0]
 
 
-def _read_hub(config: DataConfig, wanted: Wanted) -> RawSplit:
+def _read_hub(name: str, split: str, config: DataConfig) -> RawSplit:
     import datasets
 
     where = "/".join(part for part in (config.name, config.subset) if part)
     try:
-        loaded = datasets.load_dataset(config.name, config.subset, split=wanted.split)
+        loaded = datasets.load_dataset(config.name, config.subset, split=split)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"the {wanted.name} split {wanted.split!r} of {where} could not be loaded from the "
-            f"hub: {reason} {wanted.advice}"
+            f"the {name} split {split!r} of {where} could not be loaded from the hub: {reason} "
+            "Check `data.name`, `data.subset` and the split, or give local files with `data.path`."
         ) from error
-    return whole_split(wanted.name, where, loaded.with_format("arrow")[:])
+    return whole_split(name, where, loaded.with_format("arrow")[:])
