@@ -114,7 +114,7 @@ def test_the_result_is_written_only_where_nothing_is_lost(said, refused, finishe
     for options, told in (
         ([file], "a file that exists"),
         ([tmp_path, "--overwrite"], "a folder"),
-        ([file / "result.json"], "could not be written"),
+        ([file / "result.json"], "a path must be accessible"),
     ):
         assert told in refused("eval", finished, "--output", *options)
     said("eval", finished, "--split", "train", "--output", file, "--overwrite")

@@ -127,7 +127,7 @@ def test_nothing_is_lost_to_the_output(predict, refused, finished, file, tmp_pat
         ([link, "--overwrite"], "another file than FILE"),
         ([tmp_path / "out.txt"], "must end in .jsonl, .csv, .parquet"),
         ([folder, "--overwrite"], "a folder"),
-        ([output / "out.csv"], "could not be written"),
+        ([output / "out.csv"], "a path must be accessible"),
     ):
         assert told in refused("predict", finished, file, "--output", *options)
     predict(finished, file, "--output", output, "--overwrite", "--quiet")

@@ -68,7 +68,7 @@ def test_only_a_run_is_read_and_only_a_report_is_replaced(run, refused):
         (run / "run.json",): "run.json, which is no folder",
         (run, "--output", run / "run.json"): "run.json, which is neither",
         (run, "--output", run): "which is a folder",
-        (run, "--output", run / "run.json" / "page.html"): "must be a file that can be written",
+        (run, "--output", run / "run.json" / "page.html"): "a path must be accessible",
     }.items():
         assert told in refused("report", *arguments)
 

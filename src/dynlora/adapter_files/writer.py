@@ -130,10 +130,7 @@ def check_free(output: Path, form: str = PEFT) -> None:
 
 @contextmanager
 def new_folder(output: Path, form: str = PEFT) -> Iterator[Path]:
-    """Yield a folder or, for other forms, a file that becomes `output`, or raise `AdapterError`."""
+    """Yield a draft that becomes a new folder `output` or, for other forms, a new file."""
     check_free(output, form)
-    try:
-        with (whole_folder if form == PEFT else whole_file)(output) as draft:
-            yield draft
-    except OSError as error:
-        raise AdapterError(f"{output} could not be written: {error}.") from error
+    with (whole_folder if form == PEFT else whole_file)(output) as draft:
+        yield draft

@@ -9,10 +9,10 @@ from dynlora.cli.output import Output, readable_messages
 
 
 def _run(given: Any, output: Output) -> None:
-    from dynlora.files.json_files import finite, to_json
+    from dynlora.files.json_files import finite, write_json
     from dynlora.train.data.selected import find_rows
     from dynlora.train.finished_run import evaluate_run
-    from dynlora.train.predictions import check_replaceable, new_file
+    from dynlora.train.predictions import check_replaceable
 
     if given.output is not None:
         check_replaceable(given.output, overwrite=given.overwrite)
@@ -22,8 +22,7 @@ def _run(given: Any, output: Output) -> None:
         result = evaluate_run(found, rows, given.batch_size)
     values = finite(_values(given, found, rows, result))
     if given.output is not None:
-        with new_file(given.output) as draft:
-            draft.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
+        write_json(given.output, values)
     output.show(_table(values), values)
 
 

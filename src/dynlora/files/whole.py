@@ -69,13 +69,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        draft.mkdir()
-        yield draft
-        # Some libraries restrict their files to the owner, so set the permissions of new files.
-        for inside in draft.rglob("*"):
-            if inside.is_file():
-                inside.chmod(draft.stat().st_mode & 0o666)
-        draft.replace(path)
+        with naming(path):
+            draft.mkdir()
+            yield draft
+            # Some libraries restrict their files to the owner: set the permissions of new files.
+            for inside in draft.rglob("*"):
+                if inside.is_file():
+                    inside.chmod(draft.stat().st_mode & 0o666)
+            draft.replace(path)
     finally:
         if draft.exists():
             shutil.rmtree(draft)

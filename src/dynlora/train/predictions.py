@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +146,6 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
         )
 
 
-@contextmanager
-def new_file(output: Path) -> Iterator[Path]:
-    """Yield a draft file that becomes `output` if the block raises nothing."""
-    try:
-        with whole.whole_file(output) as draft:
-            yield draft
-    except OSError as error:
-        raise ConfigError(f"`--output` {output} could not be written: {error}.") from error
-
-
 def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
     """Refuse an unknown extension, the file `source` of the rows, or a file not to be replaced."""
     if output.suffix not in WRITERS:
@@ -174,10 +163,10 @@ def write_predictions(output: Path, split: RawSplit, predictions: Iterator[Row])
     """Write rows and predictions to a file atomically.
 
     Raises:
-        ConfigError: If the disk fails, or the format does not support the rows.
+        ConfigError: If the format does not support the rows.
         DataError: As in `predict_rows`, which is consumed here.
     """
-    with new_file(output) as draft:
+    with whole.whole_file(output) as draft:
         try:
             WRITERS[output.suffix](draft, split, predictions)
         except pa.ArrowException as error:
