@@ -24,8 +24,7 @@ def _run(given: Any, output: Output) -> None:
 
 
 def _table(title: str, values: dict[str, Any]) -> Any:
-    headings = ("layer", "rank", "parameters", "norm", "cosine", "inside")
-    columns = dict(zip(headings, _row(values["total"]), strict=True))
+    columns = {heading: (f"{{{heading}}}", cell) for heading, cell in _row(values["total"]).items()}
     ranks = [layer["rank"] for layer in values["layers"]]
     notes = (
         f"{sum(0 not in pair for pair in ranks)} layers in both, {sum(not b for _, b in ranks)} in "
@@ -35,16 +34,16 @@ def _table(title: str, values: dict[str, Any]) -> Any:
     return layer_table(title, columns, map(_row, values["layers"]), notes)
 
 
-def _row(layer: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a layer, or of all layers."""
-    return (
-        layer["name"],
-        " | ".join(map(str, layer["rank"])),
-        " | ".join(f"{count:,}" for count in layer["parameters"]),
-        " | ".join(f"{norm:.3g}" for norm in layer["norm"]),
-        "-" if layer["cosine"] is None else f"{layer['cosine']:.3f}",
-        "-" if layer["inside"] is None else f"{layer['inside']:.1%}",
-    )
+def _row(layer: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of a layer, or of all layers, by heading."""
+    return {
+        "layer": layer["name"],
+        "rank": " | ".join(map(str, layer["rank"])),
+        "parameters": " | ".join(f"{count:,}" for count in layer["parameters"]),
+        "norm": " | ".join(f"{norm:.3g}" for norm in layer["norm"]),
+        "cosine": "-" if layer["cosine"] is None else f"{layer['cosine']:.3f}",
+        "inside": "-" if layer["inside"] is None else f"{layer['inside']:.1%}",
+    }
 
 
 COMMAND = Verb(

@@ -57,15 +57,11 @@ def _table(values: dict[str, Any]) -> Table:
     layers = values["layers"]
     ranks = [layer["rank"] for layer in layers]
     columns = {
-        "layer": f"{len(layers)} layers",
-        "rank": f"{min(ranks)}-{max(ranks)}",
-        "parameters": f"{values['parameters']:,}",
-        "lost": "",
+        "layer": ("{name}", f"{len(layers)} layers"),
+        "rank": ("{rank}", f"{min(ranks)}-{max(ranks)}"),
+        "parameters": ("{parameters:,}", f"{values['parameters']:,}"),
+        "lost": ("{lost:.1%}", ""),
     }
-    rows = [
-        (layer["name"], str(layer["rank"]), f"{layer['parameters']:,}", f"{layer['lost']:.1%}")
-        for layer in layers
-    ]
     notes = "lost: norm of the part of a layer's change that the adapter lacks, relative to it."
     if left_out := values["left_out"]:
         worst = max(left_out, key=left_out.__getitem__)
@@ -73,7 +69,7 @@ def _table(values: dict[str, Any]) -> Table:
             f" Not in the adapter: changes of {len(left_out)} other tensors, such as biases and "
             f"norms, at most {left_out[worst]:.2%} of {worst}."
         )
-    return layer_table(f"adapter: {values['output']}", columns, rows, notes)
+    return layer_table(f"adapter: {values['output']}", columns, layers, notes)
 
 
 COMMAND = Verb(

@@ -46,35 +46,22 @@ def _table(values: dict[str, Any]) -> Any:
     layers = values["layers"]
     ranks = [layer["rank"] for layer in layers]
     columns = {
-        "layer": f"{len(ranks)} layers",
-        "rank": f"{min(ranks)}-{max(ranks)}",
-        "in x out": "",
-        "parameters": f"{values['parameters']:,}",
-        "share": "100.0%",
-        "energy": "100.0%",
-        "in half": "",
-        "effective": "",
+        "layer": ("{name}", f"{len(ranks)} layers"),
+        "rank": ("{rank}", f"{min(ranks)}-{max(ranks)}"),
+        "in x out": ("{inputs} x {outputs}", ""),
+        "parameters": ("{parameters:,}", f"{values['parameters']:,}"),
+        "share": ("{share:.1%}", "100.0%"),
+        "energy": ("{energy_share:.1%}", "100.0%"),
+        "in half": ("{kept_by_half:.1%}", ""),
+        "effective": ("{effective_rank:.1f}", ""),
     }
-    rows = [
-        (
-            layer["name"],
-            str(layer["rank"]),
-            f"{layer['inputs']} x {layer['outputs']}",
-            f"{layer['parameters']:,}",
-            f"{layer['share']:.1%}",
-            f"{layer['energy_share']:.1%}",
-            f"{layer['kept_by_half']:.1%}",
-            f"{layer['effective_rank']:.1f}",
-        )
-        for layer in layers
-    ]
     notes = (
         "energy: share of the sum of squared norms of scaling x B x A; in half: share of a layer's "
         "energy in the stronger half of its directions; effective: effective number of directions."
     )
     if values["other_parameters"]:
         notes += f" Other modules: {values['other_parameters']:,} parameters."
-    return layer_table(f"base model: {values['base_model'] or 'not named'}", columns, rows, notes)
+    return layer_table(f"base model: {values['base_model'] or 'not named'}", columns, layers, notes)
 
 
 COMMAND = Verb("inspect", "a LoRA adapter's layers: rank, parameters, energy", _run, [ADAPTER])

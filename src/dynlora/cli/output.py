@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
@@ -132,20 +132,25 @@ class Output:
 
 
 def layer_table(
-    title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]], notes: str = ""
+    title: str,
+    columns: Mapping[str, tuple[str, str]],
+    layers: Iterable[Mapping[str, Any]],
+    notes: str = "",
 ) -> Table:
-    """Return a table with a row per layer, its name first, and notes below.
+    """Return a table with a row per layer, and notes below.
 
-    `columns` has the footer by heading.
+    `columns` has by heading the format of a layer's values, such as `{rank}`, and the footer. The
+    first one, the name, may be folded.
     """
     table = Table(title=Text(title), title_justify="left", show_footer=True, box=None)
     table.caption, table.caption_justify = Text(notes), "left"
-    first, *others = columns.items()
-    table.add_column(*first, overflow="fold")
-    for heading, footer in others:
-        table.add_column(heading, footer, justify="right", no_wrap=True)
-    for name, *cells in rows:
-        table.add_row(Text(name), *cells)
+    for heading, (_, footer) in columns.items():
+        if not table.columns:
+            table.add_column(heading, footer, overflow="fold")
+        else:
+            table.add_column(heading, footer, justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(*(Text(cell.format_map(layer)) for cell, _ in columns.values()))
     return table
 
 

@@ -118,27 +118,21 @@ def _read_texts(given: Any) -> list[list[str]]:
 
 def rank_table(title: str, values: Mapping[str, Any]) -> Table:
     """Return a table of the new ranks of an adapter's layers, and of what each keeps, if known."""
-    first = values["layers"][0]
+    layers = values["layers"]
     columns = {
-        "layer": f"{len(values['layers'])} layers",
-        "rank": "",
-        "parameters": f"{values['parameters_before']:,} -> {values['parameters']:,}",
+        "layer": ("{name}", f"{len(layers)} layers"),
+        "rank": ("{rank_before} -> {rank_after}", ""),
+        "parameters": (
+            "{parameters:,}",
+            f"{values['parameters_before']:,} -> {values['parameters']:,}",
+        ),
     }
-    if "energy_kept" in first:
-        columns["energy kept"] = f"{values['energy_kept']:.1%}" if "energy_kept" in values else ""
-    if first.get("output_lost") is not None:
-        columns["output lost"] = ""
-    return layer_table(title, columns, (_row(layer)[: len(columns)] for layer in values["layers"]))
-
-
-def _row(layer: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        layer["name"],
-        f"{layer['rank_before']} -> {layer['rank_after']}",
-        f"{layer['parameters']:,}",
-        f"{layer.get('energy_kept', 1):.1%}",
-        f"{layer.get('output_lost') or 0:.2%}",
-    )
+    if "energy_kept" in layers[0]:
+        kept = f"{values['energy_kept']:.1%}" if "energy_kept" in values else ""
+        columns["energy kept"] = ("{energy_kept:.1%}", kept)
+    if layers[0].get("output_lost") is not None:
+        columns["output lost"] = ("{output_lost:.2%}", "")
+    return layer_table(title, columns, layers)
 
 
 COMMAND = Verb(
