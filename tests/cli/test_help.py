@@ -117,7 +117,7 @@ def test_a_missing_package_ends_in_one_line_that_installs_it(monkeypatch, capsys
         (("train", "mine.yaml", "--dry"), {"--dry-run"}),
         (("train", "mine.yaml", "--method", ""), {"dynamic", "lora", "adalora", "full"}),
         (("train", "mine.yaml", "--training.bf16", ""), {"auto", "true", "false"}),
-        (("train", "mine.yaml", "--data.embedded", ""), {"stdlib", "null"}),
+        (("train", "mine.yaml", "--model.quantization", ""), {"nf4", "int8", "null"}),
         (("train", "mine.yaml", "--output", "m"), {"dir"}),
         (("train", "mine.yaml", "--lora.r", "4", "--method", "f"), {"full"}),
         (("plan", "mine.yaml", "--lora.r"), {"--lora.r"}),

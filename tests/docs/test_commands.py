@@ -73,7 +73,7 @@ def save_example(world, source):
         "causal_lm": "language",
         "image_text_retrieval": "towers",
     }
-    for key in ("name", "subset", "embedded"):
+    for key in ("name", "subset"):
         data.pop(key, None)
     limits = {"max_train_rows": None, "max_validation_rows": None, "max_length": 24}
     if task == "causal_lm":

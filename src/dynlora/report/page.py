@@ -23,7 +23,7 @@ from dynlora.runs.reader import RunFiles
 
 MARK = b'<meta name="generator" content="dynlora report">'  # a new report may replace such a file
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
-SOURCES = ("path", "name", "subset", "package", "gguf_file", "embedded")
+SOURCES = ("path", "name", "subset", "package", "gguf_file")
 """Configuration keys that identify a model or a data set."""
 MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(

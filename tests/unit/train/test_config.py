@@ -40,7 +40,7 @@ def nested(key, value):
 KEYS = {
     "": "output overwrite task method",
     "model.": "name path package gguf_file dtype quantization teacher",
-    "data.": "name subset path embedded text text_pair prompt completion separator as_chat "
+    "data.": "name subset path text text_pair prompt completion separator as_chat "
     "messages completion_only max_new_tokens image label num_labels train_split validation_split "
     "validation_rows_from_train validation_fraction max_length max_train_rows max_validation_rows",
     "lora.": "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora "
@@ -141,7 +141,7 @@ def test_an_unknown_key_leads_to_valid_ones(write, key, near):
         ("training.schedule", "linera", "one of linear, cosine, constant, but got linera {w}. The"),
         ("training.report_to", "wandb", "a list of {t}, but got wandb {w}. Write it as a list: [w"),
         ("training.report_to", ["tensorbord"], 'a list of {t}, but got ["tensorbord"] {w}'),
-        ("data.embedded", "stdlb", "stdlib or null, but got stdlb {w}. The nearest valid value is"),
+        ("model.quantization", "nf3", "one of nf4, int8 or null, but got nf3 {w}. The nearest"),
         ("data.num_labels", "", 'a whole number >= 2 or null, but got "" {w}'),
         ("data.num_labels", "two", "a whole number >= 2 or null, but got two {w}"),
         ("lora.lora_alpha", "big", "a number > 0, but got big {w}"),
@@ -258,8 +258,7 @@ STEPS_APART = {
     ("sections", "told"),
     [
         ({"model": {"name": "m", "package": "a/b"}}, "`model.name` and `model.package`"),
-        ({"data": {}}, "`data.path` or `data.name` or `data.embedded`, but got none"),
-        ({"data": {"name": "d", "embedded": "stdlib"}}, "`data.name` and `data.embedded`"),
+        ({"data": {}}, "`data.path` or `data.name`, but got none"),
         ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
         ({"output": "~/runs/x"}, "`output` must be a full path"),
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),

@@ -53,11 +53,7 @@ class DataConfig:
     path: str | None = None
     """Local folder with one .parquet, .csv or .jsonl file per split, named after the split; or one
     such file, of which `validation_fraction` is held out; or a folder with one folder per split
-    that contains one folder of images per class. Wins over `name` and `embedded`."""
-    embedded: Literal["stdlib"] | None = None
-    """Data set built on this machine. `stdlib` pairs the first sentence of each docstring of
-    Python's standard library with a function signature; the label is 1 if it describes that
-    function."""
+    that contains one folder of images per class. Wins over `name`."""
     text: str = "text"
     """Column of the text, or of the first text of a pair; for `token_classification` a list of
     words; for `image_text_retrieval` a caption, or a list of captions."""
@@ -109,7 +105,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the source, then the columns of prompts and conversations."""
-        check_source("data", path=self.path, name=self.name, embedded=self.embedded)
+        check_source("data", path=self.path, name=self.name)
         pair = (self.prompt, self.completion)
         if pair.count(None) == 1:
             raise ConfigError(

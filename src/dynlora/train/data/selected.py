@@ -66,15 +66,12 @@ def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> sp
     held_out = config.validation_rows_from_train is not None
     if held_out and name == config.train_split:
         return splits.load_splits(config)[0]
-    file = config.path is not None and Path(config.path).is_file()
-    if file or (config.path is None and config.embedded is not None):
+    if config.path is not None and Path(config.path).is_file():
         if name not in (config.train_split, config.validation_split):
             raise DataError(
                 f"`--split` must be {config.train_split} or {config.validation_split}, got {name}: "
-                f"{config.path or config.embedded} has no other; give a file with `--data`."
+                f"{config.path} has no other; give a file with `--data`."
             )
-        if held_out and not file:
-            config = replace(config, validation_rows_from_train=None, max_validation_rows=None)
         return splits.load_splits(config)[name == config.validation_split]
     if config.path is not None and not Path(config.path).exists():
         raise DataError(

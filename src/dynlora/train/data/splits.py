@@ -13,7 +13,6 @@ import pyarrow as pa
 from dynlora.errors import DataError
 from dynlora.files.tables import TABLES, Reader, read_table
 from dynlora.train.config import DataConfig
-from dynlora.train.data.embedded import stdlib_pairs
 from dynlora.train.data.image_files import class_names, read_class_folders
 
 HOLD_OUT_SEED = 0
@@ -47,12 +46,7 @@ def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits."""
     path = None if config.path is None else Path(config.path)
     count = config.validation_rows_from_train
-    if path is None and config.embedded is not None:
-        found = [
-            whole_split(name, "embedded", pa.Table.from_pylist(rows))
-            for name, rows in zip(("training", "validation"), stdlib_pairs(), strict=True)
-        ]
-    elif path is not None and path.is_file():
+    if path is not None and path.is_file():
         found = [read_file("training", path, config)]
         if count is None:  # at least one row is held out, and at least one remains
             rows = found[0].table.num_rows

@@ -59,16 +59,6 @@ def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path):
     assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(4)]
 
 
-def test_embedded_data_keeps_its_validation_split_where_rows_are_held_out_of_train(monkeypatch):
-    monkeypatch.setattr("dynlora.train.data.splits.stdlib_pairs", lambda: (ROWS, ROWS[:5]))
-    config = DataConfig(embedded="stdlib", validation_rows_from_train=6)
-    assert find_rows(config, None, None, None).table.num_rows == 6
-    assert find_rows(config, "train", None, None).table.num_rows == 14
-    assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(5)]
-    train, validation = load_splits(DataConfig(embedded="stdlib", max_train_rows=4))
-    assert (train.table.num_rows, validation.table.num_rows) == (4, 5)
-
-
 def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path):
     write_two_splits(tmp_path, ROWS)
     train, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=7))

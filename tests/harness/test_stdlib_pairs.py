@@ -1,12 +1,12 @@
-"""The embedded data set, from a small library written here."""
+"""The quickstart's data set, from a small library written here."""
 
 import itertools
 import random
+from pathlib import Path
 
-import pytest
+import pyarrow.parquet as pq
 
-from dynlora.errors import DataError
-from dynlora.train.data.embedded import MIN_FUNCTIONS, read_modules, stdlib_pairs
+from benchmarks.stdlib_pairs import read_modules, stdlib_pairs
 
 
 def write_library(folder, modules, functions):
@@ -67,16 +67,13 @@ def test_pairs_are_balanced_apart_between_splits_and_always_the_same(tmp_path):
     assert stdlib_pairs(tmp_path) == (train, validation)
 
 
-@pytest.mark.slow
-def test_pythons_own_library_is_large_balanced_and_shuffled():
-    train, validation = stdlib_pairs()
+def test_the_quickstarts_files_are_large_balanced_and_shuffled():
+    folder = Path(__file__).parents[2] / "examples" / "stdlib"
+    train, validation = (
+        pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "validation")
+    )
     assert len(train) > 4000
     assert len(validation) > 1000
     for rows in (train, validation):
         assert sum(int(row["label"]) for row in rows) * 2 == len(rows)
         assert 0.3 < sum(int(row["label"]) for row in rows[:200]) / 200 < 0.7
-
-
-def test_a_library_without_source_is_refused(tmp_path):
-    with pytest.raises(DataError, match=f"at least {MIN_FUNCTIONS} .*, got 20 in {tmp_path}"):
-        stdlib_pairs(write_library(tmp_path, 2, 10))
