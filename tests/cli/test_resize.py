@@ -1,7 +1,5 @@
 """`dynlora resize`: an adapter of other ranks, which stock PEFT loads."""
 
-import json
-
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -68,20 +66,6 @@ def test_one_rank_or_an_error_decides_on_the_size(options, ranks, model, adapter
     loaded = load(model, tmp_path / "made").base_model.model
     modules = [loaded.get_submodule(layer["name"]) for layer in made["layers"]]
     assert {module.r["default"] for module in modules} == ranks
-
-
-def test_compress_is_the_old_name_of_resize(adapter, tmp_path, capsys):
-    said = {}
-    for verb in ("resize", "compress"):
-        options = ["--rank", "2", "--output", str(tmp_path / verb), "--json"]
-        assert main([verb, str(adapter), *options]) == 0
-        said[verb] = capsys.readouterr()
-    old, new = (json.loads(each.out) for each in said.values())
-    assert {**old, "output": ""} == {**new, "output": ""}
-    assert said["resize"].err == ""
-    assert said["compress"].err == (
-        "note: `compress` is now `resize`; the next release removes `compress`.\n"
-    )
 
 
 def test_observed_data_decides_on_the_directions_to_keep(model, adapter, data, tmp_path, result):

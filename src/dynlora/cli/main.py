@@ -25,7 +25,6 @@ from dynlora.cli.output import (
     ReaderLeftError,
     drop_pending,
     fewer_remarks,
-    note,
     only_errors,
 )
 from dynlora.errors import DynamicLoraError, is_out_of_memory
@@ -39,7 +38,6 @@ VERBS = (
     "combine", "extract", "export", "resize", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
-RENAMED = {"compress": "resize"}  # old names of verbs, which the next release removes
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes",
     "safetensors", "gguf", "tensorboard", "wandb", "trackio",
@@ -145,11 +143,6 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return a verb with its arguments; name the nearest verb of an unknown one."""
-        if args[0] in RENAMED:
-            old, new = args[0], RENAMED[args[0]]
-            args = [new, *args[1:]]
-            if not ctx.resilient_parsing:
-                note(ctx.obj.progress, f"`{old}` is now `{new}`; the next release removes `{old}`.")
         if args[0] not in VERBS and not ctx.resilient_parsing:
             raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
         return super().resolve_command(ctx, args)
