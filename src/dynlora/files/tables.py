@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,18 +32,6 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
     return table
 
 
-def column_values(table: pa.Table, column: str, source: str) -> list[Any]:
-    """Return a column's values; raise `DataError` if Python lacks one, such as year 9,999,999."""
-    try:
-        values: list[Any] = table[column].to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        raise DataError(
-            f"column {column!r} of {source} must hold values that Python has, got a "
-            f"{table[column].type} ({_line(error)}): write them as texts or numbers."
-        ) from error
-    return values
-
-
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -57,7 +44,6 @@ def shown_names(names: Sequence[str]) -> str:
 
 
 _SHOWN = 50  # maximum number of columns listed in a message
-MOST_COLUMNS = 100_000  # maximum columns of a CSV file or keys of a JSON line
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
@@ -66,21 +52,8 @@ def _block_size(path: Path) -> int:
     return min(max(path.stat().st_size, 2**20), 2**31 - 1)
 
 
-def _refuse_wide(columns: int) -> None:
-    """Refuse a table with too many columns, because pyarrow needs 50 µs per column."""
-    if columns > MOST_COLUMNS:
-        raise pa.ArrowInvalid(f"it has {columns} columns, and {MOST_COLUMNS} are the most")
-
-
-def _check_width(path: Path) -> None:
-    """Check the number of columns of a CSV file by the commas in its first line."""
-    with path.open(encoding="latin-1") as file:
-        _refuse_wide(file.readline().count(",") + 1)
-
-
 def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     """Read a CSV file; empty cells are missing values."""
-    _check_width(path)
     return pyarrow.csv.read_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path)),
@@ -99,7 +72,6 @@ def _read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
 
     A column becomes numeric only if all its cells are canonical numbers: 00123 is a text.
     """
-    _check_width(path)
     whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
     with pyarrow.csv.open_csv(path, read_options=whole, parse_options=_CSV) as head:
         names = head.schema.names
@@ -124,7 +96,7 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
     """Read a file of JSON lines; strings that look like dates remain texts."""
-    _check_structure(path.read_bytes())
+    _check_depth(path.read_bytes())
     whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
     table = pyarrow.json.read_json(path, read_options=whole)
     schema = pa.schema([field.with_type(without_times(field.type)) for field in table.schema])
@@ -134,11 +106,11 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
     return pyarrow.json.read_json(path, read_options=whole, parse_options=parsed)
 
 
-_OUTSIDE = bytes(set(range(256)) - set(b'[]{}:"'))
+_OUTSIDE = bytes(set(range(256)) - set(b'[]{}"'))
 
 
-def _check_structure(content: bytes) -> None:
-    """Check nesting depth, because pyarrow crashes on deep values, and the number of keys."""
+def _check_depth(content: bytes) -> None:
+    """Check nesting depth, because pyarrow crashes on deep values."""
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     bare = re.sub(rb'"[^"]*"', b"", unescaped.translate(None, _OUTSIDE))
     marks = np.frombuffer(bare, np.uint8)
@@ -147,9 +119,6 @@ def _check_structure(content: bytes) -> None:
     levels = np.cumsum(opens.astype(np.int64) - closes)
     if levels.max(initial=0) > DEEPEST:
         raise pa.ArrowInvalid(f"it nests deeper than {DEEPEST} levels")
-    rows = np.cumsum(opens & (levels == 1))
-    keys = rows[(marks == ord(":")) & (levels == 1)]
-    _refuse_wide(int(np.bincount(keys).max(initial=0)))
 
 
 def without_times(kind: pa.DataType) -> pa.DataType:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.files.tables import column_values, shown_names
+from dynlora.files.tables import shown_names
 from dynlora.train.data.splits import RawSplit
 
 LABEL = "data.label"
@@ -42,7 +43,15 @@ def check_column(split: RawSplit, key: str, column: str) -> None:
 def read_column(split: RawSplit, key: str, column: str) -> list[Any]:
     """Return the values of a column after `check_column`."""
     check_column(split, key, column)
-    return column_values(split.table, column, split.source)
+    try:
+        values: list[Any] = split.table[column].to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # such as year 9,999,999
+        raise DataError(
+            f"column {column!r} of {split.source} must hold values that Python has, got a "
+            f"{split.table[column].type} ({' '.join(str(error).split())}): write them as texts or "
+            "numbers."
+        ) from error
+    return values
 
 
 def read_texts(split: RawSplit, key: str, column: str) -> list[str]:

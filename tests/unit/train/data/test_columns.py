@@ -11,6 +11,7 @@ from dynlora.train.data.columns import (
     check_column,
     read_class_lists,
     read_classes,
+    read_column,
     read_numbers,
     read_texts,
     read_words,
@@ -87,3 +88,17 @@ def test_a_column_must_be_there_once_with_rows():
     doubled = replace(split_of(c=["a"]), table=table)
     with pytest.raises(DataError, match=r"'c', which the training split .* more than once"):
         check_column(doubled, "data.text", "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (pa.array([2**31 - 1], pa.date32()), r"date32.*magnitude"),
+        (pa.array([2**62], pa.timestamp("us")), r"timestamp"),
+        (pa.StructArray.from_arrays([pa.array([1])] * 2, names=["a", "a"]), "duplicate field"),
+    ],
+    ids=str,
+)
+def test_values_that_python_does_not_have_are_refused(values: pa.Array, told: str) -> None:
+    with pytest.raises(DataError, match=f"column 'c' of .* must hold .*{told}"):
+        read_column(replace(split_of(c=[0]), table=pa.table({"c": values})), "data.text", "c")
