@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.base_models import UNLOADABLE, Source
+from dynlora.adapter_files.base_models import Source
 from dynlora.adapter_files.layer import SavedLayer, Seen
 from dynlora.errors import AdapterError, DataError
 
@@ -31,21 +30,12 @@ def check_reads_texts(base: Any, source: Source) -> None:
 
 
 def batch_texts(
-    columns: Sequence[Sequence[str]], source: Source, limit: int | None
+    columns: Sequence[Sequence[str]], tokenizer: Any, limit: int | None
 ) -> list[dict[str, Tensor]]:
     """Tokenize texts, or pairs of texts, into batches of arguments for a model's `forward`.
 
     `limit` is the maximum number of positions of the model; None if unlimited.
     """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.options)
-    except UNLOADABLE as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"the tokenizer of {source.label} could not be loaded: {reason}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise DataError(f"the tokenizer of {source.label} must have a padding token, but got none.")
     longest = min(MAX_LENGTH, limit or MAX_LENGTH, tokenizer.model_max_length)
     batches = []
     for start in range(0, len(columns[0]), BATCH):

@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
@@ -108,19 +109,19 @@ def load_base(adapter: SavedAdapter, source: Source) -> Any:
     return base.eval()
 
 
-def attach(adapter: SavedAdapter, base: nn.Module) -> PeftModel:
-    """Return the base model with the adapter loaded by PEFT."""
+def attach(folder: Path, base: nn.Module) -> PeftModel:
+    """Return the base model with the adapter in a folder, loaded by PEFT."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = PeftModel.from_pretrained(base, adapter.folder)
+            model = PeftModel.from_pretrained(base, folder)
         # PEFT only warns about missing weights and keeps their initial values.
         for warning in caught:
             if "missing adapter keys" in str(warning.message):
                 raise ValueError(str(warning.message))
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(
-            f"the adapter in {adapter.folder} must load on its base model, a "
+            f"the adapter in {folder} must load on its base model, a "
             f"{type(base).__name__}: {' '.join(str(error).split())} Use the model that it was "
             "trained on."
         ) from error

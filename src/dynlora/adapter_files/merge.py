@@ -33,7 +33,7 @@ def merge_adapter(
     base = load_base(adapter, source)
     base.config.update(dict(head))
     untie(base, adapter)
-    model = attach(adapter, base)
+    model = attach(adapter.folder, base)
     loader: Any
     more: dict[str, str] = {}
     kind, file, loader = "tokenizer", "tokenizer_config.json", AutoTokenizer

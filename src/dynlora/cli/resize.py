@@ -88,15 +88,16 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
     from dynlora.adapter_files.activations import batch_texts, check_reads_texts, observe_texts
     from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
     from dynlora.adapter_files.base_models import position_limit
+    from dynlora.train.pretrained import load_tokenizer
 
     texts = _read_texts(given)
     source = locate_base(adapter, given.model)
     with readable_messages(output.progress):
         base = load_base(adapter, source)
         check_reads_texts(base, source)
-        batches = batch_texts(texts, source, position_limit(base))
+        batches = batch_texts(texts, load_tokenizer(source, 1), position_limit(base))
         output.progress.print(f"reading {len(texts[0])} rows of {given.data}", markup=False)
-        return observe_texts(attach(adapter, base), adapter, batches)
+        return observe_texts(attach(adapter.folder, base), adapter, batches)
 
 
 def _read_texts(given: Any) -> list[list[str]]:

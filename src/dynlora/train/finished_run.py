@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from safetensors import SafetensorError
-
 from dynlora.adapter_files.adapter_base import attach, check_fits
 from dynlora.adapter_files.reader import read_adapter
-from dynlora.errors import AdapterError
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import check_finished
 from dynlora.runs.record import read_record, wrong_record
@@ -99,28 +95,17 @@ def _num_labels(path: Path, facts: Mapping[str, Any], config: JobConfig) -> int 
 
 
 def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:
-    """Return the model with its adapter; DoRA and AdaLoRA are loaded as PEFT does."""
+    """Return the model with its adapter, checked first if it is plain LoRA."""
     if config.method != "adalora" and not config.lora.use_dora:
-        adapter = read_adapter(folder)
-        check_fits(adapter, base)
-        model = attach(adapter, base)
+        check_fits(read_adapter(folder), base)
+    model = attach(folder, base)
+    with warnings.catch_warnings():
+        # peft 0.21 mistakes AdaLoRA's masks for rank patterns, and layers of rank 0 for sharded
+        # ones.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
         reload_in_float32(model, folder)
-        return model.eval()
-    try:
-        with warnings.catch_warnings():
-            # peft 0.21 mistakes AdaLoRA's masks for rank patterns, and layers of rank 0 for
-            # sharded ones.
-            warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
-            warnings.filterwarnings("ignore", "Adapter .* have invalid shape")
-            model = PeftModel.from_pretrained(base, folder)
-            reload_in_float32(model, folder)
-            return model.eval()
-    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise AdapterError(
-            f"the adapter in {folder} must be whole and of this base model, a "
-            f"{type(base).__name__}: {' '.join(str(error).split())} Use the model that it was "
-            "trained on, or train again."
-        ) from error
+    return model.eval()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

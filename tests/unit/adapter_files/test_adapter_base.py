@@ -86,7 +86,7 @@ def test_without_a_task_the_class_that_peft_noted_is_taken(model, tmp_path):
 def test_tensors_that_peft_would_leave_at_initial_values_are_an_error(adapter):
     found = configure(adapter, target_modules=["query", "value", "dense", "key"])
     with pytest.raises(AdapterError, match=r"must load on its base model.*missing.*key\.lora_A"):
-        attach(found, load_base(found, locate_base(found, None)))
+        attach(found.folder, load_base(found, locate_base(found, None)))
 
 
 @torch.no_grad()
