@@ -85,7 +85,8 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
     before, after, shape = _open_model(base), _open_model(tuned), _outline(tuned)
     modules = dict(shape.named_modules())
     inner = f"{shape.base_model_prefix}."  # files of a model without a head lack it
-    task = _task_type(type(shape).__name__)
+    heads = {form.removeprefix("AutoModel"): task for task, form in FORMS.items()}
+    task = next((heads[end] for end in heads if end and type(shape).__name__.endswith(end)), None)
     tied = _tied(shape, after)
     layers: list[SavedLayer] = []
     energies: dict[str, float] = {}
@@ -204,9 +205,3 @@ def _layer(
         lora_alpha=float(len(A)),
         use_rslora=False,
     )
-
-
-def _task_type(model: str) -> str | None:
-    """Return PEFT's task type of a model class."""
-    endings = {form.removeprefix("AutoModel"): task for task, form in FORMS.items()}
-    return next((task for end, task in endings.items() if end and model.endswith(end)), None)

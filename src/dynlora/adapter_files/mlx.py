@@ -9,12 +9,10 @@ import re
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dynlora.adapter_files.adapter import SavedAdapter, check_linear
 from dynlora.adapter_files.checks import check_finite
 from dynlora.adapter_files.formats import CONFIG
-from dynlora.adapter_files.layer import SavedLayer
 from dynlora.adapter_files.writer import new_folder
 
 WEIGHTS = "adapters.safetensors"
@@ -32,7 +30,10 @@ def write_mlx(adapter: SavedAdapter, output: Path) -> None:
         AdapterError: If MLX-LM cannot hold a tensor of the adapter, or `output` exists.
     """
     check_linear(adapter, "mlx")
-    layout = {key: tensor for layer in adapter.layers for key, tensor in _factors(layer).items()}
+    layout = {}
+    for layer in adapter.layers:
+        layout[f"{layer.name}.lora_a"] = layer.A.T.contiguous()
+        layout[f"{layer.name}.lora_b"] = layer.B.T.contiguous()
     check_finite(layout, f"the result for {adapter.folder}", "scale its factors down")
     config = {
         "fine_tune_type": "lora",
@@ -47,9 +48,3 @@ def write_mlx(adapter: SavedAdapter, output: Path) -> None:
     with new_folder(output) as draft:
         (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(layout, draft / WEIGHTS, {"format": "mlx"})
-
-
-def _factors(layer: SavedLayer) -> dict[str, Tensor]:
-    """Return a layer's tensors by MLX-LM's names."""
-    pairs = {"lora_a": layer.A.T, "lora_b": layer.B.T}
-    return {f"{layer.name}.{name}": factor.contiguous() for name, factor in pairs.items()}

@@ -239,11 +239,12 @@ class LoraAdapters:
                 kept = [ranks[layer.name] for layer in layers]
                 changes = resize.shrink_changes(layers, measure_strengths(layers, tokens), kept)
                 for layer, change in zip(layers, changes, strict=True):
-                    resize.set_B(layer, layer.lora_B.detach().double() @ change.to_B @ change.to_A)
+                    B = layer.lora_B.detach().double() @ change.to_B @ change.to_A
+                    resize.set_matrix(layer.factor_B, B)
             yield
         finally:
             for layer, B in zip(shrinking, before, strict=True):
-                resize.set_B(layer, B)
+                resize.set_matrix(layer.factor_B, B)
 
     def apply(
         self, plan: RankPlan, features: Mapping[str, FeatureStats], *, seed: int

@@ -165,16 +165,9 @@ def _betas(optimizer: AnyOptimizer, parameter: Parameter) -> tuple[float, float]
     groups = optimizer.param_groups
     # Search only if betas differ, because a search per parameter takes quadratic time.
     if any(group["betas"] != groups[0]["betas"] for group in groups):
-        groups = [_group_of(groups, parameter)]
+        groups = [group for group in groups if any(p is parameter for p in group["params"])]
     beta1, beta2 = groups[0]["betas"]
     return float(beta1), float(beta2)
-
-
-def _group_of(groups: Iterable[dict[str, Any]], parameter: Parameter) -> dict[str, Any]:
-    for group in groups:
-        if any(p is parameter for p in group["params"]):
-            return group
-    raise OptimizerError("A LoRA parameter left the optimizer's groups: build the optimizer anew.")
 
 
 def _cut_memory(state: dict[str, Tensor], betas: tuple[float, float]) -> None:

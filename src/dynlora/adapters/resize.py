@@ -110,10 +110,10 @@ def apply_change(
     if rows is not None:
         A[..., A.shape[-2] - rows.shape[-2] :, :] = rows
     bias = None if change.scale_ratio == 1 else layer.bias
-    _set_matrix(layer.factor_A, A)
-    _set_matrix(layer.factor_B, B)
+    set_matrix(layer.factor_A, A)
+    set_matrix(layer.factor_B, B)
     if bias is not None:
-        _set_matrix(bias, bias.matrix / change.scale_ratio)
+        set_matrix(bias, bias.matrix / change.scale_ratio)
     # After the parameters, because bitsandbytes chooses a precision by their size.
     rebase_state(optimizer, change, lora_A=layer.factor_A, lora_B=layer.factor_B, bias=bias)
     layer.set_fields(r=A.shape[-2], scaling=layer.scaling * change.scale_ratio)
@@ -123,18 +123,13 @@ def set_rank(layer: LoraView, rank: int) -> None:
     """Give a layer zero tensors of another rank, for a checkpoint to fill."""
     if rank != layer.r:
         experts = layer.lora_A.shape[:-2]
-        _set_matrix(layer.factor_A, torch.zeros(*experts, rank, layer.in_features))
-        _set_matrix(layer.factor_B, torch.zeros(*experts, layer.out_features, rank))
+        set_matrix(layer.factor_A, torch.zeros(*experts, rank, layer.in_features))
+        set_matrix(layer.factor_B, torch.zeros(*experts, layer.out_features, rank))
         layer.set_fields(r=rank, scaling=layer.scaling)
 
 
-@torch.no_grad()
-def set_B(layer: LoraView, matrix: Float[Tensor, "*experts out r"]) -> None:
-    """Overwrite `lora_B`, without a change of rank or optimizer state."""
-    _set_matrix(layer.factor_B, matrix)
-
-
-def _set_matrix(factor: Factor, matrix: Tensor) -> None:
+def set_matrix(factor: Factor, matrix: Tensor) -> None:
+    """Overwrite a factor without its optimizer state; the rank may differ."""
     write(factor.parameter, factor.from_matrix(matrix.to(factor.parameter.device)))
 
 

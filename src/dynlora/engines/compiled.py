@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dynlora.errors import EngineError
-
 _RANKS = r".*\['lora_(embedding_)?A'\].*:0,.*\['lora_(embedding_)?B'\].*:1"
 """Axes of size r, in the notation of `torch.compiler.config.dynamic_sources`."""
 
@@ -85,12 +83,3 @@ def _compiled_parts(model: nn.Module) -> int:
 def is_compiled(model: nn.Module) -> bool:
     """Return whether `torch.compile` compiles a model or a part of it."""
     return _compiled_parts(model) > 0
-
-
-def check_not_compiled(model: nn.Module) -> None:
-    """Raise `EngineError` if a model is compiled."""
-    if is_compiled(model):
-        raise EngineError(
-            "Input-adaptive ranks must run without torch.compile, because their hooks break its "
-            f"graphs into many, got a compiled {type(model).__name__}: do not compile it."
-        )

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from dynlora.adapters.extension import Host
 from dynlora.adapters.layers import LoraView, find_lora_layers, find_root
 from dynlora.engines.checks import check_engine
-from dynlora.engines.compiled import check_not_compiled
+from dynlora.engines.compiled import is_compiled
 from dynlora.errors import EngineError, LayerError
 from dynlora.input_adaptive.complexity import (
     FRACTIONS,
@@ -58,7 +58,11 @@ class InputAdaptiveRanks:
             LayerError: If input-adaptive ranks do not support the model or one of its LoRA layers.
         """
         check_engine(model)
-        check_not_compiled(model)
+        if is_compiled(model):
+            raise EngineError(
+                "Input-adaptive ranks must run without torch.compile, because their hooks break "
+                f"its graphs into many, got a compiled {type(model).__name__}: do not compile it."
+            )
         self._reader = ComplexityReader(find_root(model)[0])
         self._layers = find_lora_layers(model, adapter_name)
         for layer in self._layers:

@@ -74,16 +74,14 @@ def report_page(run: RunFiles) -> str:
 def check_replaceable(path: Path) -> None:
     """Raise `RunFileError` if a path is neither free nor an earlier report."""
     whole.check_file(path, RunFileError)
-    if path.exists() and not _is_report(path):
-        raise RunFileError(
-            f"`--output` must be a new file or an earlier report, got {path}, which is neither: "
-            "give another name."
-        )
-
-
-def _is_report(path: Path) -> bool:
+    if not path.exists():
+        return
     with path.open("rb") as file:
-        return MARK in file.read(HEAD_BYTES)
+        if MARK not in file.read(HEAD_BYTES):
+            raise RunFileError(
+                f"`--output` must be a new file or an earlier report, got {path}, which is "
+                "neither: give another name."
+            )
 
 
 def write_page(path: Path, html: str) -> None:
@@ -181,6 +179,7 @@ def _events(run: RunFiles) -> Iterator[dict[str, object]]:
         moves = {name: after - before for name, (before, after) in ranks.items() if after != before}
         largest = sorted(moves, key=lambda name: -abs(moves[name]))[:MOVERS]
         waits = [short[name] for name, layer in event.layers.items() if layer.waits]
+        more = len(waits) - MOVERS
         yield {
             "step": event.step,
             "agreement": event.agreement,
@@ -188,5 +187,5 @@ def _events(run: RunFiles) -> Iterator[dict[str, object]]:
             "up": sum(move > 0 for move in moves.values()),
             "down": sum(move < 0 for move in moves.values()),
             "movers": [(name, *ranks[name]) for name in largest],
-            "waiting": wording.listing(waits, MOVERS),
+            "waiting": ", ".join(waits[:MOVERS]) + (f" and {more} more" if more > 0 else ""),
         }

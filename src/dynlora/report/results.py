@@ -67,12 +67,14 @@ def plan_table(values: Mapping[str, Any]) -> Group:
     for heading in ("adapter budget", "trained parameters", "share of the model", *peaks.values()):
         table.add_column(heading, justify="right")
     for method, plan in values["methods"].items():
+        falls = f" → {plan['end']:,}" if plan["end"] < plan["budget"] else ""
+        peak = (measured or {}).get(method)
         table.add_row(
             method,
-            "–" if method == "full" else _budget(plan),
+            "–" if method == "full" else f"{plan['budget']:,}{falls}",
             f"{plan['trainable']:,}",
             f"{plan['trainable'] / plan['total']:.2%}",
-            *(_mebibytes((measured or {}).get(method), key) for key in peaks),
+            *("–" if peak is None else f"{peak[key] / 2**20:,.0f} MiB" for key in peaks),
         )
     notes = [f"{name} is not possible: {why}" for name, why in values["impossible"].items()]
     failed = values.get("not_measured", {})
@@ -83,16 +85,6 @@ def plan_table(values: Mapping[str, Any]) -> Group:
     rows = _rows(values["rows"]["train"], values["rows"]["validation"])
     overview = f"{values['task']}: {rows}, {values['steps']:,} steps"
     return Group(Text(overview), table, *map(Text, notes))
-
-
-def _budget(plan: Mapping[str, int]) -> str:
-    """Return the adapter's budget, and what is left of it at the end if that is less."""
-    end = f" → {plan['end']:,}" if plan["end"] < plan["budget"] else ""
-    return f"{plan['budget']:,}{end}"
-
-
-def _mebibytes(peak: Mapping[str, int] | None, key: str) -> str:
-    return "–" if peak is None else f"{peak[key] / 2**20:,.0f} MiB"
 
 
 def _rows(train: int, validation: int) -> str:

@@ -65,7 +65,10 @@ def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
     """Compare two or more finished runs; the same run may come twice."""
     names = dict.fromkeys(name for run in runs for name in run.final_ranks)
     ranks = {name: tuple(run.final_ranks.get(name) for run in runs) for name in names}
-    settings = _differences([flatten(run.config) for run in runs])
+    configs = [flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in IGNORED)
+    values = {key: tuple(config.get(key, ABSENT) for config in configs) for key in keys}
+    settings = {key: found for key, found in values.items() if any(v != found[0] for v in found)}
     return RunComparison(
         runs=tuple(runs),
         ranks=dict(sorted(ranks.items(), key=lambda layer: -_difference(layer[1]))),
@@ -78,12 +81,6 @@ def _difference(ranks: Sequence[int | None]) -> int:
     """Return the highest minus the lowest rank among the runs that have the layer."""
     found = [rank for rank in ranks if rank is not None]
     return max(found) - min(found)
-
-
-def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    keys = dict.fromkeys(key for config in configs for key in config if key not in IGNORED)
-    values = {key: tuple(config.get(key, ABSENT) for config in configs) for key in keys}
-    return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
 
 
 def _warnings(runs: Sequence[RunFiles], settings: Mapping[str, Sequence[Any]]) -> Iterator[str]:

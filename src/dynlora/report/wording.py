@@ -1,7 +1,7 @@
 """Format metrics, changes, seconds, bytes and parameter counts as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 LOWER_IS_BETTER: Mapping[str, bool] = {
     "accuracy": False,
@@ -90,9 +90,3 @@ def shorten(text: str, most: int) -> str:
         return text
     left = (most - 1) // 2
     return f"{text[:left]}…{text[len(text) - (most - 1 - left) :]}"
-
-
-def listing(names: Sequence[str], most: int) -> str:
-    """Join the first `most` names and append the number of the others."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -29,7 +29,7 @@ from dynlora.train.config import JobConfig
 from dynlora.train.machine import check_one_device, keep_freed_memory
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.plan import bare_job
-from dynlora.train.trainer import SEARCH_ROWS
+from dynlora.train.trainer import SEARCH_ROWS, rows_per_step
 
 FACTOR = 4
 """The compared ranks are `r` and this many times `r`."""
@@ -188,16 +188,11 @@ def _check(config: JobConfig) -> None:
         )
 
 
-def _batch(config: JobConfig) -> int:
-    """Return the rows per optimizer step."""
-    return config.training.batch_size * config.training.gradient_accumulation
-
-
 def _probe(
     inputs: JobInputs, config: JobConfig, clock: Clock, seconds: float
 ) -> tuple[float, dict[int, float]]:
     """Return the seconds to prepare a run, and those per step with the job's and small batches."""
-    full, start, step_seconds = _batch(config), 0.0, {}
+    full, start, step_seconds = rows_per_step(config.training, 1), 0.0, {}
     for batch in (full, -(-full // SMALLEST)):
         began = clock()
         timer = StepTimes(clock, began + seconds, LEAST_PROBED)
@@ -241,7 +236,7 @@ def _judged(inputs: JobInputs, rows: int) -> JobInputs:
 def _train_rows(inputs: JobInputs, config: JobConfig, size: Size) -> int:
     """Return the rows of a part in which a run sees each as often as the job."""
     rows = len(inputs.data.train)
-    share = size.rows / (_batch(config) * inputs.steps)
+    share = size.rows / (rows_per_step(config.training, 1) * inputs.steps)
     return min(rows, max(size.batch, round(rows * share)))
 
 

@@ -183,6 +183,13 @@ def test_models_and_layers_that_it_does_not_fit_are_refused_by_name(base, target
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_model_with_a_compiled_part_is_refused():
+    model = get_peft_model(bare_llama(), LoraConfig(target_modules=["q_proj"]))
+    model.base_model.model.model.layers[0].compile(backend="eager")
+    with pytest.raises(EngineError, match=r"must run without torch\.compile, .* got a comp"):
+        InputAdaptiveRanks(model)
+
+
 def test_dora_is_refused():
     model = get_peft_model(bare_llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
     with pytest.raises(LayerError, match=r"LoRA, not DoRA, .*q_proj' on a Linear"):

@@ -19,7 +19,6 @@ from dynlora.report.run_comparison import (
 from dynlora.report.wording import (
     LOWER_IS_BETTER,
     bytes_text,
-    listing,
     metric_text,
     seconds_text,
     shorten,
@@ -244,4 +243,3 @@ def test_numbers_have_units_and_few_digits() -> None:
     ]  # fmt: skip
     assert [bytes_text(b) for b in (2**20, 3 * 2**30, None)] == ["1.0 MiB", "3.00 GiB", "none"]
     assert (shorten("abcdefghij", 10), shorten("abcdefghijk", 10)) == ("abcdefghij", "abcd…ghijk")
-    assert listing(["a", "b", "c"], 2) == "a, b and 1 more"
