@@ -21,19 +21,14 @@ def pair(adapter, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "ranks", "parameters"),
+    ("options", "ranks"),
     [
-        ([], {4, 2, 6}, None),
-        (["--rank", 3], {3, 2}, None),
-        (["--budget", "50%"], None, 0.5),
-        (["--error", 0.3], None, None),
-        (["--method", "ties", "--rank", 3], {3}, None),
-        (["--method", "dare", "--density", 0.9, "--rank", 3], {3}, None),
+        ([], {4, 2, 6}),
+        (["--method", "ties", "--rank", 3], {3}),
+        (["--method", "dare", "--density", 0.9, "--rank", 3], {3}),
     ],
 )
-def test_a_combination_loads_in_peft_with_its_ranks(
-    options, ranks, parameters, pair, model, tmp_path, said
-):
+def test_a_combination_loads_in_peft_with_its_ranks(options, ranks, pair, model, tmp_path, said):
     made = said("combine", *pair, "--output", tmp_path / "made", *options)
     base = AutoModelForSequenceClassification.from_pretrained(model)
     loaded = PeftModel.from_pretrained(base, tmp_path / "made").base_model.model
@@ -42,14 +37,10 @@ def test_a_combination_loads_in_peft_with_its_ranks(
         assert 0 < layer["energy_kept"] <= 1 + 1e-9
     names = {layer["name"].rpartition(".")[2] for layer in made["layers"]}
     assert names == {"query", "key", "value", "dense"}
-    found = {layer["rank_after"] for layer in made["layers"]}
-    assert ranks is None or found == ranks
+    assert {layer["rank_after"] for layer in made["layers"]} == ranks
     assert {layer["rank_before"] for layer in made["layers"]} == {4, 2, 6}
     total = made["parameters_before"]
     assert (made["parameters"] == total) == (not options)
-    assert parameters is None or made["parameters"] <= parameters * total
-    if "--error" in options:
-        assert all(1 - layer["energy_kept"] <= 0.3**2 for layer in made["layers"])
     heads = [load_file(folder / "adapter_model.safetensors")[HEAD] for folder in pair]
     torch.testing.assert_close(loaded.classifier.weight, sum(heads) / 2)
 
@@ -70,12 +61,9 @@ def test_the_table_has_the_ranks_and_a_note_the_base_models(pair, tmp_path, caps
     [
         (["--method", "tis"], "'tis' | ties"),
         (["--method", "ties"], "`--method ties` needs `--rank R` | got none"),
-        (["--method", "dare", "--budget", "9"], "needs `--rank R` | got `--budget`"),
-        (["--rank", "2", "--error", "0.1"], "at most one | `--rank` and `--error`"),
+        (["--rank", "2"], "`--rank` | left out | got 2 | dynlora resize"),
         (["--density", "0.2"], "`--density` | left out | 0.2"),
         (["--method", "ties", "--rank", "2", "--density", "nan"], "`--density` | below 1 | nan"),
-        (["--error", "1"], "`--error` | below 1 | got 1.0"),
-        (["--budget", "5"], "`--budget` | got 5"),
         (["--weights", "0.5"], "`--weights` | 0.5,0.5 | got 0.5"),
         (["--weights", "0.5,half"], "got 0.5,half"),
         (["--weights", "nan,1"], "got nan,1"),

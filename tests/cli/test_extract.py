@@ -108,21 +108,18 @@ def test_transposed_weights_are_extracted(extracted, tmp_path):
     torch.testing.assert_close(logits(loaded), logits(tuned), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("options", "most"), [(["--rank", "2"], 2), (["--budget", "50%"], 64)])
-def test_lost_is_the_part_of_the_change_that_is_not_in_the_adapter(
-    options, most, extracted, tmp_path
-):
+def test_lost_is_the_part_of_the_change_that_is_not_in_the_adapter(extracted, tmp_path):
     base = save_language_model(tmp_path / "base")
     tuned = tune(AutoModelForCausalLM.from_pretrained(base), rank=8)
     tuned.save_pretrained(tmp_path / "tuned")
-    found = extracted(base, tmp_path / "tuned", *options)
+    found = extracted(base, tmp_path / "tuned", "--rank", "2")
     before = AutoModelForCausalLM.from_pretrained(base)
     loaded = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base), tmp_path / "made"
     )
     merged = loaded.merge_and_unload()
     for layer in found["layers"]:
-        assert 1 <= layer["rank"] <= most
+        assert 1 <= layer["rank"] <= 2
         start, made, wanted = (
             model.get_submodule(layer["name"]).weight.detach() for model in (before, merged, tuned)
         )

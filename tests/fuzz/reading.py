@@ -44,7 +44,7 @@ def use_adapter(folder: str) -> list[str]:
     single = Path(folder).is_file()
     output = f"{folder}.made.safetensors" if single else f"{folder}/output"
     combining = (
-        ("combine", folder, folder, "--error", "0.5"),
+        ("combine", folder, folder),
         ("combine", folder, folder, "--method", "ties", "--rank", "1"),
     )
     for verb in (

@@ -10,7 +10,7 @@ import click
 from dynlora.adapter_files.formats import DIFFUSERS, PEFT
 from dynlora.cli.arguments import COUNT, FILE, NEW_ADAPTER, Verb
 from dynlora.cli.output import Output, note
-from dynlora.cli.resize import rank_table, read_budget
+from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
 
 METHODS = {
@@ -52,24 +52,17 @@ def _check_options(given: Any) -> None:
         raise ConfigError(
             f"ADAPTER must be two adapters or more, but got {len(given.adapters)}. Give another."
         )
-    for name in ("error", "density"):
-        value = vars(given)[name]
-        if value is not None and not 0 < value < 1:
-            raise ConfigError(f"`--{name}` must be above 0 and below 1, but got {value}.")
-    sizes = [f"`--{name}`" for name in ("rank", "budget", "error") if vars(given)[name] is not None]
-    told = " and ".join(sizes) or "none"
-    if given.method != "linear" and sizes != ["`--rank`"]:
-        raise ConfigError(
-            f"`--method {given.method}` needs `--rank R` and no other size, but got {told}."
-        )
-    if given.method == "linear" and given.density is not None:
-        raise ConfigError(
-            f"`--density` must be left out with `--method linear`, but got {given.density}."
-        )
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"at most one of `--rank`, `--budget` and `--error` may be given, but got {told}."
-        )
+    sparse, density = given.method != "linear", given.density
+    if sparse and given.rank is None:
+        raise ConfigError(f"`--method {given.method}` needs `--rank R`, but got none.")
+    if density is not None and not 0 < density < 1:
+        raise ConfigError(f"`--density` must be above 0 and below 1, but got {density}.")
+    for name in ("rank", "density"):
+        if not sparse and vars(given)[name] is not None:
+            raise ConfigError(
+                f"`--{name}` must be left out with `--method linear`, but got {vars(given)[name]}. "
+                "Cut the sum with `dynlora resize`."
+            )
 
 
 def _read_weights(given: Any) -> list[float]:
@@ -90,20 +83,12 @@ def _read_weights(given: Any) -> list[float]:
 
 
 def _add(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[str, Any]:
-    """Write the weighted sum of the adapters, perhaps at lower ranks; return its figures."""
+    """Write the weighted sum of the adapters; return its figures."""
     from dynlora.adapter_files.combine import combine
-    from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
+    from dynlora.adapter_files.resize import resize
 
     made = combine(adapters, weights)
-    ranks = planned = {layer.name: layer.r for layer in made.layers}
-    if given.rank is not None:
-        planned = plan_rank(made, given.rank)
-    elif given.budget is not None:
-        planned = plan_budget(made, read_budget(given.budget)(made.parameters))
-    elif given.error is not None:
-        planned = plan_error(made, given.error)
-    lower = {name: min(rank, planned[name]) for name, rank in ranks.items()}
-    return resize(made, lower, given.output).to_dict()
+    return resize(made, {layer.name: layer.r for layer in made.layers}, given.output).to_dict()
 
 
 def _mix(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[str, Any]:
@@ -158,20 +143,7 @@ COMMAND = Verb(
             metavar="W,W",
             help="Factors on the adapters' updates, such as 0.7,0.3 (default: the mean).",
         ),
-        click.Option(
-            ["--rank"], type=COUNT, metavar="R", help="Maximum rank; ties and dare need it."
-        ),
-        click.Option(
-            ["--budget"],
-            metavar="N",
-            help="linear: maximum LoRA parameters, or a percentage of all adapters' together.",
-        ),
-        click.Option(
-            ["--error"],
-            type=float,
-            metavar="E",
-            help="linear: largest relative error of a layer's update (Frobenius norm).",
-        ),
+        click.Option(["--rank"], type=COUNT, metavar="R", help="ties, dare: highest rank."),
         click.Option(
             ["--density"],
             type=float,

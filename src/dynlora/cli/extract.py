@@ -7,32 +7,25 @@ from rich.table import Table
 
 from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
-from dynlora.cli.resize import read_budget
 from dynlora.errors import ConfigError
 
 RANK = 64  # default highest rank
 
 
 def _run(given: Any, output: Output) -> None:
-    if given.budget is not None and given.error is not None:
-        raise ConfigError("only one of `--budget` and `--error` may be given, but got both.")
     if given.error is not None and not 0 <= given.error < 1:
         raise ConfigError(f"`--error` must be at least 0 and below 1, but got {given.error}.")
-    budget = None if given.budget is None else read_budget(given.budget)
 
     from dynlora.adapter_files.extract import extract
-    from dynlora.adapter_files.resize import plan_budget, resize
+    from dynlora.adapter_files.resize import resize
     from dynlora.adapter_files.writer import check_free
 
     check_free(given.output)
     with readable_messages(output.progress):
         found = extract(given.base, given.tuned, given.rank)
-    ranks = {layer.name: layer.r for layer in found.adapter.layers}
-    if budget is not None:
-        parameters = budget(found.adapter.parameters)
-        if parameters < found.adapter.parameters:
-            ranks = plan_budget(found.adapter, parameters)
-    elif given.error is not None:
+    if given.error is None:
+        ranks = {layer.name: layer.r for layer in found.adapter.layers}
+    else:
         ranks = found.plan_error(given.error)
     made = resize(found.adapter, ranks, given.output)
     values = {
@@ -86,11 +79,6 @@ COMMAND = Verb(
             default=RANK,
             metavar="R",
             help=f"Highest rank of a layer (default: {RANK}).",
-        ),
-        click.Option(
-            ["--budget"],
-            metavar="N",
-            help="Maximum LoRA parameters, or a percentage of those at the highest rank.",
         ),
         click.Option(
             ["--error"],
