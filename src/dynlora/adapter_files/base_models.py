@@ -49,13 +49,6 @@ class Source:
         return self.place if self.gguf_file is None else str(Path(self.place, self.gguf_file))
 
 
-class UnfitWeightsError(ValueError):
-    """A model's files lack weights of its configuration.
-
-    Covered by `UNLOADABLE`, so that callers add the model's name to the message.
-    """
-
-
 def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[str]]:
     """Return a model and the names of its randomly initialized weights.
 
@@ -69,7 +62,7 @@ def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[
 
 
 def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
-    """Raise `UnfitWeightsError` if any weights are randomly initialized."""
+    """Raise `ValueError`, one of `UNLOADABLE`, if any weights are randomly initialized."""
     if not drawn:
         return
     names = list(model.state_dict())
@@ -78,7 +71,7 @@ def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
         advice = "the files hold another model than config.json says: download both again."
     else:
         advice = "use the config.json and the files that were saved together."
-    raise UnfitWeightsError(
+    raise ValueError(
         f"{len(drawn)} of its {len(names)} weights are missing in its files or have another shape "
         f"there, the first is {first!r}, and would be left at random values: {advice}"
     )

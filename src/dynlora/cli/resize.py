@@ -17,7 +17,6 @@ MOST_PERCENT = 1000  # of the adapter's parameters
 
 def _run(given: Any, output: Output) -> None:
     _check_options(given)
-    budget = None if given.budget is None else read_budget(given.budget)
 
     from dynlora.adapter_files.reader import read_any
     from dynlora.adapter_files.resize import (
@@ -31,9 +30,10 @@ def _run(given: Any, output: Output) -> None:
 
     check_free(given.output, DIFFUSERS if given.adapter.is_file() else PEFT)
     adapter = read_any(given.adapter)
-    parameters = None if budget is None else budget(adapter.parameters)
-    if parameters is not None:  # before the texts are read, because it may be too small
-        check_affordable(adapter, parameters)
+    parameters = None
+    if given.budget is not None:
+        parameters = _read_budget(given.budget, adapter.parameters)
+        check_affordable(adapter, parameters)  # before the texts are read
     seen = None if given.data is None else _observe(adapter, given, output)
     if parameters is not None:
         ranks = plan_budget(adapter, parameters, seen)
@@ -66,17 +66,17 @@ def _check_options(given: Any) -> None:
         raise ConfigError("`--data` needs the column of its texts. Add `--text COLUMN`.")
 
 
-def read_budget(text: str) -> Any:
-    """Return a function that maps the adapter's parameter count to the budget."""
+def _read_budget(text: str, parameters: int) -> int:
+    """Return a budget, perhaps a percentage of the adapter's parameters."""
     number = text.removesuffix("%")
     try:
         value = float(number) if text.endswith("%") else int(number)
     except ValueError:
         value = 0
     if text.endswith("%") and 0 < value <= MOST_PERCENT:
-        return lambda parameters: int(parameters * value / 100)
+        return int(parameters * value / 100)
     if not text.endswith("%") and value >= 1:
-        return lambda _: value
+        return int(value)
     raise ConfigError(
         "`--budget` must be a whole number of parameters of at least 1, or a percentage above 0% "
         f"and up to {MOST_PERCENT}%, but got {text}."

@@ -9,13 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.errors import RunFileError
 from dynlora.files.plain_values import flatten
 from dynlora.layer_names import short_names
 from dynlora.report import wording
-from dynlora.runs.checkpoints import finish_command
-from dynlora.runs.reader import RunFiles, read_run
-from dynlora.runs.record import UNFINISHED
+from dynlora.runs.folder import RunFolder
+from dynlora.runs.reader import RunFiles, read_run, refuse_unfinished
 
 IGNORED = ("output", "overwrite", "training.resume")  # settings that do not affect a run's result
 ABSENT = "(not a setting)"  # for a setting missing in the configuration of a run by another version
@@ -50,14 +48,7 @@ class RunComparison:
 def read_finished(root: Path) -> RunFiles:
     """Read a run; raise `RunFileError` if it is not a finished one."""
     run = read_run(root)
-    if run.status != "finished":
-        launched = run.facts.get("processes", 1), run.facts.get("engine")
-        command = finish_command(root, run.method, *launched)
-        raise RunFileError(
-            f"runs to compare must be finished, got {root}, which {UNFINISHED[run.status]} after "
-            f"{run.steps} steps: finish it with `{command}`, or "
-            "see `dynlora report` for what there is."
-        )
+    refuse_unfinished(RunFolder(root), run.facts)
     return run
 
 

@@ -109,6 +109,18 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
             f"{folder.run.name}{hint or ': give the `output` of a `dynlora train`'}."
         )
     facts = read_record(folder.run)
+    refuse_unfinished(folder, facts)
+    for path in (folder.config, *folder.model_files(facts.get("method", "unknown"))):
+        if not path.is_file():
+            raise RunFileError(
+                f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
+                f"{folder.root}: restore it from a copy, or train again."
+            )
+    return facts
+
+
+def refuse_unfinished(folder: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Raise `RunFileError` unless a run is finished; `facts` are the values of its `run.json`."""
     status, method = read_status(folder.run, facts), facts.get("method", "unknown")
     if status != "finished":
         launched = facts.get("processes", 1), facts.get("engine")
@@ -116,13 +128,6 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
             f"RUN must be finished, got {folder.root}, which {UNFINISHED[status]}: finish it with "
             f"`{finish_command(folder.root, method, *launched)}`."
         )
-    for path in (folder.config, *folder.model_files(method)):
-        if not path.is_file():
-            raise RunFileError(
-                f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
-                f"{folder.root}: restore it from a copy, or train again."
-            )
-    return facts
 
 
 def _ranks(

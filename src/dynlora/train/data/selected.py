@@ -73,11 +73,6 @@ def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> sp
                 f"{config.path} has no other; give a file with `--data`."
             )
         return splits.load_splits(config)[name == config.validation_split]
-    if config.path is not None and not Path(config.path).exists():
-        raise DataError(
-            f"the run's data must be where it was, {config.path}, where nothing is now: give "
-            "another place with `--data`."
-        )
     own = {
         config.validation_split: ("validation", config.max_validation_rows),
         config.train_split: ("training", config.max_train_rows),
