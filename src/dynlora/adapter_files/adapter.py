@@ -1,6 +1,6 @@
 """A LoRA adapter's layers and configuration, in any file format."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import multimode
@@ -100,36 +100,30 @@ def check_linear(adapter: SavedAdapter, target: str) -> None:
         )
 
 
-class MatchedLayers(Mapping[str, list[SavedLayer | None]]):
-    """Layers of several adapters by name: one per adapter, None if it lacks the layer.
+def match_layers(
+    adapters: Sequence[SavedAdapter],
+) -> tuple[list[str], Callable[[str], list[SavedLayer | None]]]:
+    """Return the names of all layers of several adapters, and a function that reads one layer.
 
-    They are read at each access.
+    It returns one layer per adapter, None if the adapter lacks it. Raises `AdapterError` if the
+    shapes of a layer differ.
     """
+    places = [
+        {layer.name: place for place, layer in enumerate(adapter.layers)} for adapter in adapters
+    ]
 
-    def __init__(self, adapters: Sequence[SavedAdapter]) -> None:
-        """Match the layers; raise `AdapterError` if the shapes of a layer differ."""
-        self._adapters = adapters
-        self._places = [
-            {layer.name: place for place, layer in enumerate(adapter.layers)}
-            for adapter in adapters
-        ]
-        self._names = sorted(set().union(*self._places), key=natural_key)
-        for name, layers in self.items():
-            found = [
-                ((tuple(layer.lora_A[0].shape), tuple(layer.lora_B[:, 0].shape)), adapter.folder)
-                for layer, adapter in zip(layers, adapters, strict=True)
-                if layer is not None
-            ]
-            check_equal(f"shapes in layer {name!r}", *map(list, zip(*found, strict=True)))
-
-    def __getitem__(self, name: str) -> list[SavedLayer | None]:
+    def read(name: str) -> list[SavedLayer | None]:
         return [
-            adapter.layers[places[name]] if name in places else None
-            for adapter, places in zip(self._adapters, self._places, strict=True)
+            adapter.layers[own[name]] if name in own else None
+            for adapter, own in zip(adapters, places, strict=True)
         ]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    names = sorted(set().union(*places), key=natural_key)
+    for name in names:
+        found = [
+            ((tuple(layer.lora_A[0].shape), tuple(layer.lora_B[:, 0].shape)), adapter.folder)
+            for layer, adapter in zip(read(name), adapters, strict=True)
+            if layer is not None
+        ]
+        check_equal(f"shapes in layer {name!r}", *map(list, zip(*found, strict=True)))
+    return names, read

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from dynlora.adapter_files.adapter import MatchedLayers, SavedAdapter, StoredLayers
+from dynlora.adapter_files.adapter import SavedAdapter, StoredLayers, match_layers
 from dynlora.adapter_files.checks import check_equal, check_finite
 from dynlora.adapter_files.formats import PEFT
 from dynlora.adapter_files.layer import SavedLayer, find_components
@@ -36,10 +35,9 @@ def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float]) -> Saved
             a LoRA layer, the weights add up to 0 and there is such a tensor, or a weighted factor
             is not finite.
     """
-    versions = MatchedLayers(adapters)
-    outline = _outline(adapters, weights, list(versions))
-    read = partial(_sum_of, versions, weights)
-    return outline.with_layers(StoredLayers(read, list(versions)))
+    names, read = match_layers(adapters)
+    outline = _outline(adapters, weights, names)
+    return outline.with_layers(StoredLayers(lambda name: _sum_of(read(name), weights), names))
 
 
 @torch.no_grad()
@@ -74,13 +72,14 @@ def combine_sparse(
     from peft.utils import merge_utils  # takes seconds
 
     mix = getattr(merge_utils, SPARSE[method])
-    versions = MatchedLayers(adapters)
-    outline = _outline(adapters, weights, list(versions))
+    names, read = match_layers(adapters)
+    outline = _outline(adapters, weights, names)
     layers, kept = [], {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for name, each in versions.items():
-            held = [(layer, weight) for layer, weight in zip(each, weights, strict=True) if layer]
+        for name in names:
+            pairs = zip(read(name), weights, strict=True)
+            held = [(layer, weight) for layer, weight in pairs if layer]
             factors = torch.tensor([weight for _, weight in held])
             dense = [_dense(layer) for layer, _ in held]
             update, bias = (mix(tensors, factors, density) for tensors in zip(*dense, strict=True))
@@ -112,11 +111,11 @@ def _approximate(layer: SavedLayer, update: Tensor, rank: int) -> SavedLayer:
     )
 
 
-def _sum_of(versions: MatchedLayers, weights: Sequence[float], name: str) -> SavedLayer:
+def _sum_of(layers: Sequence[SavedLayer | None], weights: Sequence[float]) -> SavedLayer:
     """Return the weighted sum of a layer's updates as one layer with a scaling of 1."""
     parts = [
         replace(layer, lora_alpha=weight * layer.lora_alpha).at_rank(layer.r)
-        for layer, weight in zip(versions[name], weights, strict=True)
+        for layer, weight in zip(layers, weights, strict=True)
         if layer is not None
     ]
     kinds = {part.lora_A.dtype for part in parts}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dynlora.adapter_files.adapter import MatchedLayers, SavedAdapter
+from dynlora.adapter_files.adapter import SavedAdapter, match_layers
 from dynlora.adapter_files.layer import Components, SavedLayer, find_components
 
 
@@ -29,8 +29,8 @@ def diff(first: SavedAdapter, second: SavedAdapter) -> tuple[list[LayerDiff], La
 
     Raises `AdapterError` if the shapes of a layer differ.
     """
-    pairs = MatchedLayers((first, second))
-    layers = [_diff_layer(name, pair) for name, pair in pairs.items()]
+    names, read = match_layers((first, second))
+    layers = [_diff_layer(name, read(name)) for name in names]
     return layers, _total(layers)
 
 

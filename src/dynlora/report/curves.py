@@ -1,7 +1,6 @@
 """Draw charts of the logged loss and validation metrics over the optimizer steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -15,35 +14,27 @@ BOX = (52, 40, WIDTH - 18, HEIGHT - 34)  # left, top, right and bottom of the ax
 MOST_POINTS = 500  # maximum number of points per line; longer series are averaged in groups
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
+Lines = Mapping[str, Points]  # by label, `training` or `validation`, which is also a colour
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """The lines of one metric."""
-
-    name: str
-    lines: Mapping[str, Points]  # by label, `training` or `validation`, which is also a colour
-
-
-def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Chart]:
-    """Return a chart of the loss and one per validation metric with logged values.
+def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Lines]:
+    """Return the lines of the loss and of each validation metric with logged values, by name.
 
     `names` are validation metrics without the prefix `eval_`.
     """
-    found = []
+    found = {}
     for name in dict.fromkeys(["loss", *names]):
         training = _thin(_series(metrics, "loss")) if name == "loss" else ()
         lines = {"training": training, "validation": _series(metrics, f"eval_{name}")}
-        found.append(Chart(name, {label: line for label, line in lines.items() if line}))
-    return [chart for chart in found if chart.lines]
+        found[name] = {label: line for label, line in lines.items() if line}
+    return {name: lines for name, lines in found.items() if lines}
 
 
-def draw_chart(chart: Chart, *, at: Sequence[int], steps: int) -> Drawing:
-    """Draw a chart of a run of `steps` optimizer steps with events `at` some of them."""
-    name = drawable(chart.name)
+def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> Drawing:
+    """Draw a metric in a run of `steps` optimizer steps with events `at` some of them."""
     with drawing_style():
         figure, axes = blank(WIDTH, HEIGHT, BOX)
-        for label, points in chart.lines.items():
+        for label, points in lines.items():
             marker = {"marker": "o", "markersize": 6} if label == "validation" else {}
             axes.plot(*zip(*points, strict=True), color=LIGHT[label], linewidth=1.7, clip_on=False)
             axes.lines[-1].set(**marker)
@@ -54,8 +45,8 @@ def draw_chart(chart: Chart, *, at: Sequence[int], steps: int) -> Drawing:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _label(value)))
         axes.grid(axis="y", color=LIGHT["line"], linewidth=1, clip_on=False)
         axes.spines["bottom"].set(visible=True, color=LIGHT["soft"])
-        better = "lower is better" if lower_is_better(chart.name) else "higher is better"
-        axes.text(0, 1.15, name, fontsize=13.5, weight="bold", transform=axes.transAxes)
+        better = "lower is better" if lower_is_better(name) else "higher is better"
+        axes.text(0, 1.15, drawable(name), fontsize=13.5, weight="bold", transform=axes.transAxes)
         axes.text(
             1, 1.15, better, fontsize=11, ha="right", color=LIGHT["soft"], transform=axes.transAxes
         )
@@ -65,9 +56,9 @@ def draw_chart(chart: Chart, *, at: Sequence[int], steps: int) -> Drawing:
     told = "; ".join(
         f"{label} from {metric_text(points[0][1])} at step {points[0][0]} to "
         f"{metric_text(points[-1][1])} at step {points[-1][0]}"
-        for label, points in chart.lines.items()
+        for label, points in lines.items()
     )
-    return Drawing(figure, f"{chart.name} over the optimizer steps", f"{told}.")
+    return Drawing(figure, f"{name} over the optimizer steps", f"{told}.")
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:

@@ -3,7 +3,7 @@
 `templates/page.html.j2` contains the page; this file computes its values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dynlora.files import whole
 from dynlora.history import moved, stillness
 from dynlora.layer_names import short_names
 from dynlora.report import wording
-from dynlora.report.curves import Chart, charts, draw_chart
+from dynlora.report.curves import Lines, charts, draw_chart
 from dynlora.report.layers import arrange
 from dynlora.report.rank_map import rank_map, scale_of
 from dynlora.report.svg import DARK, LIGHT, RankScale, to_svg
@@ -154,17 +154,17 @@ def _layer(run: RunFiles, name: str, scale: RankScale) -> dict[str, object]:
     }
 
 
-def _draw(drawn: Sequence[Chart], run: RunFiles) -> Iterator[dict[str, object]]:
+def _draw(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[dict[str, object]]:
     at = [event.step for event in run.events]
-    for number, chart in enumerate(drawn, start=1):
-        svg = to_svg(draw_chart(chart, at=at, steps=run.steps), f"chart-{number}")
-        last = {label: points[-1][1] for label, points in chart.lines.items()}
-        yield {"name": chart.name, "svg": svg, "last": last}
+    for number, (name, lines) in enumerate(drawn.items(), start=1):
+        svg = to_svg(draw_chart(name, lines, at=at, steps=run.steps), f"chart-{number}")
+        last = {label: points[-1][1] for label, points in lines.items()}
+        yield {"name": name, "svg": svg, "last": last}
 
 
-def _evaluations(drawn: Sequence[Chart]) -> dict[int, list[str]]:
+def _evaluations(drawn: Mapping[str, Lines]) -> dict[int, list[str]]:
     """Return the validation metrics as text by step, in the order of the charts."""
-    values = [dict(chart.lines.get("validation", ())) for chart in drawn]
+    values = [dict(lines.get("validation", ())) for lines in drawn.values()]
     steps = sorted({step for points in values for step in points})
     return {
         step: [wording.metric_text(points[step]) if step in points else "–" for points in values]

@@ -84,7 +84,7 @@ def test_a_drawing_is_the_same_each_time_and_has_only_the_colours_of_a_page() ->
     for _ in range(2):
         random.seed(len(texts))
         drawing = rank_map(events, START, steps=100, scale=rank_scale([(16, 8)]))
-        chart = draw_chart(charts(METRICS, ["loss"])[0], at=[10], steps=100)
+        chart = draw_chart("loss", charts(METRICS, ["loss"])["loss"], at=[10], steps=100)
         texts.append([to_svg(drawing, "map"), to_svg(chart, "chart")])
     assert texts[0] == texts[1]
     for text in texts[0]:
@@ -108,19 +108,19 @@ def test_names_are_written_as_they_are_even_where_they_look_like_formulas() -> N
 
 def test_there_is_a_chart_for_the_loss_and_for_each_metric_with_finite_values() -> None:
     found = charts(METRICS, ["pearson", "loss", "never_logged"])
-    assert [(chart.name, chart.lines) for chart in found] == [
+    assert list(found.items()) == [
         ("loss", {"training": [(10, 0.7), (30, 0.6)], "validation": [(0, 0.75), (100, 0.5)]}),
         ("pearson", {"validation": [(0, 0.125), (100, 0.625)]}),
     ]
     odd = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": "x"}, {"step": 3, "loss": 1e301}]
-    assert charts(odd, ["loss"]) == []
+    assert charts(odd, ["loss"]) == {}
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [1e-9, 2e-9], [-1e300, 1e300]])
 def test_points_are_inside_the_chart_and_higher_for_larger_values(values: list[float]) -> None:
     metrics = [{"step": n, "eval_m": value} for n, value in enumerate(values)]
-    (chart,) = charts(metrics, ["m"])
-    svg = ET.fromstring(to_svg(draw_chart(chart, at=[], steps=len(values)), "chart"))
+    lines = charts(metrics, ["m"])["m"]
+    svg = ET.fromstring(to_svg(draw_chart("m", lines, at=[], steps=len(values)), "chart"))
     points = [(float(use.get("x", "")), float(use.get("y", ""))) for use in svg.iter("use")]
     assert len(points) == len(values)
     assert all(39 <= y <= 187 for _, y in points)
@@ -130,7 +130,7 @@ def test_points_are_inside_the_chart_and_higher_for_larger_values(values: list[f
 
 
 def test_long_series_become_means_of_neighbouring_points() -> None:
-    (chart,) = charts([{"step": n, "loss": float(n % 7)} for n in range(1234)], [])
-    points = chart.lines["training"]
+    found = charts([{"step": n, "loss": float(n % 7)} for n in range(1234)], [])
+    points = found["loss"]["training"]
     assert len(points) <= MOST_POINTS
     assert (points[0], points[-1][0]) == ((2, 1.0), 1233)
