@@ -69,7 +69,9 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         AdapterError: If the adapter is broken, or does not fit the base model.
     """
     facts, task = check_finished(folder), TASKS[config.task]
-    num_labels = _num_labels(folder.run, facts, config)
+    num_labels = facts.get("num_labels")
+    if config.task not in UNLABELLED and (num_labels is None or num_labels < 1):
+        raise wrong_record(folder.run, f"`num_labels` must be at least 1, got {num_labels}")
     full = config.method == "full"
     saved = replace(config.model, path=str(folder.full_model), gguf_file=None, quantization=None)
     source = locate(saved if full else config.model)
@@ -83,15 +85,6 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
         num_labels=num_labels,
         class_names=facts.get("class_names"),
     )
-
-
-def _num_labels(path: Path, facts: Mapping[str, Any], config: JobConfig) -> int | None:
-    count: int | None = facts.get("num_labels")
-    if count is None and config.task in UNLABELLED:
-        return None
-    if count is None or count < 1:
-        raise wrong_record(path, f"`num_labels` must be at least 1, got {count}")
-    return count
 
 
 def _with_adapter(base: Any, folder: Path, config: JobConfig) -> Any:
