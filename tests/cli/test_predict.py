@@ -187,7 +187,7 @@ def test_pairs_of_texts_and_three_classes_are_learned_and_predicted(
 
 def test_a_number_of_tokens_is_for_runs_that_write(refused, finished, file):
     message = refused("predict", finished, file, "--max-new-tokens", 5)
-    assert "`task: causal_lm` only, got 5" in message
+    assert "write text only, got 5" in message
 
 
 FAR = 2**40

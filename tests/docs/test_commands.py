@@ -19,6 +19,7 @@ from tests.jobs import make_rows, measure_here, save_model, write_job, write_row
 from tests.language import save_language_model
 from tests.pictures import picture_rows, save_vit
 from tests.towers import caption_rows, save_towers
+from tests.vision_language import save_vision_language
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +44,7 @@ def rows_for(data, task, count, seed):
     """Return rows with the columns of an example."""
     if task == "image_classification":
         return picture_rows(count, seed=seed)
-    if task == "image_text_retrieval":
+    if task in ("image_text_retrieval", "image_text_to_text"):
         rows = caption_rows(count, seed=seed)
         return [{data["image"]: row["image"], data["text"]: row["captions"]} for row in rows]
     return [
@@ -72,11 +73,12 @@ def save_example(world, source):
         "image_classification": "images",
         "causal_lm": "language",
         "image_text_retrieval": "towers",
+        "image_text_to_text": "joined",
     }
     for key in ("name", "subset"):
         data.pop(key, None)
     limits = {"max_train_rows": None, "max_validation_rows": None, "max_length": 24}
-    if task == "causal_lm":
+    if task in ("causal_lm", "image_text_to_text"):
         limits["max_new_tokens"] = 4
     job["model"] = {"path": str(world / "models" / kinds.get(task, "minilm"))}
     job["data"] = data | limits | {"path": str(folder)}
@@ -94,6 +96,7 @@ def world(tmp_path_factory):
     save_language_model(world / "models" / "language")
     save_vit(world / "models" / "images")
     save_towers(world / "models" / "towers")
+    save_vision_language(world / "models" / "joined")
     for source in (ROOT / "examples").glob("*.yaml"):
         save_example(world, source)
     shutil.copytree(ROOT / "benchmarks" / "studies", world / "benchmarks" / "studies")

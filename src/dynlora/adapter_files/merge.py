@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from dynlora.adapter_files.adapter import SavedAdapter
 from dynlora.adapter_files.adapter_base import attach, load_base, untie
@@ -25,10 +25,10 @@ def merge_adapter(
     head: Mapping[str, Any],
     save: Callable[[PeftModel, Path], None] = save_merged,
 ) -> tuple[str, bool]:
-    """Write the base model with the merged adapter, and its tokenizer or image processor.
+    """Write the base model with the merged adapter, and its tokenizer, image processor or both.
 
     The adapter's folder must still exist. `head` has configuration values that adapters lack, such
-    as label names. Returns `tokenizer` or `image processor`, and whether it was saved.
+    as label names. Returns `tokenizer`, `image processor` or `processor`, and whether it was saved.
     """
     base = load_base(adapter, source)
     base.config.update(dict(head))
@@ -37,7 +37,9 @@ def merge_adapter(
     loader: Any
     more: dict[str, str] = {}
     kind, file, loader = "tokenizer", "tokenizer_config.json", AutoTokenizer
-    if base.main_input_name == "pixel_values":
+    if {"image", "text"} <= {*base.input_modalities}:
+        kind, file, loader = "processor", "processor_config.json", AutoProcessor
+    elif base.main_input_name == "pixel_values":
         kind, file, loader = "image processor", "preprocessor_config.json", AutoImageProcessor
         more = {"backend": "pil"}  # always installed, and the saved file names no backend package
     own = (adapter.folder / file).is_file()

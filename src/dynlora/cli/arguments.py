@@ -167,10 +167,10 @@ def open_run(
     check_finished(folder)
     written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
     config = read_job(folder.config, _moved(model) | written)
-    if max_new_tokens is not None and config.task != "causal_lm":
+    if max_new_tokens is not None and config.task not in ("causal_lm", "image_text_to_text"):
         raise ConfigError(
-            f"`--max-new-tokens` goes with runs of `task: causal_lm` only, got {max_new_tokens} "
-            f"for {run}, a run of {config.task}: leave it out."
+            f"`--max-new-tokens` goes with runs that write text only, got {max_new_tokens} "
+            f"for {run}, a run of `task: {config.task}`: leave it out."
         )
     if model is not None and config.method == "full":
         raise ConfigError(

@@ -18,7 +18,7 @@ FORMATS = {
     DIFFUSERS: "one file as `load_lora_weights` reads it",
     "uniform": "one rank, padded with zeros, scaling folded in: the same function, for servers",
     "mlx": "a folder as MLX-LM reads it, at one rank as uniform",
-    "merged": "the base model with the adapter in its weights, and the tokenizer",
+    "merged": "the base model with the adapter in its weights, and the tokenizer or processor",
     "onnx": "the merged model in float32 for ONNX Runtime, and the tokenizer",
     "onnx-lora": "the base model in float32 for ONNX Runtime, the adapter to switch on, and the "
     "tokenizer",
@@ -77,8 +77,8 @@ def _merge(adapter: Any, given: Any, output: Output) -> None:
         "format": given.format,
         "output": str(given.output),
         "base_model": source.label,
-        "tokenizer": saved and kind == "tokenizer",
-        "image_processor": saved and kind == "image processor",
+        "tokenizer": saved and kind != "image processor",
+        "image_processor": saved and kind != "tokenizer",
     }
     missing = "" if saved else f", without a {kind}"
     output.show(Text(f"{given.format} model: {given.output}, from {source.label}{missing}"), values)

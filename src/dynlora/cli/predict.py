@@ -48,8 +48,7 @@ COMMAND = Verb(
             ["--max-new-tokens"],
             metavar="N",
             type=COUNT,
-            help="causal_lm: maximum tokens to generate per row (default: the run's "
-            "data.max_new_tokens).",
+            help="Maximum tokens to write per row (default: the run's data.max_new_tokens).",
         ),
         click.Option(
             ["--output"],

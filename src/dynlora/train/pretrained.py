@@ -26,6 +26,7 @@ from dynlora.train.methods.full_modules import (
     note_new,
     outer_modules,
     poolers,
+    projectors,
     unread_poolers,
 )
 from dynlora.train.source import Source, not_loaded
@@ -94,7 +95,7 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     """Load the model at `source` with the head of `auto_class`.
 
     Without arguments of the `head`, such as `num_labels`, the files must contain all weights except
-    those of an unused pooler. A new head is initialized from torch's random state.
+    those of an unused pooler or of new projectors. New weights come from torch's random state.
     """
     options = {"dtype": source.dtype} | head
     if source.gguf_file is not None:
@@ -104,8 +105,8 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
         # transformers' progress bar for GGUF files has no option.
         with nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO()):
             model, drawn = _load(auto_class, source, options, ())
-            new = _new_poolers(model, drawn) if head else []
-            may_be = [*outer_modules(model), *new] if head else unread_poolers(model)
+            new = _all_drawn(model, poolers(model) if head else projectors(model), drawn)
+            may_be = [*new, *(outer_modules(model) if head else unread_poolers(model))]
             base_models.refuse_drawn(
                 model, [name for name in drawn if not base_models.within(name, may_be)]
             )
@@ -178,10 +179,10 @@ def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     return [*(name for name in names if name != model.base_model_prefix), *more]
 
 
-def _new_poolers(model: Any, drawn: Collection[str]) -> list[str]:
-    """Return the names of poolers without weights in the files, as in many published encoders."""
+def _all_drawn(model: Any, modules: Sequence[str], drawn: Collection[str]) -> list[str]:
+    """Return the modules without weights in the files, such as poolers of published encoders."""
     return [
         name
-        for name in poolers(model)
+        for name in modules
         if all(f"{name}.{key}" in drawn for key in model.get_submodule(name).state_dict())
     ]

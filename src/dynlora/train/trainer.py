@@ -204,6 +204,8 @@ def make_job_trainer(
 
 def row_lengths(inputs: Any) -> list[int]:
     """Return the length per row in tokens, or 1 for inputs without tokens."""
+    if "length" in inputs.column_names:
+        return list(inputs["length"])
     if "input_ids" not in inputs.column_names:
         return [1] * len(inputs)
     return [len(ids) for ids in inputs["input_ids"]]

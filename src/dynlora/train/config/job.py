@@ -28,6 +28,7 @@ TaskName = Literal[
     "causal_lm",
     "image_classification",
     "image_text_retrieval",
+    "image_text_to_text",
 ]
 Method = Literal["dynamic", "lora", "adalora", "full"]
 
@@ -46,6 +47,7 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
         "image_to_text_recall_5",
         "loss",
     ),
+    "image_text_to_text": ("token_accuracy", "perplexity", "loss"),
 }
 """Validation metrics by task, in display order, the main one first."""
 
@@ -62,7 +64,8 @@ class JobConfig:
     """What the model learns: `sequence_classification` (one class per text), `regression` (a
     number), `multi_label` (any number of classes), `embedding` (a vector, the mean of the last
     hidden states), `token_classification` (a class per word), `causal_lm` (to continue a text),
-    `image_classification`, or `image_text_retrieval` (which caption belongs to which image)."""
+    `image_classification`, `image_text_retrieval` (which caption belongs to which image), or
+    `image_text_to_text` (to write captions, or answers to questions on images)."""
     method: Method = "dynamic"
     """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
     `full` trains every weight."""

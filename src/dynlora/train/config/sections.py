@@ -56,26 +56,26 @@ class DataConfig:
     that contains one folder of images per class. Wins over `name`."""
     text: str = "text"
     """Column of the text, or of the first text of a pair; for `token_classification` a list of
-    words; for `image_text_retrieval` a caption, or a list of captions."""
+    words; for tasks on images and texts a caption, or a list of captions."""
     text_pair: str | None = None
     """Column of the second text of a pair; null for single texts."""
     prompt: str | None = None
-    """Column of the prompt for `causal_lm`; null if `text` or `messages` contains everything."""
+    """Column of the prompt; null if there is none, or `text` or `messages` contains it."""
     completion: str | None = None
-    """Column of the text to learn after the prompt."""
+    """Column of the text to learn after the prompt, or of lists of texts for one image."""
     separator: str = "\n"
-    """Text between prompt and completion; no effect with `as_chat`."""
+    """Text between image, prompt and completion; no effect with a chat template."""
     as_chat: Switch = False
     """Use the prompt as the user's turn and the completion as the assistant's, in the model's chat
-    template."""
+    template, as `image_text_to_text` always does if there is one."""
     messages: str | None = None
     """Column of conversations for `causal_lm`, each a list of `{role, content}`, formatted with the
     model's chat template."""
     completion_only: Switch = True
     """Learn only the completion, and of conversations only the assistant's turns. false learns
-    every token, as with `text`."""
+    every token, as `causal_lm` does of `text`."""
     max_new_tokens: Count = 128
-    """Maximum tokens that `causal_lm` generates in a prediction."""
+    """Maximum tokens to generate in a prediction."""
     image: str = "image"
     """Column of the images for tasks with images: encoded bytes, such as a JPEG's; a path
     relative to the data file's folder; or Hugging Face's `{bytes, path}`."""

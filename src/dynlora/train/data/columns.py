@@ -61,11 +61,11 @@ def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
     return _fitting(split, values, _is_text, required, "Remove these rows or fill them in.")
 
 
-def read_captions(split: RawSplit, column: str) -> list[list[str]]:
-    """Return the column `data.text` of captions, or of lists of them, as non-empty lists."""
+def read_captions(split: RawSplit, key: str, column: str) -> list[list[str]]:
+    """Return a column of captions, or of lists of them, as non-empty lists."""
     values = _fitting(
         split,
-        read_column(split, "data.text", column),
+        read_column(split, key, column),
         lambda value: _is_text(value) or _is_list_of(value, _is_text, 1),
         f"column {column!r} must hold a caption, or a list of captions, in every row",
         "Remove these rows or fill them in.",

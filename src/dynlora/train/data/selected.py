@@ -50,10 +50,10 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
         raise DataError(f"FILE must be a file that exists, got {place}: check the path.")
     if not place.is_dir():
         return splits.read_file("given", place, config, AS_WRITTEN)
-    if task != "image_classification":
+    if task not in ("image_classification", "image_text_to_text"):
         raise DataError(
-            f"FILE must be a file, got {place}, which is a folder: only runs with `task: "
-            f"image_classification` take one, of images, and this is one of {task}."
+            f"FILE must be a file, got {place}, which is a folder: only runs with tasks on images "
+            f"alone take one, and this is one of {task}."
         )
     return splits.whole_split("given", str(place), read_images(place, config), place)
 

@@ -21,6 +21,8 @@ USUAL = ("classifier", "score")
 """Names of the head in transformers' models."""
 POOLER = "pooler"
 """Name of the module in transformers' models that pools a text into one vector for the head."""
+PROJECTORS = ("multi_modal_projector", "connector")
+"""Names of such modules in LLaVA and Idefics, and in related models."""
 NEW = "dynlora_new_modules"
 """Model attribute with the names of randomly initialized modules in the pretrained part."""
 
@@ -34,7 +36,7 @@ def head_modules(model: Any) -> list[str]:
             f"{' or '.join(USUAL)}, got a {type(model).__name__} made of "
             f"{', '.join(_weighted(model))}: use another model, or `method: full`."
         )
-    return [*names, *vars(model).get(NEW, ())]
+    return [*names, *new_modules(model)]
 
 
 def outer_modules(model: Any) -> list[str]:
@@ -69,6 +71,16 @@ def new_projections(model: Any) -> list[str]:
     if not isinstance(model, VisionTextDualEncoderModel):
         return []
     return ["visual_projection", "text_projection"]
+
+
+def projectors(model: Any) -> list[str]:
+    """Return the names of the modules that project features of images into a language model."""
+    return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in PROJECTORS]
+
+
+def new_modules(model: Any) -> list[str]:
+    """Return the modules noted by `note_new`."""
+    return [*vars(model).get(NEW, ())]
 
 
 def note_new(model: Any, modules: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from dynlora.train.task import Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION
 from dynlora.train.tasks.image_text_retrieval import IMAGE_TEXT_RETRIEVAL
+from dynlora.train.tasks.image_text_to_text import IMAGE_TEXT_TO_TEXT
 from dynlora.train.tasks.sequence import EMBEDDING, MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from dynlora.train.tasks.token_classification import TOKEN_CLASSIFICATION
 
@@ -19,4 +20,5 @@ TASKS: Mapping[TaskName, Task] = {
     "causal_lm": CAUSAL_LM,
     "image_classification": IMAGE_CLASSIFICATION,
     "image_text_retrieval": IMAGE_TEXT_RETRIEVAL,
+    "image_text_to_text": IMAGE_TEXT_TO_TEXT,
 }

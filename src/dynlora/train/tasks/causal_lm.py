@@ -1,7 +1,7 @@
 """Causal language modelling on texts, prompts with completions, or conversations."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from dynlora.train.pretrained import check_length, load_model, load_tokenizer
 from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.sft import make_sft_trainer
+
+Inputs = Mapping[str, torch.Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +100,14 @@ def _read_split(
     return Split(inputs=inputs, cut=cut, num_labels=None)
 
 
-def _check_model(model: Any, config: DataConfig) -> None:
+def check_model(model: Any, config: DataConfig) -> None:
     """Check that the longest row, and a prompt with its answer, fit the model's context."""
     check_length(model, config)
-    _longest_prompt(model, config)
+    longest_prompt(model, config)
 
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
-    longest = _longest_prompt(predictor.model, config)
+    longest = longest_prompt(predictor.model, config)
     prompts = _prompts(split, config, predictor.processor)
     refuse_rows(
         split,
@@ -119,21 +121,26 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
         yield {"prediction": text}
 
 
-@torch.no_grad()
 def continuations(
     predictor: Predictor, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Iterator[str]:
     """Yield the text generated per prompt of token ids, without special tokens."""
-    model, tokenizer = predictor.model.eval(), predictor.processor
-    settings = greedy(model, tokenizer, max_new_tokens)
-    device = next(model.parameters()).device
+    tokenizer = predictor.processor
     for start in range(0, len(prompts), predictor.batch_size):
         batch = prompts[start : start + predictor.batch_size]
-        ids, mask = _pad_left(batch, tokenizer.pad_token_id)
-        written = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-        )
-        yield from tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        inputs = _pad_left(batch, tokenizer.pad_token_id)
+        yield from generated(predictor.model, tokenizer, inputs, max_new_tokens)
+
+
+@torch.no_grad()
+def generated(model: Any, tokenizer: Any, inputs: Inputs, max_new_tokens: int) -> list[str]:
+    """Return the text generated per left-padded row of model inputs, without special tokens."""
+    settings = greedy(model.eval(), tokenizer, max_new_tokens)
+    device = next(model.parameters()).device
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    whole = model.generate(**moved, generation_config=settings)
+    new = whole[:, inputs["input_ids"].shape[1] :]
+    return tokenizer.batch_decode(new, skip_special_tokens=True)  # type: ignore[no-any-return]
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
@@ -155,15 +162,15 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def _pad_left(rows: Sequence[list[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad_left(rows: Sequence[list[int]], padding: int) -> Inputs:
     """Return left-padded token ids and the attention mask, both ``(rows, longest)``."""
     length = max(map(len, rows))
     ids = [[padding] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def _longest_prompt(model: Any, config: DataConfig) -> int:
+def longest_prompt(model: Any, config: DataConfig) -> int:
     """Return the maximum prompt length in tokens that leaves room for `data.max_new_tokens`."""
     limit, new = position_limit(model), config.max_new_tokens
     longest = config.max_length if limit is None else min(config.max_length, limit - new)
@@ -194,7 +201,7 @@ CAUSAL_LM = Task(
     load_processor=_load_processor,
     read_split=_read_split,
     load_model=lambda source, _num_labels, _tokenizer: load_model(AutoModelForCausalLM, source),
-    check_model=_check_model,
+    check_model=check_model,
     make_trainer=make_sft_trainer,
     predict=_predict,
 )

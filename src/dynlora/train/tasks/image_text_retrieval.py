@@ -125,7 +125,7 @@ def _encode(
     split: RawSplit, config: DataConfig, processor: Processors
 ) -> tuple[Any, list[list[str]], int]:
     """Return the `datasets.Dataset` of inputs, the captions, and the rows with truncated ones."""
-    captions = read_captions(split, config.text)
+    captions = read_captions(split, "data.text", config.text)
     check_images(split, config.image)
     encoded = [tokenize(row, None, processor.text, processor.max_length) for row in captions]
     tokens = [columns["input_ids"] for columns, _ in encoded]

@@ -5,6 +5,7 @@ TRL's fused head computes token probabilities without the logits of all tokens i
 
 import math
 import warnings
+from collections.abc import Mapping, MutableMapping
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,7 @@ def metrics_of(sums: Float[Tensor, " 3"]) -> dict[str, float]:
     }
 
 
-def divergence(model: Any, teacher: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
+def divergence(model: Any, teacher: Any, inputs: Mapping[str, Any]) -> Float[Tensor, ""]:
     """Return the Kullback-Leibler divergence from the teacher's token probabilities, in nats.
 
     It is summed over the tokens with a label.
@@ -78,7 +79,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: MutableMapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
@@ -102,7 +103,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     def prediction_step(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: MutableMapping[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
@@ -141,7 +142,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> SftJobTrainer:
-    """Return the Trainer of a causal language model."""
+    """Return the Trainer of a model that writes text."""
     # TRL's loss reads the head's weight directly.
     model = parts["model"]
     head = model.get_output_embeddings()
@@ -149,7 +150,7 @@ def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> Sf
         name = next(name for name, module in model.named_modules() if module is head)
         ending = name.rpartition(".")[2]
         raise ConfigError(
-            f"`lora.target_modules` must leave out the language model head with `task: causal_lm`, "
+            f"`lora.target_modules` must leave out the language model head of this task, "
             f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
