@@ -71,7 +71,9 @@ class Writer:
 
 def _load_processor(source: Source, config: DataConfig) -> Writer:
     try:
-        processor = AutoProcessor.from_pretrained(source.place, **source.options)
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            source.place, **source.options
+        )
         # Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
         processor.image_processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source.place, backend="pil", **source.options
