@@ -78,7 +78,7 @@ format: .venv/dev.stamp
 
 .venv-llamacpp/ready.stamp: PACKAGES := xllamacpp==2026.10.11549
 .venv-mlx/ready.stamp: PACKAGES := 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
-.venv-executorch/ready.stamp: PACKAGES := executorch==1.5.1 transformers==5.24.0
+.venv-executorch/ready.stamp: PACKAGES := executorch==1.5.1 torch==2.13.0 transformers==5.24.0
 .venv-%/ready.stamp:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet $(PACKAGES)

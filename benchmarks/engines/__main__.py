@@ -8,7 +8,8 @@ in float32. The check fails unless the exported adapter agrees with PEFT on at l
 prompts in each engine, and the deliberately broken adapters do not. Engines run one after another,
 each in its own environment (.venv-vllm and so on).
 
-Intermediate files stay in the work folder; an existing adapter there is not trained again.
+Intermediate files stay in the work folder; an existing adapter there is not trained again. With
+`--engines` the results of other engines for the same adapter stay in the record.
 """
 
 import argparse
@@ -67,10 +68,23 @@ def main() -> None:
             name: printed for name, (_, printed) in served.items() if printed
         },
     }
+    result = _with_others(result, options.out)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     if not all(engine["passed"] for engine in result["engines"].values()):
         sys.exit("An engine does not agree with PEFT, or a broken adapter went unnoticed.")
+
+
+def _with_others(result: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Return the result with those of other engines from an earlier one for the same adapter."""
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    if before.get("training") != result["training"]:
+        return result
+    merged = {key: before[key] | result[key] for key in ("engines", "printed_by_the_documents")}
+    return result | {
+        key: {name: found[name] for name in ENGINES if name in found}
+        for key, found in merged.items()
+    }
 
 
 def _options() -> argparse.Namespace:

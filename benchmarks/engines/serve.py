@@ -16,6 +16,8 @@ from benchmarks.engines.variants import read_config
 from dynlora.cli.main import main as dynlora
 
 HERE = Path(__file__).parent
+WIDE = 256
+"""A `max_lora_rank` that fits any adapter at hand."""
 Made = tuple[dict[str, Any], str]
 """Result of an engine's job, and the output of the documented code."""
 
@@ -34,9 +36,10 @@ class Setting:
 
 def serve_vllm(setting: Setting) -> Made:
     served = {"MODEL": setting.base, "served": setting.adapters["uniform"]}
-    return _generate("vllm", setting.base, setting.adapters, setting), _block(
-        "vllm", served, setting
-    )
+    wide = _generate("vllm", setting.base, {}, setting, rank=WIDE)
+    made = _generate("vllm", setting.base, setting.adapters, setting)
+    made["measured"]["bytes_per_adapter_slot"] |= wide["measured"]["bytes_per_adapter_slot"]
+    return made, _block("vllm", served, setting)
 
 
 def serve_llamacpp(setting: Setting) -> Made:
@@ -95,15 +98,22 @@ def _export(form: str, target: str, setting: Setting) -> Path:
 
 
 def _generate(
-    engine: str, model: Path, adapters: Mapping[str, Path], setting: Setting
+    engine: str,
+    model: Path,
+    adapters: Mapping[str, Path],
+    setting: Setting,
+    rank: int | None = None,
 ) -> dict[str, Any]:
-    """Return continuations by an engine with adapters, and without any as the form `none`."""
+    """Return continuations by an engine with adapters, and without any as the form `none`.
+
+    The engine makes room for `rank`, by default for that of the uniform adapter.
+    """
     job = {
         "model": str(model),
         "adapters": {"none": None} | {form: str(path) for form, path in adapters.items()},
         "prompts": setting.prompts,
         "new_tokens": setting.new_tokens,
-        "rank": read_config(setting.adapters["uniform"])["r"],
+        "rank": rank or read_config(setting.adapters["uniform"])["r"],
     }
     return _run(engine, job, setting)
 

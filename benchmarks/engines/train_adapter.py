@@ -47,7 +47,8 @@ def train_adapter(base: Path, data: Path, folder: Path, *, steps: int) -> dict[s
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    callback = DynamicLoraCallback(DynamicLoraConfig())
+    # Within the `max_lora_rank` of the documented code.
+    callback = DynamicLoraCallback(DynamicLoraConfig(max_rank=4 * RANK))
     trainer = Trainer(
         model,
         TrainingArguments(

@@ -16,6 +16,7 @@ FORMS = {
     "base model alone": "base_model_alone",
     "`uniform`": "uniform",
     "as trained (`native`)": "native",
+    "adapters in turn": "switched",
     "`uniform`, scale doubled": "doubled",
 }
 ENGINES = {
@@ -41,6 +42,12 @@ def test_the_table_has_the_measured_figures(title):
     assert row(title) == [
         f"{m['equal']}, {m['logprob_difference']:.0e}" if m else "–" for m in measured
     ]
+
+
+def test_the_memory_of_vllms_adapters_is_the_measured_one():
+    slots = RESULTS["engines"]["vllm"]["measured"]["bytes_per_adapter_slot"]
+    told = [f"{slots[rank] / 1e6:.0f} MB" for rank in ("32", "256")]
+    assert "{} per adapter at `--max-lora-rank` 32, and {} at 256".format(*told) in TEXT
 
 
 def test_the_result_is_a_pass_that_a_wrong_scale_fails():
