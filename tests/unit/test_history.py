@@ -1,12 +1,35 @@
-"""What events say, in words."""
+"""Events survive JSON unchanged, and what they say in words."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from dynlora import Event, LayerEvent
 from dynlora.history import describe, moved, stillness, summary
 from tests.unit.events import make_event
+
+UNSEEN = LayerEvent(
+    rank_before=4,
+    rank_after=1,
+    score=None,
+    share=2 / 3,
+    weight=0.5,
+    variance=None,
+    effective_rank=None,
+    output_lost=0.03,
+    waits=True,
+)
+
+
+def test_an_event_survives_json_unchanged_and_is_printed_in_one_line():
+    seen = replace(UNSEEN, score=0.1 + 0.2, variance=2.5e-7, directions=4.5, waits=False)
+    event = Event(step=30, parameters=1234, agreement=2.5, layers={"a.q": seen, "a.k": UNSEEN})
+    values = json.loads(json.dumps(event.to_dict()))
+    assert Event.from_dict(values) == event
+    assert repr(event) == "Event(step=30, parameters=1234, agreement=2.5, changed=2 of 2)"
+
 
 STILL = {"a": 4, "b": 4}
 SCORES = {"a": 2.0, "b": 1.0}
