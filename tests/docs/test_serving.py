@@ -17,6 +17,7 @@ FORMS = {
     "`uniform`": "uniform",
     "as trained (`native`)": "native",
     "adapters in turn": "switched",
+    "8-bit weights": "int8",
     "`uniform`, scale doubled": "doubled",
 }
 ENGINES = {
