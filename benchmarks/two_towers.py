@@ -9,6 +9,7 @@ retrieves nothing before training.
 """
 
 import argparse
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from transformers import (
 )
 
 
-def main() -> None:
-    """Join what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(description: str | None, join: Callable[[str, str, Path], None]) -> None:
+    """Join what the command line names: an image encoder's folder and a text model's."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--vision", required=True, help="folder of the image encoder")
-    parser.add_argument("--text", required=True, help="folder of the text encoder")
+    parser.add_argument("--text", required=True, help="folder of the text model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
     join(options.vision, packaged(options.text), options.out)
@@ -53,4 +54,4 @@ def join(vision: str, text: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, join)

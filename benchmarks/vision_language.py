@@ -10,7 +10,6 @@ Reference:
     Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
 """
 
-import argparse
 from pathlib import Path
 
 from transformers import (
@@ -23,21 +22,10 @@ from transformers import (
     LlavaProcessor,
 )
 
-from benchmarks.two_towers import packaged
+from benchmarks.two_towers import main
 
 IMAGE = "<image>"
 PROJECTOR = "model.multi_modal_projector."
-
-
-def main() -> None:
-    """Join what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vision", required=True, help="folder of the image encoder")
-    parser.add_argument("--text", required=True, help="folder of the language model")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    options = parser.parse_args()
-    join(options.vision, packaged(options.text), options.out)
-    print(f"written to {options.out}")
 
 
 def join(vision: str, text: str, out: Path) -> None:
@@ -73,4 +61,4 @@ def join(vision: str, text: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, join)

@@ -16,7 +16,7 @@ FORMS = {
     "base model alone": "base_model_alone",
     "`uniform`": "uniform",
     "as trained (`native`)": "native",
-    "adapters in turn": "switched",
+    "switched by request": "switched",
     "8-bit weights": "int8",
     "`uniform`, scale doubled": "doubled",
 }

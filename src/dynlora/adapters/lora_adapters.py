@@ -180,8 +180,7 @@ class LoraAdapters:
         """Check that ranks can change after `step`.
 
         Raises:
-            LayerError: If the adapter is merged, because it cannot be unmerged once resized, or was
-                deleted.
+            LayerError: If the adapter is merged or was deleted.
             NonFiniteError: If a weight is not finite.
             OptimizerError: If a different optimizer took the step.
         """
@@ -189,7 +188,7 @@ class LoraAdapters:
         self._check_there()
         layers = list(self.layers.values())
         for layer in layers:
-            if layer.module.merged:
+            if layer.module.merged:  # once resized, it could not be unmerged
                 raise LayerError(
                     f"LoRA layers must not be merged where ranks may move, got {layer.name!r} "
                     "merged into its base weight: call `model.unmerge_adapter()` before."

@@ -52,6 +52,10 @@ class ProgressBar(TrainerCallback):
         self._tenth = self._told = 0
         self._loss = self._ranks = ""
 
+    @property
+    def _dynamic(self) -> DynamicLora | None:
+        return None if self.source is None else self.source.dynamic
+
     def stop(self) -> None:
         """Stop the live display."""
         self.progress.stop()
@@ -59,19 +63,16 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the bar."""
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        if self.source is not None and self.source.dynamic is not None:
-            self._take_ranks(self.source.dynamic)  # a resumed run has some events
+        if self._dynamic is not None:
+            self._take_ranks(self._dynamic)  # a resumed run has some events
         self.progress.start()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Advance the bar, and tell the event of this step."""
         self.progress.update(self.task, completed=state.global_step)
-        if self.source is None or self.source.dynamic is None:
-            return
-        dynamic = self.source.dynamic
-        if len(dynamic.history) > self._told:
-            self._print(state, describe(dynamic.history[-1]))
-            self._take_ranks(dynamic)
+        if self._dynamic is not None and len(self._dynamic.history) > self._told:
+            self._print(state, describe(self._dynamic.history[-1]))
+            self._take_ranks(self._dynamic)
 
     def _take_ranks(self, dynamic: DynamicLora) -> None:
         """Note the ranks, and the agreement at the last event."""
