@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-trainers deepspeed fuzz engines lint format clean
+.PHONY: quickstart test test-slow test-trainers test-lowest deepspeed fuzz engines docs dist lint format clean
 
 quickstart: .venv/quickstart.stamp
 	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
@@ -17,6 +17,10 @@ test-slow: .venv/dev.stamp
 # TRL's trainers under each engine.
 test-trainers: .venv/deepspeed.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/distributed/test_trl.py
+
+# The oldest versions that the package accepts; of torch, whichever pip finds.
+test-lowest: .venv-lowest/ready.stamp
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto --dist worksteal
 
 # What several processes do, under DeepSpeed too, which takes minutes to install and to begin.
 deepspeed: .venv/deepspeed.stamp
@@ -34,6 +38,22 @@ fuzz: .venv/fuzz.stamp
 # Real engines against PEFT, most in an environment of its own: make engines DATA=FOLDER-OF-E2E-NLG
 engines: .venv/engines.stamp $(foreach name,vllm llamacpp mlx executorch,.venv-$(name)/ready.stamp)
 	$(BIN)/python -m benchmarks.engines --data $(DATA)
+
+# The site in build/site. A warning or a dead link is an error.
+docs: .venv/docs.stamp
+	rm -rf build/docs build/site
+	mkdir -p build
+	cp -r docs build/docs
+	cp CHANGELOG.md CONTRIBUTING.md build/docs
+	sed 's|](docs/|](|g' README.md > build/docs/index.md
+	sed -i 's|](docs/|](|g' build/docs/CONTRIBUTING.md
+	$(BIN)/zensical build --clean --strict
+
+# The wheel and the source archive in dist.
+dist: .venv/dist.stamp
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check src tests benchmarks examples
@@ -58,6 +78,21 @@ format: .venv/dev.stamp
 
 .venv/deepspeed.stamp: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]'
+	touch $@
+
+.venv/docs.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet 'zensical>=0.1.3,<0.2' 'mkdocstrings-python>=2.0.11'
+	touch $@
+
+.venv/dist.stamp: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet build twine
+	touch $@
+
+.venv-lowest/ready.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	sed -nE '/^dependencies/,/^deepspeed/s/^ *"([a-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml | grep -v ^torch= \
+		> .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[dev]'
 	touch $@
 
 .venv/fuzz.stamp: .venv/dev.stamp

@@ -3,7 +3,9 @@
 Public names are imported on first use, so that `dynlora --help` does not load torch.
 """
 
+import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +50,18 @@ _MODULES = {
     "load_input_adaptive": "dynlora.input_adaptive.file",
     "save_input_adaptive": "dynlora.input_adaptive.file",
 }
+
+_TESTED = {"peft": (0, 21), "transformers": (5, 24)}
+"""The newest minor versions that the tests ran with."""
+
+for _package, _newest in _TESTED.items():
+    _installed = version(_package)
+    if tuple(map(int, _installed.split(".")[:2])) > _newest:
+        warnings.warn(
+            f"dynlora was tested with {_package} up to {'.'.join(map(str, _newest))}, and "
+            f"{_installed} is installed. If something fails, install an earlier {_package}.",
+            stacklevel=2,
+        )
 
 
 def __getattr__(name: str) -> Any:

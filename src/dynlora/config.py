@@ -140,7 +140,7 @@ class DynamicLoraConfig:
     def from_preset(cls, preset: PresetName, **values: Any) -> "DynamicLoraConfig":
         """Return the configuration of a preset, with these values instead of the preset's.
 
-        Example:
+        Examples:
             >>> DynamicLoraConfig.from_preset("paper", events=8)
 
         Raises:

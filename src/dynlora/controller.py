@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class DynamicLora:
     """Moves one budget of LoRA parameters between layers while the model trains.
 
-    Example:
+    Examples:
         >>> dynamic = DynamicLora(model, optimizer, DynamicLoraConfig(total_steps=1000))
         >>> for batch in loader:
         ...     model(**batch).loss.backward()

@@ -1,6 +1,8 @@
 """The documents are true: their code runs, links lead somewhere, and all names are documented."""
 
 import dataclasses
+import importlib
+import importlib.metadata
 import inspect
 import re
 from pathlib import Path
@@ -100,3 +102,12 @@ def test_every_setting_of_moving_ranks_is_documented_with_its_default():
         name: f"`{value}`" if isinstance(value, str) else NAMES.get(str(value), str(value))
         for name, value in defaults.items()
     }
+
+
+def test_importing_with_an_untested_version_warns_and_goes_on(monkeypatch):
+    monkeypatch.setattr(
+        importlib.metadata, "version", {"peft": "0.99.0", "transformers": "5.24.1"}.get
+    )
+    with pytest.warns(UserWarning, match=r"peft up to 0\.\d+, and 0\.99\.0") as caught:
+        importlib.reload(dynlora)
+    assert len(caught) == 1

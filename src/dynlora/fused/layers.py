@@ -162,7 +162,7 @@ class FusedLora:
     Under autocast each layer keeps a copy of its frozen weight in the lower precision. The copy
     misses edits through `weight.data`, except by PEFT's `merge`.
 
-    Example:
+    Examples:
         >>> fused = FusedLora(model)
         >>> ...  # train
         >>> fused.close()

@@ -37,7 +37,7 @@ def load_input_adaptive(
 ) -> InputAdaptiveRanks:
     """Enable the input-adaptive ranks that an adapter was trained with.
 
-    Example:
+    Examples:
         >>> model = PeftModel.from_pretrained(base, "adapter")
         >>> adaptive = load_input_adaptive(model, "adapter")
 

@@ -31,7 +31,7 @@ from dynlora.input_adaptive.reader import ComplexityReader, Reading, sampling_ke
 class InputAdaptiveRanks:
     """Masks by which each example uses only part of a layer's components, by its complexity.
 
-    Example:
+    Examples:
         >>> adaptive = load_input_adaptive(model, "adapter")
         >>> with adaptive.disabled():
         ...     model(**batch)  # with every component of the adapter

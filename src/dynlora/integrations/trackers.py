@@ -49,7 +49,7 @@ def event_figures(event: Event) -> Figures:
 def track_ranks(trainer: Trainer) -> None:
     """Send ranks to a trainer's trackers; call before `trainer.train()`.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback()])
         >>> track_ranks(trainer)
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class DynamicLoraCallback(TrainerCallback):
     """Changes LoRA ranks during a `Trainer`'s training, and resumes from its checkpoints.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, callbacks=[DynamicLoraCallback(DynamicLoraConfig())])
     """
 
