@@ -1,4 +1,4 @@
-"""Images in folders and lists: classes have names from folders, and numbers elsewhere."""
+"""Classes have names from folders of images or texts of a label column, and numbers elsewhere."""
 
 import json
 import shutil
@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from dynlora.cli.main import main
-from tests.cli.finished import facts, read_json, run_job
-from tests.jobs import job_values, write_rows
+from tests.cli.finished import facts, read_json, read_lines, run_job
+from tests.jobs import WORDS, job_values, make_rows, missing, write_rows
 from tests.pictures import save_class_folders, save_vit
 
 NAMES = ("ants", "bees", "wasps")
@@ -110,3 +110,60 @@ def test_a_class_of_which_no_row_is_read_has_an_output_too(root, tmp_path):
     for image in (tmp_path / "data" / "train" / NAMES[-1]).iterdir():
         image.unlink()
     assert facts(train(root, tmp_path / "data", tmp_path))["num_labels"] == 3
+
+
+MOODS = ("bad", "good")
+
+
+def text_rows(task, count=40):
+    """Return rows with classes in words: whether a text names red, or whether each word is red."""
+    rows = make_rows(count)
+    for row in rows:
+        words = row["text"].split()
+        each = [MOODS[word == "red"] for word in words]
+        row["label"] = MOODS[row["label"]]
+        if task == "multi_label":
+            row["label"] = sorted({*each})
+        if task == "token_classification":
+            row |= {"text": words, "label": each}
+    return rows
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "multi_label", "token_classification"])
+def test_classes_as_texts_are_learned_and_predicted_by_name(task, model, tmp_path, said):
+    ending = ".csv" if task == "sequence_classification" else ".jsonl"
+    mine = write_rows(tmp_path / f"mine{ending}", text_rows(task))
+    run = run_job(tmp_path, job_values(model, mine, tmp_path / "run") | {"task": task})
+    assert (facts(run)["class_names"], facts(run)["num_labels"]) == ([*MOODS], 2)
+    assert facts(run)["metrics_after"]["loss"] < facts(run)["metrics_before"]["loss"]
+    said("predict", run, mine, "--output", tmp_path / "said.jsonl")
+    for row in read_lines(tmp_path / "said.jsonl"):
+        given = row["prediction"] if isinstance(row["prediction"], list) else [row["prediction"]]
+        named = row["class_name"] if isinstance(row["class_name"], list) else [row["class_name"]]
+        assert [MOODS[number] for number in given] == named
+    part = write_rows(tmp_path / "part.jsonl", [r for r in text_rows(task) if "bad" in r["label"]])
+    found = said("eval", run, "--data", part)
+    if task == "sequence_classification":
+        counts = [(row["name"], row["labelled"]) for row in found["classes"]]
+        assert counts == [("bad", 20), ("good", 0)]
+
+
+def test_a_whole_model_has_the_names_of_its_classes(model, tmp_path):
+    mine = write_rows(tmp_path / "mine.csv", text_rows("sequence_classification"))
+    run = run_job(tmp_path, job_values(model, mine, tmp_path / "run"), "--method", "full")
+    assert read_json(run / "model" / "config.json")["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_a_label_that_is_no_class_is_refused_with_the_classes(model, tmp_path, refused):
+    rows = text_rows("sequence_classification")
+    mine = write_rows(tmp_path / "mine.csv", rows)
+    run = run_job(tmp_path, job_values(model, mine, tmp_path / "run"))
+    wrong = write_rows(tmp_path / "wrong.csv", [rows[0], rows[1] | {"label": "Bad"}])
+    line = refused("eval", run, "--data", wrong)
+    told = "must hold one of the classes bad, good in every row | 1 of 2 rows | 'Bad' in row 1"
+    assert missing(line, told) == []
+    for number, row in enumerate(rows):
+        row["label"] = f"{WORDS[number % 11]} {number}"
+    write_rows(mine, rows)
+    job = ("train", tmp_path / "job.yaml", "--output", tmp_path / "more")
+    assert missing(refused(*job), "40 different texts there | `data.label`") == []

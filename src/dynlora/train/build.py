@@ -28,7 +28,7 @@ from dynlora.train.progress import ProgressBar
 from dynlora.train.recorder import Recorder
 from dynlora.train.source import Source, locate, locate_teacher
 from dynlora.train.stopping import Stopping
-from dynlora.train.task import Task, TaskData, load_data, make_trainer
+from dynlora.train.task import Task, TaskData, label_names, load_data, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers
 from dynlora.train.trainer import total_steps, validation_loss
@@ -88,6 +88,7 @@ def prepare_method(
     """
     set_seed(config.training.seed)
     base = inputs.task.load_model(inputs.source, inputs.data.num_labels, inputs.processor)
+    base.config.update(label_names(inputs.data.class_names, inputs.data.num_labels))
     inputs.task.check_model(base, config.data)
     inputs.task.begin_head(base, inputs.data)
     set_seed(config.training.seed)

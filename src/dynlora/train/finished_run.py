@@ -16,7 +16,7 @@ from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import reload_in_float32
 from dynlora.train.source import locate
-from dynlora.train.task import Task, make_trainer
+from dynlora.train.task import Task, label_names, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS
 
@@ -50,14 +50,10 @@ def outputs_of(adapter: Path) -> dict[str, Any]:
     if folder.adapter != adapter.absolute() or not folder.run.is_file():
         return {}
     facts = read_record(folder.run)
-    names = facts.get("class_names")
     said: dict[str, Any] = {}
     if facts.get("task") in PROBLEMS:
         said["problem_type"] = PROBLEMS[facts["task"]]
-    if names is not None and len(names) == facts.get("num_labels"):
-        said["id2label"] = dict(enumerate(names))
-        said["label2id"] = {name: place for place, name in enumerate(names)}
-    return said
+    return said | label_names(facts.get("class_names"), facts.get("num_labels"))
 
 
 def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
@@ -132,6 +128,7 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
     task, training = run.config.task, run.config.training
     if batch_size is not None:
         training = replace(training, eval_batch_size=batch_size)
+    split = replace(split, class_names=run.class_names)
     rows = run.task.read_split(split, run.config.data, run.processor, run.num_labels)
     trainer = make_trainer(
         run.task,

@@ -48,10 +48,15 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
 
 
 def _named(prediction: Row, names: Sequence[str]) -> Row:
-    """Add the class name to a prediction; null if the training data had no such class."""
+    """Add the class name, or names, to a prediction; null if training had no such class."""
+
+    def name(label: Any) -> Any:
+        if isinstance(label, list):
+            return [name(each) for each in label]
+        return names[label] if label is not None and label < len(names) else None
+
     label = prediction["prediction"]
-    name = names[label] if label < len(names) else None
-    return {"prediction": label, "class_name": name, **prediction}
+    return {"prediction": label, "class_name": name(label), **prediction}
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:

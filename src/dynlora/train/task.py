@@ -13,6 +13,7 @@ from transformers import PrinterCallback, Trainer
 
 from dynlora.distributed import process_count
 from dynlora.train.config import DataConfig, TrainingConfig
+from dynlora.train.data.columns import name_classes
 from dynlora.train.data.splits import RawSplit, load_splits
 from dynlora.train.source import Source
 from dynlora.train.trainer import Penalty, argument_values, make_sampler, row_lengths
@@ -87,7 +88,7 @@ class Task:
 
 def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
     """Load, validate and encode both splits, and warn about truncated rows."""
-    train_split, validation_split = load_splits(config)
+    train_split, validation_split = name_classes(*load_splits(config), config.label)
     train = task.read_split(train_split, config, processor, config.num_labels)
     validation = task.read_split(validation_split, config, processor, train.num_labels)
     if train.cut + validation.cut:
@@ -101,8 +102,16 @@ def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
         validation=validation.inputs,
         num_labels=train.num_labels,
         cut={"train": train.cut, "validation": validation.cut},
-        class_names=train_split.class_names,
+        class_names=None if train.num_labels is None else train_split.class_names,
     )
+
+
+def label_names(names: Sequence[str] | None, count: int | None) -> dict[str, Any]:
+    """Return a model's `id2label` and `label2id`; empty unless each output has a name."""
+    if names is None or len(names) != count:
+        return {}
+    label2id = {name: place for place, name in enumerate(names)}
+    return {"id2label": dict(enumerate(names)), "label2id": label2id}
 
 
 def make_trainer(

@@ -80,11 +80,11 @@ class DataConfig:
     """Column of the images for tasks with images: encoded bytes, such as a JPEG's; a path
     relative to the data file's folder; or Hugging Face's `{bytes, path}`."""
     label: str = "label"
-    """Column of the label: a class (a whole number from 0); a number for `regression`; a list of
-    classes for `multi_label`; a list of numbers of the model's hidden size for `embedding`; one
-    class per word for `token_classification`."""
+    """Column of the label: a class (its name, or a whole number from 0); a number for `regression`;
+    a list of classes for `multi_label`; a list of numbers of the model's hidden size for
+    `embedding`; one class per word for `token_classification`."""
     num_labels: Annotated[int, Field(strict=True, ge=2)] | None = None
-    """Number of classes; null means the highest training label plus 1."""
+    """Number of classes; null means the number of names, or the highest training label plus 1."""
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"

@@ -2,13 +2,16 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dynlora.errors import DataError
 from dynlora.files.tables import shown_names
+from dynlora.train.data.image_files import sort_names
 from dynlora.train.data.splits import RawSplit
 
 LABEL = "data.label"
@@ -17,6 +20,8 @@ UNLABELLED = -100
 LARGEST = float(np.finfo(np.float32).max)
 """Largest valid number: labels are trained in float32."""
 SHOWN = 5
+MOST_NAMES = 20
+"""Number of class names above which there must be fewer names than labels."""
 
 
 def check_column(split: RawSplit, key: str, column: str) -> None:
@@ -120,11 +125,59 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
     return vectors
 
 
+def name_classes(train: RawSplit, validation: RawSplit, column: str) -> tuple[RawSplit, RawSplit]:
+    """Return both splits with class names: those of folders, or the sorted texts of `column`."""
+    names = train.class_names
+    if names is None and (found := _label_texts(train, column)):
+        texts = {*found, *_label_texts(validation, column)}
+        names = sort_names(text for text in texts if text.strip())
+    return replace(train, class_names=names), replace(validation, class_names=names)
+
+
+def _label_texts(split: RawSplit, column: str) -> list[str]:
+    """Return the texts of a label column, or of its lists; empty for other types."""
+    if split.table.column_names.count(column) != 1:
+        return []  # refused where the column is read
+    values = split.table[column]
+    values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    texts = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return values.drop_null().to_pylist() if texts else []  # type: ignore[no-any-return]
+
+
+def count_classes(split: RawSplit, highest: int) -> int:
+    """Return the number of classes, at least 2, given the highest class of the split's rows."""
+    return max(highest + 1, len(split.class_names or ()), 2)
+
+
+def _numbered(split: RawSplit, values: list[Any]) -> list[Any]:
+    """Replace class names by their numbers; other values stay."""
+    places = {name: place for place, name in enumerate(split.class_names or ())}
+    return [
+        _numbered(split, value)
+        if isinstance(value, list)
+        else places.get(str(value), value)
+        if isinstance(value, str | int)
+        else value
+        for value in values
+    ]
+
+
+def _class_words(split: RawSplit) -> tuple[str, str]:
+    """Return the words for one class and for several, in errors."""
+    if split.class_names is None:
+        return "a whole number", "whole numbers"
+    names = f"the classes {shown_names(split.class_names)}"
+    return f"one of {names}", names
+
+
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
     """Return the column `data.label` of classes; `num_labels` is None if they determine it."""
-    required = f"label column {column!r} must hold a whole number in every row"
-    advice = "Number the classes 0, 1, 2, ... and remove rows without a label."
-    values = _fitting(split, read_column(split, LABEL, column), _is_whole, required, advice)
+    required = f"label column {column!r} must hold {_class_words(split)[0]} in every row"
+    advice = "Number or name all classes, and remove rows without a label."
+    labelled = _numbered(split, read_column(split, LABEL, column))
+    values = _fitting(split, labelled, _is_whole, required, advice)
     labels = [int(value) for value in values]
     _refuse_classes(split, f"label column {column!r} must hold classes", labels, num_labels)
     return labels
@@ -134,10 +187,10 @@ def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> li
     """Return the column `data.label` of lists of classes, like `read_classes`."""
     values = _fitting(
         split,
-        read_column(split, LABEL, column),
+        _numbered(split, read_column(split, LABEL, column)),
         lambda value: _is_list_of(value, _is_whole),
-        f"label column {column!r} must hold a list of whole numbers in every row",
-        "Number the classes 0, 1, 2, ... and give rows without any an empty list.",
+        f"label column {column!r} must hold a list of {_class_words(split)[1]} in every row",
+        "Number or name all classes, and give rows without any an empty list.",
     )
     labels = [[int(label) for label in value] for value in values]
     required = f"label column {column!r} must hold lists of classes"
@@ -153,7 +206,14 @@ def _refuse_classes(
     Such a class is probably an identifier, a year or a price.
     """
     rows = [row if isinstance(row, list) else [row] for row in labels]
-    high = (max(sum(map(len, rows)), 2) if num_labels is None else num_labels) - 1
+    count, names = sum(map(len, rows)), split.class_names or ()
+    if num_labels is None and len(names) > MOST_NAMES and len(names) >= count:
+        raise DataError(
+            f"{required}, but {split.source} has {len(names)} different texts there, such as "
+            f"{short(names[0])}, for {count} labels in the {split.name} split. Name the column of "
+            "the classes with `data.label`."
+        )
+    high = (max(count, 2) if num_labels is None else num_labels) - 1
     refuse_rows(
         split,
         f"{required} in [0, {high}]",

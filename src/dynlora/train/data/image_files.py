@@ -1,7 +1,7 @@
 """Read image folders into tables of images and classes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +24,13 @@ def class_names(folder: Path) -> list[str]:
             f"a folder of images must hold one folder for each of at least 2 classes, got "
             f"{len(names)} in {folder}: put the images of each class into a folder of its own."
         )
-    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+    return names
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Return names of classes in order: as numbers if all are, else as texts."""
+    found = sorted(names)
+    return sorted(found, key=int) if all(map(str.isdecimal, found)) else found
 
 
 def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
@@ -37,9 +43,9 @@ def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig)
         )
     files = [path for name in classes for path in sorted((folder / name).rglob("*"))]
     inside = _images(folder, files)
-    labels = [classes.index(path.parts[0]) for path in inside]
     paths = pa.array([str(path) for path in inside], pa.string())
-    return pa.table({config.image: paths, config.label: pa.array(labels, pa.int64())})
+    labels = pa.array([path.parts[0] for path in inside], pa.string())
+    return pa.table({config.image: paths, config.label: labels})
 
 
 def read_images(folder: Path, config: DataConfig) -> pa.Table:
@@ -63,7 +69,7 @@ def _images(folder: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if _visible(path) and path.is_dir())
+    return sort_names(path.name for path in folder.iterdir() if _visible(path) and path.is_dir())
 
 
 def _visible(path: Path) -> bool:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
+from dynlora.train.data.columns import read_classes
 from dynlora.train.data.image_files import class_names, read_class_folders
 from dynlora.train.data.splits import load_splits
 from tests.pictures import save_class_folders
@@ -32,10 +33,10 @@ def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path, caplo
     with caplog.at_level(logging.WARNING, logger="dynlora"):
         table = read_class_folders(tmp_path, ["ants", "bees"], CONFIG)
     assert table.to_pylist() == [
-        {"image": "ants/000.jpg", "label": 0},
-        {"image": "ants/002.jpg", "label": 0},
-        {"image": "bees/001.jpg", "label": 1},
-        {"image": "bees/deep/X.PNG", "label": 1},
+        {"image": "ants/000.jpg", "label": "ants"},
+        {"image": "ants/002.jpg", "label": "ants"},
+        {"image": "bees/001.jpg", "label": "bees"},
+        {"image": "bees/deep/X.PNG", "label": "bees"},
     ]
     assert caplog.messages == [
         f"1 of 5 files in {tmp_path} are no images by their endings (.txt) and were left out."
@@ -46,6 +47,7 @@ def test_validation_takes_the_classes_of_training(tmp_path):
     save_class_folders(tmp_path / "train", 6, ("ants", "bees", "wasps"))
     save_class_folders(tmp_path / "validation", 2, ("wasps",))
     train, validation = load_splits(DataConfig(path=str(tmp_path)))
-    assert train.table["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
-    assert validation.table["label"].to_pylist() == [2, 2]
+    assert train.class_names == validation.class_names == ["ants", "bees", "wasps"]
+    assert read_classes(train, "label", None) == [0, 0, 1, 1, 2, 2]
+    assert read_classes(validation, "label", 3) == [2, 2]
     assert validation.folder == tmp_path / "validation"
