@@ -138,6 +138,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
+    if path.suffix == ".json":
+        path.write_text(json.dumps(list(rows)))
+        return path
     table = pa.Table.from_pylist(list(rows))
     if path.suffix == ".csv":
         pyarrow.csv.write_csv(table, path)

@@ -16,6 +16,7 @@ from dynlora.engines.checks import keep_gradients
 from dynlora.importance.agreement import AgreementTest
 from tests.cli.finished import (
     assert_same_end,
+    assert_same_weights,
     facts,
     read_json,
     read_lines,
@@ -83,6 +84,43 @@ def divergence(model, teacher, data, split="validation"):
         for each in (loaded, model)
     )
     return float((wanted * (wanted / found).log()).sum(dim=1).mean())
+
+
+def same_rows(count=24):
+    """Return rows of ShareGPT, of Alpaca, and the same rows as messages and as pairs."""
+    pairs = make_pairs(count)
+    roles = {"user": "human", "assistant": "gpt"}
+    shared, alpaca, plain = [], [], []
+    for number, row in enumerate(pairs):
+        talk = [{"from": roles[m["role"]], "value": m["content"]} for m in row["chat"]]
+        more = None if number % 3 else "cat"
+        shared.append({"conversations": talk})
+        alpaca.append({"instruction": row["ask"], "input": more, "output": row["tell"]})
+        asked = row["ask"] if more is None else f"{row['ask']}\n{more}"
+        plain.append({"ask": asked, "tell": row["tell"]})
+    return {"ShareGPT": (shared, pairs, "messages"), "Alpaca": (alpaca, plain, "pairs")}
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["ShareGPT", "Alpaca"])
+def test_usual_columns_are_found_and_learned_as_the_same_rows_elsewhere(
+    name, ending, model, tmp_path, said
+):
+    found, plain, form = same_rows()[name]
+    runs = []
+    for rows, keys, file in ((found, "text", f"own{ending}"), (plain, form, "plain.jsonl")):
+        path = write_rows(tmp_path / file, rows)
+        values = language_job(model, path, tmp_path / file[:3] / "run", keys)
+        runs.append(run_job(tmp_path / file[:3], values, "--training.max_steps", 2))
+    assert_same_weights(*runs)
+    written = yaml.safe_load((runs[0] / "config.yaml").read_text())["data"]
+    given = (written["messages"], written["prompt"], written["completion"])
+    alpaca = (None, ["instruction", "input"], "output")
+    assert given == (alpaca if name == "Alpaca" else ("conversations", None, None))
+    asked = [{key: row[key] for key in ("instruction", "input") if key in row} for row in found]
+    rows = write_rows(tmp_path / f"ask{ending}", asked if name == "Alpaca" else found)
+    told = [said("predict", *each) for each in zip(runs, (rows, path), strict=True)]
+    assert told[0]["predictions"] == told[1]["predictions"]
 
 
 # peft 0.21 reads AdaLoRA's masks as rank patterns too.

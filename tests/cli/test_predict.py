@@ -148,7 +148,7 @@ def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted
     ("name", "content", "told"),
     [
         ("nowhere.csv", None, "FILE must be a file that exists, got"),
-        ("rows.xlsx", b"PK", "must end in .parquet, .csv, .jsonl"),
+        ("rows.xlsx", b"PK", "must end in .parquet, .csv, .jsonl, .json"),
         ("empty.jsonl", b"", "at least 1 row, got 0"),
         ("heads.csv", b"text,label\n", "at least 1 row, got 0"),
         ("broken.parquet", b"PAR1 and no more", "must be a readable .parquet file"),

@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -119,6 +119,10 @@ def given_keys(given: Any) -> dict[str, str]:
 def job_of(given: Any, output: Output) -> JobConfig | None:
     """Return the job of a `JobVerb`; print it and return None with `--print_config`."""
     config = read_job(given.config, given_keys(given))
+    if config.task == "causal_lm":
+        from dynlora.train.data.splits import find_columns
+
+        config = replace(config, data=find_columns(config.data))
     if not given.print_config:
         return config
     values = json.loads(json.dumps(asdict(config)))  # tuples become lists

@@ -1,5 +1,7 @@
-"""Read files of rows (Parquet, CSV, JSON Lines) as tables."""
+"""Read files of rows (Parquet, CSV, JSON Lines, JSON) as tables."""
 
+import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,13 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
     return table
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a file of rows."""
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(path).names  # type: ignore[no-any-return]
+    return read_table(path, (), TABLES).column_names  # type: ignore[no-any-return]
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -47,16 +56,16 @@ _SHOWN = 50  # maximum number of columns listed in a message
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
-def _block_size(path: Path) -> int:
-    """Return a block size for the whole file if possible, because a row must fit into a block."""
-    return min(max(path.stat().st_size, 2**20), 2**31 - 1)
+def _block_size(size: int) -> int:
+    """Return a block size for a whole file of `size` bytes, because a row must fit into a block."""
+    return min(max(size, 2**20), 2**31 - 1)
 
 
 def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     """Read a CSV file; empty cells are missing values."""
     return pyarrow.csv.read_csv(
         path,
-        read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path)),
+        read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path.stat().st_size)),
         parse_options=_CSV,
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(texts, pa.string()),
@@ -72,7 +81,7 @@ def _read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
 
     A column becomes numeric only if all its cells are canonical numbers: 00123 is a text.
     """
-    whole = pyarrow.csv.ReadOptions(block_size=_block_size(path))
+    whole = pyarrow.csv.ReadOptions(block_size=_block_size(path.stat().st_size))
     with pyarrow.csv.open_csv(path, read_options=whole, parse_options=_CSV) as head:
         names = head.schema.names
     table = _read_csv(path, names)
@@ -94,16 +103,23 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _read_json_lines(path: Path, _: Sequence[str]) -> pa.Table:
-    """Read a file of JSON lines; strings that look like dates remain texts."""
-    _check_depth(path.read_bytes())
-    whole = pyarrow.json.ReadOptions(block_size=_block_size(path))
-    table = pyarrow.json.read_json(path, read_options=whole)
+def _read_json(path: Path, _: Sequence[str]) -> pa.Table:
+    """Read JSON lines, or one list of records; strings that look like dates remain texts."""
+    content = path.read_bytes()
+    _check_depth(content)
+    if content.lstrip()[:1] == b"[":
+        try:
+            rows = json.loads(content)
+        except ValueError as error:
+            raise pa.ArrowInvalid(str(error)) from error
+        content = "\n".join(map(json.dumps, rows)).encode()
+    whole = pyarrow.json.ReadOptions(block_size=_block_size(len(content)))
+    table = pyarrow.json.read_json(io.BytesIO(content), read_options=whole)
     schema = pa.schema([field.with_type(without_times(field.type)) for field in table.schema])
     if schema == table.schema:
         return table
     parsed = pyarrow.json.ParseOptions(explicit_schema=schema)
-    return pyarrow.json.read_json(path, read_options=whole, parse_options=parsed)
+    return pyarrow.json.read_json(io.BytesIO(content), read_options=whole, parse_options=parsed)
 
 
 _OUTSIDE = bytes(set(range(256)) - set(b'[]{}"'))
@@ -137,7 +153,8 @@ def without_times(kind: pa.DataType) -> pa.DataType:
 TABLES: Mapping[str, Reader] = {
     ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
     ".csv": _read_csv,
-    ".jsonl": _read_json_lines,
+    ".jsonl": _read_json,
+    ".json": _read_json,
 }
 """Readers by file ending."""
 AS_WRITTEN: Mapping[str, Reader] = {**TABLES, ".csv": _read_csv_as_written}

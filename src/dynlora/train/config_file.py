@@ -94,7 +94,8 @@ def _read_text(key: str, text: str) -> Any:
         raise ConfigError(f"`{key}` must be a text without NUL, but got {text!r}. Remove it.")
     schema = keys.settings()[key]
     parts = schema.get("anyOf", [schema])
-    free = any(part["type"] == "string" and not keys.choices(part) for part in parts)
+    listed = text.startswith("[") and any(part["type"] == "array" for part in parts)
+    free = not listed and any(p["type"] == "string" and not keys.choices(p) for p in parts)
     if free or text in keys.choices(schema) or not text.strip():
         return None if text in ("null", "~") and {"type": "null"} in parts else text
     try:

@@ -22,6 +22,7 @@ NO_UTF8 = b"\xff\xfe"
         ("rows.csv", NO_UTF8 + b"\nred\n"),
         ("rows.jsonl", b'{"text": "' + NO_UTF8 + b'"}\n'),
         ("rows.jsonl", b'{"' + NO_UTF8 + b'": "red"}\n'),
+        ("rows.json", b'[{"text": "' + NO_UTF8 + b'"}]'),
         ("rows.parquet", None),
     ],
 )

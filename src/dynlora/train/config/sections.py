@@ -51,16 +51,17 @@ class DataConfig:
     subset: str | None = None
     """Configuration of the hub data set, such as `mrpc`."""
     path: str | None = None
-    """Local folder with one .parquet, .csv or .jsonl file per split, named after the split; or one
-    such file, of which `validation_fraction` is held out; or a folder with one folder per split
+    """Local folder with one .parquet, .csv, .jsonl or .json file per split, named after the split;
+    or one such file, of which `validation_fraction` is held out; or a folder with one folder per split
     that contains one folder of images per class. Wins over `name`."""
     text: str = "text"
     """Column of the text, or of the first text of a pair; for `token_classification` a list of
     words; for tasks on images and texts a caption, or a list of captions."""
     text_pair: str | None = None
     """Column of the second text of a pair; null for single texts."""
-    prompt: str | None = None
-    """Column of the prompt; null if there is none, or `text` or `messages` contains it."""
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Column of the prompt, or a list of columns, whose texts are joined by `separator`; null if
+    there is none, or `text` or `messages` contains it."""
     completion: str | None = None
     """Column of the text to learn after the prompt, or of lists of texts for one image."""
     separator: str = "\n"
@@ -69,8 +70,8 @@ class DataConfig:
     """Use the prompt as the user's turn and the completion as the assistant's, in the model's chat
     template, as `image_text_to_text` always does if there is one."""
     messages: str | None = None
-    """Column of conversations for `causal_lm`, each a list of `{role, content}`, formatted with the
-    model's chat template."""
+    """Column of conversations for `causal_lm`, each a list of `{role, content}`, or of ShareGPT's
+    `{from, value}`, formatted with the model's chat template."""
     completion_only: Switch = True
     """Learn only the completion, and of conversations only the assistant's turns. false learns
     every token, as `causal_lm` does of `text`."""

@@ -66,6 +66,26 @@ def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
     return _fitting(split, values, _is_text, required, "Remove these rows or fill them in.")
 
 
+def read_prompts(split: RawSplit, columns: str | Sequence[str], separator: str) -> list[str]:
+    """Return the prompts per row: the texts of one column, or of several that are not empty."""
+    first, *others = (columns,) if isinstance(columns, str) else columns
+    prompts = read_texts(split, "data.prompt", first)
+    for column in others:
+        values = read_column(split, "data.prompt", column)
+        texts = _fitting(
+            split,
+            ["" if value is None else value for value in values],
+            _is_text,
+            f"column {column!r} must hold a text, or nothing, in every row",
+            "Name columns of texts with `data.prompt`.",
+        )
+        prompts = [
+            prompt + separator + text if text.strip() else prompt
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+    return prompts
+
+
 def read_captions(split: RawSplit, key: str, column: str) -> list[list[str]]:
     """Return a column of captions, or of lists of them, as non-empty lists."""
     values = _fitting(

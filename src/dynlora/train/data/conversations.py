@@ -23,6 +23,10 @@ Conversation = Sequence[Mapping[str, Any]]
 """Messages with `role` and `content`."""
 Encoded = TypeVar("Encoded")
 
+KEYS = {"from": "role", "value": "content"}
+ROLES = {"human": "user", "gpt": "assistant"}
+"""Keys and roles of ShareGPT's messages, as chat templates name them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +42,9 @@ def check_template(tokenizer: Any, key: str) -> None:
 
 def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
     """Return a column of conversations."""
-    rows: list[Conversation] = read_column(split, "data.messages", column)
+    rows: list[Conversation] = [
+        _renamed(row) for row in read_column(split, "data.messages", column)
+    ]
     refuse_rows(
         split,
         f"column {column!r} must hold a list of messages in every row, each with the texts `role` "
@@ -51,6 +57,16 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
         'Write them as [{"role": "user", "content": "..."}, ...].',
     )
     return [[_without_missing(message) for message in row] for row in rows]
+
+
+def _renamed(value: Any) -> Any:
+    """Return a list of messages, or a message, with the keys and roles of chat templates."""
+    if isinstance(value, list):
+        return [_renamed(each) for each in value]
+    if not isinstance(value, dict) or not isinstance(value.get("from"), str):
+        return value
+    renamed = {KEYS.get(key, key): each for key, each in value.items()}
+    return renamed | {"role": ROLES.get(value["from"], value["from"])}
 
 
 def _is_message(value: object) -> bool:

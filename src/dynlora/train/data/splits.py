@@ -4,17 +4,30 @@ Values keep the file's types, so that errors can show bad labels exactly as writ
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.files.tables import TABLES, Reader, read_table
+from dynlora.files.tables import TABLES, Reader, column_names, read_table
 from dynlora.train.config import DataConfig
 from dynlora.train.data.image_files import class_names, read_class_folders
 
+LAYOUTS: Sequence[tuple[frozenset[str], Mapping[str, Any]]] = (
+    (frozenset({"messages"}), {"messages": "messages"}),
+    (frozenset({"conversations"}), {"messages": "conversations"}),  # ShareGPT
+    (
+        frozenset({"instruction", "input", "output"}),  # Alpaca
+        {"prompt": ("instruction", "input"), "completion": "output"},
+    ),
+    (frozenset({"instruction", "output"}), {"prompt": "instruction", "completion": "output"}),
+    (frozenset({"prompt", "completion"}), {"prompt": "prompt", "completion": "completion"}),
+)
+"""Usual columns of data for language models, and the keys of section `data` for them."""
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""
 
@@ -40,6 +53,30 @@ class RawSplit:
         rows = [self.rows[row] for row in chosen]
         places = pa.array(chosen, pa.int64())  # an empty array needs an explicit type
         return replace(self, name=name or self.name, table=self.table.take(places), rows=rows)
+
+
+def find_columns(config: DataConfig) -> DataConfig:
+    """Return the configuration with the keys of one of `LAYOUTS`, if it names no column.
+
+    A column named `text` counts first. Unreadable data are refused where the rows are read.
+    """
+    if config.text != "text" or config.prompt is not None or config.messages is not None:
+        return config
+    names: list[str] = []
+    with suppress(DataError, OSError):
+        names = train_columns(config)
+    found = (keys for columns, keys in LAYOUTS if columns <= {*names} and "text" not in names)
+    return replace(config, **next(found, {}))
+
+
+def train_columns(config: DataConfig) -> list[str]:
+    """Return the columns of the training split, empty for a folder of images."""
+    if config.path is None:
+        names: list[str] = _read_hub("training", config.train_split, config).table.column_names
+        return names
+    path = Path(config.path)
+    place = _locate(path, "training", config.train_split) if path.is_dir() else path
+    return column_names(place) if place.is_file() and place.suffix in TABLES else []
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
@@ -87,8 +124,9 @@ def read_file(
             f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
             "convert it to one of these."
         )
-    named = (config.text, config.text_pair, config.prompt, config.completion, config.image)
-    texts = [column for column in named if column is not None]
+    named = (config.text, config.text_pair, config.completion, config.image)
+    asked = (config.prompt,) if isinstance(config.prompt, str) else config.prompt or ()
+    texts = [column for column in (*named, *asked) if column is not None]
     return whole_split(name, str(path), read_table(path, texts, readers), path.parent)
 
 

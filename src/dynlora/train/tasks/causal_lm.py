@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from dynlora.adapter_files.base_models import position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import read_texts, refuse_rows
+from dynlora.train.data.columns import read_prompts, read_texts, refuse_rows
 from dynlora.train.data.conversations import (
     as_conversations,
     check_template,
@@ -55,7 +55,7 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
     if config.prompt is None or config.completion is None:
         return encode_texts(read_texts(split, "data.text", config.text), tokenizer)
-    prompts = read_texts(split, "data.prompt", config.prompt)
+    prompts = read_prompts(split, config.prompt, config.separator)
     completions = read_texts(split, "data.completion", config.completion)
     if only:
         _require_one(split, config.completion, completions)
@@ -190,7 +190,7 @@ def _prompts(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[list[i
         return encode_requests(split, conversations, tokenizer)
     if config.prompt is None:
         return encode_prompts(read_texts(split, "data.text", config.text), tokenizer)
-    prompts = read_texts(split, "data.prompt", config.prompt)
+    prompts = read_prompts(split, config.prompt, config.separator)
     if config.as_chat:
         return encode_requests(split, as_conversations(prompts, [""] * len(prompts)), tokenizer)
     return encode_prompts([prompt + config.separator for prompt in prompts], tokenizer)

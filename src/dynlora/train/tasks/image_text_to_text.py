@@ -21,7 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from dynlora.adapter_files.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import read_captions, read_texts, refuse_rows
+from dynlora.train.data.columns import read_captions, read_prompts, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import new_modules
 from dynlora.train.pretrained import load_model
@@ -101,7 +101,7 @@ def _pairs(
     check_images(split, config.image)
     prompts = [""] * split.table.num_rows
     if config.prompt is not None:
-        prompts = read_texts(split, "data.prompt", config.prompt)
+        prompts = read_prompts(split, config.prompt, config.separator)
     pairs, failed = [], []
     for row, value in enumerate(split.table[config.image]):
         try:
