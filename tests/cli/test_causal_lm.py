@@ -18,6 +18,7 @@ from tests.cli.finished import (
     assert_same_end,
     assert_same_weights,
     facts,
+    losses,
     read_json,
     read_lines,
     run_job,
@@ -123,6 +124,35 @@ def test_usual_columns_are_found_and_learned_as_the_same_rows_elsewhere(
     assert told[0]["predictions"] == told[1]["predictions"]
 
 
+@pytest.mark.parametrize("method", ["lora", "dynamic"])
+def test_packed_rows_have_the_loss_of_rows_apart(method, train, output):
+    runs = []
+    for packing in ("false", "true"):
+        options = ("--training.packing", packing, "--training.batch_size", 48)
+        assert train(*options, "--method", method, "--training.epochs", 2) == 0
+        lines = read_lines(output / "metrics.jsonl")
+        runs.append((facts(output), [line["loss"] for line in lines if "loss" in line]))
+        output.rename(output.with_name(packing))
+    (apart, first), (packed, again) = runs
+    assert packed["rows"]["train"] < 48 == apart["rows"]["train"]
+    assert packed["metrics_before"] == pytest.approx(apart["metrics_before"], abs=1e-6)
+    assert packed["metrics_after"] == pytest.approx(apart["metrics_after"], abs=1e-4)
+    assert again == pytest.approx(first, abs=1e-5)
+
+
+def test_the_optimizer_and_noise_are_the_trainers(train, output):
+    ends = {}
+    for key, value in (("optim", "adamw_torch"), ("optim", "sgd"), ("neftune_noise_alpha", 5)):
+        options = (f"--training.{key}", value, "--training.max_steps", 2, "--training.save_steps=2")
+        assert train(*options, "--overwrite", "true") == 0
+        state = torch.load(output / "checkpoints" / "checkpoint-2" / "optimizer.pt")["state"]
+        assert any("exp_avg" in each for each in state.values()) == (value != "sgd")
+        ends[value] = facts(output)["metrics_before"], losses(output)
+    (before, plain), (same, _), (alike, noisy) = ends.values()
+    assert before == same == alike
+    assert plain[1] != noisy[1], "the loss of the first step"
+
+
 # peft 0.21 reads AdaLoRA's masks as rank patterns too.
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
 @pytest.mark.parametrize("method", ["dynamic", "adalora", "full"])
@@ -153,16 +183,19 @@ def test_stock_libraries_load_what_is_saved_and_find_the_reported_loss(
         assert len(run["final_ranks"]) == 14, "the head has no adapter"
 
 
-@pytest.mark.parametrize("quantization", ["null", "nf4"])
+@pytest.mark.parametrize(
+    ("quantization", "key"),
+    [("null", "activation_checkpointing"), ("nf4", "gradient_checkpointing")],
+)
 def test_activation_checkpointing_repeats_forwards_and_changes_no_weight(
-    train, output, monkeypatch, quantization
+    train, output, monkeypatch, quantization, key
 ):
     passed, once = [], LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: passed.append(1) or once(self, x))
     found = {}
     for value in ("false", "true"):
         passed.clear()
-        options = ("--training.activation_checkpointing", value, "--overwrite", "true")
+        options = (f"--training.{key}", value, "--overwrite", "true")
         assert train("--model.quantization", quantization, "--method", "dynamic", *options) == 0
         found[value] = len(passed), weights(output)
     assert found["true"][0] > found["false"][0]

@@ -37,12 +37,17 @@ def classify(model):
     return model.eval()(input_ids=tokens).logits
 
 
-def test_uniform_keeps_the_function_at_the_requested_rank(tmp_path, said):
+def test_uniform_keeps_the_function_at_the_requested_rank(tmp_path, said, capsys):
     given = outputs(save_adapter(tmp_path / "given", "rslora"))
     options = ("--format", "uniform", "--rank", 9, "--output", tmp_path / "made")
     rows = said("export", tmp_path / "given", *options)["layers"]
     assert_close(outputs(load_adapter(tmp_path / "made", "rslora")), given)
     assert {row["rank_after"] for row in rows} == {9}
+    made = sum(row["parameters"] for row in rows)
+    before = sum(row["parameters"] * row["rank_before"] // row["rank_after"] for row in rows)
+    export(tmp_path / "given", tmp_path / "again", "--format", "uniform", "--rank", 9)
+    told = f"note: the result has {made / before:.1f} times the parameters"
+    assert told in capsys.readouterr().err
 
 
 def test_a_merged_classifier_is_a_plain_model_with_the_adapters_head(model, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from dynlora.cli.main import main
 from tests.cli.finished import assert_same_end, facts, read_json, stopped_at
 from tests.gguf_files import TOKENS, llama, save_gguf
 from tests.jobs import missing, write_job
@@ -43,8 +44,13 @@ def test_an_adapter_names_the_file_and_a_run_resumes_to_the_same_bits(train, out
     ids = torch.tensor([[3, 4, 5, 6]])
     base = AutoModelForCausalLM.from_pretrained(model, gguf_file="tiny.gguf").eval()
     before = base(ids).logits
+    merged = output.with_name("merged")
+    words = ["export", output / "adapter", "--format", "merged", "--output", merged]
+    assert main([*map(str, words)]) == 0, "the adapter names the file"
     after = PeftModel.from_pretrained(base, output / "adapter").eval()(input_ids=ids).logits
     assert float((after - before).detach().norm()) > 0.1
+    plain = AutoModelForCausalLM.from_pretrained(merged).eval()
+    assert torch.allclose(plain(ids).logits, after, atol=1e-5)
     whole = output.rename(output.with_name("whole"))
     with stopped_at(7), pytest.raises(SystemExit):
         train()

@@ -53,6 +53,8 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> Source:
         )
     if given is None:
         named = adapter.base_model
+        if named and named.lower().endswith(".gguf") and Path(named).is_file():
+            return Source(str(Path(named).parent), gguf_file=Path(named).name, local_only=True)
         if not (named and _is_here(named)):
             raise AdapterError(
                 f"the base model must be known, but the adapter in {adapter.folder} names "

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
 from dynlora.cli.arguments import ADAPTER, COUNT, NEW_ADAPTER, Verb
-from dynlora.cli.output import Output, readable_messages
+from dynlora.cli.output import Output, note, readable_messages
 from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
 
@@ -112,6 +112,13 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
             for before, after in zip(adapter.layers, made.layers, strict=True)
         ],
     }
+    if made.parameters > adapter.parameters:
+        note(
+            output.progress,
+            f"the result has {made.parameters / adapter.parameters:.1f} times the parameters of "
+            f"{given.adapter}, because every layer has the highest rank. Lower ranks: "
+            "`dynlora resize`.",
+        )
     title = f"{given.format} adapter: {given.output}"
     output.show(rank_table(title, values), values)
 

@@ -160,7 +160,7 @@ COMMAND = Verb(
             ["--data"],
             type=FILE,
             metavar="FILE",
-            help="Texts (.parquet, .csv, .jsonl, .json) on which the layers' outputs are preserved.",
+            help="Texts (.parquet, .csv, .jsonl, .json) on which layers' outputs are preserved.",
         ),
         click.Option(["--text"], metavar="COLUMN", help="With --data: column of the texts."),
         click.Option(

@@ -20,6 +20,7 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.config import METRICS, JobConfig, TrainingConfig
 from dynlora.train.config_file import plain_values
+from dynlora.train.data.language import pack
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
@@ -74,6 +75,8 @@ def load_inputs(config: JobConfig) -> JobInputs:
     task, source = TASKS[config.task], locate(config.model)
     processor = task.load_processor(source, config.data)
     data = load_data(task, config.data, processor)
+    if config.training.packing:
+        data = replace(data, train=pack(data.train, config.data.max_length))
     steps = total_steps(len(data.train), config.training, process_count())
     return JobInputs(task=task, source=source, processor=processor, data=data, steps=steps)
 

@@ -260,7 +260,10 @@ def argument_values(config: TrainingConfig, best_metric: str, folder: Path) -> d
         "warmup_steps": config.warmup_ratio,
         "lr_scheduler_type": SCHEDULES[config.schedule],
         "max_grad_norm": config.max_grad_norm,
-        "activation_checkpointing": config.activation_checkpointing,
+        "activation_checkpointing": config.activation_checkpointing
+        or config.gradient_checkpointing,
+        "optim": config.optim,
+        "neftune_noise_alpha": config.neftune_noise_alpha,
         "bf16": use_bf16(config.bf16),
         # Apple's GPU lacks float64, which rank changes need.
         "use_cpu": device is None or device.type == "mps",

@@ -51,6 +51,7 @@ KEYS = {
     "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
     "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
     "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm activation_checkpointing "
+    "gradient_checkpointing optim packing neftune_noise_alpha "
     "bf16 group_by_length eval eval_on_start eval_steps save save_steps save_total_limit "
     "load_best_model_at_end best_metric early_stopping_patience logging_steps report_to seed "
     "resume",
@@ -257,7 +258,10 @@ STEPS_APART = {
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
-        ({"model": {"name": "m", "package": "a/b"}}, "`model.name` and `model.package`"),
+        (
+            {"model": {"name": "m", "package": "a/b"}},
+            "`model.package`. Unset one, as with `--model.name null`",
+        ),
         ({"data": {}}, "`data.path` or `data.name`, but got none"),
         ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
         ({"output": "~/runs/x"}, "`output` must be a full path"),
@@ -266,6 +270,12 @@ STEPS_APART = {
         ({"method": "adalora", "training": {"load_best_model_at_end": True}}, "cannot load its"),
         ({"training": STEPS_APART}, "eval=steps"),
         ({"training": STEPS_APART | {"eval": "no", "save": "no"}}, "eval=no"),
+        ({"training": {"packing": True}}, "`training.packing` must be false with `task: seq"),
+        (
+            {"task": "image_classification", "training": {"neftune_noise_alpha": 5}},
+            "`training.neftune_noise_alpha` must be null with `task: image_classification`",
+        ),
+        ({"training": {"optim": "sgd", "loraplus_lr_ratio": 4}}, "an AdamW of torch with LoRA+"),
         ({"training": {"best_metric": "rmse"}}, "one of accuracy, f1, matthews, loss, but got rms"),
     ],
 )

@@ -30,6 +30,7 @@ TaskName = Literal[
     "image_text_retrieval",
     "image_text_to_text",
 ]
+RETRIEVAL = "image_text_retrieval"
 Method = Literal["dynamic", "lora", "adalora", "full"]
 
 METRICS: Mapping[TaskName, tuple[str, ...]] = {
@@ -91,12 +92,21 @@ class JobConfig:
         metric, known = self.training.best_metric, METRICS[self.task]
         required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
         require(metric is None or metric in known, "training.best_metric", required, metric)
-        size, retrieval = self.training.batch_size, self.task == "image_text_retrieval"
+        size, retrieval = self.training.batch_size, self.task == RETRIEVAL
         required = "at least 2 with `task: image_text_retrieval`, to compare rows of a batch"
         require(size > 1 or not retrieval, "training.batch_size", required, size)
         teacher = self.model.teacher
         required = f"null with `task: {self.task}`"
         require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
+        training, texts = self.training, self.task not in ("image_classification", RETRIEVAL)
+        noise = training.neftune_noise_alpha
+        require(noise is None or texts, "training.neftune_noise_alpha", required, noise)
+        required = f"false with `task: {self.task}`"
+        packs = self.task == "causal_lm" or not training.packing
+        require(packs, "training.packing", required, "true")
+        plus, required = training.loraplus_lr_ratio, "an AdamW of torch with LoRA+"
+        known = plus is None or training.optim.startswith("adamw_torch")
+        require(known, "training.optim", required, training.optim)
         self._check_method()
         self._check_start()
 

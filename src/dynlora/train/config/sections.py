@@ -31,6 +31,9 @@ Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Switch = Annotated[bool, Field(strict=True)]
 Interval = Literal["epoch", "steps", "no"]
+Optimizer = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"
+]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 GGUF = ".gguf"
 UNQUANTIZED = "unquantized"
@@ -52,8 +55,8 @@ class DataConfig:
     """Configuration of the hub data set, such as `mrpc`."""
     path: str | None = None
     """Local folder with one .parquet, .csv, .jsonl or .json file per split, named after the split;
-    or one such file, of which `validation_fraction` is held out; or a folder with one folder per split
-    that contains one folder of images per class. Wins over `name`."""
+    or one such file, of which `validation_fraction` is held out; or a folder with one folder per
+    split that contains one folder of images per class. Wins over `name`."""
     text: str = "text"
     """Column of the text, or of the first text of a pair; for `token_classification` a list of
     words; for tasks on images and texts a caption, or a list of captions."""
@@ -132,7 +135,8 @@ def check_source(section: str, *, path: str | None, **others: str | None) -> Non
     if path is None and len(given) != 1:
         keys = " or ".join(f"`{section}.{key}`" for key in ("path", *others))
         found = " and ".join(f"`{section}.{key}`" for key in given) or "none"
-        raise ConfigError(f"one source must be given, {keys}, but got {found}.")
+        advice = f" Unset one, as with `--{section}.{given[0]} null`." if given else ""
+        raise ConfigError(f"one source must be given, {keys}, but got {found}.{advice}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
@@ -191,12 +195,12 @@ class TrainingConfig:
     gradient_accumulation: Count = 1
     """Batches per optimizer step."""
     learning_rate: AboveZero = 1e-3
-    """Highest learning rate of AdamW."""
+    """Highest learning rate."""
     loraplus_lr_ratio: AboveZero | None = None
     """LoRA+: learning rate of every `lora_B` divided by `learning_rate`, such as 16; null trains
     all factors at the same rate. [loraplus_lr_ratio]"""
     weight_decay: AtLeastZero = 0.0
-    """Weight decay of AdamW."""
+    """Weight decay."""
     warmup_ratio: BelowOne = 0.06
     """Fraction of the steps in which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -206,6 +210,17 @@ class TrainingConfig:
     activation_checkpointing: Switch = False
     """Compute activations a second time in the backward pass, which takes less memory and more
     time."""
+    gradient_checkpointing: Switch = False
+    """Older name of `activation_checkpointing`. Either of the two enables it."""
+    optim: Optimizer = "adamw_torch_fused"
+    """Optimizer. `adamw_8bit` and `paged_adamw_8bit` need bitsandbytes; with `adafactor`, the state
+    of a layer starts again when its rank changes. [optim]"""
+    packing: Switch = False
+    """For `causal_lm`: put several training rows into one of `data.max_length` tokens, without
+    padding; rows do not see each other. [packing]"""
+    neftune_noise_alpha: AboveZero | None = None
+    """NEFTune: noise on the embeddings in training, such as 5; null adds none.
+    [neftune_noise_alpha]"""
     bf16: Literal["auto"] | Switch = "auto"
     """Compute in bfloat16. `auto` does so where the GPU, or the CPU (AVX512-BF16, AMX), supports
     it."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from dynlora.train.data.columns import UNLABELLED
 
@@ -86,6 +86,12 @@ def prepare(
     with _quiet():
         prepared = trainer._prepare_dataset(rows, tokenizer, options, False, None, "")
     return prepared.select_columns(["input_ids", "labels"])
+
+
+def pack(rows: Any, max_length: int) -> Any:
+    """Return a `datasets.Dataset` whose rows contain several rows each, in `seq_lengths` tokens."""
+    with _quiet():
+        return pack_dataset(rows, max_length)
 
 
 @contextmanager

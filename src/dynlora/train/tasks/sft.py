@@ -6,6 +6,7 @@ TRL's fused head computes token probabilities without the logits of all tokens i
 import math
 import warnings
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import kl_div
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dynlora.errors import ConfigError
 from dynlora.train.trainer import EpochSampler, Penalty, check_finite
@@ -117,6 +119,15 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         self.sums += self.accelerator.gather_for_metrics(rows).sum(dim=0).to(self.sums)
         return loss, None, None
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return batches that are padded, so that processes count the rows of a last batch once."""
+        collator = self.data_collator
+        if isinstance(collator, DataCollatorForLanguageModeling):
+            self.data_collator = replace(collator, padding_free=False)
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        self.data_collator = collator
+        return loader
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate, and replace the Trainer's means over batches by metrics over all tokens."""
         self.sums.zero_()
@@ -155,7 +166,8 @@ def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> Sf
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
     # For tokenized and truncated rows.
-    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    packed = "seq_lengths" in parts["train_dataset"].column_names
+    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "packing": packed}
     with warnings.catch_warnings():
         # TRL sets a name that is deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
