@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.harness.command import main as harness
+from dynlora.cli.init import QUESTIONS, TEMPLATE
 from dynlora.cli.main import VERBS, main
 from tests.harness.records import invented_study, write
 from tests.jobs import make_rows, measure_here, save_model, write_job, write_rows
@@ -104,6 +105,11 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         measure_here(patch)
+        answers = ("sequence_classification", "data/mrpc/train.parquet", "models/minilm", "large")
+        given = dict(zip(QUESTIONS, (*answers, "short"), strict=True))
+        asked = {question: given[name] for name, (question, _) in QUESTIONS.items()}
+        patch.setattr("click.prompt", lambda question, *_, **__: asked[question])
+        patch.setattr("dynlora.cli.init.TEMPLATE", TEMPLATE.replace("{length}", "24"))
         yield world
 
 

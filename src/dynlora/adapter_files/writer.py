@@ -27,7 +27,7 @@ from dynlora.errors import AdapterError
 from dynlora.files.whole import whole_file, whole_folder
 
 COMPANIONS = (
-    "README.md", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "README.md", "ranks.png", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja",
 )  # fmt: skip

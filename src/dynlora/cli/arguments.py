@@ -166,7 +166,7 @@ def open_run(
     folder = RunFolder(run)
     check_finished(folder)
     written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
-    config = read_job(folder.config, _moved(model) | written)
+    config = read_job(folder.config, moved(model) | written)
     if max_new_tokens is not None and config.task not in ("causal_lm", "image_text_to_text"):
         raise ConfigError(
             f"`--max-new-tokens` goes with runs that write text only, got {max_new_tokens} "
@@ -189,7 +189,7 @@ def open_run(
     return loaded
 
 
-def _moved(model: str | None) -> dict[str, str | None]:
+def moved(model: str | None) -> dict[str, str | None]:
     """Return the keys that override the location of the base model."""
     if model is None:
         return {}

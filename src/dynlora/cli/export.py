@@ -45,6 +45,27 @@ def _run(given: Any, output: Output) -> None:
     adapter = read_any(given.adapter)
     show = _merge if given.format in MERGED else _rewrite
     show(adapter, given, output)
+    if given.push_to_hub is not None:
+        _push(given.output, given.push_to_hub, output)
+
+
+def _push(path: Path, repository: str, output: Output) -> None:
+    """Upload a folder or file to a model repository of the hub, created if there is none."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        place = HfApi().create_repo(repository, private=True, exist_ok=True)
+        if path.is_dir():
+            HfApi().upload_folder(repo_id=place.repo_id, folder_path=path)
+        else:
+            HfApi().upload_file(repo_id=place.repo_id, path_or_fileobj=path, path_in_repo=path.name)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"`--push_to_hub` must be a repository that you may write to, but got {repository} "
+            f"({' '.join(str(error).split())}). {path} is written: log in with `hf auth login`."
+        ) from error
+    output.progress.print(f"uploaded to {place}", highlight=False, markup=False)
 
 
 def _check_options(given: Any) -> None:
@@ -153,6 +174,12 @@ COMMAND = Verb(
             ["--component"],
             type=click.Choice(list(KOHYA_PREFIXES)),
             help="Component of a pipeline that a PEFT adapter, read or written, belongs to.",
+        ),
+        click.Option(
+            ["--push_to_hub"],
+            metavar="OWNER/NAME",
+            help="Also upload the result to this repository of the Hugging Face hub, which is "
+            "private if it is new.",
         ),
     ],
 )

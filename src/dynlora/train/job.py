@@ -31,6 +31,7 @@ from dynlora.train.config_file import write_config
 from dynlora.train.facts import first_facts, last_facts, outlook, report_of
 from dynlora.train.machine import check_one_device, keep_freed_memory, peak_memory
 from dynlora.train.methods.starts import write_difference
+from dynlora.train.model_card import write_card
 from dynlora.train.sharded import check_sharding, whole_weights
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
@@ -70,6 +71,8 @@ def run_job(config: JobConfig, console: Console) -> tuple[dict[str, Any], list[E
             metrics_after = _metrics_after(job)
             _draw_ranks(job)
             report = report_of(job, metrics_before, metrics_after)
+            if config.method != "full":
+                write_card(job, report)
             facts = last_facts(job, report)
             record.update(status="finished", metrics_before=metrics_before, **facts)
     dynamic = job.recorder.dynamic
