@@ -74,7 +74,7 @@ def loss_of(config: JobConfig) -> float:
         num_labels=None,
         class_names=None,
     )
-    return evaluate_run(run, find_split(config.data, "test", None)).metrics["loss"]
+    return evaluate_run(run, find_split(config.data, "test")).metrics["loss"]
 
 
 def table(without: dict[str, float], records: list[dict[str, Any]]) -> str:

@@ -72,9 +72,7 @@ def _run(given: Assignment, folder: Path) -> dict[str, Any]:
 def _examine(folder: Path, config: JobConfig, exam: ExamRows) -> dict[str, Any]:
     """Evaluate a finished run's model on the exam's rows."""
     run = load_run(RunFolder(folder), config)
-    found = evaluate_run(
-        run, sample(find_split(config.data, exam.split, run.class_names), exam.max_rows)
-    )
+    found = evaluate_run(run, sample(find_split(config.data, exam.split), exam.max_rows))
     values = {"test": dict(found.metrics), "test_rows": found.rows}
     if found.classes:
         commonest = max(count["labelled"] for count in found.classes)

@@ -68,8 +68,7 @@ def test_the_answers_of_every_task_make_a_valid_commented_file(task, here, capsy
 @pytest.mark.parametrize(
     ("task", "rows", "keys"),
     [
-        ("causal_lm", {"input": "a", "output": "b", "instruction": "c"}, "prompt completion"),
-        ("causal_lm", {"conversations": [{"from": "human", "value": "a"}]}, "messages"),
+        ("causal_lm", {"input": "a", "output": "b", "instruction": "c"}, "path=rows.json"),
         ("causal_lm", {"story": "a"}, "text=story"),
         ("sequence_classification", {"id": 1, "Title": "a", "intent": "b"}, "text=Title label=in"),
         ("regression", {"remark": "a", "stars": 2}, "text=remark label=stars"),
@@ -147,7 +146,8 @@ def test_a_result_is_uploaded_to_a_repository(here, tmp_path, said, capsys, monk
             assert options == {"private": True, "exist_ok": True}
             return url
 
-        def upload_folder(self, *, repo_id, folder_path):
+        def upload_folder(self, *, repo_id, folder_path, allow_patterns):
+            assert allow_patterns is None
             sent.append((repo_id, {path.name for path in folder_path.iterdir()}))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)

@@ -18,7 +18,7 @@ def _run(given: Any, output: Output) -> None:
         check_replaceable(given.output, overwrite=given.overwrite)
     with readable_messages(output.progress):
         found = open_run(given.run, given.model, given.input_adaptive)
-        rows = find_rows(found.config.data, given.split, given.data, found.class_names)
+        rows = find_rows(found.config.data, given.split, given.data)
         result = evaluate_run(found, rows, given.batch_size)
     values = finite(_values(given, found, rows, result))
     if given.output is not None:

@@ -52,15 +52,12 @@ def _run(given: Any, output: Output) -> None:
 def _push(path: Path, repository: str, output: Output) -> None:
     """Upload a folder or file to a model repository of the hub, created if there is none."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     try:
         place = HfApi().create_repo(repository, private=True, exist_ok=True)
-        if path.is_dir():
-            HfApi().upload_folder(repo_id=place.repo_id, folder_path=path)
-        else:
-            HfApi().upload_file(repo_id=place.repo_id, path_or_fileobj=path, path_in_repo=path.name)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
+        HfApi().upload_folder(repo_id=place.repo_id, folder_path=folder, allow_patterns=only)
+    except (OSError, ValueError) as error:  # of the hub, the network, or the name
         raise ConfigError(
             f"`--push_to_hub` must be a repository that you may write to, but got {repository} "
             f"({' '.join(str(error).split())}). {path} is written: log in with `hf auth login`."
@@ -134,12 +131,9 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
         ],
     }
     if made.parameters > adapter.parameters:
-        note(
-            output.progress,
-            f"the result has {made.parameters / adapter.parameters:.1f} times the parameters of "
-            f"{given.adapter}, because every layer has the highest rank. Lower ranks: "
-            "`dynlora resize`.",
-        )
+        growth = made.parameters / adapter.parameters
+        advice = "because all ranks are the highest. Lower ranks: `dynlora resize`."
+        note(output.progress, f"the result has {growth:.1f} times the parameters, {advice}")
     title = f"{given.format} adapter: {given.output}"
     output.show(rank_table(title, values), values)
 
@@ -178,8 +172,7 @@ COMMAND = Verb(
         click.Option(
             ["--push_to_hub"],
             metavar="OWNER/NAME",
-            help="Also upload the result to this repository of the Hugging Face hub, which is "
-            "private if it is new.",
+            help="Also upload the result to this repository of the hub, private if it is new.",
         ),
     ],
 )

@@ -49,14 +49,9 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
 
 def _named(prediction: Row, names: Sequence[str]) -> Row:
     """Add the class name, or names, to a prediction; null if training had no such class."""
-
-    def name(label: Any) -> Any:
-        if isinstance(label, list):
-            return [name(each) for each in label]
-        return names[label] if label is not None and label < len(names) else None
-
-    label = prediction["prediction"]
-    return {"prediction": label, "class_name": name(label), **prediction}
+    label, name = prediction["prediction"], dict(enumerate(names)).get
+    named = [name(each) for each in label] if isinstance(label, list) else name(label)
+    return {"prediction": label, "class_name": named, **prediction}
 
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:

@@ -110,8 +110,8 @@ def label_names(names: Sequence[str] | None, count: int | None) -> dict[str, Any
     """Return a model's `id2label` and `label2id`; empty unless each output has a name."""
     if names is None or len(names) != count:
         return {}
-    label2id = {name: place for place, name in enumerate(names)}
-    return {"id2label": dict(enumerate(names)), "label2id": label2id}
+    places = dict(enumerate(names))
+    return {"id2label": places, "label2id": {name: place for place, name in places.items()}}
 
 
 def make_trainer(

@@ -98,15 +98,13 @@ class JobConfig:
         teacher = self.model.teacher
         required = f"null with `task: {self.task}`"
         require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
-        training, texts = self.training, self.task not in ("image_classification", RETRIEVAL)
-        noise = training.neftune_noise_alpha
-        require(noise is None or texts, "training.neftune_noise_alpha", required, noise)
-        required = f"false with `task: {self.task}`"
-        packs = self.task == "causal_lm" or not training.packing
-        require(packs, "training.packing", required, "true")
-        plus, required = training.loraplus_lr_ratio, "an AdamW of torch with LoRA+"
-        known = plus is None or training.optim.startswith("adamw_torch")
-        require(known, "training.optim", required, training.optim)
+        noise, optim = self.training.neftune_noise_alpha, self.training.optim
+        fits = noise is None or self.task not in ("image_classification", RETRIEVAL)
+        require(fits, "training.neftune_noise_alpha", required, noise)
+        fits = self.task == "causal_lm" or not self.training.packing
+        require(fits, "training.packing", f"false with `task: {self.task}`", "true")
+        fits = self.training.loraplus_lr_ratio is None or optim.startswith("adamw_torch")
+        require(fits, "training.optim", "an AdamW of torch with LoRA+", optim)
         self._check_method()
         self._check_start()
 

@@ -213,8 +213,7 @@ class TrainingConfig:
     gradient_checkpointing: Switch = False
     """Older name of `activation_checkpointing`. Either of the two enables it."""
     optim: Optimizer = "adamw_torch_fused"
-    """Optimizer. `adamw_8bit` and `paged_adamw_8bit` need bitsandbytes; with `adafactor`, the state
-    of a layer starts again when its rank changes. [optim]"""
+    """Optimizer; those in 8 bits need bitsandbytes. [optim]"""
     packing: Switch = False
     """For `causal_lm`: put several training rows into one of `data.max_length` tokens, without
     padding; rows do not see each other. [packing]"""

@@ -69,21 +69,12 @@ def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
 def read_prompts(split: RawSplit, columns: str | Sequence[str], separator: str) -> list[str]:
     """Return the prompts per row: the texts of one column, or of several that are not empty."""
     first, *others = (columns,) if isinstance(columns, str) else columns
-    prompts = read_texts(split, "data.prompt", first)
+    parts = [read_texts(split, "data.prompt", first)]
     for column in others:
         values = read_column(split, "data.prompt", column)
-        texts = _fitting(
-            split,
-            ["" if value is None else value for value in values],
-            _is_text,
-            f"column {column!r} must hold a text, or nothing, in every row",
-            "Name columns of texts with `data.prompt`.",
-        )
-        prompts = [
-            prompt + separator + text if text.strip() else prompt
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-    return prompts
+        parts.append(["" if value is None else str(value) for value in values])
+    rows = zip(*parts, strict=True)
+    return [separator.join([row[0], *filter(str.strip, row[1:])]) for row in rows]
 
 
 def read_captions(split: RawSplit, key: str, column: str) -> list[list[str]]:
@@ -155,7 +146,7 @@ def name_classes(train: RawSplit, validation: RawSplit, column: str) -> tuple[Ra
 
 
 def _label_texts(split: RawSplit, column: str) -> list[str]:
-    """Return the texts of a label column, or of its lists; empty for other types."""
+    """Return the texts in a label column, or in its lists."""
     if split.table.column_names.count(column) != 1:
         return []  # refused where the column is read
     values = split.table[column]
@@ -166,30 +157,22 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
     return values.drop_null().to_pylist() if texts else []  # type: ignore[no-any-return]
 
 
-def count_classes(split: RawSplit, highest: int) -> int:
-    """Return the number of classes, at least 2, given the highest class of the split's rows."""
-    return max(highest + 1, len(split.class_names or ()), 2)
-
-
 def _numbered(split: RawSplit, values: list[Any]) -> list[Any]:
     """Replace class names by their numbers; other values stay."""
     places = {name: place for place, name in enumerate(split.class_names or ())}
-    return [
-        _numbered(split, value)
-        if isinstance(value, list)
-        else places.get(str(value), value)
-        if isinstance(value, str | int)
-        else value
-        for value in values
-    ]
+
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(each) for each in value]
+        return places.get(str(value), value) if isinstance(value, str | int) else value
+
+    return [number(value) for value in values]
 
 
 def _class_words(split: RawSplit) -> tuple[str, str]:
     """Return the words for one class and for several, in errors."""
-    if split.class_names is None:
-        return "a whole number", "whole numbers"
-    names = f"the classes {shown_names(split.class_names)}"
-    return f"one of {names}", names
+    names = "" if split.class_names is None else f"the classes {shown_names(split.class_names)}"
+    return (f"one of {names}", names) if names else ("a whole number", "whole numbers")
 
 
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
@@ -229,9 +212,8 @@ def _refuse_classes(
     count, names = sum(map(len, rows)), split.class_names or ()
     if num_labels is None and len(names) > MOST_NAMES and len(names) >= count:
         raise DataError(
-            f"{required}, but {split.source} has {len(names)} different texts there, such as "
-            f"{short(names[0])}, for {count} labels in the {split.name} split. Name the column of "
-            "the classes with `data.label`."
+            f"{required}, but {split.source} has {len(names)} different texts for {count} labels, "
+            f"such as {short(names[0])}. Name the column of the classes with `data.label`."
         )
     high = (max(count, 2) if num_labels is None else num_labels) - 1
     refuse_rows(

@@ -42,8 +42,9 @@ def check_template(tokenizer: Any, key: str) -> None:
 
 def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
     """Return a column of conversations."""
-    rows: list[Conversation] = [
-        _renamed(row) for row in read_column(split, "data.messages", column)
+    rows: list[Any] = [
+        list(map(_renamed, row)) if isinstance(row, list) else row
+        for row in read_column(split, "data.messages", column)
     ]
     refuse_rows(
         split,
@@ -60,9 +61,7 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
 
 
 def _renamed(value: Any) -> Any:
-    """Return a list of messages, or a message, with the keys and roles of chat templates."""
-    if isinstance(value, list):
-        return [_renamed(each) for each in value]
+    """Return a message with the keys and roles of chat templates."""
     if not isinstance(value, dict) or not isinstance(value.get("from"), str):
         return value
     renamed = {KEYS.get(key, key): each for key, each in value.items()}

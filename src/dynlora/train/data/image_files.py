@@ -33,15 +33,9 @@ def sort_names(names: Iterable[str]) -> list[str]:
     return sorted(found, key=int) if all(map(str.isdecimal, found)) else found
 
 
-def read_class_folders(folder: Path, classes: Sequence[str], config: DataConfig) -> pa.Table:
-    """Return the images in a split's class folders as relative paths, with their classes."""
-    unknown = [name for name in _folders(folder) if name not in classes]
-    if unknown:
-        raise DataError(
-            f"the folders in {folder} must be classes of the training split, {', '.join(classes)}, "
-            f"got also {', '.join(unknown)}: give the training split such images, or remove them."
-        )
-    files = [path for name in classes for path in sorted((folder / name).rglob("*"))]
+def read_class_folders(folder: Path, config: DataConfig) -> pa.Table:
+    """Return the images in a split's class folders as relative paths, with their classes' names."""
+    files = [path for name in _folders(folder) for path in sorted((folder / name).rglob("*"))]
     inside = _images(folder, files)
     paths = pa.array([str(path) for path in inside], pa.string())
     labels = pa.array([path.parts[0] for path in inside], pa.string())

@@ -1,9 +1,5 @@
-"""Find the rows to evaluate or predict with a finished run: a split, another folder, or a file.
+"""Find the rows to evaluate or predict with a finished run: a split, another folder, or a file."""
 
-Image folders are numbered by the run's class names, so that missing folders change no class.
-"""
-
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +10,7 @@ from dynlora.train.data import splits
 from dynlora.train.data.image_files import read_images
 
 
-def find_rows(
-    config: DataConfig, split: str | None, place: Path | None, names: Sequence[str] | None
-) -> splits.RawSplit:
+def find_rows(config: DataConfig, split: str | None, place: Path | None) -> splits.RawSplit:
     """Return the rows selected by `--split` and `--data`, or else the run's validation rows.
 
     Raises:
@@ -27,9 +21,9 @@ def find_rows(
         return splits.load_splits(config)[1]
     name = split or config.validation_split
     if place is None:
-        return find_split(config, name, names)
+        return find_split(config, name)
     if place.is_dir():
-        return splits.load_split(name, name, replace(config, path=str(place)), names, None)
+        return splits.read_split(name, name, replace(config, path=str(place)))
     if split is not None:
         raise DataError(
             f"`--split` must be left out where `--data` is a file, whose rows are all taken, got "
@@ -58,7 +52,7 @@ def find_inputs(config: DataConfig, task: TaskName, place: Path) -> splits.RawSp
     return splits.whole_split("given", str(place), read_images(place, config), place)
 
 
-def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> splits.RawSplit:
+def find_split(config: DataConfig, name: str) -> splits.RawSplit:
     """Return one split of a run's data, sampled as in training if it is the run's own.
 
     With `data.validation_rows_from_train`, only the training split counts as the run's own.
@@ -78,4 +72,4 @@ def find_split(config: DataConfig, name: str, names: Sequence[str] | None) -> sp
         config.train_split: ("training", config.max_train_rows),
     }
     purpose, limit = (name, None) if held_out else own.get(name, (name, None))
-    return splits.load_split(purpose, name, config, names, limit)
+    return splits.sample(splits.read_split(purpose, name, config), limit)

@@ -13,21 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.files.tables import TABLES, Reader, column_names, read_table
+from dynlora.files.tables import TABLES, Reader, read_table
 from dynlora.train.config import DataConfig
 from dynlora.train.data.image_files import class_names, read_class_folders
 
-LAYOUTS: Sequence[tuple[frozenset[str], Mapping[str, Any]]] = (
-    (frozenset({"messages"}), {"messages": "messages"}),
-    (frozenset({"conversations"}), {"messages": "conversations"}),  # ShareGPT
-    (
-        frozenset({"instruction", "input", "output"}),  # Alpaca
-        {"prompt": ("instruction", "input"), "completion": "output"},
-    ),
-    (frozenset({"instruction", "output"}), {"prompt": "instruction", "completion": "output"}),
-    (frozenset({"prompt", "completion"}), {"prompt": "prompt", "completion": "completion"}),
+LAYOUTS: Sequence[Mapping[str, Any]] = (
+    {"messages": "messages"},
+    {"messages": "conversations"},  # ShareGPT
+    {"prompt": ("instruction", "input"), "completion": "output"},  # Alpaca
+    {"prompt": ("instruction",), "completion": "output"},
+    {"prompt": ("prompt",), "completion": "completion"},
 )
-"""Usual columns of data for language models, and the keys of section `data` for them."""
+"""Keys of section `data` for usual columns of data for language models."""
 HOLD_OUT_SEED = 0
 """Seed for held-out and sampled rows, which must not depend on the training seed."""
 
@@ -47,6 +44,10 @@ class RawSplit:
     """Base folder of relative paths in the table."""
     class_names: Sequence[str] | None = None
 
+    def count_classes(self, highest: int) -> int:
+        """Return the number of classes, at least 2, given the highest class of the rows."""
+        return max(highest + 1, len(self.class_names or ()), 2)
+
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
         """Return a subset of the rows, in ascending order."""
         chosen = sorted(rows)
@@ -56,63 +57,45 @@ class RawSplit:
 
 
 def find_columns(config: DataConfig) -> DataConfig:
-    """Return the configuration with the keys of one of `LAYOUTS`, if it names no column.
-
-    A column named `text` counts first. Unreadable data are refused where the rows are read.
-    """
+    """Return the keys of one of `LAYOUTS` instead of none, unless there is a column `text`."""
     if config.text != "text" or config.prompt is not None or config.messages is not None:
         return config
     names: list[str] = []
     with suppress(DataError, OSError):
-        names = train_columns(config)
-    found = (keys for columns, keys in LAYOUTS if columns <= {*names} and "text" not in names)
-    return replace(config, **next(found, {}))
-
-
-def train_columns(config: DataConfig) -> list[str]:
-    """Return the columns of the training split, empty for a folder of images."""
-    if config.path is None:
-        names: list[str] = _read_hub("training", config.train_split, config).table.column_names
-        return names
-    path = Path(config.path)
-    place = _locate(path, "training", config.train_split) if path.is_dir() else path
-    return column_names(place) if place.is_file() and place.suffix in TABLES else []
+        names = read_split("training", config.train_split, config).table.column_names
+    for keys in () if "text" in names else LAYOUTS:
+        columns = {keys.get("messages"), keys.get("completion"), *keys.get("prompt", ())}
+        if columns <= {*names, None}:
+            return replace(config, **keys)
+    return config
 
 
 def load_splits(config: DataConfig) -> tuple[RawSplit, RawSplit]:
     """Return the training and the validation split, sampled down to the row limits."""
-    path = None if config.path is None else Path(config.path)
+    train = read_split("training", config.train_split, config)
     count = config.validation_rows_from_train
-    if path is not None and path.is_file():
-        found = [read_file("training", path, config)]
-        if count is None:  # at least one row is held out, and at least one remains
-            rows = found[0].table.num_rows
-            count = min(max(1, round(rows * config.validation_fraction)), rows - 1)
+    if config.path is not None and Path(config.path).is_file() and count is None:
+        rows = train.table.num_rows  # at least one row is held out, and at least one remains
+        count = min(max(1, round(rows * config.validation_fraction)), rows - 1)
+    if count is None:
+        validation = read_split("validation", config.validation_split, config)
     else:
-        if path is not None and not path.exists():
-            raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
-        wanted = {"training": config.train_split}
-        if count is None:
-            wanted["validation"] = config.validation_split
-        if path is None:
-            found = [_read_hub(name, split, config) for name, split in wanted.items()]
-        else:  # locate both before any is read
-            places = {name: _locate(path, name, split) for name, split in wanted.items()}
-            first = places["training"]
-            classes = class_names(first) if first.is_dir() else None
-            found = [_read_place(*place, config, classes) for place in places.items()]
-    train, validation = found if count is None else _hold_out(found[0], count)
+        train, validation = _hold_out(train, count)
     return sample(train, config.max_train_rows), sample(validation, config.max_validation_rows)
 
 
-def load_split(
-    name: str, split: str, config: DataConfig, classes: Sequence[str] | None, limit: int | None
-) -> RawSplit:
-    """Return at most `limit` rows of a split of a folder or hub data set, with another `name`."""
+def read_split(name: str, split: str, config: DataConfig) -> RawSplit:
+    """Return all rows of a single file, or of a split of a folder or hub data set."""
     if config.path is None:
-        return sample(_read_hub(name, split, config), limit)
-    place = _locate(Path(config.path), name, split)
-    return sample(_read_place(name, place, config, classes), limit)
+        return _read_hub(name, split, config)
+    path = Path(config.path)
+    if not path.exists():
+        raise DataError(f"`data.path` must name a folder or a file, got {path}: no such path.")
+    place = path if path.is_file() else _locate(path, name, split)
+    if place.is_file():
+        return read_file(name, place, config)
+    found = whole_split(name, str(place), read_class_folders(place, config), place)
+    return replace(found, class_names=class_names(place)) if name == "training" else found
 
 
 def read_file(
@@ -160,22 +143,6 @@ def _random_order(split: RawSplit) -> list[int]:
     generator = np.random.default_rng(HOLD_OUT_SEED)
     rows: list[int] = generator.permutation(split.table.num_rows).tolist()
     return rows
-
-
-def _read_place(
-    name: str, place: Path, config: DataConfig, classes: Sequence[str] | None
-) -> RawSplit:
-    """Return the rows of a split's file, or of its folder of images."""
-    if place.is_file():
-        return read_file(name, place, config)
-    if classes is None:
-        raise DataError(
-            f"one folder a class can be read only where the names of the classes are known from "
-            f"training, got {place} for a model whose training data has numbers alone: give a "
-            "file with the classes' numbers, or train on folders."
-        )
-    table = read_class_folders(place, classes, config)
-    return replace(whole_split(name, str(place), table, place), class_names=list(classes))
 
 
 def _locate(folder: Path, name: str, split: str) -> Path:

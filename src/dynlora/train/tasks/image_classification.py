@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, de
 from dynlora.adapter_files.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import check_column, count_classes, read_classes, refuse_rows
+from dynlora.train.data.columns import check_column, read_classes, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import load_model
@@ -69,7 +69,7 @@ def _read_split(
     labels = read_classes(split, config.label, num_labels)
     check_images(split, config.image)
     inputs = pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
-    count = num_labels or count_classes(split, max(labels))
+    count = num_labels or split.count_classes(max(labels))
     return Split(inputs=inputs, cut=0, num_labels=count)
 
 

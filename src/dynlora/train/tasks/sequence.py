@@ -22,7 +22,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import (
-    count_classes,
     read_class_lists,
     read_classes,
     read_numbers,
@@ -62,7 +61,7 @@ Labels = tuple[list[Any], int]
 def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
     """Return one class per row, and the number of classes, at least 2."""
     labels = read_classes(split, column, num_labels)
-    return labels, num_labels or count_classes(split, max(labels))
+    return labels, num_labels or split.count_classes(max(labels))
 
 
 def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
@@ -79,7 +78,7 @@ def read_list_labels(split: RawSplit, column: str, num_labels: int | None) -> La
                 "right column, or set `data.num_labels` if no class is meant."
             )
         logger.warning("%s: every class is to be denied for each.", found)
-    count = num_labels or count_classes(split, max(max(row, default=0) for row in lists))
+    count = num_labels or split.count_classes(max(max(row, default=0) for row in lists))
     return [[float(label in row) for label in range(count)] for row in lists], count
 
 

@@ -14,13 +14,7 @@ from transformers import (
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import (
-    UNLABELLED,
-    count_classes,
-    read_class_lists,
-    read_words,
-    refuse_rows,
-)
+from dynlora.train.data.columns import UNLABELLED, read_class_lists, read_words, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import check_length, load_tokenizer
@@ -67,7 +61,7 @@ def _read_split(
     for ids, places, row in zip(columns["input_ids"], starts, classes, strict=True):
         at_place = dict(zip(places, row, strict=True))
         labels.append([at_place.get(place, UNLABELLED) for place in range(len(ids))])
-    count = num_labels or count_classes(split, max(map(max, classes)))
+    count = num_labels or split.count_classes(max(map(max, classes)))
     inputs = datasets.Dataset.from_dict({**columns, "labels": labels})
     return Split(inputs=inputs, cut=cut, num_labels=count)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import read_classes
+from dynlora.train.data.columns import name_classes, read_classes
 from dynlora.train.data.image_files import class_names, read_class_folders
 from dynlora.train.data.splits import load_splits
 from tests.pictures import save_class_folders
@@ -31,7 +31,7 @@ def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path, caplo
     (tmp_path / "bees" / ".DS_Store").write_text("")
     (tmp_path / "ants" / "notes.txt").write_text("none")
     with caplog.at_level(logging.WARNING, logger="dynlora"):
-        table = read_class_folders(tmp_path, ["ants", "bees"], CONFIG)
+        table = read_class_folders(tmp_path, CONFIG)
     assert table.to_pylist() == [
         {"image": "ants/000.jpg", "label": "ants"},
         {"image": "ants/002.jpg", "label": "ants"},
@@ -46,7 +46,7 @@ def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path, caplo
 def test_validation_takes_the_classes_of_training(tmp_path):
     save_class_folders(tmp_path / "train", 6, ("ants", "bees", "wasps"))
     save_class_folders(tmp_path / "validation", 2, ("wasps",))
-    train, validation = load_splits(DataConfig(path=str(tmp_path)))
+    train, validation = name_classes(*load_splits(DataConfig(path=str(tmp_path))), "label")
     assert train.class_names == validation.class_names == ["ants", "bees", "wasps"]
     assert read_classes(train, "label", None) == [0, 0, 1, 1, 2, 2]
     assert read_classes(validation, "label", 3) == [2, 2]

@@ -54,9 +54,9 @@ def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path):
     write_rows(tmp_path / "validation.jsonl", ROWS[:4])
     config = replace(config, max_validation_rows=3, max_train_rows=5)
     train, validation = load_splits(config)
-    assert find_rows(config, None, None, None).rows == validation.rows
-    assert find_rows(config, "train", None, None).rows == train.rows
-    assert column(find_rows(config, "validation", None, None)) == [f"number {n}" for n in range(4)]
+    assert find_rows(config, None, None).rows == validation.rows
+    assert find_rows(config, "train", None).rows == train.rows
+    assert column(find_rows(config, "validation", None)) == [f"number {n}" for n in range(4)]
 
 
 def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_path):
