@@ -166,4 +166,4 @@ def test_a_label_that_is_no_class_is_refused_with_the_classes(model, tmp_path, r
         row["label"] = f"{WORDS[number % 11]} {number}"
     write_rows(mine, rows)
     job = ("train", tmp_path / "job.yaml", "--output", tmp_path / "more")
-    assert missing(refused(*job), "40 different texts there | `data.label`") == []
+    assert missing(refused(*job), "40 different texts for 36 labels | `data.label`") == []
