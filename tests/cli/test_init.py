@@ -123,7 +123,11 @@ def test_a_card_tells_what_an_adapter_is_and_its_code_loads_it(here, tmp_path, c
     assert (data["library_name"], data["pipeline_tag"]) == ("peft", "text-generation")
     assert {"dynlora", "lora"} <= {*data["tags"]}
     loss = [f"{run[f'metrics_{when}']['loss']:.4f}" for when in ("before", "after")]
-    told = (f"| loss | {loss[0]} | {loss[1]} |", f"| {run['parameters']['end']:,} |", "vllm serve")
+    told = (
+        f"| loss | {loss[0]} | {loss[1]} |",
+        f", {run['parameters']['end']:,} parameters |",
+        "vllm serve",
+    )
     assert missing(card, *told) == []
     assert (here / "runs" / "job" / "adapter" / "ranks.png").read_bytes()[:4] == b"\x89PNG"
     code = card.split("```python\n")[1].split("```")[0]

@@ -13,8 +13,7 @@ from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.files.whole import write_text
 
-FOLDERS = [Path(__file__).parents[level] / "examples" for level in (1, 3)]
-"""Folders of examples: in an installed package, and in a checkout."""
+FOLDERS = [Path(__file__).parents[level] / "examples" for level in (1, 3)]  # or of a checkout
 
 
 def _run(given: Any, output: Output) -> None:

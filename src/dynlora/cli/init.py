@@ -82,7 +82,6 @@ def _run(given: Any, output: Output) -> None:
 
 
 def _ask(name: str, question: str, kind: Any, task: str | None) -> Any:
-    """Return the user's answer."""
     small = PACKAGE if find_spec(PACKAGE.partition("/")[0]) else TEXT
     default = {"task": get_args(TaskName)[0], "memory": "large", "time": "short"}
     if task is not None and not task.startswith("image"):

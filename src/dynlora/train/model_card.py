@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard
+from peft.tuners.lora import LoraLayer
 
 from dynlora.files.whole import write_text
 from dynlora.report.wording import metric_text
@@ -48,28 +49,30 @@ llama-server --model base.gguf --lora served.gguf
 def write_card(job: Job, report: Mapping[str, Any]) -> None:
     """Replace the text of PEFT's card, keeping its metadata, and copy the picture of the ranks."""
     config, data, folder, task = job.config, job.inputs.data, job.folder.adapter, job.inputs.task
-    drawn, after = job.folder.heatmap.is_file(), report["after"]
+    drawn, model = job.folder.heatmap.is_file(), job.prepared.model
     if drawn:
         shutil.copyfile(job.folder.heatmap, folder / "ranks.png")
-    ranks = report["final_ranks"].values() or [config.lora.r]
+    before = {name: metric_text(value) for name, value in report["before"].items()}
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    times = 1 if job.prepared.first is None else 2  # a difference has the initial factors too
+    ranks = [times * rank for layer in layers for rank in layer.r.values()]
     facts = {
         "task": config.task,
         "data": f"{config.data.name or 'local files'}, {len(data.train):,} training rows",
         "classes": ", ".join(data.class_names or ()),
         "method": f"{config.method}, {job.trainer.state.global_step} steps",
-        "ranks": f"{min(ranks)} to {max(ranks)}",
-        "parameters": f"{report['parameters']:,}",
+        "ranks": f"{min(ranks)} to {max(ranks)}, {times * report['parameters']:,} parameters",
     }
     values = {
         "name": job.folder.root.absolute().name,
         "base": job.inputs.source.label,
         "facts": "\n".join(f"| {what} | {value} |" for what, value in facts.items() if value),
         "metrics": "\n".join(
-            f"| {name} | {metric_text(report['before'].get(name))} | {metric_text(value)} |"
-            for name, value in after.items()
+            f"| {name} | {before.get(name, '')} | {metric_text(value)} |"
+            for name, value in report["after"].items()
         ),
         "picture": "![Rank of each layer by step](ranks.png)\n\n" if drawn else "",
-        "kind": type(job.prepared.model.get_base_model()).__name__,
+        "kind": type(model.get_base_model()).__name__,
         "head": "" if task.head is no_head else f", num_labels={data.num_labels}",
         "rank": max(8, 1 << (max(ranks) - 1).bit_length()),  # as vLLM's choices
     }

@@ -20,8 +20,7 @@ UNLABELLED = -100
 LARGEST = float(np.finfo(np.float32).max)
 """Largest valid number: labels are trained in float32."""
 SHOWN = 5
-MOST_NAMES = 20
-"""Number of class names above which there must be fewer names than labels."""
+MOST_NAMES = 20  # above it, there must be fewer class names than labels
 
 
 def check_column(split: RawSplit, key: str, column: str) -> None:

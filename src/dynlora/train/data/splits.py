@@ -57,7 +57,7 @@ class RawSplit:
 
 
 def find_columns(config: DataConfig) -> DataConfig:
-    """Return the keys of one of `LAYOUTS` instead of none, unless there is a column `text`."""
+    """Return the keys of usual columns if none are given and no column is named `text`."""
     if config.text != "text" or config.prompt is not None or config.messages is not None:
         return config
     names: list[str] = []
