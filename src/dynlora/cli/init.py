@@ -102,7 +102,7 @@ def _model(answer: str) -> dict[str, str]:
     return {key.partition(".")[2]: place for key, place in moved(answer).items() if place}
 
 
-def _columns(place: dict[str, str], task: str) -> dict[str, Any]:
+def _columns(place: dict[str, Any], task: str) -> dict[str, Any]:
     """Return keys of section `data` for columns, found by name in the training split."""
     from dynlora.train.config import DataConfig
     from dynlora.train.data.splits import find_columns, read_split

@@ -30,7 +30,6 @@ TaskName = Literal[
     "image_text_retrieval",
     "image_text_to_text",
 ]
-RETRIEVAL = "image_text_retrieval"
 Method = Literal["dynamic", "lora", "adalora", "full"]
 
 METRICS: Mapping[TaskName, tuple[str, ...]] = {
@@ -92,14 +91,14 @@ class JobConfig:
         metric, known = self.training.best_metric, METRICS[self.task]
         required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
         require(metric is None or metric in known, "training.best_metric", required, metric)
-        size, retrieval = self.training.batch_size, self.task == RETRIEVAL
+        size, retrieval = self.training.batch_size, self.task == "image_text_retrieval"
         required = "at least 2 with `task: image_text_retrieval`, to compare rows of a batch"
         require(size > 1 or not retrieval, "training.batch_size", required, size)
         teacher = self.model.teacher
         required = f"null with `task: {self.task}`"
         require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
         noise, optim = self.training.neftune_noise_alpha, self.training.optim
-        fits = noise is None or self.task not in ("image_classification", RETRIEVAL)
+        fits = noise is None or self.task not in ("image_classification", "image_text_retrieval")
         require(fits, "training.neftune_noise_alpha", required, noise)
         fits = self.task == "causal_lm" or not self.training.packing
         require(fits, "training.packing", f"false with `task: {self.task}`", "true")

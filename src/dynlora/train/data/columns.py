@@ -153,7 +153,7 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     texts = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    return values.drop_null().to_pylist() if texts else []  # type: ignore[no-any-return]
+    return values.drop_null().to_pylist() if texts else []
 
 
 def _numbered(split: RawSplit, values: list[Any]) -> list[Any]:

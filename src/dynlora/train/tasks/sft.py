@@ -55,6 +55,7 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with an explicit sampler, and evaluation without side effects."""
 
     _tag_names: ClassVar[list[str]] = []
+    data_collator: Any
 
     def __init__(
         self,
