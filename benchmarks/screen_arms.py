@@ -26,10 +26,10 @@ from benchmarks.frozen_trunk import IGNORED, logits_of
 from benchmarks.screen_tasks import Screen
 from benchmarks.screen_training import Adapter, Run
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.history import Event
 from dynlora.train.config.adapter import AdaLoraSettings
 from dynlora.train.methods.adapter import lora_parameters
 from dynlora.train.methods.prepare import orthogonality_penalty, unmasked_parameters
-from dynlora.types import Event
 
 UNIFORM, *ALLOCATIONS = CHOICES
 DOUBLE, WIDE, CEILING = "double", "wide", "ceiling"

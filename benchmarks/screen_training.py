@@ -13,7 +13,7 @@ from benchmarks.arms import MAX_GRAD_NORM, WARMUP
 from benchmarks.batches import training_batches
 from benchmarks.frozen_trunk import CachedExamples, SplitModel, evaluate, loss_of
 from benchmarks.screen_tasks import TaskConfig
-from dynlora.types import Event
+from dynlora.history import Event
 
 
 @dataclass(frozen=True, slots=True)

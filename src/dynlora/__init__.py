@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from dynlora.config import DynamicLoraConfig
     from dynlora.controller import DynamicLora
     from dynlora.fused.layers import FusedLora
+    from dynlora.history import Event, LayerEvent
     from dynlora.importance import ImportanceMetric
     from dynlora.input_adaptive.file import load_input_adaptive, save_input_adaptive
     from dynlora.input_adaptive.ranks import InputAdaptiveRanks
     from dynlora.integrations.trainer import DynamicLoraCallback
-    from dynlora.types import Event, FeatureStats, LayerEvent, RankPlan
+    from dynlora.types import FeatureStats, RankPlan
 
 __all__ = [
     "DynamicLora",
@@ -39,13 +40,13 @@ _MODULES = {
     "DynamicLora": "dynlora.controller",
     "DynamicLoraCallback": "dynlora.integrations.trainer",
     "DynamicLoraConfig": "dynlora.config",
-    "Event": "dynlora.types",
+    "Event": "dynlora.history",
     "Extension": "dynlora.adapters.extension",
     "FeatureStats": "dynlora.types",
     "FusedLora": "dynlora.fused.layers",
     "ImportanceMetric": "dynlora.importance",
     "InputAdaptiveRanks": "dynlora.input_adaptive.ranks",
-    "LayerEvent": "dynlora.types",
+    "LayerEvent": "dynlora.history",
     "RankPlan": "dynlora.types",
     "load_input_adaptive": "dynlora.input_adaptive.file",
     "save_input_adaptive": "dynlora.input_adaptive.file",

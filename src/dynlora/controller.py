@@ -26,11 +26,11 @@ from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError
 from dynlora.event import Stages, own_precision
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.fused.layers import FusedLora, close_fused
-from dynlora.history import describe, is_scored, stillness, summary
+from dynlora.history import Event, describe, is_scored, stillness, summary
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.schedule import Timetable, is_observed, is_sampled
-from dynlora.types import BasisChange, Event, RankPlan
+from dynlora.types import BasisChange, RankPlan
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,11 @@ from dynlora.budget_search import BudgetSearch, falling_budgets
 from dynlora.config import DynamicLoraConfig
 from dynlora.distributed import agreed_ranks, names_on_all
 from dynlora.features import InputFeatureAnalyzer, input_limits
+from dynlora.history import Event, LayerEvent
 from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.types import (
     Assessment,
-    Event,
     FeatureStats,
-    LayerEvent,
     RankPlan,
     is_informative,
 )

@@ -1,8 +1,8 @@
 """Frozen values passed between stages, and the protocol of a LoRA layer."""
 
 from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +13,6 @@ UNUSED_KEY: int = torch.iinfo(torch.int64).max
 
 SAMPLE_SIZE = 128
 """Input tokens sampled per layer."""
-
-SIGNIFICANT = 2.5
-"""Agreement of gradients from which layers have scores, in standard errors: random gradients pass
-in 0.6 % of tests, and in at most 3 % of runs with five events."""
 
 Tokens = Float[Tensor, "_ _"] | Int[Tensor, " _"]
 """Inputs of a layer: vectors of shape ``(n, in_features)``, or n ids for an embedding."""
@@ -164,60 +160,3 @@ class BasisChange:
     """Map from the old columns of `lora_B` to the new ones; zero for added columns."""
     scale_ratio: float = 1.0
     """New `scaling` divided by the old."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerEvent:
-    """Result of one event for one layer, with the statistics behind it."""
-
-    rank_before: int
-    rank_after: int
-    score: float | None
-    """Importance per parameter; None if the layer has no score."""
-    share: float
-    """Share of the budget before rounding to ranks, in ``[0, 1]``; all shares sum to 1."""
-    weight: float
-    """Layer weight, in ``[0.5, 2]``; 1 unless `layer_weights` is on."""
-    variance: float | None
-    """Input variance (see `FeatureStats`); None if no input was sampled."""
-    effective_rank: float | None
-    """Effective rank of the input; None if no input was sampled."""
-    output_lost: float
-    """Norm of the dropped output, relative to the layer's output norm on the sampled tokens."""
-    waits: bool
-    """Whether only `shrink_tolerance` kept the layer from shrinking further."""
-    directions: float | None = None
-    """Number of output directions of the gradients so far, at least 1; None if unknown."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Event:
-    """One reallocation: a line of `ranks.jsonl`."""
-
-    step: int
-    """Optimizer steps taken before the event."""
-    parameters: int
-    """Live LoRA parameters after the event."""
-    agreement: float
-    """Agreement of consecutive gradients in standard errors; fixed once an event measures at least
-    `SIGNIFICANT`, from which on layers have scores."""
-    layers: Mapping[str, LayerEvent]
-
-    def __repr__(self) -> str:
-        """Return how many ranks changed, instead of hundreds of figures."""
-        changed = sum(layer.rank_before != layer.rank_after for layer in self.layers.values())
-        return (
-            f"Event(step={self.step}, parameters={self.parameters}, "
-            f"agreement={self.agreement:.1f}, changed={changed} of {len(self.layers)})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the event as a JSON-ready dictionary."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Event":
-        """Return the event that `to_dict` converted."""
-        layers = {name: LayerEvent(**layer) for name, layer in values["layers"].items()}
-        figures = {key: values[key] for key in ("step", "parameters", "agreement")}
-        return cls(**figures, layers=layers)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynlora import DynamicLora
-from dynlora.types import Event
+from dynlora.history import Event
 from tests.stateful.models import Settings, add_other, exactly
 from tests.stateful.wirings import lora_layers
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dynlora.types import Event, LayerEvent
+from dynlora.history import Event, LayerEvent
 
 
 def make_event(

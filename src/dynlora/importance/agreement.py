@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynlora.history import SIGNIFICANT
 from dynlora.importance.averages import StepMean
 from dynlora.importance.consecutive import Comparison
-from dynlora.types import SIGNIFICANT, LoraLayer
+from dynlora.types import LoraLayer
 
 
 class AgreementTest:

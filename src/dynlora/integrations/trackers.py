@@ -19,8 +19,8 @@ from transformers.integrations.integration_utils import (
 )
 
 from dynlora.errors import ConfigError
+from dynlora.history import Event
 from dynlora.integrations.trainer import DynamicLoraCallback
-from dynlora.types import Event
 
 TRACKERS = (TensorBoardCallback, WandbCallback, TrackioCallback)
 

@@ -9,11 +9,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from dynlora.history import moved
+from dynlora.history import Event, moved
 from dynlora.layer_names import block_of, short_names
 from dynlora.report import svg
 from dynlora.report.wording import shorten
-from dynlora.types import Event
 
 # All sizes are in pixels.
 ROW = 17.0  # maximum height of a layer's row

@@ -9,9 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.history import moved, stillness
+from dynlora.history import Event, moved, stillness
 from dynlora.layer_names import short_names
-from dynlora.types import Event
 
 SENTENCE_WIDTH = 72  # columns; other texts, such as paths, stay whole
 MOVERS = 3  # maximum number of layers listed as gaining most and as losing most

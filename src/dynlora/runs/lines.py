@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.files.json_files import broken_line, read_lines
+from dynlora.history import Event
 from dynlora.runs.record import check_kind
-from dynlora.types import Event
 
 _AT_LAST = {"train_runtime", "best_loss"}  # keys of lines written after a run's last step
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from dynlora.adapter_files.names import check_names, natural_key
 from dynlora.errors import RunFileError
+from dynlora.history import Event
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import read_events, read_metrics
@@ -20,7 +21,6 @@ from dynlora.runs.record import (
     read_status,
     wrong_record,
 )
-from dynlora.types import Event
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")

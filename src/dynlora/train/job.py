@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from dynlora.distributed import process_count, process_rank, wait_for_processes
 from dynlora.errors import ResumeError, RunFolderError
+from dynlora.history import Event
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.rank_map import write_rank_map
 from dynlora.report.results import outlook_lines
@@ -36,7 +37,6 @@ from dynlora.train.sharded import check_sharding, whole_weights
 from dynlora.train.signals import Stopped
 from dynlora.train.trackers import tracking
 from dynlora.train.trainer import row_lengths
-from dynlora.types import Event
 
 _REFUSED = ("iostream", "PytorchStreamWriter", "inline_container")
 """Words in torch's error messages for a full disk."""

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
+from dynlora.history import SIGNIFICANT
 from dynlora.importance.agreement import AgreementTest, GradientDirections
 from dynlora.importance.consecutive import Comparison, ConsecutiveGradients
-from dynlora.types import SIGNIFICANT, BasisChange
+from dynlora.types import BasisChange
 from tests.lora_layers import layers_of, lora_chain, set_gradients
 
 RANKS = [1, 2, 3, 4, 4, 5, 6, 8, 8, 9, 3, 16]

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dynlora.types import Event
+from dynlora.history import Event
 from tests.jobs import write_rows
 from tests.unit.events import make_event
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from dynlora.history import Event
 from dynlora.report.results import result_table
 from dynlora.report.run_comparison import (
     RunComparison,
@@ -26,7 +27,6 @@ from dynlora.report.wording import (
 )
 from dynlora.runs.reader import RunFiles
 from dynlora.train.config import METRICS
-from dynlora.types import Event
 from tests.unit.events import make_event
 from tests.unit.report.runs import config_values, run_values, write_run
 
