@@ -4,8 +4,8 @@ import sys
 from importlib.util import find_spec
 
 PACKAGES = (
-    "PIL", "click", "datasets", "filelock", "gguf", "jinja2", "matplotlib", "pyarrow", "pydantic",
-    "regex", "rich", "scipy", "sklearn", "tokenizers", "trl",
+    "PIL", "click", "datasets", "filelock", "gguf", "jinja2", "pyarrow", "pydantic", "regex",
+    "rich", "scipy", "sklearn", "starlette", "tokenizers", "trl", "uvicorn",
 )  # fmt: skip
 """Import names of the packages of the extra `cli`."""
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
-
-from dynlora.report.svg import LIGHT, Drawing, blank, drawable, drawing_style, mark_events
+from dynlora.report.svg import Curve, Dot, Drawing, Shape, Text, drawable, event_marks, ticks
 from dynlora.report.wording import lower_is_better, metric_text
 
-WIDTH, HEIGHT = 420, 220
-BOX = (52, 40, WIDTH - 18, HEIGHT - 34)  # left, top, right and bottom of the axes
+WIDTH, HEIGHT = 360, 210  # pixels, which fit a telephone
+LEFT, TOP, RIGHT, BOTTOM = 46, 44, WIDTH - 14, HEIGHT - 26  # the axes
+TICKS = 4  # most numbers per axis
+MARGIN = 0.05  # free part of the height above and below the lines
 MOST_POINTS = 500  # maximum number of points per line; longer series are averaged in groups
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
@@ -32,33 +32,48 @@ def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
 def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> Drawing:
     """Draw a metric in a run of `steps` optimizer steps with events `at` some of them."""
-    with drawing_style():
-        figure, axes = blank(WIDTH, HEIGHT, BOX)
-        for label, points in lines.items():
-            marker = {"marker": "o", "markersize": 6} if label == "validation" else {}
-            axes.plot(*zip(*points, strict=True), color=LIGHT[label], linewidth=1.7, clip_on=False)
-            axes.lines[-1].set(**marker)
-        axes.set_xlim(0, max([1, steps, *at]))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _label(value)))
-        axes.grid(axis="y", color=LIGHT["line"], linewidth=1, clip_on=False)
-        axes.spines["bottom"].set(visible=True, color=LIGHT["soft"])
-        better = "lower is better" if lower_is_better(name) else "higher is better"
-        axes.text(0, 1.15, drawable(name), fontsize=13.5, weight="bold", transform=axes.transAxes)
-        axes.text(
-            1, 1.15, better, fontsize=11, ha="right", color=LIGHT["soft"], transform=axes.transAxes
-        )
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high)
-        mark_events(axes, at, high + 0.02 * (high - low))
+    end = max([1, steps, *at])
+    values = [value for points in lines.values() for _, value in points]
+    low, high = _range(values)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        part = (value - low) / (high - low)
+        return LEFT + (RIGHT - LEFT) * step / end, BOTTOM - (BOTTOM - TOP) * part
+
+    better = "lower is better" if lower_is_better(name) else "higher is better"
+    shapes: list[Shape] = [
+        Text(LEFT, 16, drawable(name), size=13.5, font="bold"),
+        Text(RIGHT, 16, better, "soft", 11, "end"),
+    ]
+    for value in ticks(low, high, TICKS):
+        _, y = place(0, value)
+        shapes += [Curve([(LEFT, y), (RIGHT, y)], "line")]
+        shapes += [Text(LEFT - 6, y + 4, _label(value), "soft", 11, "end")]
+    for step in ticks(0, end, TICKS, whole=True):
+        x, _ = place(step, low)
+        shapes += [Text(x, BOTTOM + 17, f"{step:,.0f}", "soft", 11, "middle")]
+    shapes += [Curve([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")]
+    for label, points in lines.items():
+        drawn = [place(*point) for point in points]
+        shapes += [Curve(drawn, label, 1.7)]
+        if label == "validation" or len(drawn) == 1:
+            shapes += [Dot(*point, label) for point in drawn]
+    shapes += event_marks([place(step, low)[0] for step in at], TOP, BOTTOM, TOP - 5)
     told = "; ".join(
         f"{label} from {metric_text(points[0][1])} at step {points[0][0]} to "
         f"{metric_text(points[-1][1])} at step {points[-1][0]}"
         for label, points in lines.items()
     )
-    return Drawing(figure, f"{name} over the optimizer steps", f"{told}.")
+    return Drawing(WIDTH, HEIGHT, f"{name} over the optimizer steps", f"{told}.", shapes)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value to draw, with a margin."""
+    low, high = min(values), max(values)
+    margin = MARGIN * (high - low)
+    if margin <= 1e-9 * max(abs(low), abs(high)):  # too close for labels to differ
+        margin = MARGIN * max(abs(low), abs(high)) or MARGIN
+    return low - margin, high + margin
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:

@@ -3,11 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgba
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from typing import NamedTuple
 
 from dynlora.history import Event, moved
 from dynlora.layer_names import block_of, short_names
@@ -24,8 +20,21 @@ LONGEST_NAME = 44  # characters; the row's tooltip contains the full name
 PLOT = 600  # width of the time axis
 LEAST_SPELL = 0.03  # minimum share of the axis for the last ranks, to show a change at the end
 ABOVE, BELOW, ENDS = 44, 26, 76  # for the axes and the column with the first and last ranks
-EVENT_NUMBERS, HEADING = 17, 48  # for the numbers of the events and the heading of a picture
+AXIS, EVENT_NUMBERS = 22, 4  # heights above the rows
+HEADING = (24, 42, 48)  # the lines' places and the whole height of the heading of a picture
+TICKS = 6  # most numbers of the axes of steps
 Spells = Sequence[tuple[int, int]]  # (step, rank) pairs: each rank with its first step
+
+
+class Time(NamedTuple):
+    """The axis of steps, from 0 to `end`."""
+
+    left: float
+    end: float
+
+    def pixel(self, step: float) -> float:
+        """Return the horizontal place of a step."""
+        return self.left + PLOT * step / self.end
 
 
 def scale_of(
@@ -42,42 +51,42 @@ def rank_map(
     *,
     steps: int,
     scale: svg.RankScale,
-    heading: str = "",
+    heading: Sequence[str] = (),
 ) -> svg.Drawing:
     """Draw each layer's rank over the steps of a run, as numbers and colours.
 
-    There must be at least one layer, but there may be no events. `steps` is for the whole run.
+    There must be at least one layer, but there may be no events. `steps` is for the whole run,
+    `heading` up to two lines.
     """
     names = {
         name: shorten(svg.drawable(short), LONGEST_NAME)
         for name, short in short_names(list(initial)).items()
     }
-    spells = {name: _spells(name, events, initial[name]) for name in initial}
     row = min(ROW, TALLEST / len(initial))
-    tops = _tops(list(initial), row)
-    height = max(tops.values()) + row
     left = CHARACTER * max(map(len, names.values())) + 12
-    above = ABOVE + (HEADING if heading else 0)
+    above = ABOVE + (HEADING[-1] if heading else 0)
+    tops = {name: above + top for name, top in _tops(list(initial), row).items()}
+    bottom = max(tops.values()) + row
     at = [event.step for event in events]
-    end = max([1, steps, *(step + LEAST_SPELL * steps for step in at)])
-    with svg.drawing_style():
-        box = (left, above, left + PLOT, above + height)
-        figure, axes = svg.blank(left + PLOT + ENDS, above + height + BELOW, box)
-        axes.set(xlim=(0, end), ylim=(height, 0), yticks=[])
-        _draw_time(axes, 1 + EVENT_NUMBERS / height)
-        for number, name in enumerate(initial):
-            _draw_colours(axes, f"row-{number}", tops[name], row, spells[name], scale)
-            if number % math.ceil(LABEL / row) == 0:
-                _draw_texts(axes, tops[name] + 0.7 * row, names[name], spells[name])
-        svg.mark_events(axes, at, -4)
-        if heading:
-            axes.text(0, -ABOVE - 8, heading, fontsize=12, linespacing=1.5)
+    time = Time(left, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]))
+    labelled = math.ceil(LABEL / row)  # of so many rows, the first has texts
+    shapes: list[svg.Shape] = []
+    for number, (name, top) in enumerate(tops.items()):
+        spells = _spells(name, events, initial[name])
+        parts = [*_colours(time, top, row, spells, scale)]
+        if number % labelled == 0:
+            parts += _texts(time, top + 0.7 * row, names[name], spells)
+        shapes.append(svg.Titled(_told(name, spells), parts))
+    shapes += _axis(time, above - AXIS) + _axis(time, bottom + BELOW - 10)
+    shapes += svg.event_marks(map(time.pixel, at), above, bottom, above - EVENT_NUMBERS)
+    shapes += [svg.Text(left, y, line, size=12) for y, line in zip(HEADING, heading, strict=False)]
     return svg.Drawing(
-        figure,
+        left + PLOT + ENDS,
+        bottom + BELOW,
         "Rank of each layer over the optimizer steps",
         f"{len(initial)} rows, one per layer, from the model's input to its output. The rows "
         "contain the ranks; the first and last rank are at the right.",
-        {f"row-{number}": _told(name, spells[name]) for number, name in enumerate(initial)},
+        shapes,
     )
 
 
@@ -94,8 +103,8 @@ def write_rank_map(
     told = f"ranks moved at {count} of {len(events)} events (dashed)" if events else "no events"
     scale = scale_of(events, initial, initial)
     heading = (
-        f"Rank of each LoRA layer by optimizer step; budget {budget:,} parameters\n"
-        f"{told}; orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank"
+        f"Rank of each LoRA layer by optimizer step; budget {budget:,} parameters",
+        f"{told}; orange gained rank, up to × {scale.reach:.3g} at full colour; violet lost rank",
     )
     svg.write_png(rank_map(events, initial, steps=steps, scale=scale, heading=heading), path)
 
@@ -127,15 +136,10 @@ def _told(name: str, spells: Spells) -> str:
     return f"{name}: rank {spells[0][1]}{''.join(later)}"
 
 
-def _draw_time(axes: Axes, top: float) -> None:
-    """Draw the axis of steps below the rows and again at `top`, a share of the axes' height."""
-    for axis in (axes, axes.secondary_xaxis(top)):
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.patch.set_visible(False)
-        axis.tick_params(length=0, labelcolor=svg.LIGHT["soft"], labelsize=11)
-        axis.spines[:].set_color(svg.LIGHT["soft"])
-    axes.spines["bottom"].set_visible(True)
+def _axis(time: Time, y: float) -> list[svg.Shape]:
+    """Return the numbers of an axis of steps at base line `y`."""
+    steps = svg.ticks(0, time.end, TICKS, whole=True)
+    return [svg.Text(time.pixel(step), y, f"{step:,.0f}", "soft", 11, "middle") for step in steps]
 
 
 def _until(spells: Spells, end: float) -> Iterator[tuple[int, int, float]]:
@@ -145,35 +149,25 @@ def _until(spells: Spells, end: float) -> Iterator[tuple[int, int, float]]:
         yield begin, rank, until
 
 
-def _draw_colours(
-    axes: Axes, gid: str, top: float, row: float, spells: Spells, scale: svg.RankScale
-) -> None:
-    """Draw a layer's ranks as coloured rectangles on a neutral row."""
-    start, end = spells[0][1], axes.get_xlim()[1]
-    colours = [(0.0, end, to_rgba(svg.LIGHT["ground"]))]
-    for begin, rank, until in _until(spells, end):
-        strength = scale.strength(rank, start)
+def _colours(
+    time: Time, top: float, row: float, spells: Spells, scale: svg.RankScale
+) -> Iterator[svg.Plain]:
+    """Yield a neutral row, and on it a layer's ranks as coloured bars."""
+    height = row - min(1.0, 0.1 * row)
+    yield svg.Bar(time.left, top, PLOT, height, "ground")
+    for begin, rank, until in _until(spells, time.end):
+        strength = scale.strength(rank, spells[0][1])
         if strength:
-            side = "up" if strength > 0 else "down"
-            colours.append((begin, until, to_rgba(svg.LIGHT[side], abs(strength))))
-    bottom = top + row - min(1.0, 0.1 * row)
-    shapes = [[(b, top), (e, top), (e, bottom), (b, bottom)] for b, e, _ in colours]
-    faces = [colour for *_, colour in colours]
-    axes.add_collection(
-        PolyCollection(shapes, facecolors=faces, linewidths=0, gid=gid, clip_on=False)
-    )
+            x, side = time.pixel(begin), "up" if strength > 0 else "down"
+            yield svg.Bar(x, top, time.pixel(until) - x, height, side, abs(strength))
 
 
-def _draw_texts(axes: Axes, base: float, name: str, spells: Spells) -> None:
-    """Write a layer's name, its ranks where there is room, and its first and last rank."""
-    end = axes.get_xlim()[1]
-    pixel = end / PLOT
-    axes.text(-8 * pixel, base, name, ha="right", fontsize=11, family=svg.MONO)
-    for begin, rank, until in _until(spells, end):
-        if until - begin >= pixel * (DIGIT * len(str(rank)) + 7):
-            axes.text(begin + 5 * pixel, base, str(rank), fontsize=11)
+def _texts(time: Time, base: float, name: str, spells: Spells) -> Iterator[svg.Plain]:
+    """Yield a layer's name, its ranks where there is room, and its first and last rank."""
+    yield svg.Text(time.left - 8, base, name, anchor="end", font="mono")
+    for begin, rank, until in _until(spells, time.end):
+        if time.pixel(until) - time.pixel(begin) >= DIGIT * len(str(rank)) + 7:
+            yield svg.Text(time.pixel(begin) + 5, base, str(rank))
     first, last = spells[0][1], spells[-1][1]
-    if first == last:
-        axes.text(end + 10 * pixel, base, str(last), fontsize=11, color=svg.LIGHT["soft"])
-    else:
-        axes.text(end + 10 * pixel, base, f"{first} → {last}", fontsize=11)
+    ends, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
+    yield svg.Text(time.left + PLOT + 10, base, ends, colour)

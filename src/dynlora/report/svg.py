@@ -1,18 +1,11 @@
-"""Colours of a report, and matplotlib figures as SVG in a page that follows light and dark mode."""
+"""Colours of a report, and drawings of plain shapes: SVG in a page, or a PNG file."""
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import Any, NamedTuple
 
 LIGHT = {
     "paper": "#fdfdfc",
@@ -46,25 +39,11 @@ DARK = {
 REACH = (1.5, 3.0)
 """Minimum and maximum ratio at full colour. The maximum keeps smaller changes visible when one
 layer grows tenfold."""
-MONO, SANS = "DejaVu Sans Mono", "DejaVu Sans"
-"""Fonts of the figures, which matplotlib contains; pages use the reader's own."""
-STYLE = {
-    "font.family": [SANS],
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dynlora",
-    "text.parse_math": False,
-}
-VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()} | {
-    f"'{MONO}'": "var(--mono)",
-    f"'{SANS}'": "var(--sans)",
-}
-"""CSS variables of a page by the colour or font in a figure."""
-PIXELS_PER_INCH = 72  # one unit of SVG is one pixel of the page
 PNG_SCALE = 1.6
 LARGEST_PNG = 12_000  # maximum pixels per side of a picture
-_TAG = re.compile(r"<[^>]*>")
-_UNSEEN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
-_VARIABLE = re.compile("|".join(map(re.escape, VARIABLES)))
+ASCII = str.maketrans({"→": "to", "×": "x"})  # for the font of pictures
+DASH = 4  # length of dashes and gaps in pixels
+FONTS = {"sans": "", "mono": ' font-family="var(--mono)"', "bold": ' font-weight="bold"'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,53 +66,92 @@ def rank_scale(moves: Iterable[tuple[int, int]]) -> RankScale:
     return RankScale(min(max([least, *ratios]), most))
 
 
+# Positions and sizes of shapes are in pixels from the upper left corner, colours are names.
+
+
+class Bar(NamedTuple):
+    """A filled rectangle."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    opacity: float = 1.0
+
+
+class Curve(NamedTuple):
+    """Points joined by a line."""
+
+    points: Sequence[tuple[float, float]]
+    colour: str
+    width: float = 1.0
+    dashed: bool = False
+
+
+class Dot(NamedTuple):
+    """A small disc."""
+
+    x: float
+    y: float
+    colour: str
+
+
+class Text(NamedTuple):
+    """One line of text; `y` is its base line."""
+
+    x: float
+    y: float
+    text: str
+    colour: str = "ink"
+    size: float = 11.0
+    anchor: str = "start"  # the place of `x`: `start`, `middle` or `end` of the text
+    font: str = "sans"  # a key of `FONTS`
+
+
+Plain = Bar | Curve | Dot | Text
+
+
+class Titled(NamedTuple):
+    """Shapes with a tooltip."""
+
+    title: str
+    shapes: Sequence[Plain]
+
+
+Shape = Plain | Titled
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure with its content in words."""
+    """Shapes with their content in words."""
 
-    figure: Figure
+    width: float
+    height: float
     title: str
     description: str
-    tooltips: Mapping[str, str] = field(default_factory=dict)  # text by the `gid` of an artist
+    shapes: Sequence[Shape]
 
 
-@contextmanager
-def drawing_style() -> Iterator[None]:
-    """Apply the style of figures and ignore characters that the fonts lack."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
-
-
-def blank(
-    width: float, height: float, box: tuple[float, float, float, float]
-) -> tuple[Figure, Axes]:
-    """Return a figure and its frameless axes; `box` is left, top, right, bottom; in pixels."""
-    figure = Figure(
-        figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), dpi=PIXELS_PER_INCH
-    )
-    left, top, right, bottom = box
-    axes = figure.add_axes(
-        (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
-    )
-    axes.patch.set_visible(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelcolor=LIGHT["soft"], labelsize=11)
-    return figure, axes
-
-
-def mark_events(axes: Axes, at: Sequence[int], y: float) -> None:
-    """Draw a dashed line per event, with its number where there is room.
-
-    The horizontal axis is optimizer steps; `y` is the numbers' height in data coordinates.
-    """
-    last = -float("inf")
-    for number, step in enumerate(at, start=1):
-        axes.axvline(step, color=LIGHT["soft"], linewidth=1, linestyle=(0, (4, 3)), clip_on=False)
-        x = float(axes.transData.transform((step, 0))[0])
+def event_marks(
+    places: Iterable[float], top: float, bottom: float, numbers: float
+) -> Iterator[Shape]:
+    """Yield a dashed line per event, with its number at height `numbers` where there is room."""
+    last = -math.inf
+    for number, x in enumerate(places, start=1):
+        yield Curve([(x, top), (x, bottom)], "soft", dashed=True)
         if x - last >= 16:
-            axes.text(step, y, str(number), ha="center", fontsize=10, color=LIGHT["soft"])
+            yield Text(x, numbers, str(number), "soft", 10, "middle")
             last = x
+
+
+def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """Return at most `most` round numbers at equal distances in a range; `whole` for steps."""
+    apart = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(apart))
+    step = next(n * power for n in (1, 2, 5, 10, 20) if n * power >= apart)
+    step = max(1.0, step) if whole else step
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)][:most]
 
 
 def drawable(text: str) -> str:
@@ -142,37 +160,74 @@ def drawable(text: str) -> str:
 
 
 def to_svg(drawing: Drawing, key: str) -> str:
-    """Return a drawing as an element of a page, reproducibly; `key` is a unique prefix of ids."""
-    file = io.StringIO()
-    with drawing_style():
-        drawing.figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
-    content = _UNSEEN.sub("", file.getvalue().partition("<svg")[2].partition(">")[2])
-    content = _TAG.sub(lambda found: _page_tag(found[0], key, drawing.tooltips), content)
-    width, height = drawing.figure.get_size_inches() * PIXELS_PER_INCH
+    """Return a drawing as an element of a page; `key` is a unique prefix of ids."""
+    width, height = f"{drawing.width:.0f}", f"{drawing.height:.0f}"
     return (
         f'<svg role="img" aria-labelledby="{key}-title {key}-description" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">'
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<title id="{key}-title">{escape(drawing.title)}</title>'
-        f'<desc id="{key}-description">{escape(drawing.description)}</desc>{content}'
+        f'<desc id="{key}-description">{escape(drawing.description)}</desc>'
+        f"{''.join(map(_element, drawing.shapes))}</svg>"
     )
 
 
+def _element(shape: Shape) -> str:
+    """Return a shape as an element, with the colours and fonts of the page."""
+    match shape:
+        case Bar(x, y, width, height, colour, opacity):
+            seen = "" if opacity == 1 else f' fill-opacity="{opacity:.3g}"'
+            return (
+                f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}" '
+                f'fill="var(--{colour})"{seen}/>'
+            )
+        case Curve(points, colour, width, dashed):
+            places = " ".join(f"{x:.6g},{y:.6g}" for x, y in points)
+            dashes = f' stroke-dasharray="{DASH}"' if dashed else ""
+            return (
+                f'<polyline points="{places}" fill="none" stroke="var(--{colour})" '
+                f'stroke-width="{width:g}"{dashes}/>'
+            )
+        case Dot(x, y, colour):
+            return f'<circle cx="{x:.6g}" cy="{y:.6g}" r="3" fill="var(--{colour})"/>'
+        case Text(x, y, text, colour, size, anchor, font):
+            return (
+                f'<text x="{x:.6g}" y="{y:.6g}" font-size="{size:g}" text-anchor="{anchor}" '
+                f'fill="var(--{colour})"{FONTS[font]}>{escape(text)}</text>'
+            )
+        case Titled(title, shapes):
+            return f"<g><title>{escape(title)}</title>{''.join(map(_element, shapes))}</g>"
+
+
 def write_png(drawing: Drawing, path: Path) -> None:
-    """Write a drawing as a PNG file."""
-    scale = min(PNG_SCALE, LARGEST_PNG / (PIXELS_PER_INCH * max(drawing.figure.get_size_inches())))
-    with drawing_style():
-        drawing.figure.savefig(
-            path, format="png", dpi=scale * PIXELS_PER_INCH, facecolor=LIGHT["paper"]
-        )
+    """Write a drawing as a PNG file in the light colours."""
+    from PIL import Image, ImageDraw
+
+    scale = min(PNG_SCALE, LARGEST_PNG / max(drawing.width, drawing.height))
+    size = (math.ceil(scale * drawing.width), math.ceil(scale * drawing.height))
+    image = Image.new("RGB", size, LIGHT["paper"])
+    pen = ImageDraw.Draw(image, "RGBA")
+    for shape in drawing.shapes:
+        _paint(pen, shape, scale)
+    image.save(path, format="PNG")
 
 
-def _page_tag(tag: str, key: str, tooltips: Mapping[str, str]) -> str:
-    """Return a tag of a figure with the page's colours, fonts and ids."""
-    group = re.fullmatch(r'<g id="(.*)">', tag)
-    if group:
-        text = tooltips.get(group[1])
-        return "<g>" if text is None else f"<g><title>{escape(text)}</title>"
-    tag = _VARIABLE.sub(lambda found: VARIABLES[found[0]], tag)
-    tag = re.sub(r' id="|(?:xlink:)?href="#|url\(#', lambda found: f"{found[0]}{key}-", tag)
-    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace("xlink:", "").replace("\n", ""))
-    return re.sub(r"(\.\d\d)\d+", r"\1", tag)
+def _paint(pen: Any, shape: Shape, scale: float) -> None:
+    from PIL import ImageColor, ImageFont
+
+    match shape:
+        case Titled(_, shapes):
+            for inner in shapes:
+                _paint(pen, inner, scale)
+        case Bar(x, y, width, height, colour, opacity):
+            fill = (*ImageColor.getrgb(LIGHT[colour])[:3], round(255 * opacity))
+            right, bottom = scale * (x + width) - 1, scale * (y + height) - 1
+            pen.rectangle((scale * x, scale * y, right, max(scale * y, bottom)), fill=fill)
+        case Curve(((x, top), (_, bottom)), colour):  # the line of an event
+            for y in range(round(top), round(bottom), 2 * DASH):
+                ends = (scale * x, scale * y, scale * x, scale * min(y + DASH, bottom))
+                pen.line(ends, fill=LIGHT[colour])
+        case Text(x, y, text, colour, text_size, anchor, _):
+            loaded = ImageFont.load_default(scale * text_size)
+            place = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
+            at = (scale * x, scale * y)
+            pen.text(at, text.translate(ASCII), fill=LIGHT[colour], font=loaded, anchor=place)
