@@ -34,8 +34,8 @@ from dynlora.train.processes import in_group, is_first, leave, one_error
 from dynlora.train.signals import ReportedError, sigterm_stops
 
 VERBS = (
-    "init", "examples", "train", "plan", "advise", "eval", "predict", "report", "compare",
-    "inspect", "diff", "combine", "extract", "export", "resize", "schema", "completion",
+    "init", "examples", "train", "plan", "advise", "eval", "predict", "watch", "report",
+    "compare", "inspect", "diff", "combine", "extract", "export", "resize", "schema", "completion",
 )  # fmt: skip
 """The verbs; `COMMAND` in `dynlora.cli.<verb>` is the command of each."""
 PACKAGES = (

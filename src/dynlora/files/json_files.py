@@ -47,10 +47,12 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         file.write(to_json(line) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a run's file; raise `RunFileError` if that fails."""
+def read_text(path: Path, start: int = 0) -> str:
+    """Return the text of a run's file from byte `start`; raise `RunFileError` if that fails."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunFileError(
             f"a run's folder must hold a readable {path.name}, got {error} for {path}: give the "
@@ -70,21 +72,26 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the objects in a run's file of lines, and whether the last line is incomplete.
+def read_lines(
+    path: Path, start: int = 0, first: int = 1
+) -> tuple[list[dict[str, Any]], bool, int]:
+    """Return the objects in a run's file of lines, whether the last is incomplete, and the end.
 
-    An incomplete last line, left by a killed process, is skipped. A missing file counts as empty.
+    An incomplete last line, left by a killed process, is skipped, and does not count for the end in
+    bytes. A missing file counts as empty. `start` is the end of an earlier reading, `first` the
+    number of the line there.
     """
     if not path.exists():
-        return [], False
-    *lines, rest = read_text(path).split("\n")
+        return [], False, 0
+    text = read_text(path, start)
+    *lines, rest = text.split("\n")
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=first):
         try:
             found.append(as_object(parse_json(line)))
         except ValueError as error:
             raise broken_line(path, number, f"{line[:40]!r} ({error})") from error
-    return found, bool(rest)
+    return found, bool(rest), start + len(text.encode()) - len(rest.encode())
 
 
 def broken_line(path: Path, number: int, given: str) -> RunFileError:

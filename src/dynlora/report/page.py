@@ -43,32 +43,53 @@ PAGES.globals |= {
 PAGES.filters |= {
     "metric": wording.metric_text,
     "count": wording.count_text,
+    "seconds": wording.seconds_text,
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 
 
 def report_page(run: RunFiles) -> str:
     """Return the page about a finished or unfinished run as HTML."""
-    metrics = list(dict.fromkeys([*run.before, *run.after]))
-    drawn = charts(run.metrics, metrics)
-    scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
-    budget = {} if run.budget is None else {"budget": run.budget}
     return PAGES.get_template("page.html.j2").render(
         run=run,
         name=run.root.resolve().name,
-        facts=_facts(run),
-        metrics=metrics,
-        parameters={**run.parameters, **budget},
-        costs=list(_costs(run)),
-        scale=scale,
-        rank_map=_rank_map(run, scale) if run.initial_ranks else None,
-        parts=arrange(list(run.final_ranks)),
-        layers={name: _layer(run, name, scale) for name in run.final_ranks},
-        charts=list(_draw(drawn, run)),
-        evaluations=_evaluations(drawn),
-        events=list(_events(run)),
-        made={key: run.facts[key] for key in ("versions", "machine") if key in run.facts},
+        facts=facts_of(run),
+        made=origin_of(run),
+        **curve_values(run),
+        **rank_values(run, run.steps),
     )
+
+
+def curve_values(run: RunFiles) -> dict[str, Any]:
+    """Return the values of the sections about metrics, parameters, time and memory."""
+    metrics = list(dict.fromkeys([*run.before, *run.after]))
+    drawn = charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
+    budget = {} if run.budget is None else {"budget": run.budget}
+    return {
+        "metrics": metrics,
+        "parameters": {**run.parameters, **budget},
+        "costs": list(_costs(run)),
+        "charts": list(_draw(drawn, run)),
+        "evaluations": _evaluations(drawn),
+    }
+
+
+def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
+    """Return the values of the sections about ranks and events; `steps` is the map's last step."""
+    scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
+    highest = max([1, *run.final_ranks.values()])
+    return {
+        "scale": scale,
+        "rank_map": _rank_map(run, scale, steps) if run.initial_ranks else None,
+        "parts": arrange(list(run.final_ranks)),
+        "layers": {name: _layer(run, name, scale, highest) for name in run.final_ranks},
+        "events": list(_events(run)),
+    }
+
+
+def origin_of(run: RunFiles) -> dict[str, Any]:
+    """Return the versions and the machine of a run, as far as recorded."""
+    return {key: run.facts[key] for key in ("versions", "machine") if key in run.facts}
 
 
 def check_replaceable(path: Path) -> None:
@@ -90,7 +111,8 @@ def write_page(path: Path, html: str) -> None:
         draft.write_bytes(html.encode("utf-8", "replace"))
 
 
-def _facts(run: RunFiles) -> dict[str, str]:
+def facts_of(run: RunFiles) -> dict[str, str]:
+    """Return the identity of a run as texts by label."""
     counts = [f"{wording.count_text(count)} {split}" for split, count in run.rows.items()]
     rows = f" ({', '.join(counts)} rows)" if counts else ""
     return {
@@ -124,8 +146,8 @@ def _costs(run: RunFiles) -> Iterator[tuple[str, str, str]]:
             yield name.removesuffix("_bytes").replace("_", " "), wording.bytes_text(size), ""
 
 
-def _rank_map(run: RunFiles, scale: RankScale) -> dict[str, object]:
-    drawing = rank_map(run.events, run.initial_ranks, steps=run.steps, scale=scale)
+def _rank_map(run: RunFiles, scale: RankScale, steps: int) -> dict[str, object]:
+    drawing = rank_map(run.events, run.initial_ranks, steps=steps, scale=scale)
     starts = set(run.initial_ranks.values())
     still = stillness(run.events)
     hint = f"Ranks did not move: {still}."
@@ -139,7 +161,7 @@ def _rank_map(run: RunFiles, scale: RankScale) -> dict[str, object]:
     return {"hint": hint, "start": start, "svg": to_svg(drawing, "ranks")}
 
 
-def _layer(run: RunFiles, name: str, scale: RankScale) -> dict[str, object]:
+def _layer(run: RunFiles, name: str, scale: RankScale, highest: int) -> dict[str, object]:
     """Return a layer's rank in numbers, words and lengths of its bar."""
     rank = run.final_ranks[name]
     start = run.initial_ranks.get(name, rank)
@@ -148,7 +170,7 @@ def _layer(run: RunFiles, name: str, scale: RankScale) -> dict[str, object]:
     return {
         "rank": rank,
         "told": f"{name}: rank {rank}{was}",
-        "share": round(100 * rank / max([1, *run.final_ranks.values()]), 1),
+        "share": round(100 * rank / highest, 1),
         "side": "up" if strength > 0 else "down",
         "strength": round(100 * abs(strength)),
     }

@@ -70,6 +70,18 @@ class RunFolder:
                 "`--training.resume latest`."
             )
 
+    def is_in_use(self) -> bool:
+        """Return whether a run's process writes here; a free lock is taken for a moment."""
+        if not self._lock.exists():
+            return False
+        lock = FileLock(self._lock, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Create and lock the folder; raise `RunFolderError` if another process has the lock."""

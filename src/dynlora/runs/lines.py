@@ -1,54 +1,87 @@
 """`metrics.jsonl` and `ranks.jsonl` of a run: read them, and check the values in each line."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dynlora.files.json_files import broken_line, read_lines
 from dynlora.history import Event
 from dynlora.runs.record import check_kind
 
 _AT_LAST = {"train_runtime", "best_loss"}  # keys of lines written after a run's last step
+Line = TypeVar("Line")
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Return the logged metrics, and whether the last line was cut short."""
-    lines, cut = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        step = line.get("step")
-        if type(step) is not int or step < 0:
-            raise broken_line(path, number, f"step {str(step)[:40]!r}")
-    return lines, cut
+class Lines(Generic[Line]):
+    """The checked lines of a file that may grow: each complete line is read once."""
+
+    def __init__(self, path: Path, check: Callable[[dict[str, Any], Line | None], Line]) -> None:
+        """Prepare an empty list; `check` converts an object, beside the line before it."""
+        self.path = path
+        self.found: list[Line] = []
+        self.cut = False
+        """Whether the last line is incomplete, and left out."""
+        self._check = check
+        self._end = self._inode = 0
+
+    def read(self) -> "Lines[Line]":
+        """Add the new lines, or read all lines of a replaced file; return this object.
+
+        Raises `RunFileError` if a line is malformed.
+        """
+        state = self.path.stat() if self.path.exists() else None
+        if state is None or state.st_ino != self._inode or state.st_size < self._end:
+            self.found, self._end = [], 0
+        self._inode = 0 if state is None else state.st_ino
+        objects, self.cut, end = read_lines(self.path, self._end, len(self.found) + 1)
+        found = [*self.found[-1:]]
+        past = len(found)
+        for number, line in enumerate(objects, start=len(self.found) + 1):
+            try:
+                found.append(self._check(line, found[-1] if found else None))
+            except ValueError as error:
+                raise broken_line(self.path, number, str(error)) from error
+        self.found += found[past:]
+        self._end = end
+        return self
+
+
+def metric_lines(path: Path) -> Lines[dict[str, Any]]:
+    """Return the logged metrics, not read yet."""
+    return Lines(path, _checked_metrics)
+
+
+def event_lines(path: Path) -> Lines[Event]:
+    """Return the events, not read yet."""
+    return Lines(path, _checked_event)
 
 
 def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Return the metrics up to a step, without the final lines of a finished run."""
-    lines, _ = read_metrics(path)
+    lines = metric_lines(path).read().found
     return [line for line in lines if line["step"] <= step and not line.keys() & _AT_LAST]
 
 
-def read_events(path: Path) -> tuple[list[Event], bool]:
-    """Return the events, and whether the last line was cut short."""
-    lines, cut = read_lines(path)
-    events: list[Event] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            check_kind(line, Event, "event")
-            event = Event.from_dict(line)
-            _check_event(event, events[-1] if events else event)
-        except ValueError as error:
-            raise broken_line(
-                path, number, f"one that is not an event ({str(error)[:300]})"
-            ) from error
-        events.append(event)
-    return events, cut
+def _checked_metrics(line: dict[str, Any], _: dict[str, Any] | None) -> dict[str, Any]:
+    step = line.get("step")
+    if type(step) is not int or step < 0:
+        raise ValueError(f"step {str(step)[:40]!r}")
+    return line
 
 
-def _check_event(event: Event, past: Event) -> None:
-    """Check the range of an event's values, and that it fits the previous event."""
-    layers = event.layers.values()
-    counts = [event.step, event.parameters]
-    counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]
-    if min(counts) < 0:
-        raise ValueError("`step`, `parameters` and ranks must be at least 0")
-    if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
-        raise ValueError("`layers` must be those of the line before, and `step` in order")
+def _checked_event(line: dict[str, Any], past: Event | None) -> Event:
+    """Return an event after a check of its values' range, and that it fits the previous event."""
+    try:
+        check_kind(line, Event, "event")
+        event = Event.from_dict(line)
+        layers = event.layers.values()
+        counts = [event.step, event.parameters]
+        counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]
+        if min(counts) < 0:
+            raise ValueError("`step`, `parameters` and ranks must be at least 0")
+        past = past or event
+        if event.layers.keys() != past.layers.keys() or not event.layers or event.step < past.step:
+            raise ValueError("`layers` must be those of the line before, and `step` in order")
+    except ValueError as error:
+        raise ValueError(f"one that is not an event ({str(error)[:300]})") from error
+    return event

@@ -13,7 +13,7 @@ from dynlora.errors import RunFileError
 from dynlora.history import Event
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.folder import RunFolder
-from dynlora.runs.lines import read_events, read_metrics
+from dynlora.runs.lines import Lines, event_lines, metric_lines
 from dynlora.runs.record import (
     UNFINISHED,
     read_config,
@@ -54,13 +54,31 @@ class RunFiles:
     notes: Sequence[str]  # sentences about missing parts and their reasons
 
 
+class RunReader:
+    """Reads a run's folder, repeatedly while the run goes on."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root)
+        self._metrics = metric_lines(self.folder.metrics)
+        self._events = event_lines(self.folder.ranks)
+
+    def read(self) -> RunFiles:
+        """Read the folder, but only the new lines of the files that grow; raises as `read_run`."""
+        return _run_files(self.folder, self._metrics, self._events)
+
+
 def read_run(root: Path) -> RunFiles:
     """Read a run's folder.
 
     Raises `RunFileError` if the folder is not a run's or a file is invalid, and `AdapterError` if a
     name in its adapter is too long.
     """
-    folder = RunFolder(root)
+    return RunReader(root).read()
+
+
+def run_facts(folder: RunFolder) -> dict[str, Any]:
+    """Return the values of `run.json`; raise `RunFileError` if the folder is not a run's."""
+    root = folder.root
     if not folder.run.exists():
         found = "a folder without one" if root.is_dir() else "no folder"
         raise RunFileError(
@@ -68,16 +86,20 @@ def read_run(root: Path) -> RunFiles:
             "`output` of a `dynlora train`."
         )
     facts = read_record(folder.run)
-    status = read_status(folder.run, facts)
-    metrics, metrics_cut = read_metrics(folder.metrics)
-    events, events_cut = read_events(folder.ranks)
+    read_status(folder.run, facts)
+    return facts
+
+
+def _run_files(folder: RunFolder, lines: Lines[dict[str, Any]], history: Lines[Event]) -> RunFiles:
+    facts = run_facts(folder)
+    metrics, events = lines.read().found, history.read().found
     initial, final = _ranks(folder, facts, events)
     steps = facts.get("steps")
     if steps is None:
         steps = max((line["step"] for line in metrics), default=0)
     return RunFiles(
-        root=root,
-        status=status,
+        root=folder.root,
+        status=facts["status"],
         method=facts.get("method", "unknown"),
         seed=facts.get("seed"),
         written=str(facts.get("written", "unknown")),
@@ -95,7 +117,7 @@ def read_run(root: Path) -> RunFiles:
         events=events,
         initial_ranks=initial,
         final_ranks=final,
-        notes=_notes(facts, steps, metrics, metrics_cut, events_cut),
+        notes=_notes(facts, steps, metrics, lines.cut, history.cut),
     )
 
 

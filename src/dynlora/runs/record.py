@@ -51,6 +51,9 @@ _KINDS: Mapping[str, Any] = {
     "peak_memory_bytes": int | None,
     "peak_gpu_memory_bytes": int | None,
     "final_ranks": dict[str, int],
+    "planned_steps": int,
+    "planned_events": list[int],
+    "resumed_from_step": int | None,
 }
 """Values of `run.json` that are read; each may be missing."""
 

@@ -1,12 +1,14 @@
 """The facts of a run: its summary before training, its `run.json`, and its final table."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dynlora.distributed import process_count
 from dynlora.history import moved
 from dynlora.runs.record import versions
+from dynlora.schedule import Timetable
 from dynlora.train.build import Job, identity
 from dynlora.train.machine import machine, peak_memory
 from dynlora.train.trainer import rows_per_step
@@ -51,7 +53,18 @@ def first_facts(job: Job) -> dict[str, Any]:
         "other_parameters": job.prepared.other_parameters,
         "adapter_start_seconds": start_seconds,
         "texts_cut": dict(job.inputs.data.cut),
+        "planned_steps": job.inputs.steps,
+        "planned_events": _planned_events(job),
     }
+
+
+def _planned_events(job: Job) -> list[int]:
+    """Return the steps after which ranks may change, without events that few scores would add."""
+    if job.prepared.dynamic is None:
+        return []
+    config = job.config.dynamic
+    timetable = Timetable.of(replace(config, total_steps=config.total_steps or job.inputs.steps))
+    return sorted({*timetable.events, *timetable.searches})
 
 
 def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dynlora.runs.checkpoints import delete_old, seal
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import metrics_until
 from dynlora.runs.resume import Past
+from dynlora.train.machine import peak_memory
 
 
 class Recorder(TrainerCallback):
@@ -78,12 +79,12 @@ class Recorder(TrainerCallback):
         self._events_written = len(history)
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Append the log entry to `metrics.jsonl`, or keep it until `open`."""
+        """Append the log entry and the peak memory to `metrics.jsonl`, or keep it until `open`."""
         values: dict[str, float] = kwargs["logs"]
         self.eval_seconds += values.get("eval_runtime", 0.0)
         if self.of_best:
             values = {key.replace("eval_", "best_", 1): value for key, value in values.items()}
-        line = {"step": state.global_step, **values}
+        line = {"step": state.global_step, **values, **peak_memory()}
         if self._early is None:
             append_line(self.folder.metrics, line)
         else:

@@ -15,7 +15,7 @@ NINE = ", ".join(["*{0}"] * 9)
 def test_lines_are_read_back_as_standard_json_except_one_that_was_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     for _ in range(2):
-        assert read_lines(path) == ([], False)
+        assert read_lines(path)[:2] == ([], False)
         write_lines(path, [])
     write_lines(path, [{"step": 1, "loss": NAN, "both": (-INFINITY, 1.5)}])
     append_line(path, {"step": 2, "inner": [{"loss": INFINITY}], "text": "a\nb \u2028 nan"})
@@ -23,10 +23,10 @@ def test_lines_are_read_back_as_standard_json_except_one_that_was_cut_short(tmp_
         {"step": 1, "loss": None, "both": [None, 1.5]},
         {"step": 2, "inner": [{"loss": None}], "text": "a\nb \u2028 nan"},
     ]
-    assert read_lines(path) == (kept, False)
+    assert read_lines(path)[:2] == (kept, False)
     with path.open("a") as file:
         file.write('{"step": 3, "lo')
-    assert read_lines(path) == (kept, True)
+    assert read_lines(path)[:2] == (kept, True)
 
 
 def bomb(first: str, repeat: str) -> str:

@@ -1,0 +1,78 @@
+"""`dynlora watch RUN...`: serve a page on this machine that follows runs until Ctrl-C."""
+
+import socket
+import webbrowser
+from typing import Any
+
+import click
+
+from dynlora.cli.arguments import FOLDER, Verb
+from dynlora.cli.output import Output
+from dynlora.errors import ConfigError
+from dynlora.train.signals import Stopped
+
+ADDRESS = "127.0.0.1"  # not reachable from other machines
+SECONDS = 1  # for open connections at the end
+
+
+def _run(given: Any, output: Output) -> None:
+    if not given.runs:
+        raise ConfigError("`dynlora watch` needs at least one run, got none: give its folder.")
+
+    import uvicorn
+    from rich.text import Text
+
+    from dynlora.report.watch import Watcher, watch_app
+
+    watcher = Watcher(given.runs)
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((ADDRESS, given.port))
+        except OSError as error:
+            raise ConfigError(
+                f"`--port` must be free, but got {given.port} ({error.strerror}). Choose another."
+            ) from error
+        url = f"http://{ADDRESS}:{place.getsockname()[1]}/{watcher.token}/"
+        output.show(Text(url), {"url": url, "runs": [*map(str, given.runs)]})
+        output.progress.print("Ctrl-C ends the page, but no run.")
+        if given.open:
+            webbrowser.open(url)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                watch_app(watcher),
+                access_log=False,
+                log_level="error",
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=SECONDS,
+            )
+        )
+        try:
+            server.run(sockets=[place])
+        except KeyboardInterrupt as stop:
+            raise Stopped("the page has ended, but no run", getattr(stop, "signum", 2)) from None
+
+
+COMMAND = Verb(
+    "watch",
+    "a page on this machine that follows runs while they train",
+    _run,
+    [
+        click.Argument(
+            ["runs"],
+            type=FOLDER,
+            metavar="RUN...",
+            nargs=-1,
+            help="Folders of one or more `dynlora train` runs, finished or not.",
+        ),
+        click.Option(
+            ["--port"],
+            type=click.IntRange(0, 65535),
+            default=0,
+            metavar="N",
+            help="Port of the page (default: a free one).",
+        ),
+        click.Option(["--open"], is_flag=True, help="Open the page in the browser."),
+    ],
+)
