@@ -33,6 +33,7 @@ def _run(given: Any, output: Output) -> None:
             raise ConfigError(
                 f"`--port` must be free, but got {given.port} ({error.strerror}). Choose another."
             ) from error
+        place.listen()  # before the address is known
         url = f"http://{ADDRESS}:{place.getsockname()[1]}/{watcher.token}/"
         output.show(Text(url), {"url": url, "runs": [*map(str, given.runs)]})
         output.progress.print("Ctrl-C ends the page, but no run.")

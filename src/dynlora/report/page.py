@@ -43,7 +43,7 @@ PAGES.globals |= {
 PAGES.filters |= {
     "metric": wording.metric_text,
     "count": wording.count_text,
-    "seconds": wording.seconds_text,
+    "about": wording.about_text,
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 

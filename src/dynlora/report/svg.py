@@ -16,7 +16,7 @@ LIGHT = {
     "empty": "#f6f7f8",
     "up": "#f0a04b",
     "down": "#a99be0",
-    "training": "#6f7885",
+    "training": "#666f7c",
     "validation": "#0f6cbd",
     "good": "#1d7044",
     "bad": "#b3261e",
@@ -146,12 +146,12 @@ def event_marks(
 
 
 def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
-    """Return at most `most` round numbers at equal distances in a range; `whole` for steps."""
+    """Return at most `most + 1` round numbers at equal distances; `whole` without fractions."""
     apart = (high - low) / most
     power = 10.0 ** math.floor(math.log10(apart))
     step = next(n * power for n in (1, 2, 5, 10, 20) if n * power >= apart)
     step = max(1.0, step) if whole else step
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)][:most]
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def drawable(text: str) -> str:

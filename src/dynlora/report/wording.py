@@ -67,6 +67,11 @@ def seconds_text(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def about_text(value: float) -> str:
+    """Format an estimate of seconds without fractions."""
+    return f"{value:.0f} s" if value < 120 else seconds_text(value)
+
+
 def bytes_text(value: float | None) -> str:
     """Format a size in MiB, or in GiB from 1 GiB on."""
     if value is None:

@@ -1,0 +1,277 @@
+"""Pages in a browser: reports of all methods, and `dynlora watch` beside a run that is killed."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from dynlora.cli.main import main
+from dynlora.importance.agreement import AgreementTest
+from dynlora.report.watch import LOG_LINES, POLICY, Watched, Watcher, upcoming
+from dynlora.runs.folder import RunFolder
+from dynlora.train.progress import ProgressBar
+from tests.cli.finished import read_lines
+from tests.jobs import missing
+from tests.processes import process_group, run_in_fork
+from tests.unit.report.pages import parse_page
+from tests.unit.report.runs import block_names, make_events, run_values, write_run
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+WIDTHS = (390, 768, 1280)
+EVIL = "</script><script>alert(1)</script><img src=x onerror=y>"
+RUNNING = run_values(status="running", metrics_after=None, steps=None)
+CUT_OFF = """() => {
+  const width = document.documentElement.clientWidth;
+  const found = [];
+  if (document.scrollingElement.scrollWidth > width) found.push("the page scrolls sideways");
+  for (const each of document.body.querySelectorAll("*")) {
+    const box = each.getBoundingClientRect(), frame = each.closest(".scroll, svg");
+    if (!frame && box.right > width + 1) found.push(each.outerHTML.slice(0, 80));
+    const svg = each.tagName === "text" && each.closest("svg").getBoundingClientRect();
+    if (svg && (box.left < svg.left - 1 || box.right > svg.right + 1)) found.push(each.textContent);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a Chromium: that of the system, or that of Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"needs Chromium, for example by `playwright install`: {error}")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser):
+    """Return a new page whose console must stay empty, and which may only load from here."""
+    errors, requests = [], []
+    with browser.new_page() as opened:
+        opened.on("console", lambda told: errors.append(told.text))
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on("request", lambda request: requests.append(urlsplit(request.url)))
+        yield opened
+        assert errors == []
+        assert {(place.scheme, place.hostname) for place in requests} <= {
+            ("file", None), ("file", ""), ("data", None), ("http", "127.0.0.1"),
+        }  # fmt: skip
+
+
+def check_page(page):
+    """Check a page at each width and in each theme: nothing cut off, no finding of axe-core."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(CUT_OFF) == [], (width, theme)
+        found = Axe().run(page).response["violations"]
+        worst = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in worst] == [], theme
+
+
+@pytest.mark.parametrize("method", ["dynamic", "lora", "adalora", "full"])
+def test_a_report_is_readable_on_every_screen(finished_by, tmp_path, page, method):
+    path = tmp_path / "page.html"
+    assert main(["report", str(finished_by(method)), "--output", str(path), "--quiet"]) == 0
+    page.goto(path.as_uri())
+    for each in page.locator("summary").all():
+        each.click()
+    check_page(page)
+
+
+@contextmanager
+def watching(*runs):
+    """Watch runs with `dynlora watch`, and yield the process and the address of the page."""
+    command = [sys.executable, "-m", "dynlora", "watch", *map(str, runs), "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with process_group(command, **pipes) as process:
+        yield process, json.loads(process.stdout.readline())["url"]
+
+
+def train_slowly(job, output, dies_at, *options):
+    """Train with a pause after each step, and be killed after one of them."""
+    usual = ProgressBar.on_step_end
+
+    def pause(self, args, state, *more, **named):
+        usual(self, args, state, *more, **named)
+        time.sleep(0.3)
+        if state.global_step == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgressBar, "on_step_end", pause)
+        patch.setattr(AgreementTest, "is_significant", lambda self: True)
+        return main(["train", str(job), "--output", str(output), "--quiet", *options])
+
+
+def test_a_page_follows_a_run_that_is_killed_and_resumed(page, job, output):
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(run_in_fork, train_slowly, job, output, 10)
+        while not (output / "config.yaml").exists():
+            assert not killed.done(), killed.result().stderr
+            time.sleep(0.05)
+        with watching(output) as (_, url):
+            page.goto(url)
+            page.evaluate("window.kept = true")
+            page.wait_for_selector(".status.running")
+            page.wait_for_selector("#state li:has-text('Last step: step 12, in about')")
+            page.wait_for_selector("#ranks svg")
+            assert killed.result().returncode == -signal.SIGKILL
+            page.wait_for_selector(".status.killed")
+            page.wait_for_selector("#state li:has-text('--training.resume latest')")
+            check_page(page)
+            page.locator("summary").first.click()
+            ended = pool.submit(
+                run_in_fork, train_slowly, job, output, 0, "--training.resume=latest"
+            )
+            page.wait_for_selector(".status.running")
+            page.wait_for_selector(".status.finished")
+            assert ended.result().returncode == 0, ended.result().stderr
+            assert page.evaluate("window.kept"), "the page was not loaded again"
+            assert page.locator("details").first.get_attribute("open") is not None
+            last = read_lines(output / "ranks.jsonl")[-1]
+            page.wait_for_selector("#log:has-text('step 12: ')")
+            for name, layer in last["layers"].items():
+                title = f'#ranks [title^="{name}: rank {layer["rank_after"]}"]'
+                assert page.locator(title).count() == 1
+            check_page(page)
+
+
+@pytest.fixture
+def run(tmp_path):
+    events = make_events(block_names(2), [10, 20])
+    return write_run(tmp_path / "run", events=events, run=RUNNING)
+
+
+def ask(url, path="", **headers):
+    """Return the status, the headers and the text of an answer."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
+    connection.request("GET", path or place.path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.headers, answer.read().decode()
+
+
+def test_only_the_address_with_the_token_is_answered_and_only_on_this_machine(run):
+    with watching(run) as (process, url):
+        place = urlsplit(url)
+        assert place.hostname == "127.0.0.1"
+        status, headers, html = ask(url)
+        assert status == 200
+        (nonce,) = [script["nonce"] for script in parse_page(html).named("script")]
+        assert headers["Content-Security-Policy"] == POLICY.format(nonce=nonce)
+        assert headers["Referrer-Policy"] == "no-referrer"
+        for path in ("/", "/events", "/wrong/", "/wrong/events", f"{place.path}run.json",
+                     f"{place.path}?run=1", f"{place.path}?run=-1", f"{place.path}../run.json",
+                     f"/{'%C3%A9' * 8}/"):  # fmt: skip
+            assert ask(url, path)[0] == 404, path
+        assert ask(url, Host="evil.example")[0] == 400
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 128 + signal.SIGINT
+        assert process.stderr.read() == "interrupted: the page has ended, but no run\n"
+
+
+def test_the_stream_sends_all_parts_first_and_then_those_that_changed(run):
+    with watching(run) as (_, url):
+        place = urlsplit(url)
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
+        connection.request("GET", f"{place.path}events")
+        answer = connection.getresponse()
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+
+        def received():
+            line = answer.readline().decode()
+            assert answer.readline() == b"\n"
+            return json.loads(line.removeprefix("data: "))
+
+        first = received()
+        assert {name for name, html in first.items() if html} == {
+            "state", "curves", "ranks", "log", "settings",
+        }  # fmt: skip
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 110, "loss": 0.25}\n{"step": 120, "lo')
+        second = received()
+        assert set(second) == {"state", "curves", "log"}
+        assert second["log"].count("step 110: loss 0.25") == 1
+        assert "step 120" not in second["log"], "the line is not complete"
+
+
+def test_no_text_of_a_run_becomes_markup(tmp_path):
+    names = [f"m.layers.0.{EVIL}", "m.layers.0.q"]
+    values = RUNNING | {"status": "failed", "error": EVIL, "method": EVIL, "planned_steps": 200}
+    metrics = [{"step": 1, EVIL: EVIL, "loss": 0.5}]
+    root = write_run(tmp_path / EVIL.replace("/", ""), events=make_events(names, [1]), run=values,
+                     metrics=metrics)  # fmt: skip
+    for html in Watcher([root, root]).parts(0).values():
+        assert not {"script", "img"} & {tag for tag, _ in parse_page(html).tags}
+    seen = parse_page("".join(Watcher([root, root]).parts(0).values()))
+    assert seen.text.count(EVIL) > 5
+
+
+def test_a_run_is_told_with_its_next_steps(tmp_path, monkeypatch):
+    values = RUNNING | {"planned_steps": 300, "planned_events": [50, 150], "resumed_from_step": 60}
+    training = {"eval": "epoch", "save": "steps", "save_steps": 40, "epochs": 2, "max_steps": None}
+    root = write_run(tmp_path / "run", run=values, config={"training": training})
+    os.utime(root / "run.json", (1000, 1000))
+    os.utime(root / "metrics.jsonl", (1080, 1080))  # 40 steps in 80 seconds
+    monkeypatch.setattr("dynlora.report.watch.QUIET", float("inf"))
+    run = Watched(root)
+    run.look()
+    assert run.standing.texts()["step"] == "100 of 300 (33%)"
+    assert [*upcoming(run.standing, run.folder)] == [
+        "Next checkpoint: step 120, in about 40 s.",
+        "Next event: step 150, in about 100 s.",
+        "Next evaluation: step 150, in about 100 s.",
+        "Last step: step 300, in about 6 min 40 s.",
+    ]
+
+
+def test_a_running_run_without_its_lock_was_killed_until_it_changes(run, monkeypatch):
+    monkeypatch.setattr("dynlora.report.watch.QUIET", -1.0)
+    watched = Watched(run)
+    with RunFolder(run).held():
+        watched.look()
+        assert watched.standing.status == "running"
+    watched.look()
+    assert watched.standing.status == "killed"
+    assert missing(" ".join(upcoming(watched.standing, watched.folder)), "was killed | Start") == []
+    (run / "run.json").write_text("{")
+    watched.look()
+    assert watched.standing.status == "unreadable"
+    write_run(run, run=run_values())
+    watched.look()
+    assert watched.standing.status == "finished"
+
+
+def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp_path):
+    lines = [{"step": n, "loss": 0.5} for n in range(1000)]
+    root = write_run(tmp_path / "run", run=RUNNING, metrics=lines)
+    watcher = Watcher([root])
+    log = watcher.parts(0)["log"]
+    assert log.count("loss 0.5") == LOG_LINES
+    assert "step 999: loss" in log
+    (root / "metrics.jsonl").unlink()
+    write_run(root, run=RUNNING, metrics=lines[:5])
+    assert watcher.parts(0)["log"].count("loss 0.5") == 5
+
+
+def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):
+    assert "at least one run" in refused("watch")
+    assert "a folder without one" in refused("watch", tmp_path)
