@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -160,13 +160,20 @@ def run(tmp_path):
     return write_run(tmp_path / "run", events=events, run=RUNNING)
 
 
-def ask(url, path="", **headers):
-    """Return the status, the headers and the text of an answer."""
+@contextmanager
+def answered(url, path, **headers):
+    """Yield the answer to a request."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
-    connection.request("GET", path or place.path, headers=headers)
-    answer = connection.getresponse()
-    return answer.status, answer.headers, answer.read().decode()
+    with closing(connection):
+        connection.request("GET", path, headers=headers)
+        yield connection.getresponse()
+
+
+def ask(url, path="", **headers):
+    """Return the status, the headers and the text of an answer."""
+    with answered(url, path or urlsplit(url).path, **headers) as answer:
+        return answer.status, answer.headers, answer.read().decode()
 
 
 def test_only_the_address_with_the_token_is_answered_and_only_on_this_machine(run):
@@ -189,11 +196,7 @@ def test_only_the_address_with_the_token_is_answered_and_only_on_this_machine(ru
 
 
 def test_the_stream_sends_all_parts_first_and_then_those_that_changed(run):
-    with watching(run) as (_, url):
-        place = urlsplit(url)
-        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
-        connection.request("GET", f"{place.path}events")
-        answer = connection.getresponse()
+    with watching(run) as (_, url), answered(url, f"{urlsplit(url).path}events") as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
 
         def received():

@@ -22,10 +22,11 @@ def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
     `names` are validation metrics without the prefix `eval_`.
     """
+    evaluations = [line for line in metrics if any(key.startswith("eval_") for key in line)]
     found = {}
     for name in dict.fromkeys(["loss", *names]):
         training = _thin(_series(metrics, "loss")) if name == "loss" else ()
-        lines = {"training": training, "validation": _series(metrics, f"eval_{name}")}
+        lines = {"training": training, "validation": _series(evaluations, f"eval_{name}")}
         found[name] = {label: line for label, line in lines.items() if line}
     return {name: lines for name, lines in found.items() if lines}
 

@@ -142,11 +142,10 @@ def _axis(time: Time, y: float) -> list[svg.Shape]:
     return [svg.Text(time.pixel(step), y, f"{step:,.0f}", "soft", 11, "middle") for step in steps]
 
 
-def _until(spells: Spells, end: float) -> Iterator[tuple[int, int, float]]:
-    """Yield each rank's first step, the rank, and the step of the next rank."""
-    ends = [*(step for step, _ in spells[1:]), end]
-    for (begin, rank), until in zip(spells, ends, strict=True):
-        yield begin, rank, until
+def _until(spells: Spells, end: float) -> list[tuple[int, int, float]]:
+    """Return each rank's first step, the rank, and the step of the next rank."""
+    ends = [step for step, _ in spells[1:]]
+    return [(*spell, until) for spell, until in zip(spells, [*ends, end], strict=True)]
 
 
 def _colours(

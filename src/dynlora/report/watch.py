@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from dynlora.errors import DynamicLoraError
 from dynlora.files.plain_values import parse_json
-from dynlora.history import describe
+from dynlora.history import Event, describe
 from dynlora.report import page, wording
 from dynlora.runs.checkpoints import way_on
 from dynlora.runs.folder import RunFolder
@@ -113,18 +113,16 @@ class Watched:
         """Raise `RunFileError` if the folder is not a run's."""
         self.folder = RunFolder(root)
         self.marks: tuple[object, ...] = ()
-        """Identity, size and time of each file, and whether the run was killed."""
+        """Time, identity and size of each file, and whether the run was killed."""
         self.standing = _standing(self.folder, killed=False)
 
     def look(self) -> None:
         """Update `marks`, and `standing` if a file changed."""
         folder = self.folder
-        files = (folder.run, folder.config, folder.metrics, folder.ranks)
-        states = [path.stat() if path.exists() else None for path in files]
-        marks = tuple(s and (s.st_ino, s.st_size, s.st_mtime_ns) for s in states)
+        marks = tuple(map(_mark, (folder.run, folder.config, folder.metrics, folder.ranks)))
         killed = marks == self.marks[:-1] and bool(self.marks[-1])
         if self.standing.status == "running" and not killed:
-            newest = max((state.st_mtime for state in states if state), default=0.0)
+            newest = max(changed for changed, *_ in marks)
             killed = time.time() - newest > QUIET and not folder.is_in_use()
         if (*marks, killed) == self.marks:
             return
@@ -134,6 +132,15 @@ class Watched:
         except (DynamicLoraError, OSError) as error:
             name = self.standing.name
             self.standing = Standing(name=name, status="unreadable", error=str(error))
+
+
+def _mark(path: Path) -> tuple[float, int, int]:
+    """Return the time, the identity and the size of a file; zeros if it is missing."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return 0.0, 0, 0
+    return state.st_mtime, state.st_ino, state.st_size
 
 
 def _standing(folder: RunFolder, killed: bool) -> Standing:
@@ -231,7 +238,7 @@ class Shown:
         self._reader = RunReader(watched.folder.root)
         self._marks: tuple[object, ...] = ()
         self._moved: object = None
-        self._told: list[tuple[int, str]] = []  # step and text per event
+        self._told: list[tuple[Event, str]] = []  # the text of each event
         self._parts: dict[str, str] = {}
 
     def parts(self) -> Mapping[str, str]:
@@ -256,14 +263,16 @@ class Shown:
                 + SECTIONS.event_table(run, values["events"])
                 + SECTIONS.model(values["parts"], values["layers"])
             )
-            self._told = [(event.step, describe(event)) for event in run.events]
+            told = {id(event): text for event, text in self._told}
+            self._told = [(event, told.get(id(event)) or describe(event)) for event in run.events]
             facts = SECTIONS.fact_list(page.facts_of(run))
             self._parts["settings"] = SECTIONS.settings(run, page.origin_of(run), facts)
         values = page.curve_values(run)
         costs = values["metrics"], values["parameters"], values["costs"]
         curves = SECTIONS.curves(run, values["charts"], values["evaluations"])
         self._parts["curves"] = curves + SECTIONS.before_and_after(run, *costs)
-        self._parts["log"] = SECTIONS.log([*_log_lines(run, self._told)])
+        events = [(event.step, text) for event, text in self._told]
+        self._parts["log"] = SECTIONS.log([*_log_lines(run, events)])
 
 
 def _log_lines(run: RunFiles, events: Sequence[tuple[int, str]]) -> Iterator[str]:
@@ -287,6 +296,8 @@ class Watcher:
         self.runs = [Watched(root) for root in roots]
         self.token = secrets.token_urlsafe(24)
         self._shown = lru_cache(maxsize=KEPT)(lambda number: Shown(self.runs[number]))
+        self._marks: tuple[object, ...] = ()
+        self._parts: dict[str, str] = {}  # of the page that was asked for last
         self._lock = Lock()  # streams of several pages read in threads
 
     def parts(self, number: int, *, whole: bool = True) -> dict[str, str]:
@@ -294,13 +305,18 @@ class Watcher:
         with self._lock:
             for run in self.runs:
                 run.look()
+            marks = number, whole, *(run.marks for run in self.runs)
+            if marks == self._marks:
+                return self._parts
             standings, run = [run.standing for run in self.runs], self.runs[number]
             empty: dict[str, str] = dict.fromkeys(PARTS, "")
             quick = {
                 "runs": SECTIONS.run_list(standings, number),
                 "state": SECTIONS.state(run.standing, [*upcoming(run.standing, run.folder)]),
             }
-            return empty | quick | (self._shown(number).parts() if whole else {})
+            self._parts = empty | quick | (self._shown(number).parts() if whole else {})
+            self._marks = marks
+            return self._parts
 
 
 def watch_app(watcher: Watcher) -> Starlette:
