@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.appended import current_commit
 from dynlora.files.json_files import append_line, write_json, write_lines
 from dynlora.history import Event, LayerEvent
 from dynlora.report.watch import LONGEST_PAUSE
+from dynlora.runs.folder import RunFolder
 
 RUNS, BLOCKS, KINDS, ENTRIES = 10, 200, 12, 10_000
 LAYERS = [f"model.layers.{n}.mlp.part{kind}" for n in range(BLOCKS) for kind in range(KINDS)]
@@ -112,7 +114,15 @@ def share_of(server: psutil.Process, path: Path) -> float:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Return the measurements."""
-    roots = write_runs(folder)
+    with ExitStack() as held:
+        roots = write_runs(folder)
+        for root in roots:
+            held.enter_context(RunFolder(root).held())  # else they would count as killed
+        return measure_pages(roots)
+
+
+def measure_pages(roots: list[Path]) -> dict[str, Any]:
+    """Return the measurements of runs that go on."""
     command = [sys.executable, "-m", "dynlora", "watch", *map(str, roots), "--json", "--quiet"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
