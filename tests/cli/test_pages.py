@@ -156,8 +156,10 @@ def test_a_page_follows_a_run_that_is_killed_and_resumed(page, job, output):
 
 @pytest.fixture
 def run(tmp_path):
-    events = make_events(block_names(2), [10, 20])
-    return write_run(tmp_path / "run", events=events, run=RUNNING)
+    """Return the folder of a run that goes on."""
+    root = tmp_path / "run"
+    with RunFolder(root).held():
+        yield write_run(root, events=make_events(block_names(2), [10, 20]), run=RUNNING)
 
 
 @contextmanager
@@ -185,7 +187,7 @@ def test_only_the_address_with_the_token_is_answered_and_only_on_this_machine(ru
         (nonce,) = [script["nonce"] for script in parse_page(html).named("script")]
         assert headers["Content-Security-Policy"] == POLICY.format(nonce=nonce)
         assert headers["Referrer-Policy"] == "no-referrer"
-        for path in ("/", "/events", "/wrong/", "/wrong/events", f"{place.path}run.json",
+        for path in ("/", "/events/", "/wrong/", "/wrong/events", f"{place.path}run.json",
                      f"{place.path}?run=1", f"{place.path}?run=-1", f"{place.path}../run.json",
                      f"/{'%C3%A9' * 8}/"):  # fmt: skip
             assert ask(url, path)[0] == 404, path
@@ -246,8 +248,9 @@ def test_a_run_is_told_with_its_next_steps(tmp_path, monkeypatch):
     ]
 
 
-def test_a_running_run_without_its_lock_was_killed_until_it_changes(run, monkeypatch):
+def test_a_running_run_without_its_lock_was_killed_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.setattr("dynlora.report.watch.QUIET", -1.0)
+    run = write_run(tmp_path, run=RUNNING)
     watched = Watched(run)
     with RunFolder(run).held():
         watched.look()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from dynlora.report.svg import Curve, Dot, Drawing, Shape, Text, drawable, event_marks, ticks
+from dynlora.report import svg
 from dynlora.report.wording import lower_is_better, metric_text
 
 WIDTH, HEIGHT = 360, 210  # pixels, which fit a telephone
@@ -31,7 +31,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
     return {name: lines for name, lines in found.items() if lines}
 
 
-def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> Drawing:
+def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg.Drawing:
     """Draw a metric in a run of `steps` optimizer steps with events `at` some of them."""
     end = max([1, steps, *at])
     values = [value for points in lines.values() for _, value in points]
@@ -42,30 +42,31 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> Dra
         return LEFT + (RIGHT - LEFT) * step / end, BOTTOM - (BOTTOM - TOP) * part
 
     better = "lower is better" if lower_is_better(name) else "higher is better"
-    shapes: list[Shape] = [
-        Text(LEFT, 16, drawable(name), size=13.5, font="bold"),
-        Text(RIGHT, 16, better, "soft", 11, "end"),
+    shapes = [
+        svg.text(LEFT, 16, name, style=' font-size="13.5" font-weight="bold"'),
+        svg.text(RIGHT, 16, better, "soft", "end"),
     ]
-    for value in ticks(low, high, TICKS):
+    for value in svg.ticks(low, high, TICKS):
         _, y = place(0, value)
-        shapes += [Curve([(LEFT, y), (RIGHT, y)], "line")]
-        shapes += [Text(LEFT - 6, y + 4, _label(value), "soft", 11, "end")]
-    for step in ticks(0, end, TICKS, whole=True):
+        shapes += [svg.line([(LEFT, y), (RIGHT, y)], "line")]
+        shapes += [svg.text(LEFT - 6, y + 4, _label(value), "soft", "end")]
+    for step in svg.ticks(0, end, TICKS, whole=True):
         x, _ = place(step, low)
-        shapes += [Text(x, BOTTOM + 17, f"{step:,.0f}", "soft", 11, "middle")]
-    shapes += [Curve([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")]
+        shapes += [svg.text(x, BOTTOM + 17, f"{step:,.0f}", "soft", "middle")]
+    shapes += [svg.line([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")]
     for label, points in lines.items():
         drawn = [place(*point) for point in points]
-        shapes += [Curve(drawn, label, 1.7)]
+        shapes += [svg.line(drawn, label, ' stroke-width="1.7"')]
         if label == "validation" or len(drawn) == 1:
-            shapes += [Dot(*point, label) for point in drawn]
-    shapes += event_marks([place(step, low)[0] for step in at], TOP, BOTTOM, TOP - 5)
+            dot = f'r="3" fill="var(--{label})"'
+            shapes += [f'<circle cx="{x:.6g}" cy="{y:.6g}" {dot}/>' for x, y in drawn]
+    shapes += svg.event_marks([place(step, low)[0] for step in at], TOP, BOTTOM, TOP - 5)
     told = "; ".join(
         f"{label} from {metric_text(points[0][1])} at step {points[0][0]} to "
         f"{metric_text(points[-1][1])} at step {points[-1][0]}"
         for label, points in lines.items()
     )
-    return Drawing(WIDTH, HEIGHT, f"{name} over the optimizer steps", f"{told}.", shapes)
+    return svg.Drawing(WIDTH, HEIGHT, f"{name} over the optimizer steps", f"{told}.", shapes)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,16 +71,17 @@ def rank_map(
     at = [event.step for event in events]
     time = Time(left, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]))
     labelled = math.ceil(LABEL / row)  # of so many rows, the first has texts
-    shapes: list[svg.Shape] = []
+    shapes: list[str] = []
     for number, (name, top) in enumerate(tops.items()):
         spells = _spells(name, events, initial[name])
-        parts = [*_colours(time, top, row, spells, scale)]
+        shapes += [f"<g><title>{escape(svg.drawable(_told(name, spells)))}</title>"]
+        shapes += _colours(time, top, row, spells, scale)
         if number % labelled == 0:
-            parts += _texts(time, top + 0.7 * row, names[name], spells)
-        shapes.append(svg.Titled(_told(name, spells), parts))
+            shapes += _texts(time, top + 0.7 * row, names[name], spells)
+        shapes += ["</g>"]
     shapes += _axis(time, above - AXIS) + _axis(time, bottom + BELOW - 10)
     shapes += svg.event_marks(map(time.pixel, at), above, bottom, above - EVENT_NUMBERS)
-    shapes += [svg.Text(left, y, line, size=12) for y, line in zip(HEADING, heading, strict=False)]
+    shapes += [svg.text(left, y, line) for y, line in zip(HEADING, heading, strict=False)]
     return svg.Drawing(
         left + PLOT + ENDS,
         bottom + BELOW,
@@ -136,10 +138,10 @@ def _told(name: str, spells: Spells) -> str:
     return f"{name}: rank {spells[0][1]}{''.join(later)}"
 
 
-def _axis(time: Time, y: float) -> list[svg.Shape]:
+def _axis(time: Time, y: float) -> list[str]:
     """Return the numbers of an axis of steps at base line `y`."""
     steps = svg.ticks(0, time.end, TICKS, whole=True)
-    return [svg.Text(time.pixel(step), y, f"{step:,.0f}", "soft", 11, "middle") for step in steps]
+    return [svg.text(time.pixel(step), y, f"{step:,.0f}", "soft", "middle") for step in steps]
 
 
 def _until(spells: Spells, end: float) -> list[tuple[int, int, float]]:
@@ -150,23 +152,23 @@ def _until(spells: Spells, end: float) -> list[tuple[int, int, float]]:
 
 def _colours(
     time: Time, top: float, row: float, spells: Spells, scale: svg.RankScale
-) -> Iterator[svg.Plain]:
+) -> Iterator[str]:
     """Yield a neutral row, and on it a layer's ranks as coloured bars."""
     height = row - min(1.0, 0.1 * row)
-    yield svg.Bar(time.left, top, PLOT, height, "ground")
+    yield svg.bar(time.left, top, PLOT, height, "ground")
     for begin, rank, until in _until(spells, time.end):
         strength = scale.strength(rank, spells[0][1])
         if strength:
             x, side = time.pixel(begin), "up" if strength > 0 else "down"
-            yield svg.Bar(x, top, time.pixel(until) - x, height, side, abs(strength))
+            yield svg.bar(x, top, time.pixel(until) - x, height, side, abs(strength))
 
 
-def _texts(time: Time, base: float, name: str, spells: Spells) -> Iterator[svg.Plain]:
+def _texts(time: Time, base: float, name: str, spells: Spells) -> Iterator[str]:
     """Yield a layer's name, its ranks where there is room, and its first and last rank."""
-    yield svg.Text(time.left - 8, base, name, anchor="end", font="mono")
+    yield svg.text(time.left - 8, base, name, anchor="end", style=svg.MONO)
     for begin, rank, until in _until(spells, time.end):
         if time.pixel(until) - time.pixel(begin) >= DIGIT * len(str(rank)) + 7:
-            yield svg.Text(time.pixel(begin) + 5, base, str(rank))
+            yield svg.text(time.pixel(begin) + 5, base, str(rank))
     first, last = spells[0][1], spells[-1][1]
     ends, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
-    yield svg.Text(time.left + PLOT + 10, base, ends, colour)
+    yield svg.text(time.left + PLOT + 10, base, ends, colour)

@@ -1,11 +1,12 @@
-"""Colours of a report, and drawings of plain shapes: SVG in a page, or a PNG file."""
+"""Colours of a report, and drawings of plain shapes as SVG, or as a PNG file."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 LIGHT = {
     "paper": "#fdfdfc",
@@ -43,7 +44,7 @@ PNG_SCALE = 1.6
 LARGEST_PNG = 12_000  # maximum pixels per side of a picture
 ASCII = str.maketrans({"→": "to", "×": "x"})  # for the font of pictures
 DASH = 4  # length of dashes and gaps in pixels
-FONTS = {"sans": "", "mono": ' font-family="var(--mono)"', "bold": ' font-weight="bold"'}
+SMALL, MONO = ' font-size="10"', ' font-family="var(--mono)"'  # styles of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,82 +67,53 @@ def rank_scale(moves: Iterable[tuple[int, int]]) -> RankScale:
     return RankScale(min(max([least, *ratios]), most))
 
 
-# Positions and sizes of shapes are in pixels from the upper left corner, colours are names.
-
-
-class Bar(NamedTuple):
-    """A filled rectangle."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    colour: str
-    opacity: float = 1.0
-
-
-class Curve(NamedTuple):
-    """Points joined by a line."""
-
-    points: Sequence[tuple[float, float]]
-    colour: str
-    width: float = 1.0
-    dashed: bool = False
-
-
-class Dot(NamedTuple):
-    """A small disc."""
-
-    x: float
-    y: float
-    colour: str
-
-
-class Text(NamedTuple):
-    """One line of text; `y` is its base line."""
-
-    x: float
-    y: float
-    text: str
-    colour: str = "ink"
-    size: float = 11.0
-    anchor: str = "start"  # the place of `x`: `start`, `middle` or `end` of the text
-    font: str = "sans"  # a key of `FONTS`
-
-
-Plain = Bar | Curve | Dot | Text
-
-
-class Titled(NamedTuple):
-    """Shapes with a tooltip."""
-
-    title: str
-    shapes: Sequence[Plain]
-
-
-Shape = Plain | Titled
-
-
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Shapes with their content in words."""
+    """Shapes with their content in words; `shapes` are SVG elements."""
 
     width: float
     height: float
     title: str
     description: str
-    shapes: Sequence[Shape]
+    shapes: Sequence[str]
+
+
+# Positions and sizes are in pixels from the upper left corner; colours are keys of `LIGHT`.
+
+
+def bar(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1) -> str:
+    """Return a filled rectangle."""
+    return (
+        f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}" '
+        f'fill="var(--{colour})" fill-opacity="{opacity:.3g}"/>'
+    )
+
+
+def line(points: Iterable[tuple[float, float]], colour: str, style: str = "") -> str:
+    """Return points joined by a line; `style` contains more attributes."""
+    places = " ".join(f"{x:.6g},{y:.6g}" for x, y in points)
+    return f'<polyline points="{places}" fill="none" stroke="var(--{colour})"{style}/>'
+
+
+def text(
+    x: float, y: float, content: str, colour: str = "ink", anchor: str = "start", style: str = ""
+) -> str:
+    """Return a line of text on base line `y`; `x` is its `start`, `middle` or `end`."""
+    return (
+        f'<text x="{x:.6g}" y="{y:.6g}" text-anchor="{anchor}" fill="var(--{colour})"{style}>'
+        f"{escape(drawable(content))}</text>"
+    )
 
 
 def event_marks(
     places: Iterable[float], top: float, bottom: float, numbers: float
-) -> Iterator[Shape]:
+) -> Iterator[str]:
     """Yield a dashed line per event, with its number at height `numbers` where there is room."""
     last = -math.inf
     for number, x in enumerate(places, start=1):
-        yield Curve([(x, top), (x, bottom)], "soft", dashed=True)
+        yield line([(x, top), (x, bottom)], "soft", f' stroke-dasharray="{DASH}"')
         if x - last >= 16:
-            yield Text(x, numbers, str(number), "soft", 10, "middle")
+            yield text(x, numbers, str(number), "soft", "middle", SMALL)
             last = x
 
 
@@ -163,71 +135,37 @@ def to_svg(drawing: Drawing, key: str) -> str:
     """Return a drawing as an element of a page; `key` is a unique prefix of ids."""
     width, height = f"{drawing.width:.0f}", f"{drawing.height:.0f}"
     return (
-        f'<svg role="img" aria-labelledby="{key}-title {key}-description" '
+        f'<svg role="img" aria-labelledby="{key}-title {key}-description" font-size="11" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<title id="{key}-title">{escape(drawing.title)}</title>'
         f'<desc id="{key}-description">{escape(drawing.description)}</desc>'
-        f"{''.join(map(_element, drawing.shapes))}</svg>"
+        f"{''.join(drawing.shapes)}</svg>"
     )
 
 
-def _element(shape: Shape) -> str:
-    """Return a shape as an element, with the colours and fonts of the page."""
-    match shape:
-        case Bar(x, y, width, height, colour, opacity):
-            seen = "" if opacity == 1 else f' fill-opacity="{opacity:.3g}"'
-            return (
-                f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}" '
-                f'fill="var(--{colour})"{seen}/>'
-            )
-        case Curve(points, colour, width, dashed):
-            places = " ".join(f"{x:.6g},{y:.6g}" for x, y in points)
-            dashes = f' stroke-dasharray="{DASH}"' if dashed else ""
-            return (
-                f'<polyline points="{places}" fill="none" stroke="var(--{colour})" '
-                f'stroke-width="{width:g}"{dashes}/>'
-            )
-        case Dot(x, y, colour):
-            return f'<circle cx="{x:.6g}" cy="{y:.6g}" r="3" fill="var(--{colour})"/>'
-        case Text(x, y, text, colour, size, anchor, font):
-            return (
-                f'<text x="{x:.6g}" y="{y:.6g}" font-size="{size:g}" text-anchor="{anchor}" '
-                f'fill="var(--{colour})"{FONTS[font]}>{escape(text)}</text>'
-            )
-        case Titled(title, shapes):
-            return f"<g><title>{escape(title)}</title>{''.join(map(_element, shapes))}</g>"
-
-
 def write_png(drawing: Drawing, path: Path) -> None:
-    """Write a drawing as a PNG file in the light colours."""
-    from PIL import Image, ImageDraw
+    """Write a drawing of bars, texts and dashed vertical lines as a PNG file in light colours."""
+    from PIL import Image, ImageColor, ImageDraw, ImageFont
 
     scale = min(PNG_SCALE, LARGEST_PNG / max(drawing.width, drawing.height))
     size = (math.ceil(scale * drawing.width), math.ceil(scale * drawing.height))
     image = Image.new("RGB", size, LIGHT["paper"])
     pen = ImageDraw.Draw(image, "RGBA")
-    for shape in drawing.shapes:
-        _paint(pen, shape, scale)
+    for shape in ElementTree.fromstring(to_svg(drawing, "png")).iter():
+        given = shape.attrib
+        x, y, width, height = (
+            scale * float(given.get(key, 0)) for key in ("x", "y", "width", "height")
+        )
+        colour = LIGHT.get(given.get("fill", "")[len("var(--") : -1], LIGHT["soft"])
+        if shape.tag == "rect":
+            fill = (*ImageColor.getrgb(colour)[:3], round(255 * float(given["fill-opacity"])))
+            pen.rectangle((x, y, x + width - 1, max(y, y + height - 1)), fill=fill)
+        elif shape.tag == "text":
+            font = ImageFont.load_default(scale * float(given.get("font-size", 11)))
+            anchor = f"{given['text-anchor'][0]}s".replace("es", "rs").replace("ss", "ls")
+            pen.text((x, y), (shape.text or "").translate(ASCII), colour, font, anchor)
+        elif shape.tag == "polyline":
+            x, top, _, bottom = (scale * float(n) for n in re.split("[, ]", given["points"]))
+            for start in range(round(top), round(bottom), 2 * DASH):
+                pen.line((x, start, x, min(start + DASH, bottom)), fill=colour)
     image.save(path, format="PNG")
-
-
-def _paint(pen: Any, shape: Shape, scale: float) -> None:
-    from PIL import ImageColor, ImageFont
-
-    match shape:
-        case Titled(_, shapes):
-            for inner in shapes:
-                _paint(pen, inner, scale)
-        case Bar(x, y, width, height, colour, opacity):
-            fill = (*ImageColor.getrgb(LIGHT[colour])[:3], round(255 * opacity))
-            right, bottom = scale * (x + width) - 1, scale * (y + height) - 1
-            pen.rectangle((scale * x, scale * y, right, max(scale * y, bottom)), fill=fill)
-        case Curve(((x, top), (_, bottom)), colour):  # the line of an event
-            for y in range(round(top), round(bottom), 2 * DASH):
-                ends = (scale * x, scale * y, scale * x, scale * min(y + DASH, bottom))
-                pen.line(ends, fill=LIGHT[colour])
-        case Text(x, y, text, colour, text_size, anchor, _):
-            loaded = ImageFont.load_default(scale * text_size)
-            place = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
-            at = (scale * x, scale * y)
-            pen.text(at, text.translate(ASCII), fill=LIGHT[colour], font=loaded, anchor=place)
