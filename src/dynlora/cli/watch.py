@@ -25,32 +25,22 @@ def _run(given: Any, output: Output) -> None:
     from dynlora.report.watch import Watcher, watch_app
 
     watcher = Watcher(given.runs)
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            place.bind((ADDRESS, given.port))
-        except OSError as error:
-            raise ConfigError(
-                f"`--port` must be free, but got {given.port} ({error.strerror}). Choose another."
-            ) from error
-        place.listen()  # before the address is known
+    try:
+        place = socket.create_server((ADDRESS, given.port))
+    except OSError as error:
+        raise ConfigError(
+            f"`--port` must be free, but got {given.port} ({error.strerror}). Choose another."
+        ) from error
+    with place:
         url = f"http://{ADDRESS}:{place.getsockname()[1]}/{watcher.token}/"
         output.show(Text(url), {"url": url, "runs": [*map(str, given.runs)]})
         output.progress.print("Ctrl-C ends the page, but no run.")
         if given.open:
             webbrowser.open(url)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                watch_app(watcher),
-                access_log=False,
-                log_level="error",
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=SECONDS,
-            )
-        )
+        quiet: Any = {"access_log": False, "log_level": "error", "server_header": False}
+        config = uvicorn.Config(watch_app(watcher), timeout_graceful_shutdown=SECONDS, **quiet)
         try:
-            server.run(sockets=[place])
+            uvicorn.Server(config).run(sockets=[place])
         except KeyboardInterrupt as stop:
             raise Stopped("the page has ended, but no run", getattr(stop, "signum", 2)) from None
 

@@ -44,6 +44,8 @@ PAGES.filters |= {
     "metric": wording.metric_text,
     "count": wording.count_text,
     "about": wording.about_text,
+    "bytes": wording.bytes_text,
+    "seconds": wording.seconds_text,
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +26,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from dynlora.errors import DynamicLoraError
+from dynlora.files.json_files import as_object
 from dynlora.files.plain_values import parse_json
 from dynlora.history import Event, describe
 from dynlora.report import page, wording
 from dynlora.runs.checkpoints import way_on
 from dynlora.runs.folder import RunFolder
-from dynlora.runs.reader import RunFiles, RunReader, run_facts
+from dynlora.runs.lines import event_lines, metric_lines
+from dynlora.runs.reader import RunFiles, read_run, run_facts
 from dynlora.runs.record import UNFINISHED, read_config
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -38,6 +41,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
 POLL = 0.1  # seconds between two looks at the files
 SHARE = 0.004  # of one core, for updates on average
+SAVED = 0.2  # seconds of a core that quick updates may use before their average counts
 LONGEST_PAUSE = 10.0  # seconds between two updates of files that change all the time
 ALIVE = 15.0  # seconds between empty messages, which find closed connections
 LOG_LINES = 200
@@ -55,7 +59,6 @@ HEADERS = {
 TAIL = 2**14  # bytes of the newest log entries, for the list of runs
 QUIET = 5.0  # seconds without a change after which a run without its lock counts as killed
 REGULAR = {"eval": "evaluation", "save": "checkpoint"}  # by key of the configuration
-KILLED = "was killed"
 SECTIONS: Any = page.PAGES.get_template("sections.html.j2").module
 
 
@@ -73,37 +76,9 @@ class Standing:
     facts: Mapping[str, Any] = field(default_factory=dict)  # values of `run.json`
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def loss(self) -> float | None:
-        """The last training loss that was logged."""
-        loss = self.newest.get("loss")
-        return loss if isinstance(loss, int | float) else None
-
-    @property
-    def left(self) -> float | None:
-        """Seconds to the last planned step; None if unknown."""
-        return None if self.planned is None else self.until(self.planned)
-
     def until(self, step: float) -> float | None:
         """Return the seconds to a step; None if unknown."""
         return None if self.pace is None else self.pace * max(0.0, step - self.step)
-
-    def texts(self) -> dict[str, str]:
-        """Return progress, loss and memory as texts by label."""
-        told = {"step": wording.count_text(self.step)}
-        if self.planned:
-            told["step"] += f" of {self.planned:,} ({self.step / self.planned:.0%})"
-        if self.left is not None:
-            told["to the end"] = f"about {wording.about_text(self.left)}"
-        if self.pace:
-            told["time per step"] = wording.seconds_text(self.pace)
-        if self.loss is not None:
-            told["training loss"] = wording.metric_text(self.loss)
-        for key, label in (("memory", "peak memory"), ("gpu_memory", "peak GPU memory")):
-            size = self.newest.get(f"peak_{key}_bytes")
-            if isinstance(size, int):
-                told[label] = wording.bytes_text(size)
-        return told
 
 
 class Watched:
@@ -174,13 +149,9 @@ def _newest_lines(path: Path) -> list[dict[str, Any]]:
         lines = file.read().decode("utf-8", "replace").split("\n")
     found = []
     for line in lines[1 if start else 0 : -1]:
-        try:
-            values = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and type(values.get("step")) is int:
-            found.append(values)
-    return found
+        with suppress(ValueError):
+            found.append(as_object(parse_json(line)))
+    return [line for line in found if type(line.get("step")) is int]
 
 
 def upcoming(standing: Standing, folder: RunFolder) -> Iterator[str]:
@@ -191,8 +162,7 @@ def upcoming(standing: Standing, folder: RunFolder) -> Iterator[str]:
     elif status == "finished":
         yield f"The run is finished: `dynlora report {shlex.quote(str(folder.root))}`."
     elif status != "running":
-        why = f": {standing.error}" if standing.error else ""
-        yield f"The run {UNFINISHED.get(status, KILLED)}{why}."
+        yield f"The run {UNFINISHED.get(status, 'was killed')}. {standing.error}"
         launched = facts.get("processes", 1), facts.get("engine")
         advice = way_on(folder.root, facts.get("method", "unknown"), *launched)
         yield f"{advice[0].upper()}{advice[1:]}."
@@ -235,7 +205,8 @@ class Shown:
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
-        self._reader = RunReader(watched.folder.root)
+        folder = watched.folder
+        self._files = metric_lines(folder.metrics), event_lines(folder.ranks)
         self._marks: tuple[object, ...] = ()
         self._moved: object = None
         self._told: list[tuple[Event, str]] = []  # the text of each event
@@ -246,7 +217,7 @@ class Shown:
         if self.watched.marks != self._marks:
             self._marks = self.watched.marks
             try:
-                self._render(self._reader.read())
+                self._render(read_run(self.watched.folder.root, *self._files))
             except (DynamicLoraError, OSError) as error:
                 self._parts["log"] = SECTIONS.log([str(error)])
         return self._parts
@@ -356,13 +327,15 @@ def watch_app(watcher: Watcher) -> Starlette:
 async def _changes(watcher: Watcher, number: int) -> AsyncIterator[str]:
     """Yield the changed parts of a page as server-sent events, as often as `SHARE` permits."""
     sent: dict[str, str] = {}
-    spoke = 0.0
+    spoke, saved = 0.0, SAVED
     while True:
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         parts = await run_in_threadpool(watcher.parts, number)
         changed = {part: html for part, html in parts.items() if sent.get(part) != html}
-        spent = time.monotonic() - began
+        if sent:  # the first page is for the reader, not for the run
+            saved -= time.process_time() - used
         if changed or began - spoke > ALIVE:
             sent, spoke = parts, began
             yield f"data: {json.dumps(changed)}\n\n"
-        await asyncio.sleep(min(LONGEST_PAUSE, max(POLL, spent / SHARE)))
+        await asyncio.sleep(min(LONGEST_PAUSE, max(POLL, -saved / SHARE)))
+        saved = min(SAVED, saved + SHARE * (time.monotonic() - began))

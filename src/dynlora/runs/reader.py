@@ -54,51 +54,24 @@ class RunFiles:
     notes: Sequence[str]  # sentences about missing parts and their reasons
 
 
-class RunReader:
-    """Reads a run's folder, repeatedly while the run goes on."""
-
-    def __init__(self, root: Path) -> None:
-        self.folder = RunFolder(root)
-        self._metrics = metric_lines(self.folder.metrics)
-        self._events = event_lines(self.folder.ranks)
-
-    def read(self) -> RunFiles:
-        """Read the folder, but only the new lines of the files that grow; raises as `read_run`."""
-        return _run_files(self.folder, self._metrics, self._events)
-
-
-def read_run(root: Path) -> RunFiles:
-    """Read a run's folder.
+def read_run(
+    root: Path, lines: Lines[dict[str, Any]] | None = None, history: Lines[Event] | None = None
+) -> RunFiles:
+    """Read a run's folder; `lines` and `history` of an earlier call get only what is new.
 
     Raises `RunFileError` if the folder is not a run's or a file is invalid, and `AdapterError` if a
     name in its adapter is too long.
     """
-    return RunReader(root).read()
-
-
-def run_facts(folder: RunFolder) -> dict[str, Any]:
-    """Return the values of `run.json`; raise `RunFileError` if the folder is not a run's."""
-    root = folder.root
-    if not folder.run.exists():
-        found = "a folder without one" if root.is_dir() else "no folder"
-        raise RunFileError(
-            f"a run must be a folder with a run.json, got {root}, which is {found}: give the "
-            "`output` of a `dynlora train`."
-        )
-    facts = read_record(folder.run)
-    read_status(folder.run, facts)
-    return facts
-
-
-def _run_files(folder: RunFolder, lines: Lines[dict[str, Any]], history: Lines[Event]) -> RunFiles:
+    folder = RunFolder(root)
     facts = run_facts(folder)
+    lines, history = lines or metric_lines(folder.metrics), history or event_lines(folder.ranks)
     metrics, events = lines.read().found, history.read().found
     initial, final = _ranks(folder, facts, events)
     steps = facts.get("steps")
     if steps is None:
         steps = max((line["step"] for line in metrics), default=0)
     return RunFiles(
-        root=folder.root,
+        root=root,
         status=facts["status"],
         method=facts.get("method", "unknown"),
         seed=facts.get("seed"),
@@ -119,6 +92,20 @@ def _run_files(folder: RunFolder, lines: Lines[dict[str, Any]], history: Lines[E
         final_ranks=final,
         notes=_notes(facts, steps, metrics, lines.cut, history.cut),
     )
+
+
+def run_facts(folder: RunFolder) -> dict[str, Any]:
+    """Return the values of `run.json`; raise `RunFileError` if the folder is not a run's."""
+    root = folder.root
+    if not folder.run.exists():
+        found = "a folder without one" if root.is_dir() else "no folder"
+        raise RunFileError(
+            f"a run must be a folder with a run.json, got {root}, which is {found}: give the "
+            "`output` of a `dynlora train`."
+        )
+    facts = read_record(folder.run)
+    read_status(folder.run, facts)
+    return facts
 
 
 def check_finished(folder: RunFolder) -> dict[str, Any]:

@@ -37,7 +37,10 @@ def outlook(job: Job) -> dict[str, Any]:
 
 def first_facts(job: Job) -> dict[str, Any]:
     """Return the values of `run.json` that are known before training."""
-    config, past = job.config, job.past
+    config, past, steps = job.config, job.past, job.inputs.steps
+    length = config.dynamic.total_steps or steps
+    timetable = Timetable.of(replace(config.dynamic, total_steps=length))
+    events = {*timetable.events, *timetable.searches}
     start_seconds = round(job.prepared.start_seconds, 3)
     if past is not None:  # the original run initialized the adapter
         start_seconds = float(past.run.get("adapter_start_seconds", start_seconds))
@@ -53,18 +56,9 @@ def first_facts(job: Job) -> dict[str, Any]:
         "other_parameters": job.prepared.other_parameters,
         "adapter_start_seconds": start_seconds,
         "texts_cut": dict(job.inputs.data.cut),
-        "planned_steps": job.inputs.steps,
-        "planned_events": _planned_events(job),
+        "planned_steps": steps,
+        "planned_events": sorted(events) if job.prepared.dynamic else [],
     }
-
-
-def _planned_events(job: Job) -> list[int]:
-    """Return the steps after which ranks may change, without events that few scores would add."""
-    if job.prepared.dynamic is None:
-        return []
-    config = job.config.dynamic
-    timetable = Timetable.of(replace(config, total_steps=config.total_steps or job.inputs.steps))
-    return sorted({*timetable.events, *timetable.searches})
 
 
 def report_of(job: Job, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_the_map_tells_each_layers_ranks_over_time_and_events_are_marked(moved: 
     assert f"<title>{told}</title>" in moved
     assert ">8 → 6<" in moved
     for svg in drawings(moved):
-        dashed = [line for line in svg.iter("polyline") if "stroke-dasharray" in line.keys()]
+        dashed = [line for line in svg.iter("polyline") if line.get("stroke-dasharray")]
         pixels = [float(line.get("points", "").partition(",")[0]) for line in dashed]
         assert len(pixels) == 4
         assert pixels[1] - pixels[0] == pytest.approx(pixels[2] - pixels[1], abs=0.02)
