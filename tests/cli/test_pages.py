@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,7 @@ def train_slowly(job, output, dies_at, *options):
         return main(["train", str(job), "--output", str(output), "--quiet", *options])
 
 
+@pytest.mark.timeout(600)
 def test_a_page_follows_a_run_that_is_killed_and_resumed(page, job, output):
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(run_in_fork, train_slowly, job, output, 10)
@@ -282,3 +284,6 @@ def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp
 def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):
     assert "at least one run" in refused("watch")
     assert "a folder without one" in refused("watch", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"`--port` must be free, but got {port}" in refused("watch", run, "--port", port)

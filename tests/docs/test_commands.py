@@ -110,6 +110,8 @@ def world(tmp_path_factory):
         asked = {question: given[name] for name, (question, _) in QUESTIONS.items()}
         patch.setattr("click.prompt", lambda question, *_, **__: asked[question])
         patch.setattr("dynlora.cli.init.TEMPLATE", TEMPLATE.replace("{length}", "24"))
+        patch.setattr("uvicorn.Server.run", lambda *_, **__: None)  # would serve until Ctrl-C
+        patch.setattr("webbrowser.open", lambda url: True)
         yield world
 
 
@@ -142,6 +144,7 @@ def runs_in(words):
     return names[0] if names else None
 
 
+@pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page, once, capsys):
     for program, words in commands(page):

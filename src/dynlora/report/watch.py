@@ -196,8 +196,10 @@ def _steps_between(training: Any, key: str, planned: int | None) -> float | None
     how, apart, epochs = (training.get(name) for name in (key, f"{key}_steps", "epochs"))
     if how == "steps" and isinstance(apart, int) and apart > 0:
         return apart
-    known = training.get("max_steps") is None and isinstance(epochs, int | float) and epochs > 0
-    return planned / epochs if how == "epoch" and planned and known else None
+    if how != "epoch" or not planned or training.get("max_steps") is not None:
+        return None
+    known = isinstance(epochs, int | float) and epochs > 0
+    return max(1.0, min(planned / epochs, planned)) if known else None
 
 
 class Shown:
