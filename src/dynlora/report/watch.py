@@ -198,8 +198,9 @@ def _steps_between(training: Any, key: str, planned: int | None) -> float | None
         return apart
     if how != "epoch" or not planned or training.get("max_steps") is not None:
         return None
-    known = isinstance(epochs, int | float) and epochs > 0
-    return max(1.0, min(planned / epochs, planned)) if known else None
+    if not isinstance(epochs, int | float) or not epochs > 0:
+        return None
+    return max(1.0, min(planned / epochs, planned))
 
 
 class Shown:
@@ -214,7 +215,7 @@ class Shown:
         self._told: list[tuple[Event, str]] = []  # the text of each event
         self._parts: dict[str, str] = {}
 
-    def parts(self) -> Mapping[str, str]:
+    def parts(self) -> dict[str, str]:
         """Return the HTML by part; an unreadable run keeps its last ones."""
         if self.watched.marks != self._marks:
             self._marks = self.watched.marks
