@@ -164,6 +164,12 @@ def run(tmp_path):
         yield write_run(root, events=make_events(block_names(2), [10, 20]), run=RUNNING)
 
 
+def parts_of(watcher):
+    """Return the HTML by part about the first run."""
+    watcher.look(0)
+    return watcher.parts(0)
+
+
 @contextmanager
 def answered(url, path, **headers):
     """Yield the answer to a request."""
@@ -226,9 +232,9 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
     metrics = [{"step": 1, EVIL: EVIL, "loss": 0.5}]
     root = write_run(tmp_path / EVIL.replace("/", ""), events=make_events(names, [1]), run=values,
                      metrics=metrics)  # fmt: skip
-    for html in Watcher([root, root]).parts(0).values():
+    for html in parts_of(Watcher([root, root])).values():
         assert not {"script", "img"} & {tag for tag, _ in parse_page(html).tags}
-    seen = parse_page("".join(Watcher([root, root]).parts(0).values()))
+    seen = parse_page("".join(parts_of(Watcher([root, root])).values()))
     assert seen.text.count(EVIL) > 5
 
 
@@ -241,7 +247,7 @@ def test_a_run_is_told_with_its_next_steps(tmp_path, monkeypatch):
     monkeypatch.setattr("dynlora.report.watch.QUIET", float("inf"))
     run = Watched(root)
     run.look()
-    text = parse_page(Watcher([root]).parts(0)["state"]).text
+    text = parse_page(parts_of(Watcher([root]))["state"]).text
     assert "100 of 300 (33%)" in text
     assert [*upcoming(run.standing, run.folder)] == [
         "Next checkpoint: step 120, in about 40 s.",
@@ -273,12 +279,12 @@ def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp
     lines = [{"step": n, "loss": 0.5} for n in range(1000)]
     root = write_run(tmp_path / "run", run=RUNNING, metrics=lines)
     watcher = Watcher([root])
-    log = watcher.parts(0)["log"]
+    log = parts_of(watcher)["log"]
     assert log.count("loss 0.5") == LOG_LINES
     assert "step 999: loss" in log
     (root / "metrics.jsonl").unlink()
     write_run(root, run=RUNNING, metrics=lines[:5])
-    assert watcher.parts(0)["log"].count("loss 0.5") == 5
+    assert parts_of(watcher)["log"].count("loss 0.5") == 5
 
 
 def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):

@@ -12,6 +12,7 @@ LEFT, TOP, RIGHT, BOTTOM = 46, 44, WIDTH - 14, HEIGHT - 26  # the axes
 TICKS = 4  # most numbers per axis
 MARGIN = 0.05  # free part of the height above and below the lines
 MOST_POINTS = 500  # maximum number of points per line; longer series are averaged in groups
+SMALLEST = 1e-300  # smallest distance of values to draw, because that of ticks would become 0
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
 Lines = Mapping[str, Points]  # by label, `training` or `validation`, which is also a colour
@@ -72,9 +73,9 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """Return the least and the greatest value to draw, with a margin."""
     low, high = min(values), max(values)
-    margin = MARGIN * (high - low)
-    if margin <= 1e-9 * max(abs(low), abs(high)):  # too close for labels to differ
-        margin = MARGIN * max(abs(low), abs(high)) or MARGIN
+    margin, largest = MARGIN * (high - low), max(abs(low), abs(high))
+    if margin <= max(1e-9 * largest, SMALLEST):  # too close for labels to differ
+        margin = MARGIN * (largest if largest > SMALLEST else 1)
     return low - margin, high + margin
 
 

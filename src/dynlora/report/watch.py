@@ -19,10 +19,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dynlora.errors import DynamicLoraError
@@ -39,11 +40,10 @@ from dynlora.runs.record import UNFINISHED, read_config
 HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
-POLL = 0.1  # seconds between two looks at the files
+POLL, OTHERS = 0.1, 2.0  # seconds between two looks at the files of the shown run, and of others
 SHARE = 0.004  # of one core, for updates on average
 SAVED = 0.2  # seconds of a core that quick updates may use before their average counts
 LONGEST_PAUSE = 10.0  # seconds between two updates of files that change all the time
-ALIVE = 15.0  # seconds between empty messages, which find closed connections
 LOG_LINES = 200
 UNLOGGED = {"step", "peak_memory_bytes", "peak_gpu_memory_bytes"}
 KEPT = 2  # runs whose files stay in memory
@@ -270,44 +270,45 @@ class Watcher:
         self.runs = [Watched(root) for root in roots]
         self.token = secrets.token_urlsafe(24)
         self._shown = lru_cache(maxsize=KEPT)(lambda number: Shown(self.runs[number]))
-        self._marks: tuple[object, ...] = ()
-        self._parts: dict[str, str] = {}  # of the page that was asked for last
+        self._looked = -OTHERS
         self._lock = Lock()  # streams of several pages read in threads
+
+    def look(self, number: int) -> tuple[object, ...]:
+        """Look at the files of a run, and less often at those of the others; return all marks."""
+        now = time.monotonic()
+        others = now - self._looked >= OTHERS
+        self._looked = now if others else self._looked
+        for run in self.runs if others else self.runs[number : number + 1]:
+            run.look()
+        return tuple(run.marks for run in self.runs)
 
     def parts(self, number: int, *, whole: bool = True) -> dict[str, str]:
         """Return the HTML by part of the page about a run; only the quick ones unless `whole`."""
         with self._lock:
-            for run in self.runs:
-                run.look()
-            marks = number, whole, *(run.marks for run in self.runs)
-            if marks == self._marks:
-                return self._parts
             standings, run = [run.standing for run in self.runs], self.runs[number]
-            empty: dict[str, str] = dict.fromkeys(PARTS, "")
             quick = {
                 "runs": SECTIONS.run_list(standings, number),
                 "state": SECTIONS.state(run.standing, [*upcoming(run.standing, run.folder)]),
             }
-            self._parts = empty | quick | (self._shown(number).parts() if whole else {})
-            self._marks = marks
-            return self._parts
+            return quick | (self._shown(number).parts() if whole else {})
 
 
 def watch_app(watcher: Watcher) -> Starlette:
     """Return the server: the page at `/TOKEN/?run=NUMBER`, and its stream beside it."""
 
-    def number_of(request: Request) -> int | None:
-        """Return the number of the run; None without the token or such a run."""
+    def number_of(request: Request) -> int:
+        """Return the number of the run; raise an error of HTTP without the token or such a run."""
         given, text = request.path_params["token"], request.query_params.get("run", "0")
         right = secrets.compare_digest(given.encode(), watcher.token.encode())
         known = text in map(str, range(len(watcher.runs)))
-        return int(text) if right and known else None
+        if not right or not known:
+            raise HTTPException(404)
+        return int(text)
 
     async def show(request: Request) -> Response:
         number = number_of(request)
-        if number is None:
-            return PlainTextResponse("not found", 404, HEADERS)
-        parts = await run_in_threadpool(watcher.parts, number, whole=False)
+        watcher.look(number)
+        parts = dict.fromkeys(PARTS, "") | watcher.parts(number, whole=False)
         nonce, name = secrets.token_urlsafe(16), watcher.runs[number].standing.name
         template = page.PAGES.get_template("watch.html.j2")
         html = template.render(parts=parts, nonce=nonce, number=number, name=name)
@@ -315,10 +316,7 @@ def watch_app(watcher: Watcher) -> Starlette:
         return HTMLResponse(html.encode("utf-8", "replace"), 200, HEADERS | policy)
 
     async def stream(request: Request) -> Response:
-        number = number_of(request)
-        if number is None:
-            return PlainTextResponse("not found", 404, HEADERS)
-        changes = _changes(watcher, number)
+        changes = _changes(request, watcher, number_of(request))
         return StreamingResponse(changes, 200, HEADERS, media_type="text/event-stream")
 
     return Starlette(
@@ -327,18 +325,23 @@ def watch_app(watcher: Watcher) -> Starlette:
     )
 
 
-async def _changes(watcher: Watcher, number: int) -> AsyncIterator[str]:
+async def _changes(request: Request, watcher: Watcher, number: int) -> AsyncIterator[str]:
     """Yield the changed parts of a page as server-sent events, as often as `SHARE` permits."""
     sent: dict[str, str] = {}
-    spoke, saved = 0.0, SAVED
-    while True:
+    seen: tuple[object, ...] = ()
+    saved = SAVED
+    while not await request.is_disconnected():
         began, used = time.monotonic(), time.process_time()
-        parts = await run_in_threadpool(watcher.parts, number)
-        changed = {part: html for part, html in parts.items() if sent.get(part) != html}
-        if sent:  # the first page is for the reader, not for the run
+        marks = watcher.look(number)
+        if marks != seen:
+            whole = not seen or marks[number] != seen[number]
+            parts = await run_in_threadpool(watcher.parts, number, whole=whole)
+            changed = {part: html for part, html in parts.items() if sent.get(part) != html}
+            if changed:
+                yield f"data: {json.dumps(changed)}\n\n"
+        if seen:  # the first page is for the reader, not for the run
             saved -= time.process_time() - used
-        if changed or began - spoke > ALIVE:
-            sent, spoke = parts, began
-            yield f"data: {json.dumps(changed)}\n\n"
+        if marks != seen:
+            sent, seen = sent | parts, marks
         await asyncio.sleep(min(LONGEST_PAUSE, max(POLL, -saved / SHARE)))
         saved = min(SAVED, saved + SHARE * (time.monotonic() - began))
