@@ -143,7 +143,6 @@ def test_a_page_follows_a_run_that_is_killed_and_resumed(page, job, output):
             ended = pool.submit(
                 run_in_fork, train_slowly, job, output, 0, "--training.resume=latest"
             )
-            page.wait_for_selector(".status.running")
             page.wait_for_selector(".status.finished")
             assert ended.result().returncode == 0, ended.result().stderr
             assert page.evaluate("window.kept"), "the page was not loaded again"

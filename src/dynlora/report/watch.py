@@ -40,9 +40,9 @@ from dynlora.runs.record import UNFINISHED, read_config
 HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
-POLL, OTHERS = 0.1, 2.0  # seconds between two looks at the files of the shown run, and of others
-SHARE = 0.004  # of one core, for updates on average
-SAVED = 0.2  # seconds of a core that quick updates may use before their average counts
+POLL, OTHERS = 0.15, 2.0  # seconds between two looks at the files of the shown run, and of others
+SHARE = 0.003  # of one core, for updates on average
+SAVED = 0.1  # seconds of a core that quick updates may use before their average counts
 LONGEST_PAUSE = 10.0  # seconds between two updates of files that change all the time
 LOG_LINES = 200
 UNLOGGED = {"step", "peak_memory_bytes", "peak_gpu_memory_bytes"}
@@ -91,12 +91,12 @@ class Watched:
         """Time, identity and size of each file, and whether the run was killed."""
         self.standing = _standing(self.folder, killed=False)
 
-    def look(self) -> None:
-        """Update `marks`, and `standing` if a file changed."""
+    def look(self, *, locks: bool = True) -> None:
+        """Update `marks`, and `standing` if a file changed; with `locks` find a killed run."""
         folder = self.folder
         marks = tuple(map(_mark, (folder.run, folder.config, folder.metrics, folder.ranks)))
         killed = marks == self.marks[:-1] and bool(self.marks[-1])
-        if self.standing.status == "running" and not killed:
+        if locks and self.standing.status == "running" and not killed:
             newest = max(changed for changed, *_ in marks)
             killed = time.time() - newest > QUIET and not folder.is_in_use()
         if (*marks, killed) == self.marks:
@@ -279,7 +279,7 @@ class Watcher:
         others = now - self._looked >= OTHERS
         self._looked = now if others else self._looked
         for run in self.runs if others else self.runs[number : number + 1]:
-            run.look()
+            run.look(locks=others)
         return tuple(run.marks for run in self.runs)
 
     def parts(self, number: int, *, whole: bool = True) -> dict[str, str]:
