@@ -23,7 +23,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
 
     `names` are validation metrics without the prefix `eval_`.
     """
-    evaluations = [line for line in metrics if any(key.startswith("eval_") for key in line)]
+    evaluations = [line for line in metrics if "loss" not in line]  # the Trainer's own lines
     found = {}
     for name in dict.fromkeys(["loss", *names]):
         training = _thin(_series(metrics, "loss")) if name == "loss" else ()
