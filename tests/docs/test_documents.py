@@ -4,10 +4,14 @@ import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import os
 import re
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from transformers import TrainingArguments
 
 import dynlora
@@ -17,8 +21,12 @@ from dynlora.train.config_file import read_job
 from tests.models import adamw, bare_llama, loss_of, sequences, train
 
 ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "llms.txt")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = {"None": "null", "True": "true", "False": "false", "()": "none"}
 """Values of Python in the words of the documents."""
 
@@ -27,13 +35,14 @@ def blocks(path, language):
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_trainer_example_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "AGENTS.md"])
+def test_the_trainer_example_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = TrainingArguments(
         output_dir="out", max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True
     )
     rows = [{"input_ids": tokens, "labels": tokens} for tokens in next(sequences(batch=16))]
-    code = blocks(ROOT / "README.md", "python")[0]
+    code = blocks(ROOT / page, "python")[0]
     exec(code, {"base": bare_llama(), "args": arguments, "data": rows})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -66,6 +75,18 @@ def test_the_extension_of_the_documents_runs_as_it_stands(tiny_llama):
 def test_an_example_is_valid_and_writes_under_runs(path):
     config = read_job(path)
     assert config.output == f"runs/{path.stem}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
+    """In the root of a checkout, as its first cell says; writes into `runs`."""
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", programs)
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=1200, resources={"metadata": {"path": ROOT}}).execute()
 
 
 def test_every_make_target_in_the_documents_exists():
