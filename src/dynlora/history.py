@@ -154,3 +154,29 @@ def summary(ranks: Mapping[str, int], events: Sequence[Event]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     )
+
+
+def reasons(events: Sequence[Event]) -> dict[str, str]:
+    """Return why each layer has its last rank, in a phrase from the figures of at least one event.
+
+    A score per parameter decides where rank goes; directions limit how much a layer can use.
+    """
+    first, last = events[0].layers, events[-1].layers
+    scored = next(filter(is_scored, reversed(events)), None)
+    if scored is None:
+        return dict.fromkeys(last, "no layer was scored")
+    scores = {name: x.score for name, x in scored.layers.items() if x.score is not None}
+    places = {score: place for place, score in enumerate(sorted(scores.values())[::-1], start=1)}
+    found = {}
+    for name, layer in last.items():
+        score = scores.get(name)
+        parts = [f"score {places[score]} of {len(scores)}" if score is not None else "no score"]
+        if layer.directions is not None:
+            parts.append(f"gradients in {layer.directions:.0f} directions")
+        if layer.waits:
+            parts.append("shrinking further would lose more output than dynamic.shrink_tolerance")
+        elif layer.rank_after < first[name].rank_before:
+            lost = max(event.layers[name].output_lost for event in events)
+            parts.append(f"its largest cut lost {100 * lost:.1f} % of its output")
+        found[name] = ", ".join(parts)
+    return found

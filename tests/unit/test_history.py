@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dynlora import Event, LayerEvent
-from dynlora.history import describe, moved, stillness, summary
+from dynlora.history import describe, moved, reasons, stillness, summary
 from tests.unit.events import make_event
 
 UNSEEN = LayerEvent(
@@ -90,3 +90,18 @@ def test_the_summary_lists_each_layer_with_its_first_and_its_present_rank():
     assert rows[1:] == [["0.query", "4", "2", "0.5", "0"], ["0.output", "4", "9", "0.5", "0"],
                         ["1.query", "4", "1", "0.5", "0"]]  # fmt: skip
     assert [line.split() for line in summary(RANKS, []).splitlines()][1] == ["0.query", "4", "4"]
+
+
+def test_each_layer_has_a_reason_for_its_rank():
+    first, last = {"a": 4, "b": 4, "c": 4}, {"a": 8, "b": 1, "c": 3}
+    scores = {"a": 2.0, "b": 0.5, "c": None}
+    early = make_event(3, first, first)
+    late = make_event(6, first, last, scores=scores, waits=("c",))
+    layers = dict(late.layers)
+    layers["a"] = replace(layers["a"], directions=22.4)
+    layers["b"] = replace(layers["b"], output_lost=0.031)
+    why = reasons([early, replace(late, layers=layers)])
+    assert why["a"] == "score 1 of 2, gradients in 22 directions"
+    assert why["b"] == "score 2 of 2, its largest cut lost 3.1 % of its output"
+    assert why["c"].startswith("no score, shrinking further would lose more")
+    assert set(reasons([early]).values()) == {"no layer was scored"}

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynlora.errors import RunFileError
 from dynlora.files import whole
-from dynlora.history import moved, stillness
+from dynlora.history import moved, reasons, stillness
 from dynlora.layer_names import short_names
 from dynlora.report import wording
 from dynlora.report.curves import Lines, charts, draw_chart
@@ -36,6 +36,8 @@ PAGES = Environment(
 PAGES.globals |= {
     "light": LIGHT,
     "dark": DARK,
+    "collapsed": wording.is_collapsed,
+    "collapsed_text": wording.COLLAPSED,
     "verdict": wording.verdict,
     "change": wording.change_text,
     "share": wording.share_text,
@@ -86,6 +88,7 @@ def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
         "parts": arrange(list(run.final_ranks)),
         "layers": {name: _layer(run, name, scale, highest) for name in run.final_ranks},
         "events": list(_events(run)),
+        "reasons": list(_reasons(run)),
     }
 
 
@@ -213,3 +216,13 @@ def _events(run: RunFiles) -> Iterator[dict[str, object]]:
             "movers": [(name, *ranks[name]) for name in largest],
             "waiting": ", ".join(waits[:MOVERS]) + (f" and {more} more" if more > 0 else ""),
         }
+
+
+def _reasons(run: RunFiles) -> Iterator[tuple[str, int, int, str]]:
+    """Yield each layer's short name, first and last rank, and why; the largest change first."""
+    if not run.events:
+        return
+    short, why = short_names(list(run.initial_ranks)), reasons(run.events)
+    first, last = run.initial_ranks, run.final_ranks
+    for name in sorted(why, key=lambda name: -abs(last[name] - first[name])):
+        yield short[name], first[name], last[name], why[name]

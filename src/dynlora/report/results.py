@@ -11,6 +11,7 @@ from rich.text import Text
 
 from dynlora.history import Event, moved, stillness
 from dynlora.layer_names import short_names
+from dynlora.report import wording
 
 SENTENCE_WIDTH = 72  # columns; other texts, such as paths, stay whole
 MOVERS = 3  # maximum number of layers listed as gaining most and as losing most
@@ -128,6 +129,8 @@ def _metric_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if before is not None:  # None if the metric was not finite
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
+    if wording.is_collapsed(result["after"]):
+        yield "collapsed", wording.COLLAPSED
 
 
 def _parameter_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,14 @@ LOWER_IS_BETTER: Mapping[str, bool] = {
 """Whether a metric improves by falling. Contains every metric of every task."""
 
 
+COLLAPSED = "all rows got the same class or value (or have the same label)"
+
+
+def is_collapsed(metrics: Mapping[str, float | None]) -> bool:
+    """Return whether predictions do not tell rows apart: their correlation with the labels is 0."""
+    return any(metrics.get(name) == 0 for name in ("matthews", "pearson"))
+
+
 def lower_is_better(metric: str) -> bool:
     """Return whether lower values of a metric are better; False for an unknown metric."""
     return LOWER_IS_BETTER.get(metric, False)
@@ -48,8 +56,16 @@ def change_text(before: float | None, after: float | None) -> str:
     return f"{sign}{metric_text(abs(after - before))}"
 
 
-def verdict(metric: str, before: float | None, after: float | None) -> str:
-    """Return `better` or `worse`; empty if the values are equal or not comparable."""
+def verdict(
+    metric: str, earlier: Mapping[str, float | None], later: Mapping[str, float | None]
+) -> str:
+    """Return `better` or `worse`; empty if the values are equal or not comparable.
+
+    Of a collapsed model only the loss is comparable: its other metrics say which labels are common.
+    """
+    before, after = earlier.get(metric), later.get(metric)
+    if metric != "loss" and (is_collapsed(earlier) or is_collapsed(later)):
+        return ""
     if before is None or after is None or before == after or not math.isfinite(after - before):
         return ""
     return "better" if (after < before) == lower_is_better(metric) else "worse"

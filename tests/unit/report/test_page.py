@@ -135,7 +135,8 @@ def test_the_page_contains_the_facts_metrics_and_settings(moved: str) -> None:
         "lora_alpha: 16.0", "torch: 2.8.0",
     ):  # fmt: skip
         assert part in text
-    assert len(parse_page(moved).named("details")) == 3
+    assert "0.attention.self.query 8 6 score" in text
+    assert len(parse_page(moved).named("details")) == 4
 
 
 def test_an_unfinished_run_is_shown_as_far_as_it_went(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dynlora.history import Event
+from dynlora.report.page import report_page
 from dynlora.report.results import result_table
 from dynlora.report.run_comparison import (
     RunComparison,
@@ -228,9 +229,27 @@ def test_a_setting_that_an_older_version_did_not_know_is_no_other_task(tmp_path:
 def test_errors_improve_by_falling_and_other_metrics_by_rising() -> None:
     assert {metric for metrics in METRICS.values() for metric in metrics} <= LOWER_IS_BETTER.keys()
     changes = [("rmse", 0.5, 0.7), ("pearson", 0.5, 0.4), ("loss", 0.7, 0.5), ("f1", 0.5, 0.7)]
-    assert [verdict(*change) for change in changes] == ["worse", "worse", "better", "better"]
-    for change in ((0.5, 0.5), (None, 0.5), (0.5, math.nan)):
-        assert verdict("f1", *change) == ""
+    judged = [verdict(name, {name: before}, {name: after}) for name, before, after in changes]
+    assert judged == ["worse", "worse", "better", "better"]
+    for before, after in ((0.5, 0.5), (None, 0.5), (0.5, math.nan)):
+        assert verdict("f1", {"f1": before}, {"f1": after}) == ""
+
+
+def test_a_model_that_gives_all_rows_one_class_is_marked_and_its_metrics_are_not_judged(
+    tmp_path: Path,
+) -> None:
+    constant = {"loss": 0.7, "accuracy": 0.68, "f1": 0.81, "matthews": 0.0}
+    learned = {"loss": 0.5, "accuracy": 0.75, "f1": 0.83, "matthews": 0.4}
+    for before, after in ((constant, learned), (learned, constant)):
+        assert [verdict(name, before, after) for name in ("accuracy", "f1")] == ["", ""]
+    assert verdict("loss", constant, learned) == "better"
+    assert "collapsed" in printed(result_table(RESULT | {"after": constant}, EVENTS))
+    assert "collapsed" not in printed(result_table(RESULT | {"after": learned}, EVENTS))
+    fine = made(tmp_path, "one", metrics_after=learned)
+    other = made(tmp_path, "two", metrics_after=constant)
+    assert "collapsed" in printed(comparison_table(compare_runs([fine, other])))
+    assert "collapsed" not in printed(comparison_table(compare_runs([fine, fine])))
+    assert "got the same class" in report_page(other)
 
 
 def test_numbers_have_units_and_few_digits() -> None:
