@@ -63,6 +63,7 @@ def page(browser):
     """Return a new page whose console must stay empty, and which may only load from here."""
     errors, requests = [], []
     with browser.new_page() as opened:
+        opened.set_default_timeout(120_000)  # milliseconds, on a busy machine
         opened.on("console", lambda told: errors.append(told.text))
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.on("request", lambda request: requests.append(urlsplit(request.url)))
@@ -106,14 +107,21 @@ def watching(*runs):
         yield process, json.loads(process.stdout.readline())["url"]
 
 
+def seen_by(output):
+    """Return the file that tells a run to be killed."""
+    return output.with_name("seen")
+
+
 def train_slowly(job, output, dies_at, *options):
-    """Train with a pause after each step, and be killed after one of them."""
+    """Train with a pause after each step, and be killed after one of them, once it was seen."""
     usual = ProgressBar.on_step_end
 
     def pause(self, args, state, *more, **named):
         usual(self, args, state, *more, **named)
         time.sleep(0.3)
         if state.global_step == dies_at:
+            while not seen_by(output).exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -135,6 +143,7 @@ def test_a_page_follows_a_run_that_is_killed_and_resumed(page, job, output):
             page.wait_for_selector(".status.running")
             page.wait_for_selector("#state li:has-text('Last step: step 12, in about')")
             page.wait_for_selector("#ranks svg")
+            seen_by(output).touch()
             assert killed.result().returncode == -signal.SIGKILL
             page.wait_for_selector(".status.killed")
             page.wait_for_selector("#state li:has-text('--training.resume latest')")
@@ -173,7 +182,7 @@ def parts_of(watcher):
 def answered(url, path, **headers):
     """Yield the answer to a request."""
     place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
     with closing(connection):
         connection.request("GET", path, headers=headers)
         yield connection.getresponse()
@@ -200,7 +209,7 @@ def test_only_the_address_with_the_token_is_answered_and_only_on_this_machine(ru
             assert ask(url, path)[0] == 404, path
         assert ask(url, Host="evil.example")[0] == 400
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 128 + signal.SIGINT
+        assert process.wait(60) == 128 + signal.SIGINT
         assert process.stderr.read().endswith("\ninterrupted: the page has ended, but no run\n")
 
 
