@@ -86,6 +86,9 @@ NEW_ADAPTER = click.Option(
     help="A new folder, or a new .safetensors file for kohya and diffusers.",
 )
 OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
+RUNS = click.Argument(
+    ["runs"], metavar="RUN...", nargs=-1, type=FOLDER, help="Folders of `dynlora train` runs."
+)
 RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")
 LOADED_RUN = (
     RUN,

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import click
-
-from dynlora.cli.arguments import FOLDER, Verb
+from dynlora.cli.arguments import RUNS, Verb
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
@@ -20,17 +18,4 @@ def _run(given: Any, output: Output) -> None:
     output.show(comparison_table(found), found.to_dict())
 
 
-COMMAND = Verb(
-    "compare",
-    "two runs side by side: metrics, parameters, ranks",
-    _run,
-    [
-        click.Argument(
-            ["runs"],
-            type=FOLDER,
-            metavar="RUN...",
-            nargs=-1,
-            help="Folders of two or more finished runs.",
-        )
-    ],
-)
+COMMAND = Verb("compare", "two runs side by side: metrics, parameters, ranks", _run, [RUNS])

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dynlora.cli.arguments import FOLDER, Verb
+from dynlora.cli.arguments import RUNS, Verb
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.train.signals import Stopped
@@ -50,13 +50,7 @@ COMMAND = Verb(
     "a page on this machine that follows runs while they train",
     _run,
     [
-        click.Argument(
-            ["runs"],
-            type=FOLDER,
-            metavar="RUN...",
-            nargs=-1,
-            help="Folders of one or more `dynlora train` runs, finished or not.",
-        ),
+        RUNS,
         click.Option(
             ["--port"],
             type=click.IntRange(0, 65535),
