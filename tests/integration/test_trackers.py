@@ -14,9 +14,11 @@ from contextlib import redirect_stdout
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,6 +33,7 @@ from tests.models import lora_llama
 from tests.processes import run_in_group
 
 Lines = list[dict[str, Any]]
+DRAWN = {"dynamic/ranks", "dynamic/rank_map"}
 BOARD = ("--training.report_to", "[tensorboard]")
 
 
@@ -80,7 +83,7 @@ def read_scalars(run):
 
 
 def of_ranks(tag):
-    return tag.startswith(("ranks/", "dynamic/"))
+    return tag.startswith(("ranks/", "dynamic/")) and tag not in DRAWN
 
 
 def read_lines(path):
@@ -122,6 +125,8 @@ def check_logged(logged, run):
     check_figures(found, read_lines(run / "ranks.jsonl"))
     assert sorted(found["train/loss"]) == list(range(1, 13))
     assert "eval/accuracy" in found
+    steps = [event["step"] for event in read_lines(run / "ranks.jsonl")]
+    assert [list(found[tag]) for tag in sorted(DRAWN)] == [steps, steps]
 
 
 def test_tensorboard_gets_metrics_and_ranks_of_a_job(tracked):
@@ -132,6 +137,24 @@ def test_tensorboard_gets_metrics_and_ranks_of_a_job(tracked):
     assert {"eval/loss", "eval/accuracy"} <= found.keys()
     written = yaml.safe_load((tracked / "config.yaml").read_text())
     assert written["training"]["report_to"] == ["tensorboard"]
+
+
+def test_tensorboard_gets_a_histogram_and_a_picture_of_the_ranks_at_each_event(tracked):
+    kept = {"histograms": 0, "images": 0}  # all
+    board = EventAccumulator(str(tracked / "tracking" / "tensorboard"), size_guidance=kept)
+    board.Reload()
+    events = read_lines(tracked / "ranks.jsonl")
+    ranks = [[layer["rank_before"] for layer in events[0]["layers"].values()]]
+    for event, counted, drawn in zip(
+        events, board.Histograms("dynamic/ranks"), board.Images("dynamic/rank_map"), strict=True
+    ):
+        ranks.append([layer["rank_after"] for layer in event["layers"].values()])
+        assert counted.step == drawn.step == event["step"]
+        assert counted.histogram_value.sum == sum(ranks[-1])
+        picture = np.array(Image.open(io.BytesIO(drawn.encoded_image_string)))[4::8, 16::32]
+        highest = max(map(max, ranks))
+        wanted = [[int(255 * (1 - rank / highest)) for rank in column] for column in ranks]
+        assert picture[:, :, 0].T.tolist() == wanted
 
 
 @pytest.mark.usefixtures("moving")

@@ -1,13 +1,18 @@
 """Send ranks to the trackers of a `Trainer`: TensorBoard, wandb or trackio.
 
+Scalars at the start; at each event scalars, a histogram, and if Pillow is there a picture.
+
 The run and `state.log_history` do not change.
 """
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from statistics import mean
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int, UInt8
 from transformers import Trainer, TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
@@ -23,6 +28,9 @@ from dynlora.history import Event
 from dynlora.integrations.trainer import DynamicLoraCallback
 
 TRACKERS = (TensorBoardCallback, WandbCallback, TrackioCallback)
+
+HISTOGRAM, PICTURE = "dynamic/ranks", "dynamic/rank_map"
+CELL = (8, 32)  # height and width in pixels of one rank in a picture
 
 Figures = dict[str, float]
 
@@ -44,6 +52,18 @@ def event_figures(event: Event) -> Figures:
         "dynamic/agreement": event.agreement,
         "dynamic/moved_layers": float(sum(x.rank_before != x.rank_after for x in layers)),
     }
+
+
+def rank_picture(events: Sequence[Event]) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the ranks of at least one event as a picture: the higher a rank, the darker.
+
+    A row per layer, the first at the top; a column for the start and one per event.
+    """
+    columns = [[layer.rank_before for layer in events[0].layers.values()]]
+    columns += [[layer.rank_after for layer in event.layers.values()] for event in events]
+    ranks = np.array(columns).T
+    shades = (255 * (1 - ranks / ranks.max())).astype(np.uint8)
+    return np.repeat(np.kron(shades, np.ones(CELL, np.uint8))[:, :, None], 3, axis=2)
 
 
 def track_ranks(trainer: Trainer) -> None:
@@ -89,18 +109,34 @@ class RankTracker(TrainerCallback):
         """Send the events of this step."""
         assert self._source.dynamic is not None
         history = self._source.dynamic.history
-        for event in history[self._sent :]:
-            self._send(event_figures(event), state)
+        for count in range(self._sent + 1, len(history) + 1):
+            self._send(event_figures(history[count - 1]), state, history[:count])
         self._sent = len(history)
 
-    def _send(self, figures: Figures, state: State) -> None:
+    def _send(self, figures: Figures, state: State, events: Sequence[Event] = ()) -> None:
+        """Send figures, and after an event its ranks as a histogram and all ranks as a picture."""
         if not state.is_world_process_zero:
             return
+        step = state.global_step
         for tracker in self._trackers:
             if isinstance(tracker, TensorBoardCallback):
                 for name, value in figures.items():
-                    tracker.tb_writer.add_scalar(name, value, state.global_step)
+                    tracker.tb_writer.add_scalar(name, value, step)
+                if events:
+                    tracker.tb_writer.add_histogram(HISTOGRAM, _ranks_after(events[-1]), step)
+                if events and find_spec("PIL"):
+                    picture = rank_picture(events)
+                    tracker.tb_writer.add_image(PICTURE, picture, step, dataformats="HWC")
                 tracker.tb_writer.flush()
-            else:
-                package = "wandb" if isinstance(tracker, WandbCallback) else "trackio"
-                import_module(package).log({**figures, "train/global_step": state.global_step})
+                continue
+            package = import_module("wandb" if isinstance(tracker, WandbCallback) else "trackio")
+            drawn: dict[str, Any] = {}
+            if events:
+                drawn[HISTOGRAM] = package.Histogram(_ranks_after(events[-1]))
+            if events and find_spec("PIL"):
+                drawn[PICTURE] = package.Image(rank_picture(events))
+            package.log({**figures, **drawn, "train/global_step": step})
+
+
+def _ranks_after(event: Event) -> Int[np.ndarray, " layers"]:
+    return np.array([layer.rank_after for layer in event.layers.values()])
