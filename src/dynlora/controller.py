@@ -26,7 +26,7 @@ from dynlora.errors import ConfigError, EngineError, LayerError, ResumeError
 from dynlora.event import Stages, own_precision
 from dynlora.features import InputFeatureAnalyzer
 from dynlora.fused.layers import FusedLora, close_fused
-from dynlora.history import Event, describe, is_scored, stillness, summary
+from dynlora.history import Event, conclusion, describe, is_scored, stillness, summary
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.schedule import Timetable, is_observed, is_sampled
@@ -253,7 +253,9 @@ class DynamicLora:
             self._begin_step()
             if self._timetable.is_over(self._step, self._scored):
                 self.freeze()
-                if self.config.importance != "uniform" and (why := stillness(self.history)):
+                if (why := stillness(self.history)) is None:
+                    logger.info(conclusion(self.history))
+                elif self.config.importance != "uniform":
                     logger.warning("no rank moved in %d events: %s", len(self.history), why)
 
     def freeze(self) -> None:

@@ -1,4 +1,4 @@
-"""The events of a run, whether ranks moved, why not, one line per event, and a table of layers.
+"""The events of a run in words: whether ranks moved, which, and why not; and a table of layers.
 
 Without torch, because pages about runs are made without it.
 """
@@ -12,6 +12,8 @@ from dynlora.layer_names import short_names
 SIGNIFICANT = 2.5
 """Agreement of gradients from which layers have scores, in standard errors: random gradients pass
 in 0.6 % of tests, and in at most 3 % of runs with five events."""
+
+MOVERS = 3  # most layers listed as gaining most, and as losing most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,10 @@ def stillness(events: Sequence[Event]) -> str | None:
     if any(moved(event) for event in events):
         return None
     if not events:
-        return "no event came: the run was over before the first one was due"
+        return (
+            "no event came: the run was over before the first one was due; "
+            "train longer, or lower dynamic.first_event"
+        )
     if all(event.agreement == 0 for event in events):
         return (
             "up to the last event no two gradients were compared: the run is of very few steps, or "
@@ -105,11 +110,17 @@ def _undecided(events: Sequence[Event]) -> str:
             "then no layer is scored; a longer run or a larger batch may show more"
         )
     if all(len(seen) <= 1 for seen in scores):
-        return "every layer had the same score"
+        return "every layer had the same score; try another metric as dynamic.importance"
     if waiting:
         layers = "1 layer" if len(waiting) == 1 else f"{len(waiting)} layers"
-        return f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows"
-    return "no layer that could grow stood out by more than dynamic.hysteresis"
+        return (
+            f"{layers} would have lost more of their output than dynamic.shrink_tolerance allows; "
+            "raise it if a temporary loss is acceptable"
+        )
+    return (
+        "no layer that could grow stood out by more than dynamic.hysteresis; lower it, or keep "
+        "plain LoRA, because the layers need rank alike"
+    )
 
 
 def describe(event: Event) -> str:
@@ -129,6 +140,29 @@ def describe(event: Event) -> str:
         f"{changed} of {len(changes)} layers changed rank; most {kind}: "
         f"{short_names(list(changes))[most]} {layer.rank_before} → {layer.rank_after}; {agreement}"
     )
+
+
+def largest_moves(first: Mapping[str, int], last: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Return the layers that gained most and those that lost most, at most `MOVERS` of each."""
+    moves = {name: rank - first[name] for name, rank in last.items()}
+    by_gain = sorted(moves, key=lambda name: -moves[name])
+    gained = [name for name in by_gain[:MOVERS] if moves[name] > 0]
+    return gained, [name for name in by_gain[: -MOVERS - 1 : -1] if moves[name] < 0]
+
+
+def conclusion(events: Sequence[Event]) -> str:
+    """Return in three lines how the ranks moved in at least one event."""
+    first = {name: layer.rank_before for name, layer in events[0].layers.items()}
+    last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
+    short, count = short_names(list(first)), sum(map(moved, events))
+    up, down = (sum(sign * (last[name] - first[name]) > 0 for name in first) for sign in (1, -1))
+    lines = [
+        f"ranks are final; they moved at {count} of {len(events)} events: {up} up, {down} down"
+    ]
+    for label, names in zip(("gained", "lost"), largest_moves(first, last), strict=True):
+        layers = [f"{short[name]} {first[name]} → {last[name]}" for name in names]
+        lines.append(f"{label} most: {', '.join(layers) or 'no layer'}")
+    return "\n".join(lines)
 
 
 def summary(ranks: Mapping[str, int], events: Sequence[Event]) -> str:

@@ -97,11 +97,14 @@ def best(tmp_path_factory, model, data):
     return folder / "run"
 
 
-def test_a_finished_run_that_was_moved_still_ends_with_its_best_checkpoint(train, output, best):
+def test_a_finished_run_that_was_moved_says_so_and_still_ends_with_its_best_checkpoint(
+    train, output, best, capsys
+):
     assert checkpoints(best) == {"checkpoint-6", "checkpoint-18"}, "the best and the newest"
     assert facts(best)["best_checkpoint"] == str(best / "checkpoints/checkpoint-6")
     shutil.copytree(best, output)
     assert train(*FIRST_IS_BEST, "--training.resume", "latest") == 0
+    assert "the run is finished at step 18: it is only" in capsys.readouterr().err
     assert facts(output)["best_checkpoint"] == str(output / "checkpoints" / "checkpoint-6")
     assert_same_end(best, output)
 

@@ -237,6 +237,11 @@ def test_the_output_is_the_table_alone_and_progress_goes_to_the_error_stream(
     assert "step 0: validation accuracy" in captured.err
     assert "step 12/12: validation accuracy" in captured.err
     assert "note:" not in captured.err
+    lines = [line for line in captured.err.splitlines() if "changed rank" in line]
+    assert [line.split(":")[0] for line in lines] == [
+        f"step {event['step']}" for event in read_lines(output / "ranks.jsonl")
+    ]
+    assert captured.err.count("ranks are final; they moved at ") == 1
     table = captured.out
     assert table.lstrip().startswith("dynlora train: method dynamic")
     for name in ("accuracy", "loss"):
@@ -248,6 +253,14 @@ def test_the_output_is_the_table_alone_and_progress_goes_to_the_error_stream(
     told = f"lowest {ranks[0]}, median {ranks[LAYERS // 2]}, highest {ranks[-1]}"
     moves = (f"2 → {ranks[-1]}", f"2 → {ranks[0]}")
     assert missing(table, told, *moves, "of it dynamic part", *paths) == []
+
+
+def test_why_no_rank_moved_is_told_after_the_last_event(train, capfd):
+    assert train() == 0
+    lines = capfd.readouterr().err.splitlines()
+    last = max(number for number, line in enumerate(lines) if "no rank changed" in line)
+    assert lines[last + 1].startswith("note: no rank moved in ")
+    assert "ranks are final" not in "".join(lines)
 
 
 def test_quiet_and_json_leave_one_object_on_the_output(train, capfd):

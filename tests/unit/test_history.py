@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dynlora import Event, LayerEvent
-from dynlora.history import describe, moved, reasons, stillness, summary
+from dynlora.history import conclusion, describe, moved, reasons, stillness, summary
 from tests.unit.events import make_event
 
 UNSEEN = LayerEvent(
@@ -79,6 +79,16 @@ def test_an_event_is_told_in_a_line_with_the_layer_that_changed_most(after, scor
     given = None if scores is None else dict.fromkeys(RANKS, scores)
     event = make_event(3, RANKS, dict(zip(RANKS, after, strict=True)), scores=given)
     assert describe(event) == line
+
+
+def test_a_run_with_moves_is_told_in_three_lines():
+    first, last = {"a": 4, "b": 4, "c": 4}, {"a": 8, "b": 1, "c": 4}
+    events = [make_event(3, first, first), make_event(6, first, last), make_event(9, last, last)]
+    assert conclusion(events).splitlines() == [
+        "ranks are final; they moved at 1 of 3 events: 1 up, 1 down",
+        "gained most: a 4 → 8",
+        "lost most: b 4 → 1",
+    ]
 
 
 def test_the_summary_lists_each_layer_with_its_first_and_its_present_rank():

@@ -156,7 +156,11 @@ def layer_table(
 
 def note(console: Console, text: str) -> None:
     """Print a line `note: ...`."""
-    console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+    _print_line(console, f"note: {text}")
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -186,23 +190,29 @@ def only_errors() -> Iterator[None]:
 
 @contextmanager
 def readable_messages(console: Console) -> Iterator[None]:
-    """Show dynlora's warnings as `note:` lines on `console`, and silence transformers.
+    """Show dynlora's messages on `console`, warnings as `note:` lines, and silence transformers.
 
     Library output to standard output is redirected to standard error. If `console` is quiet, it is
     dropped, and progress bars of datasets too.
     """
     from transformers.utils import logging as transformers_logging
 
-    logger, notes = logging.getLogger("dynlora"), logging.Handler(logging.WARNING)
-    notes.emit = lambda record: note(console, record.getMessage())  # type: ignore[method-assign]
+    def emit(record: logging.LogRecord) -> None:
+        prefix = "note: " if record.levelno >= logging.WARNING else ""
+        _print_line(console, prefix + record.getMessage())
+
+    logger, messages = logging.getLogger("dynlora"), logging.Handler()
+    messages.emit = emit  # type: ignore[method-assign]
     libraries: list[Any] = [transformers_logging]
     if console.quiet:
         from datasets.utils import logging as datasets_logging
 
         libraries.append(datasets_logging)
     with ExitStack() as stack:
-        logger.addHandler(notes)
-        stack.callback(logger.removeHandler, notes)
+        logger.addHandler(messages)
+        stack.callback(logger.removeHandler, messages)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.INFO)
         stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.ERROR)
         for library in libraries:

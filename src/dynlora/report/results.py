@@ -9,12 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.history import Event, moved, stillness
+from dynlora.history import Event, largest_moves, moved, stillness
 from dynlora.layer_names import short_names
 from dynlora.report import wording
 
 SENTENCE_WIDTH = 72  # columns; other texts, such as paths, stay whole
-MOVERS = 3  # maximum number of layers listed as gaining most and as losing most
 UNMEASURED = "Peak memory: add --measure, which trains each method for two steps."
 MEASURED = "Peak memory of a process that evaluated one batch and trained for two steps."
 ON_CPU = (
@@ -171,9 +170,9 @@ def _rank_rows(result: Mapping[str, Any], events: Sequence[Event]) -> Iterator[t
     moves = {name: rank - result["initial_ranks"][name] for name, rank in ranks.items()}
     up, down = sum(move > 0 for move in moves.values()), sum(move < 0 for move in moves.values())
     yield "ranks moved", f"at {count} of {len(events)} events: {up} layers up, {down} down"
-    by_gain = sorted(moves, key=lambda name: -moves[name])
-    yield "gained most", _movers([n for n in by_gain[:MOVERS] if moves[n] > 0], result)
-    yield "lost most", _movers([n for n in by_gain[: -MOVERS - 1 : -1] if moves[n] < 0], result)
+    gained, lost = largest_moves(result["initial_ranks"], ranks)
+    yield "gained most", _movers(gained, result)
+    yield "lost most", _movers(lost, result)
 
 
 def _movers(names: Sequence[str], result: Mapping[str, Any]) -> str:

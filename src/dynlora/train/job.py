@@ -161,6 +161,8 @@ def _train(job: Job) -> None:
         job.trainer.sampler.set_epoch(past.epoch)
         if past.step >= job.inputs.steps or stopping.is_over(past.log):
             stopping.complete = job.trainer.sampler.closed = True
+            told = f"the run is finished at step {past.step}: it is only evaluated and saved again"
+            job.progress.console.print(told, highlight=False)
     if process_count() > 1:
         # Accelerate would not wrap a model that it has prepared for an evaluation.
         job.trainer.model._is_accelerate_prepared = False

@@ -19,14 +19,13 @@ from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
 from dynlora import DynamicLora, DynamicLoraCallback
-from dynlora.history import describe
 
 PLAIN_LINES = 10
 """Loss lines per run without a terminal."""
 
 
 class ProgressBar(TrainerCallback):
-    """A bar of optimizer steps with loss and ranks; above it a line per event and evaluation."""
+    """A bar of optimizer steps with loss and ranks; above it a line per evaluation."""
 
     def __init__(
         self, console: Console, metrics: Sequence[str], source: DynamicLoraCallback | None
@@ -49,7 +48,7 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, note="")
-        self._tenth = self._told = 0
+        self._tenth = self._noted = 0
         self._loss = self._ranks = ""
 
     @property
@@ -68,15 +67,14 @@ class ProgressBar(TrainerCallback):
         self.progress.start()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Advance the bar, and tell the event of this step."""
+        """Advance the bar, and show the ranks."""
         self.progress.update(self.task, completed=state.global_step)
-        if self._dynamic is not None and len(self._dynamic.history) > self._told:
-            self._print(state, describe(self._dynamic.history[-1]))
+        if self._dynamic is not None and len(self._dynamic.history) > self._noted:
             self._take_ranks(self._dynamic)
 
     def _take_ranks(self, dynamic: DynamicLora) -> None:
         """Note the ranks, and the agreement at the last event."""
-        self._told, ranks = len(dynamic.history), dynamic.ranks.values()
+        self._noted, ranks = len(dynamic.history), dynamic.ranks.values()
         self._ranks = f"r {min(ranks)} to {max(ranks)}, median {median(ranks):g}"
         if dynamic.history:
             self._ranks += f", agreement {dynamic.history[-1].agreement:.1f}"
