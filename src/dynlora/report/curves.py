@@ -1,11 +1,11 @@
 """Draw charts of the logged loss and validation metrics over the optimizer steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from dynlora.report import svg
-from dynlora.report.wording import lower_is_better, metric_text
+from dynlora.report.wording import lower_is_better, metric_text, shorten
 
 WIDTH, HEIGHT = 360, 210  # pixels, which fit a telephone
 LEFT, TOP, RIGHT, BOTTOM = 46, 44, WIDTH - 14, HEIGHT - 26  # the axes
@@ -15,7 +15,17 @@ MOST_POINTS = 500  # maximum number of points per line; longer series are averag
 SMALLEST = 1e-300  # smallest distance of values to draw, because that of ticks would become 0
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
-Lines = Mapping[str, Points]  # by label, `training` or `validation`, which is also a colour
+Lines = Mapping[str, Points]  # by label: `training`, `validation` or a key of `DASHES`; a colour
+DASHES = {
+    "run1": "",
+    "run2": "7 3",
+    "run3": "2 3",
+    "run4": "10 3 2 3",
+    "run5": "4 4",
+    "run6": "14 4",
+}
+"""Dash pattern of a run's line, in a chart that compares runs; the line ends with the number."""
+APART = 11  # minimum distance of the numbers at line ends
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Lines]:
@@ -36,32 +46,26 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg
     """Draw a metric in a run of `steps` optimizer steps with events `at` some of them."""
     end = max([1, steps, *at])
     values = [value for points in lines.values() for _, value in points]
-    low, high = _range(values)
+    shapes, height = axes(name, values)
 
     def place(step: float, value: float) -> tuple[float, float]:
-        part = (value - low) / (high - low)
-        return LEFT + (RIGHT - LEFT) * step / end, BOTTOM - (BOTTOM - TOP) * part
+        return LEFT + (RIGHT - LEFT) * step / end, height(value)
 
-    better = "lower is better" if lower_is_better(name) else "higher is better"
-    shapes = [
-        svg.text(LEFT, 16, name, style=' font-size="13.5" font-weight="bold"'),
-        svg.text(RIGHT, 16, better, "soft", "end"),
-    ]
-    for value in svg.ticks(low, high, TICKS):
-        _, y = place(0, value)
-        shapes += [svg.line([(LEFT, y), (RIGHT, y)], "line")]
-        shapes += [svg.text(LEFT - 6, y + 4, _label(value), "soft", "end")]
     for step in svg.ticks(0, end, TICKS, whole=True):
-        x, _ = place(step, low)
+        x, _ = place(step, values[0])
         shapes += [svg.text(x, BOTTOM + 17, f"{step:,.0f}", "soft", "middle")]
-    shapes += [svg.line([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")]
+    ends = {}
     for label, points in lines.items():
         drawn = [place(*point) for point in points]
-        shapes += [svg.line(drawn, label, ' stroke-width="1.7"')]
+        dashes = f' stroke-dasharray="{DASHES[label]}"' if DASHES.get(label) else ""
+        shapes += [svg.line(drawn, label, f' stroke-width="1.7"{dashes}')]
+        if label in DASHES:
+            ends[label] = drawn[-1]
         if label == "validation" or len(drawn) == 1:
             dot = f'r="3" fill="var(--{label})"'
             shapes += [f'<circle cx="{x:.6g}" cy="{y:.6g}" {dot}/>' for x, y in drawn]
-    shapes += svg.event_marks([place(step, low)[0] for step in at], TOP, BOTTOM, TOP - 5)
+    shapes += _numbers(ends)
+    shapes += svg.event_marks([place(step, values[0])[0] for step in at], TOP, BOTTOM, TOP - 5)
     told = "; ".join(
         f"{label} from {metric_text(points[0][1])} at step {points[0][0]} to "
         f"{metric_text(points[-1][1])} at step {points[-1][0]}"
@@ -70,7 +74,37 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg
     return svg.Drawing(WIDTH, HEIGHT, f"{name} over the optimizer steps", f"{told}.", shapes)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float], float]]:
+    """Return the heading and the value axis of a metric, and a function from value to height."""
+    low, high = value_range(values)
+
+    def height(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
+
+    metric = name.rpartition(" ")[2]
+    better = "lower is better" if lower_is_better(metric) else "higher is better"
+    shapes = [
+        svg.text(LEFT, 16, shorten(name, 24), style=' font-size="13.5" font-weight="bold"'),
+        svg.text(RIGHT, 16, better, "soft", "end"),
+    ]
+    for value in svg.ticks(low, high, TICKS):
+        y = height(value)
+        shapes += [svg.line([(LEFT, y), (RIGHT, y)], "line")]
+        shapes += [svg.text(LEFT - 6, y + 4, _label(value), "soft", "end")]
+    return [*shapes, svg.line([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")], height
+
+
+def _numbers(ends: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """Yield the number of each run beside the end of its line, without overlaps."""
+    base = TOP - APART
+    lowest = BOTTOM - APART * (len(ends) - 1)
+    for place, (label, (x, y)) in enumerate(sorted(ends.items(), key=lambda each: each[1][1])):
+        base = min(max(y, base + APART), lowest + APART * place)
+        style = ' font-weight="bold"'
+        yield svg.text(x + 4, base + 4, label.removeprefix("run"), label, style=style)
+
+
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the least and the greatest value to draw, with a margin."""
     low, high = min(values), max(values)
     margin, largest = MARGIN * (high - low), max(abs(low), abs(high))

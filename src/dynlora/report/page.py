@@ -18,13 +18,14 @@ from dynlora.report import wording
 from dynlora.report.curves import Lines, charts, draw_chart
 from dynlora.report.layers import arrange
 from dynlora.report.rank_map import rank_map, scale_of
-from dynlora.report.svg import DARK, LIGHT, RankScale, to_svg
+from dynlora.report.svg import DARK, LIGHT, Drawing, RankScale, to_svg
 from dynlora.runs.reader import RunFiles
 
 MARK = b'<meta name="generator" content="dynlora report">'  # a new report may replace such a file
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
 SOURCES = ("path", "name", "subset", "package", "gguf_file")
 """Configuration keys that identify a model or a data set."""
+LONGEST_CELL = 60  # characters in a table of runs; CSV files have them all
 MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),
@@ -48,6 +49,8 @@ PAGES.filters |= {
     "about": wording.about_text,
     "bytes": wording.bytes_text,
     "seconds": wording.seconds_text,
+    "cell": wording.cell_text,
+    "short": lambda text: wording.shorten(text, LONGEST_CELL),
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 
@@ -66,8 +69,7 @@ def report_page(run: RunFiles) -> str:
 
 def curve_values(run: RunFiles) -> dict[str, Any]:
     """Return the values of the sections about metrics, parameters, time and memory."""
-    metrics = list(dict.fromkeys([*run.before, *run.after]))
-    drawn = charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
+    metrics, drawn = _lines(run)
     budget = {} if run.budget is None else {"budget": run.budget}
     return {
         "metrics": metrics,
@@ -76,6 +78,21 @@ def curve_values(run: RunFiles) -> dict[str, Any]:
         "charts": list(_draw(drawn, run)),
         "evaluations": _evaluations(drawn),
     }
+
+
+def _lines(run: RunFiles) -> tuple[list[str], dict[str, Lines]]:
+    """Return the names of the validation metrics, and the lines of the charts."""
+    metrics = list(dict.fromkeys([*run.before, *run.after]))
+    return metrics, charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
+
+
+def drawings(run: RunFiles) -> dict[str, Drawing]:
+    """Return the charts and the rank map of a run, by the name of their files."""
+    found = {f"chart-{n}": chart for n, (_, chart) in enumerate(_charts(_lines(run)[1], run), 1)}
+    if run.initial_ranks:
+        scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
+        found["map-1"] = rank_map(run.events, run.initial_ranks, steps=run.steps, scale=scale)
+    return found
 
 
 def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
@@ -181,12 +198,16 @@ def _layer(run: RunFiles, name: str, scale: RankScale, highest: int) -> dict[str
     }
 
 
-def _draw(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[dict[str, object]]:
+def _charts(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[tuple[str, Drawing]]:
     at = [event.step for event in run.events]
-    for number, (name, lines) in enumerate(drawn.items(), start=1):
-        svg = to_svg(draw_chart(name, lines, at=at, steps=run.steps), f"chart-{number}")
-        last = {label: points[-1][1] for label, points in lines.items()}
-        yield {"name": name, "svg": svg, "last": last}
+    for name, lines in drawn.items():
+        yield name, draw_chart(name, lines, at=at, steps=run.steps)
+
+
+def _draw(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[dict[str, object]]:
+    for number, (name, drawing) in enumerate(_charts(drawn, run), start=1):
+        last = {label: points[-1][1] for label, points in drawn[name].items()}
+        yield {"name": name, "svg": to_svg(drawing, f"chart-{number}"), "last": last}
 
 
 def _evaluations(drawn: Mapping[str, Lines]) -> dict[int, list[str]]:

@@ -31,11 +31,12 @@ class Time(NamedTuple):
     """The axis of steps, from 0 to `end`."""
 
     left: float
+    width: float
     end: float
 
     def pixel(self, step: float) -> float:
         """Return the horizontal place of a step."""
-        return self.left + PLOT * step / self.end
+        return self.left + self.width * step / self.end
 
 
 def scale_of(
@@ -53,11 +54,12 @@ def rank_map(
     steps: int,
     scale: svg.RankScale,
     heading: Sequence[str] = (),
+    width: int = PLOT,
 ) -> svg.Drawing:
     """Draw each layer's rank over the steps of a run, as numbers and colours.
 
     There must be at least one layer, but there may be no events. `steps` is for the whole run,
-    `heading` up to two lines.
+    `heading` up to two lines, and `width` of the axis of steps.
     """
     names = {
         name: shorten(svg.drawable(short), LONGEST_NAME)
@@ -69,7 +71,7 @@ def rank_map(
     tops = {name: above + top for name, top in _tops(list(initial), row).items()}
     bottom = max(tops.values()) + row
     at = [event.step for event in events]
-    time = Time(left, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]))
+    time = Time(left, width, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]))
     labelled = math.ceil(LABEL / row)  # of so many rows, the first has texts
     shapes: list[str] = []
     for number, (name, top) in enumerate(tops.items()):
@@ -83,7 +85,7 @@ def rank_map(
     shapes += svg.event_marks(map(time.pixel, at), above, bottom, above - EVENT_NUMBERS)
     shapes += [svg.text(left, y, line) for y, line in zip(HEADING, heading, strict=False)]
     return svg.Drawing(
-        left + PLOT + ENDS,
+        left + width + ENDS,
         bottom + BELOW,
         "Rank of each layer over the optimizer steps",
         f"{len(initial)} rows, one per layer, from the model's input to its output. The rows "
@@ -140,7 +142,7 @@ def _told(name: str, spells: Spells) -> str:
 
 def _axis(time: Time, y: float) -> list[str]:
     """Return the numbers of an axis of steps at base line `y`."""
-    steps = svg.ticks(0, time.end, TICKS, whole=True)
+    steps = svg.ticks(0, time.end, math.ceil(TICKS * time.width / PLOT), whole=True)
     return [svg.text(time.pixel(step), y, f"{step:,.0f}", "soft", "middle") for step in steps]
 
 
@@ -155,7 +157,7 @@ def _colours(
 ) -> Iterator[str]:
     """Yield a neutral row, and on it a layer's ranks as coloured bars."""
     height = row - min(1.0, 0.1 * row)
-    yield svg.bar(time.left, top, PLOT, height, "ground")
+    yield svg.bar(time.left, top, time.width, height, "ground")
     for begin, rank, until in _until(spells, time.end):
         strength = scale.strength(rank, spells[0][1])
         if strength:
@@ -171,4 +173,4 @@ def _texts(time: Time, base: float, name: str, spells: Spells) -> Iterator[str]:
             yield svg.text(time.pixel(begin) + 5, base, str(rank))
     first, last = spells[0][1], spells[-1][1]
     ends, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
-    yield svg.text(time.left + PLOT + 10, base, ends, colour)
+    yield svg.text(time.left + time.width + 10, base, ends, colour)

@@ -68,6 +68,12 @@ def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
     )
 
 
+def labels_of(runs: Sequence[RunFiles]) -> list[str]:
+    """Return the name per run, or all paths if two names are equal."""
+    labels = [run.root.resolve().name for run in runs]
+    return labels if len(set(labels)) == len(labels) else [str(run.root) for run in runs]
+
+
 def _difference(ranks: Sequence[int | None]) -> int:
     """Return the highest minus the lowest rank among the runs that have the layer."""
     found = [rank for rank in ranks if rank is not None]
@@ -96,10 +102,10 @@ def _warnings(runs: Sequence[RunFiles], settings: Mapping[str, Sequence[Any]]) -
 
 
 def _versus(values: Sequence[object]) -> str:
-    return " against ".join(dict.fromkeys(map(_shown, values)))
+    return " against ".join(dict.fromkeys(map(shown, values)))
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Format a setting as in YAML."""
     if value is None:
         return "null"
@@ -127,7 +133,7 @@ def comparison_table(found: RunComparison) -> RenderableType:
     runs = found.runs
     facts = [
         ("method", [run.method for run in runs]),
-        ("seed", [_shown(run.seed) for run in runs]),
+        ("seed", [shown(run.seed) for run in runs]),
         ("steps", [wording.count_text(run.steps) for run in runs]),
     ]
     sections = (facts, [*_metrics(runs)], [*_parameters(runs)], [*_costs(runs)])
@@ -144,7 +150,7 @@ def comparison_table(found: RunComparison) -> RenderableType:
     elif found.ranks:
         parts.append(Text("no layer that two runs share has another rank"))
     if found.settings:
-        settings = [(key, [*map(_shown, values)]) for key, values in found.settings.items()]
+        settings = [(key, [*map(shown, values)]) for key, values in found.settings.items()]
         parts += _table("settings that differ", runs, [settings])
     parts += [Text(f"not comparable, {warning}", style="yellow") for warning in found.warnings]
     return Group(*parts)
@@ -154,10 +160,7 @@ def _table(title: str, runs: Sequence[RunFiles], sections: Sequence[Rows]) -> tu
     """Return a heading and a table; unlike a table's title, the heading may be wider."""
     table = Table()
     table.add_column(style="bold", overflow="fold")
-    labels = [run.root.resolve().name for run in runs]
-    if len(set(labels)) < len(labels):
-        labels = [str(run.root) for run in runs]
-    for label in labels:
+    for label in labels_of(runs):
         table.add_column(Text(label), justify="right", overflow="fold")
     for rows in sections:
         for name, cells in rows:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +22,12 @@ LIGHT = {
     "validation": "#0f6cbd",
     "good": "#1d7044",
     "bad": "#b3261e",
+    "run1": "#0f6cbd",
+    "run2": "#a85200",
+    "run3": "#1d7044",
+    "run4": "#7b3fb0",
+    "run5": "#b3264f",
+    "run6": "#56606b",
 }
 """Colours by CSS variable. Drawings use them too, so that each is one colour of `DARK`."""
 DARK = {
@@ -36,14 +43,25 @@ DARK = {
     "validation": "#6cb2f5",
     "good": "#6fce9c",
     "bad": "#ff8a80",
+    "run1": "#6cb2f5",
+    "run2": "#f0a35e",
+    "run3": "#6fce9c",
+    "run4": "#c9a3f5",
+    "run5": "#ff8aa8",
+    "run6": "#b4bcc7",
 }
 REACH = (1.5, 3.0)
 """Minimum and maximum ratio at full colour. The maximum keeps smaller changes visible when one
 layer grows tenfold."""
 PNG_SCALE = 1.6
+FINE = 2  # pixels drawn per pixel of a picture and side, for smooth lines
 LARGEST_PNG = 12_000  # maximum pixels per side of a picture
 ASCII = str.maketrans({"→": "to", "×": "x"})  # for the font of pictures
 DASH = 4  # length of dashes and gaps in pixels
+VARIABLE = re.compile(r'="var\(--(\w+)\)"')
+FILE_ATTRIBUTES = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
+PAPER = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+Point = tuple[float, ...]
 SMALL, MONO = ' font-size="10"', ' font-family="var(--mono)"'  # styles of texts
 
 
@@ -143,29 +161,64 @@ def to_svg(drawing: Drawing, key: str) -> str:
     )
 
 
+def svg_file(drawing: Drawing) -> str:
+    """Return a drawing in light colours as the content of an SVG file."""
+    inside = to_svg(drawing, "drawing").replace("<svg", f"<svg {FILE_ATTRIBUTES}", 1)
+    inside = inside.replace("</desc>", f"</desc>{PAPER}", 1)
+    # Quotes are escaped in texts, so that only attributes match.
+    return VARIABLE.sub(lambda match: f'="{LIGHT.get(match[1], "monospace")}"', inside)
+
+
 def write_png(drawing: Drawing, path: Path) -> None:
-    """Write a drawing of bars, texts and dashed vertical lines as a PNG file in light colours."""
+    """Write a drawing as a PNG file in light colours."""
     from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-    scale = min(PNG_SCALE, LARGEST_PNG / max(drawing.width, drawing.height))
+    side = max(drawing.width, drawing.height)
+    fine = FINE if FINE * PNG_SCALE * side <= LARGEST_PNG else 1
+    scale = fine * min(PNG_SCALE, LARGEST_PNG / side)
     size = (math.ceil(scale * drawing.width), math.ceil(scale * drawing.height))
     image = Image.new("RGB", size, LIGHT["paper"])
     pen = ImageDraw.Draw(image, "RGBA")
     for shape in ElementTree.fromstring(to_svg(drawing, "png")).iter():
         given = shape.attrib
-        x, y, width, height = (
-            scale * float(given.get(key, 0)) for key in ("x", "y", "width", "height")
+        x, y, width, height, radius = (
+            scale * float(given.get(key, 0)) for key in ("x", "y", "width", "height", "r")
         )
-        colour = LIGHT.get(given.get("fill", "")[len("var(--") : -1], LIGHT["soft"])
-        if shape.tag == "rect":
-            fill = (*ImageColor.getrgb(colour)[:3], round(255 * float(given["fill-opacity"])))
-            pen.rectangle((x, y, x + width - 1, max(y, y + height - 1)), fill=fill)
+        fill, stroke = (LIGHT.get(given.get(key, "")[6:-1]) for key in ("fill", "stroke"))
+        thick = max(1, round(scale * float(given.get("stroke-width", 1))))
+        if shape.tag == "rect" and fill:
+            tint = (*ImageColor.getrgb(fill)[:3], round(255 * float(given["fill-opacity"])))
+            pen.rectangle((x, y, x + width - 1, max(y, y + height - 1)), fill=tint)
+        elif shape.tag == "circle":
+            centre = (scale * float(given["cx"]), scale * float(given["cy"]))
+            pen.circle(centre, radius + thick / 2, fill, stroke, thick)
         elif shape.tag == "text":
             font = ImageFont.load_default(scale * float(given.get("font-size", 11)))
             anchor = f"{given['text-anchor'][0]}s".replace("es", "rs").replace("ss", "ls")
-            pen.text((x, y), (shape.text or "").translate(ASCII), colour, font, anchor)
+            pen.text((x, y), (shape.text or "").translate(ASCII), fill, font, anchor)
         elif shape.tag == "polyline":
-            x, top, _, bottom = (scale * float(n) for n in re.split("[, ]", given["points"]))
-            for start in range(round(top), round(bottom), 2 * DASH):
-                pen.line((x, start, x, min(start + DASH, bottom)), fill=colour)
-    image.save(path, format="PNG")
+            places = [scale * float(n) for n in re.split("[, ]", given["points"])]
+            lengths = [scale * float(n) for n in given.get("stroke-dasharray", "").split()]
+            for part in _dashes([*zip(places[::2], places[1::2], strict=True)], lengths):
+                pen.line(part, fill=stroke, width=thick, joint="curve")
+    image.reduce(fine).save(path, format="PNG")
+
+
+def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[list[Point]]:
+    """Yield the drawn parts of a line; `lengths` are of dashes and gaps in turn, empty for none."""
+    turn = cycle(enumerate([*lengths, *lengths]))
+    number, left = next(turn, (0, math.inf))
+    part = [*points[:1]]
+    for begin, end in pairwise(points):
+        whole = done = math.dist(begin, end)
+        while done > left:
+            done -= left
+            share = 1 - done / whole
+            part.append(tuple(a + share * (b - a) for a, b in zip(begin, end, strict=True)))
+            if number % 2 == 0:
+                yield part
+            (number, left), part = next(turn), [part[-1]]
+        left -= done
+        part.append(end)
+    if number % 2 == 0:
+        yield part

@@ -100,6 +100,13 @@ def count_text(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
+def cell_text(value: object) -> str:
+    """Format a value of a table of texts, counts and metrics."""
+    if isinstance(value, float):
+        return metric_text(value)
+    return count_text(value) if isinstance(value, int) else str(value or "–")
+
+
 def share_text(part: float | None, whole: float | None) -> str:
     """Return a share in percent; empty if the part is missing or the whole is missing or 0."""
     return "" if part is None or not whole else f"{part / whole:.1%}"
