@@ -98,6 +98,27 @@ def test_a_report_is_readable_on_every_screen(finished_by, tmp_path, page, metho
     check_page(page)
 
 
+def test_a_comparison_is_readable_on_every_screen(finished_by, tmp_path, page):
+    runs = [finished_by(method) for method in ("dynamic", "lora", "full")]
+    names = block_names(12)
+    for number in range(5):
+        folder, events = tmp_path / f"{'long-' * 20}{number}", make_events(names, [9, 50])
+        runs += [write_run(folder, events=events, run=RUNNING | {"seed": number})]
+    path = tmp_path / "page.html"
+    assert main(["report", *map(str, runs), "--output", str(path), "--quiet"]) == 0
+    page.goto(path.as_uri())
+    for each in page.locator("summary").all():
+        each.click()
+    for heading in ("Runs", "Loss and metrics", "Ranks while training", "Paired differences"):
+        assert page.get_by_role("heading", name=heading, exact=True).count() == 1
+    check_page(page)
+    # Each region that scrolls is reached by the keyboard.
+    page.set_viewport_size({"width": 390, "height": 900})
+    for region in page.locator(".scroll").all():
+        region.focus()
+        assert region.evaluate("each => each === document.activeElement")
+
+
 @contextmanager
 def watching(*runs):
     """Watch runs with `dynlora watch`, and yield the process and the address of the page."""

@@ -1,12 +1,23 @@
 """`dynlora report` and `dynlora compare`: pages and tables of runs, and the refused inputs."""
 
+import csv
+import re
+from xml.etree import ElementTree
+
 import pytest
+from PIL import Image
 
 from dynlora.cli.main import main
-from tests.cli.finished import facts
+from tests.cli.finished import facts, read_lines
 from tests.jobs import missing
 from tests.unit.report.pages import parse_page
-from tests.unit.report.runs import block_names, make_events, run_values, write_run
+from tests.unit.report.runs import (
+    block_names,
+    config_values,
+    make_events,
+    run_values,
+    write_run,
+)
 
 
 @pytest.fixture
@@ -128,3 +139,140 @@ def test_fewer_than_two_runs_and_other_folders_are_not_compared(run, tmp_path, r
         (tmp_path, run): "a folder without one",
     }.items():
         assert told in refused("compare", *arguments)
+
+
+def rows_of(path):
+    """Return the rows of a CSV file, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def compared(folder, *runs):
+    """Return the page that compares runs, and its tables by name, as an export has them."""
+    page, tables = folder / "page.html", folder / "tables"
+    command = ["report", *map(str, runs), "--output", str(page), "--export", str(tables)]
+    assert main([*command, "--quiet"]) == 0
+    return parse_page(page.read_text()), {path.stem: rows_of(path) for path in tables.glob("*.csv")}
+
+
+@pytest.mark.parametrize("methods", [["dynamic"], ["dynamic", "lora", "full"]], ids=len)
+def test_an_export_contains_the_numbers_of_the_runs_files_and_every_drawing(
+    finished_by, tmp_path, said, methods
+):
+    runs = [finished_by(method) for method in methods]
+    folder, page = tmp_path / "out", tmp_path / "page.html"
+    for _ in range(2):
+        result = said("report", *runs, "--output", page, "--export", folder)
+        assert result["export"] == str(folder)
+    values = [facts(run) for run in runs]
+    for row, run, known in zip(rows_of(folder / "runs.csv"), runs, values, strict=True):
+        assert (row["method"], row["folder"]) == (known["method"], str(run))
+        for when in ("before", "after"):
+            for name, value in known[f"metrics_{when}"].items():
+                assert float(row[f"{name} {when}"]) == value
+        assert int(row["parameters"]) == known["parameters"]["end"]
+        assert int(row["peak_memory_bytes"]) == known["peak_memory_bytes"]
+    logged = [
+        {"number": str(number), **{key: str(x) for key, x in line.items() if x is not None}}
+        for number, run in enumerate(runs, start=1)
+        for line in read_lines(run / "metrics.jsonl")
+    ]
+    found = [{k: v for k, v in row.items() if v} for row in rows_of(folder / "log.csv")]
+    assert found == logged
+    ranks = rows_of(folder / "ranks.csv")
+    for number, known in enumerate(values, start=1):
+        if known["method"] != "full":
+            ends = {row["layer"]: [*row.values()][number] for row in ranks}
+            expected = known.get("final_ranks") or dict.fromkeys(ends, 2)
+            assert ends == {layer: str(rank) for layer, rank in expected.items()}
+    last = {row["layer"]: row["rank after"] for row in rows_of(folder / "events.csv")}
+    assert last == {layer: str(rank) for layer, rank in values[0]["final_ranks"].items()}
+    drawn = {path.stem for path in folder.glob("*.svg")}
+    assert drawn == {path.stem for path in folder.glob("*.png")}
+    assert len(drawn) == len(re.findall("<svg", page.read_text()))
+    for name in drawn:
+        text = (folder / f"{name}.svg").read_text()
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in text
+        with Image.open(folder / f"{name}.png") as image:
+            image.load()
+            for side, pixels in zip(("width", "height"), image.size, strict=True):
+                assert pixels == pytest.approx(1.6 * float(root.get(side)), abs=2)
+            assert len(image.getcolors(10**6)) > 2
+
+
+def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert main(["report", str(run), "--export", str(folder), "--quiet"]) == 0, "an empty folder"
+    (folder / "mine.csv").write_text("kept")
+    for taken in (folder, run, run / "run.json"):
+        assert "new folder or an earlier export" in refused("report", run, "--export", taken)
+    assert "at least one run" in refused("report")
+
+
+def seeded(folder, method, seed, **metrics):
+    config = config_values(method=method, training={"learning_rate": 1e-3, "seed": seed})
+    values = run_values(method=method, seed=seed, metrics_after=metrics, machine=None)
+    return write_run(folder / f"{method}-{seed}", run=values, config=config)
+
+
+def test_differences_are_paired_by_seed_with_an_interval_from_three_pairs(tmp_path):
+    before = {0: 0.50, 1: 0.60, 2: 0.55, 3: 0.9}
+    after = {0: 0.53, 1: 0.65, 2: 0.59, 7: 0.1}
+    runs = [seeded(tmp_path, "lora", seed, accuracy=x, loss=1.0) for seed, x in before.items()]
+    runs += [seeded(tmp_path, "dynamic", seed, accuracy=x, loss=0.5) for seed, x in after.items()]
+    runs += [seeded(tmp_path, "adalora", seed, accuracy=0.5) for seed in (0, 1)]
+    other = {"learning_rate": 1e-2, "seed": 0}
+    runs += [write_run(tmp_path / "other", run=run_values(), config=config_values(training=other))]
+    seen, tables = compared(tmp_path, *runs)
+    rows = {(row["metric"], row["setting"]): row for row in tables["differences"]}
+    assert set(rows) == {("accuracy", "dynamic"), ("loss", "dynamic"), ("accuracy", "adalora")}
+    row = rows["accuracy", "dynamic"]
+    assert (row["base"], row["pairs"], row["runs"]) == ("lora", "3", "5 − 1, 6 − 2, 7 − 3")
+    # Differences 0.03, 0.05, 0.04: mean 0.04, deviation 0.01; Student's 97.5 % of 2 is 4.30265.
+    reach = 4.30265 * 0.01 / 3**0.5
+    found = [float(row[key]) for key in ("mean", "95 % from", "to")]
+    assert found == pytest.approx([0.04, 0.04 - reach, 0.04 + reach], abs=1e-6)
+    row = rows["accuracy", "adalora"]
+    assert (row["pairs"], row["95 % from"], row["to"]) == ("2", "", "")
+    assert float(row["mean"]) == pytest.approx((0.0 - 0.1) / 2)
+    assert missing(" ".join(seen.text.split()), "0.0400 0.0152 0.0648 3 5 − 1, 6 − 2") == []
+
+
+def test_the_pareto_front_has_the_runs_that_no_other_beats(tmp_path):
+    runs = [
+        write_run(tmp_path / name, run=run_values(metrics_after=after, parameters={"end": size}))
+        for name, size, after in [
+            ("small", 100, {"matthews": 0.5}), ("worse", 200, {"matthews": 0.4}),
+            ("large", 300, {"matthews": 0.6}), ("same", 300, {"matthews": 0.6}),
+            ("collapsed", 50, {"matthews": 0.0}), ("unknown", 40, {"matthews": None}),
+        ]
+    ]  # fmt: skip
+    seen, tables = compared(tmp_path, *runs)
+    found = {row["run"]: row["Pareto front"] for row in tables["parameters"]}
+    assert found == {"small": "yes", "worse": "no", "large": "yes", "same": "yes"}
+    assert missing(seen.text, "Run 5: after training, all rows got the same class") == []
+
+
+def test_many_runs_with_hostile_and_long_names_are_compared_as_text(tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=y>var(--ink)".replace("/", "")
+    names = [f"m.layers.0.{evil}", "m.layers.0.q"]
+    runs = [
+        write_run(
+            tmp_path / f"{evil[: 60 * (n % 2)]}{'long' * 20 * (n % 3)}{n}",
+            events=make_events(names, [10, 20]),
+            run=run_values(method=evil, seed=n, metrics_after={evil: 0.5, "../up": n}),
+            metrics=[{"step": 1, "loss": 0.5, f"eval_{evil}": 0.1 * n, evil: '\n,"'}],
+        )
+        for n in range(30)
+    ]
+    seen, tables = compared(tmp_path, *runs)
+    assert not {"script", "img"} & {tag for tag, _ in seen.tags}
+    assert missing(seen.text, "the charts show the first 6 of 30 runs", "30 runs compared") == []
+    assert [row["run"] for row in tables["runs"]] == [run.name for run in runs]
+    assert [row["number"] for row in tables["log"]] == [str(n + 1) for n in range(30)]
+    assert len(list((tmp_path / "tables").glob("map-*.png"))) == 12
+    for path in (tmp_path / "tables").glob("*.svg"):
+        ElementTree.fromstring(path.read_text())

@@ -16,14 +16,7 @@ SMALLEST = 1e-300  # smallest distance of values to draw, because that of ticks 
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
 Lines = Mapping[str, Points]  # by label: `training`, `validation` or a key of `DASHES`; a colour
-DASHES = {
-    "run1": "",
-    "run2": "7 3",
-    "run3": "2 3",
-    "run4": "10 3 2 3",
-    "run5": "4 4",
-    "run6": "14 4",
-}
+DASHES = dict(zip(svg.RUNS, ("", "7 3", "2 3", "10 3 2 3", "4 4", "14 4"), strict=True))
 """Dash pattern of a run's line, in a chart that compares runs; the line ends with the number."""
 APART = 11  # minimum distance of the numbers at line ends
 
@@ -57,13 +50,11 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg
     ends = {}
     for label, points in lines.items():
         drawn = [place(*point) for point in points]
-        dashes = f' stroke-dasharray="{DASHES[label]}"' if DASHES.get(label) else ""
-        shapes += [svg.line(drawn, label, f' stroke-width="1.7"{dashes}')]
+        shapes += [svg.line(drawn, label, line_style(label))]
         if label in DASHES:
             ends[label] = drawn[-1]
         if label == "validation" or len(drawn) == 1:
-            dot = f'r="3" fill="var(--{label})"'
-            shapes += [f'<circle cx="{x:.6g}" cy="{y:.6g}" {dot}/>' for x, y in drawn]
+            shapes += [svg.dot(*point, label, label) for point in drawn]
     shapes += _numbers(ends)
     shapes += svg.event_marks([place(step, values[0])[0] for step in at], TOP, BOTTOM, TOP - 5)
     told = "; ".join(
@@ -72,6 +63,12 @@ def draw_chart(name: str, lines: Lines, *, at: Sequence[int], steps: int) -> svg
         for label, points in lines.items()
     )
     return svg.Drawing(WIDTH, HEIGHT, f"{name} over the optimizer steps", f"{told}.", shapes)
+
+
+def line_style(label: str) -> str:
+    """Return the width and the dashes of a line."""
+    dashes = f' stroke-dasharray="{DASHES[label]}"' if DASHES.get(label) else ""
+    return f' stroke-width="1.7"{dashes}'
 
 
 def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float], float]]:
@@ -96,7 +93,7 @@ def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float
 
 def _numbers(ends: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     """Yield the number of each run beside the end of its line, without overlaps."""
-    base = TOP - APART
+    base: float = TOP - APART
     lowest = BOTTOM - APART * (len(ends) - 1)
     for place, (label, (x, y)) in enumerate(sorted(ends.items(), key=lambda each: each[1][1])):
         base = min(max(y, base + APART), lowest + APART * place)

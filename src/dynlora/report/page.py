@@ -25,7 +25,7 @@ MARK = b'<meta name="generator" content="dynlora report">'  # a new report may r
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
 SOURCES = ("path", "name", "subset", "package", "gguf_file")
 """Configuration keys that identify a model or a data set."""
-LONGEST_CELL = 60  # characters in a table of runs; CSV files have them all
+LONGEST_CELL = 60  # characters in a table of several runs; CSV files have them all
 MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),
@@ -49,8 +49,8 @@ PAGES.filters |= {
     "about": wording.about_text,
     "bytes": wording.bytes_text,
     "seconds": wording.seconds_text,
-    "cell": wording.cell_text,
-    "short": lambda text: wording.shorten(text, LONGEST_CELL),
+    "cell": lambda value: wording.shorten(wording.cell_text(value), LONGEST_CELL),
+    "svg": to_svg,
     "yaml": lambda values: yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
 }
 
@@ -69,7 +69,8 @@ def report_page(run: RunFiles) -> str:
 
 def curve_values(run: RunFiles) -> dict[str, Any]:
     """Return the values of the sections about metrics, parameters, time and memory."""
-    metrics, drawn = _lines(run)
+    metrics = list(dict.fromkeys([*run.before, *run.after]))
+    drawn = charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
     budget = {} if run.budget is None else {"budget": run.budget}
     return {
         "metrics": metrics,
@@ -78,21 +79,6 @@ def curve_values(run: RunFiles) -> dict[str, Any]:
         "charts": list(_draw(drawn, run)),
         "evaluations": _evaluations(drawn),
     }
-
-
-def _lines(run: RunFiles) -> tuple[list[str], dict[str, Lines]]:
-    """Return the names of the validation metrics, and the lines of the charts."""
-    metrics = list(dict.fromkeys([*run.before, *run.after]))
-    return metrics, charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
-
-
-def drawings(run: RunFiles) -> dict[str, Drawing]:
-    """Return the charts and the rank map of a run, by the name of their files."""
-    found = {f"chart-{n}": chart for n, (_, chart) in enumerate(_charts(_lines(run)[1], run), 1)}
-    if run.initial_ranks:
-        scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
-        found["map-1"] = rank_map(run.events, run.initial_ranks, steps=run.steps, scale=scale)
-    return found
 
 
 def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
@@ -107,6 +93,14 @@ def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
         "events": list(_events(run)),
         "reasons": list(_reasons(run)),
     }
+
+
+def drawings(run: RunFiles) -> dict[str, Drawing]:
+    """Return the charts and the rank map of a run, by a name for files."""
+    drawn = [chart["drawing"] for chart in curve_values(run)["charts"]]
+    ranks = rank_values(run, run.steps)["rank_map"]
+    found = {f"chart-{number}": drawing for number, drawing in enumerate(drawn, start=1)}
+    return found if ranks is None else found | {"map-1": ranks["drawing"]}
 
 
 def origin_of(run: RunFiles) -> dict[str, Any]:
@@ -180,7 +174,7 @@ def _rank_map(run: RunFiles, scale: RankScale, steps: int) -> dict[str, object]:
             "the rows are ranks; each layer's first and last rank are at the right."
         )
     start = f" ({starts.pop()})" if len(starts) == 1 else ""
-    return {"hint": hint, "start": start, "svg": to_svg(drawing, "ranks")}
+    return {"hint": hint, "start": start, "drawing": drawing}
 
 
 def _layer(run: RunFiles, name: str, scale: RankScale, highest: int) -> dict[str, object]:
@@ -198,16 +192,12 @@ def _layer(run: RunFiles, name: str, scale: RankScale, highest: int) -> dict[str
     }
 
 
-def _charts(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[tuple[str, Drawing]]:
+def _draw(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[dict[str, object]]:
     at = [event.step for event in run.events]
     for name, lines in drawn.items():
-        yield name, draw_chart(name, lines, at=at, steps=run.steps)
-
-
-def _draw(drawn: Mapping[str, Lines], run: RunFiles) -> Iterator[dict[str, object]]:
-    for number, (name, drawing) in enumerate(_charts(drawn, run), start=1):
-        last = {label: points[-1][1] for label, points in drawn[name].items()}
-        yield {"name": name, "svg": to_svg(drawing, f"chart-{number}"), "last": last}
+        drawing = draw_chart(name, lines, at=at, steps=run.steps)
+        last = {label: points[-1][1] for label, points in lines.items()}
+        yield {"name": name, "drawing": drawing, "last": last}
 
 
 def _evaluations(drawn: Mapping[str, Lines]) -> dict[int, list[str]]:

@@ -9,6 +9,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+RUNS = ("run1", "run2", "run3", "run4", "run5", "run6")  # colours of runs in a comparison
 LIGHT = {
     "paper": "#fdfdfc",
     "ink": "#1d1f23",
@@ -22,13 +23,7 @@ LIGHT = {
     "validation": "#0f6cbd",
     "good": "#1d7044",
     "bad": "#b3261e",
-    "run1": "#0f6cbd",
-    "run2": "#a85200",
-    "run3": "#1d7044",
-    "run4": "#7b3fb0",
-    "run5": "#b3264f",
-    "run6": "#56606b",
-}
+} | dict(zip(RUNS, ("#0f6cbd", "#a85200", "#1d7044", "#7b3fb0", "#b3264f", "#56606b"), strict=True))
 """Colours by CSS variable. Drawings use them too, so that each is one colour of `DARK`."""
 DARK = {
     "paper": "#15171b",
@@ -43,13 +38,7 @@ DARK = {
     "validation": "#6cb2f5",
     "good": "#6fce9c",
     "bad": "#ff8a80",
-    "run1": "#6cb2f5",
-    "run2": "#f0a35e",
-    "run3": "#6fce9c",
-    "run4": "#c9a3f5",
-    "run5": "#ff8aa8",
-    "run6": "#b4bcc7",
-}
+} | dict(zip(RUNS, ("#6cb2f5", "#f0a35e", "#6fce9c", "#c9a3f5", "#ff8aa8", "#b4bcc7"), strict=True))
 REACH = (1.5, 3.0)
 """Minimum and maximum ratio at full colour. The maximum keeps smaller changes visible when one
 layer grows tenfold."""
@@ -104,6 +93,13 @@ def bar(x: float, y: float, width: float, height: float, colour: str, opacity: f
     return (
         f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}" '
         f'fill="var(--{colour})" fill-opacity="{opacity:.3g}"/>'
+    )
+
+
+def dot(x: float, y: float, fill: str, edge: str) -> str:
+    """Return a filled circle."""
+    return (
+        f'<circle cx="{x:.6g}" cy="{y:.6g}" r="3.5" fill="var(--{fill})" stroke="var(--{edge})"/>'
     )
 
 

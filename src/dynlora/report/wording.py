@@ -101,7 +101,7 @@ def count_text(value: float | None) -> str:
 
 
 def cell_text(value: object) -> str:
-    """Format a value of a table of texts, counts and metrics."""
+    """Format a text, count or metric."""
     if isinstance(value, float):
         return metric_text(value)
     return count_text(value) if isinstance(value, int) else str(value or "–")
