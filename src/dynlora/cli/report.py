@@ -26,9 +26,10 @@ def _run(given: Any, output: Output) -> None:
     if given.export is not None:
         check_exportable(given.export)
     runs = dict(enumerate(map(read_run, given.runs), start=1))
-    write_page(path, comparison_page(runs) if several else report_page(runs[1]))
+    html = comparison_page(runs) if several else report_page(runs[1])
     if given.export is not None:
-        export(runs, given.export)
+        export(runs, given.export)  # before the page, which may be in its folder
+    write_page(path, html)
     notes = [
         f"run {n}: {text}" if several else text for n, run in runs.items() for text in run.notes
     ]

@@ -13,7 +13,6 @@ LONGEST = 40  # characters of a run's name in a legend
 MAPS = 12  # maximum number of rank maps
 MAP_WIDTH = 200  # pixels of a map's axis of steps, so that two maps are side by side
 ROOM = 14  # pixels of a number beside a dot
-TICK = 62  # minimum distance of parameter counts
 LINE = 15  # height of a line of a legend
 
 
@@ -81,12 +80,9 @@ def _draw_trade_off(points: Mapping[int, tuple[float, float, bool]], metric: str
         number: (curves.LEFT + width * (math.log10(size) - low) / (high - low), height(value))
         for number, (size, value, _) in points.items()
     }
-    last = -math.inf
-    for number in sorted(points, key=lambda number: points[number]):
-        x = min(max(places[number][0], curves.LEFT + TICK / 2), curves.RIGHT - TICK / 2)
-        if x - last >= TICK:
-            shapes += [svg.text(x, base + 17, f"{points[number][0]:,.0f}", "soft", "middle")]
-            last = x
+    sizes = {size: places[number][0] for number, (size, *_) in points.items()}
+    for size, anchor in {min(sizes): "start", max(sizes): "end"}.items():
+        shapes += [svg.text(sizes[size], base + 17, f"{size:,.0f}", "soft", anchor)]
     front = sorted(places[number] for number, (*_, best) in points.items() if best)
     shapes += [svg.line(front, "soft", ' stroke-dasharray="3 3"')]
     taken = [(x - ROOM / 2, y + 4) for x, y in places.values()]

@@ -25,7 +25,7 @@ MARK = b'<meta name="generator" content="dynlora report">'  # a new report may r
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
 SOURCES = ("path", "name", "subset", "package", "gguf_file")
 """Configuration keys that identify a model or a data set."""
-LONGEST_CELL = 60  # characters in a table of several runs; CSV files have them all
+LONGEST_CELL = 40  # characters in a table of several runs; CSV files have them all
 MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),
