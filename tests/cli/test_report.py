@@ -263,7 +263,12 @@ def test_many_runs_with_hostile_and_long_names_are_compared_as_text(tmp_path):
         write_run(
             tmp_path / f"{evil[: 60 * (n % 2)]}{'long' * 20 * (n % 3)}{n}",
             events=make_events(names, [10, 20]),
-            run=run_values(method=evil, seed=n, metrics_after={evil: 0.5, "../up": n}),
+            run=run_values(
+                method=evil,
+                seed=n,
+                metrics_after={evil: [0.5, 1e308, -1e308][n % 3], "../up": n},
+                parameters={"end": [-1, 0, 1e308, 5][n % 4]},
+            ),
             metrics=[{"step": 1, "loss": 0.5, f"eval_{evil}": 0.1 * n, evil: '\n,"'}],
         )
         for n in range(30)

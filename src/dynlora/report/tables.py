@@ -7,12 +7,14 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from dynlora.files.plain_values import flatten
+from dynlora.report.curves import LARGEST
 from dynlora.report.run_comparison import IGNORED, compare_runs, labels_of, shown
 from dynlora.report.wording import is_collapsed, lower_is_better
 from dynlora.runs.reader import RunFiles
 
 ADAPTER = ("method", "lora", "dynamic", "adalora")  # sections in which paired runs may differ
 INTERVAL_PAIRS = 3  # least number of pairs for an interval
+MOST_PARAMETERS = 1e15  # of a model; a larger count is wrong
 Numbered = Mapping[int, RunFiles]  # runs by number, from 1
 
 
@@ -72,10 +74,12 @@ def main_metric(runs: Numbered) -> str:
 def trade_off(runs: Numbered, metric: str) -> dict[int, tuple[float, float, bool]]:
     """Return parameters, a metric, and whether both are on the Pareto front, by number."""
     sign = 1 if lower_is_better(metric) else -1
-    points = {
-        number: (run.parameters.get("end"), _after(run, metric)) for number, run in runs.items()
+    points = {n: (run.parameters.get("end") or 0, _after(run, metric)) for n, run in runs.items()}
+    costs = {
+        n: (size, sign * value)
+        for n, (size, value) in points.items()
+        if 0 < size < MOST_PARAMETERS and math.isfinite(value)
     }
-    costs = {n: (size, sign * x) for n, (size, x) in points.items() if size and math.isfinite(x)}
 
     def beaten(size: float, cost: float) -> bool:
         return any(a <= size and b <= cost and (a, b) != (size, cost) for a, b in costs.values())
@@ -86,9 +90,8 @@ def trade_off(runs: Numbered, metric: str) -> dict[int, tuple[float, float, bool
 def _after(run: RunFiles, metric: str) -> float:
     """Return a metric after training; NaN if unknown, or not comparable in a collapsed run."""
     value = run.after.get(metric)
-    if value is None or (metric != "loss" and is_collapsed(run.after)):
-        return math.nan
-    return value
+    comparable = metric == "loss" or not is_collapsed(run.after)
+    return value if comparable and value is not None and abs(value) <= LARGEST else math.nan
 
 
 def _run_table(labels: Mapping[int, str], runs: Numbered) -> Table:
