@@ -40,10 +40,9 @@ from dynlora.runs.record import UNFINISHED, read_config
 HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
-POLL, OTHERS = 0.15, 2.0  # seconds between two looks at the files of the shown run, and of others
-SHARE = 0.003  # of one core, for updates on average
-SAVED = 0.1  # seconds of a core that quick updates may use before their average counts
-LONGEST_PAUSE = 20.0  # seconds between two updates of files that change all the time
+POLL, OTHERS = 0.15, 5.0  # seconds between two looks at the files of the shown run, and of others
+SHARE = 0.003  # of one core, for updates of files that change all the time
+LONGEST_PAUSE = 20.0  # seconds between two updates
 LOG_LINES = 200
 UNLOGGED = {"step", "peak_memory_bytes", "peak_gpu_memory_bytes"}
 KEPT = 2  # runs whose files stay in memory
@@ -329,19 +328,18 @@ async def _changes(request: Request, watcher: Watcher, number: int) -> AsyncIter
     """Yield the changed parts of a page as server-sent events, as often as `SHARE` permits."""
     sent: dict[str, str] = {}
     seen: tuple[object, ...] = ()
-    saved = SAVED
+    ready = 0.0
     while not await request.is_disconnected():
-        began, used = time.monotonic(), time.process_time()
-        marks = watcher.look(number)
-        if marks != seen:
+        marks, now = watcher.look(number), time.monotonic()
+        if marks != seen and now >= ready:
+            used = time.process_time()
             whole = not seen or marks[number] != seen[number]
             parts = await run_in_threadpool(watcher.parts, number, whole=whole)
             changed = {part: html for part, html in parts.items() if sent.get(part) != html}
             if changed:
                 yield f"data: {json.dumps(changed)}\n\n"
-        if seen:  # the first page is for the reader, not for the run
-            saved -= time.process_time() - used
-        if marks != seen:
+            if seen:  # the first page is for the reader, not for the run
+                used = time.process_time() - used
+                ready = now + min(LONGEST_PAUSE, used / SHARE)
             sent, seen = sent | parts, marks
-        await asyncio.sleep(min(LONGEST_PAUSE, max(POLL, -saved / SHARE)))
-        saved = min(SAVED, saved + SHARE * (time.monotonic() - began))
+        await asyncio.sleep(POLL)
