@@ -45,6 +45,7 @@ layer grows tenfold."""
 PNG_SCALE = 1.6
 FINE = 2  # pixels drawn per pixel of a picture and side, for smooth lines
 LARGEST_PNG = 12_000  # maximum pixels per side of a picture
+COLOURS = 64  # of a picture; more make its file larger, but no clearer
 ASCII = str.maketrans({"→": "to", "×": "x"})  # for the font of pictures
 DASH = 4  # length of dashes and gaps in pixels
 VARIABLE = re.compile(r'="var\(--(\w+)\)"')
@@ -197,7 +198,7 @@ def write_png(drawing: Drawing, path: Path) -> None:
             lengths = [scale * float(n) for n in given.get("stroke-dasharray", "").split()]
             for part in _dashes([*zip(places[::2], places[1::2], strict=True)], lengths):
                 pen.line(part, fill=stroke, width=thick, joint="curve")
-    image.reduce(fine).save(path, format="PNG")
+    image.reduce(fine).quantize(COLOURS).save(path, format="PNG", optimize=True)
 
 
 def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[list[Point]]:
