@@ -39,15 +39,27 @@ fuzz: .venv/fuzz.stamp
 engines: .venv/engines.stamp $(foreach name,vllm llamacpp mlx executorch,.venv-$(name)/ready.stamp)
 	$(BIN)/python -m benchmarks.engines --data $(DATA)
 
-# The site in build/site. A warning or a dead link is an error.
-docs: .venv/docs.stamp
+# The site in build/site, with pages about two runs of the quickstart, which are trained if missing, and about
+# all studies. A warning or a dead link is an error.
+GALLERY := runs/quickstart runs/quickstart-lora
+docs: .venv/docs.stamp $(GALLERY:=/run.json)
 	rm -rf build/docs build/site
 	mkdir -p build
 	cp -r docs build/docs
 	cp CHANGELOG.md CONTRIBUTING.md build/docs
 	sed 's|](docs/|](|g' README.md > build/docs/index.md
 	sed -i 's|](docs/|](|g' build/docs/CONTRIBUTING.md
+	$(BIN)/python -m benchmarks.concepts build/docs/stages.svg
+	for run in $(GALLERY); do $(BIN)/dynlora report $$run --output build/docs/$$(basename $$run).html || exit 1; done
+	$(BIN)/dynlora report $(GALLERY) --output build/docs/comparison.html
+	$(BIN)/python -m benchmarks report --output build/docs/results.md
 	$(BIN)/zensical build --clean --strict
+
+runs/quickstart/run.json: | .venv/quickstart.stamp
+	$(BIN)/dynlora train examples/quickstart.yaml --overwrite true
+
+runs/quickstart-lora/run.json: | .venv/quickstart.stamp
+	$(BIN)/dynlora train examples/quickstart.yaml --method lora --output runs/quickstart-lora --overwrite true
 
 # The wheel and the source archive in dist.
 dist: .venv/dist.stamp
@@ -81,7 +93,7 @@ format: .venv/dev.stamp
 	touch $@
 
 .venv/docs.stamp: .venv/dev.stamp
-	$(BIN)/python -m pip install --quiet 'zensical>=0.1.3,<0.2' 'mkdocstrings-python>=2.0.11'
+	$(BIN)/python -m pip install --quiet 'zensical>=0.0.70,<0.2' 'mkdocstrings-python>=2.0.11'
 	touch $@
 
 .venv/dist.stamp: | .venv/bin/python

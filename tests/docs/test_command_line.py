@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from dynlora import DynamicLoraCallback
 from dynlora.cli.main import VERBS, main
-from dynlora.integrations.trackers import rank_figures
+from dynlora.integrations.trackers import HISTOGRAM, PICTURE, rank_figures
 from dynlora.train.config.keys import job_schema
 from tests.integration.test_trainer import trainer_of
 from tests.jobs import job_values, write_data, write_job
@@ -58,8 +58,8 @@ def test_the_dry_run_of_the_quickstart_runs(monkeypatch, capsys):
 
 
 def test_the_names_of_figures_are_those_sent():
-    named = {row[0].strip("`") for row in table("ranks with it:")}
-    sent = set(rank_figures({"<module name>": 1}, 1))
+    named = {name.strip("`") for row in table("ranks with it:") for name in row[0].split(", ")}
+    sent = set(rank_figures({"<module name>": 1}, 1)) | {HISTOGRAM, PICTURE}
     assert sent < named
     assert named - sent == {"dynamic/agreement", "dynamic/moved_layers"}
 

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 import dynlora
 from dynlora import DynamicLora
 from dynlora.config import METRICS, DynamicLoraConfig, load
+from dynlora.train.config.keys import settings
 from dynlora.train.config_file import read_job
 from tests.models import adamw, bare_llama, loss_of, sequences, train
 
@@ -87,6 +88,13 @@ def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
     monkeypatch.setenv("PATH", programs)
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=1200, resources={"metadata": {"path": ROOT}}).execute()
+
+
+def test_the_keys_for_people_from_other_tools_exist():
+    text = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:model|data|lora|training)\.\w+)", text)
+    assert len(named) > 12
+    assert set(named) <= settings().keys()
 
 
 def test_every_make_target_in_the_documents_exists():
