@@ -3,8 +3,9 @@
     python -m benchmarks.telling examples/quickstart.yaml --training.epochs=10
 
 Trains in this process as on a terminal, with timers around everything that prints or tracks, the
-bar's own thread included, and writes each part's share of the training time. Run it on an otherwise
-idle machine, for at least ten minutes. `benchmarks.watch` measures the watch page.
+bar's own thread included, and writes each part's processor time as a share of the training time.
+Run it on an otherwise idle machine, for at least ten minutes. `benchmarks.watch` measures the watch
+page.
 """
 
 import json
@@ -38,11 +39,11 @@ def timed(function: Callable[..., Any], seconds: dict[str, float], part: str) ->
     """Return a function that adds the time of its calls to a part."""
 
     def call(*given: Any, **named: Any) -> Any:
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             return function(*given, **named)
         finally:
-            seconds[part] += time.perf_counter() - began
+            seconds[part] += time.thread_time() - began
 
     return call
 

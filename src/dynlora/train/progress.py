@@ -45,6 +45,7 @@ class ProgressBar(TrainerCallback):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            refresh_per_second=1,  # rich's 10 would take processor time from training
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, note="")
