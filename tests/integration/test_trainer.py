@@ -1,5 +1,6 @@
 """The callback in `transformers.Trainer`: the same run as the two calls, resume, best model."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -79,6 +80,19 @@ def trainer_of(
         model_init=model_init,
     )
     return trainer, callback
+
+
+def test_events_are_printed_unless_the_log_shows_them(tmp_path, capsys, caplog):
+    trainer, callback = trainer_of(lora_llama(), tmp_path)
+    trainer.train()
+    printed = capsys.readouterr().out
+    steps = [event.step for event in callback.dynamic.history]
+    assert [int(step) for step in re.findall(r"^step (\d+): .*agreement", printed, re.M)] == steps
+    assert printed.count("ranks are final; they moved at") == 1
+    caplog.set_level("INFO", logger="dynlora")
+    trainer_of(lora_llama(), tmp_path)[0].train()
+    assert "agreement" not in capsys.readouterr().out
+    assert "agreement" in caplog.text
 
 
 def test_the_smallest_budget_is_searched_with_the_trainers_own_evaluation(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
@@ -30,6 +31,7 @@ from dynlora.config import DynamicLoraConfig
 from dynlora.controller import DynamicLora
 from dynlora.engines.deepspeed import call_before_step
 from dynlora.errors import EngineError, ResumeError
+from dynlora.history import conclusion, describe, stillness
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.integrations.checkpoint import VALUES, load_state, save_state
 
@@ -151,11 +153,14 @@ class DynamicLoraCallback(TrainerCallback):
             self.dynamic.observe()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Count the step, and change ranks at an event."""
+        """Count the step, change ranks at an event, and print what the log does not show."""
         assert self.dynamic is not None
         due = vars(control).copy()  # the trainer clears some of it when `validate` evaluates
+        told = len(self.dynamic.history)
         self.dynamic.step()
         vars(control).update(due)
+        for event in self.dynamic.history[told:]:
+            _print(f"step {event.step}: {describe(event)}", state)
 
     def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Write the controller's state into the checkpoint folder."""
@@ -176,6 +181,8 @@ class DynamicLoraCallback(TrainerCallback):
         """
         assert self.dynamic is not None
         self._observing.close()
+        if stillness(self.dynamic.history) is None:
+            _print(conclusion(self.dynamic.history), state)
         if self.dynamic.input_adaptive is None:
             self.dynamic.close()
         else:
@@ -253,6 +260,12 @@ class DynamicLoraCallback(TrainerCallback):
             f"{VALUES} is not in {folders[-1] / usual}: give the checkpoint's folder as "
             "`DynamicLoraCallback(resume_from=...)`."
         )
+
+
+def _print(text: str, state: State) -> None:
+    """Print as the Trainer prints losses, unless the log shows the same."""
+    if state.is_world_process_zero and not logger.isEnabledFor(logging.INFO):
+        tqdm.write(text)
 
 
 def _written_checkpoint(args: Args, state: State) -> Path:
