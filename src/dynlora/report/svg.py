@@ -143,6 +143,8 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
 
 def drawable(text: str) -> str:
     """Replace the characters that a figure cannot show, such as line ends."""
+    if text.isprintable():  # as most are, which is much faster to find out
+        return text
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
