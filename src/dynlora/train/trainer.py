@@ -13,9 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers import TrainerControl as Control
-from transformers import TrainerState as State
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from dynlora.errors import NonFiniteError
 from dynlora.report.wording import lower_is_better
@@ -93,34 +91,18 @@ class EpochSampler(Sampler[int]):
         return iter(order)
 
 
-class TaskLoss(TrainerCallback):
-    """Loss of a batch from logits, the same for every method; a callback to report a NaN's step.
+def mean_loss(summed: SummedLoss) -> Callable[..., Float[Tensor, ""]]:
+    """Return a function of outputs, labels and their number in a step to the mean loss over labels.
 
-    The model's `outputs.loss` is not used: AdaLoRA adds its penalty to it, even in evaluation.
+    Labels of -100 do not count. Without a number, those of the batch are counted. The model's
+    `outputs.loss` is not used: AdaLoRA adds its penalty to it, even in evaluation.
     """
 
-    def __init__(self, summed: SummedLoss) -> None:
-        self.summed = summed
-        self.step = 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: State, control: Control, **kwargs: Any
-    ) -> None:
-        """Store the number of completed optimizer steps."""
-        self.step = state.global_step
-
-    def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Float[Tensor, ""]:
-        """Return the mean loss over the labels other than -100 in all batches of the step.
-
-        `num_items_in_batch` is their number; None counts those in this batch.
-        """
-        total = self.summed(outputs.logits.float(), labels)
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Float[Tensor, ""]:
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        loss: Tensor = total / count
-        check_finite(loss, self.step)
-        return loss
+        return summed(outputs.logits.float(), labels) / count
+
+    return loss
 
 
 def check_finite(loss: Float[Tensor, ""], step: int) -> None:
@@ -141,8 +123,9 @@ class JobTrainer(Trainer):
         super().__init__(**kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the task's loss of a batch, in training with the regulariser once per step."""
+        """Return the task's finite loss of a batch, in training with the regulariser per step."""
         found: Any = super().compute_loss(*args, **kwargs)
+        check_finite(found[0] if isinstance(found, tuple) else found, self.state.global_step)
         if self.penalty is None or not torch.is_grad_enabled():
             return found
         return found + self.penalty() / self.current_gradient_accumulation_steps
@@ -153,7 +136,7 @@ class JobTrainer(Trainer):
         Otherwise the evaluation schedule would change training, also after a resume.
         """
         with torch.random.fork_rng():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            metrics: dict[str, float] = Trainer.evaluate(self, *args, **kwargs)
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -177,11 +160,9 @@ def make_job_trainer(
     loss: SummedLoss,
     metrics: Metrics,
     collate: Callable[[Any], Any],
-    callbacks: Sequence[TrainerCallback] = (),
     **parts: Any,
 ) -> JobTrainer:
     """Return a Trainer with loss and metrics from logits, and the collator of a processor."""
-    task_loss = TaskLoss(loss)
 
     def all_metrics(prediction: EvalPrediction) -> dict[str, float]:
         # The Trainer's mean over batches counts the rows twice that fill up the last batches of
@@ -193,11 +174,10 @@ def make_job_trainer(
     return JobTrainer(
         args=TrainingArguments(**values),
         data_collator=collate(processor),
-        compute_loss_func=task_loss,
+        compute_loss_func=mean_loss(loss),
         compute_metrics=all_metrics,
         # The logits are the first of several outputs.
         preprocess_logits_for_metrics=lambda made, _: made[0] if isinstance(made, tuple) else made,
-        callbacks=[task_loss, *callbacks],
         **parts,
     )
 

@@ -44,7 +44,7 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def _encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
+def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
     """Return a `datasets.Dataset` of a split's tokens and labels, before truncation."""
     only = config.completion_only
     if config.messages is not None:
@@ -82,22 +82,22 @@ def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
 def _read_split(
     split: RawSplit, config: DataConfig, tokenizer: Any, _num_labels: int | None
 ) -> Split:
-    encoded = _encode(split, config, tokenizer)
-    inputs, cut = fit(encoded, config.max_length)
-    dropped = len(encoded) - len(inputs)
-    if dropped == len(encoded):
-        raise DataError(
-            f"`data.max_length` must leave something to learn, got {config.max_length} tokens, "
-            f"within which none of {len(encoded)} rows of the {split.name} split "
-            f"({split.source}) has a token of its completion: raise it."
-        )
-    if dropped:
-        logger.warning(
-            "%d of %d %s rows were left out: within data.max_length=%d tokens they have none of "
-            "their completion.",
-            dropped, len(encoded), split.name, config.max_length,
-        )  # fmt: skip
+    inputs, cut = fit(encode(split, config, tokenizer), config.max_length)
+    reason = f"within data.max_length={config.max_length} tokens they have none of their completion"
+    check_left(split, len(inputs), reason)
     return Split(inputs=inputs, cut=cut, num_labels=None)
+
+
+def check_left(split: RawSplit, kept: int, reason: str) -> None:
+    """Warn of rows that teach nothing and were left out; refuse a split of such rows alone."""
+    count, name = split.table.num_rows, split.name
+    if kept == 0:
+        raise DataError(
+            f"the {name} split ({split.source}) must hold rows to learn from, but all {count} "
+            f"were left out: {reason}. Raise `data.max_length`, or use other rows."
+        )
+    if kept < count:
+        logger.warning("%d of %d %s rows were left out: %s.", count - kept, count, name, reason)
 
 
 def check_model(model: Any, config: DataConfig) -> None:

@@ -5,20 +5,23 @@ TRL's fused head computes token probabilities without the logits of all tokens i
 
 import math
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import kl_div
+from transformers import EvalPrediction
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dynlora.errors import ConfigError
-from dynlora.train.trainer import EpochSampler, Penalty, check_finite
+from dynlora.train.trainer import EpochSampler, JobTrainer, Penalty, check_finite
 
 
 def token_sums(outputs: Any) -> Float[Tensor, "batch 3"]:
@@ -27,9 +30,9 @@ def token_sums(outputs: Any) -> Float[Tensor, "batch 3"]:
     return torch.stack([values.double().sum(dim=1) for values in each], dim=1)
 
 
-def metrics_of(sums: Float[Tensor, " 3"]) -> dict[str, float]:
-    """Return the metrics by name from the sums over all rows."""
-    loss, right, count = sums.tolist()
+def written_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return loss, perplexity and accuracy over all tokens from the sums per row."""
+    loss, right, count = np.asarray(prediction.predictions).sum(axis=0).tolist()
     mean = loss / max(count, 1)
     return {
         "loss": mean,
@@ -56,35 +59,22 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
 
     _tag_names: ClassVar[list[str]] = []
     data_collator: Any
+    evaluate = JobTrainer.evaluate
+    _get_train_sampler = JobTrainer._get_train_sampler
 
     def __init__(
-        self,
-        sampler: EpochSampler,
-        penalty: Penalty | None,
-        teacher: Any = None,
-        **kwargs: Any,
+        self, sampler: EpochSampler, penalty: Penalty | None, teacher: Any = None, **kwargs: Any
     ) -> None:
         self.sampler = sampler
         self.penalty = penalty
-        self.sums = torch.zeros(3, dtype=torch.float64)
-        trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
-        super().__init__(**kwargs)
-        # TRL rounds trained parameters of a quantized model to bfloat16. Those that got a
-        # checkpoint's rank meanwhile are zero.
-        for parameter, before in trained:
-            if parameter.dtype != before.dtype:
-                values = before if before.shape == parameter.shape else parameter.data
-                parameter.data = values.to(parameter.device, before.dtype)
+        with unrounded(kwargs["model"]):
+            super().__init__(**kwargs)
         self.teacher = teacher
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: MutableMapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the training loss of a batch plus the regulariser, if it is finite.
 
@@ -104,21 +94,16 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def prediction_step(
-        self,
-        model: Any,
-        inputs: MutableMapping[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """Return the mean evaluation loss of a batch, and add its tokens to the sums."""
+        self, model: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss of a batch, and the sums over tokens per row, twice for metrics."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         rows = token_sums(outputs)
         loss = rows[:, 0].sum() / rows[:, 2].sum().clamp(min=1)
         check_finite(loss, self.state.global_step)
-        self.sums += self.accelerator.gather_for_metrics(rows).sum(dim=0).to(self.sums)
-        return loss, None, None
+        return loss, rows, rows
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return batches that are padded, so that processes count the rows of a last batch once."""
@@ -129,34 +114,27 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         self.data_collator = collator
         return loader
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, and replace the Trainer's means over batches by metrics over all tokens."""
-        self.sums.zero_()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, value in metrics_of(self.sums).items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without changing torch's random state, as in `JobTrainer`."""
-        with torch.random.fork_rng():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        return metrics
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return self.sampler
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
 
-def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> SftJobTrainer:
-    """Return the Trainer of a model that writes text."""
-    # TRL's loss reads the head's weight directly.
-    model = parts["model"]
+@contextmanager
+def unrounded(model: Any) -> Iterator[None]:
+    """Keep the trained parameters of a quantized model, which TRL rounds to bfloat16."""
+    trained = [(p, p.data) for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter, before in trained:
+        if parameter.dtype != before.dtype:
+            # Those that got a checkpoint's rank meanwhile are zero.
+            values = before if before.shape == parameter.shape else parameter.data
+            parameter.data = values.to(parameter.device, before.dtype)
+
+
+def trl_arguments(kind: Callable[..., Any], model: Any, **values: Any) -> Any:
+    """Return TRL's arguments for a model whose head, which TRL reads directly, has no adapter."""
     head = model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
         name = next(name for name, module in model.named_modules() if module is head)
@@ -166,11 +144,16 @@ def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> Sf
             f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
-    # For tokenized and truncated rows.
-    packed = "seq_lengths" in parts["train_dataset"].column_names
-    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "packing": packed}
     with warnings.catch_warnings():
         # TRL sets a name that is deprecated in transformers 5.24.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        args = SFTConfig(**own | values)
-    return SftJobTrainer(args=args, processing_class=processor, **parts)
+        return kind(max_length=None, **values)  # rows are truncated
+
+
+def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> SftJobTrainer:
+    """Return the Trainer of a model that writes text, for tokenized rows."""
+    packed = "seq_lengths" in parts["train_dataset"].column_names
+    own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": packed}
+    args = trl_arguments(SFTConfig, parts["model"], **own | values)
+    parts |= {"processing_class": processor, "compute_metrics": written_metrics}
+    return SftJobTrainer(args=args, **parts)

@@ -70,7 +70,7 @@ def test_each_format_gives_its_text_and_learns_its_part(tokenizer, form, only):
 
 def test_a_length_within_which_nothing_is_learned_is_refused(tokenizer):
     rows = [{"ask": " ".join(["red"] * 8), "tell": "cat"}] * 2
-    with pytest.raises(DataError, match=r"got 8 tokens, within which none of 2 rows .* raise it"):
+    with pytest.raises(DataError, match=r"all 2 were left out: within data.max_length=8 .* Raise"):
         read(rows, tokenizer, **FORMATS["pairs"], max_length=8)
 
 

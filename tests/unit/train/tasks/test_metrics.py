@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from dynlora.errors import NonFiniteError
 from dynlora.train.tasks.metrics import (
@@ -20,7 +20,7 @@ from dynlora.train.tasks.metrics import (
     token_metrics,
 )
 from dynlora.train.tasks.sequence import mean_of_tokens
-from dynlora.train.trainer import TaskLoss
+from dynlora.train.trainer import EpochSampler, JobTrainer, mean_loss
 
 
 def of(metrics, predictions, labels):
@@ -130,7 +130,7 @@ TOKENS = torch.stack([LOGITS, LOGITS]), torch.tensor([[0, -100, 1], [-100, 0, -1
     ],
 )
 def test_the_loss_is_the_mean_over_labels_also_in_parts(summed, given, expected):
-    task, (logits, labels) = TaskLoss(summed), given
+    task, (logits, labels) = mean_loss(summed), given
     outputs = SimpleNamespace(logits=logits, loss=torch.tensor(99.0))  # the model's own, unused
     assert float(task(outputs, labels)) == pytest.approx(expected)
     count = torch.tensor(int((labels != -100).sum()))
@@ -143,9 +143,15 @@ def test_the_loss_is_the_mean_over_labels_also_in_parts(summed, given, expected)
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(tmp_path, value):
-    task = TaskLoss(summed_cross_entropy)
-    state = TrainerState(global_step=41)
-    task.on_step_begin(TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl())
+    trainer = JobTrainer(
+        sampler=EpochSampler([1], batch_size=None, seed=0),
+        penalty=None,
+        model=torch.nn.Linear(1, 1),
+        args=TrainingArguments(output_dir=str(tmp_path), report_to="none"),
+        compute_loss_func=mean_loss(summed_cross_entropy),
+    )
+    trainer.state.global_step = 41
     logits = torch.tensor([[0.0, value], [0.0, 0.0], [0.0, 0.0]])
+    trainer.model.forward = lambda: SimpleNamespace(logits=logits)
     with pytest.raises(NonFiniteError, match=r"got (nan|inf) after 41 optimizer steps"):
-        task(SimpleNamespace(logits=logits), LABELS)
+        trainer.compute_loss(trainer.model, {"labels": LABELS})
