@@ -91,7 +91,7 @@ def save_language_tokenizer(
 
 
 def make_pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Return rows in all formats: the answer to some words is the first of them, twice."""
+    """Return rows in all formats: the right answer to some words is the first of them, twice."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):
@@ -101,6 +101,7 @@ def make_pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
         asked, told = " ".join(words), f"{words[0]} {words[0]}"
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
         rows.append({"ask": asked, "tell": told, "text": f"{asked}\n{told}", "chat": messages})
+        rows[-1] |= {"chosen": told, "rejected": f"{words[-1]} dog cat"}
     return rows
 
 

@@ -30,6 +30,7 @@ ROWS = {"train": 24, "validation": 5}
 """The validation rows fill neither the last batch nor those of both processes."""
 BATCH, HALF = "--training.batch_size=8", "--training.batch_size=4"
 DROPOUT = ("--lora.lora_dropout=0.5",)
+PREFERRED = ("--task=dpo", "--data.prompt=ask", "--data.completion=null")
 BEST = (
     "--method=full", "--training.epochs=4", "--training.save=epoch",
     "--training.learning_rate=1e-3", "--training.early_stopping_patience=1",
@@ -128,8 +129,8 @@ def trained(run):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("made", "options"),
-    [("job", ()), ("job", BEST), ("language", ("--method=lora",))],
-    ids=["dynamic", "full", "causal_lm"],
+    [("job", ()), ("job", BEST), ("language", ("--method=lora",)), ("language", PREFERRED)],
+    ids=["dynamic", "full", "causal_lm", "dpo"],
 )
 def test_two_processes_write_the_run_of_one_with_the_same_rows_per_step(
     request, tmp_path, monkeypatch, made, options
@@ -226,8 +227,8 @@ def test_a_run_under_accelerate_is_that_of_whole_models_also_once_resumed(
 @pytest.mark.parametrize("engine", SHARDED)
 @pytest.mark.parametrize(
     ("made", "options"),
-    [("job", BEST), ("job", (*BEST, "--method=lora")), ("language", ())],
-    ids=["full", "lora", "causal_lm"],
+    [("job", BEST), ("job", (*BEST, "--method=lora")), ("language", ()), ("language", PREFERRED)],
+    ids=["full", "lora", "causal_lm", "dpo"],
 )
 def test_other_runs_under_accelerate_are_those_of_whole_models(
     request, made, options, engine, tmp_path

@@ -170,7 +170,8 @@ def open_run(
     check_finished(folder)
     written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
     config = read_job(folder.config, moved(model) | written)
-    if max_new_tokens is not None and config.task not in ("causal_lm", "image_text_to_text"):
+    writing = ("causal_lm", "dpo", "image_text_to_text")
+    if max_new_tokens is not None and config.task not in writing:
         raise ConfigError(
             f"`--max-new-tokens` goes with runs that write text only, got {max_new_tokens} "
             f"for {run}, a run of `task: {config.task}`: leave it out."

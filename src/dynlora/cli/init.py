@@ -67,11 +67,12 @@ def _run(given: Any, output: Output) -> None:
     for name, (question, kind) in QUESTIONS.items():
         answers[name] = answers[name] or _ask(name, question, kind, answers["task"])
     place = {"path" if Path(given.data).exists() else "name": given.data}
-    language = given.task in ("causal_lm", "image_text_to_text")
+    language = given.task in ("causal_lm", "dpo", "image_text_to_text")
+    rate = "2.0e-5" if given.task == "dpo" else "2.0e-4" if language else "1.0e-3"
     text = TEMPLATE.format_map(
         answers
         | MEMORY[given.memory]
-        | {"length": 512 if language else 128, "rate": "2.0e-4" if language else "1.0e-3"}
+        | {"length": 512 if language else 128, "rate": rate}
         | {"folder": f"runs/{given.output.stem}", "time": TIME[given.time]}
         | {"data": _block(place | _columns(place, given.task))}
         | {"model": _block(_model(given.model))}
@@ -85,7 +86,7 @@ def _ask(name: str, question: str, kind: Any, task: str | None) -> Any:
     small = PACKAGE if find_spec(PACKAGE.partition("/")[0]) else TEXT
     default = {"task": get_args(TaskName)[0], "memory": "large", "time": "short"}
     if task is not None and not task.startswith("image"):
-        default["model"] = LANGUAGE if task == "causal_lm" else small
+        default["model"] = LANGUAGE if task in ("causal_lm", "dpo") else small
     try:
         return click.prompt(question, default.get(name), type=kind, err=True)
     except click.Abort as error:
@@ -108,7 +109,7 @@ def _columns(place: dict[str, Any], task: str) -> dict[str, Any]:
     from dynlora.train.data.splits import find_columns, read_split
 
     config, names, found = DataConfig(**place), [], {}
-    if task == "causal_lm" and find_columns(config) != config:
+    if task == "dpo" or (task == "causal_lm" and find_columns(config) != config):
         return {}  # training finds them too
     with suppress(DataError):
         names = read_split("training", config.train_split, config).table.column_names

@@ -17,6 +17,8 @@ LOWER_IS_BETTER: Mapping[str, bool] = {
     "pearson": False,
     "perplexity": True,
     "r2": False,
+    "reward_accuracy": False,
+    "reward_margin": False,
     "rmse": True,
     "spearman": False,
     "text_to_image_recall_1": False,

@@ -337,7 +337,8 @@ def _losses(trainer: Any) -> Losses:
     trainer.model.eval()
     losses, labels = [], []
     for batch in trainer.get_eval_dataloader():
-        labels.append(int((batch["labels"] != -100).sum()))
+        counted = batch["labels"] if "labels" in batch else batch["input_ids"][:, 0]  # pairs
+        labels.append(int((counted != -100).sum()))
         loss, _, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
         losses.append(float(loss))
     parts: Losses = np.array(losses) * np.array(labels) / sum(labels)

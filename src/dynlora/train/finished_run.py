@@ -22,7 +22,7 @@ from dynlora.train.tasks.sequence import PROBLEMS
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
 """Tasks with a single class per row."""
-UNLABELLED = ("causal_lm", "image_text_retrieval", "image_text_to_text")
+UNLABELLED = ("causal_lm", "dpo", "image_text_retrieval", "image_text_to_text")
 """Tasks without labels, so that the data determine no number of outputs."""
 
 

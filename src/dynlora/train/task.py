@@ -82,6 +82,8 @@ class Task:
     make_trainer: Callable[..., Trainer]
     """Returns a Trainer whose evaluations return the metrics in `config.METRICS`. Arguments: values
     of `TrainingArguments`, the processor, and others of the Trainer, `sampler` and `penalty`."""
+    own_values: Callable[[TrainingConfig], dict[str, Any]] = lambda _config: {}
+    """Returns values for arguments that only the task's Trainer has."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
     """Yields one JSON-ready prediction per row; labels are not needed."""
 
@@ -130,7 +132,7 @@ def make_trainer(
     """
     sampler = make_sampler(row_lengths(parts["train_dataset"]), config, process_count())
     with TemporaryDirectory() as nowhere:  # the Trainer creates its folder at once
-        values = argument_values(config, best_metric, Path(nowhere))
+        values = argument_values(config, best_metric, Path(nowhere)) | task.own_values(config)
         trainer = task.make_trainer(values, processor, sampler=sampler, penalty=penalty, **parts)
     trainer.args.output_dir = str(checkpoints)
     trainer.remove_callback(PrinterCallback)

@@ -51,7 +51,7 @@ KEYS = {
     "adalora.": "init_r initial_fraction final_fraction interval orth_reg_weight",
     "training.": "epochs max_steps batch_size eval_batch_size gradient_accumulation learning_rate "
     "loraplus_lr_ratio weight_decay warmup_ratio schedule max_grad_norm activation_checkpointing "
-    "gradient_checkpointing optim packing neftune_noise_alpha "
+    "gradient_checkpointing optim packing neftune_noise_alpha dpo_beta "
     "bf16 group_by_length eval eval_on_start eval_steps save save_steps save_total_limit "
     "load_best_model_at_end best_metric early_stopping_patience logging_steps report_to seed "
     "resume",

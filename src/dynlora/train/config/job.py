@@ -26,6 +26,7 @@ TaskName = Literal[
     "embedding",
     "token_classification",
     "causal_lm",
+    "dpo",
     "image_classification",
     "image_text_retrieval",
     "image_text_to_text",
@@ -39,6 +40,7 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "embedding": ("r2", "cosine", "loss"),
     "token_classification": ("accuracy", "macro_f1", "loss"),
     "causal_lm": ("token_accuracy", "perplexity", "loss"),
+    "dpo": ("reward_accuracy", "reward_margin", "loss"),
     "image_classification": ("accuracy", "f1", "matthews", "loss"),
     "image_text_retrieval": (
         "text_to_image_recall_1",
@@ -64,8 +66,9 @@ class JobConfig:
     """What the model learns: `sequence_classification` (one class per text), `regression` (a
     number), `multi_label` (any number of classes), `embedding` (a vector, the mean of the last
     hidden states), `token_classification` (a class per word), `causal_lm` (to continue a text),
-    `image_classification`, `image_text_retrieval` (which caption belongs to which image), or
-    `image_text_to_text` (to write captions, or answers to questions on images)."""
+    `dpo` (to prefer one of two answers), `image_classification`, `image_text_retrieval` (which
+    caption belongs to which image), or `image_text_to_text` (to write captions, or answers to
+    questions on images)."""
     method: Method = "dynamic"
     """What is trained: `dynamic` moves LoRA ranks between layers, `lora` and `adalora` are PEFT's,
     `full` trains every weight."""
@@ -91,6 +94,13 @@ class JobConfig:
         metric, known = self.training.best_metric, METRICS[self.task]
         required = f"a metric of `task: {self.task}`, one of {', '.join(known)}"
         require(metric is None or metric in known, "training.best_metric", required, metric)
+        alone = {"prompt": self.data.prompt, "completion": self.data.completion}
+        given = [key for key, column in alone.items() if column is not None]
+        if len(given) == 1 and (self.task, *given) != ("dpo", "prompt"):
+            raise ConfigError(
+                "`data.prompt` and `data.completion` must be given together, but got only "
+                f"`data.{given[0]}`. Name both columns, or use `data.text` without a prompt."
+            )
         size, retrieval = self.training.batch_size, self.task == "image_text_retrieval"
         required = "at least 2 with `task: image_text_retrieval`, to compare rows of a batch"
         require(size > 1 or not retrieval, "training.batch_size", required, size)
@@ -98,7 +108,8 @@ class JobConfig:
         required = f"null with `task: {self.task}`"
         require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
         noise, optim = self.training.neftune_noise_alpha, self.training.optim
-        fits = noise is None or self.task not in ("image_classification", "image_text_retrieval")
+        noiseless = ("dpo", "image_classification", "image_text_retrieval")
+        fits = noise is None or self.task not in noiseless
         require(fits, "training.neftune_noise_alpha", required, noise)
         fits = self.task == "causal_lm" or not self.training.packing
         require(fits, "training.packing", f"false with `task: {self.task}`", "true")
@@ -113,6 +124,11 @@ class JobConfig:
         unset = f"null with `method: {self.method}`"
         require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
         require(plain or start is None, "lora.start_from", unset, start)
+        if self.task == "dpo":
+            required = "dynamic or lora with `task: dpo`, whose reference has no adapter"
+            require(plain, "method", required, self.method)
+            rate = self.lora.lora_dropout
+            require(rate == 0, "lora.lora_dropout", "0 with `task: dpo`, as TRL sets it", rate)
         if self.method == "full":
             # Training steps are smaller than the rounding of such weights.
             self._require_full_precision("with `method: full`")
@@ -136,9 +152,10 @@ class JobConfig:
             required = f"true with `method: {method}`"
             require(start is True, "lora.init_lora_weights", required, start)
             require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")
-        if method == "dynamic":
+        if method == "dynamic" or self.task == "dpo":
             known = ("true", "gaussian", "orthogonal", "eva")
-            required = f"one of {', '.join(known)} with `method: dynamic`"
+            reason = "method: dynamic" if method == "dynamic" else "task: dpo"
+            required = f"one of {', '.join(known)} with `{reason}`"
             require(str(start).lower() in known, "lora.init_lora_weights", required, start)
         if changes_base(start):
             # A part of rounded weights cannot be removed and restored exactly.

@@ -110,13 +110,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check the source, then the columns of prompts and conversations."""
         check_source("data", path=self.path, name=self.name)
-        pair = (self.prompt, self.completion)
-        if pair.count(None) == 1:
-            raise ConfigError(
-                "`data.prompt` and `data.completion` must be given together, but got only "
-                f"`data.{'prompt' if self.completion is None else 'completion'}`. Name both "
-                "columns, or use `data.text` for texts without a prompt."
-            )
         if self.messages is not None and self.prompt is not None:
             raise ConfigError(
                 f"`data.messages` must be null with `data.prompt`, but got {self.messages}: "
@@ -249,6 +242,8 @@ class TrainingConfig:
     the end. [early_stopping_patience]"""
     logging_steps: Count = 10
     """Optimizer steps between lines of metrics.jsonl."""
+    dpo_beta: AboveZero = 0.1
+    """For `dpo`: how closely the model stays to the reference; higher is closer. [beta]"""
     report_to: tuple[TrackerName, ...] = ()
     """Trackers that also receive metrics and ranks, such as `[tensorboard]`; their local files are
     in the folder `tracking` of the run. [report_to]"""

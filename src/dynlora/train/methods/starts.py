@@ -123,7 +123,7 @@ def begin_with_eva(trainer: Any, model: Any) -> None:
                 f"every layer, got none that settle in {most} batches: lower `lora.r`, raise "
                 "`training.batch_size`, or leave out layers that see few inputs."
             )
-        model(**{key: value for key, value in inputs.items() if key != "labels"})
+        model(**{k: v for k, v in inputs.items() if k not in ("labels", "completion_mask")})
 
     with torch.random.fork_rng(), redirect_stdout(io.StringIO()):
         found = get_eva_state_dict(
