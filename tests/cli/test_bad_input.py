@@ -207,7 +207,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         ("inspect", "Missing argument 'ADAPTER' | dynlora inspect [OPTIONS] ADAPTER"),
         ("combine adapter --output made", "two adapters or more, but got 1"),
         ("diff adapter", "Missing argument 'B' | dynlora diff [OPTIONS] A B"),
-        ("report", "Usage: dynlora report"),
+        ("report", "at least one run, got none: give its folder"),
         ("compare", "at least two runs, got 0: give another"),
         ("eval run --output ''", "must be a path, but got ''"),
         ("inspect ' '", "must be a path, but got ' '"),
