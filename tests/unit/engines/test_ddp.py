@@ -1,4 +1,4 @@
-"""`DistributedDataParallel` over events: in one process, where each gradient has a reference."""
+"""`DistributedDataParallel` over events in one process, and names on which processes agree."""
 
 import copy
 import gc
@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from dynlora.distributed import names_on_all
 from dynlora.errors import EngineError
 from dynlora.types import RankPlan
 from tests.models import adamw, attached, lora_llama, loss_of, sequences
@@ -165,3 +166,18 @@ def test_ranks_of_a_checkpoint_are_reduced_by_the_wrapper_that_trained_others(ba
     run.train(3, STEPS)
     check_equal(run, bare)
     assert run.sent == run.live
+
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def test_a_name_counts_only_where_every_process_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return values + torch.tensor([name in {"b", "c"} for name in NAMES]).to(values)
+
+    cpu = torch.device("cpu")
+    assert names_on_all({"a", "c"}, NAMES, cpu) == {"a", "c"}
+    monkeypatch.setattr("dynlora.distributed.process_count", lambda: 2)
+    monkeypatch.setattr("dynlora.distributed.sum_over_processes", summed)
+    assert names_on_all({"a", "c"}, NAMES, cpu) == {"c"}
+    assert names_on_all(set(), NAMES, cpu) == set()

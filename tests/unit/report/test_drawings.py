@@ -1,4 +1,4 @@
-"""Drawings: the rank map and the curves, as pictures and as parts of a page."""
+"""Drawings as pictures and as parts of a page, and the order and short names of layers."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from dynlora.layer_names import short_names
 from dynlora.report.curves import MOST_POINTS, charts, draw_chart
+from dynlora.report.layers import Stack, arrange
 from dynlora.report.rank_map import rank_map, scale_of, write_rank_map
 from dynlora.report.svg import DARK, LIGHT, REACH, rank_scale, to_svg
 from tests.unit.events import make_event
-from tests.unit.report.runs import METRICS
+from tests.unit.report.runs import KINDS, METRICS, block_names
 
 START = {"m.0.q": 8, "m.0.k": 8, "m.1.q": 8}
 END = {"m.0.q": 16, "m.0.k": 4, "m.1.q": 8}
@@ -131,3 +133,39 @@ def test_long_series_become_means_of_neighbouring_points() -> None:
     points = found["loss"]["training"]
     assert len(points) <= MOST_POINTS
     assert (points[0], points[-1][0]) == ((2, 1.0), 1233)
+
+
+def test_blocks_form_a_grid_and_layers_outside_blocks_are_listed() -> None:
+    first, stack, last = arrange(["embed", *block_names(3), "classifier", "heads.0"])
+    assert first == ("embed",)
+    assert isinstance(stack, Stack)
+    assert (stack.prefix, list(stack.blocks), stack.kinds) == (
+        "bert.encoder.layer", ["0", "1", "2"], KINDS,
+    )  # fmt: skip
+    assert last == ("bert.pooler.dense", "classifier", "heads.0")
+    names = [f"{side}.block.{n}.layer.1.q" for side in ("encoder", "decoder") for n in range(2)]
+    parts = arrange([*names, "0.q"])
+    assert [(part.prefix, part.kinds) for part in parts if isinstance(part, Stack)] == [
+        ("encoder.block", ("layer.1.q",)), ("decoder.block", ("layer.1.q",)), ("", ("q",)),
+    ]  # fmt: skip
+
+
+def test_stacks_of_many_or_unlike_kinds_are_listed() -> None:
+    experts = tuple(f"layers.{n}.experts.{e}.up" for n in range(2) for e in range(64))
+    assert arrange(experts) == [experts]
+    unlike = tuple(f"layers.{n}.kind{n}" for n in range(4))
+    assert arrange(unlike) == [unlike]
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["b.layer.1.q", "b.layer.0.q", "b.pooler"], ["1.q", "0.q", "pooler"]),
+        (["t5.a.block.0.q", "t5.b.block.0.q"], ["a.block.0.q", "b.block.0.q"]),
+        (["model.query"], ["query"]),
+        (["a.0", "a.1"], ["0", "1"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_short_names_are_unique_and_in_order(names: list[str], short: list[str]) -> None:
+    assert short_names(names) == dict(zip(names, short, strict=True))

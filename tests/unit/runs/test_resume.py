@@ -1,4 +1,4 @@
-"""Which checkpoint a job goes on from."""
+"""Which checkpoint a job goes on from, and the state of ranks in it."""
 
 import json
 import math
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState
 
 from dynlora.errors import ResumeError, RunFileError
 from dynlora.files.json_files import write_json
+from dynlora.integrations.checkpoint import load_state, save_state
 from dynlora.runs import resume
 from dynlora.runs.checkpoints import complete_checkpoints, seal
 from dynlora.runs.folder import RunFolder
@@ -218,3 +220,34 @@ def test_a_checkpoint_without_a_format_is_read_and_one_of_a_newer_format_named_a
         path.write_text(json.dumps(values | version))
     refuse(folder, r"job\.json was written by dynlora 9\.8, format 2;")
     assert find_past(folder, "latest-good").step == 5
+
+
+VALUES: dict[str, Any] = {
+    "config": {}, "budget": 10, "budget_left": 8, "max_rank": 4, "step": 3, "frozen": False,
+    "timetable": {"events": [3], "late_events": [], "searches": [], "enough": 1},
+    "search": {"start_loss": None, "lost": 0.0},
+    "layers": {"a": {"r": 2, "scaling": 2.0, "unit": 1.0}}, "history": [], "skipped": {},
+    "unreached": [], "seconds": 0.5, "peak_parameters": 10,
+}  # fmt: skip
+STATE = VALUES | {
+    "importance": {"a/mean": torch.ones(2)},
+    "features": {},
+    "extensions": {"input_adaptive/thresholds": torch.zeros(1)},
+}
+
+
+def test_a_state_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE)
+    found = load_state(tmp_path)
+    assert found.keys() == STATE.keys()
+    assert {key: found[key] for key in VALUES} == VALUES
+    assert torch.equal(found["importance"]["a/mean"], torch.ones(2))
+    assert list(found["extensions"]) == ["input_adaptive/thresholds"]
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE)
+    (tmp_path / "dynlora.json").write_text(json.dumps(VALUES | {"format": 2, "dynlora": "9.8"}))
+    told = r"dynlora\.json was written by dynlora 9\.8, format 2; this version reads up to 1"
+    with pytest.raises(ResumeError, match=told):
+        load_state(tmp_path)

@@ -1,10 +1,10 @@
-"""Invariant 4: shrinking drops the least, says how much, and the loss does not jump."""
+"""Invariants 3 and 4: what growing keeps, and that shrinking drops the least and says how much."""
 
 import pytest
 import torch
 
 from dynlora import RankPlan
-from tests.models import adamw, attached, lora_llama, loss_of, sequences, trained
+from tests.models import adamw, attached, lora_llama, loss_of, sequences, train, trained
 
 
 @torch.no_grad()
@@ -64,3 +64,16 @@ def test_just_grown_directions_go_first_and_leave_the_rest_bit_for_bit(tiny_llam
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(x.output_lost == 0 for x in dynamic.history[-1].layers.values())
+
+
+def test_growing_keeps_the_rows_held_and_adds_rows_that_see_as_much_input(tiny_llama):
+    optimizer, dynamic = trained(tiny_llama, 20, importance="uniform", total_steps=1000)
+    dynamic.apply(RankPlan(step=20, ranks=dict.fromkeys(dynamic.ranks, 2)))
+    train(tiny_llama, optimizer, dynamic, 5)
+    old = {layer.name: layer.lora_A.detach().clone() for layer in dynamic._layers}
+    tokens = {name: stats.tokens for name, stats in dynamic._analyzer.stats().items()}
+    dynamic.apply(RankPlan(step=25, ranks=dict.fromkeys(dynamic.ranks, 4)))
+    for layer in dynamic._layers:
+        assert torch.equal(layer.lora_A[:2], old[layer.name])
+        power = (tokens[layer.name] @ layer.lora_A.T).square().mean(dim=0)
+        torch.testing.assert_close(power[2:], power[:2].mean().expand(2), rtol=1e-3, atol=0)
