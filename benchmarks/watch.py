@@ -156,6 +156,7 @@ def measure_pages(roots: list[Path]) -> dict[str, Any]:
         "event_ms": round(grown),
         "server_peak_mib": round(int(peak) / 1024, 1),
         "server_share_of_core": round(share, 5),
+        "server_share_of_machine": round(share / (psutil.cpu_count() or 1), 5),
         "commit": current_commit(),
     }
 

@@ -41,7 +41,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
 POLL, OTHERS = 0.15, 5.0  # seconds between two looks at the files of the shown run, and of others
-SHARE = 0.003  # of one core, for updates of files that change all the time
+SHARE = 0.002  # of one core, for updates of files that change all the time
 LONGEST_PAUSE = 20.0  # seconds between two updates
 LOG_LINES = 200
 UNLOGGED = {"step", "peak_memory_bytes", "peak_gpu_memory_bytes"}
