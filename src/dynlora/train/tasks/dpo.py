@@ -29,7 +29,7 @@ ANSWERS = ("chosen", "rejected")
 
 def _has_chats(split: RawSplit, column: str) -> bool:
     table = split.table
-    return table.column_names.count(column) == 1 and pa.types.is_nested(table[column].type)
+    return table.column_names.count(column) == 1 and bool(pa.types.is_nested(table[column].type))
 
 
 def _keys(split: RawSplit, config: DataConfig, column: str) -> DataConfig:
