@@ -42,7 +42,7 @@ def test_a_dynamic_run_leaves_everything_that_was_promised(finished, model, data
     assert (run["format"], run["dynlora"]) == (1, version("dynlora"))
     found = [run[key] for key in ("status", "method", "seed", "steps")]
     assert found == ["finished", "dynamic", 0, 12]
-    assert run["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(run["versions"]["torch"])  # some name no build
     assert run["budget"] == run["parameters"]["start"] == 2 * COST
     assert run["parameters"]["end"] <= run["parameters"]["peak"] <= 2 * COST
     for metrics in (run["metrics_before"], run["metrics_after"]):

@@ -45,10 +45,10 @@ def shard_again(parameter: Parameter, values: Tensor) -> None:
         group.post_forward_mesh_info,
         group.device,
         lambda _: old.fsdp_placement,
-        group.mp_policy,
+        old.mp_policy,
         group.offload_policy,
     )
-    new.init_dtype_attrs(group.mp_policy)
+    new.init_dtype_attrs(old.mp_policy)
     new._param_fqn = old._param_fqn
     old._post_load_hook_handle.remove()
     group.fsdp_params[group.fsdp_params.index(old)] = new
