@@ -1,12 +1,14 @@
-"""Invariant 8: what is observed of an example does not depend on its batch or its padding."""
+"""Invariants 8 and 9: outputs depend on no batch, and runs of one seed are the same."""
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 
 from dynlora.adapters.hooks import ActivationTaps
 from dynlora.adapters.layers import find_lora_layers
-from tests.models import adamw, attached, lora_llama, train
+from dynlora.config import METRICS
+from tests.models import adamw, attached, lora_llama, train, trained
 
 
 class Recorder:
@@ -70,3 +72,27 @@ def test_an_examples_output_does_not_depend_on_its_batch_after_ranks_moved(tiny_
         for row, example in enumerate(EXAMPLES):
             alone = tiny_llama(input_ids=torch.tensor([example])).logits[0]
             torch.testing.assert_close(together[row, : len(example)], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("importance", METRICS)
+def test_same_seed_twice_is_bitwise_equal_whatever_is_logged(importance, caplog):
+    runs = []
+    for level in ("DEBUG", "CRITICAL"):
+        caplog.set_level(level, logger="dynlora")
+        model = lora_llama()
+        _, dynamic = trained(model, 30, importance=importance, total_steps=30, hysteresis=0)
+        runs.append((dynamic.history, [p.detach() for p in model.parameters()]))
+    assert runs[0][0] == runs[1][0]
+    layers = [layer for event in runs[0][0] for layer in event.layers.values()]
+    moved = any(layer.rank_before != layer.rank_after for layer in layers)
+    assert moved == (importance != "uniform")
+    assert all(torch.equal(one, other) for one, other in zip(runs[0][1], runs[1][1], strict=True))
+
+
+def test_the_random_metric_follows_its_seed():
+    ranks = []
+    for seed in (0, 1):
+        model = lora_llama()
+        _, dynamic = trained(model, 30, importance="random", total_steps=30, seed=seed)
+        ranks.append(dynamic.ranks)
+    assert ranks[0] != ranks[1]
