@@ -58,9 +58,9 @@ def shapes() -> Iterator[str]:
     yield from arrow(loop, "shrink, grow", (36, 92))
 
 
-def main() -> None:
-    """Write the figure."""
-    drawing = Drawing(
+def draw() -> Drawing:
+    """Return the figure."""
+    return Drawing(
         640,
         270,
         "From layer inputs and gradients to ranks",
@@ -69,8 +69,7 @@ def main() -> None:
         "change the LoRA layers at events.",
         [*shapes()],
     )
-    Path(sys.argv[1]).write_text(svg_file(drawing) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    Path(sys.argv[1]).write_text(svg_file(draw()) + "\n", encoding="utf-8")

@@ -15,8 +15,10 @@ from nbclient import NotebookClient
 from transformers import TrainingArguments
 
 import dynlora
+from benchmarks.concepts import draw
 from dynlora import DynamicLora
 from dynlora.config import METRICS, DynamicLoraConfig, load
+from dynlora.report.svg import svg_file
 from dynlora.train.config.keys import settings
 from dynlora.train.config_file import read_job
 from tests.models import adamw, bare_llama, loss_of, sequences, train
@@ -95,6 +97,10 @@ def test_the_keys_for_people_from_other_tools_exist():
     named = re.findall(r"`((?:model|data|lora|training)\.\w+)", text)
     assert len(named) > 12
     assert set(named) <= settings().keys()
+
+
+def test_the_figure_of_the_stages_is_what_its_command_writes():
+    assert svg_file(draw()) + "\n" == (ROOT / "docs" / "stages.svg").read_text(encoding="utf-8")
 
 
 def test_every_make_target_in_the_documents_exists():
