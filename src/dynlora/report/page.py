@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynlora.errors import RunFileError
 from dynlora.files import whole
-from dynlora.history import moved, reasons, stillness
+from dynlora.history import MOVERS, moved, reasons, stillness
 from dynlora.layer_names import short_names
 from dynlora.report import wording
 from dynlora.report.curves import Lines, charts, draw_chart
@@ -26,7 +26,6 @@ HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
 SOURCES = ("path", "name", "subset", "package", "gguf_file")
 """Configuration keys that identify a model or a data set."""
 LONGEST_CELL = 40  # characters in a table of several runs; CSV files have them all
-MOVERS = 3  # maximum number of layers listed per event
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),
     autoescape=True,
