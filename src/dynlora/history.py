@@ -156,9 +156,8 @@ def conclusion(events: Sequence[Event]) -> str:
     last = {name: layer.rank_after for name, layer in events[-1].layers.items()}
     short, count = short_names(list(first)), sum(map(moved, events))
     up, down = (sum(sign * (last[name] - first[name]) > 0 for name in first) for sign in (1, -1))
-    lines = [
-        f"ranks are final; they moved at {count} of {len(events)} events: {up} up, {down} down"
-    ]
+    moves = f"{count} of {len(events)} events (layers: {up} up, {down} down)"
+    lines = [f"ranks are final; they moved at {moves}"]
     for label, names in zip(("gained", "lost"), largest_moves(first, last), strict=True):
         layers = [f"{short[name]} {first[name]} → {last[name]}" for name in names]
         lines.append(f"{label} most: {', '.join(layers) or 'no layer'}")

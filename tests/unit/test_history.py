@@ -85,7 +85,7 @@ def test_a_run_with_moves_is_told_in_three_lines():
     first, last = {"a": 4, "b": 4, "c": 4}, {"a": 8, "b": 1, "c": 4}
     events = [make_event(3, first, first), make_event(6, first, last), make_event(9, last, last)]
     assert conclusion(events).splitlines() == [
-        "ranks are final; they moved at 1 of 3 events: 1 up, 1 down",
+        "ranks are final; they moved at 1 of 3 events (layers: 1 up, 1 down)",
         "gained most: a 4 → 8",
         "lost most: b 4 → 1",
     ]
