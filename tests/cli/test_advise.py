@@ -108,9 +108,15 @@ def test_too_little_time_is_told(planted, capsys):
     assert missing(capsys.readouterr().out, told) == []
 
 
+def test_a_job_of_a_single_step_has_no_answer(planted):
+    config = parse_job(planted(change=0.3), "--training.max_steps", 1)
+    assert advise_rank(config, Console(quiet=True))["verdict"] == "undecided"
+
+
 @pytest.mark.parametrize(
     ("seconds", "step_seconds", "expected"),
     [
+        (0.1, {4: 1.0, 32: 1.0}, Size(batch=32, steps=2)),  # half of them before the cut
         (50, {4: 1.0, 32: 1.0}, Size(batch=32, steps=50)),  # small batches save no time
         (100, {4: 0.25, 32: 2.0}, Size(batch=21, steps=76)),
         (15, {4: 0.25, 32: 2.0}, Size(batch=5, steps=48)),

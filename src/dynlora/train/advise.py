@@ -51,6 +51,8 @@ SMALLEST = 8
 """The job's batches are divided by at most this number."""
 FEWER = 0.75
 """Larger batches may reduce the number of steps to this part."""
+LEAST_STEPS = 2
+"""Fewest steps of a run, which is cut after half of them."""
 GROUPS, LEAST_GROUPS = 50, 2
 """Most and fewest groups of validation rows, each with one loss."""
 NOISE = 0.01
@@ -221,7 +223,7 @@ def choose_size(seconds: float, job: Size, step_seconds: Mapping[int, float]) ->
     small, batches = min(step_seconds), np.arange(min(step_seconds), job.batch + 1)
     ends, times = [small, job.batch], [step_seconds[small], step_seconds[job.batch]]
     each = np.interp(batches, ends, times)
-    steps = np.clip(seconds // each, 1, job.steps).astype(int)
+    steps = np.clip(seconds // each, min(LEAST_STEPS, job.steps), job.steps).astype(int)
     place = np.flatnonzero(steps >= FEWER * steps.max())[-1]
     return Size(batch=int(batches[place]), steps=int(steps[place]))
 
@@ -281,7 +283,7 @@ def _train_pairs(
     longest = 0.0
     for seed in range(config.training.seed, config.training.seed + MOST_SEEDS):
         began, timer = clock(), StepTimes(clock, end)
-        if began + longest > end:
+        if began + longest > end or size.steps < LEAST_STEPS:
             return
         part = _part(inputs, config, size, seed)
         pair = _train_pair(part, _sized(config, size, seed), timer)
