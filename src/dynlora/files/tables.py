@@ -3,8 +3,10 @@
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,13 @@ from dynlora.files.plain_values import DEEPEST
 
 Reader = Callable[[Path, Sequence[str]], pa.Table]
 """Reads a file; the second argument names text columns, whose values may look like numbers."""
+
+LARGE = 2**28
+"""Bytes of a file or table above which rows are kept on disk."""
+BLOCK = 2**26
+"""Bytes of a large file that are read at a time."""
+ROWS = 10_000
+"""Rows that are processed at a time."""
 
 
 def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) -> pa.Table:
@@ -38,6 +47,36 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def on_disk(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return the rows of all tables, mapped into memory from temporary files.
+
+    Columns that a table lacks are null there, and types widen, such as whole numbers to floats.
+    """
+    parts = []
+    with TemporaryDirectory(prefix="dynlora-", ignore_cleanup_errors=True) as folder:
+        for number, table in enumerate(tables):
+            path = str(Path(folder, str(number)))
+            with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as stream:
+                stream.write_table(table)
+            # A mapping outlives the name of its file.
+            parts.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def take_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Return rows of a table by their rising numbers; those of a large table stay on disk."""
+    numbers = np.asarray(rows, np.int64)
+    if table.nbytes <= LARGE or not len(rows):
+        return table.take(pa.array(numbers))
+    starts = range(0, table.num_rows, ROWS)
+    ends = np.searchsorted(numbers, [*starts, table.num_rows]).tolist()
+    return on_disk(
+        table.slice(start, ROWS).take(pa.array(numbers[low:high] - start))
+        for start, low, high in zip(starts, ends, ends[1:], strict=False)
+        if low < high
+    )
+
+
 def shown_names(names: Sequence[str]) -> str:
     """Format column names for a message, shortening long names and long lists."""
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
@@ -54,19 +93,38 @@ def _block_size(size: int) -> int:
     return min(max(size, 2**20), 2**31 - 1)
 
 
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size > LARGE
+
+
+def _read_parquet(path: Path, _: Sequence[str]) -> pa.Table:
+    if not _is_large(path):
+        return pyarrow.parquet.read_table(path)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return on_disk(pa.Table.from_batches([part]) for part in file.iter_batches(ROWS))
+
+
 def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
-    """Read a CSV file; empty cells are missing values."""
-    return pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(block_size=_block_size(path.stat().st_size)),
-        parse_options=_CSV,
-        convert_options=pyarrow.csv.ConvertOptions(
+    """Read a CSV file; empty cells are missing values.
+
+    The first block of a large file determines the types of its columns.
+    """
+    large = _is_large(path)
+    size = BLOCK if large else _block_size(path.stat().st_size)
+    options = {
+        "read_options": pyarrow.csv.ReadOptions(block_size=size),
+        "parse_options": _CSV,
+        "convert_options": pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(texts, pa.string()),
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         ),
-    )
+    }
+    if not large:
+        return pyarrow.csv.read_csv(path, **options)
+    with pyarrow.csv.open_csv(path, **options) as parts:
+        return on_disk(pa.Table.from_batches([part]) for part in parts)
 
 
 def _read_csv_as_written(path: Path, texts: Sequence[str]) -> pa.Table:
@@ -97,8 +155,23 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read_json(path: Path, _: Sequence[str]) -> pa.Table:
-    """Read JSON lines, or one list of records; strings that look like dates remain texts."""
-    content = path.read_bytes()
+    """Read JSON lines, or one list of records, which must fit into memory."""
+    with path.open("rb") as file:
+        listed = file.read(ROWS).lstrip()[:1] == b"["
+        file.seek(0)
+        if listed or not _is_large(path):
+            return _parse_json(file.read())
+        return on_disk(map(_parse_json, _lines(file)))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield blocks of whole lines."""
+    while block := file.read(BLOCK):
+        yield block + file.readline()
+
+
+def _parse_json(content: bytes) -> pa.Table:
+    """Return the records of JSON; strings that look like dates remain texts."""
     _check_depth(content)
     if content.lstrip()[:1] == b"[":
         content = "\n".join(map(json.dumps, json.loads(content))).encode()
@@ -140,7 +213,7 @@ def without_times(kind: pa.DataType) -> pa.DataType:
 
 
 TABLES: Mapping[str, Reader] = {
-    ".parquet": lambda path, _: pyarrow.parquet.read_table(path),
+    ".parquet": _read_parquet,
     ".csv": _read_csv,
     ".jsonl": _read_json,
     ".json": _read_json,

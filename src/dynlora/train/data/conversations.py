@@ -130,13 +130,18 @@ def _marked_template(tokenizer: Any) -> str | None:
             template = get_training_chat_template(tokenizer)
         except ValueError:
             return None
-    if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
+    return template
+
+
+def warn_of_unlearned_stop(tokenizer: Any) -> None:
+    """Warn of a template whose markers leave out the end of a turn."""
+    template = _marked_template(tokenizer)
+    if template and not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
         logger.warning(
             "the chat template of %s leaves the end of the assistant's turns outside its "
             "{%% generation %%} markers: the model may not learn to stop.",
             tokenizer.name_or_path,
         )
-    return template
 
 
 def _encode_by_turns(tokenizer: Any, conversation: Conversation) -> dict[str, list[int]]:

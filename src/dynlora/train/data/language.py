@@ -1,16 +1,19 @@
 """Encode texts, and prompts with completions, for a causal language model, as TRL does.
 
-Truncated and dropped rows are counted here, before the model is loaded.
+Truncated and dropped rows are counted here, before the model is loaded. Data of more than `ROWS`
+rows is encoded in parts, which are kept on disk.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import datasets
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from dynlora.files.tables import ROWS, on_disk
 from dynlora.train.data.columns import UNLABELLED
 
 logger = logging.getLogger(__name__)
@@ -21,23 +24,25 @@ def encode_texts(texts: Sequence[str], tokenizer: Any) -> Any:
     return prepare(datasets.Dataset.from_dict({"text": list(texts)}), tokenizer)
 
 
-def encode_pairs(
-    prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, split: str
-) -> Any:
+def encode_pairs(prompts: Sequence[str], completions: Sequence[str], tokenizer: Any) -> Any:
     """Return a `datasets.Dataset` of `input_ids` and `labels`; only completions are learned."""
     rows = datasets.Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
-    encoded = prepare(rows, tokenizer, completion_only=True)
-    merged = sum(
-        ids[: len(start)] != start
-        for start, ids in zip(encode_prompts(prompts, tokenizer), encoded["input_ids"], strict=True)
-    )
+    return prepare(rows, tokenizer, completion_only=True)
+
+
+def warn_of_merged(
+    prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, split: str
+) -> None:
+    """Warn of tokens that a prompt and its completion share."""
+    encoded = encode_pairs(prompts, completions, tokenizer)["input_ids"]
+    starts = encode_prompts(prompts, tokenizer)
+    merged = sum(ids[: len(start)] != start for start, ids in zip(starts, encoded, strict=True))
     if merged:
         logger.warning(
-            "in %d of %d %s rows the last letters of the prompt and the first of the completion "
-            "make one token, which is learned: end `data.separator` with a line break.",
+            "in %d of the first %d %s rows the last letters of the prompt and the first of the "
+            "completion make one token, which is learned: end `data.separator` with a line break.",
             merged, len(prompts), split,
         )  # fmt: skip
-    return encoded
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -91,7 +96,19 @@ def prepare(
 def pack(rows: Any, max_length: int) -> Any:
     """Return a `datasets.Dataset` whose rows contain several rows each, in `seq_lengths` tokens."""
     with _quiet():
-        return pack_dataset(rows, max_length)
+        starts = range(0, len(rows), ROWS)
+        parts = (rows.select(range(start, min(start + ROWS, len(rows)))) for start in starts)
+        return joined(pack_dataset(part, max_length) for part in parts)
+
+
+def joined(parts: Iterable[Any]) -> Any:
+    """Return the rows of `datasets.Dataset`s as one, which is on disk if there are several."""
+    rest = iter(parts)
+    start = list(islice(rest, 2))
+    if len(start) == 1:
+        return start[0]
+    tables = (part.with_format("arrow")[:] for part in chain(start, rest))
+    return datasets.Dataset(on_disk(tables))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Values keep the file's types, so that errors can show bad labels exactly as written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynlora.errors import DataError
-from dynlora.files.tables import TABLES, Reader, read_table
+from dynlora.files.tables import ROWS, TABLES, Reader, read_table, take_rows
 from dynlora.train.config import DataConfig
 from dynlora.train.data.image_files import class_names, read_class_folders
 
@@ -52,8 +52,17 @@ class RawSplit:
         """Return a subset of the rows, in ascending order."""
         chosen = sorted(rows)
         rows = [self.rows[row] for row in chosen]
-        places = pa.array(chosen, pa.int64())  # an empty array needs an explicit type
-        return replace(self, name=name or self.name, table=self.table.take(places), rows=rows)
+        return replace(self, name=name or self.name, table=take_rows(self.table, chosen), rows=rows)
+
+    def parts(self) -> Iterator["RawSplit"]:
+        """Yield the split in parts of `ROWS` rows, whose source names their first and last row."""
+        if self.table.num_rows <= ROWS:
+            yield self
+            return
+        for start in range(0, self.table.num_rows, ROWS):
+            rows = self.rows[start : start + ROWS]
+            source = f"{self.source}, rows {rows[0]} to {rows[-1]}"
+            yield replace(self, source=source, table=self.table.slice(start, ROWS), rows=rows)
 
 
 def find_columns(config: DataConfig) -> DataConfig:

@@ -17,8 +17,16 @@ from dynlora.train.data.conversations import (
     encode_conversations,
     encode_requests,
     read_conversations,
+    warn_of_unlearned_stop,
 )
-from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
+from dynlora.train.data.language import (
+    encode_pairs,
+    encode_prompts,
+    encode_texts,
+    fit,
+    joined,
+    warn_of_merged,
+)
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
 from dynlora.train.source import Source
@@ -26,6 +34,7 @@ from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.sft import make_sft_trainer
 
 Inputs = Mapping[str, torch.Tensor]
+TRIED = 1_000  # first rows whose prompts and completions are compared
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +53,49 @@ def _load_processor(source: Source, config: DataConfig) -> PreTrainedTokenizerBa
     return tokenizer
 
 
+def check_answers(split: RawSplit, config: DataConfig, tokenizer: Any) -> None:
+    """Check the answers to learn, if not all tokens are learned.
+
+    Raises:
+        DataError: If they are all empty, so that the model would only learn to stop.
+    """
+    column = config.messages or config.completion
+    if column is None or not config.completion_only:
+        return
+    answers = (answer for part in split.parts() for answer in _answers(part, config, column))
+    first = next(answers, None)
+    if first is not None and not first.strip() and not any(map(str.strip, answers)):
+        raise DataError(
+            f"column {column!r} must hold an answer to learn in at least one row, but all "
+            f"of the {split.name} split ({split.source}) are empty: name the column "
+            "that holds the answers, or set `data.completion_only: false` to learn the prompts too."
+        )
+    if config.messages is not None or config.as_chat:
+        warn_of_unlearned_stop(tokenizer)
+    elif config.prompt is not None:
+        start = split.take(range(min(split.table.num_rows, TRIED)))
+        asked = read_prompts(start, config.prompt, config.separator)
+        asked = [prompt + config.separator for prompt in asked]
+        warn_of_merged(asked, read_texts(start, "data.completion", column), tokenizer, split.name)
+
+
+def _answers(split: RawSplit, config: DataConfig, column: str) -> list[str]:
+    if config.messages is None:
+        return read_texts(split, "data.completion", column)
+    turns = [message for row in read_conversations(split, column) for message in row]
+    return [message["content"] for message in turns if message["role"] == "assistant"]
+
+
 def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
     """Return a `datasets.Dataset` of a split's tokens and labels, before truncation."""
     only = config.completion_only
     if config.messages is not None:
         conversations = read_conversations(split, config.messages)
-        if only:
-            said = [m["content"] for row in conversations for m in row if m["role"] == "assistant"]
-            _require_one(split, config.messages, said)
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
     if config.prompt is None or config.completion is None:
         return encode_texts(read_texts(split, "data.text", config.text), tokenizer)
     prompts = read_prompts(split, config.prompt, config.separator)
     completions = read_texts(split, "data.completion", config.completion)
-    if only:
-        _require_one(split, config.completion, completions)
     if config.as_chat:
         conversations = as_conversations(prompts, completions)
         return encode_conversations(split, conversations, tokenizer, completion_only=only)
@@ -66,26 +103,24 @@ def encode(split: RawSplit, config: DataConfig, tokenizer: Any) -> Any:
     if not only:
         whole = [prompt + answer for prompt, answer in zip(prompts, completions, strict=True)]
         return encode_texts(whole, tokenizer)
-    return encode_pairs(prompts, completions, tokenizer, split.name)
-
-
-def _require_one(split: RawSplit, column: str, answers: Sequence[str]) -> None:
-    """Refuse answers that are all empty, because the model would only learn to stop."""
-    if answers and not any(answer.strip() for answer in answers):
-        raise DataError(
-            f"column {column!r} must hold an answer to learn in at least one row, but all "
-            f"{len(answers)} of the {split.name} split ({split.source}) are empty: name the column "
-            "that holds the answers, or set `data.completion_only: false` to learn the prompts too."
-        )
+    return encode_pairs(prompts, completions, tokenizer)
 
 
 def _read_split(
     split: RawSplit, config: DataConfig, tokenizer: Any, _num_labels: int | None
 ) -> Split:
-    inputs, cut = fit(encode(split, config, tokenizer), config.max_length)
+    check_answers(split, config, tokenizer)
+    cuts: list[int] = []
+
+    def fitting(part: RawSplit) -> Any:
+        rows, cut = fit(encode(part, config, tokenizer), config.max_length)
+        cuts.append(cut)
+        return rows
+
+    inputs = joined(map(fitting, split.parts()))
     reason = f"within data.max_length={config.max_length} tokens they have none of their completion"
     check_left(split, len(inputs), reason)
-    return Split(inputs=inputs, cut=cut, num_labels=None)
+    return Split(inputs=inputs, cut=sum(cuts), num_labels=None)
 
 
 def check_left(split: RawSplit, kept: int, reason: str) -> None:

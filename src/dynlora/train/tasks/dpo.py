@@ -20,7 +20,7 @@ from dynlora.train.data.columns import check_column
 from dynlora.train.data.conversations import check_template, read_conversations
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.task import Predictor, Split
-from dynlora.train.tasks.causal_lm import CAUSAL_LM, check_left, encode
+from dynlora.train.tasks.causal_lm import CAUSAL_LM, check_answers, check_left, encode
 from dynlora.train.tasks.sft import SftJobTrainer, trl_arguments, unrounded
 from dynlora.train.trainer import EpochSampler, JobTrainer, check_finite
 
@@ -50,7 +50,9 @@ def _encode(split: RawSplit, config: DataConfig, tokenizer: Any, column: str) ->
             parts = (read_conversations(split, str(config.prompt or "prompt")), rows)
             joined = [[*prompt, *answer] for prompt, answer in zip(*parts, strict=True)]
             split = replace(split, table=pa.table({column: joined}))
-    return encode(split, _keys(split, config, column), tokenizer)["input_ids"]
+    keys = _keys(split, config, column)
+    check_answers(split, keys, tokenizer)
+    return encode(split, keys, tokenizer)["input_ids"]
 
 
 def _read_split(

@@ -4,6 +4,7 @@ import logging
 
 import datasets
 import pytest
+import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen2_5_chat_template
@@ -14,8 +15,16 @@ from dynlora.train.data.conversations import (
     encode_conversations,
     encode_requests,
     read_conversations,
+    warn_of_unlearned_stop,
 )
-from dynlora.train.data.language import encode_pairs, encode_prompts, encode_texts, fit
+from dynlora.train.data.language import (
+    encode_pairs,
+    encode_prompts,
+    encode_texts,
+    fit,
+    pack,
+    warn_of_merged,
+)
 from tests.jobs import split_of
 from tests.language import CHAT, FORGETFUL, MARKED, TALK, make_pairs
 
@@ -48,7 +57,7 @@ FORMS = {
     "pairs": (
         CHAT,
         {"prompt": PROMPTS, "completion": ANSWERS},
-        lambda t: encode_pairs(PROMPTS, ANSWERS, t, "training"),
+        lambda t: encode_pairs(PROMPTS, ANSWERS, t),
     ),
     # TRL finds the answer's tokens by the prompt's, and cannot for more than one answer.
     "unmarked": (
@@ -84,11 +93,21 @@ def test_preparation_shows_no_progress_bars(tokenizer, capfd):
     assert not datasets.are_progress_bars_disabled()
 
 
+def test_many_rows_are_packed_as_trl_packs_them_all_at_once(monkeypatch):
+    ids = [[1] * (1 + row % 7) for row in range(2_500)]
+    rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+    monkeypatch.setattr("dynlora.train.data.language.ROWS", 1_000)  # as many as TRL packs together
+    assert pack(rows, 16).to_dict() == trl.pack_dataset(rows, 16).to_dict()
+
+
 def test_a_token_made_of_both_prompt_and_completion_is_learned_and_counted(tokenizer, caplog):
+    rows = ["red g"], ["reen"], tokenizer  # "g" is no word
+    assert learned(tokenizer, encode_pairs(*rows)) == ["green", "<eos>"]
     with caplog.at_level(logging.WARNING):
-        encoded = encode_pairs(["red g"], ["reen"], tokenizer, "training")  # "g" is no word
-    assert learned(tokenizer, encoded) == ["green", "<eos>"]
-    assert [r.message.partition(" rows")[0] for r in caplog.records] == ["in 1 of 1 training"]
+        warn_of_merged(*rows, "training")
+    assert [r.message.partition(" rows")[0] for r in caplog.records] == [
+        "in 1 of the first 1 training"
+    ]
 
 
 def test_a_prompt_loses_only_the_end_that_the_tokenizer_adds(tokenizer):
@@ -139,8 +158,9 @@ def test_markers_that_leave_out_the_end_of_a_turn_are_told(tokenizer, caplog):
         "{% generation %}{{ message['content'] + '<end>' }}{% endgeneration %}",
         "{% generation %}{{ message['content'] }}{% endgeneration %}{{ '<end>' }}",
     )
+    assert "<end>" not in learned(tokenizer, encode([TALK], tokenizer))
     with caplog.at_level(logging.WARNING, logger="dynlora"):
-        assert "<end>" not in learned(tokenizer, encode([TALK], tokenizer))
+        warn_of_unlearned_stop(tokenizer)
     assert "the model may not learn to stop" in caplog.text
 
 

@@ -21,7 +21,7 @@ def inputs(llama, count, seed):
     rows = make_pairs(count, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(llama)
     texts = [f"{row['ask']}\n" for row in rows], [row["tell"] for row in rows]
-    return fit(encode_pairs(*texts, tokenizer, "training"), 48)[0]
+    return fit(encode_pairs(*texts, tokenizer), 48)[0]
 
 
 def adapted(llama, **lora):
