@@ -25,7 +25,7 @@ LARGE = 2**28
 """Bytes of a file or table above which rows are kept on disk."""
 BLOCK = 2**26
 """Bytes of a large file that are read at a time."""
-ROWS = 10_000
+ROWS = 2_000
 """Rows that are processed at a time."""
 
 
