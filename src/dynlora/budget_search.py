@@ -36,7 +36,7 @@ class BudgetSearch:
         self.start_loss: float | None = None
         """Validation loss before the first step; None if no step was observed."""
         self.lost = 0.0
-        """Rise of the validation loss by all cuts, as a part of its reduction before them."""
+        """Rise of the validation loss by the cut, as a part of its reduction before it."""
 
     def loss(self) -> float:
         """Return the validation loss, the mean over processes, without side effects on training.
@@ -75,7 +75,7 @@ class BudgetSearch:
 
         found = budgets[bisect_left(budgets, True, lo=1, key=exceeds) - 1]
         if reduction:
-            self.lost += (losses[found] - now) / reduction
+            self.lost = (losses[found] - now) / reduction
         return found
 
 

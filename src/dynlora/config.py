@@ -104,11 +104,10 @@ class DynamicLoraConfig:
     budget_end: float | Literal["auto"] | None = None
     """Part of the initial budget that is left after the last event, in (0, 1]; None for all of it.
     Each event lowers the budget by the same factor, and first drops the weakest directions of all
-    layers, even where that exceeds `shrink_tolerance`. `auto` lowers it after half and three
-    quarters of the run to the smallest budget that keeps the validation loss. Needs `total_steps`.
-    """
+    layers, even where that exceeds `shrink_tolerance`. `auto` lowers it after 90 % of the run
+    to the smallest budget that keeps the validation loss. Needs `total_steps`."""
     budget_tolerance: float = 0.01
-    """With `budget_end="auto"`, largest rise of the validation loss by all cuts, as a part of its
+    """With `budget_end="auto"`, largest rise of the validation loss by the cut, as a part of its
     reduction since the start of the run, in [0, 1]."""
     pinned: tuple[str, ...] = ()
     """Glob patterns (as in `fnmatch`) of module names whose rank stays fixed."""

@@ -109,12 +109,12 @@ class DynamicLora:
         _check_input_adaptive(config, processes=process_count(), compiled=compiled)
         self._analyzer = InputFeatureAnalyzer(list(self._adapters.layers), self._adapters.device)
         self._timetable = Timetable.of(config)
-        if self._timetable.searches and validate is None:
+        if self._timetable.search and validate is None:
             raise ConfigError('`budget_end="auto"` needs `validate`, got None.')
         self._search = BudgetSearch(
             model,
             validate or float,
-            tolerance=config.budget_tolerance / max(len(self._timetable.searches), 1),
+            tolerance=config.budget_tolerance / 2,
             device=self._adapters.device,
         )
         self._step = 0
@@ -171,8 +171,8 @@ class DynamicLora:
 
     @property
     def lost_by_search(self) -> float | None:
-        """Part of the reduction of the validation loss that searched cuts undid; None without."""
-        return self._search.lost if self._timetable.searches else None
+        """Part of the reduction of the validation loss that the search undid; None without."""
+        return self._search.lost if self._timetable.search else None
 
     @property
     def skipped(self) -> Counter[str]:
@@ -197,7 +197,7 @@ class DynamicLora:
         """
         if self._frozen or self._adapters.is_accumulating:
             return
-        if self._step == 0 and self._timetable.searches:
+        if self._step == 0 and self._timetable.search:
             self._search.start_loss = self._search.loss()
         stops = self._timetable.stops
         if self._step + 1 in stops:
@@ -246,7 +246,7 @@ class DynamicLora:
             self._begin_step()
             return
         with self._timed():
-            if self._step in self._timetable.searches:
+            if self._step == self._timetable.search:
                 self._cut_to_need()
             elif moves and self._timetable.is_event(self._step):
                 self._reallocate()
@@ -401,7 +401,7 @@ class DynamicLora:
         """Run an event, with the budget that is planned after it."""
         self._adapters.check(self._step)
         before = self.budget
-        if not self._timetable.searches:
+        if not self._timetable.search:
             passed = self._timetable.passed(self._step)
             self.budget = self.config.budget_left(self._first_budget, passed=passed)
         with own_precision(self._adapters.device):

@@ -27,9 +27,9 @@ SCORED_EVENTS = 3
 LATEST = 0.6
 """Latest event, as a part of the run."""
 
-SEARCHES = (0.5, 0.75)
-"""Searches for the smallest sufficient budget, as parts of the run: late enough to know what
-training uses, and early enough to recover."""
+SEARCH = 0.9
+"""Search for the smallest sufficient budget, as a part of the run. Steps after it cannot use the
+ranks that were cut."""
 
 BLOCK = 8
 """Consecutive steps that are observed together, of which the first has sampled forwards. At working
@@ -46,8 +46,8 @@ class Timetable:
     events: tuple[int, ...]
     late_events: tuple[int, ...]
     """Further events of a run with fewer scored ones than `enough`."""
-    searches: tuple[int, ...]
-    """Searches for the smallest sufficient budget."""
+    search: int | None
+    """Search for the smallest sufficient budget."""
     enough: int
 
     @classmethod
@@ -60,20 +60,21 @@ class Timetable:
         return cls(
             events=event_steps(config),
             late_events=late_event_steps(config),
-            searches=search_steps(config),
+            search=search_step(config),
             enough=min(SCORED_EVENTS, config.events),
         )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Timetable":
         """Return the timetable of `dataclasses.asdict`, also after a passage through JSON."""
-        steps = {name: tuple(values[name]) for name in ("events", "late_events", "searches")}
-        return cls(**steps, enough=values["enough"])
+        steps = {name: tuple(values[name]) for name in ("events", "late_events")}
+        return cls(**steps, search=values["search"], enough=values["enough"])
 
     @property
     def stops(self) -> list[int]:
         """All steps, in their order."""
-        return sorted({*self.events, *self.late_events, *self.searches})
+        steps = {*self.events, *self.late_events, self.search}
+        return sorted(step for step in steps if step is not None)
 
     def events_are_over(self, step: int, scored: int) -> bool:
         """Return whether the last event has passed, after `scored` events with scores."""
@@ -83,7 +84,7 @@ class Timetable:
 
     def is_over(self, step: int, scored: int) -> bool:
         """Return whether no rank will change any more."""
-        return self.events_are_over(step, scored) and step >= max(self.searches, default=0)
+        return self.events_are_over(step, scored) and step >= (self.search or 0)
 
     def is_event(self, step: int) -> bool:
         """Return whether ranks may move after `step` unless events are over."""
@@ -108,11 +109,11 @@ def event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
     return _steps(config, range(config.events))
 
 
-def search_steps(config: DynamicLoraConfig) -> tuple[int, ...]:
-    """Return the steps after which `budget_end="auto"` lowers the budget."""
+def search_step(config: DynamicLoraConfig) -> int | None:
+    """Return the step after which `budget_end="auto"` lowers the budget."""
     if config.budget_end != "auto" or config.total_steps is None:
-        return ()
-    return tuple(sorted({max(1, round(part * config.total_steps)) for part in SEARCHES}))
+        return None
+    return max(1, round(SEARCH * config.total_steps))
 
 
 def late_event_steps(config: DynamicLoraConfig) -> tuple[int, ...]:

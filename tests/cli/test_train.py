@@ -146,7 +146,7 @@ def test_an_automatic_budget_ends_small_and_its_search_leaves_no_evaluation(
     options = ("--dynamic.budget_end", "auto", "--dynamic.budget_tolerance", 1)
     run = finish(tmp_path, model, data, *options)
     assert facts(run)["parameters"]["end"] == COST  # every rank is 1
-    assert read_lines(run / "ranks.jsonl")[-1]["step"] == 9
+    assert read_lines(run / "ranks.jsonl")[-1]["step"] == 11
     steps = [line["step"] for line in read_lines(run / "metrics.jsonl")]
     assert steps == [line["step"] for line in read_lines(finished / "metrics.jsonl")]
 

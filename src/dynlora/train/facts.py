@@ -40,7 +40,7 @@ def first_facts(job: Job) -> dict[str, Any]:
     config, past, steps = job.config, job.past, job.inputs.steps
     length = config.dynamic.total_steps or steps
     timetable = Timetable.of(replace(config.dynamic, total_steps=length))
-    events = {*timetable.events, *timetable.searches}
+    events = {*timetable.events, timetable.search} - {None}
     start_seconds = round(job.prepared.start_seconds, 3)
     if past is not None:  # the original run initialized the adapter
         start_seconds = float(past.run.get("adapter_start_seconds", start_seconds))

@@ -224,7 +224,7 @@ def test_a_checkpoint_without_a_format_is_read_and_one_of_a_newer_format_named_a
 
 VALUES: dict[str, Any] = {
     "config": {}, "budget": 10, "budget_left": 8, "max_rank": 4, "step": 3, "frozen": False,
-    "timetable": {"events": [3], "late_events": [], "searches": [], "enough": 1},
+    "timetable": {"events": [3], "late_events": [], "search": None, "enough": 1},
     "search": {"start_loss": None, "lost": 0.0},
     "layers": {"a": {"r": 2, "scaling": 2.0, "unit": 1.0}}, "history": [], "skipped": {},
     "unreached": [], "seconds": 0.5, "peak_parameters": 10,
