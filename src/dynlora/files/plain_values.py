@@ -112,18 +112,14 @@ def _check_bounds(value: Any) -> None:
     """Refuse deep nesting and huge integers."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        if any(isinstance(one, int) and abs(one) > LARGEST for one in level):
+        if not all(-LARGEST <= one <= LARGEST for one in level if isinstance(one, int)):
             raise ValueError(f"it holds a whole number beyond {LARGEST}")
-        level = [inner for outer in level for inner in _values_in(outer)]
+        dicts = [one for one in level if isinstance(one, dict)]
+        lists = [one for one in level if isinstance(one, list)]
+        level = [*chain(*dicts, *map(dict.values, dicts), *lists)]
         if not level:
             return
     raise ValueError(_TOO_DEEP)
-
-
-def _values_in(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
 
 
 def read_yaml(path: Path, name: str) -> dict[Any, Any]:

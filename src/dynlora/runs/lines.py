@@ -72,8 +72,7 @@ def _checked_metrics(line: dict[str, Any], _: dict[str, Any] | None) -> dict[str
 def _checked_event(line: dict[str, Any], past: Event | None) -> Event:
     """Return an event after a check of its values' range, and that it fits the previous event."""
     try:
-        check_kind(line, Event, "event")
-        event = Event.from_dict(line)
+        event: Event = check_kind(line, Event, "event")
         layers = event.layers.values()
         counts = [event.step, event.parameters]
         counts += [rank for layer in layers for rank in (layer.rank_before, layer.rank_after)]

@@ -1,6 +1,5 @@
 """`run.json` and `config.yaml` of a run: write the record, read both as checked values."""
 
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -109,12 +108,16 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def check_kind(value: object, kind: Any, name: str) -> None:
-    """Raise `ValueError` unless a value from a file has a type and contains finite numbers only."""
-    from pydantic import ValidationError  # slow, and only commands that read runs need it
+def check_kind(value: object, kind: Any, name: str) -> Any:
+    """Return a value from a file as an object of a type, with finite numbers only.
+
+    Raises `ValueError` for other values.
+    """
+    # Slow, and only commands that read runs need it.
+    from pydantic_core import ValidationError, to_json
 
     try:
-        _validator(kind).validate_json(json.dumps([value]))
+        return _validator(kind).validate_json(to_json([value]))[0]
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = "".join(f".{part}" for part in fault["loc"][1:])
