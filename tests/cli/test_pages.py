@@ -1,5 +1,6 @@
 """Pages in a browser: reports of all methods, and `dynlora watch` beside a run that is killed."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -17,12 +18,22 @@ import pytest
 
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
-from dynlora.report.watch import LOG_LINES, POLICY, Watched, Watcher, upcoming
+from dynlora.report.watch import (
+    LOG_LINES,
+    MOST_LAYERS,
+    POLICY,
+    SHOWN,
+    Watched,
+    Watcher,
+    upcoming,
+    watch_app,
+)
 from dynlora.runs.folder import RunFolder
 from dynlora.train.progress import ProgressBar
 from tests.cli.finished import read_lines
 from tests.jobs import missing
 from tests.processes import process_group, run_in_fork
+from tests.unit.events import make_event
 from tests.unit.report.pages import parse_page
 from tests.unit.report.runs import block_names, make_events, run_values, write_run
 
@@ -253,6 +264,50 @@ def test_the_stream_sends_all_parts_first_and_then_those_that_changed(run):
         assert set(second) == {"state", "curves", "log"}
         assert second["log"].count("step 110: loss 0.25") == 1
         assert "step 120" not in second["log"], "the line is not complete"
+
+
+def test_the_stream_ends_when_its_page_is_closed(run):
+    watcher, seen = Watcher([run]), asyncio.Event()
+
+    async def receive():
+        await seen.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message.get("body"):
+            seen.set()
+
+    scope = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},  # of uvicorn
+        "method": "GET",
+        "path": f"/{watcher.token}/events",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    ended = asyncio.wait_for(watch_app(watcher)(scope, receive, send), 60)
+    with ThreadPoolExecutor(1) as pool:  # the browser has this thread's event loop
+        pool.submit(asyncio.run, ended).result()
+
+
+def test_of_thousands_of_layers_those_that_moved_most_are_shown(tmp_path, page):
+    start = dict.fromkeys(block_names(1000), 8)
+    one_more = dict.fromkeys(start, 9)
+    few = dict.fromkeys([*start][: 5 * SHOWN : 5], 12)
+    events = [make_event(10, start, one_more), make_event(20, one_more, one_more | few)]
+    assert len(start) > MOST_LAYERS
+    with watching(write_run(tmp_path / "run", events=events, run=RUNNING)) as (_, url):
+        page.goto(url)
+        page.wait_for_selector("#ranks svg")
+        titles = page.locator("#ranks [title]").evaluate_all("all => all.map((a) => a.title)")
+        assert titles == [f"{name}: rank 12, 8 at the start" for name in few]
+        assert page.locator("#ranks svg g").count() == SHOWN
+        told = page.locator("#ranks").inner_text()
+        assert told.count(f"Of 3,001 layers, these are the {SHOWN} whose ranks moved most") == 2
+        assert "Ranks moved at 2 of 2 events" in told
+        ups = page.locator("#ranks tbody tr td:nth-child(6)").all_inner_texts()
+        assert ups[:2] == ["3001", str(SHOWN)], "the table of events counts all layers"
+        check_page(page)
 
 
 def test_no_text_of_a_run_becomes_markup(tmp_path):

@@ -22,7 +22,7 @@ def _run(given: Any, output: Output) -> None:
     import uvicorn
     from rich.text import Text
 
-    from dynlora.report.watch import Watcher, watch_app
+    from dynlora.report.watch import Server, Watcher, watch_app
 
     watcher = Watcher(given.runs)
     try:
@@ -40,7 +40,7 @@ def _run(given: Any, output: Output) -> None:
         quiet: Any = {"access_log": False, "log_level": "error", "server_header": False}
         config = uvicorn.Config(watch_app(watcher), timeout_graceful_shutdown=SECONDS, **quiet)
         try:
-            uvicorn.Server(config).run(sockets=[place])
+            Server(config).run(sockets=[place])
         except KeyboardInterrupt as stop:
             raise Stopped("the page has ended, but no run", getattr(stop, "signum", 2)) from None
 

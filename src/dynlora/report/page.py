@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,40 @@ def curve_values(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def rank_values(run: RunFiles, steps: int) -> dict[str, Any]:
-    """Return the values of the sections about ranks and events; `steps` is the map's last step."""
-    scale = scale_of(run.events, run.initial_ranks, run.final_ranks)
-    highest = max([1, *run.final_ranks.values()])
+def rank_values(run: RunFiles, steps: int, most: int | None = None) -> dict[str, Any]:
+    """Return the values of the sections about ranks and events.
+
+    `steps` is the map's last step, and `most` the number of layers to draw, all if None.
+    """
+    drawn, left_out = run, ""
+    if most is not None:
+        drawn = _most_moved(run, most)
+        left_out = (
+            f" Of {len(run.final_ranks):,} layers, these are the {most:,} whose ranks moved most: "
+            "`dynlora report` shows all."
+        )
+    scale = scale_of(drawn.events, drawn.initial_ranks, drawn.final_ranks)
+    highest = max([1, *drawn.final_ranks.values()])
     return {
         "scale": scale,
-        "rank_map": _rank_map(run, scale, steps) if run.initial_ranks else None,
-        "parts": arrange(list(run.final_ranks)),
-        "layers": {name: _layer(run, name, scale, highest) for name in run.final_ranks},
+        "rank_map": _rank_map(run, drawn, scale, steps) if run.initial_ranks else None,
+        "parts": arrange(list(drawn.final_ranks)),
+        "layers": {name: _layer(drawn, name, scale, highest) for name in drawn.final_ranks},
+        "left_out": left_out,
         "events": list(_events(run)),
-        "reasons": list(_reasons(run)),
+        "reasons": _reasons(run),  # slow with thousands of layers, and not on every page
     }
+
+
+def _most_moved(run: RunFiles, count: int) -> RunFiles:
+    """Return a run of the layers whose ranks changed most since its start."""
+    first, last = run.initial_ranks, run.final_ranks
+    by_move = sorted(last, key=lambda name: -abs(last[name] - first.get(name, last[name])))
+    kept = {*by_move[:count]}
+    names = [name for name in last if name in kept]
+    events = [replace(e, layers={name: e.layers[name] for name in names}) for e in run.events]
+    first, last = ({name: x[name] for name in names if name in x} for x in (first, last))
+    return replace(run, initial_ranks=first, final_ranks=last, events=events)
 
 
 def drawings(run: RunFiles) -> dict[str, Drawing]:
@@ -161,8 +184,8 @@ def _costs(run: RunFiles) -> Iterator[tuple[str, str, str]]:
             yield name.removesuffix("_bytes").replace("_", " "), wording.bytes_text(size), ""
 
 
-def _rank_map(run: RunFiles, scale: RankScale, steps: int) -> dict[str, object]:
-    drawing = rank_map(run.events, run.initial_ranks, steps=steps, scale=scale)
+def _rank_map(run: RunFiles, drawn: RunFiles, scale: RankScale, steps: int) -> dict[str, object]:
+    drawing = rank_map(drawn.events, drawn.initial_ranks, steps=steps, scale=scale)
     starts = set(run.initial_ranks.values())
     still = stillness(run.events)
     hint = f"Ranks did not move: {still}."

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -40,10 +41,12 @@ from dynlora.runs.record import UNFINISHED, read_config
 HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
-POLL, OTHERS = 0.15, 5.0  # seconds between two looks at the files of the shown run, and of others
+POLL, OTHERS = 0.07, 5.0  # seconds between two looks at the files of the shown run, and of others
+TICK = 0.5  # seconds between two looks for the end of the server
 SHARE = 0.002  # of one core, for updates of files that change all the time
 LONGEST_PAUSE = 20.0  # seconds between two updates
 LOG_LINES = 200
+MOST_LAYERS, SHOWN = 300, 100  # of more layers, those that moved most are shown
 UNLOGGED = {"step", "peak_memory_bytes", "peak_gpu_memory_bytes"}
 KEPT = 2  # runs whose files stay in memory
 POLICY = (
@@ -230,11 +233,13 @@ class Shown:
         if moved != self._moved:  # slow with thousands of layers
             self._moved = moved
             on = standing.status == "running"
-            values = page.rank_values(run, (on and standing.planned) or run.steps)
+            steps = (on and standing.planned) or run.steps
+            most = SHOWN if len(run.final_ranks) > MOST_LAYERS else None
+            values = page.rank_values(run, steps, most)
             self._parts["ranks"] = (
-                SECTIONS.ranks(run, values["rank_map"], values["scale"])
+                SECTIONS.ranks(run, values["rank_map"], values["scale"], values["left_out"])
                 + SECTIONS.event_table(run, values["events"])
-                + SECTIONS.model(values["parts"], values["layers"])
+                + SECTIONS.model(values["parts"], values["layers"], values["left_out"])
             )
             told = {id(event): text for event, text in self._told}
             self._told = [(event, told.get(id(event)) or describe(event)) for event in run.events]
@@ -292,6 +297,15 @@ class Watcher:
             return quick | (self._shown(number).parts() if whole else {})
 
 
+class Server(uvicorn.Server):
+    """A server that looks seldom for its end, because each look costs processor time."""
+
+    async def main_loop(self) -> None:
+        """Wait for the end; the looks also update the date of answers."""
+        while not await self.on_tick(0):
+            await asyncio.sleep(TICK)
+
+
 def watch_app(watcher: Watcher) -> Starlette:
     """Return the server: the page at `/TOKEN/?run=NUMBER`, and its stream beside it."""
 
@@ -315,7 +329,7 @@ def watch_app(watcher: Watcher) -> Starlette:
         return HTMLResponse(html.encode("utf-8", "replace"), 200, HEADERS | policy)
 
     async def stream(request: Request) -> Response:
-        changes = _changes(request, watcher, number_of(request))
+        changes = _changes(watcher, number_of(request))
         return StreamingResponse(changes, 200, HEADERS, media_type="text/event-stream")
 
     return Starlette(
@@ -324,15 +338,14 @@ def watch_app(watcher: Watcher) -> Starlette:
     )
 
 
-async def _changes(request: Request, watcher: Watcher, number: int) -> AsyncIterator[str]:
+async def _changes(watcher: Watcher, number: int) -> AsyncIterator[str]:
     """Yield the changed parts of a page as server-sent events, as often as `SHARE` permits."""
     sent: dict[str, str] = {}
     seen: tuple[object, ...] = ()
-    ready = 0.0
-    while not await request.is_disconnected():
-        marks, now = watcher.look(number), time.monotonic()
-        if marks != seen and now >= ready:
-            used = time.process_time()
+    while True:  # until the page is closed, which cancels this task
+        pause, used = POLL, time.process_time()
+        marks = watcher.look(number)
+        if marks != seen:
             whole = not seen or marks[number] != seen[number]
             parts = await run_in_threadpool(watcher.parts, number, whole=whole)
             changed = {part: html for part, html in parts.items() if sent.get(part) != html}
@@ -340,6 +353,6 @@ async def _changes(request: Request, watcher: Watcher, number: int) -> AsyncIter
                 yield f"data: {json.dumps(changed)}\n\n"
             if seen:  # the first page is for the reader, not for the run
                 used = time.process_time() - used
-                ready = now + min(LONGEST_PAUSE, used / SHARE)
+                pause = max(POLL, min(LONGEST_PAUSE, used / SHARE))
             sent, seen = sent | parts, marks
-        await asyncio.sleep(POLL)
+        await asyncio.sleep(pause)
