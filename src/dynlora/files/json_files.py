@@ -28,7 +28,10 @@ def finite(value: Any) -> Any:
 
 def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
     """Return an object as JSON, on one line unless `indent` is set."""
-    return json.dumps(finite(values), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    except ValueError:  # a copy without NaN, which is slow for an event of thousands of layers
+        return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
