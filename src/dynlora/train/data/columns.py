@@ -49,7 +49,8 @@ def read_column(split: RawSplit, key: str, column: str) -> list[Any]:
     check_column(split, key, column)
     try:
         values: list[Any] = split.table[column].to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # such as year 9,999,999
+    # Such as year 9,999,999, or an unknown time zone.
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"column {column!r} of {split.source} must hold values that Python has, got a "
             f"{split.table[column].type} ({' '.join(str(error).split())}): write them as texts or "
