@@ -1,5 +1,6 @@
 """`dynlora watch RUN...`: serve a page on this machine that follows runs until Ctrl-C."""
 
+import signal
 import socket
 import webbrowser
 from typing import Any
@@ -22,7 +23,7 @@ def _run(given: Any, output: Output) -> None:
     import uvicorn
     from rich.text import Text
 
-    from dynlora.report.watch import Server, Watcher, watch_app
+    from dynlora.report.watch import Watcher, watch_app
 
     watcher = Watcher(given.runs)
     try:
@@ -39,10 +40,12 @@ def _run(given: Any, output: Output) -> None:
             webbrowser.open(url)
         quiet: Any = {"access_log": False, "log_level": "error", "server_header": False}
         config = uvicorn.Config(watch_app(watcher), timeout_graceful_shutdown=SECONDS, **quiet)
+        number: int = signal.SIGINT
         try:
-            Server(config).run(sockets=[place])
+            uvicorn.Server(config).run(sockets=[place])  # ends by a signal, which it may swallow
         except KeyboardInterrupt as stop:
-            raise Stopped("the page has ended, but no run", getattr(stop, "signum", 2)) from None
+            number = getattr(stop, "signum", number)
+        raise Stopped("the page has ended, but no run", number)
 
 
 COMMAND = Verb(

@@ -17,7 +17,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -42,7 +41,6 @@ HOSTS = ["127.0.0.1", "localhost"]
 """Accepted values of the header `Host`; another site could let its own name lead here."""
 PARTS = ("runs", "state", "curves", "ranks", "log", "settings")
 POLL, OTHERS = 0.07, 5.0  # seconds between two looks at the files of the shown run, and of others
-TICK = 0.5  # seconds between two looks for the end of the server
 SHARE = 0.002  # of one core, for updates of files that change all the time
 LONGEST_PAUSE = 20.0  # seconds between two updates
 LOG_LINES = 200
@@ -295,15 +293,6 @@ class Watcher:
                 "state": SECTIONS.state(run.standing, [*upcoming(run.standing, run.folder)]),
             }
             return quick | (self._shown(number).parts() if whole else {})
-
-
-class Server(uvicorn.Server):
-    """A server that looks seldom for its end, because each look costs processor time."""
-
-    async def main_loop(self) -> None:
-        """Wait for the end; the looks also update the date of answers."""
-        while not await self.on_tick(0):
-            await asyncio.sleep(TICK)
 
 
 def watch_app(watcher: Watcher) -> Starlette:
