@@ -27,6 +27,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"dynlora": main, "python -m benchmarks": harness}
 STARTS = ("quickstart", "mrpc")
 """Examples whose runs some pages need."""
+ENDS = {"watch": 130}
+"""Exit statuses of verbs that only Ctrl-C ends."""
 
 
 def commands(page):
@@ -110,7 +112,7 @@ def world(tmp_path_factory):
         asked = {question: given[name] for name, (question, _) in QUESTIONS.items()}
         patch.setattr("click.prompt", lambda question, *_, **__: asked[question])
         patch.setattr("dynlora.cli.init.TEMPLATE", TEMPLATE.replace("{length}", "24"))
-        patch.setattr("uvicorn.Server.run", lambda *_, **__: None)  # would serve until Ctrl-C
+        patch.setattr("uvicorn.Server.run", lambda *_, **__: None)  # as after Ctrl-C
         patch.setattr("webbrowser.open", lambda url: True)
         yield world
 
@@ -149,7 +151,7 @@ def runs_in(words):
 def test_every_command_of_a_page_runs(page, once, capsys):
     for program, words in commands(page):
         code = once(program, words)
-        assert code == 0, f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
+        assert code == ENDS.get(words[0], 0), f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
 
 
 def test_there_is_a_command_of_every_verb():
