@@ -389,6 +389,26 @@ def test_a_finished_run_is_evaluated_and_predicts_whatever_the_batch(dynamic, da
     assert alone == together
 
 
+@pytest.mark.parametrize("form", ["pairs", "messages"])
+def test_eval_counts_rows_with_the_answer_that_the_model_writes(form, model, data, said, tmp_path):
+    short = ("--training.max_steps=2", "--method=lora")
+    run = run_job(tmp_path, language_job(model, data, tmp_path / "run", form), *short)
+    rows = read_lines(data / "validation.jsonl")
+    found = said("predict", run, data / "validation.jsonl")["predictions"]
+    for place, row in enumerate(rows):
+        row["tell"] = f" {found[place]['prediction']}" if place < 5 else "never written"
+        row["chat"][-1]["content"] = row["tell"]
+    answered = write_rows(tmp_path / "answered.jsonl", rows)
+    values = said("eval", run, "--data", answered, "--exact-match")
+    assert values["metrics"]["exact_match"] == 5 / len(rows)
+
+
+def test_whole_texts_have_no_answers_to_count(model, data, refused, tmp_path):
+    job = language_job(model, data, tmp_path / "run", "text")
+    run = run_job(tmp_path, job, "--training.max_steps=2", "--method=lora")
+    assert "the run's rows are whole texts" in refused("eval", run, "--exact-match")
+
+
 def test_what_is_cut_and_what_is_left_out_is_told(train, tmp_path, output, capsys):
     rows = [
         {"ask": "red", "tell": "cat"},

@@ -207,3 +207,7 @@ def test_rows_that_do_not_hold_what_is_needed_are_counted_and_shown(refused, fin
     ):
         file = write_rows(tmp_path / "rows.jsonl", rows)
         assert missing(refused("eval", finished, "--data", file), told) == []
+
+
+def test_exact_answers_are_not_counted_for_classes(refused, finished):
+    assert "needs a run that writes texts" in refused("eval", finished, "--exact-match")

@@ -171,6 +171,18 @@ def test_predict_writes_the_most_probable_tokens_in_batches_of_any_size(run, fol
         assert found == {"prediction": wanted}
 
 
+def test_eval_counts_rows_with_an_answer_that_the_model_writes(run, said, tmp_path):
+    rows, column = make_rows(8, seed=5), "captions" if run.kind == "joined" else "tell"
+    file = write_rows(tmp_path / "rows.parquet", rows)
+    found = said("predict", run.folder, file)["predictions"]
+    for place, row in enumerate(rows):
+        text = f"{found[place]['prediction']} " if place < 3 else "never written"
+        row[column] = ["no", text] if column == "captions" else text
+    file = write_rows(tmp_path / "answered.parquet", rows)
+    values = said("eval", run.folder, "--data", file, "--exact-match")
+    assert values["metrics"]["exact_match"] == 3 / 8
+
+
 def test_a_merged_model_has_its_processor_and_the_same_metrics(run, tmp_path):
     out = tmp_path / "merged"
     options = ("--format", "merged", "--output", out)

@@ -12,15 +12,19 @@ def _run(given: Any, output: Output) -> None:
     from dynlora.files.json_files import finite, write_json
     from dynlora.train.data.selected import find_rows
     from dynlora.train.finished_run import evaluate_run
-    from dynlora.train.predictions import check_replaceable
+    from dynlora.train.predictions import check_replaceable, exact_match
 
     if given.output is not None:
         check_replaceable(given.output, overwrite=given.overwrite)
     with readable_messages(output.progress):
         found = open_run(given.run, given.model, given.input_adaptive)
         rows = find_rows(found.config.data, given.split, given.data)
+        matched = {}
+        if given.exact_match:
+            matched["exact_match"] = exact_match(found, rows, given.batch_size)
         result = evaluate_run(found, rows, given.batch_size)
     values = finite(_values(given, found, rows, result))
+    values["metrics"] |= matched
     if given.output is not None:
         write_json(given.output, values)
     output.show(_table(values), values)
@@ -84,6 +88,11 @@ COMMAND = Verb(
             type=FILE,
             metavar="FILE_OR_FOLDER",
             help="Other data with the same columns: a file, or a folder with the split.",
+        ),
+        click.Option(
+            ["--exact-match"],
+            is_flag=True,
+            help="Also write the answers, and tell the share that equals one of the data.",
         ),
         click.Option(
             ["--output"],

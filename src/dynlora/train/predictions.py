@@ -47,6 +47,26 @@ def predict_rows(run: FinishedRun, split: RawSplit, batch_size: int | None) -> I
         yield prediction
 
 
+def exact_match(run: FinishedRun, split: RawSplit, batch_size: int | None) -> float:
+    """Return the share of rows whose predicted text is a right one, apart from spaces around it.
+
+    Raises:
+        ConfigError: If the run's rows have no answers to write.
+        DataError: As in `predict_rows`.
+    """
+    if run.task.answers is None:
+        raise ConfigError(
+            "`--exact-match` needs a run that writes texts (causal_lm, image_text_to_text), got "
+            f"one of {run.config.task}: leave it out."
+        )
+    answers = run.task.answers(split, run.config.data)
+    right = [
+        said["prediction"].strip() in map(str.strip, texts)
+        for said, texts in zip(predict_rows(run, split, batch_size), answers, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
 def _named(prediction: Row, names: Sequence[str]) -> Row:
     """Add the class name, or names, to a prediction; null if training had no such class."""
     label, name = prediction["prediction"], dict(enumerate(names)).get

@@ -86,6 +86,8 @@ class Task:
     """Returns values for arguments that only the task's Trainer has."""
     predict: Callable[[Predictor, RawSplit, DataConfig], Iterator[dict[str, Any]]]
     """Yields one JSON-ready prediction per row; labels are not needed."""
+    answers: Callable[[RawSplit, DataConfig], list[list[str]]] | None = None
+    """Returns the right texts per row, if the task writes texts."""
 
 
 def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:

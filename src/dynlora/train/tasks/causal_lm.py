@@ -231,6 +231,19 @@ def _prompts(split: RawSplit, config: DataConfig, tokenizer: Any) -> list[list[i
     return encode_prompts([prompt + config.separator for prompt in prompts], tokenizer)
 
 
+def _right_answers(split: RawSplit, config: DataConfig) -> list[list[str]]:
+    """Return each row's completion, or the last message of the assistant if it ends the row."""
+    if config.messages is not None:
+        last = [messages[-1] for messages in read_conversations(split, config.messages)]
+        return [[turn["content"]] if turn["role"] == "assistant" else [] for turn in last]
+    if config.completion is None:
+        raise ConfigError(
+            "`--exact-match` needs rows with an answer (`data.completion` or `data.messages`), "
+            "but the run's rows are whole texts: leave it out."
+        )
+    return [[text] for text in read_texts(split, "data.completion", config.completion)]
+
+
 CAUSAL_LM = Task(
     peft_type="CAUSAL_LM",
     load_processor=_load_processor,
@@ -239,4 +252,5 @@ CAUSAL_LM = Task(
     check_model=check_model,
     make_trainer=make_sft_trainer,
     predict=_predict,
+    answers=_right_answers,
 )

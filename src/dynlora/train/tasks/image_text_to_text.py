@@ -135,12 +135,15 @@ def _digest(image: Any) -> str:
     return sha256(repr(content(image.as_py())).encode()).hexdigest()
 
 
+def _right_answers(split: RawSplit, config: DataConfig) -> list[list[str]]:
+    key = "data.text" if config.completion is None else "data.completion"
+    return read_captions(split, key, config.completion or config.text)
+
+
 def _read_split(
     split: RawSplit, config: DataConfig, writer: Writer, _num_labels: int | None
 ) -> Split:
-    key = "data.text" if config.completion is None else "data.completion"
-    texts = read_captions(split, key, config.completion or config.text)
-    rows = _pairs(split, config, writer, texts, config.max_length - 1)
+    rows = _pairs(split, config, writer, _right_answers(split, config), config.max_length - 1)
     images = {_digest(value): value for value in split.table[config.image]}
 
     def decode(rows: dict[str, Any]) -> dict[str, Any]:
@@ -204,4 +207,5 @@ IMAGE_TEXT_TO_TEXT = Task(
     check_model=CAUSAL_LM.check_model,
     make_trainer=_make_trainer,
     predict=_predict,
+    answers=_right_answers,
 )
