@@ -151,7 +151,8 @@ def runs_in(words):
 def test_every_command_of_a_page_runs(page, once, capsys):
     for program, words in commands(page):
         code = once(program, words)
-        assert code == ENDS.get(words[0], 0), f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
+        told = f"{program} {shlex.join(words)}: {capsys.readouterr().err}"
+        assert code == ENDS.get(words[0], 0), told
 
 
 def test_there_is_a_command_of_every_verb():
