@@ -108,13 +108,13 @@ def _tune_of(jobs: Jobs) -> Tune | None:
     if jobs.study.tune is None:
         return None
     try:
-        from benchmarks.harness.tuning import open_tuner
+        from benchmarks.harness.tuning import OptunaTuner
     except ModuleNotFoundError as error:
         raise ConfigError(
             "`tune` needs Optuna, which is not installed. Run `pip install optuna`, or remove "
             "`tune`."
         ) from error
-    return open_tuner(jobs, jobs.study.tune).tune
+    return OptunaTuner(jobs, jobs.study.tune).tune
 
 
 def _executor(given: Any) -> tuple[Executor, int]:

@@ -14,7 +14,7 @@ from benchmarks.harness.records import RecordFiles, open_records
 from benchmarks.harness.runner import Runner, select
 from benchmarks.harness.runs import Jobs, Run
 from benchmarks.harness.study import StudyError
-from benchmarks.harness.tuning import open_tuner
+from benchmarks.harness.tuning import OptunaTuner
 from dynlora.files.plain_values import flatten
 from tests.harness.studies import FOUND, TUNE, StandIn, completed, make_jobs
 
@@ -42,7 +42,7 @@ def run_study(
         keep=keep,
         watch=lambda *of_run: told.append(of_run),
     )
-    tune = None if tuning is None else open_tuner(jobs, tuning).tune
+    tune = None if tuning is None else OptunaTuner(jobs, tuning).tune
     problems = runner.run(select(jobs, only), tune)
     return told, problems
 
