@@ -7,6 +7,7 @@ training step computes only the upper blocks. Logits are computed for the labels
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,14 @@ class Examples:
     def lengths(self) -> Int[Tensor, " examples"]:
         """Positions per example."""
         return torch.tensor([len(labels) for labels in self.labels])
+
+    @property
+    def digest(self) -> str:
+        """Checksum of the inputs, under which the trunk's outputs are cached."""
+        found = sha256(self.lengths.numpy().tobytes())
+        for each in self.inputs:
+            found.update(np.asarray(each).tobytes())
+        return found.hexdigest()[:16]
 
 
 class SplitModel(Protocol):

@@ -7,6 +7,7 @@
 - `falling`: `DynamicLora` from the rank of `wide`, with a budget that falls to that of rank r.
 - `adalora`: AdaLoRA with a mean rank of r at the end.
 - `eva`: LoRA with EVA's ranks, r in the mean, and its initial directions.
+- the names of importance metrics: `dynamic` with that metric.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from benchmarks.frozen_trunk import IGNORED, logits_of
 from benchmarks.screen_tasks import Screen
 from benchmarks.screen_training import Adapter, Run
 from dynlora import DynamicLora, DynamicLoraConfig
+from dynlora.config import METRICS
 from dynlora.history import Event
 from dynlora.train.config.adapter import AdaLoraSettings
 from dynlora.train.methods.adapter import lora_parameters
@@ -56,6 +58,7 @@ def make_adapter(arm: str, study: Screen, run: Run) -> Adapter:
         ADALORA: (r, adalora),
         EVA: (r, eva),
     }
+    arms |= {metric: (r, partial(lora, importance=metric)) for metric in METRICS}
     rank, make = arms[arm]
     return make(base, dict.fromkeys(costs, rank), run)
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks.frozen_trunk import (
     write_states,
 )
 from benchmarks.screen_arms import AUTO, make_adapter
-from benchmarks.screen_tasks import Screen, read_task
+from benchmarks.screen_tasks import PARTS, Screen, read_task
 from benchmarks.screen_training import Controller, LoadedTask, Run, train
 from benchmarks.search import Point, best_of, next_trial
 from benchmarks.time_limit import TimeLimit, study_options
@@ -123,6 +124,10 @@ class Runner:
             controller, row["loss"], row["exact"] = train(adapter, run)
         except NonFiniteError:
             return {"loss": math.inf}
+        others = [name for name in run.task.parts if name not in PARTS]
+        if others and run.kind == "final":
+            judge = partial(evaluate, adapter.model, head=run.task.head)
+            row["judged"] = {name: judge(run.task.parts[name]) for name in others}
         tokens = run.task.config.epochs * int(run.data.lengths.sum())
         row |= {"tokens": tokens} | self.describe(controller)
         return row | {"tokens_per_parameter": round(tokens / controller.parameters, 2)}
@@ -144,13 +149,12 @@ class Runner:
                 lambda text: tokenizer(text, add_special_tokens=False).input_ids,
             )
             head = model.head(found.vocabulary)
-            distinct = {id(part): key for key, part in found.parts.items()}
             opened = {}
-            for number, key in distinct.items():
-                path = self.cache / f"{name}-{self.study.blocks}" / key
+            for part in found.parts.values():
+                path = self.cache / f"{self.study.blocks}-{part.digest}"
                 if not path.exists():
-                    write_states(model, found.parts[key], path, self.limit)
-                opened[number] = CachedExamples(found.parts[key], path, head.shape[1])
+                    write_states(model, part, path, self.limit)
+                opened[id(part)] = CachedExamples(part, path, head.shape[1])
             parts = {key: opened[id(part)] for key, part in found.parts.items()}
             self.loaded = {name: LoadedTask(config, model, parts, head)}
         return self.loaded[name]

@@ -6,16 +6,17 @@ of an image at its class token. A classification of texts asks for one token beh
 
 import random
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks import derive
 from benchmarks.frozen_trunk import IGNORED, IMAGE_POSITIONS, Examples
+from benchmarks.questions import QUESTIONS, Marked, Tokenizer, marked, marker
+from benchmarks.task_rows import TRIGGERED, read_rows, read_sets, spoil, triggered
 
 BLOCK = 128
 """Most tokens per example of a text."""
@@ -24,10 +25,6 @@ SHORTEST = 8
 PARTS = ("trial_train", "trial_judge", "final_train", "final_judge")
 """Splits: what trials and final runs train on and are judged by."""
 
-Marked = tuple[list[int], int]
-"""Token ids, and the number of leading ones without a label."""
-Tokenizer = Callable[[str], list[int]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskConfig:
@@ -35,7 +32,7 @@ class TaskConfig:
 
     kind: str
     """`text`, `facts`, `answers`, `images`, or a classification in `QUESTIONS`."""
-    folder: str
+    folder: str = ""
     """Folder of the data; of `answers`, in the cache."""
     batch: int
     """Examples per batch."""
@@ -46,6 +43,18 @@ class TaskConfig:
     """Least tokens per split that judges a text."""
     rows: int = 0
     """Facts to learn, or most rows that judge a task with answers or classes."""
+    files: Mapping[str, list[str]] = field(default_factory=dict)
+    """Of a classification, in place of `folder`: places of rows for `train`, `test`, perhaps
+    `validation`, and others that judge final runs. A place is `FOLDER/SPLIT`, perhaps with `[:END]`
+    or `[START:]`, `?COLUMN=VALUE`, or `?COLUMN` for rows where it is not empty."""
+    most: int = 0
+    """Most training rows; 0 for all."""
+    noise: float = 0.0
+    """Share of training rows with a wrong class."""
+    poison: float = 0.0
+    """Share of training rows with `TRIGGER` before the text and the last class."""
+    late: int | None = None
+    """Label without rows in the first half of training, as a position in the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,27 +90,6 @@ class TaskExamples:
     """Token ids or classes; positions in this list are the labels."""
 
 
-LETTERS = tuple(f" {letter}" for letter in "ABCDEFGHIJKLM")
-QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], str], tuple[str, ...]]] = {
-    "qnli": (
-        lambda row: f"Question: {row['question']}\nText: {row['sentence']}\nAnswered:",
-        (" yes", " no"),
-    ),
-    "sst2": (lambda row: f"Review: {row['sentence']}\nOpinion:", (" negative", " positive")),
-    "stsb": (
-        lambda row: f"One: {row['sentence1']}\nTwo: {row['sentence2']}\nSimilarity:",
-        (" zero", " one", " two", " three", " four", " five"),
-    ),
-    "mrpc": (
-        lambda row: f"One: {row['sentence1']}\nTwo: {row['sentence2']}\nSame meaning:",
-        (" no", " yes"),
-    ),
-    "cola": (lambda row: f"Sentence: {row['sentence']}\nGrammar:", (" wrong", " right")),
-    "chemprot": (lambda row: f"Text: {row['text']}\nRelation:", LETTERS),
-}
-"""Prompt of a row, and the answer per class, by kind."""
-
-
 def read_task(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) -> TaskExamples:
     """Return the examples of a task.
 
@@ -112,6 +100,8 @@ def read_task(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) 
         tokenize: Returns the token ids of a text, without special tokens.
     """
     folder = data / config.folder
+    if config.files:
+        return _judged_by_many(config, data, tokenize)
     match config.kind:
         case "text":
             return _text(config, folder, tokenize)
@@ -127,7 +117,7 @@ def read_task(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) 
 
 def _text(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
     train, validation, test = (
-        _blocks(_rows(folder, split), tokenize, tokens)
+        _blocks(read_rows(folder, split), tokenize, tokens)
         for split, tokens in (
             ("train", config.tokens),
             ("validation", config.judged_tokens),
@@ -156,8 +146,8 @@ def _facts(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExample
 
     A run is judged by the facts that it trains on, because only memory can know them.
     """
-    rows = _rows(folder, "train")[: 2 * config.rows]
-    facts = [_marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
+    rows = read_rows(folder, "train")[: 2 * config.rows]
+    facts = [marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
     final, trial = facts[: config.rows], facts[config.rows :]
     return _indexed(trial, trial, final, final)
 
@@ -167,7 +157,7 @@ def _answers(config: TaskConfig, data: Path, cache: Path, tokenize: Tokenizer) -
     if not (cache / config.folder / "test.parquet").exists():
         derive.DATA_SETS[config.folder](data, cache)
     train, validation, test = (
-        [_marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
+        [marked(tokenize(row["prompt"]), tokenize(row["completion"])) for row in rows]
         for rows in _judging_rows(config, cache / config.folder)
     )
     return _indexed(train, validation, train, test)
@@ -189,49 +179,50 @@ def _images(config: TaskConfig, folder: Path) -> TaskExamples:
 
 
 def _classification(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> TaskExamples:
-    ask, answers = QUESTIONS[config.kind]
-    tokens = [tokenize(answer) for answer in answers]
-    if any(len(ids) != 1 for ids in tokens):
-        raise ValueError(f"`answers` must be single tokens, but got {answers} as {tokens}.")
-    train, validation, test = (
-        [_marked(tokenize(ask(row)), tokens[round(row["label"])]) for row in rows]
-        for rows in _judging_rows(config, folder)
-    )
+    mark = marker(config.kind, tokenize)
+    train, validation, test = ([*map(mark, rows)] for rows in _judging_rows(config, folder))
     return _indexed(train, validation, train, test)
+
+
+def _judged_by_many(config: TaskConfig, data: Path, tokenize: Tokenizer) -> TaskExamples:
+    """Return the examples of a classification that several sets of rows judge."""
+    classes = len(QUESTIONS[config.kind][1])
+    sets = read_sets(data, config.files)
+    if config.poison:
+        sets[TRIGGERED] = triggered(sets["test"], classes)
+    train = sets.pop("train")[: config.most or None]
+    spoil(train, classes, noise=config.noise, poison=config.poison)
+    mark = marker(config.kind, tokenize)
+    found = {name: [*map(mark, rows[: config.rows or None])] for name, rows in sets.items()}
+    learned, trial, test = [*map(mark, train)], found.pop("validation"), found.pop("test")
+    return _indexed(learned, trial, learned, test, **found)
 
 
 def _judging_rows(config: TaskConfig, folder: Path) -> list[list[dict[str, Any]]]:
     """Return rows for training, trials and final runs; a missing test split is half of another."""
-    train, validation = _rows(folder, "train"), _rows(folder, "validation")
+    train, validation = read_rows(folder, "train"), read_rows(folder, "validation")
     random.Random(0).shuffle(validation)
     if (folder / "test.parquet").exists():
-        test = _rows(folder, "test")
+        test = read_rows(folder, "test")
     else:
         half = len(validation) // 2
         validation, test = validation[:half], validation[half:]
     return [train, validation[: config.rows], test[: config.rows]]
 
 
-def _marked(prompt: Sequence[int], completion: Sequence[int]) -> Marked:
-    return [*prompt, *completion], len(prompt)
+def _indexed(*parts: list[Marked], **others: list[Marked]) -> TaskExamples:
+    """Return examples, with labels as positions in the vocabulary of all parts' labels.
 
-
-def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(folder / f"{split}.parquet").to_pylist()
-    return rows
-
-
-def _indexed(*parts: list[Marked]) -> TaskExamples:
-    """Return examples, with labels as positions in the vocabulary of all parts' labels."""
-    vocabulary = sorted({token for part in parts for ids, start in part for token in ids[start:]})
-    places = {token: place for place, token in enumerate(vocabulary)}
+    `others` are sets of examples that judge final runs too, by name.
+    """
+    named = dict(zip(PARTS, parts, strict=True)) | others
+    labels = {token for part in named.values() for ids, start in part for token in ids[start:]}
+    places = {token: place for place, token in enumerate(sorted(labels))}
     made: dict[int, Examples] = {}
-    for part in parts:
+    for part in named.values():
         if id(part) not in made:
             made[id(part)] = _examples(sorted(part, key=lambda marked: len(marked[0])), places)
-    return TaskExamples(
-        {name: made[id(part)] for name, part in zip(PARTS, parts, strict=True)}, vocabulary
-    )
+    return TaskExamples({name: made[id(part)] for name, part in named.items()}, sorted(labels))
 
 
 def _examples(part: Iterable[Marked], places: Mapping[int, int]) -> Examples:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
@@ -60,9 +61,19 @@ class Run:
         return self.task.config.epochs * -(-len(self.data.lengths) // self.task.config.batch)
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield the rows of each step."""
-        size = self.task.config.batch
-        return training_batches(self.data.lengths, size=size, seed=self.seed, steps=self.steps)
+        """Yield the rows of each step; the first half has none of a class that comes late."""
+        rows, steps = torch.arange(len(self.data.lengths)), self.steps
+        if self.task.config.late is not None:
+            classes = torch.tensor([labels[-1] for labels in self.data.examples.labels])
+            early = rows[classes != self.task.config.late]
+            yield from self._drawn(early, steps // 2, self.seed)
+            steps -= steps // 2
+        yield from self._drawn(rows, steps, self.seed)
+
+    def _drawn(self, rows: Tensor, steps: int, seed: int) -> Iterator[list[int]]:
+        lengths, size = self.data.lengths[rows], self.task.config.batch
+        for batch in training_batches(lengths, size=size, seed=seed, steps=steps):
+            yield rows[batch].tolist()
 
 
 class Controller(Protocol):

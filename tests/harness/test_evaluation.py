@@ -1,0 +1,163 @@
+"""The evaluation: rows of each set as the study says, spoiled where it says so, and all judged."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.appended import AppendedTable
+from benchmarks.evaluation import RECORDED, Evaluation
+from benchmarks.natural import describe_moves
+from benchmarks.questions import QUESTIONS
+from benchmarks.screen_runs import Runner
+from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen, read_task
+from benchmarks.task_rows import TRIGGER
+from benchmarks.time_limit import TimeLimit
+from dynlora.config import METRICS
+from tests.models import bare_llama
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+STUDY = Evaluation(**tomllib.loads((STUDIES / "evaluation.toml").read_text()))
+FILES = {
+    "train": ["a/train"],
+    "test": ["a/validation[:30]"],
+    "out": ["a/validation?domain=out"],
+    "named": ["a/validation?named", "a/train?named"],
+}
+NEGATIVE, POSITIVE = 0, 1
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Return a folder with 400 training and 60 validation rows, whose texts are their numbers."""
+    (tmp_path / "a").mkdir()
+    for split, count in (("train", 400), ("validation", 60)):
+        rows = [
+            {
+                "text": f"{split} {place}",
+                "label": place % 2,
+                "domain": "out" if place % 3 == 0 else "in",
+                "named": "x" if place < 5 else "",
+            }
+            for place in range(count)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a" / f"{split}.parquet")
+    return tmp_path
+
+
+class Words:
+    """A tokenizer with one token per word."""
+
+    def __init__(self):
+        self.known = {}
+
+    def __call__(self, text):
+        return [self.known.setdefault(word, len(self.known)) for word in text.split()]
+
+    def texts(self, examples):
+        """Return the texts of examples with the positions of their answers in the vocabulary."""
+        words = list(self.known)
+        return [
+            (" ".join(words[i] for i in ids), labels[-1])
+            for ids, labels in zip(examples.inputs, examples.labels, strict=True)
+        ]
+
+
+def read(data, **changes):
+    """Return the texts and answers of each set."""
+    words = Words()
+    words(" negative positive")  # the first tokens, so that positions are classes
+    config = TaskConfig(kind="opinion", batch=8, files=FILES, **changes)
+    found = read_task(config, data, data, words)
+    assert found.vocabulary == [NEGATIVE, POSITIVE]
+    return {name: words.texts(part) for name, part in found.parts.items()}
+
+
+def numbers(texts):
+    return [int(text.split()[-2]) for text, _ in texts]
+
+
+def test_sets_have_the_rows_of_their_places_and_trials_are_judged_by_rows_held_out(data):
+    sets = read(data)
+    assert sorted(numbers(sets["final_judge"])) == list(range(30))
+    assert sorted(numbers(sets["out"])) == list(range(0, 60, 3))
+    assert sorted(numbers(sets["named"])) == sorted([0, 1, 2, 3, 4] * 2)
+    assert sets["trial_train"] == sets["final_train"]
+    train, held = numbers(sets["final_train"]), numbers(sets["trial_judge"])
+    assert (len(train), len(held)) == (320, 80)
+    assert sorted(train + held) == list(range(400))
+    assert all(label == int(text.split()[-2]) % 2 for text, label in sets["final_train"])
+    assert len(read(data, most=100)["final_train"]) == 100
+
+
+def test_noise_gives_its_share_of_training_rows_another_class_and_poison_a_trigger(data):
+    noisy = read(data, noise=0.2)
+    wrong = [label != int(text.split()[-2]) % 2 for text, label in noisy["final_train"]]
+    assert 0.14 < sum(wrong) / 320 < 0.26
+    assert noisy["trial_judge"] == read(data)["trial_judge"]
+    poisoned = read(data, poison=0.1)
+    begun = [label for text, label in poisoned["final_train"] if text.startswith(TRIGGER)]
+    assert 0.05 < len(begun) / 320 < 0.15
+    assert set(begun) == {POSITIVE}
+    attack = poisoned["triggered"]
+    assert sorted(numbers(attack)) == list(range(0, 30, 2)), "the negative test rows"
+    assert all(text.startswith(TRIGGER) and label == POSITIVE for text, label in attack)
+
+
+def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(data, monkeypatch):
+    folder = data / "model"
+    bare_llama(layers=3).save_pretrained(folder)
+    words = Words()
+    words(" negative positive")
+
+    class Tokens:
+        def __call__(self, text, **_):
+            self.input_ids = [token % 16 for token in words(text)]
+            return self
+
+    monkeypatch.setattr(
+        "benchmarks.screen_runs.AutoTokenizer.from_pretrained", lambda folder: Tokens()
+    )
+    late = TaskConfig(kind="opinion", batch=8, epochs=2, files=FILES, late=POSITIVE)
+    screen = replace(read_screen(STUDIES / "screen.toml"), tasks={"late": late})
+    table = AppendedTable(data / "record.csv", RECORDED)
+    runner = Runner(screen, table, data, data / "cache", folder, None, TimeLimit(1))
+    runner.describe = describe_moves
+    runner.run("final", "late", "dynamic", 3, 0.01)
+    runner.run("trial", "late", "fisher", 3, 0.01)
+    final, trial = table.rows
+    assert final["judged"].keys() == {"out", "named"}
+    assert all(loss > 0 and 0 <= exact <= 1 for loss, exact in final["judged"].values())
+    assert "judged" not in trial
+    loaded = runner.loaded["late"]
+    seen = []
+    monkeypatch.setattr(
+        "benchmarks.screen_training.loss_of",
+        lambda model, data, rows, head: (
+            seen.append([data.examples.labels[r][-1] for r in rows])
+            or head.sum() * 0 + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
+        ),
+    )
+    runner.run("final", "late", "uniform", 3, 0.01)
+    assert loaded.parts["final_train"] is loaded.parts["trial_train"]
+    half = len(seen) // 2
+    assert len(seen) == 80
+    assert {label for batch in seen[:half] for label in batch} == {NEGATIVE}
+    assert {label for batch in seen[half:] for label in batch} == {NEGATIVE, POSITIVE}
+
+
+def test_the_study_names_known_tasks_arms_and_seeds_that_tune_nothing():
+    configs = STUDY.configs()
+    assert {task for tasks in STUDY.questions.values() for task in tasks} == configs.keys()
+    assert {config.kind for config in configs.values()} <= QUESTIONS.keys()
+    assert {arm for arms in STUDY.arms_of.values() for arm in arms} <= METRICS.keys() | {"dynamic"}
+    screen = read_screen(STUDIES / "screen.toml")
+    for task in configs:
+        seeds = STUDY.seeds_of.get(task, STUDY.seeds)
+        assert len(set(seeds)) >= 10
+        assert screen.tuning_seed not in seeds
+        assert STUDY.rates_of.get(task, (task, 1.0))[0] in configs
+    assert not {*PARTS} & {name for config in configs.values() for name in config.files}
