@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -263,18 +263,31 @@ def loss_of(
     return cross_entropy(logits_of(model, inputs, asked, head), labels[asked])
 
 
+class Judged(NamedTuple):
+    """What a model gives for some examples."""
+
+    loss: float
+    """Mean cross-entropy over labels."""
+    exact: float
+    """Share of examples with no wrong label."""
+    answers: int
+    """Number of different labels given."""
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, data: CachedExamples, head: Tensor) -> tuple[float, float]:
-    """Return the mean cross-entropy over labels, and the share of examples with no wrong label."""
+def evaluate(model: nn.Module, data: CachedExamples, head: Tensor) -> Judged:
+    """Judge a model by some examples."""
     model.eval()
     total, count, right = 0.0, 0, 0
+    given = torch.zeros(len(head), dtype=torch.bool)
     for some in data.lengths.argsort(stable=True).split(EVALUATION_BATCH):
         inputs, labels = data.batch(some.tolist())
         asked = labels != IGNORED
         logits = logits_of(model, inputs, asked, head)
         total += float(cross_entropy(logits, labels[asked], reduction="sum"))
         count += len(logits)
-        wrong = torch.zeros_like(asked)
-        wrong[asked] = logits.argmax(dim=1) != labels[asked]
+        wrong, found = torch.zeros_like(asked), logits.argmax(dim=1)
+        wrong[asked] = found != labels[asked]
         right += int((~wrong.any(dim=1)).sum())
-    return total / count, right / len(data.lengths)
+        given[found] = True
+    return Judged(total / count, right / len(data.lengths), int(given.sum()))

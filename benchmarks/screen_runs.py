@@ -119,15 +119,18 @@ class Runner:
         """Train, and return losses and size."""
         adapter, row = make_adapter(arm, self.study, run), Row()
         if arm == AUTO:
-            row["start_loss"] = evaluate(adapter.model, run.judge, run.task.head)[0]
+            row["start_loss"] = evaluate(adapter.model, run.judge, run.task.head).loss
         try:
-            controller, row["loss"], row["exact"] = train(adapter, run)
+            controller, judged = train(adapter, run)
         except NonFiniteError:
             return {"loss": math.inf}
-        others = [name for name in run.task.parts if name not in PARTS]
-        if others and run.kind == "final":
+        row |= {"loss": judged.loss, "exact": judged.exact}
+        if "judged" in self.table.columns and run.kind == "final":
             judge = partial(evaluate, adapter.model, head=run.task.head)
-            row["judged"] = {name: judge(run.task.parts[name]) for name in others}
+            others = {
+                name: judge(part) for name, part in run.task.parts.items() if name not in PARTS
+            }
+            row["judged"] = {"test": judged, **others}
         tokens = run.task.config.epochs * int(run.data.lengths.sum())
         row |= {"tokens": tokens} | self.describe(controller)
         return row | {"tokens_per_parameter": round(tokens / controller.parameters, 2)}

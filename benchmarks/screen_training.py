@@ -12,7 +12,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from benchmarks.arms import MAX_GRAD_NORM, WARMUP
 from benchmarks.batches import training_batches
-from benchmarks.frozen_trunk import CachedExamples, SplitModel, evaluate, loss_of
+from benchmarks.frozen_trunk import CachedExamples, Judged, SplitModel, evaluate, loss_of
 from benchmarks.screen_tasks import TaskConfig
 from dynlora.history import Event
 
@@ -114,14 +114,14 @@ class Adapter:
     """Returns a term to add to the loss of each batch."""
 
 
-def train(adapter: Adapter, run: Run) -> tuple[Controller, float, float]:
-    """Train an adapter; return its controller, its loss, and its share of right examples."""
+def train(adapter: Adapter, run: Run) -> tuple[Controller, Judged]:
+    """Train an adapter; return its controller, and what its judge says."""
     model = adapter.model.train()
     head = run.task.head.detach().clone().requires_grad_(run.task.head.requires_grad)
     trained = [p for p in (*model.parameters(), head) if p.requires_grad]
     optimizer = AdamW(trained, lr=run.learning_rate, weight_decay=0.0)
     rates = get_linear_schedule_with_warmup(optimizer, round(WARMUP * run.steps), run.steps)
-    controller = adapter.control(optimizer, lambda: evaluate(model, run.validation, head)[0])
+    controller = adapter.control(optimizer, lambda: evaluate(model, run.validation, head).loss)
     for rows in run.batches():
         (loss_of(model, run.data, rows, head) + adapter.penalty()).backward()
         clip_grad_norm_(trained, MAX_GRAD_NORM)
@@ -130,4 +130,4 @@ def train(adapter: Adapter, run: Run) -> tuple[Controller, float, float]:
         controller.step()
         rates.step()
         optimizer.zero_grad()
-    return controller, *evaluate(model, run.judge, head)
+    return controller, evaluate(model, run.judge, head)

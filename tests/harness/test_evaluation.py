@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.appended import AppendedTable
 from benchmarks.evaluation import RECORDED, Evaluation
+from benchmarks.evaluation_report import question_lines, run_lines
 from benchmarks.natural import describe_moves
 from benchmarks.questions import QUESTIONS
 from benchmarks.screen_runs import Runner
@@ -129,8 +130,12 @@ def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(d
     runner.run("final", "late", "dynamic", 3, 0.01)
     runner.run("trial", "late", "fisher", 3, 0.01)
     final, trial = table.rows
-    assert final["judged"].keys() == {"out", "named"}
-    assert all(loss > 0 and 0 <= exact <= 1 for loss, exact in final["judged"].values())
+    assert final["judged"].keys() == {"test", "out", "named"}
+    assert final["judged"]["test"][:2] == (final["loss"], final["exact"])
+    for loss, exact, answers in final["judged"].values():
+        assert loss > 0
+        assert 0 <= exact <= 1
+        assert answers in (1, 2)
     assert "judged" not in trial
     loaded = runner.loaded["late"]
     seen = []
@@ -161,3 +166,33 @@ def test_the_study_names_known_tasks_arms_and_seeds_that_tune_nothing():
         assert screen.tuning_seed not in seeds
         assert STUDY.rates_of.get(task, (task, 1.0))[0] in configs
     assert not {*PARTS} & {name for config in configs.values() for name in config.files}
+
+
+def test_the_report_pairs_seeds_and_counts_runs_that_moved_or_gave_one_answer():
+    rows = [
+        {
+            "kind": "final",
+            "task": "cola",
+            "arm": arm,
+            "seed": seed,
+            "learning_rate": 0.01,
+            "loss": 0.5,
+            "exact": 0.6 + gain + seed / 100,
+            "parameters": 100 + seed,
+            "moved": arm == "dynamic" and seed < 3,
+            "judged": {
+                "test": [0.5, 0.6 + gain + seed / 100, 1 if seed == 4 else 2],
+                "out_of_domain": [0.5, 0.5 + seed / 50, 2],
+            },
+        }
+        for arm, gain in (("uniform", 0.0), ("dynamic", 0.02))
+        for seed in range(10)
+    ]
+    lines = question_lines(rows, STUDY, "shift")
+    assert lines[2:] == [
+        "| cola: test | 0.645 | 0.665 | +2.0 (+2.0 to +2.0), 0.00 |",
+        "| cola: out_of_domain | 0.590 | 0.590 | +0.0 (+0.0 to +0.0), 1.00 |",
+    ]
+    assert run_lines(rows, ["cola"])[3] == (
+        "| cola | dynamic | 10 | 3 | 1 | 0.01 | 0.665 ±0.029 | 0.500 | 104 |"
+    )
