@@ -4,11 +4,13 @@
 the output, such as `head`, closed the pipe. Other errors are bugs and keep their traceback.
 """
 
+import logging
 import os
 import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +22,7 @@ from rich.text import Text
 
 from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
 from dynlora.cli.completion import VARIABLE
-from dynlora.cli.output import (
-    Output,
-    ReaderLeftError,
-    drop_pending,
-    fewer_remarks,
-    only_errors,
-)
+from dynlora.cli.output import Output, ReaderLeftError, drop_pending, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
 from dynlora.report.wording import shorten
 from dynlora.runs.record import installed, release
@@ -45,7 +41,7 @@ PACKAGES = (
 """Packages whose versions a bug report needs."""
 NVIDIA = Path("/proc/driver/nvidia/version")  # file with the NVIDIA driver's version on Linux
 OUTPUT_OPTIONS = ("--json", "--quiet")
-SHOWN = 80  # maximum characters of a path in an error, because it may be pasted text
+SHOWN = 100  # maximum characters of a path in an error, because it may be pasted text
 LONGEST_ERROR = 4000  # maximum characters of an error, because quoted values may be huge
 
 Dispatch = Callable[[list[str], Output], None]
@@ -65,8 +61,9 @@ def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     first = is_first()  # other processes print errors only
     output = Output(as_json=first and "--json" in given, quiet=not first or "--quiet" in given)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on its own import
     try:
-        with sigterm_stops(), only_errors() if output.quiet else fewer_remarks(), one_error():
+        with sigterm_stops(), only_errors() if output.quiet else nullcontext(), one_error():
             dispatch([word for word in given if word not in OUTPUT_OPTIONS], output)
             output.finish()
     except DynamicLoraError as error:
@@ -110,9 +107,8 @@ def _tell(text: str) -> None:
 
 def _refused_file(error: OSError) -> str:
     """Describe the operating system's error for a path."""
-    path = str(error.filename)
-    shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}... ({len(path)} characters)"
-    return f"a path must be accessible, but got {shown} ({error.strerror})."
+    path = shorten(str(error.filename), SHOWN)
+    return f"a path must be accessible, but got {path} ({error.strerror})."
 
 
 def _short_of_memory(error: Exception) -> str:

@@ -164,18 +164,6 @@ def _print_line(console: Console, text: str) -> None:
 
 
 @contextmanager
-def fewer_remarks() -> Iterator[None]:
-    """Silence a library that logs irrelevant remarks on import, except for errors."""
-    logger = logging.getLogger("bitsandbytes")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
 def only_errors() -> Iterator[None]:
     """Suppress all warnings and all log lines below errors."""
     before = logging.root.manager.disable
