@@ -63,7 +63,7 @@ def test_the_table_has_the_ranks_and_a_note_the_base_models(pair, tmp_path, caps
         (["--method", "ties"], "`--method ties` needs `--rank R` | got none"),
         (["--rank", "2"], "`--rank` | left out | got 2 | dynlora resize"),
         (["--density", "0.2"], "`--density` | left out | 0.2"),
-        (["--method", "ties", "--rank", "2", "--density", "nan"], "`--density` | below 1 | nan"),
+        (["--method", "ties", "--rank", "2", "--density", "1"], "--density' | 0<x<1"),
         (["--weights", "0.5"], "`--weights` | 0.5,0.5 | got 0.5"),
         (["--weights", "0.5,half"], "got 0.5,half"),
         (["--weights", "nan,1"], "got nan,1"),

@@ -372,7 +372,7 @@ def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp
 
 
 def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):
-    assert "at least one run" in refused("watch")
+    assert "Missing argument 'RUN...'" in refused("watch")
     assert "a folder without one" in refused("watch", tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -134,7 +134,7 @@ def test_an_unfinished_run_is_not_compared_and_the_command_that_finishes_it_is_t
 
 def test_fewer_than_two_runs_and_other_folders_are_not_compared(run, tmp_path, refused):
     for arguments, told in {
-        (run,): f"at least two runs, got 1, {run}: give another",
+        (run,): f"two runs or more, but got {run}",
         (run, tmp_path): "a folder without one",
         (tmp_path, run): "a folder without one",
     }.items():
@@ -209,7 +209,7 @@ def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused):
     (folder / "mine.csv").write_text("kept")
     for taken in (folder, run, run / "run.json"):
         assert "new folder or an earlier export" in refused("report", run, "--export", taken)
-    assert "at least one run" in refused("report")
+    assert "Missing argument 'RUN...'" in refused("report")
 
 
 def seeded(folder, method, seed, **metrics):

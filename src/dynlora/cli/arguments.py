@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
@@ -44,31 +43,19 @@ class Verb(click.Command):
         return super().parse_args(ctx, args)
 
 
-class PathType(click.ParamType[Path]):
+class PathType(click.Path):
     """A path; empty ones are refused, because they would mean the current folder."""
 
-    name = "path"
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind  # `file` or `dir`, for shell completion
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if "\0" in str(value):
-            self.fail(f"it must be a path without NUL, but got {value!r}.", param, ctx)
         if not str(value).strip():
             self.fail(f"it must be a path, but got {value!r}. Is a variable unset?", param, ctx)
-        return Path(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Let the shell complete the path."""
-        return [CompletionItem(incomplete, type=self.kind)]
+        return super().convert(value, param, ctx)
 
 
-FILE, FOLDER = PathType("file"), PathType("dir")
+FILE, FOLDER = PathType(path_type=Path), PathType(file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
+RELATIVE_ERROR = click.FloatRange(0, 1, max_open=True)
 ADAPTER = click.Argument(
     ["adapter"],
     type=FILE,
@@ -87,7 +74,12 @@ NEW_ADAPTER = click.Option(
 )
 OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
 RUNS = click.Argument(
-    ["runs"], metavar="RUN...", nargs=-1, type=FOLDER, help="Folders of `dynlora train` runs."
+    ["runs"],
+    metavar="RUN...",
+    nargs=-1,
+    required=True,
+    type=FOLDER,
+    help="Folders of `dynlora train` runs.",
 )
 RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")
 LOADED_RUN = (

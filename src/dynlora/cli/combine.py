@@ -52,11 +52,9 @@ def _check_options(given: Any) -> None:
         raise ConfigError(
             f"ADAPTER must be two adapters or more, but got {len(given.adapters)}. Give another."
         )
-    sparse, density = given.method != "linear", given.density
+    sparse = given.method != "linear"
     if sparse and given.rank is None:
         raise ConfigError(f"`--method {given.method}` needs `--rank R`, but got none.")
-    if density is not None and not 0 < density < 1:
-        raise ConfigError(f"`--density` must be above 0 and below 1, but got {density}.")
     for name in ("rank", "density"):
         if not sparse and vars(given)[name] is not None:
             raise ConfigError(
@@ -146,7 +144,7 @@ COMMAND = Verb(
         click.Option(["--rank"], type=COUNT, metavar="R", help="ties, dare: highest rank."),
         click.Option(
             ["--density"],
-            type=float,
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
             metavar="D",
             help=f"ties, dare: share of the elements to keep of each update (default: {DENSITY}).",
         ),

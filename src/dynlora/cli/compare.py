@@ -9,8 +9,7 @@ from dynlora.errors import ConfigError
 
 def _run(given: Any, output: Output) -> None:
     if len(given.runs) < 2:
-        names = f"got {len(given.runs)}" + "".join(f", {path}" for path in given.runs)
-        raise ConfigError(f"`dynlora compare` needs at least two runs, {names}: give another.")
+        raise ConfigError(f"RUN must be two runs or more, but got {given.runs[0]}. Give another.")
 
     from dynlora.report.run_comparison import compare_runs, comparison_table, read_finished
 

@@ -5,17 +5,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, Verb
+from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, RELATIVE_ERROR, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
-from dynlora.errors import ConfigError
 
 RANK = 64  # default highest rank
 
 
 def _run(given: Any, output: Output) -> None:
-    if given.error is not None and not 0 <= given.error < 1:
-        raise ConfigError(f"`--error` must be at least 0 and below 1, but got {given.error}.")
-
     from dynlora.adapter_files.extract import extract
     from dynlora.adapter_files.resize import resize
     from dynlora.adapter_files.writer import check_free
@@ -82,7 +78,7 @@ COMMAND = Verb(
         ),
         click.Option(
             ["--error"],
-            type=float,
+            type=RELATIVE_ERROR,
             metavar="E",
             help="Largest relative error of a layer's change (Frobenius norm), such as 0.1.",
         ),

@@ -7,13 +7,9 @@ import click
 
 from dynlora.cli.arguments import FILE, FOLDER, RUNS, Verb
 from dynlora.cli.output import Output, note
-from dynlora.errors import ConfigError
 
 
 def _run(given: Any, output: Output) -> None:
-    if not given.runs:
-        raise ConfigError("`dynlora report` needs at least one run, got none: give its folder.")
-
     from dynlora.report.comparison_page import comparison_page
     from dynlora.report.export import check_exportable, export
     from dynlora.report.page import check_replaceable, report_page, write_page

@@ -7,12 +7,11 @@ import click
 from rich.table import Table
 
 from dynlora.adapter_files.formats import DIFFUSERS, PEFT
-from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_ADAPTER, Verb
+from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_ADAPTER, RELATIVE_ERROR, Verb
 from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
 ROWS = 256  # default number of rows to read from the data
-MOST_PERCENT = 1000  # of the adapter's parameters
 
 
 def _run(given: Any, output: Output) -> None:
@@ -54,10 +53,6 @@ def _check_options(given: Any) -> None:
             "exactly one of `--rank`, `--budget` and `--error` must be given, but got "
             f"{' and '.join(sizes) or 'none'}."
         )
-    if given.error is not None and not 0 <= given.error < 1:
-        raise ConfigError(
-            f"`--error` must be at least 0 and below 1, but got {given.error}: it is relative."
-        )
     for option in ("text", "text_pair", "rows", "model"):
         if given.data is None and vars(given)[option] is not None:
             name = option.replace("_", "-")
@@ -68,19 +63,16 @@ def _check_options(given: Any) -> None:
 
 def _read_budget(text: str, parameters: int) -> int:
     """Return a budget, perhaps a percentage of the adapter's parameters."""
-    number = text.removesuffix("%")
     try:
-        value = float(number) if text.endswith("%") else int(number)
-    except ValueError:
-        value = 0
-    if text.endswith("%") and 0 < value <= MOST_PERCENT:
-        return int(parameters * value / 100)
-    if not text.endswith("%") and value >= 1:
-        return int(value)
-    raise ConfigError(
-        "`--budget` must be a whole number of parameters of at least 1, or a percentage above 0% "
-        f"and up to {MOST_PERCENT}%, but got {text}."
-    )
+        budget = int(parameters * float(text[:-1]) / 100) if text[-1:] == "%" else int(text)
+    except (ValueError, OverflowError):
+        budget = 0
+    if budget < 1:
+        raise ConfigError(
+            "`--budget` must be a number of parameters of at least 1, or a percentage of the "
+            f"adapter's {parameters}, but got {text}."
+        )
+    return budget
 
 
 def _observe(adapter: Any, given: Any, output: Output) -> Any:
@@ -151,7 +143,7 @@ COMMAND = Verb(
         ),
         click.Option(
             ["--error"],
-            type=float,
+            type=RELATIVE_ERROR,
             metavar="E",
             help="Largest relative error of a layer, such as 0.1: of its output with --data, else "
             "of its update (Frobenius norm).",

@@ -17,9 +17,6 @@ SECONDS = 1  # for open connections at the end
 
 
 def _run(given: Any, output: Output) -> None:
-    if not given.runs:
-        raise ConfigError("`dynlora watch` needs at least one run, got none: give its folder.")
-
     import uvicorn
     from rich.text import Text
 
