@@ -122,7 +122,7 @@ def test_the_result_is_written_only_where_nothing_is_lost(said, refused, finishe
 
 
 def test_what_is_not_a_finished_run_is_refused(refused, copy, tmp_path):
-    assert "has no run.json" in refused("eval", tmp_path / "nowhere")
+    assert "with a run.json, got" in refused("eval", tmp_path / "nowhere")
     assert f"give {copy}" in refused("eval", copy / "adapter")
     values, command = facts(copy), f"`dynlora train {copy / 'config.yaml'} --output {copy} "
     for status, told in (("running", "still running"), ("interrupted", "stopped by its user")):

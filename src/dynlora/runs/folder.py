@@ -74,13 +74,11 @@ class RunFolder:
         """Return whether a run's process writes here; a free lock is taken for a moment."""
         if not self._lock.exists():
             return False
-        lock = FileLock(self._lock, blocking=False)
         try:
-            lock.acquire()
+            with FileLock(self._lock, blocking=False):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -14,13 +14,7 @@ from dynlora.history import Event
 from dynlora.runs.checkpoints import finish_command
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import Lines, event_lines, metric_lines
-from dynlora.runs.record import (
-    UNFINISHED,
-    read_config,
-    read_record,
-    read_status,
-    wrong_record,
-)
+from dynlora.runs.record import UNFINISHED, read_config, read_record, wrong_record
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
@@ -103,21 +97,12 @@ def run_facts(folder: RunFolder) -> dict[str, Any]:
             f"a run must be a folder with a run.json, got {root}, which is {found}: give the "
             "`output` of a `dynlora train`."
         )
-    facts = read_record(folder.run)
-    read_status(folder.run, facts)
-    return facts
+    return read_record(folder.run)
 
 
 def check_finished(folder: RunFolder) -> dict[str, Any]:
     """Return the values of `run.json`; raise `RunFileError` unless the run is complete."""
-    if not folder.run.is_file():
-        inside = folder.root.parent
-        hint = f": give {inside}" if RunFolder(inside).run.is_file() else ""
-        raise RunFileError(
-            f"RUN must be the folder of a finished run, got {folder.root}, which has no "
-            f"{folder.run.name}{hint or ': give the `output` of a `dynlora train`'}."
-        )
-    facts = read_record(folder.run)
+    facts = run_facts(folder)
     refuse_unfinished(folder, facts)
     for path in (folder.config, *folder.model_files(facts.get("method", "unknown"))):
         if not path.is_file():
@@ -130,12 +115,12 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
 
 def refuse_unfinished(folder: RunFolder, facts: Mapping[str, Any]) -> None:
     """Raise `RunFileError` unless a run is finished; `facts` are the values of its `run.json`."""
-    status, method = read_status(folder.run, facts), facts.get("method", "unknown")
-    if status != "finished":
-        launched = facts.get("processes", 1), facts.get("engine")
+    if facts["status"] != "finished":
+        method, launched = facts.get("method", "unknown"), facts.get("processes", 1)
+        command = finish_command(folder.root, method, launched, facts.get("engine"))
         raise RunFileError(
-            f"RUN must be finished, got {folder.root}, which {UNFINISHED[status]}: finish it with "
-            f"`{finish_command(folder.root, method, *launched)}`."
+            f"RUN must be finished, got {folder.root}, which {UNFINISHED[facts['status']]}: finish "
+            f"it with `{command}`."
         )
 
 

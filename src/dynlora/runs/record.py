@@ -145,18 +145,13 @@ def read_record(path: Path) -> dict[str, Any]:
                 check_kind(values[key], kind, key)
         if not all(rank >= 0 for rank in values.get("final_ranks", {}).values()):
             raise ValueError("`final_ranks` must hold ranks of at least 0")
+        status, known = values.get("status"), ["finished", *UNFINISHED]
+        if status not in known:
+            given = str(status)[:60]
+            raise ValueError(f"`status` must be one of {', '.join(known)}, got {given!r}")
     except ValueError as error:
         raise wrong_record(path, str(error)) from error
     return values
-
-
-def read_status(path: Path, values: Mapping[str, Any]) -> str:
-    """Return the status of a run; raise `RunFileError` if it is missing or unknown."""
-    status, known = values.get("status"), ["finished", *UNFINISHED]
-    if status not in known:
-        given = str(status)[:60]
-        raise wrong_record(path, f"`status` must be one of {', '.join(known)}, got {given!r}")
-    return str(status)
 
 
 def wrong_record(path: Path, fault: str) -> RunFileError:

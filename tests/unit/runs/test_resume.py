@@ -52,7 +52,7 @@ def refuse(folder: RunFolder, told: str, **training: object) -> None:
 
 def begin(folder: RunFolder, *steps: int) -> None:
     write_config(folder.config, config(folder))
-    write_json(folder.run, {"budget": 10, "metrics_before": {"loss": 1.0}})
+    write_json(folder.run, {"status": "running", "budget": 10, "metrics_before": {"loss": 1.0}})
     for step in steps:
         checkpoint = folder.checkpoints / f"checkpoint-{step}"
         (checkpoint / "deep").mkdir(parents=True)
@@ -189,24 +189,6 @@ def test_a_record_of_another_kind_is_refused_by_its_name(folder: RunFolder) -> N
     write_json(folder.run, {"metrics_before": {"loss": "low"}})
     with pytest.raises(RunFileError, match=r"run\.json must be as .*metrics_before"):
         find_past(folder)
-
-
-def test_latest_good_follows_a_link_into_its_run_and_passes_over_all_others(
-    folder: RunFolder, tmp_path: Path
-) -> None:
-    begin(folder, 5)
-    elsewhere, other = tmp_path / "elsewhere" / "checkpoint-5", RunFolder(tmp_path / "other")
-    shutil.copytree(folder.checkpoints / "checkpoint-5", elsewhere)
-    begin(other, 5)
-    own, theirs = (one.checkpoints / "checkpoint-5" for one in (folder, other))
-    newest = folder.checkpoints / "checkpoint-10"
-    for target in (elsewhere, theirs, tmp_path / "nowhere", newest, own):
-        newest.symlink_to(target)
-        past = find_past(folder, "latest-good")
-        assert (past.step, past.source.root) == (5, folder.root.resolve())
-        assert past.checkpoint == (newest if target == own else own)
-        assert len(past.skipped) == (0 if target == own else 1)
-        newest.unlink()
 
 
 def test_a_checkpoint_without_a_format_is_read_and_one_of_a_newer_format_named_and_passed_over(
