@@ -16,7 +16,7 @@ from optuna.samplers import TPESampler
 from benchmarks.harness.runner import Measure
 from benchmarks.harness.runs import Choice, Combination, Jobs
 from benchmarks.harness.study import Space, StudyError, Tuning
-from dynlora.report.wording import LOWER_IS_BETTER
+from dynlora.report.wording import lower_is_better
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class OptunaTuner:
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         defaults = self.jobs.defaults(combination)
-        lower = LOWER_IS_BETTER[self.jobs.metric(combination)]
+        lower = lower_is_better(self.jobs.metric(combination))
         search = optuna.create_study(direction="minimize" if lower else "maximize")
         spaces = self._spaces()
         search.enqueue_trial({name: getattr(defaults, name) for name in spaces})

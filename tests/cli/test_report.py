@@ -76,7 +76,7 @@ def test_a_run_without_one_of_its_files_is_refused(run, refused, file, told):
 def test_only_a_run_is_read_and_only_a_report_is_replaced(run, refused):
     for arguments, told in {
         (run / "nowhere",): "nowhere, which is no folder",
-        (run / "run.json",): "run.json, which is no folder",
+        (run / "run.json",): "run.json' is a file",
         (run, "--output", run / "run.json"): "run.json, which is neither",
         (run, "--output", run): "which is a folder",
         (run, "--output", run / "run.json" / "page.html"): "a path must be accessible",
@@ -207,7 +207,8 @@ def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused):
     folder.mkdir()
     assert main(["report", str(run), "--export", str(folder), "--quiet"]) == 0, "an empty folder"
     (folder / "mine.csv").write_text("kept")
-    for taken in (folder, run, run / "run.json"):
+    assert "is a file" in refused("report", run, "--export", run / "run.json")
+    for taken in (folder, run):
         assert "new folder or an earlier export" in refused("report", run, "--export", taken)
     assert "Missing argument 'RUN...'" in refused("report")
 

@@ -15,8 +15,7 @@ def check_exportable(folder: Path) -> None:
     """Raise `RunFileError` if a path is neither free, nor an empty folder or earlier export."""
     if not folder.exists():
         return
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    known = set()
+    names, known = {path.name for path in folder.iterdir()}, set()
     if (folder / LIST).is_file():
         known = {LIST, *(folder / LIST).read_text("utf-8", "replace").splitlines()}
     if names and names != known:

@@ -70,7 +70,7 @@ def report_page(run: RunFiles) -> str:
 def curve_values(run: RunFiles) -> dict[str, Any]:
     """Return the values of the sections about metrics, parameters, time and memory."""
     metrics = list(dict.fromkeys([*run.before, *run.after]))
-    drawn = charts(run.metrics, metrics or [*wording.LOWER_IS_BETTER])
+    drawn = charts(run.metrics, metrics or wording.METRICS)
     budget = {} if run.budget is None else {"budget": run.budget}
     return {
         "metrics": metrics,

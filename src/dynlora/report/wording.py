@@ -3,31 +3,15 @@
 import math
 from collections.abc import Mapping
 
-LOWER_IS_BETTER: Mapping[str, bool] = {
-    "accuracy": False,
-    "cosine": False,
-    "exact_match": False,
-    "f1": False,
-    "image_to_text_recall_1": False,
-    "image_to_text_recall_5": False,
-    "loss": True,
-    "macro_f1": False,
-    "matthews": False,
-    "micro_f1": False,
-    "pearson": False,
-    "perplexity": True,
-    "r2": False,
-    "reward_accuracy": False,
-    "reward_margin": False,
-    "rmse": True,
-    "spearman": False,
-    "text_to_image_recall_1": False,
-    "text_to_image_recall_5": False,
-    "token_accuracy": False,
-}
-"""Whether a metric improves by falling. Contains every metric of every task."""
-
-
+FALLING = ("loss", "perplexity", "rmse")
+"""Metrics that improve by falling; all others improve by rising."""
+METRICS = (
+    *FALLING, "accuracy", "cosine", "exact_match", "f1", "image_to_text_recall_1",
+    "image_to_text_recall_5", "macro_f1", "matthews", "micro_f1", "pearson", "r2",
+    "reward_accuracy", "reward_margin", "spearman", "text_to_image_recall_1",
+    "text_to_image_recall_5", "token_accuracy",
+)  # fmt: skip
+"""Every metric of every task."""
 COLLAPSED = "all rows got the same class or value (or have the same label)"
 
 
@@ -38,7 +22,7 @@ def is_collapsed(metrics: Mapping[str, float | None]) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     """Return whether lower values of a metric are better; False for an unknown metric."""
-    return LOWER_IS_BETTER.get(metric, False)
+    return metric in FALLING
 
 
 def metric_text(value: float | None) -> str:

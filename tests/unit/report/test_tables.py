@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dynlora.history import Event
+from dynlora.report import wording
 from dynlora.report.page import report_page
 from dynlora.report.results import result_table
 from dynlora.report.run_comparison import (
@@ -19,7 +20,6 @@ from dynlora.report.run_comparison import (
     read_finished,
 )
 from dynlora.report.wording import (
-    LOWER_IS_BETTER,
     bytes_text,
     metric_text,
     seconds_text,
@@ -227,7 +227,7 @@ def test_a_setting_that_an_older_version_did_not_know_is_no_other_task(tmp_path:
 
 
 def test_errors_improve_by_falling_and_other_metrics_by_rising() -> None:
-    assert {metric for metrics in METRICS.values() for metric in metrics} <= LOWER_IS_BETTER.keys()
+    assert {metric for metrics in METRICS.values() for metric in metrics} == {*wording.METRICS}
     changes = [("rmse", 0.5, 0.7), ("pearson", 0.5, 0.4), ("loss", 0.7, 0.5), ("f1", 0.5, 0.7)]
     judged = [verdict(name, {name: before}, {name: after}) for name, before, after in changes]
     assert judged == ["worse", "worse", "better", "better"]
