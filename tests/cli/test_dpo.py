@@ -244,7 +244,7 @@ def test_faulty_rows_are_told(error, tmp_path, rows, told):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("method=full", "`method` must be dynamic or lora with `task: dpo`, whose reference has"),
+        ("method=full", "`method` must be dynamic or lora with `task: dpo`, but got full"),
         ("method=adalora", "`method` must be dynamic or lora with `task: dpo`"),
         ("method=lora --lora.init_lora_weights=pissa", "`lora.init_lora_weights` | got pissa"),
         ("lora.lora_dropout=0.1", "`lora.lora_dropout` must be 0 with `task: dpo`"),

@@ -266,8 +266,14 @@ STEPS_APART = {
         ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
         ({"output": "~/runs/x"}, "`output` must be a full path"),
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),
-        ({"method": "adalora", "training": {"resume": "latest"}}, "PEFT does not save"),
-        ({"method": "adalora", "training": {"load_best_model_at_end": True}}, "cannot load its"),
+        (
+            {"method": "adalora", "training": {"resume": "latest"}},
+            "none with `method: adalora`",
+        ),
+        (
+            {"method": "adalora", "training": {"load_best_model_at_end": True}},
+            "false with `method: ada",
+        ),
         ({"training": STEPS_APART}, "eval=steps"),
         ({"training": STEPS_APART | {"eval": "no", "save": "no"}}, "eval=no"),
         ({"training": {"packing": True}}, "`training.packing` must be false with `task: seq"),

@@ -16,7 +16,6 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from dynlora.adapters.patterns import changes_base
 from dynlora.config import PRESET_TEXT, DynamicLoraConfig, PresetName, preset_values
 from dynlora.errors import ConfigError
 from dynlora.train.config.sections import (
@@ -92,12 +91,6 @@ class LoraSettings:
             raise ConfigError(
                 f"`lora.r` must be even with `lora.init_lora_weights: orthogonal`, but got "
                 f"{self.r}. Use {self.r + 1}, or another initialization."
-            )
-        if changes_base(start) and self.use_dora:
-            raise ConfigError(
-                "`lora.init_lora_weights` must keep the base weights with `lora.use_dora: true`, "
-                f"but got {start}: DoRA's norms are those of the whole weight. Use true, or set "
-                "`lora.use_dora: false`."
             )
 
 

@@ -1,15 +1,22 @@
 """The whole configuration of one training job."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
 from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import AdaLoraSettings, DynamicSection, LoraSettings
+from dynlora.train.config.adapter import (
+    AdaLoraSettings,
+    DynamicSection,
+    LoraSettings,
+    StartName,
+)
 from dynlora.train.config.sections import (
     SECTION,
     DataConfig,
@@ -52,6 +59,32 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "image_text_to_text": ("token_accuracy", "perplexity", "loss"),
 }
 """Validation metrics by task, in display order, the main one first."""
+
+
+NOT_CAUSAL = {*get_args(TaskName)} - {"causal_lm"}
+NOT_LORA = {"adalora", "full"}
+NO_NOISE = {"dpo", "image_classification", "image_text_retrieval"}
+FROM_BASE = {start for start in get_args(StartName) if changes_base(start)}
+"""Starts that take a part of the base weights, which cannot be rounded."""
+RULES: Sequence[tuple[str, tuple[object, ...], Collection[object]]] = (
+    ("method", ("dynamic", "lora"), {"dpo"}),  # its reference is the model without adapter
+    ("model.teacher", (None,), NOT_CAUSAL),
+    ("model.quantization", (None,), {"full", *FROM_BASE}),
+    ("model.dtype", ("float32",), {"full", *FROM_BASE}),  # steps are smaller than roundings
+    ("lora.start_from", (None,), NOT_LORA),
+    ("lora.use_dora", (False,), NOT_LORA | FROM_BASE),  # DoRA's norms are of the whole weights
+    ("lora.use_rslora", (False,), NOT_LORA),
+    ("lora.init_lora_weights", (True,), NOT_LORA),
+    ("lora.init_lora_weights", (True, "gaussian", "orthogonal", "eva"), {"dynamic", "dpo"}),
+    ("lora.lora_dropout", (0,), {"dpo"}),  # as TRL sets it
+    ("training.loraplus_lr_ratio", (None,), NOT_LORA),
+    ("training.packing", (False,), NOT_CAUSAL),
+    ("training.neftune_noise_alpha", (None,), NO_NOISE),
+    # PEFT does not save the importance and masks that AdaLoRA's ranks follow.
+    ("training.resume", ("none",), {"adalora"}),
+    ("training.load_best_model_at_end", (False,), {"adalora"}),
+)
+"""A key, its only valid values, and the tasks, methods and starts with which they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
@@ -101,67 +134,24 @@ class JobConfig:
                 "`data.prompt` and `data.completion` must be given together, but got only "
                 f"`data.{given[0]}`. Name both columns, or use `data.text` without a prompt."
             )
+        start = self.lora.init_lora_weights
+        chosen = {"task": self.task, "method": self.method, "lora.init_lora_weights": start}
+        for key, valid, names in RULES:
+            value = attrgetter(key)(self)
+            for by in (by for by, name in chosen.items() if name in names):
+                required = f"{' or '.join(map(_shown, valid))} with `{by}: {chosen[by]}`"
+                require(value in valid, key, required, _shown(value))
         size, retrieval = self.training.batch_size, self.task == "image_text_retrieval"
         required = "at least 2 with `task: image_text_retrieval`, to compare rows of a batch"
         require(size > 1 or not retrieval, "training.batch_size", required, size)
-        teacher = self.model.teacher
-        required = f"null with `task: {self.task}`"
-        require(teacher is None or self.task == "causal_lm", "model.teacher", required, teacher)
-        noise, optim = self.training.neftune_noise_alpha, self.training.optim
-        noiseless = ("dpo", "image_classification", "image_text_retrieval")
-        fits = noise is None or self.task not in noiseless
-        require(fits, "training.neftune_noise_alpha", required, noise)
-        fits = self.task == "causal_lm" or not self.training.packing
-        require(fits, "training.packing", f"false with `task: {self.task}`", "true")
+        optim = self.training.optim
         fits = self.training.loraplus_lr_ratio is None or optim.startswith("adamw_torch")
         require(fits, "training.optim", "an AdamW of torch with LoRA+", optim)
-        self._check_method()
-        self._check_start()
-
-    def _check_method(self) -> None:
-        plus, start = self.training.loraplus_lr_ratio, self.lora.start_from
-        plain = self.method in ("dynamic", "lora")
-        unset = f"null with `method: {self.method}`"
-        require(plain or plus is None, "training.loraplus_lr_ratio", unset, plus)
-        require(plain or start is None, "lora.start_from", unset, start)
-        if self.task == "dpo":
-            required = "dynamic or lora with `task: dpo`, whose reference has no adapter"
-            require(plain, "method", required, self.method)
-            rate = self.lora.lora_dropout
-            require(rate == 0, "lora.lora_dropout", "0 with `task: dpo`, as TRL sets it", rate)
-        if self.method == "full":
-            # Training steps are smaller than the rounding of such weights.
-            self._require_full_precision("with `method: full`")
         init_r, target = self.adalora.init_r, self.lora.r
         required = f"> lora.r={target}, AdaLoRA's target rank"
         require(init_r is None or init_r > target, "adalora.init_r", required, init_r)
-        loads = self.training.resume != "none" or self.training.load_best_model_at_end
-        if self.method == "adalora" and loads:
-            raise ConfigError(
-                "`method: adalora` cannot load its own checkpoints, because PEFT does not save "
-                "the importance and masks that its ranks follow. Set `training.resume: none` "
-                "and `training.load_best_model_at_end: false`, or use `method: dynamic`."
-            )
 
-    def _check_start(self) -> None:
-        """Check that the method supports the adapter's variant and initialization."""
-        method, start = self.method, self.lora.init_lora_weights
-        unset = f"false with `method: {method}`"
-        if method in ("adalora", "full"):
-            require(not self.lora.use_dora, "lora.use_dora", unset, "true")
-            required = f"true with `method: {method}`"
-            require(start is True, "lora.init_lora_weights", required, start)
-            require(not self.lora.use_rslora, "lora.use_rslora", unset, "true")
-        if method == "dynamic" or self.task == "dpo":
-            known = ("true", "gaussian", "orthogonal", "eva")
-            reason = "method: dynamic" if method == "dynamic" else "task: dpo"
-            required = f"one of {', '.join(known)} with `{reason}`"
-            require(str(start).lower() in known, "lora.init_lora_weights", required, start)
-        if changes_base(start):
-            # A part of rounded weights cannot be removed and restored exactly.
-            self._require_full_precision(f"with `lora.init_lora_weights: {start}`")
 
-    def _require_full_precision(self, reason: str) -> None:
-        bits, dtype = self.model.quantization, self.model.dtype
-        require(bits is None, "model.quantization", f"null {reason}", bits)
-        require(dtype == "float32", "model.dtype", f"float32 {reason}", dtype)
+def _shown(value: object) -> str:
+    """Return a value as in YAML."""
+    return json.dumps(value).strip('"')
