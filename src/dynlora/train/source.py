@@ -56,28 +56,19 @@ def _place(config: ModelConfig) -> str:
 
 
 def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
-    if gguf_file is not None:
-        _check_gguf(folder / gguf_file)
-    elif not (folder / "config.json").is_file():
-        files = _gguf_files(folder)
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf_file is not None and not (folder / gguf_file).is_file():
+        raise ConfigError(
+            f"`model.gguf_file` must name a file in {folder}, got {gguf_file!r}, which is not "
+            f"there: its GGUF files are: {', '.join(files) or 'none'}."
+        )
+    if gguf_file is None and not (folder / "config.json").is_file():
         advice = f" For a model in a GGUF file set `model.gguf_file: {files[0]}`." if files else ""
         raise ConfigError(
             f"`{key}` must name a folder with a model (config.json, weights, tokenizer), got "
             f"{folder}, which has no config.json.{advice}"
         )
     return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
-
-
-def _gguf_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.gguf"))
-
-
-def _check_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(
-            f"`model.gguf_file` must name a file in {path.parent}, got {path.name!r}, which is not "
-            f"there: its GGUF files are: {', '.join(_gguf_files(path.parent)) or 'none'}."
-        )
 
 
 def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
