@@ -17,8 +17,6 @@ from dynlora.train.config import JobConfig, keys
 from dynlora.train.config.adapter import CEILING
 from dynlora.train.config.sections import require
 
-PLACES = (("output",), ("model", "path"), ("data", "path"), ("lora", "start_from"))
-"""Keys of paths, written as absolute because runs are used from other directories."""
 OUT_OF_RANGE = ("greater", "less")
 """First words of pydantic's names of errors for numbers outside their limits."""
 
@@ -90,8 +88,6 @@ def _with_ceiling(values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_text(key: str, text: str) -> Any:
     """Return the value of a text from an option or in quotes; only texts are not read as YAML."""
-    if "\0" in text:
-        raise ConfigError(f"`{key}` must be a text without NUL, but got {text!r}. Remove it.")
     schema = keys.settings()[key]
     parts = schema.get("anyOf", [schema])
     listed = text.startswith("[") and any(part["type"] == "array" for part in parts)
@@ -118,17 +114,18 @@ def _advise(key: str, value: Any) -> str:
 
 
 def plain_values(config: JobConfig) -> dict[str, Any]:
-    """Return the configuration as plain YAML and JSON values, with absolute paths."""
+    """Return the configuration as plain YAML and JSON values.
+
+    Paths are absolute, because runs are used from other directories.
+    """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # tuples become lists
-    for *path, key in PLACES:
-        inside = values
-        for section in path:
-            inside = inside[section]
-        if inside[key] is not None:
-            inside[key] = str(Path(inside[key]).absolute())
-    teacher = values["model"]["teacher"]
-    if teacher is not None and Path(teacher).is_dir():
-        values["model"]["teacher"] = str(Path(teacher).absolute())
+    model, data, lora = values["model"], values["data"], values["lora"]
+    places = [(values, "output"), (model, "path"), (data, "path"), (lora, "start_from")]
+    if model["teacher"] is not None and Path(model["teacher"]).is_dir():
+        places.append((model, "teacher"))
+    for section, key in places:
+        if section[key] is not None:
+            section[key] = str(Path(section[key]).absolute())
     return values
 
 
