@@ -250,7 +250,7 @@ def test_sigterm_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(
 ):
     done = run_in_fork(train_and_end, job, output, "before the step", 8, signal.SIGTERM)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
-    assert "after 8 of 12 steps; go on from step 8: dynlora train" in done.stderr
+    assert "after 8 of 12 steps; go on with `dynlora train" in done.stderr
     assert facts(output)["status"] == "interrupted"
     assert train("--training.resume", "latest") == 0
     assert facts(output)["resumed_from_step"] == 8
@@ -319,7 +319,7 @@ def test_how_a_run_ended_is_told_though_the_disk_takes_no_more(train, monkeypatc
     with stopped_at(7, error):
         if error is KeyboardInterrupt:
             assert train("--method", "lora") == 130
-            assert "go on from step 5: dynlora train" in capsys.readouterr().err
+            assert "go on with `dynlora train" in capsys.readouterr().err
         else:
             with pytest.raises(error):
                 train("--method", "lora")
@@ -334,9 +334,8 @@ def test_ctrl_c_is_recorded_and_tells_how_to_go_on(train, output, finished, caps
     assert captured.out == ""
     assert "Traceback" not in captured.err
     line = captured.err.splitlines()[-1]
-    assert line.startswith("interrupted: after 7 of 12 steps; go on from step 5: dynlora train ")
-    command = line.partition("go on from step 5: ")[2]
-    assert main(command.split()[1:]) == 0, "the command can be typed as it is"
+    assert line.startswith("interrupted: after 7 of 12 steps; go on with `dynlora train ")
+    assert main(line.split("`")[1].split()[1:]) == 0, "the command can be typed as it is"
     assert_same_end(finished, output)
 
 
@@ -344,8 +343,8 @@ def test_ctrl_c_before_the_first_checkpoint_tells_how_to_start_again(train, outp
     with stopped_at(2, KeyboardInterrupt):
         assert train("--method", "lora") == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("interrupted: after 2 of 12 steps, before the first checkpoint;")
-    assert main(line.partition("start again: ")[2].split()[1:]) == 0
+    assert line.startswith("interrupted: after 2 of 12 steps; start again with `dynlora train ")
+    assert main(line.split("`")[1].split()[1:]) == 0
     assert facts(output)["status"] == "finished"
 
 

@@ -168,7 +168,7 @@ def test_a_run_that_lost_a_process_or_its_launcher_resumes_to_the_same_bits(job,
     assert f"go on with `{finish_command(run, 'dynamic', 2)}`" in said
     codes, said = fork_group(train_and_end, job, run, 5, lose_launcher, *resume)
     assert codes == [128 + signal.SIGTERM] * 2, said
-    assert said.count("interrupted: after 5 of 6 steps; go on from step 5: ") == 1
+    assert said.count("interrupted: after 5 of 6 steps; go on with `") == 1
     assert facts(run)["status"] == "interrupted"
     assert train(job, run, *resume) == 2
     assert "`processes` of" in capsys.readouterr().err

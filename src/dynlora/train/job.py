@@ -22,7 +22,7 @@ from dynlora.history import Event
 from dynlora.input_adaptive.file import save_input_adaptive
 from dynlora.report.rank_map import write_rank_map
 from dynlora.report.results import outlook_lines
-from dynlora.runs.checkpoints import SEAL, complete_checkpoints, finish_command, way_on
+from dynlora.runs.checkpoints import SEAL, way_on
 from dynlora.runs.folder import not_written
 from dynlora.runs.record import RunRecord
 from dynlora.train import processes
@@ -142,10 +142,11 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
     except BaseException as error:
         cause = processes.failed_before(error)
         if cause is None and isinstance(error, KeyboardInterrupt):
+            state, signum = job.trainer.state, getattr(error, "signum", signal.SIGINT)
             with suppress(OSError):  # a full disk must not hide the message
-                record.update(status="interrupted", steps=job.trainer.state.global_step)
-            signum = getattr(error, "signum", signal.SIGINT)
-            raise Stopped(_how_to_continue(job), signum) from None
+                record.update(status="interrupted", steps=state.global_step)
+            done = f"after {state.global_step} of {state.max_steps} steps"
+            raise Stopped(f"{done}; {_way_on(job)}", signum) from None
         with suppress(OSError):
             record.update(status="failed", error=cause or f"{type(error).__name__}: {error}")
         raise
@@ -212,19 +213,6 @@ def _explaining_files(job: Job) -> Iterator[None]:
 
 def _way_on(job: Job) -> str:
     return way_on(job.folder.root, job.config.method, process_count(), processes.sharding_engine())
-
-
-def _how_to_continue(job: Job) -> str:
-    """Return the progress of an interrupted run, and the command to continue it."""
-    folder, state, method = job.folder, job.trainer.state, job.config.method
-    command = finish_command(folder.root, method, process_count(), processes.sharding_engine())
-    done = f"after {state.global_step} of {state.max_steps} steps"
-    saved = complete_checkpoints(folder.checkpoints)
-    if not saved:
-        return f"{done}, before the first checkpoint; start again: {command}"
-    if method == "adalora":
-        return f"{done}; AdaLoRA cannot go on from a checkpoint; start again: {command}"
-    return f"{done}; go on from step {max(saved)}: {command}"
 
 
 @contextmanager
