@@ -67,11 +67,10 @@ def test_a_job_goes_on_from_an_adapter_with_its_ranks_and_settings(
 
 @pytest.mark.usefixtures("moving")
 def test_a_larger_r_grows_the_budget_of_the_adapter_and_ranks_move_within_it(
-    train, output, foreign, model, capsys
+    train, output, foreign, model
 ):
     options = ("--lora.start_from", foreign, "--lora.r", 6, "--dynamic.shrink_tolerance", 1)
     assert train(*options) == 0
-    assert "lora.r=6 is above the r=2 of the adapter in lora.start_from" in capsys.readouterr().err
     events, tensors = read_lines(output / "ranks.jsonl"), load_file(foreign / FILE)
     costs = {
         name: tensor.shape[1] + len(tensors[name.replace("lora_A", "lora_B")])

@@ -17,8 +17,8 @@ TEXT = "What is LoRA? " * 400
 LONG = "x" * 300
 KYE = "--lora.target_modules '[query, kye]'"
 NO_KYE = (
-    "'kye', which matches none of the BertForSequenceClassification | Linear (14) | "
-    "linear layers end in classifier, dense, key, query, value | nearest valid name is 'key'"
+    "'kye', which matches none of the BertForSequenceClassification | "
+    "layers end in classifier, dense, key, position_embed | nearest valid name is 'key'"
 )
 PLACES = ("output", "data.path", "model.path", "lora.start_from")
 

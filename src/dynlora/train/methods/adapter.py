@@ -3,14 +3,12 @@
 import difflib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
@@ -60,13 +58,7 @@ def note_rank(config: JobConfig) -> None:
     if config.lora.start_from is None:
         return
     saved, r = LoraConfig.from_pretrained(config.lora.start_from).r, config.lora.r
-    if r > saved and config.method == "dynamic":
-        logger.warning(
-            "lora.r=%d is above the r=%d of the adapter in lora.start_from: the budget is that of "
-            "lora.r, unless the adapter holds more, and ranks grow into it at the first event.",
-            r, saved,
-        )  # fmt: skip
-    elif r != saved:
+    if r < saved or (r > saved and config.method != "dynamic"):
         logger.warning(
             "lora.r=%d has no effect: the adapter in lora.start_from, of r=%d, keeps its ranks; "
             "`method: dynamic` with a higher lora.r lets them grow.",
@@ -156,18 +148,9 @@ def _check_names(base: Any, wanted: Sequence[str], *, key: str, separator: str) 
 
 
 def _seen(base: Any) -> str:
-    """Return the endings of the model's linear layers and its most frequent module types."""
-    kinds = Counter(type(module).__name__ for module in base.modules())
-    endings = {
-        name.rpartition(".")[2]
-        for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    types = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
-    return (
-        f"linear layers end in {', '.join(sorted(endings)) or 'nothing: it has none'} and whose "
-        f"most frequent module types are {types}."
-    )
+    """Return the endings of the names of the model's layers with matrices as weights."""
+    matrices = (name.split(".") for name, weight in base.named_parameters() if weight.ndim > 1)
+    return f"layers end in {', '.join(sorted({path[-2:][0] for path in matrices}))}."
 
 
 def lora_parameters(model: Any) -> int:

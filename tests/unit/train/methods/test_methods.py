@@ -78,7 +78,7 @@ def test_a_module_to_save_may_be_named_by_any_end_as_in_peft():
         assert any(f"{name}.modules_to_save" in full for full in saved)
 
 
-def test_a_model_without_linear_layers_is_told_its_module_types():
+def test_a_model_without_linear_layers_is_told_its_layers():
     class Bare(torch.nn.Module):
         base_model_prefix = "mixer"
 
@@ -88,5 +88,5 @@ def test_a_model_without_linear_layers_is_told_its_module_types():
             self.score = torch.nn.Conv1d(4, 2, 1)
 
     config = minimal_job(method="lora", lora={"target_modules": ["query"]})
-    with pytest.raises(ConfigError, match=r"it has none .* Conv1d \(2\)"):
+    with pytest.raises(ConfigError, match="layers end in mixer, score"):
         prepare(Bare(), config, 100)
