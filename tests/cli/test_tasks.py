@@ -287,9 +287,9 @@ def test_rows_without_any_class_are_told_or_refused(start, refused_task, tmp_pat
 @pytest.mark.parametrize(
     ("task", "change", "told"),
     [
-        ("regression", {"label": None}, "finite number in every row, but 1 of 48"),
+        ("regression", {"label": None}, "finite float32 number in every row, but 1 of 48"),
         ("multi_label", {"label": [0, 99999]}, "lists of classes in [0, "),
-        ("embedding", {"label": None}, "list of finite numbers in every row, but 1 of 48"),
+        ("embedding", {"label": None}, "list of finite float32 numbers in every row, but 1 of 48"),
         ("embedding", {"label": [0.5]}, "lists of one length, 16 as in the first row, but 1 of 48"),
         ("token_classification", {"text": ["red"]}, "one class for each word in 'text', but 1 of"),
         (IMAGES, {"image": b"GIF89a no"}, "but 1 of 48 rows of the training split"),

@@ -59,11 +59,27 @@ def read_column(split: RawSplit, key: str, column: str) -> list[Any]:
     return values
 
 
+def _read(
+    split: RawSplit,
+    key: str,
+    column: str,
+    fits: Callable[[Any], bool],
+    required: str,
+    advice: str = "Remove these rows or fill them in.",
+    values: list[Any] | None = None,
+) -> list[Any]:
+    """Return the values of a column, or given ones; `required` is what each row must hold."""
+    values = read_column(split, key, column) if values is None else values
+    faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
+    label = "label " if key == LABEL else ""
+    required = f"{label}column {column!r} must hold {required} in every row"
+    refuse_rows(split, required, faults, advice)
+    return values
+
+
 def read_texts(split: RawSplit, key: str, column: str) -> list[str]:
     """Return a column of texts."""
-    values = read_column(split, key, column)
-    required = f"column {column!r} must hold a text in every row"
-    return _fitting(split, values, _is_text, required, "Remove these rows or fill them in.")
+    return _read(split, key, column, _is_text, "a text")
 
 
 def read_prompts(split: RawSplit, columns: str | Sequence[str], separator: str) -> list[str]:
@@ -79,61 +95,48 @@ def read_prompts(split: RawSplit, columns: str | Sequence[str], separator: str) 
 
 def read_captions(split: RawSplit, key: str, column: str) -> list[list[str]]:
     """Return a column of captions, or of lists of them, as non-empty lists."""
-    values = _fitting(
+    several = _lists_of(_is_text)
+    values = _read(
         split,
-        read_column(split, key, column),
-        lambda value: _is_text(value) or _is_list_of(value, _is_text, 1),
-        f"column {column!r} must hold a caption, or a list of captions, in every row",
-        "Remove these rows or fill them in.",
+        key,
+        column,
+        lambda value: _is_text(value) or several(value),
+        "a caption, or a list of captions,",
     )
     return [[value] if isinstance(value, str) else value for value in values]
 
 
 def read_words(split: RawSplit, column: str) -> list[list[str]]:
     """Return the column `data.text` of non-empty lists of words."""
-    return _fitting(
-        split,
-        read_column(split, "data.text", column),
-        lambda value: _is_list_of(value, _is_text, 1),
-        f"column {column!r} must hold a list of words in every row",
-        "Remove these rows, or split their texts into words.",
-    )
+    advice = "Remove these rows, or split their texts into words."
+    return _read(split, "data.text", column, _lists_of(_is_text), "a list of words", advice)
 
 
 def read_numbers(split: RawSplit, column: str) -> list[float]:
     """Return the column `data.label` of finite float32 numbers other than -100."""
-    required = f"label column {column!r} must hold, within float32, a finite number in every row"
-    advice = "Remove these rows or fill them in."
-    values = _fitting(split, read_column(split, LABEL, column), _is_number, required, advice)
-    return _fitting(
+    values = _read(split, LABEL, column, _is_number, "a finite float32 number")
+    refuse_rows(
         split,
-        [float(value) for value in values],
-        lambda number: number != UNLABELLED,
         f"label column {column!r} must hold numbers other than {UNLABELLED}, by which "
         "transformers marks what has no label",
+        [(row, value) for row, value in enumerate(values) if value == UNLABELLED],
         "Shift or scale the numbers.",
     )
+    return [float(value) for value in values]
 
 
 def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
     """Return the column `data.label` of lists of finite float32 numbers, all of one length."""
-    values = _fitting(
-        split,
-        read_column(split, LABEL, column),
-        lambda value: _is_list_of(value, _is_number, 1),
-        f"label column {column!r} must hold, within float32, a list of finite numbers in every row",
-        "Remove these rows or fill them in.",
-    )
-    vectors = [[float(number) for number in value] for value in values]
-    length = len(vectors[0])
+    values = _read(split, LABEL, column, _lists_of(_is_number), "a list of finite float32 numbers")
+    length = len(values[0])
     refuse_rows(
         split,
         f"label column {column!r} must hold lists of one length, {length} as in the first row",
-        [(row, len(vector)) for row, vector in enumerate(vectors) if len(vector) != length],
+        [(row, len(vector)) for row, vector in enumerate(values) if len(vector) != length],
         "Use one model's vectors for all rows.",
         show=lambda count: f"{count} numbers",
     )
-    return vectors
+    return [[float(number) for number in value] for value in values]
 
 
 def name_classes(train: RawSplit, validation: RawSplit, column: str) -> tuple[RawSplit, RawSplit]:
@@ -157,8 +160,8 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
     return values.drop_null().to_pylist() if texts else []
 
 
-def _numbered(split: RawSplit, values: list[Any]) -> list[Any]:
-    """Replace class names by their numbers; other values stay."""
+def _numbered(split: RawSplit, column: str) -> list[Any]:
+    """Return a label column with class names replaced by their numbers; other values stay."""
     places = {name: place for place, name in enumerate(split.class_names or ())}
 
     def number(value: Any) -> Any:
@@ -166,7 +169,7 @@ def _numbered(split: RawSplit, values: list[Any]) -> list[Any]:
             return [number(each) for each in value]
         return places.get(str(value), value) if isinstance(value, str | int) else value
 
-    return [number(value) for value in values]
+    return [number(value) for value in read_column(split, LABEL, column)]
 
 
 def _class_words(split: RawSplit) -> tuple[str, str]:
@@ -177,24 +180,19 @@ def _class_words(split: RawSplit) -> tuple[str, str]:
 
 def read_classes(split: RawSplit, column: str, num_labels: int | None) -> list[int]:
     """Return the column `data.label` of classes; `num_labels` is None if they determine it."""
-    required = f"label column {column!r} must hold {_class_words(split)[0]} in every row"
     advice = "Number or name all classes, and remove rows without a label."
-    labelled = _numbered(split, read_column(split, LABEL, column))
-    values = _fitting(split, labelled, _is_whole, required, advice)
-    labels = [int(value) for value in values]
+    required, values = _class_words(split)[0], _numbered(split, column)
+    labels = [*map(int, _read(split, LABEL, column, _is_whole, required, advice, values))]
     _refuse_classes(split, f"label column {column!r} must hold classes", labels, num_labels)
     return labels
 
 
 def read_class_lists(split: RawSplit, column: str, num_labels: int | None) -> list[list[int]]:
     """Return the column `data.label` of lists of classes, like `read_classes`."""
-    values = _fitting(
-        split,
-        _numbered(split, read_column(split, LABEL, column)),
-        lambda value: _is_list_of(value, _is_whole),
-        f"label column {column!r} must hold a list of {_class_words(split)[1]} in every row",
-        "Number or name all classes, and give rows without any an empty list.",
-    )
+    advice = "Number or name all classes, and give rows without any an empty list."
+    required, values = f"a list of {_class_words(split)[1]}", _numbered(split, column)
+    fits = _lists_of(_is_whole, least=0)
+    values = _read(split, LABEL, column, fits, required, advice, values)
     labels = [[int(label) for label in value] for value in values]
     required = f"label column {column!r} must hold lists of classes"
     _refuse_classes(split, required, labels, num_labels)
@@ -248,16 +246,9 @@ def refuse_rows(
     )
 
 
-def _fitting(
-    split: RawSplit, values: list[Any], fits: Callable[[Any], bool], required: str, advice: str
-) -> list[Any]:
-    faults = [(row, value) for row, value in enumerate(values) if not fits(value)]
-    refuse_rows(split, required, faults, advice)
-    return values
-
-
-def _is_list_of(value: object, fits: Callable[[Any], bool], low: int = 0) -> bool:
-    return isinstance(value, list) and len(value) >= low and all(map(fits, value))
+def _lists_of(fits: Callable[[Any], bool], least: int = 1) -> Callable[[Any], bool]:
+    """Return whether a value is a list of so many values that fit."""
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(fits, value))
 
 
 def _is_text(value: object) -> bool:
