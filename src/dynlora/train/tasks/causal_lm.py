@@ -163,7 +163,12 @@ def continuations(
     tokenizer = predictor.processor
     for start in range(0, len(prompts), predictor.batch_size):
         batch = prompts[start : start + predictor.batch_size]
-        inputs = _pad_left(batch, tokenizer.pad_token_id)
+        inputs = tokenizer.pad(
+            {"input_ids": batch},
+            padding_side="left",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         yield from generated(predictor.model, tokenizer, inputs, max_new_tokens)
 
 
@@ -195,14 +200,6 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted({tokenizer.eos_token_id, *known} - {None}),
     )
-
-
-def _pad_left(rows: Sequence[list[int]], padding: int) -> Inputs:
-    """Return left-padded token ids and the attention mask, both ``(rows, longest)``."""
-    length = max(map(len, rows))
-    ids = [[padding] * (length - len(row)) + row for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def longest_prompt(model: Any, config: DataConfig) -> int:

@@ -118,23 +118,14 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> tuple[dict[str, list[Any]], int]:
-    """Return the tokenizer's columns of texts or pairs, and the number of truncated rows.
+    """Return the tokenizer's columns of texts or pairs, and the number of truncated rows."""
 
-    The first pass truncates at `max_length + 1` tokens, so longer rows can be counted.
-    """
+    def encode(limit: int) -> dict[str, Any]:
+        return dict(tokenizer(texts, pairs, truncation=True, max_length=limit))
 
-    def encode(rows: Sequence[int], limit: int) -> dict[str, Any]:
-        second = None if pairs is None else [pairs[row] for row in rows]
-        first = [texts[row] for row in rows]
-        return dict(tokenizer(first, second, truncation=True, max_length=limit))
-
-    columns = encode(range(len(texts)), max_length + 1)
-    long = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
-    again = encode(long, max_length) if long else {}
-    for name, values in again.items():
-        for row, value in zip(long, values, strict=True):
-            columns[name][row] = value
-    return columns, len(long)
+    columns = encode(max_length + 1)  # shows which rows are longer
+    cut = sum(len(ids) > max_length for ids in columns["input_ids"])
+    return encode(max_length) if cut else columns, cut
 
 
 def read_split(
