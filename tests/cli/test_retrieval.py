@@ -172,5 +172,5 @@ def test_a_model_with_one_tower_is_refused_by_name(refused_task, folders, tmp_pa
     texts = save_towers(tmp_path / "texts")
     save_model(texts)
     message = refused_task("--model.path", texts)
-    assert "but the BertModel of" in message
+    assert "the BertModel of" in message
     assert "CLIP, SigLIP or a VisionTextDualEncoderModel" in message

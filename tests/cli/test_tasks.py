@@ -318,4 +318,6 @@ def test_models_and_settings_of_another_task_are_refused(refused_task, folders, 
     size = {"size": {"height": 24, "width": 24}}
     path = wide / "preprocessor_config.json"
     path.write_text(json.dumps(read_json(path) | size))
-    assert "got shape (3, 24, 24)" in refused_task(IMAGES, "--model.path", wide)
+    assert "must read what its processor makes of an image, but fails: " in refused_task(
+        IMAGES, "--model.path", wide
+    )

@@ -29,20 +29,17 @@ from dynlora.train.methods.full_modules import (
     projectors,
     unread_poolers,
 )
-from dynlora.train.source import Source, not_loaded
+from dynlora.train.source import Source, loading
 
 logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(source: Source, max_length: int) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model at `source`, with a padding token."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.place, **source.options
-        )
+    tokenizer: PreTrainedTokenizerBase
+    with loading("tokenizer", source):
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
         config = AutoConfig.from_pretrained(source.place, **source.options)
-    except base_models.UNLOADABLE as error:
-        raise not_loaded("tokenizer", source, error) from error
     model = config.get_text_config().to_dict()
     _check_vocabulary(tokenizer, model.get("vocab_size"), source.label)
     # Models without absolute positions lack these keys; tokenizers without a limit report 1e30.
@@ -101,23 +98,20 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     if source.gguf_file is not None:
         # transformers would keep quantized blocks, which can be neither trained nor saved.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    try:
-        # transformers' progress bar for GGUF files has no option.
-        with nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO()):
-            model, drawn = _load(auto_class, source, options, ())
-            new = _all_drawn(model, poolers(model) if head else projectors(model), drawn)
-            may_be = [*new, *(outer_modules(model) if head else unread_poolers(model))]
-            base_models.refuse_drawn(
-                model, [name for name in drawn if not base_models.within(name, may_be)]
-            )
-            if source.quantization is not None:
-                if new:
-                    model, _ = _load(auto_class, source, options, new)
-                model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-                # Otherwise the evaluation before training would repack weights for inference only.
-                keep_gradients(model)
-    except base_models.UNLOADABLE as error:
-        raise not_loaded("model", source, error) from error
+    # transformers' progress bar for GGUF files has no option.
+    hidden = nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO())
+    with loading("model", source), hidden:
+        model, drawn = _load(auto_class, source, options, ())
+        new = _all_drawn(model, poolers(model) if head else projectors(model), drawn)
+        may_be = [*new, *(outer_modules(model) if head else unread_poolers(model))]
+        wrong = [name for name in drawn if not base_models.within(name, may_be)]
+        base_models.refuse_drawn(model, wrong)
+        if source.quantization is not None:
+            if new:
+                model, _ = _load(auto_class, source, options, new)
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+            # Otherwise the evaluation before training would repack weights for inference only.
+            keep_gradients(model)
     if new:
         note_new(model, new)
         logger.warning(

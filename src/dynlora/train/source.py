@@ -1,15 +1,17 @@
 """Locate the pretrained model of section `model`: on the hub, in a folder, package or GGUF file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from dynlora.adapter_files.base_models import Source
+from dynlora.adapter_files.base_models import UNLOADABLE, Source
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
 from dynlora.train.config.sections import UNQUANTIZED
 
-__all__ = ["Source", "locate", "locate_teacher", "not_loaded"]
+__all__ = ["Source", "loading", "locate", "locate_teacher"]
 
 
 def locate(config: ModelConfig) -> Source:
@@ -71,17 +73,23 @@ def _checked(folder: Path, key: str, gguf_file: str | None) -> str:
     return str(folder.absolute())  # saved in the adapter, which may be loaded from elsewhere
 
 
-def not_loaded(what: str, source: Source, error: Exception) -> ConfigError:
-    """Return the error for a model, tokenizer or processor that cannot be loaded."""
-    reason = " ".join(str(error).split())
-    if source.gguf_file is not None:
-        return ConfigError(
-            f"{source.label} must be a whole GGUF file of an architecture that transformers can "
-            f"read, but reading it failed with {type(error).__name__}: {reason.rstrip('.')}. "
-            "Download it again if it was cut short; of another architecture use the model's "
-            "Hugging Face folder."
-        )
-    advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
-    if Path(source.place).is_dir():
-        advice = ""
-    return ConfigError(f"the {what} of {source.label} could not be loaded: {reason}{advice}")
+@contextmanager
+def loading(what: str, source: Source) -> Iterator[None]:
+    """Translate the errors of transformers for a model, tokenizer or processor."""
+    try:
+        yield
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())
+        if source.gguf_file is not None:
+            raise ConfigError(
+                f"{source.label} must be a whole GGUF file of an architecture that transformers "
+                f"can read, but reading it failed with {type(error).__name__}: "
+                f"{reason.rstrip('.')}. Download it again if it was cut short; of another "
+                "architecture use the model's Hugging Face folder."
+            ) from error
+        advice = " Without the hub, name a model that is here as `model.path` or `model.package`."
+        if Path(source.place).is_dir():
+            advice = ""
+        raise ConfigError(
+            f"the {what} of {source.label} could not be loaded: {reason}{advice}"
+        ) from error

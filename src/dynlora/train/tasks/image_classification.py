@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,16 @@ import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator
 
-from dynlora.adapter_files.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.columns import check_column, read_classes, refuse_rows
+from dynlora.train.data.columns import check_column, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import load_model
-from dynlora.train.source import Source, not_loaded
+from dynlora.train.source import Source, loading
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import classification_metrics, summed_cross_entropy
-from dynlora.train.tasks.sequence import describe_class
+from dynlora.train.tasks.sequence import describe_class, read_class_labels
 from dynlora.train.trainer import make_job_trainer
 
 PROBES = ((64, 48), (48, 64))
@@ -41,15 +41,20 @@ UNDECODABLE = (
 WHITE = (255, 255, 255, 255)
 
 
+def pillow_processor(source: Source) -> Any:
+    """Return the image processor of the model at `source` that works with Pillow.
+
+    Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
+    """
+    return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        source.place, backend="pil", **source.options
+    )
+
+
 def load_image_processor(source: Source, _config: DataConfig) -> Any:
     """Return the image processor of the model at `source`; its pixels have one shape."""
-    try:
-        # Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
-        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            source.place, backend="pil", **source.options
-        )
-    except UNLOADABLE as error:
-        raise not_loaded("image processor", source, error) from error
+    with loading("image processor", source):
+        processor = pillow_processor(source)
     wide, high = (
         processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape
         for size in PROBES
@@ -66,10 +71,9 @@ def load_image_processor(source: Source, _config: DataConfig) -> Any:
 def _read_split(
     split: RawSplit, config: DataConfig, processor: Any, num_labels: int | None
 ) -> Split:
-    labels = read_classes(split, config.label, num_labels)
+    labels, count = read_class_labels(split, config.label, num_labels)
     check_images(split, config.image)
     inputs = pixel_inputs(split, config, processor, {"labels": pa.array(labels)})
-    count = num_labels or split.count_classes(max(labels))
     return Split(inputs=inputs, cut=0, num_labels=count)
 
 
@@ -150,17 +154,23 @@ def _load_model(source: Source, num_labels: int | None, processor: Any) -> Any:
     """Load the model, and run it on the processor's pixels, whose size it may not accept."""
     model = load_model(AutoModelForImageClassification, source, num_labels=num_labels)
     pixels = processor(Image.new("RGB", PROBES[0]), return_tensors="pt")["pixel_values"]
+    advice = "Set `size`, or `crop_size`, in its preprocessor_config.json as in training."
+    with reading_an_image(model, source, advice):
+        model.eval()(pixel_values=pixels.to(model.device))
+    return model
+
+
+@contextmanager
+def reading_an_image(model: Any, source: Source, advice: str) -> Iterator[None]:
+    """Translate the errors of a model whose processor does not fit, without gradients."""
     try:
         with torch.no_grad():
-            model.eval()(pixel_values=pixels.to(model.device))
-    except (ValueError, RuntimeError) as error:
+            yield
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise ConfigError(
-            f"the image processor of {source.place} must make pixels that its model can read, got "
-            f"shape {tuple(pixels.shape[1:])}, at which the {type(model).__name__} fails: "
-            f"{' '.join(str(error).split()).rstrip('.')}. Set `size`, or `crop_size`, in its "
-            "preprocessor_config.json to what the model was trained with."
-        ) from error
-    return model
+            f"the {type(model).__name__} of {source.label} must read what its processor makes of "
+            f"an image, but fails: {' '.join(str(e).split()).rstrip('.')}. {advice}"
+        ) from e
 
 
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import read_captions, refuse_rows
 from dynlora.train.data.splits import RawSplit
@@ -39,6 +38,7 @@ from dynlora.train.tasks.image_classification import (
     content,
     load_image_processor,
     pixel_inputs,
+    reading_an_image,
 )
 from dynlora.train.tasks.metrics import retrieval_metrics
 from dynlora.train.tasks.sequence import rounded, tokenize
@@ -148,20 +148,15 @@ def _load_model(source: Source, _num_labels: int | None, processor: Processors) 
     batch = processor.collate([{"pixel_values": pixels[0], "captions": captions}])
     batch = {key: value.to(model.device) for key, value in batch.items()}
     counts, embed = batch.pop("counts"), embed_pairs(model)
-    try:
-        with torch.no_grad():
-            wanted = model.eval()(**batch).logits_per_image.float()
-            embedded: Any = embed(**batch, counts=counts).logits
-            images, texts = embedded[0].split([1, len(captions)])
+    advice = (
+        "Use a model with a tower for images and one for texts, such as CLIP, SigLIP or a "
+        "VisionTextDualEncoderModel, or set `size` and `crop_size` in its preprocessor_config.json."
+    )
+    with reading_an_image(model, source, advice):
+        wanted = model.eval()(**batch).logits_per_image.float()
+        embedded: Any = embed(**batch, counts=counts).logits
+        images, texts = embedded[0].split([1, len(captions)])
         torch.testing.assert_close(images @ texts.T, wanted, rtol=0.02, atol=0.02)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as e:
-        raise ConfigError(
-            "`task: image_text_retrieval` needs a model with a tower for images and one for texts, "
-            "such as CLIP, SigLIP or a VisionTextDualEncoderModel, which reads the pixels of its "
-            f"image processor, but the {type(model).__name__} of {source.label} fails at pixels of "
-            f"shape {tuple(pixels.shape[1:])}: {' '.join(str(e).split()).rstrip('.')}. Use such a "
-            "model, or set `size` and `crop_size` in its preprocessor_config.json."
-        ) from e
     model.forward = embed
     return model
 

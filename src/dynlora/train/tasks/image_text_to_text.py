@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.data_utils import common_prefix_length
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from dynlora.adapter_files.base_models import UNLOADABLE
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import read_captions, read_prompts, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import new_modules
 from dynlora.train.pretrained import load_model
-from dynlora.train.source import Source, not_loaded
+from dynlora.train.source import Source, loading
 from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM, generated, longest_prompt
-from dynlora.train.tasks.image_classification import PROBES, check_images, content, read_rgb
+from dynlora.train.tasks.image_classification import (
+    PROBES,
+    check_images,
+    content,
+    pillow_processor,
+    read_rgb,
+    reading_an_image,
+)
 from dynlora.train.tasks.sft import SftJobTrainer, make_sft_trainer
 
 
@@ -70,16 +75,11 @@ class Writer:
 
 
 def _load_processor(source: Source, config: DataConfig) -> Writer:
-    try:
+    with loading("processor", source):
         processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source.place, **source.options
         )
-        # Pillow is always installed, and torchvision's pixels differ slightly from Pillow's.
-        processor.image_processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            source.place, backend="pil", **source.options
-        )
-    except UNLOADABLE as error:
-        raise not_loaded("processor", source, error) from error
+        processor.image_processor = pillow_processor(source)
     processor.tokenizer = CAUSAL_LM.load_processor(source, config)
     token = vars(processor).get("image_token")
     if token not in processor.tokenizer.get_vocab():
@@ -161,20 +161,11 @@ def _read_split(
 def _load_model(source: Source, _num_labels: int | None, writer: Writer) -> Any:
     """Load the model, and run it on an image, whose tokens it may count in another way."""
     model = load_model(AutoModelForImageTextToText, source)
-    inputs = writer.encode([Image.new("RGB", PROBES[0])], [writer.write("a", "b")[0]]).to(
-        model.device
-    )
-    try:
-        with torch.no_grad():  # as in TRL's loss
-            states = model.eval().base_model(**inputs, use_cache=False).last_hidden_state
-            model.get_output_embeddings()(states)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"the {type(model).__name__} of {source.label} must read the inputs that its "
-            f"{type(writer.processor).__name__} makes of an image, but fails: "
-            f"{' '.join(str(error).split()).rstrip('.')}. Correct the processor's files, or use "
-            "another model."
-        ) from error
+    inputs = writer.encode([Image.new("RGB", PROBES[0])], [writer.write("a", "b")[0]])
+    with reading_an_image(model, source, "Correct the processor's files, or use another model."):
+        inputs = inputs.to(model.device)
+        states = model.eval().base_model(**inputs, use_cache=False).last_hidden_state
+        model.get_output_embeddings()(states)  # as in TRL's loss
     return model
 
 
