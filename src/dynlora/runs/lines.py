@@ -19,8 +19,7 @@ class Lines(Generic[Line]):
         """Prepare an empty list; `check` converts an object, beside the line before it."""
         self.path = path
         self.found: list[Line] = []
-        self.cut = False
-        """Whether the last line is incomplete, and left out."""
+        self.cut = False  # whether the last line is incomplete, and left out
         self._check = check
         self._end = self._inode = 0
 

@@ -31,45 +31,34 @@ from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.plan import bare_job
 from dynlora.train.trainer import SEARCH_ROWS, rows_per_step
 
-FACTOR = 4
-"""The compared ranks are `r` and this many times `r`."""
-ENOUGH = 0.02
-"""`r` is enough if the higher rank lowers the loss by less than this part."""
+FACTOR = 4  # the compared ranks are `r` and this many times `r`
+ENOUGH = 0.02  # `r` is enough if the higher rank lowers the loss by less than this part
 SHARE, LEAST_SECONDS = 0.05, 120.0
 """Default time limit: this part of the job's time, but at least these seconds."""
 MOST_SEEDS = 4
 """Most pairs of runs. Runs are so long that one pair fits into the time."""
 PLANNED = 0.93
 """Part of the remaining time for which runs are planned, because they may turn out slower."""
-PAIR = 1.5
-"""Steps of a pair over those of a run: the first half is common."""
+PAIR = 1.5  # steps of a pair over those of a run: the first half is common
 JUDGED = 0.05
 """Part of the time limit for an evaluation, whose rows take at most as long as those of steps."""
 PROBED_STEPS, LEAST_PROBED, PROBE = 24, 6, 0.05
 """Most and fewest steps of a run that only measures time, and its part of the time limit."""
-SMALLEST = 8
-"""The job's batches are divided by at most this number."""
-FEWER = 0.75
-"""Larger batches may reduce the number of steps to this part."""
-LEAST_STEPS = 2
-"""Fewest steps of a run, which is cut after half of them."""
-GROUPS, LEAST_GROUPS = 50, 2
-"""Most and fewest groups of validation rows, each with one loss."""
+SMALLEST = 8  # the job's batches are divided by at most this number
+FEWER = 0.75  # larger batches may reduce the number of steps to this part
+LEAST_STEPS = 2  # fewest steps of a run, which is cut after half of them
+GROUPS, LEAST_GROUPS = 50, 2  # most and fewest groups of validation rows, each with one loss
 NOISE = 0.01
 """Expected standard deviation of a pair's relative gain, between seeds and from the gain of a run
 at `r` from its start."""
-CHANGE = 0.01
-"""Expected standard deviation of the gain's change per doubling of the rows."""
-FREEDOM = 5
-"""Weight of both expectations in degrees of freedom."""
-ABOVE = 0.975
-"""Quantile at the upper end of a 95 % interval."""
+CHANGE = 0.01  # expected standard deviation of the gain's change per doubling of the rows
+FREEDOM = 5  # weight of both expectations in degrees of freedom
+ABOVE = 0.975  # quantile at the upper end of a 95 % interval
 
 Clock = Callable[[], float]
 Losses = Float[np.ndarray, " groups"]
 """Contributions of groups of validation rows to the mean loss of a run."""
-Pair = Float[np.ndarray, "2 groups"]
-"""Losses of the cut run and of the other one."""
+Pair = Float[np.ndarray, "2 groups"]  # losses of the cut run and of the other one
 Drops = Float[np.ndarray, "seeds groups"]
 """Contributions of groups of validation rows to the relative gain of the higher rank."""
 
@@ -78,8 +67,7 @@ Drops = Float[np.ndarray, "seeds groups"]
 class Size:
     """Size of one run."""
 
-    batch: int
-    """Rows per optimizer step."""
+    batch: int  # rows per optimizer step
     steps: int
 
     @property

@@ -54,12 +54,10 @@ class Job:
 
     config: JobConfig
     folder: RunFolder
-    past: Past | None
-    """Checkpoint to resume from; None for a new run."""
+    past: Past | None  # checkpoint to resume from; None for a new run
     inputs: JobInputs
     prepared: Prepared
-    trainer: Any
-    """A `transformers.Trainer` whose `sampler` is an `EpochSampler`."""
+    trainer: Any  # a `transformers.Trainer` whose `sampler` is an `EpochSampler`
     recorder: Recorder
     stopping: Stopping
     progress: ProgressBar

@@ -33,10 +33,8 @@ class FinishedRun:
     config: JobConfig
     task: Task
     processor: Any
-    model: Any
-    """The base model with the saved adapter, or the saved full model."""
-    num_labels: int | None
-    """Outputs of the model's head; None if the task has no head."""
+    model: Any  # the base model with the saved adapter, or the saved full model
+    num_labels: int | None  # outputs of the model's head; None if the task has no head
     class_names: Sequence[str] | None
 
 
@@ -103,8 +101,7 @@ class Evaluation:
 
     rows: int
     cut: int
-    metrics: Mapping[str, float]
-    """By name, in the order of `config.METRICS`."""
+    metrics: Mapping[str, float]  # by name, in the order of `config.METRICS`
     classes: Sequence[Mapping[str, Any]]
     """`name`, and rows `labelled` and `predicted`, per class; empty without one class per row."""
 

@@ -15,8 +15,7 @@ STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `man 3 mallopt`. Setting only one would fix the other at 128 KiB."""
 _ALWAYS = 2**31 - 1
-LARGEST_BLOCK = 2**30
-"""Size in bytes above which freed blocks still return to the system."""
+LARGEST_BLOCK = 2**30  # size in bytes above which freed blocks still return to the system
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 """Environment variables that take precedence."""
 

@@ -21,10 +21,8 @@ from dynlora.train.build import JobInputs, load_inputs, prepare_method
 from dynlora.train.config import JobConfig, Method
 from dynlora.train.job import train_briefly
 
-STEPS = 2
-"""Measured optimizer steps: the optimizer's state exists from the second step on."""
-SECONDS = 3600
-"""Time limit of a child, enforced by the system even if the parent was killed."""
+STEPS = 2  # measured optimizer steps: the optimizer's state exists from the second step on
+SECONDS = 3600  # time limit of a child, enforced by the system even if the parent was killed
 COMMAND = (sys.executable, "-P", "-m", "dynlora.train.plan")
 
 

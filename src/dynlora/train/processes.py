@@ -23,12 +23,10 @@ from dynlora.train.signals import ReportedError
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ENGINES = {"FSDP2": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 """Environment variable of `accelerate launch` by engine."""
-SILENT = 128 + signal.SIGTERM
-"""Exit code of a process that ends because another one has ended."""
+SILENT = 128 + signal.SIGTERM  # exit code of a process that ends because another one has ended
 FAILURE = "dynlora/failure"
 """Key in the store of the processes: rank and error of the first that failed."""
-SECONDS = 10.0
-"""Time for the other processes to end after one has failed."""
+SECONDS = 10.0  # time for the other processes to end after one has failed
 PERIOD = 0.05  # seconds between two looks at the processes
 
 

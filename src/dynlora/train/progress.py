@@ -20,8 +20,7 @@ from transformers import TrainingArguments as Args
 
 from dynlora import DynamicLora, DynamicLoraCallback
 
-PLAIN_LINES = 10
-"""Loss lines per run without a terminal."""
+PLAIN_LINES = 10  # loss lines per run without a terminal
 
 
 class ProgressBar(TrainerCallback):

@@ -47,12 +47,9 @@ class Stopping(TrainerCallback):
         self.complete = False
         """Whether the resumed run is complete, so that no step may follow. The Trainer itself
         checks only after a step, and from a checkpoint inside an epoch would train one more."""
-        self.best: Path | None = None
-        """Best checkpoint of the resumed run."""
-        self.received = 0
-        """Number of the signal that this process has received; 0 without one."""
-        self.signum = 0
-        """Number of the signal for which all processes stop after the current step."""
+        self.best: Path | None = None  # best checkpoint of the resumed run
+        self.received = 0  # number of the signal that this process has received; 0 without one
+        self.signum = 0  # number of the signal for which all processes stop after the current step
         self._since = 0.0  # time of the received signal
         self._parent = os.getppid()
         self._save_is_due = False

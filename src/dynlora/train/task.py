@@ -25,10 +25,8 @@ logger = logging.getLogger(__name__)
 class Split:
     """One split, validated and encoded."""
 
-    inputs: Any
-    """`datasets.Dataset` of model inputs, with `labels`."""
-    cut: int
-    """Rows truncated to `data.max_length`."""
+    inputs: Any  # `datasets.Dataset` of model inputs, with `labels`
+    cut: int  # rows truncated to `data.max_length`
     num_labels: int | None
     """Outputs that the model needs for these labels; None if the task has no head."""
 
@@ -40,8 +38,7 @@ class TaskData:
     train: Any
     validation: Any
     num_labels: int | None
-    cut: Mapping[str, int]
-    """Truncated rows per split."""
+    cut: Mapping[str, int]  # truncated rows per split
     class_names: Sequence[str] | None = None
     """Class names in class order; None if the data has none."""
 
@@ -64,8 +61,7 @@ class Predictor:
 class Task:
     """One task."""
 
-    peft_type: str | None
-    """PEFT's `task_type`; None if PEFT has none for the task."""
+    peft_type: str | None  # PEFT's `task_type`; None if PEFT has none for the task
     head: Callable[[Any], list[str]] = no_head
     """Returns the names of the task's modules, trained in full beside the adapter."""
     unread: Callable[[Any], list[str]] = no_head

@@ -16,10 +16,8 @@ from dynlora.errors import ConfigError
 from dynlora.integrations.trackers import track_ranks
 from dynlora.train.config.sections import TrackerName
 
-PROJECT = "dynlora"
-"""Project name in W&B and Trackio; `WANDB_PROJECT` overrides it for W&B."""
-OWN_MODE = ("WANDB_MODE", "WANDB_API_KEY")
-"""Environment variables that override W&B's offline mode."""
+PROJECT = "dynlora"  # project name in W&B and Trackio; `WANDB_PROJECT` overrides it for W&B
+OWN_MODE = ("WANDB_MODE", "WANDB_API_KEY")  # environment variables that override W&B's offline mode
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:

@@ -19,18 +19,14 @@ from dynlora.errors import NonFiniteError
 from dynlora.report.wording import lower_is_better
 from dynlora.train.config import TrainingConfig
 
-Penalty = Callable[[], Float[Tensor, ""]]
-"""Returns a regulariser of the current weights."""
+Penalty = Callable[[], Float[Tensor, ""]]  # returns a regulariser of the current weights
 SummedLoss = Callable[[Tensor, Tensor], Float[Tensor, ""]]
 """Returns the loss from float32 logits and labels, summed over all labels other than -100."""
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
-SEARCH_ROWS = 500
-"""Most validation rows in a search for the smallest sufficient budget."""
-GROUPED = 50
-"""Most batches whose texts are sorted by length together."""
-GROUPS = 2
-"""Fewest groups, so that batches have other texts in each epoch."""
+SEARCH_ROWS = 500  # most validation rows in a search for the smallest sufficient budget
+GROUPED = 50  # most batches whose texts are sorted by length together
+GROUPS = 2  # fewest groups, so that batches have other texts in each epoch
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -55,8 +51,7 @@ class EpochSampler(Sampler[int]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self.closed = False
-        """Whether the sampler yields no more examples."""
+        self.closed = False  # whether the sampler yields no more examples
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next order; called by the Trainer."""

@@ -15,10 +15,8 @@ from dynlora.train.data.image_files import sort_names
 from dynlora.train.data.splits import RawSplit
 
 LABEL = "data.label"
-UNLABELLED = -100
-"""Label that the loss ignores."""
-LARGEST = float(np.finfo(np.float32).max)
-"""Largest valid number: labels are trained in float32."""
+UNLABELLED = -100  # label that the loss ignores
+LARGEST = float(np.finfo(np.float32).max)  # largest valid number: labels are trained in float32
 SHOWN = 5
 MOST_NAMES = 20  # above it, there must be fewer class names than labels
 

@@ -19,8 +19,7 @@ from dynlora.train.data.columns import UNLABELLED, read_column, refuse_rows
 from dynlora.train.data.language import prepare
 from dynlora.train.data.splits import RawSplit
 
-Conversation = Sequence[Mapping[str, Any]]
-"""Messages with `role` and `content`."""
+Conversation = Sequence[Mapping[str, Any]]  # messages with `role` and `content`
 Encoded = TypeVar("Encoded")
 
 KEYS = {"from": "role", "value": "content"}

@@ -25,23 +25,18 @@ LAYOUTS: Sequence[Mapping[str, Any]] = (
     {"prompt": ("prompt",), "completion": "completion"},
 )
 """Keys of section `data` for usual columns of data for language models."""
-HOLD_OUT_SEED = 0
-"""Seed for held-out and sampled rows, which must not depend on the training seed."""
+HOLD_OUT_SEED = 0  # seed for held-out and sampled rows, which must not depend on the training seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawSplit:
     """One split before validation."""
 
-    name: str
-    """`training`, `validation`, `given` for a single file, or the split's own name."""
-    source: str
-    """File, hub name or description, for messages."""
+    name: str  # `training`, `validation`, `given` for a single file, or the split's own name
+    source: str  # file, hub name or description, for messages
     table: pa.Table
-    rows: Sequence[int]
-    """Index of each row in the source, counted from 0."""
-    folder: Path = Path()
-    """Base folder of relative paths in the table."""
+    rows: Sequence[int]  # index of each row in the source, counted from 0
+    folder: Path = Path()  # base folder of relative paths in the table
     class_names: Sequence[str] | None = None
 
     def count_classes(self, highest: int) -> int:

@@ -17,8 +17,7 @@ from transformers import VisionTextDualEncoderModel
 from dynlora.adapter_files.base_models import within
 from dynlora.errors import ConfigError
 
-USUAL = ("classifier", "score")
-"""Names of the head in transformers' models."""
+USUAL = ("classifier", "score")  # names of the head in transformers' models
 POOLER = "pooler"
 """Name of the module in transformers' models that pools a text into one vector for the head."""
 PROJECTORS = ("multi_modal_projector", "connector")

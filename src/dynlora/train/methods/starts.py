@@ -28,8 +28,7 @@ from dynlora.adapters.patterns import changes_base
 from dynlora.errors import ConfigError
 from dynlora.train.config import LoraSettings
 
-Factors = Mapping[str, Tensor]
-"""Weights of an adapter, by name in its file."""
+Factors = Mapping[str, Tensor]  # weights of an adapter, by name in its file
 PATIENCE = 3
 """Maximum passes over the training data for EVA to converge, of at least 100 batches each."""
 

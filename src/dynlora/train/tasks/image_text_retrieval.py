@@ -44,8 +44,7 @@ from dynlora.train.tasks.metrics import retrieval_metrics
 from dynlora.train.tasks.sequence import rounded, tokenize
 from dynlora.train.trainer import EpochSampler, JobTrainer, make_job_trainer
 
-BEST = 5
-"""Captions per predicted image."""
+BEST = 5  # captions per predicted image
 PairLoss = Callable[[Tensor], Float[Tensor, ""]]
 """Returns the loss per row of logits ``(n, n)`` whose diagonal holds the right pairs."""
 
@@ -56,8 +55,7 @@ class Processors:
 
     image: Any
     text: PreTrainedTokenizerBase
-    max_length: int
-    """Maximum tokens per caption."""
+    max_length: int  # maximum tokens per caption
 
     def save_pretrained(self, folder: Path) -> None:
         """Save both beside the model."""

@@ -42,10 +42,8 @@ class Writer:
     """A model's processor, and how it writes rows."""
 
     processor: Any
-    separator: str
-    """Text after the image and after the prompt, without a chat template."""
-    max_length: int
-    """Maximum tokens per row, those of the image included."""
+    separator: str  # text after the image and after the prompt, without a chat template
+    max_length: int  # maximum tokens per row, those of the image included
 
     def save_pretrained(self, folder: Path) -> None:
         """Save the processor beside the model."""

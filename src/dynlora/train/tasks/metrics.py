@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import EvalPrediction
 
-QUERIES_AT_ONCE = 1000
-"""Rows of a matrix of logits in memory."""
+QUERIES_AT_ONCE = 1000  # rows of a matrix of logits in memory
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:

@@ -54,8 +54,7 @@ PROBLEMS = {
 }
 """transformers' `problem_type` per task, which decides how outputs become probabilities."""
 text_trainer = partial(make_job_trainer, collate=DataCollatorWithPadding)
-Labels = tuple[list[Any], int]
-"""Labels per row in the model's format, and the number of outputs."""
+Labels = tuple[list[Any], int]  # labels per row in the model's format, and the number of outputs
 
 
 def read_class_labels(split: RawSplit, column: str, num_labels: int | None) -> Labels:
