@@ -115,7 +115,7 @@ def test_lora_and_dynamic_begin_alike_with_eva(tmp_path, model, data):
         (f"{START}=pisa", "pisa"),
         (
             f"{START}=orthogonal --lora.r=3 --method=lora",
-            "must be even with `lora.init_lora_weights: orthogonal`, but got 3. Use 4",
+            "must be even with `lora.init_lora_weights: orthogonal`, but got 3.",
         ),
         (
             f"{PISSA} --lora.use_dora=true",

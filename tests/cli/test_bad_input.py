@@ -29,7 +29,7 @@ PLACES = ("output", "data.path", "model.path", "lora.start_from")
         ("--resum none", "`resum` | nearest valid name is `training.resume`."),
         ("--data other.yaml", "`--data` | --data.text | --data.label"),
         ("--config other.yaml", "`config`"),
-        ("--dry_run", "`--dry_run` | nearest is `--dry-run`"),
+        ("--dry_run", "'--dry_run' | --dry-run"),
         (
             "--lora.r 8.5",
             "`lora.r` must be a whole number >= 1 or auto, but got 8.5 (command line).",
@@ -196,7 +196,7 @@ TOO_LONG = f"File name too long | {LONG[:40]}"
         ("train nowhere.yaml", "nowhere.yaml, which is not a file"),
         ("train ''", "'CONFIG' | must be a path, but got ''"),
         ("--verison", "'--verison' | '--version'"),
-        ("plan job.yaml --mesure", "`--mesure` | nearest is `--measure`"),
+        ("plan job.yaml --mesure", "'--mesure' | --measure"),
         ("schema job.yaml", "unexpected extra argument (job.yaml)"),
         ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         ("eval run --batch-size 0", "'--batch-size' | x>=1"),

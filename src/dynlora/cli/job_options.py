@@ -1,6 +1,5 @@
 """Verbs with a CONFIG: each key of a job is an option, such as `--lora.r 4`."""
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -64,14 +63,12 @@ class JobVerb(Verb):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            key, flags = error.option_name.removeprefix("--"), [o.opts[0] for o in self.flags]
+            key, near = error.option_name.removeprefix("--"), {*(error.possibilities or ())}
             if key in sections():
                 inside = ", ".join(f"--{key}.{name}" for name in sections()[key]["properties"])
                 raise ConfigError(f"`--{key}` must name a key of the section: {inside}.") from None
-            if near := difflib.get_close_matches(error.option_name, flags, n=1, cutoff=0.8):
-                raise ConfigError(
-                    f"unknown option `{error.option_name}`. The nearest is `{near[0]}`."
-                ) from None
+            if near & {flag.opts[0] for flag in self.flags}:
+                raise
             raise unknown_key(key, "on the command line") from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

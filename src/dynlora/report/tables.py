@@ -14,7 +14,6 @@ from dynlora.runs.reader import RunFiles
 
 ADAPTER = ("method", "lora", "dynamic", "adalora")  # sections in which paired runs may differ
 INTERVAL_PAIRS = 3  # least number of pairs for an interval
-MOST_PARAMETERS = 1e15  # of a model; a larger count is wrong
 Numbered = Mapping[int, RunFiles]  # runs by number, from 1
 
 
@@ -78,7 +77,7 @@ def trade_off(runs: Numbered, metric: str) -> dict[int, tuple[float, float, bool
     costs = {
         n: (size, sign * value)
         for n, (size, value) in points.items()
-        if 0 < size < MOST_PARAMETERS and math.isfinite(value)
+        if size > 0 and math.isfinite(value)
     }
 
     def beaten(size: float, cost: float) -> bool:

@@ -222,7 +222,7 @@ def test_the_written_configuration_has_full_paths_and_no_key_of_one_time(tmp_pat
         ("lora", "lora_alpha", (0.0, -1.0, True), (0.1, 3)),
         ("lora", "lora_dropout", (-0.1, 1.0), (0.0, 0.9)),
         ("lora", "target_modules", ((),), (("q",), "all-linear")),
-        ("adalora", "final_fraction", (-0.1, 0.9), (0.0, 0.89)),
+        ("adalora", "final_fraction", (-0.1, 1.0), (0.0, 0.89)),
         ("dynamic", "uniform_mix", (-0.1, 1.1), (0.0, 1.0)),
         ("dynamic", "first_event", (0.0, 1.1), (0.3,)),
         ("dynamic", "last_event", (0.04, 1.1), (0.05, 1.0)),

@@ -87,11 +87,8 @@ class LoraSettings:
                 "`lora.init_lora_weights` must not change the model's outputs, but got false, "
                 "which starts with random changes. Use true, or the name of an initialization."
             )
-        if start == "orthogonal" and self.r % 2:
-            raise ConfigError(
-                f"`lora.r` must be even with `lora.init_lora_weights: orthogonal`, but got "
-                f"{self.r}. Use {self.r + 1}, or another initialization."
-            )
+        even = start != "orthogonal" or self.r % 2 == 0
+        require(even, "lora.r", "even with `lora.init_lora_weights: orthogonal`", self.r)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SECTION)
@@ -113,12 +110,6 @@ class AdaLoraSettings:
     orth_reg_weight: AtLeastZero = 0.1
     """Weight of the orthogonality penalty in training; evaluation never includes it.
     [orth_reg_weight]"""
-
-    def __post_init__(self) -> None:
-        """Check that ranks have time to fall."""
-        rest = 1 - self.initial_fraction
-        last = self.final_fraction
-        require(last < rest, "adalora.final_fraction", f"< {rest:g}", last)
 
 
 TYPES: dict[str, Any] = {

@@ -110,16 +110,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check the source, then the columns of prompts and conversations."""
         check_source("data", path=self.path, name=self.name)
-        if self.messages is not None and self.prompt is not None:
-            raise ConfigError(
-                f"`data.messages` must be null with `data.prompt`, but got {self.messages}: "
-                "conversations contain their prompts. Leave out one of the two."
-            )
-        if self.as_chat and self.prompt is None:
-            raise ConfigError(
-                "`data.as_chat` must be false without `data.prompt`, but got true: it builds two "
-                "turns from a prompt and a completion. Conversations need only `data.messages`."
-            )
+        alone = self.messages is None or self.prompt is None
+        require(alone, "data.messages", "null with `data.prompt`", self.messages)
+        built = self.prompt is not None or not self.as_chat
+        require(built, "data.as_chat", "false without `data.prompt`", "true")
 
 
 def check_source(section: str, *, path: str | None, **others: str | None) -> None:
@@ -167,8 +161,6 @@ class ModelConfig:
                     f"`model.{key}` must name a folder, package or hub model, but got the file "
                     f"{place}. Set `model.{key}: {folder}` and `model.gguf_file: {name}`."
                 )
-        file = self.gguf_file
-        require(file is None or file.endswith(GGUF), "model.gguf_file", f"a {GGUF} file", file)
         known = self.teacher != UNQUANTIZED or self.quantization is not None
         require(known, "model.teacher", "another model without `model.quantization`", UNQUANTIZED)
 

@@ -92,8 +92,9 @@ def _adalora(base: Any, config: JobConfig, steps: int, _checkpoint: Path | None)
     first, last = int(own.initial_fraction * steps), int(own.final_fraction * steps)
     if first >= steps - last:
         raise ConfigError(
-            f"AdaLoRA needs at least one step in which ranks fall, got none in {steps} "
-            f"steps with {first} before and {last} after: train longer."
+            f"AdaLoRA needs at least one step in which ranks fall, got none in {steps} steps with "
+            f"{first} before and {last} after: train longer, or lower `adalora.initial_fraction` "
+            "or `adalora.final_fraction`."
         )
     settings = AdaLoraConfig(
         init_r=init_r,
