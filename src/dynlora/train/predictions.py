@@ -85,9 +85,10 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
             f"{len(table.column_names)} columns of which several are named {twice[0]!r}: rename "
             "them, or write a file that ends in .csv or .parquet."
         )
-    for begin in range(0, table.num_rows, ROWS_AT_ONCE):
-        for row in table.slice(begin, ROWS_AT_ONCE).to_pylist():
-            yield json.dumps(finite({**row, **next(predictions)}), ensure_ascii=False, default=str)
+    parts = (table.slice(n, ROWS_AT_ONCE) for n in range(0, table.num_rows, ROWS_AT_ONCE))
+    rows = (row for part in parts for row in part.to_pylist())
+    for row, prediction in zip(rows, predictions, strict=True):
+        yield json.dumps(finite({**row, **prediction}), ensure_ascii=False, default=str)
 
 
 def _plain(table: pa.Table) -> pa.Table:
