@@ -24,8 +24,7 @@ from dynlora.errors import NonFiniteError, is_out_of_memory
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import RunFiles, read_run
 from dynlora.train.config import METRICS, JobConfig
-from dynlora.train.data.selected import find_split
-from dynlora.train.data.splits import sample
+from dynlora.train.data.splits import find_split, sample
 from dynlora.train.finished_run import evaluate_run, load_run
 from dynlora.train.job import run_job
 

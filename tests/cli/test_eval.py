@@ -189,7 +189,7 @@ def test_rows_that_are_not_there_are_refused(refused, finished, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     for options, told in (
         ([tmp_path], "the data must hold one file named validation | Name a split"),
-        (["/nowhere/rows.csv"], "that exists, got /nowhere/rows.csv"),
+        (["/nowhere/rows.csv"], "a path must be accessible, but got /nowhere/rows.csv"),
         ([rows, "--split", "test"], "--split test"),
         ([tmp_path / "rows.xlsx"], "must end in .parquet"),
         ([tmp_path / "empty.jsonl"], "at least 1 row, got 0"),

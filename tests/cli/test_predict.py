@@ -144,7 +144,7 @@ def test_rows_that_a_format_cannot_hold_are_refused_before_anything_is_predicted
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("nowhere.csv", None, "FILE must be a file that exists, got"),
+        ("nowhere.csv", None, "a path must be accessible, but got"),
         ("rows.xlsx", b"PK", "must end in .parquet, .csv, .jsonl, .json"),
         ("empty.jsonl", b"", "at least 1 row, got 0"),
         ("heads.csv", b"text,label\n", "at least 1 row, got 0"),

@@ -10,7 +10,7 @@ from dynlora.cli.output import Output, readable_messages
 
 def _run(given: Any, output: Output) -> None:
     from dynlora.files.json_files import finite, write_json
-    from dynlora.train.data.selected import find_rows
+    from dynlora.train.data.splits import find_rows
     from dynlora.train.finished_run import evaluate_run
     from dynlora.train.predictions import check_replaceable, exact_match
 

@@ -10,7 +10,7 @@ from dynlora.cli.output import Output, readable_messages
 
 
 def _run(given: Any, output: Output) -> None:
-    from dynlora.train.data.selected import find_inputs
+    from dynlora.train.data.splits import find_inputs
     from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
 
     if given.output is not None:

@@ -6,8 +6,7 @@ import pytest
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.selected import find_rows
-from dynlora.train.data.splits import load_splits
+from dynlora.train.data.splits import find_rows, load_splits
 from tests.jobs import write_rows
 from tests.language import write_two_splits
 
