@@ -26,8 +26,8 @@ from torch.optim import AdamW
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from dynlora import DynamicLora, DynamicLoraConfig, FusedLora, RankPlan
+from dynlora.adapter_files.base_models import Source
 from dynlora.train.config import DataConfig, TrainingConfig
-from dynlora.train.source import Source
 from dynlora.train.task import load_data
 from dynlora.train.tasks import TASKS
 from dynlora.train.trainer import make_sampler, row_lengths, use_bf16

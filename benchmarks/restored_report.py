@@ -22,9 +22,9 @@ from benchmarks.harness.runner import place
 from benchmarks.harness.runs import Jobs, resolve_jobs
 from benchmarks.harness.study import read_study
 from dynlora.train.config import JobConfig, ModelConfig
-from dynlora.train.data.selected import find_split
+from dynlora.train.data.splits import find_split
 from dynlora.train.finished_run import FinishedRun, evaluate_run
-from dynlora.train.source import locate
+from dynlora.train.pretrained import locate
 from dynlora.train.tasks import TASKS
 
 STUDY = Path("benchmarks/studies/restored.yaml")

@@ -24,7 +24,7 @@ from benchmarks.appended import current_commit
 from dynlora.cli import output
 from dynlora.cli.main import main as run_dynlora
 from dynlora.integrations.trackers import RankTracker
-from dynlora.train.progress import ProgressBar
+from dynlora.train.callbacks import ProgressBar
 
 RESULT = Path("benchmarks/results/telling.json")
 TOLD = {

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from dynlora.cli.main import main
-from dynlora.train.progress import ProgressBar
+from dynlora.train.callbacks import ProgressBar
 from tests.jobs import job_values, write_job
 
 

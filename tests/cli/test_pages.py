@@ -29,7 +29,7 @@ from dynlora.report.watch import (
     watch_app,
 )
 from dynlora.runs.folder import RunFolder
-from dynlora.train.progress import ProgressBar
+from dynlora.train.callbacks import ProgressBar
 from tests.cli.finished import read_lines
 from tests.jobs import missing
 from tests.processes import process_group, run_in_fork

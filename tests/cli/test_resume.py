@@ -17,8 +17,7 @@ from dynlora.importance.agreement import AgreementTest
 from dynlora.integrations import trainer
 from dynlora.runs.checkpoints import finish_command, seal
 from dynlora.runs.record import RunRecord
-from dynlora.train.progress import ProgressBar
-from dynlora.train.stopping import Stopping
+from dynlora.train.callbacks import ProgressBar, Stopping
 from tests.cli.finished import assert_same_end, facts, read_json, read_lines, stopped_at
 from tests.jobs import job_values, snapshot, write_data, write_job, write_rows
 from tests.processes import run_in_fork
@@ -202,7 +201,7 @@ def test_a_run_that_keeps_one_checkpoint_has_a_whole_one_while_it_writes_the_nex
         seal(folder, **_)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dynlora.train.recorder.seal", stop)
+        patch.setattr("dynlora.train.callbacks.seal", stop)
         with pytest.raises(SystemExit):
             train(*options)
     assert train(*options, "--training.resume", "latest-good") == 0

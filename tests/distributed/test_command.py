@@ -17,8 +17,8 @@ from dynlora.fused import layers as fused
 from dynlora.importance.agreement import AgreementTest
 from dynlora.runs.checkpoints import finish_command
 from dynlora.train import processes
+from dynlora.train.callbacks import Stopping
 from dynlora.train.sharded import check_sharding
-from dynlora.train.stopping import Stopping
 from tests.cli.finished import assert_same_end, facts, losses, read_json, weights
 from tests.distributed.cpus_as_gpus import take_cpus_for_gpus
 from tests.distributed.launch import NEEDS_DEEPSPEED, fork_group

@@ -15,20 +15,19 @@ from rich.console import Console
 from torch.optim import Optimizer
 from transformers import TrainerCallback, set_seed
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.distributed import process_count
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
+from dynlora.train.callbacks import ProgressBar, Recorder, Stopping
 from dynlora.train.config import METRICS, JobConfig, TrainingConfig
 from dynlora.train.config_file import plain_values
 from dynlora.train.data.language import pack
 from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
+from dynlora.train.pretrained import locate, locate_teacher
 from dynlora.train.processes import is_first, sharding_engine
-from dynlora.train.progress import ProgressBar
-from dynlora.train.recorder import Recorder
-from dynlora.train.source import Source, locate, locate_teacher
-from dynlora.train.stopping import Stopping
 from dynlora.train.task import Task, TaskData, label_names, load_data, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.trackers import check_trackers

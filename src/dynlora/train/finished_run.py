@@ -15,7 +15,7 @@ from dynlora.runs.record import read_record, wrong_record
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import reload_in_float32
-from dynlora.train.source import locate
+from dynlora.train.pretrained import locate
 from dynlora.train.task import Task, label_names, make_trainer
 from dynlora.train.tasks import TASKS
 from dynlora.train.tasks.sequence import PROBLEMS

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.distributed import process_count
 from dynlora.train.config import DataConfig, TrainingConfig
 from dynlora.train.data.columns import name_classes
 from dynlora.train.data.splits import RawSplit, load_splits
-from dynlora.train.source import Source
 from dynlora.train.trainer import Penalty, argument_values, make_sampler, row_lengths
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dynlora import DynamicLora, DynamicLoraCallback
 from dynlora.runs.folder import RunFolder
-from dynlora.train.progress import ProgressBar
-from dynlora.train.recorder import Recorder
-from dynlora.train.stopping import Stopping
+from dynlora.train.callbacks import ProgressBar, Recorder, Stopping
 from tests.unit.events import make_event
 
 CONTROL = TrainerControl()
@@ -113,7 +111,7 @@ def test_the_first_signal_is_noted_with_a_word_and_a_later_one_interrupts(capsys
         assert signals.received == signal.SIGINT
         os.kill(os.getpid(), signal.SIGTERM)
         assert capsys.readouterr().err.count("stopping after this step") == 1, "sent at once"
-        monkeypatch.setattr("dynlora.train.stopping.SAME_SECONDS", 0.0)
+        monkeypatch.setattr("dynlora.train.callbacks.SAME_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     with Stopping("loss", None).listening():

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig, ModelConfig
 from dynlora.train.methods.adapter import add_adapter
-from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.source import locate
+from dynlora.train.pretrained import check_length, load_model, load_tokenizer, locate
 from tests.gguf_files import TOKENS, llama, save_bogus_gguf, save_gguf
 from tests.jobs import minimal_job, save_model
 from tests.models import bare_llama

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
-from dynlora.adapter_files.base_models import position_limit
+from dynlora.adapter_files.base_models import Source, position_limit
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import read_prompts, read_texts, refuse_rows
@@ -29,7 +29,6 @@ from dynlora.train.data.language import (
 )
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.sft import make_sft_trainer
 

@@ -19,13 +19,13 @@ import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification, default_data_collator
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import check_column, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
-from dynlora.train.pretrained import load_model
-from dynlora.train.source import Source, loading
+from dynlora.train.pretrained import load_model, loading
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import classification_metrics, summed_cross_entropy
 from dynlora.train.tasks.sequence import describe_class, read_class_labels

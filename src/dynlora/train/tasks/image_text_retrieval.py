@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import read_captions, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import new_projections, unread_outputs
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.image_classification import (
     PROBES,

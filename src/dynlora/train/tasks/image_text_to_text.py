@@ -17,13 +17,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.data_utils import common_prefix_length
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import read_captions, read_prompts, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import new_modules
-from dynlora.train.pretrained import load_model
-from dynlora.train.source import Source, loading
+from dynlora.train.pretrained import load_model, loading
 from dynlora.train.task import Predictor, Split, Task
 from dynlora.train.tasks.causal_lm import CAUSAL_LM, generated, longest_prompt
 from dynlora.train.tasks.image_classification import (

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import (
@@ -32,7 +33,6 @@ from dynlora.train.data.columns import (
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules, linear_layers, unread_poolers
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task, TaskData, no_head, row_logits
 from dynlora.train.tasks.metrics import (
     classification_metrics,

@@ -12,13 +12,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.columns import UNLABELLED, read_class_lists, read_words, refuse_rows
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import check_length, load_tokenizer
-from dynlora.train.source import Source
 from dynlora.train.task import Predictor, Split, Task, row_logits
 from dynlora.train.tasks.metrics import summed_cross_entropy, token_metrics
 from dynlora.train.tasks.sequence import load_classifier

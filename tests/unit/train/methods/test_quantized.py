@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from dynlora.errors import ConfigError
 from dynlora.train.config import ModelConfig
-from dynlora.train.pretrained import load_model
-from dynlora.train.source import locate
+from dynlora.train.pretrained import load_model, locate
 from tests.gguf_files import TOKENS, llama, save_gguf
 from tests.jobs import save_model
 from tests.language import save_language_model
@@ -85,7 +84,7 @@ def test_without_bitsandbytes_its_extra_is_named(folder, monkeypatch):
     def none(name):
         return None if name == "bitsandbytes" else find(name)
 
-    monkeypatch.setattr("dynlora.train.source.find_spec", none)
+    monkeypatch.setattr("dynlora.train.pretrained.find_spec", none)
     with pytest.raises(ConfigError, match=r"`model\.quantization: nf4` .*'dynlora\[quantized\]'"):
         locate(ModelConfig(path=str(folder), quantization="nf4"))
     assert locate(ModelConfig(path=str(folder)))

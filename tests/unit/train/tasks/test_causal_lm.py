@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.source import Source
 from dynlora.train.task import Predictor
 from dynlora.train.tasks.causal_lm import CAUSAL_LM, continuations, greedy
 from tests.jobs import split_of

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from transformers import BitImageProcessorPil, ViTConfig
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import ConfigError, DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.data.splits import load_splits
-from dynlora.train.source import Source
 from dynlora.train.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from dynlora.train.tasks.image_classification import check_images, read_rgb, to_rgb
 from tests.jobs import split_of
