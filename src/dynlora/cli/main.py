@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import shell_complete
@@ -135,14 +136,6 @@ class Verbs(click.Group):
         command: click.Command = import_module(f"dynlora.cli.{cmd_name}").COMMAND
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return a verb with its arguments; name the nearest verb of an unknown one."""
-        if args[0] not in VERBS and not ctx.resilient_parsing:
-            raise click.NoSuchCommand(args[0], possibilities=VERBS, ctx=ctx)
-        return super().resolve_command(ctx, args)
-
 
 def dynlora() -> Verbs:
     """Return the whole command line."""
@@ -154,8 +147,10 @@ def dynlora() -> Verbs:
 
     shown = "Show the version and the environment."
     version = eager_flag("--version", help=shown, callback=show_version)
+    names: dict[str, Any] = dict.fromkeys(VERBS)  # of which click suggests the nearest
     return Verbs(
         "dynlora",
+        commands=names,
         help="Fine-tune with LoRA ranks that move between layers while the model trains.",
         params=[*common_options(), version],
         subcommand_metavar="VERB ...",
