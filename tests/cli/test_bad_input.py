@@ -28,7 +28,7 @@ PLACES = ("output", "data.path", "model.path", "lora.start_from")
     [
         ("--resum none", "`resum` | nearest valid name is `training.resume`."),
         ("--data other.yaml", "`--data` | --data.text | --data.label"),
-        ("--config other.yaml", "`config`"),
+        ("--config other.yaml", "'--config'"),
         ("--dry_run", "'--dry_run' | --dry-run"),
         (
             "--lora.r 8.5",

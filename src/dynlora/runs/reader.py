@@ -93,9 +93,10 @@ def run_facts(folder: RunFolder) -> dict[str, Any]:
     root = folder.root
     if not folder.run.exists():
         found = "a folder without one" if root.is_dir() else "no folder"
+        outer = RunFolder(root.parent).run.is_file()
+        advice = f"give {root.parent}" if outer else "give the `output` of a `dynlora train`"
         raise RunFileError(
-            f"a run must be a folder with a run.json, got {root}, which is {found}: give the "
-            "`output` of a `dynlora train`."
+            f"a run must be a folder with a run.json, got {root}, which is {found}: {advice}."
         )
     return read_record(folder.run)
 
