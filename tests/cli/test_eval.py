@@ -140,7 +140,7 @@ def test_what_is_not_a_finished_run_is_refused(refused, copy, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        *(({"num_labels": value}, f"`num_labels`.*got.*{value}") for value in (None, "two", 0)),
+        ({"num_labels": "two"}, "`num_labels`.*got.*two"),
         ({"format": 3, "dynlora": "9.8"}, "by dynlora 9.8, format 3; this version reads up to 1"),
     ],
 )

@@ -11,7 +11,7 @@ from dynlora.adapter_files.adapter_base import attach, check_fits
 from dynlora.adapter_files.reader import read_adapter
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.reader import check_finished
-from dynlora.runs.record import read_record, wrong_record
+from dynlora.runs.record import read_record
 from dynlora.train.config import METRICS, JobConfig
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import reload_in_float32
@@ -22,8 +22,6 @@ from dynlora.train.tasks.sequence import PROBLEMS
 
 ONE_CLASS_A_ROW = ("sequence_classification", "image_classification")
 """Tasks with a single class per row."""
-UNLABELLED = ("causal_lm", "dpo", "image_text_retrieval", "image_text_to_text")
-"""Tasks without labels, so that the data determine no number of outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +62,6 @@ def load_run(folder: RunFolder, config: JobConfig) -> FinishedRun:
     """
     facts, task = check_finished(folder), TASKS[config.task]
     num_labels = facts.get("num_labels")
-    if config.task not in UNLABELLED and (num_labels is None or num_labels < 1):
-        raise wrong_record(folder.run, f"`num_labels` must be at least 1, got {num_labels}")
     full = config.method == "full"
     saved = replace(config.model, path=str(folder.full_model), gguf_file=None, quantization=None)
     source = locate(saved if full else config.model)
