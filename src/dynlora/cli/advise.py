@@ -7,6 +7,7 @@ import click
 from rich.console import Group
 from rich.text import Text
 
+from dynlora.cli.arguments import option
 from dynlora.cli.job_options import JobVerb
 from dynlora.cli.output import Output, readable_messages
 from dynlora.train.config import JobConfig
@@ -55,11 +56,10 @@ COMMAND = JobVerb(
     "whether lora.r is enough, from short runs at 4 r",
     _run,
     [
-        click.Option(
-            ["--minutes"],
-            metavar="N",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Time limit in minutes (default: 5 % of the job's time, but at least 2).",
+        option(
+            "--minutes N",
+            "Time limit in minutes (default: 5 % of the job's time, but at least 2).",
+            click.FloatRange(min=0, min_open=True),
         )
     ],
 )

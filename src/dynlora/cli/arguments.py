@@ -53,6 +53,17 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+def option(usage: str, text: str, kind: Any = None, **settings: Any) -> click.Option:
+    """Return an option with a value; `usage` is its name, and perhaps the value's: `--rank R`."""
+    name, _, value = usage.partition(" ")
+    return click.Option([name], metavar=value or None, type=kind, help=text, **settings)
+
+
+def flag(names: str, text: str, **settings: Any) -> click.Option:
+    """Return an option without a value."""
+    return click.Option(names.split(), is_flag=True, help=text, **settings)
+
+
 FILE, FOLDER = PathType(path_type=Path), PathType(file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=1)
 RELATIVE_ERROR = click.FloatRange(0, 1, max_open=True)
@@ -62,17 +73,14 @@ ADAPTER = click.Argument(
     metavar="ADAPTER",
     help="Folder of a PEFT LoRA adapter, or a .safetensors file of kohya or diffusers.",
 )
-NEW_FOLDER = click.Option(
-    ["--output"], type=FOLDER, required=True, metavar="DIR", help="A new folder."
-)
-NEW_ADAPTER = click.Option(
-    ["--output"],
-    type=FILE,
+NEW_FOLDER = option("--output DIR", "A new folder.", FOLDER, required=True)
+NEW_ADAPTER = option(
+    "--output PATH",
+    "A new folder, or a new .safetensors file for kohya and diffusers.",
+    FILE,
     required=True,
-    metavar="PATH",
-    help="A new folder, or a new .safetensors file for kohya and diffusers.",
 )
-OVERWRITE = click.Option(["--overwrite"], is_flag=True, help="Replace an existing output.")
+OVERWRITE = flag("--overwrite", "Replace an existing output.")
 RUNS = click.Argument(
     ["runs"],
     metavar="RUN...",
@@ -84,22 +92,20 @@ RUNS = click.Argument(
 RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")
 LOADED_RUN = (
     RUN,
-    click.Option(
-        ["--model"],
-        metavar="PATH",
-        help="Folder, GGUF file or hub name of the base model, if it has moved since the run.",
+    option(
+        "--model PATH",
+        "Folder, GGUF file or hub name of the base model, if it has moved since the run.",
     ),
-    click.Option(
-        ["--batch-size"],
-        metavar="N",
-        type=COUNT,
-        help="Rows per forward pass (default: the run's training.eval_batch_size).",
+    option(
+        "--batch-size N",
+        "Rows per forward pass (default: the run's training.eval_batch_size).",
+        COUNT,
     ),
-    click.Option(
-        ["--input-adaptive"],
-        type=click.Choice(["on", "off"]),
-        help="Whether each row uses only as many components as its complexity needs (default: "
+    option(
+        "--input-adaptive",
+        "Whether each row uses only as many components as its complexity needs (default: "
         "on for runs with dynamic.input_adaptive).",
+        click.Choice(["on", "off"]),
     ),
 )
 """Arguments of verbs that load a finished run with `open_run`."""
@@ -113,23 +119,12 @@ def common_options() -> list[click.Parameter]:
             ctx.obj.line(ctx.get_help())
             ctx.exit()
 
-    # `run_command` reads both switches, which may stand anywhere.
-    texts = {
-        "--json": "Print the result as one JSON object on standard output.",
-        "--quiet": "Print only errors, and the result with --json.",
-    }
-    switches = [
-        click.Option([name], is_flag=True, expose_value=False, help=text)
-        for name, text in texts.items()
+    hidden = {"expose_value": False}  # `run_command` reads both, which may stand anywhere
+    return [
+        flag("--json", "Print the result as one JSON object on standard output.", **hidden),
+        flag("--quiet", "Print only errors, and the result with --json.", **hidden),
+        flag("-h --help", "Show this help.", is_eager=True, callback=show_help, **hidden),
     ]
-    return [*switches, eager_flag("-h", "--help", help="Show this help.", callback=show_help)]
-
-
-def eager_flag(*names: str, help: str, callback: Callable[..., None]) -> click.Option:  # noqa: A002
-    """Return an option that runs `callback` before other arguments are checked."""
-    return click.Option(
-        names, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help
-    )
 
 
 def call(command: click.Command, words: Sequence[str], output: Output) -> None:

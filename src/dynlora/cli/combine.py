@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dynlora.adapter_files.formats import DIFFUSERS, PEFT
-from dynlora.cli.arguments import COUNT, FILE, NEW_ADAPTER, Verb
+from dynlora.cli.arguments import COUNT, FILE, NEW_ADAPTER, Verb, option
 from dynlora.cli.output import Output, note
 from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
@@ -130,23 +130,21 @@ COMMAND = Verb(
             "or .safetensors files of kohya or of diffusers.",
         ),
         NEW_ADAPTER,
-        click.Option(
-            ["--method"],
-            type=click.Choice(list(METHODS)),
+        option(
+            "--method",
+            "; ".join(f"{name}: {purpose}" for name, purpose in METHODS.items()),
+            click.Choice(list(METHODS)),
             default="linear",
-            help="; ".join(f"{name}: {purpose}" for name, purpose in METHODS.items()),
         ),
-        click.Option(
-            ["--weights"],
-            metavar="W,W",
-            help="Factors on the adapters' updates, such as 0.7,0.3 (default: the mean).",
+        option(
+            "--weights W,W",
+            "Factors on the adapters' updates, such as 0.7,0.3 (default: the mean).",
         ),
-        click.Option(["--rank"], type=COUNT, metavar="R", help="ties, dare: highest rank."),
-        click.Option(
-            ["--density"],
-            type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            metavar="D",
-            help=f"ties, dare: share of the elements to keep of each update (default: {DENSITY}).",
+        option("--rank R", "ties, dare: highest rank.", COUNT),
+        option(
+            "--density D",
+            f"ties, dare: share of the elements to keep of each update (default: {DENSITY}).",
+            click.FloatRange(0, 1, min_open=True, max_open=True),
         ),
     ],
 )

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import click
-
-from dynlora.cli.arguments import FILE, LOADED_RUN, OVERWRITE, Verb, open_run
+from dynlora.cli.arguments import FILE, LOADED_RUN, OVERWRITE, Verb, flag, open_run, option
 from dynlora.cli.output import Output, readable_messages
 
 
@@ -78,28 +76,17 @@ COMMAND = Verb(
     _run,
     [
         *LOADED_RUN,
-        click.Option(
-            ["--split"],
-            metavar="NAME",
-            help="Split of the data (default: the run's validation split).",
+        option("--split NAME", "Split of the data (default: the run's validation split)."),
+        option(
+            "--data FILE_OR_FOLDER",
+            "Other data with the same columns: a file, or a folder with the split.",
+            FILE,
         ),
-        click.Option(
-            ["--data"],
-            type=FILE,
-            metavar="FILE_OR_FOLDER",
-            help="Other data with the same columns: a file, or a folder with the split.",
+        flag(
+            "--exact-match",
+            "Also write the answers, and tell the share that equals one of the data.",
         ),
-        click.Option(
-            ["--exact-match"],
-            is_flag=True,
-            help="Also write the answers, and tell the share that equals one of the data.",
-        ),
-        click.Option(
-            ["--output"],
-            type=FILE,
-            metavar="FILE",
-            help="Also write the result to a new JSON file.",
-        ),
+        option("--output FILE", "Also write the result to a new JSON file.", FILE),
         OVERWRITE,
     ],
 )

@@ -8,7 +8,7 @@ import click
 import yaml
 from rich.text import Text
 
-from dynlora.cli.arguments import FILE, Verb
+from dynlora.cli.arguments import FILE, Verb, option
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.files.whole import write_text
@@ -44,6 +44,6 @@ COMMAND = Verb(
     _run,
     [
         click.Argument(["name"], metavar="[NAME]", required=False),
-        click.Option(["--output"], type=FILE, metavar="FILE", help="Default: NAME.yaml."),
+        option("--output FILE", "Default: NAME.yaml.", FILE),
     ],
 )

@@ -7,7 +7,7 @@ import click
 from rich.text import Text
 
 from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
-from dynlora.cli.arguments import ADAPTER, COUNT, NEW_ADAPTER, Verb
+from dynlora.cli.arguments import ADAPTER, COUNT, NEW_ADAPTER, Verb, option
 from dynlora.cli.output import Output, note, readable_messages
 from dynlora.cli.resize import rank_table
 from dynlora.errors import ConfigError
@@ -66,11 +66,11 @@ def _push(path: Path, repository: str, output: Output) -> None:
 
 
 def _check_options(given: Any) -> None:
-    for option, formats in TAKES.items():
-        value = vars(given)[option]
+    for name, formats in TAKES.items():
+        value = vars(given)[name]
         if value is not None and given.format not in formats:
             raise ConfigError(
-                f"`--{option}` needs `--format {' or '.join(formats)}`, but got {value} with "
+                f"`--{name}` needs `--format {' or '.join(formats)}`, but got {value} with "
                 f"{given.format}. Leave it out."
             )
 
@@ -144,35 +144,30 @@ COMMAND = Verb(
     _run,
     [
         ADAPTER,
-        click.Option(
-            ["--format"],
-            type=click.Choice(list(FORMATS)),
+        option(
+            "--format",
+            "; ".join(f"{name}: {purpose}" for name, purpose in FORMATS.items()),
+            click.Choice(list(FORMATS)),
             required=True,
-            help="; ".join(f"{name}: {purpose}" for name, purpose in FORMATS.items()),
         ),
         NEW_ADAPTER,
-        click.Option(
-            ["--rank"],
-            type=COUNT,
-            metavar="R",
-            help="uniform: rank of all layers (default: the highest rank of a layer).",
+        option(
+            "--rank R", "uniform: rank of all layers (default: the highest rank of a layer).", COUNT
         ),
-        click.Option(
-            ["--model"],
-            metavar="PATH",
-            help="merged, onnx and onnx-lora: folder, GGUF file or hub name of the base model, if "
+        option(
+            "--model PATH",
+            "merged, onnx and onnx-lora: folder, GGUF file or hub name of the base model, if "
             "the adapter does not name an existing folder. native and diffusers, for a file of "
             "kohya: folder of the base model as a pipeline of diffusers.",
         ),
-        click.Option(
-            ["--component"],
-            type=click.Choice(list(KOHYA_PREFIXES)),
-            help="Component of a pipeline that a PEFT adapter, read or written, belongs to.",
+        option(
+            "--component",
+            "Component of a pipeline that a PEFT adapter, read or written, belongs to.",
+            click.Choice(list(KOHYA_PREFIXES)),
         ),
-        click.Option(
-            ["--push_to_hub"],
-            metavar="OWNER/NAME",
-            help="Also upload the result to this repository of the hub, private if it is new.",
+        option(
+            "--push_to_hub OWNER/NAME",
+            "Also upload the result to this repository of the hub, private if it is new.",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, RELATIVE_ERROR, Verb
+from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, RELATIVE_ERROR, Verb, option
 from dynlora.cli.output import Output, layer_table, readable_messages
 
 RANK = 64  # default highest rank
@@ -69,18 +69,11 @@ COMMAND = Verb(
         click.Argument(["base"], type=FOLDER, metavar="BASE", help="Folder of the base model."),
         click.Argument(["tuned"], type=FOLDER, metavar="TUNED", help="Folder of the tuned model."),
         NEW_FOLDER,
-        click.Option(
-            ["--rank"],
-            type=COUNT,
-            default=RANK,
-            metavar="R",
-            help=f"Highest rank of a layer (default: {RANK}).",
-        ),
-        click.Option(
-            ["--error"],
-            type=RELATIVE_ERROR,
-            metavar="E",
-            help="Largest relative error of a layer's change (Frobenius norm), such as 0.1.",
+        option("--rank R", f"Highest rank of a layer (default: {RANK}).", COUNT, default=RANK),
+        option(
+            "--error E",
+            "Largest relative error of a layer's change (Frobenius norm), such as 0.1.",
+            RELATIVE_ERROR,
         ),
     ],
 )

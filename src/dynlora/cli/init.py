@@ -10,7 +10,7 @@ import click
 import yaml
 from rich.text import Text
 
-from dynlora.cli.arguments import FILE, Verb, moved
+from dynlora.cli.arguments import FILE, Verb, moved, option
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError, DataError
 from dynlora.files.whole import write_text
@@ -132,15 +132,9 @@ COMMAND = Verb(
     _run,
     [
         *(
-            click.Option([f"--{name}"], type=kind, help=f"{question}.")
+            option(f"--{name}", f"{question}.", kind)
             for name, (question, kind) in QUESTIONS.items()
         ),
-        click.Option(
-            ["--output"],
-            type=FILE,
-            default="job.yaml",
-            metavar="FILE",
-            help="A new file (default: job.yaml).",
-        ),
+        option("--output FILE", "A new file (default: job.yaml).", FILE, default="job.yaml"),
     ],
 )

@@ -10,7 +10,7 @@ import click
 import yaml
 from click.shell_completion import CompletionItem
 
-from dynlora.cli.arguments import FILE, Verb
+from dynlora.cli.arguments import FILE, Verb, flag
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.train.config import JobConfig
@@ -50,9 +50,7 @@ class JobVerb(Verb):
                 run(config, given, output)
 
         config = click.Argument(["config"], type=FILE, metavar="CONFIG", help="YAML file of a job")
-        printed = click.Option(
-            ["--print_config"], is_flag=True, help="Print the resolved configuration and exit."
-        )
+        printed = flag("--print_config", "Print the resolved configuration and exit.")
         self.flags = (*flags, printed)
         self.keys = {key: _option(key) for key in settings()}
         super().__init__(name, summary, run_job, [config, *self.flags, *self.keys.values()])

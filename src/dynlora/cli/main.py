@@ -21,7 +21,7 @@ from click.shell_completion import shell_complete
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.cli.arguments import WIDTH, call, common_options, eager_flag
+from dynlora.cli.arguments import WIDTH, call, common_options, flag
 from dynlora.cli.completion import VARIABLE
 from dynlora.cli.output import Output, ReaderLeftError, drop_pending, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
@@ -145,8 +145,13 @@ def dynlora() -> Verbs:
             _show_environment(ctx.obj)
             ctx.exit()
 
-    shown = "Show the version and the environment."
-    version = eager_flag("--version", help=shown, callback=show_version)
+    version = flag(
+        "--version",
+        "Show the version and the environment.",
+        is_eager=True,
+        callback=show_version,
+        expose_value=False,
+    )
     names: dict[str, Any] = dict.fromkeys(VERBS)  # of which click suggests the nearest
     return Verbs(
         "dynlora",

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import click
-
+from dynlora.cli.arguments import flag
 from dynlora.cli.job_options import JobVerb
 from dynlora.cli.output import Output, readable_messages
 from dynlora.train.config import JobConfig
@@ -24,11 +23,5 @@ COMMAND = JobVerb(
     "plan",
     "parameters per method before a run; peak memory with --measure",
     _run,
-    [
-        click.Option(
-            ["--measure"],
-            is_flag=True,
-            help="Also train each method for two steps and measure its peak memory.",
-        )
-    ],
+    [flag("--measure", "Also train each method for two steps and measure its peak memory.")],
 )

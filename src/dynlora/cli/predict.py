@@ -5,7 +5,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from dynlora.cli.arguments import COUNT, FILE, LOADED_RUN, OVERWRITE, Verb, open_run
+from dynlora.cli.arguments import COUNT, FILE, LOADED_RUN, OVERWRITE, Verb, open_run, option
 from dynlora.cli.output import Output, readable_messages
 
 
@@ -44,17 +44,15 @@ COMMAND = Verb(
             metavar="FILE",
             help="Rows with the run's columns, or a folder of images; labels are not needed.",
         ),
-        click.Option(
-            ["--max-new-tokens"],
-            metavar="N",
-            type=COUNT,
-            help="Maximum tokens to write per row (default: the run's data.max_new_tokens).",
+        option(
+            "--max-new-tokens N",
+            "Maximum tokens to write per row (default: the run's data.max_new_tokens).",
+            COUNT,
         ),
-        click.Option(
-            ["--output"],
-            metavar="FILE",
-            type=FILE,
-            help="A new .jsonl, .csv or .parquet file (default: JSON lines on standard output).",
+        option(
+            "--output FILE",
+            "A new .jsonl, .csv or .parquet file (default: JSON lines on standard output).",
+            FILE,
         ),
         OVERWRITE,
     ],

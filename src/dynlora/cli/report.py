@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import click
-
-from dynlora.cli.arguments import FILE, FOLDER, RUNS, Verb
+from dynlora.cli.arguments import FILE, FOLDER, RUNS, Verb, option
 from dynlora.cli.output import Output, note
 
 
@@ -51,17 +49,15 @@ COMMAND = Verb(
     _run,
     [
         RUNS,
-        click.Option(
-            ["--output"],
-            type=FILE,
-            metavar="FILE",
-            help="File to write (default: RUN/report.html; of several runs comparison.html).",
+        option(
+            "--output FILE",
+            "File to write (default: RUN/report.html; of several runs comparison.html).",
+            FILE,
         ),
-        click.Option(
-            ["--export"],
-            type=FOLDER,
-            metavar="DIR",
-            help="A new folder for the tables as CSV and the drawings as SVG and PNG.",
+        option(
+            "--export DIR",
+            "A new folder for the tables as CSV and the drawings as SVG and PNG.",
+            FOLDER,
         ),
     ],
 )

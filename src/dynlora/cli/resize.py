@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
 from rich.table import Table
 
 from dynlora.adapter_files.formats import DIFFUSERS, PEFT
-from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_ADAPTER, RELATIVE_ERROR, Verb
+from dynlora.cli.arguments import ADAPTER, COUNT, FILE, NEW_ADAPTER, RELATIVE_ERROR, Verb, option
 from dynlora.cli.output import Output, layer_table, readable_messages
 from dynlora.errors import ConfigError
 
@@ -53,9 +52,9 @@ def _check_options(given: Any) -> None:
             "exactly one of `--rank`, `--budget` and `--error` must be given, but got "
             f"{' and '.join(sizes) or 'none'}."
         )
-    for option in ("text", "text_pair", "rows", "model"):
-        if given.data is None and vars(given)[option] is not None:
-            name = option.replace("_", "-")
+    for key in ("text", "text_pair", "rows", "model"):
+        if given.data is None and vars(given)[key] is not None:
+            name = key.replace("_", "-")
             raise ConfigError(f"`--{name}` needs `--data FILE`. Add it, or leave `--{name}` out.")
     if given.data is not None and given.text is None:
         raise ConfigError("`--data` needs the column of its texts. Add `--text COLUMN`.")
@@ -135,39 +134,27 @@ COMMAND = Verb(
     [
         ADAPTER,
         NEW_ADAPTER,
-        click.Option(["--rank"], type=COUNT, metavar="R", help="Rank of all layers."),
-        click.Option(
-            ["--budget"],
-            metavar="N",
-            help="Maximum LoRA parameters, or a percentage of the adapter's, such as 50%.",
+        option("--rank R", "Rank of all layers.", COUNT),
+        option(
+            "--budget N", "Maximum LoRA parameters, or a percentage of the adapter's, such as 50%."
         ),
-        click.Option(
-            ["--error"],
-            type=RELATIVE_ERROR,
-            metavar="E",
-            help="Largest relative error of a layer, such as 0.1: of its output with --data, else "
+        option(
+            "--error E",
+            "Largest relative error of a layer, such as 0.1: of its output with --data, else "
             "of its update (Frobenius norm).",
+            RELATIVE_ERROR,
         ),
-        click.Option(
-            ["--data"],
-            type=FILE,
-            metavar="FILE",
-            help="Texts (.parquet, .csv, .jsonl, .json) on which layers' outputs are preserved.",
+        option(
+            "--data FILE",
+            "Texts (.parquet, .csv, .jsonl, .json) on which layers' outputs are preserved.",
+            FILE,
         ),
-        click.Option(["--text"], metavar="COLUMN", help="With --data: column of the texts."),
-        click.Option(
-            ["--text-pair"], metavar="COLUMN", help="With --data: column of second texts, if any."
-        ),
-        click.Option(
-            ["--rows"],
-            type=COUNT,
-            metavar="N",
-            help=f"With --data: rows to read (default: {ROWS}).",
-        ),
-        click.Option(
-            ["--model"],
-            metavar="PATH",
-            help="With --data: folder, GGUF file or hub name of the base model, if the adapter "
+        option("--text COLUMN", "With --data: column of the texts."),
+        option("--text-pair COLUMN", "With --data: column of second texts, if any."),
+        option("--rows N", f"With --data: rows to read (default: {ROWS}).", COUNT),
+        option(
+            "--model PATH",
+            "With --data: folder, GGUF file or hub name of the base model, if the adapter "
             "does not name an existing folder.",
         ),
     ],

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.text import Text
 
-from dynlora.cli.arguments import COUNT
+from dynlora.cli.arguments import COUNT, flag, option
 from dynlora.cli.job_options import JobVerb, given_keys
 from dynlora.cli.output import Output, readable_messages
 from dynlora.errors import ConfigError
@@ -65,14 +64,11 @@ COMMAND = JobVerb(
     "train and evaluate as CONFIG (a YAML file) specifies",
     _run,
     [
-        click.Option(
-            ["--dry-run"], is_flag=True, help="Load and check everything, and write nothing."
-        ),
-        click.Option(
-            ["--processes"],
-            type=COUNT,
-            metavar="N",
-            help="Train in so many processes of this machine, each with its own GPU if it has any.",
+        flag("--dry-run", "Load and check everything, and write nothing."),
+        option(
+            "--processes N",
+            "Train in so many processes of this machine, each with its own GPU if it has any.",
+            COUNT,
         ),
     ],
 )

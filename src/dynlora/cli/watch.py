@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dynlora.cli.arguments import RUNS, Verb
+from dynlora.cli.arguments import RUNS, Verb, flag, option
 from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 from dynlora.train.signals import Stopped
@@ -51,13 +51,12 @@ COMMAND = Verb(
     _run,
     [
         RUNS,
-        click.Option(
-            ["--port"],
-            type=click.IntRange(0, 65535),
+        option(
+            "--port N",
+            "Port of the page (default: a free one).",
+            click.IntRange(0, 65535),
             default=0,
-            metavar="N",
-            help="Port of the page (default: a free one).",
         ),
-        click.Option(["--open"], is_flag=True, help="Open the page in the browser."),
+        flag("--open", "Open the page in the browser."),
     ],
 )
