@@ -70,7 +70,7 @@ def test_a_wrong_file_is_refused_with_the_right_key(error, tmp_path):
     own = "`model.gguf_file: tiny.gguf`"
     for options, told in (
         (["--model.gguf_file", "null"], "no config.json | `model.gguf_file: tiny.gguf`"),
-        (["--model.gguf_file", "tiny.bin"], "`model.gguf_file` | a .gguf file | tiny.bin"),
+        (["--model.gguf_file", "tiny.bin"], "`model.gguf_file` | tiny.bin | are: tiny.gguf"),
         *(
             (["--model.path", "null", f"--model.{key}", "a/tiny.gguf"], f"`model.{key}: a` | {own}")
             for key in ("path", "name", "package")

@@ -146,11 +146,6 @@ def _trainer_state(checkpoint: Path) -> dict[str, Any]:
 
 def _check_same_config(past: Past, config: Mapping[str, Any]) -> None:
     path = past.source.config
-    if not path.is_file():
-        raise ResumeError(
-            f"a checkpoint must lie in the folder of its run, got {past.checkpoint}: {path} is "
-            "missing."
-        )
     then, now = flatten(read_config(path)), flatten(config)
     differing = [
         f"{key} (was {then.get(key)}, now {now.get(key)})"
