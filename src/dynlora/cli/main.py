@@ -45,9 +45,6 @@ OUTPUT_OPTIONS = ("--json", "--quiet")
 SHOWN = 100  # maximum characters of a path in an error, because it may be pasted text
 LONGEST_ERROR = 4000  # maximum characters of an error, because quoted values may be huge
 
-Dispatch = Callable[[list[str], Output], None]
-"""Runs the command given by the arguments without output options."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dynlora` with the arguments, or the process's own, and return the exit code."""
@@ -57,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return leave(command) if in_group() else command()
 
 
-def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
-    """Run a command and return the exit code; an expected error becomes one line."""
+def run_command(argv: Sequence[str] | None, dispatch: Callable[[list[str], Output], None]) -> int:
+    """Run a command and return the exit code; an expected error becomes one line.
+
+    `dispatch` runs the command of the arguments without output options.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     first = is_first()  # other processes print errors only
     output = Output(as_json=first and "--json" in given, quiet=not first or "--quiet" in given)
@@ -72,7 +72,8 @@ def run_command(argv: Sequence[str] | None, dispatch: Dispatch) -> int:
     except OSError as error:
         if error.filename is None or error.errno is None:
             raise
-        return _refuse(_refused_file(error))
+        path = shorten(str(error.filename), SHOWN)
+        return _refuse(f"a path must be accessible, but got {path} ({error.strerror}).")
     except (ReaderLeftError, ReportedError) as end:
         return end.code
     except Exception as error:
@@ -104,12 +105,6 @@ def _tell(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
     except OSError:
         drop_pending(sys.stderr)
-
-
-def _refused_file(error: OSError) -> str:
-    """Describe the operating system's error for a path."""
-    path = shorten(str(error.filename), SHOWN)
-    return f"a path must be accessible, but got {path} ({error.strerror})."
 
 
 def _short_of_memory(error: Exception) -> str:

@@ -48,15 +48,13 @@ class ProgressConsole(PipeConsole):
 
 def drop_pending(stream: TextIO) -> None:
     """Drop a stream's unwritten text, which Python would flush again at exit."""
-    number = stream.fileno()
-    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
+    kept = os.dup(stream.fileno())
+    drop_rest(stream)
     try:
         stream.flush()
     finally:
-        os.dup2(kept, number)
+        os.dup2(kept, stream.fileno())
         os.close(kept)
-        os.close(nowhere)
 
 
 def drop_rest(stream: TextIO) -> None:

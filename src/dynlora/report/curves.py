@@ -87,7 +87,8 @@ def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float
     for value in svg.ticks(low, high, TICKS):
         y = height(value)
         shapes += [svg.line([(LEFT, y), (RIGHT, y)], "line")]
-        shapes += [svg.text(LEFT - 6, y + 4, _label(value), "soft", "end")]
+        label = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
+        shapes += [svg.text(LEFT - 6, y + 4, label, "soft", "end")]
     return [*shapes, svg.line([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")], height
 
 
@@ -127,8 +128,3 @@ def _thin(points: Points) -> Points:
         return points
     groups = [points[n : n + size] for n in range(0, len(points), size)]
     return [(group[-1][0], fmean(value for _, value in group)) for group in groups]
-
-
-def _label(value: float) -> str:
-    """Format a round number without floating-point noise."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"

@@ -32,12 +32,6 @@ class RunFolder:
             *(self.config, self.metrics, self.ranks, self.heatmap, self.report, self.run),
         )
 
-    def model_files(self, method: str) -> tuple[Path, ...]:
-        """Return the model files that must exist, because loading might otherwise query the hub."""
-        if method == "full":
-            return (self.full_model / "config.json",)
-        return (self.adapter / "adapter_config.json", self.adapter / "adapter_model.safetensors")
-
     def check_usable(self) -> None:
         """Check that a run can write here without replacing the user's own files.
 

@@ -105,8 +105,11 @@ def check_finished(folder: RunFolder) -> dict[str, Any]:
     """Return the values of `run.json`; raise `RunFileError` unless the run is complete."""
     facts = run_facts(folder)
     refuse_unfinished(folder, facts)
-    for path in (folder.config, *folder.model_files(facts.get("method", "unknown"))):
-        if not path.is_file():
+    needed = [folder.adapter / "adapter_config.json", folder.adapter / WEIGHTS]
+    if facts.get("method") == "full":
+        needed = [folder.full_model / "config.json"]
+    for path in (folder.config, *needed):
+        if not path.is_file():  # loading might query the hub
             raise RunFileError(
                 f"a finished run must hold {path.relative_to(folder.root)}, which is missing in "
                 f"{folder.root}: restore it from a copy, or train again."

@@ -59,8 +59,6 @@ Clock = Callable[[], float]
 Losses = Float[np.ndarray, " groups"]
 """Contributions of groups of validation rows to the mean loss of a run."""
 Pair = Float[np.ndarray, "2 groups"]  # losses of the cut run and of the other one
-Drops = Float[np.ndarray, "seeds groups"]
-"""Contributions of groups of validation rows to the relative gain of the higher rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +132,8 @@ def advise_rank(
     judged = int(JUDGED * limit * job.batch / step_seconds[job.batch])
     inputs = _judged(inputs, min(max(judged, GROUPS), SEARCH_ROWS))
     began_untrained = clock()
-    untrained = _untrained_loss(inputs, config)
+    bare = bare_job(config, 1)
+    untrained = _losses(build_trainer(inputs, bare, prepare_method(inputs, bare), [])).sum()
     evaluation = clock() - began_untrained
     planned = PLANNED * (began + limit - clock()) - 2 * (start + evaluation)
     size = choose_size(planned / PAIR, job, step_seconds)
@@ -144,7 +143,7 @@ def advise_rank(
         "higher_r": FACTOR * config.lora.r,
         **_verdict(
             pairs,
-            untrained=untrained,
+            untrained=float(untrained),
             change=CHANGE * math.log2(job.rows / size.rows),
             unseen=1 - len(inputs.data.validation) / validation_rows,
         ),
@@ -313,12 +312,6 @@ def _train(
     return trainer
 
 
-def _untrained_loss(inputs: JobInputs, config: JobConfig) -> float:
-    config = bare_job(config, 1)
-    trainer = build_trainer(inputs, config, prepare_method(inputs, config), [])
-    return float(_losses(trainer).sum())
-
-
 def _losses(trainer: Any) -> Losses:
     """Return the contribution of each group of validation rows to the mean loss."""
     rows = trainer.eval_dataset
@@ -335,7 +328,9 @@ def _losses(trainer: Any) -> Losses:
     return parts
 
 
-def interval_of(drops: Drops, *, change: float, unseen: float) -> tuple[float, float]:
+def interval_of(
+    drops: Float[np.ndarray, "seeds groups"], *, change: float, unseen: float
+) -> tuple[float, float]:
     """Return the ends of the 95 % interval of the mean gain.
 
     Three variances add up: of the mean over pairs, of the mean over groups of rows, and of the
@@ -343,7 +338,8 @@ def interval_of(drops: Drops, *, change: float, unseen: float) -> tuple[float, f
     the expected one. Degrees of freedom are Satterthwaite's.
 
     Args:
-        drops: At least one pair, and two groups.
+        drops: Contributions of groups of validation rows to the relative gain of the higher rank,
+            for at least one pair, and two groups.
         change: Expected standard deviation of the gain's change from the part to the whole job.
         unseen: Part of the validation rows that is not in the groups.
     """

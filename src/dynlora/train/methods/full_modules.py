@@ -137,8 +137,8 @@ def _hold(module: nn.Module, *, inside: bool) -> bool:
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
     """Return nested values with all floating-point tensors cast to one dtype."""
-
-    def is_floating(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.is_floating_point()
-
-    return recursively_apply(lambda tensor: tensor.to(dtype), values, test_type=is_floating)
+    return recursively_apply(
+        lambda tensor: tensor.to(dtype),
+        values,
+        test_type=lambda value: isinstance(value, Tensor) and value.is_floating_point(),
+    )
