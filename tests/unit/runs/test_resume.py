@@ -107,7 +107,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (cut_short, r"optimizer\.pt has 95 bytes, not 100"),
+        (cut_short, r"optimizer\.pt has other content than was written"),
         (flip_a_bit, r"optimizer\.pt has other content than was written"),
         (Path.unlink, r"optimizer\.pt is missing"),
     ],
@@ -152,8 +152,7 @@ PROGRESS: dict[str, Any] = {
             for changed in (
                 {"step": math.inf}, {"step": -5}, {"step": True},
                 {"seconds": {"training_steps": math.nan, "evaluation": 0.5}},
-                {"seconds": {}}, {"files": {"optimizer.pt": {}}},
-                {"files": {"optimizer.pt": {"bytes": "100", "sha256": 7}}},
+                {"seconds": {}}, {"files": {"optimizer.pt": 7}},
             )
         ),
     ],
