@@ -62,6 +62,12 @@ def test_the_result_is_a_pass_that_a_wrong_scale_fails():
         assert not any(form["passed"] for form in broken)
 
 
+def test_eight_bits_per_weight_stay_within_their_tolerance():
+    found = RESULTS["engines"]["onnx"]["int8"]
+    assert found["logprob_difference"] <= 0.1
+    assert all(difference["gap"] <= 0.1 for difference in found["differences"])
+
+
 def test_each_engine_in_python_has_a_block_that_parses():
     blocks = python_blocks()
     assert blocks.keys() == {"vllm", "llamacpp", "mlx", "onnx"}
