@@ -47,7 +47,7 @@ COMMAND = Verb(
     run,
     [
         click.Argument(
-            ["results"], type=FOLDER, metavar="RESULTS", nargs=-1,
+            ["results"], type=FILE, metavar="RESULTS", nargs=-1,
             help=f"Folders of results, or .csv files of studies (default: {RESULTS}).",
         ),
         click.Option(
