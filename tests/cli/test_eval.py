@@ -177,6 +177,7 @@ def test_a_base_model_that_does_not_fit_is_refused(refused, finished_by, finishe
     message = refused("eval", finished, "--model", "someone/some-model")
     assert "of someone/some-model could not be loaded" in message
     assert "no config.json" in refused("eval", finished, "--model", "/nowhere/model")
+    assert "holds the whole model" in refused("eval", finished_by("full"), "--model", model)
 
 
 def test_rows_that_are_not_there_are_refused(refused, finished, tmp_path):

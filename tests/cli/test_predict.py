@@ -182,6 +182,11 @@ def test_pairs_of_texts_and_three_classes_are_learned_and_predicted(
     assert "`data.text_pair` names the column 'other'" in message
 
 
+def test_a_number_of_tokens_is_for_runs_that_write(refused, finished, file):
+    message = refused("predict", finished, file, "--max-new-tokens", 5)
+    assert "write text only, got 5" in message
+
+
 FAR = 2**40
 """Seconds after 1970 that no calendar of pyarrow or Python reaches."""
 

@@ -157,9 +157,25 @@ def open_run(
     check_finished(folder)
     written = {} if max_new_tokens is None else {"data.max_new_tokens": max_new_tokens}
     config = read_job(folder.config, moved(model) | written)
-    loaded = load_run(folder, config)
+    writing = ("causal_lm", "dpo", "image_text_to_text")
+    if max_new_tokens is not None and config.task not in writing:
+        raise ConfigError(
+            f"`--max-new-tokens` goes with runs that write text only, got {max_new_tokens} "
+            f"for {run}, a run of `task: {config.task}`: leave it out."
+        )
+    if model is not None and config.method == "full":
+        raise ConfigError(
+            f"`--model` must be left out for a run with `method: full`, got {model}: {run} holds "
+            "the whole model."
+        )
     trained = config.method == "dynamic" and config.dynamic.input_adaptive
-    if input_adaptive == "on" or (trained and input_adaptive is None):
+    if input_adaptive == "on" and not trained:
+        raise ConfigError(
+            f"`--input-adaptive on` goes with runs of `dynamic.input_adaptive: true` only, got "
+            f"{run}, which was trained without: leave it out."
+        )
+    loaded = load_run(folder, config)
+    if trained and input_adaptive != "off":
         load_input_adaptive(loaded.model, folder.adapter)
     return loaded
 
