@@ -183,6 +183,16 @@ def test_eval_counts_rows_with_an_answer_that_the_model_writes(run, said, tmp_pa
     assert values["metrics"]["exact_match"] == 3 / 8
 
 
+def test_rows_of_images_alone_get_a_line_each(run, tmp_path, capsys):
+    kept = {"image"} if run.kind == "joined" else {"image", "ask"}
+    rows = [{key: row[key] for key in kept} for row in make_rows(3, seed=6)]
+    file = write_rows(tmp_path / "rows.parquet", rows)
+    capsys.readouterr()
+    assert main(["predict", str(run.folder), str(file)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.keys() for line in lines] == [kept - {"image"} | {"prediction"}] * 3
+
+
 def test_a_merged_model_has_its_processor_and_the_same_metrics(run, tmp_path):
     out = tmp_path / "merged"
     options = ("--format", "merged", "--output", out)

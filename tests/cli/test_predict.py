@@ -117,11 +117,14 @@ def test_json_is_one_object(predict, said, finished, file, tmp_path):
 
 
 def test_nothing_is_lost_to_the_output(predict, refused, finished, file, tmp_path):
-    output, folder = tmp_path / "out.jsonl", tmp_path / "folder.csv"
+    output, link, folder = (tmp_path / name for name in ("out.jsonl", "link.jsonl", "folder.csv"))
     output.write_text("precious")
+    link.symlink_to(file)
     folder.mkdir()
     for options, told in (
         ([output], "a file that exists"),
+        ([file, "--overwrite"], "another file than FILE"),
+        ([link, "--overwrite"], "another file than FILE"),
         ([tmp_path / "out.txt"], "must end in .jsonl, .csv, .parquet"),
         ([folder, "--overwrite"], "a folder"),
         ([output / "out.csv"], "a path must be accessible"),

@@ -14,7 +14,7 @@ def _run(given: Any, output: Output) -> None:
     from dynlora.train.predictions import check_output, lines, predict_rows, write_predictions
 
     if given.output is not None:
-        check_output(given.output, overwrite=given.overwrite)
+        check_output(given.output, source=given.file, overwrite=given.overwrite)
     with readable_messages(output.progress):
         found = open_run(given.run, given.model, given.input_adaptive, given.max_new_tokens)
         rows = find_inputs(found.config.data, found.config.task, given.file)

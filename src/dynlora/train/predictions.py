@@ -76,7 +76,9 @@ def _named(prediction: Row, names: Sequence[str]) -> Row:
 
 def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
     """Yield one JSON object per row: its columns, without bytes such as images; its prediction."""
-    table = _plain(split.table)
+    table = split.table.select(
+        [place for place, field in enumerate(split.table.schema) if not _holds_bytes(field.type)]
+    )
     # Trailing commas in a CSV file make columns without a name.
     twice = [name for name, count in Counter(table.column_names).items() if name and count > 1]
     if twice:
@@ -85,19 +87,19 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
             f"{len(table.column_names)} columns of which several are named {twice[0]!r}: rename "
             "them, or write a file that ends in .csv or .parquet."
         )
-    parts = (table.slice(n, ROWS_AT_ONCE) for n in range(0, table.num_rows, ROWS_AT_ONCE))
-    rows = (row for part in parts for row in part.to_pylist())
-    for row, prediction in zip(rows, predictions, strict=True):
+    for row, prediction in zip(_rows(table), predictions, strict=True):
         yield json.dumps(finite({**row, **prediction}), ensure_ascii=False, default=str)
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Return a table without bytes, and with times as texts, because Python lacks some times."""
-    # By index, because columns may share a name, such as the empty one.
-    kept = [place for place, field in enumerate(table.schema) if not _holds_bytes(field.type)]
-    columns = [table.column(place) for place in kept]
-    names = [table.column_names[place] for place in kept]
-    return pa.Table.from_arrays([c.cast(without_times(c.type)) for c in columns], names)
+def _rows(table: pa.Table) -> Iterator[Row]:
+    """Yield the rows of a table, also of a table without columns."""
+    for begin in range(0, table.num_rows, ROWS_AT_ONCE):
+        part = table.slice(begin, ROWS_AT_ONCE)
+        try:
+            yield from part.to_pylist()
+        except (ValueError, OverflowError):  # a time out of Python's range, such as year 18029
+            columns = [column.cast(without_times(column.type)) for column in part.columns]
+            yield from pa.Table.from_arrays(columns, part.column_names).to_pylist()
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -112,18 +114,25 @@ def _write_lines(path: Path, split: RawSplit, predictions: Iterator[Row]) -> Non
 
 
 def _write_csv(path: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
-    table = _plain(_beside(split, [finite(row) for row in predictions]))
-    flat = [_flat(column) for column in table.columns]
-    pyarrow.csv.write_csv(pa.Table.from_arrays(flat, table.column_names), path)
+    table = _beside(split, [finite(row) for row in predictions])
+    # By index, because columns may share a name, such as the empty one.
+    kept = [place for place, field in enumerate(table.schema) if not _holds_bytes(field.type)]
+    flat = [_flat(table.column(place)) for place in kept]
+    names = [table.column_names[place] for place in kept]
+    pyarrow.csv.write_csv(pa.Table.from_arrays(flat, names), path)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """Return a column with lists and records as JSON, because CSV cannot contain them."""
     if not pa.types.is_nested(column.type):
         return column
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):
+        values = column.cast(without_times(column.type)).to_pylist()
     written = [
         None if value is None else json.dumps(finite(value), ensure_ascii=False, default=str)
-        for value in column.to_pylist()
+        for value in values
     ]
     return pa.array(written, pa.string())
 
@@ -157,13 +166,17 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse an unknown extension, or a file not to be replaced."""
+def check_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
+    """Refuse an unknown extension, the file `source` of the rows, or a file not to be replaced."""
     if output.suffix not in WRITERS:
         raise ConfigError(
             f"`--output` must end in {', '.join(WRITERS)}, got {output.name!r}: give another."
         )
     check_replaceable(output, overwrite=overwrite)
+    if source is not None and source.exists() and output.exists() and output.samefile(source):
+        raise ConfigError(
+            f"`--output` must be another file than FILE, got {output} for both: give another."
+        )
 
 
 def write_predictions(output: Path, split: RawSplit, predictions: Iterator[Row]) -> None:
