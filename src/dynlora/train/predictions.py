@@ -94,7 +94,8 @@ def lines(split: RawSplit, predictions: Iterator[Row]) -> Iterator[str]:
 def _rows(table: pa.Table) -> Iterator[Row]:
     """Yield the rows of a table, also of a table without columns."""
     for begin in range(0, table.num_rows, ROWS_AT_ONCE):
-        part = table.slice(begin, ROWS_AT_ONCE)
+        # A slice of a table without columns would not end with the table.
+        part = table.slice(begin, min(ROWS_AT_ONCE, table.num_rows - begin))
         try:
             yield from part.to_pylist()
         except (ValueError, OverflowError):  # a time out of Python's range, such as year 18029
