@@ -46,9 +46,10 @@ def ranks_in(folder):
 
 @pytest.mark.parametrize(("method", "r"), [("dynamic", 1), ("lora", 6)])
 def test_a_job_goes_on_from_an_adapter_with_its_ranks_and_settings(
-    train, output, foreign, method, r
+    train, output, foreign, capsys, method, r
 ):
     assert train("--method", method, "--lora.start_from", foreign, "--lora.r", r) == 0
+    assert f"lora.r={r} has no effect" in capsys.readouterr().err
     before, after = load_file(foreign / FILE), weights(output)
     count = sum(t.numel() for name, t in before.items() if ".lora_" in name)
     assert facts(output)["parameters"]["start"] == count

@@ -1,6 +1,7 @@
 """Wrap a base model in a PEFT model, with a new or an already trained adapter."""
 
 import difflib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from dynlora.train.methods.full_modules import hold_in_float32, linear_layers, r
 from dynlora.train.methods.starts import takes_from_base
 from dynlora.train.task import Task
 from dynlora.train.tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 
 def add_adapter(base: Any, config: JobConfig) -> Any:
@@ -48,6 +51,19 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         # PEFT refuses some ranks for some initializations when the saved adapter is loaded.
         model.peft_config["default"].init_lora_weights = True
     return model
+
+
+def note_rank(config: JobConfig) -> None:
+    """Warn if `lora.r` differs from the configured rank of the adapter in `lora.start_from`."""
+    if config.lora.start_from is None:
+        return
+    saved, r = LoraConfig.from_pretrained(config.lora.start_from).r, config.lora.r
+    if r < saved or (r > saved and config.method != "dynamic"):
+        logger.warning(
+            "lora.r=%d has no effect: the adapter in lora.start_from, of r=%d, keeps its ranks; "
+            "`method: dynamic` with a higher lora.r lets them grow.",
+            r, saved,
+        )  # fmt: skip
 
 
 def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:
