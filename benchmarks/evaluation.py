@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.appended import AppendedTable
+from benchmarks.appended import AppendedTable, Row
+from benchmarks.frozen_trunk import evaluate
 from benchmarks.natural import describe_moves
 from benchmarks.screen_runs import COLUMNS, Runner, make_runner, run_options
-from benchmarks.screen_tasks import TaskConfig, read_screen
+from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen
+from benchmarks.screen_training import Run, Trained
 from benchmarks.time_limit import finish_all
 
 RECORDED = (*COLUMNS, "peak_parameters", "moved", "judged")
@@ -62,6 +64,16 @@ class Evaluation:
         runner.finish(task, arm, rate * factor, self.seeds_of.get(task, self.seeds))
 
 
+def describe_sets(run: Run, trained: Trained) -> Row:
+    """Return the values of `describe_moves`, and of a final run what it gives for each set."""
+    row = describe_moves(run, trained)
+    if run.kind == "final":
+        sets = {name: part for name, part in run.task.parts.items() if name not in PARTS}
+        judged = {n: evaluate(trained.model, part, run.task.head) for n, part in sets.items()}
+        row["judged"] = {"test": trained.judged, **judged}
+    return row
+
+
 def main() -> int:
     """Execute the missing runs of the selected questions, and return the exit code."""
     options = run_options(__doc__).parse_args()
@@ -69,7 +81,7 @@ def main() -> int:
     table = AppendedTable(options.out / f"{options.study.stem}.csv", RECORDED)
     screen = replace(read_screen(options.study.with_name(study.screen)), tasks=study.configs())
     runner = make_runner(screen, table, options)
-    runner.describe = describe_moves
+    runner.describe = describe_sets
     cells = study.cells(options.tasks)
     if options.show:
         missing = sum(

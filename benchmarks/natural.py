@@ -18,7 +18,7 @@ from benchmarks.appended import AppendedTable, Row, read_rows, select
 from benchmarks.screen_arms import UNIFORM
 from benchmarks.screen_runs import COLUMNS, Runner, describe, loss_in, make_runner, run_options
 from benchmarks.screen_tasks import read_screen
-from benchmarks.screen_training import Controller
+from benchmarks.screen_training import Run, Trained
 from benchmarks.time_limit import finish_all
 from dynlora.history import moved
 
@@ -74,9 +74,10 @@ class Comparison:
         return select(self.screened, kind="trial", task=task, arm=arm)
 
 
-def describe_moves(controller: Controller) -> Row:
+def describe_moves(run: Run, trained: Trained) -> Row:
     """Return the size of a trained adapter, its peak, and whether any rank changed at an event."""
-    row = describe(controller) | {"peak_parameters": controller.peak_parameters}
+    controller = trained.controller
+    row = describe(run, trained) | {"peak_parameters": controller.peak_parameters}
     return row | {"moved": any(moved(event) for event in controller.history)}
 
 

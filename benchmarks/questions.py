@@ -11,6 +11,12 @@ Row = Mapping[str, Any]
 LETTERS = tuple(f" {letter}" for letter in "ABCDEFGHIJKLM")
 CHARACTERS = 1_000
 """Most characters of a long text."""
+
+
+def _claim(row: Row) -> str:
+    return f"Text: {row['premise'][:CHARACTERS]}\nClaim: {row['hypothesis']}\nThis is"
+
+
 QUESTIONS: Mapping[str, tuple[Callable[[Row], str], tuple[str, ...]]] = {
     "qnli": (
         lambda row: f"Question: {row['question']}\nText: {row['sentence']}\nAnswered:",
@@ -31,14 +37,8 @@ QUESTIONS: Mapping[str, tuple[Callable[[Row], str], tuple[str, ...]]] = {
         lambda row: f"Review: {row['text'][:CHARACTERS]}\nOpinion:",
         (" negative", " positive"),
     ),
-    "entailment": (
-        lambda row: f"Text: {row['premise'][:CHARACTERS]}\nClaim: {row['hypothesis']}\nThis is",
-        (" true", " open", " false"),
-    ),
-    "cb": (
-        lambda row: f"Text: {row['premise'][:CHARACTERS]}\nClaim: {row['hypothesis']}\nThis is",
-        (" true", " false", " open"),
-    ),
+    "entailment": (_claim, (" true", " open", " false")),
+    "cb": (_claim, (" true", " false", " open")),
     "rte": (
         lambda row: f"Text: {row['sentence1']}\nClaim: {row['sentence2']}\nThis is",
         (" true", " open"),

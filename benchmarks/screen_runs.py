@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +20,8 @@ from benchmarks.frozen_trunk import (
     write_states,
 )
 from benchmarks.screen_arms import AUTO, make_adapter
-from benchmarks.screen_tasks import PARTS, Screen, read_task
-from benchmarks.screen_training import Controller, LoadedTask, Run, train
+from benchmarks.screen_tasks import Screen, read_task
+from benchmarks.screen_training import LoadedTask, Run, Trained, train
 from benchmarks.search import Point, best_of, next_trial
 from benchmarks.time_limit import TimeLimit, study_options
 from dynlora.errors import NonFiniteError
@@ -34,8 +33,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def describe(controller: Controller) -> Row:
+def describe(_run: Run, trained: Trained) -> Row:
     """Return the size of a trained adapter."""
+    controller = trained.controller
     return {"parameters": controller.parameters, "ranks": controller.ranks}
 
 
@@ -50,8 +50,8 @@ class Runner:
     decoder: Path
     vision: Path | None
     limit: TimeLimit
-    describe: Callable[[Controller], Row] = describe
-    """Returns a row's values that depend on the ranks."""
+    describe: Callable[[Run, Trained], Row] = describe
+    """Returns a row's values that depend on the trained adapter."""
     loaded: dict[str, LoadedTask] = field(default_factory=dict)
     models: dict[bool, SplitModel] = field(default_factory=dict)
     """The model of texts and the model of images."""
@@ -121,19 +121,13 @@ class Runner:
         if arm == AUTO:
             row["start_loss"] = evaluate(adapter.model, run.judge, run.task.head).loss
         try:
-            controller, judged = train(adapter, run)
+            trained = train(adapter, run)
         except NonFiniteError:
             return {"loss": math.inf}
-        row |= {"loss": judged.loss, "exact": judged.exact}
-        if "judged" in self.table.columns and run.kind == "final":
-            judge = partial(evaluate, adapter.model, head=run.task.head)
-            others = {
-                name: judge(part) for name, part in run.task.parts.items() if name not in PARTS
-            }
-            row["judged"] = {"test": judged, **others}
+        row |= {"loss": trained.judged.loss, "exact": trained.judged.exact}
         tokens = run.task.config.epochs * int(run.data.lengths.sum())
-        row |= {"tokens": tokens} | self.describe(controller)
-        return row | {"tokens_per_parameter": round(tokens / controller.parameters, 2)}
+        row |= {"tokens": tokens} | self.describe(run, trained)
+        return row | {"tokens_per_parameter": round(tokens / row["parameters"], 2)}
 
     def load(self, name: str) -> LoadedTask:
         """Return a task, and release the one before it.

@@ -114,8 +114,18 @@ class Adapter:
     """Returns a term to add to the loss of each batch."""
 
 
-def train(adapter: Adapter, run: Run) -> tuple[Controller, Judged]:
-    """Train an adapter; return its controller, and what its judge says."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The end of a run."""
+
+    model: nn.Module
+    controller: Controller
+    judged: Judged
+    """By the run's judge."""
+
+
+def train(adapter: Adapter, run: Run) -> Trained:
+    """Train an adapter and judge it."""
     model = adapter.model.train()
     head = run.task.head.detach().clone().requires_grad_(run.task.head.requires_grad)
     trained = [p for p in (*model.parameters(), head) if p.requires_grad]
@@ -130,4 +140,4 @@ def train(adapter: Adapter, run: Run) -> tuple[Controller, Judged]:
         controller.step()
         rates.step()
         optimizer.zero_grad()
-    return controller, evaluate(model, run.judge, head)
+    return Trained(model, controller, evaluate(model, run.judge, head))

@@ -83,7 +83,7 @@ def test_an_error_is_one_line_on_standard_error_with_all_options(options, train,
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("x" * 10_000_000 + ",label", "its columns are xxx"),
+        ("w" * 10_000_000 + ",label", "its columns are www"),
         (",".join(f"c{number}" for number in range(30_000)), ", ... (30000 in all)."),
     ],
     ids=["long", "many"],

@@ -1,10 +1,10 @@
-"""The numbers of `docs/why.md`, and of tasks short of rank in `docs/log.md`, are the records'."""
+"""The numbers of `docs/why.md`, and of tasks of the screen in other pages, are the records'."""
 
 import csv
 import re
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/why.md").read_text(encoding="utf-8")
@@ -75,3 +75,32 @@ def test_the_gains_of_rank_and_of_fixed_allocations_are_those_of_the_record():
         assert wide == shown(losses, "wide"), task
         fixed = losses.keys() - {"uniform", "wide", "ceiling", "auto"}
         assert allocation == " ".join([f"{arm} {shown(losses, arm)}" for arm in fixed] or "–"), task
+
+
+def test_what_a_searched_budget_loses_and_keeps_is_that_of_the_record():
+    with (ROOT / "benchmarks/results/screen.csv").open(encoding="utf-8") as file:
+        runs = [run for run in csv.DictReader(file) if run["kind"] == "final"]
+    told = []
+    for task in ("stsb", "cola"):
+        auto, ceiling = (
+            sorted(
+                (run for run in runs if (run["task"], run["arm"]) == (task, arm)),
+                key=lambda run: int(run["seed"]),
+            )
+            for arm in ("auto", "ceiling")
+        )
+        assert [run["seed"] for run in auto] == [run["seed"] for run in ceiling] == [*"01234"]
+        loss, least = (fmean(float(run["loss"]) for run in part) for part in (auto, ceiling))
+        start = fmean(float(run["start_loss"]) for run in auto)
+        kept = median(int(run["parameters"]) for run in auto) / int(ceiling[0]["parameters"])
+        lost = f"{100 * (loss - least) / (start - least):.1f}"
+        told += [lost.replace("-", "−"), f"{100 * kept:.0f}"]
+    log, readme = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for page in ("docs/log.md", "README.md")
+    )
+    assert (
+        "Five seeds: STS-B loses {} % of the reduction at {} % of the parameters, "
+        "CoLA {} % at {} %".format(*told)
+    ) in log
+    assert "loss with {} % (STS-B) and {} % (CoLA) of its parameters".format(*told[1::2]) in readme

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.appended import AppendedTable
-from benchmarks.evaluation import RECORDED, Evaluation
+from benchmarks.evaluation import RECORDED, Evaluation, describe_sets
 from benchmarks.evaluation_report import question_lines, run_lines
-from benchmarks.natural import describe_moves
 from benchmarks.questions import QUESTIONS
 from benchmarks.screen_runs import Runner
 from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen, read_task
@@ -126,7 +125,7 @@ def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(d
     screen = replace(read_screen(STUDIES / "screen.toml"), tasks={"late": late})
     table = AppendedTable(data / "record.csv", RECORDED)
     runner = Runner(screen, table, data, data / "cache", folder, None, TimeLimit(1))
-    runner.describe = describe_moves
+    runner.describe = describe_sets
     runner.run("final", "late", "dynamic", 3, 0.01)
     runner.run("trial", "late", "fisher", 3, 0.01)
     final, trial = table.rows

@@ -63,9 +63,9 @@ def test_every_arm_learns_at_its_scale_and_ends_at_its_size(run, arm):
     run = replace(run, learning_rate=run.learning_rate * STUDY.centres.get(arm, 1.0))
     adapter = make_adapter(arm, SCREEN, run)
     start = evaluate(adapter.model, run.judge, run.task.head).loss
-    controller, judged = train(adapter, run)
-    assert judged.loss < 0.9 * start
-    row, ranks = describe_moves(controller), controller.ranks
+    trained = train(adapter, run)
+    assert trained.judged.loss < 0.9 * start
+    row, ranks = describe_moves(run, trained), trained.controller.ranks
     sizes = {"parameters": sum(costs[name] * rank for name, rank in ranks.items())}
     sizes["peak_parameters"] = sizes["parameters"]
     match arm:
