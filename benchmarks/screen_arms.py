@@ -2,6 +2,7 @@
 
 - `uniform`, `mlp` and the other names in `CHOICES`: fixed ranks with the parameters of rank r.
 - `double`, `wide`, `ceiling`: LoRA at rank 2 r, and at the ranks of the screen's file.
+- `wide at LAYER`: LoRA at rank r, and at the rank of `wide` on one layer.
 - `auto`: `DynamicLora` from the ceiling, with a searched budget.
 - `dynamic`: the defaults of `DynamicLora` at rank r.
 - `falling`: `DynamicLora` from the rank of `wide`, with a budget that falls to that of rank r.
@@ -42,12 +43,20 @@ ADALORA_SCALE = 1024
 """Factor of AdaLoRA's scale, whose factors have unit norm; `natural.toml` names its trials."""
 
 
+def wide_at(layer: str) -> str:
+    """Return the name of the arm with rank r, and the rank of `wide` on one layer."""
+    return f"{WIDE} at {layer}"
+
+
 def make_adapter(arm: str, study: Screen, run: Run) -> Adapter:
     """Return the untrained adapter of an arm."""
     base, r, wide = run.task.model.student(), study.r, study.wide * study.r
     costs, fixed = layer_costs(base), partial(lora, **FROZEN)
     if arm in CHOICES:
         return fixed(base, allocate(arm, costs, r), run)
+    one_wide = {wide_at(name): dict.fromkeys(costs, r) | {name: wide} for name in costs}
+    if arm in one_wide:
+        return fixed(base, one_wide[arm], run)
     arms: dict[str, tuple[int, Callable[..., Adapter]]] = {
         DOUBLE: (2 * r, fixed),
         WIDE: (wide, fixed),
@@ -184,5 +193,9 @@ def _control(
 
 def _tokens(inputs: tuple[Tensor, ...], mask: Tensor, _name: str) -> Tensor:
     """Return a layer's inputs as rows, without padding."""
-    states = inputs[0]
+    return rows_of(inputs[0], mask)
+
+
+def rows_of(states: Tensor, mask: Tensor) -> Tensor:
+    """Return states as rows, without padding; a feed-forward part may have rows already."""
     return states[mask] if states.shape[:-1] == mask.shape else states

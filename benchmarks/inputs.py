@@ -1,0 +1,216 @@
+r"""Do the statistics of inputs tell which layers, and which examples, gain from rank?
+
+    python -m benchmarks.inputs benchmarks/studies/inputs.toml --data DATA --decoder SMOLLM2
+
+Appends one row per run; a killed process continues. After the last run it prints the correlations,
+as Markdown. The exit code is 2 if the time was up before.
+"""
+
+import math
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.appended import AppendedTable, Row, read_rows, select
+from benchmarks.arms import layer_costs
+from benchmarks.frozen_trunk import EVALUATION_BATCH, IGNORED, CachedExamples, logits_of
+from benchmarks.screen_arms import DYNAMIC, UNIFORM, WIDE, rows_of, wide_at
+from benchmarks.screen_runs import (
+    COLUMNS,
+    Runner,
+    describe,
+    loss_in,
+    make_runner,
+    run_options,
+)
+from benchmarks.screen_tasks import read_screen
+from benchmarks.screen_training import Run, Trained
+from benchmarks.time_limit import finish_all
+from dynlora.features import covariance_spectra, effective_rank
+
+SAMPLE = 2048
+"""Most inputs of a layer."""
+RESAMPLES = 2000
+Figures = dict[str, list[float]]
+"""Predictors by name, a value per layer or example."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A study; the fields are the keys of its file, which explains them."""
+
+    screen: str
+    tasks: list[str]
+    seeds: list[int]
+    batches: int
+
+
+def describe_examples(run: Run, trained: Trained) -> Row:
+    """Return the size of a trained adapter, and the loss of each example that judges it."""
+    return describe(run, trained) | {
+        "losses": [
+            round(loss, 4) for loss in example_losses(trained.model, run.judge, run.task.head)
+        ]
+    }
+
+
+@torch.no_grad()
+def example_losses(model: nn.Module, data: CachedExamples, head: Tensor) -> list[float]:
+    """Return the mean cross-entropy over the labels of each example."""
+    model.eval()
+    found = torch.zeros(len(data.lengths))
+    for some in data.lengths.argsort(stable=True).split(EVALUATION_BATCH):
+        inputs, labels = data.batch(some.tolist())
+        asked = labels != IGNORED
+        logits = logits_of(model, inputs, asked, head)
+        losses = torch.zeros(asked.shape)
+        losses[asked] = cross_entropy(logits, labels[asked], reduction="none")
+        found[some] = losses.sum(dim=1) / asked.sum(dim=1)
+    return found.tolist()
+
+
+@torch.no_grad()
+def layer_figures(run: Run, batches: int) -> Figures:
+    """Return the analyzer's figures of each layer's inputs before training."""
+    base = run.task.model.student().eval()
+    names = list(layer_costs(base))
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    power: dict[str, list[Tensor]] = {name: [] for name in names}
+    masks: list[Tensor] = []
+    for name in names:
+
+        def keep(_: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
+            seen[name].append(rows_of(inputs[0], masks[-1]))
+            power[name].append(rows_of(output, masks[-1]).square().sum(dim=1))
+
+        base.get_submodule(name).register_forward_hook(keep)
+    for rows in islice(run.batches(), batches):
+        inputs, labels = run.data.batch(rows)
+        masks.append(inputs["attention_mask"].bool())
+        logits_of(base, inputs, labels != IGNORED, run.task.head)
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.cat(seen[name]) for name in names]
+    vectors = [found[torch.randperm(len(found), generator=draw)[:SAMPLE]] for found in vectors]
+    return spread(vectors) | {"output power": [float(torch.cat(power[n]).mean()) for n in names]}
+
+
+def spread(vectors: Sequence[Tensor]) -> Figures:
+    """Return variance and effective rank of each set of vectors."""
+    spectra = covariance_spectra(vectors)
+    return {
+        "variance": [
+            float(spectrum.sum()) / each.shape[1]
+            for spectrum, each in zip(spectra, vectors, strict=True)
+        ],
+        "effective rank": [effective_rank(spectrum) for spectrum in spectra],
+    }
+
+
+def example_figures(data: CachedExamples) -> Figures:
+    """Return length, and spread of the trunk's outputs, of each example."""
+    vectors = [data.batch([row])[0]["inputs_embeds"][0] for row in range(len(data.lengths))]
+    return {"length": data.lengths.tolist()} | spread(vectors)
+
+
+def correlations(gains: np.ndarray, figures: Figures) -> dict[str, tuple[float, float, float]]:
+    """Return Spearman's correlation of each predictor with the mean gain, and its interval.
+
+    A predictor with equal values, such as ranks that did not move, is left out.
+
+    Args:
+        gains: Of shape (seeds, layers or examples).
+        figures: Values per layer or example.
+    """
+    pairs = {name: (np.asarray(values), gains.mean(axis=0)) for name, values in figures.items()}
+    pairs = {name: pair for name, pair in pairs.items() if np.ptp(pair[0])}
+    pairs["gain with another seed"] = (gains[0], gains[1:].mean(axis=0))
+    draws = np.random.default_rng(0).integers(gains.shape[1], size=(RESAMPLES, gains.shape[1]))
+    found = {}
+    for name, (one, other) in pairs.items():
+        drawn = [_spearman(one[rows], other[rows]) for rows in draws]
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        found[name] = (_spearman(one, other), float(low), float(high))
+    return found
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    if 0 in (np.ptp(one), np.ptp(other)):
+        return math.nan
+    return float(stats.spearmanr(one, other).statistic)
+
+
+def report(study: Inputs, runner: Runner, task: str) -> list[str]:
+    """Return the lines of a task's correlations."""
+    rows = runner.table.select(task=task)
+    run = _run(runner, task, study.seeds[0])
+    costs = layer_costs(run.task.model.student())
+    ranks = [row["ranks"] for row in select(rows, arm=DYNAMIC)]
+    layers = layer_figures(run, study.batches)
+    layers["final rank"] = [float(np.mean([found[name] for found in ranks])) for name in costs]
+    by_layer = [_gains(rows, wide_at(name), lambda row: [row["loss"]]) for name in costs]
+    per_layer = np.concatenate(by_layer, axis=1) / np.asarray([*costs.values()])
+    per_example = _gains(rows, WIDE, lambda row: row["losses"])
+    lines = []
+    for what, gains, figures in (
+        ("layers", per_layer, layers),
+        ("examples", per_example, example_figures(run.judge)),
+    ):
+        for name, (value, low, high) in correlations(gains, figures).items():
+            cells = [task, what, name, f"{value:+.2f} ({low:+.2f} to {high:+.2f})"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _gains(rows: Sequence[Row], arm: str, read: Callable[[Row], list[float]]) -> np.ndarray:
+    """Return what an arm's losses are below LoRA's, a row per seed."""
+    ours = {row["seed"]: np.asarray(read(row)) for row in select(rows, arm=arm)}
+    theirs = {row["seed"]: np.asarray(read(row)) for row in select(rows, arm=UNIFORM)}
+    return np.stack([theirs[seed] - ours[seed] for seed in sorted(theirs)])
+
+
+def _run(runner: Runner, task: str, seed: int) -> Run:
+    loaded = runner.load(task)
+    return Run(task=loaded, kind="final", learning_rate=0, scale=runner.study.scale, seed=seed)
+
+
+def main() -> int:
+    """Execute the missing runs, print the correlations, and return the exit code."""
+    parser = run_options(__doc__)
+    parser.add_argument("--screened", type=Path, default=Path("benchmarks/results/screen.csv"))
+    options = parser.parse_args()
+    study = Inputs(**tomllib.loads(options.study.read_text()))
+    table = AppendedTable(options.out / f"{options.study.stem}.csv", (*COLUMNS, "losses"))
+    runner = make_runner(read_screen(options.study.with_name(study.screen)), table, options)
+    runner.describe = describe_examples
+    screened = read_rows(options.screened)
+    tasks = options.tasks or study.tasks
+
+    def finish(task: str) -> None:
+        rate = {
+            arm: min(select(screened, kind="trial", task=task, arm=arm), key=loss_in)
+            for arm in (UNIFORM, WIDE)
+        }
+        layers = layer_costs(runner.load(task).model.student())
+        for arm in (UNIFORM, WIDE, DYNAMIC, *map(wide_at, layers)):
+            chosen = rate[WIDE if arm == WIDE else UNIFORM]["learning_rate"]
+            runner.finish(task, arm, chosen, study.seeds)
+
+    code = finish_all(finish, ((task,) for task in tasks))
+    if code == 0:
+        lines = [line for task in tasks for line in report(study, runner, task)]
+        head = ["| task | of | predictor | Spearman's correlation with the gain (95 %) |"]
+        print("\n".join([*head, "|---|---|---|---|", *lines]))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
