@@ -1,6 +1,7 @@
 """The numbers of `docs/why.md`, and of tasks of the screen in other pages, are the records'."""
 
 import csv
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -116,3 +117,22 @@ def test_what_a_searched_budget_loses_and_keeps_is_that_of_the_record():
         "with {} of the parameters (median {})".format(*shares)
     ) in log
     assert f"{len(found)} tasks, with {shares[0]} of its parameters" in readme
+
+
+def test_what_resize_loses_on_adapters_that_chose_no_rule_is_that_of_the_record():
+    record = json.loads((ROOT / "benchmarks/results/resize_others.json").read_text())
+    found = {(row["run"], row["directions"], row["ranks"]): row for row in record["results"]}
+    page = (ROOT / "docs/adapters.md").read_text(encoding="utf-8")
+    for label, run in (
+        ("MiniLM, MRPC, another seed", "mrpc32-1"),
+        ("SmolLM2, 960 rows of E2E NLG", "e2e32-0"),
+        ("vision transformer, ants or bees", "ants32-0"),
+    ):
+        cut, plain = found[run, "outputs", "output energy by norm"], found[run, "SVD", "one rank"]
+        told = [
+            f"{100 * cut['output']:.2f} % ({100 * plain['output']:.2f})",
+            f"{1000 * cut['divergence']:.1f} ({1000 * plain['divergence']:.1f})",
+            f"{cut['accuracy']:.3f} ({plain['accuracy']:.3f})",
+            f"{found[run, 'whole', 'whole']['accuracy']:.3f}",
+        ]
+        assert f"| {label} | {' | '.join(told)} |" in page
