@@ -3,7 +3,8 @@ r"""Do the statistics of inputs tell which layers, and which examples, gain from
     python -m benchmarks.inputs benchmarks/studies/inputs.toml --data DATA --decoder SMOLLM2
 
 Appends one row per run; a killed process continues. After the last run it prints the correlations,
-as Markdown. The exit code is 2 if the time was up before.
+as Markdown. The exit code is 2 if the time was up before. `--show` counts the
+missing runs instead.
 """
 
 import math
@@ -11,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,7 @@ from benchmarks.appended import AppendedTable, Row, read_rows, select
 from benchmarks.arms import layer_costs
 from benchmarks.frozen_trunk import EVALUATION_BATCH, IGNORED, CachedExamples, logits_of
 from benchmarks.screen_arms import DYNAMIC, UNIFORM, WIDE, rows_of, wide_at
-from benchmarks.screen_runs import (
-    COLUMNS,
-    Runner,
-    describe,
-    loss_in,
-    make_runner,
-    run_options,
-)
+from benchmarks.screen_runs import COLUMNS, Runner, describe, loss_in, make_runner, run_options
 from benchmarks.screen_tasks import read_screen
 from benchmarks.screen_training import Run, Trained
 from benchmarks.time_limit import finish_all
@@ -40,6 +34,7 @@ from dynlora.features import covariance_spectra, effective_rank
 SAMPLE = 2048
 """Most inputs of a layer."""
 RESAMPLES = 2000
+"""Bootstrap resamples."""
 Figures = dict[str, list[float]]
 """Predictors by name, a value per layer or example."""
 
@@ -185,26 +180,27 @@ def _run(runner: Runner, task: str, seed: int) -> Run:
 def main() -> int:
     """Execute the missing runs, print the correlations, and return the exit code."""
     parser = run_options(__doc__)
-    parser.add_argument("--screened", type=Path, default=Path("benchmarks/results/screen.csv"))
+    parser.add_argument("--screen", type=Path, default=Path("benchmarks/results/screen.csv"))
     options = parser.parse_args()
     study = Inputs(**tomllib.loads(options.study.read_text()))
     table = AppendedTable(options.out / f"{options.study.stem}.csv", (*COLUMNS, "losses"))
     runner = make_runner(read_screen(options.study.with_name(study.screen)), table, options)
     runner.describe = describe_examples
-    screened = read_rows(options.screened)
-    tasks = options.tasks or study.tasks
+    screened = read_rows(options.screen)
+    tasks, seeds = options.tasks or study.tasks, options.seeds or study.seeds
+    layers = layer_costs(runner.split_model(runner.study.tasks[tasks[0]].kind).student())
+    arms = [UNIFORM, WIDE, DYNAMIC, *map(wide_at, layers)]
+    if options.show:
+        missing = sum(runner.missing(task, [arm], seeds) for task in tasks for arm in arms)
+        print(f"{missing} runs are missing")
+        return 0
 
-    def finish(task: str) -> None:
-        rate = {
-            arm: min(select(screened, kind="trial", task=task, arm=arm), key=loss_in)
-            for arm in (UNIFORM, WIDE)
-        }
-        layers = layer_costs(runner.load(task).model.student())
-        for arm in (UNIFORM, WIDE, DYNAMIC, *map(wide_at, layers)):
-            chosen = rate[WIDE if arm == WIDE else UNIFORM]["learning_rate"]
-            runner.finish(task, arm, chosen, study.seeds)
+    def finish(task: str, arm: str) -> None:
+        tuned = WIDE if arm == WIDE else UNIFORM
+        best = min(select(screened, kind="trial", task=task, arm=tuned), key=loss_in)
+        runner.finish(task, arm, best["learning_rate"], seeds)
 
-    code = finish_all(finish, ((task,) for task in tasks))
+    code = finish_all(finish, product(tasks, arms))
     if code == 0:
         lines = [line for task in tasks for line in report(study, runner, task)]
         head = ["| task | of | predictor | Spearman's correlation with the gain (95 %) |"]
