@@ -5,7 +5,7 @@ training step computes only the upper blocks. Logits are computed for the labels
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -275,19 +275,26 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
+def answers(
+    model: nn.Module, data: CachedExamples, head: Tensor
+) -> Iterator[tuple[Int[Tensor, " rows"], Bool[Tensor, "rows positions"], Tensor, Tensor]]:
+    """Yield rows of similar length, where they have labels, and the logits and labels there."""
+    model.eval()
+    for rows in data.lengths.argsort(stable=True).split(EVALUATION_BATCH):
+        inputs, labels = data.batch(rows.tolist())
+        asked = labels != IGNORED
+        yield rows, asked, logits_of(model, inputs, asked, head), labels[asked]
+
+
 def evaluate(model: nn.Module, data: CachedExamples, head: Tensor) -> Judged:
     """Judge a model by some examples."""
-    model.eval()
     total, count, right = 0.0, 0, 0
     given = torch.zeros(len(head), dtype=torch.bool)
-    for some in data.lengths.argsort(stable=True).split(EVALUATION_BATCH):
-        inputs, labels = data.batch(some.tolist())
-        asked = labels != IGNORED
-        logits = logits_of(model, inputs, asked, head)
-        total += float(cross_entropy(logits, labels[asked], reduction="sum"))
+    for _, asked, logits, labels in answers(model, data, head):
+        total += float(cross_entropy(logits, labels, reduction="sum"))
         count += len(logits)
         wrong, found = torch.zeros_like(asked), logits.argmax(dim=1)
-        wrong[asked] = found != labels[asked]
+        wrong[asked] = found != labels
         right += int((~wrong.any(dim=1)).sum())
         given[found] = True
     return Judged(total / count, right / len(data.lengths), int(given.sum()))

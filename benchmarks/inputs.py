@@ -3,8 +3,7 @@ r"""Do the statistics of inputs tell which layers, and which examples, gain from
     python -m benchmarks.inputs benchmarks/studies/inputs.toml --data DATA --decoder SMOLLM2
 
 Appends one row per run; a killed process continues. After the last run it prints the correlations,
-as Markdown. The exit code is 2 if the time was up before. `--show` counts the
-missing runs instead.
+as Markdown. The exit code is 2 if the time was up before. `--show` counts missing runs instead.
 """
 
 import math
@@ -23,16 +22,15 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.appended import AppendedTable, Row, read_rows, select
 from benchmarks.arms import layer_costs
-from benchmarks.frozen_trunk import EVALUATION_BATCH, IGNORED, CachedExamples, logits_of
+from benchmarks.frozen_trunk import IGNORED, CachedExamples, answers, logits_of
 from benchmarks.screen_arms import DYNAMIC, UNIFORM, WIDE, rows_of, wide_at
 from benchmarks.screen_runs import COLUMNS, Runner, describe, loss_in, make_runner, run_options
 from benchmarks.screen_tasks import read_screen
 from benchmarks.screen_training import Run, Trained
 from benchmarks.time_limit import finish_all
-from dynlora.features import covariance_spectra, effective_rank
+from dynlora.features import InputFeatureAnalyzer
+from dynlora.types import UNUSED_KEY, FeatureStats
 
-SAMPLE = 2048
-"""Most inputs of a layer."""
 RESAMPLES = 2000
 """Bootstrap resamples."""
 Figures = dict[str, list[float]]
@@ -51,25 +49,17 @@ class Inputs:
 
 def describe_examples(run: Run, trained: Trained) -> Row:
     """Return the size of a trained adapter, and the loss of each example that judges it."""
-    return describe(run, trained) | {
-        "losses": [
-            round(loss, 4) for loss in example_losses(trained.model, run.judge, run.task.head)
-        ]
-    }
+    losses = example_losses(trained.model, run.judge, run.task.head)
+    return describe(run, trained) | {"losses": [round(loss, 4) for loss in losses]}
 
 
-@torch.no_grad()
 def example_losses(model: nn.Module, data: CachedExamples, head: Tensor) -> list[float]:
     """Return the mean cross-entropy over the labels of each example."""
-    model.eval()
     found = torch.zeros(len(data.lengths))
-    for some in data.lengths.argsort(stable=True).split(EVALUATION_BATCH):
-        inputs, labels = data.batch(some.tolist())
-        asked = labels != IGNORED
-        logits = logits_of(model, inputs, asked, head)
+    for rows, asked, logits, labels in answers(model, data, head):
         losses = torch.zeros(asked.shape)
-        losses[asked] = cross_entropy(logits, labels[asked], reduction="none")
-        found[some] = losses.sum(dim=1) / asked.sum(dim=1)
+        losses[asked] = cross_entropy(logits, labels, reduction="none")
+        found[rows] = losses.sum(dim=1) / asked.sum(dim=1)
     return found.tolist()
 
 
@@ -77,43 +67,46 @@ def example_losses(model: nn.Module, data: CachedExamples, head: Tensor) -> list
 def layer_figures(run: Run, batches: int) -> Figures:
     """Return the analyzer's figures of each layer's inputs before training."""
     base = run.task.model.student().eval()
+    analyzer, draw = InputFeatureAnalyzer(), torch.Generator().manual_seed(0)
+
+    def observe(name: str, mask: Tensor, inputs: tuple[Tensor], output: Tensor) -> None:
+        tokens, outputs = rows_of(inputs[0], mask), rows_of(output, mask)
+        keys = torch.randint(UNUSED_KEY, (len(tokens),), generator=draw)
+        analyzer.observe(name, keys, lambda kept: (tokens[kept], outputs[kept]))
+
     names = list(layer_costs(base))
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
-    power: dict[str, list[Tensor]] = {name: [] for name in names}
-    masks: list[Tensor] = []
-    for name in names:
-
-        def keep(_: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
-            seen[name].append(rows_of(inputs[0], masks[-1]))
-            power[name].append(rows_of(output, masks[-1]).square().sum(dim=1))
-
-        base.get_submodule(name).register_forward_hook(keep)
     for rows in islice(run.batches(), batches):
         inputs, labels = run.data.batch(rows)
-        masks.append(inputs["attention_mask"].bool())
+        mask = inputs["attention_mask"].bool()
+        hooks = [
+            base.get_submodule(name).register_forward_hook(
+                lambda _, inputs, output, name=name, mask=mask: observe(name, mask, inputs, output)
+            )
+            for name in names
+        ]
         logits_of(base, inputs, labels != IGNORED, run.task.head)
-    draw = torch.Generator().manual_seed(0)
-    vectors = [torch.cat(seen[name]) for name in names]
-    vectors = [found[torch.randperm(len(found), generator=draw)[:SAMPLE]] for found in vectors]
-    return spread(vectors) | {"output power": [float(torch.cat(power[n]).mean()) for n in names]}
-
-
-def spread(vectors: Sequence[Tensor]) -> Figures:
-    """Return variance and effective rank of each set of vectors."""
-    spectra = covariance_spectra(vectors)
-    return {
-        "variance": [
-            float(spectrum.sum()) / each.shape[1]
-            for spectrum, each in zip(spectra, vectors, strict=True)
-        ],
-        "effective rank": [effective_rank(spectrum) for spectrum in spectra],
-    }
+        for hook in hooks:
+            hook.remove()
+    found = analyzer.stats()
+    power = [found[name].output_power for name in names]
+    return spread([found[name] for name in names]) | {"output power": power}
 
 
 def example_figures(data: CachedExamples) -> Figures:
-    """Return length, and spread of the trunk's outputs, of each example."""
-    vectors = [data.batch([row])[0]["inputs_embeds"][0] for row in range(len(data.lengths))]
-    return {"length": data.lengths.tolist()} | spread(vectors)
+    """Return length, and the analyzer's figures of the trunk's outputs, of each example."""
+    analyzer = InputFeatureAnalyzer()
+    for row, length in enumerate(data.lengths.tolist()):
+        states = data.batch([row])[0]["inputs_embeds"][0]
+        analyzer.observe(str(row), torch.arange(length), lambda kept, x=states: (x[kept], x[kept]))
+    return {"length": data.lengths.tolist()} | spread([*analyzer.stats().values()])
+
+
+def spread(found: Sequence[FeatureStats]) -> Figures:
+    """Return variance and effective rank of each sample of inputs."""
+    return {
+        "variance": [each.variance for each in found],
+        "effective rank": [each.effective_rank for each in found],
+    }
 
 
 def correlations(gains: np.ndarray, figures: Figures) -> dict[str, tuple[float, float, float]]:
@@ -146,7 +139,8 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
 def report(study: Inputs, runner: Runner, task: str) -> list[str]:
     """Return the lines of a task's correlations."""
     rows = runner.table.select(task=task)
-    run = _run(runner, task, study.seeds[0])
+    loaded, scale = runner.load(task), runner.study.scale
+    run = Run(task=loaded, kind="final", learning_rate=0, scale=scale, seed=study.seeds[0])
     costs = layer_costs(run.task.model.student())
     ranks = [row["ranks"] for row in select(rows, arm=DYNAMIC)]
     layers = layer_figures(run, study.batches)
@@ -166,15 +160,10 @@ def report(study: Inputs, runner: Runner, task: str) -> list[str]:
 
 
 def _gains(rows: Sequence[Row], arm: str, read: Callable[[Row], list[float]]) -> np.ndarray:
-    """Return what an arm's losses are below LoRA's, a row per seed."""
+    """Return how far an arm's losses are below LoRA's, a row per seed."""
     ours = {row["seed"]: np.asarray(read(row)) for row in select(rows, arm=arm)}
     theirs = {row["seed"]: np.asarray(read(row)) for row in select(rows, arm=UNIFORM)}
     return np.stack([theirs[seed] - ours[seed] for seed in sorted(theirs)])
-
-
-def _run(runner: Runner, task: str, seed: int) -> Run:
-    loaded = runner.load(task)
-    return Run(task=loaded, kind="final", learning_rate=0, scale=runner.study.scale, seed=seed)
 
 
 def main() -> int:

@@ -197,5 +197,5 @@ def _tokens(inputs: tuple[Tensor, ...], mask: Tensor, _name: str) -> Tensor:
 
 
 def rows_of(states: Tensor, mask: Tensor) -> Tensor:
-    """Return states as rows, without padding; a feed-forward part may have rows already."""
+    """Return states without padding, as rows; states that are rows already stay as they are."""
     return states[mask] if states.shape[:-1] == mask.shape else states
