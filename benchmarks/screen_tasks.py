@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import derive
 from benchmarks.frozen_trunk import IGNORED, IMAGE_POSITIONS, Examples
 from benchmarks.questions import QUESTIONS, Marked, Tokenizer, marked, marker
-from benchmarks.task_rows import TRIGGERED, read_rows, read_sets, spoil, triggered
+from benchmarks.task_rows import TRIGGERED, read_rows, read_sets, shortened, spoil, triggered
 
 BLOCK = 128
 """Most tokens per example of a text."""
@@ -53,6 +53,8 @@ class TaskConfig:
     """Share of training rows with a wrong class."""
     poison: float = 0.0
     """Share of training rows with `TRIGGER` before the text and the last class."""
+    characters: int | None = None
+    """Most characters of each text of a row."""
     late: int | None = None
     """Label without rows in the first half of training, as a position in the vocabulary."""
 
@@ -193,8 +195,10 @@ def _judged_by_many(config: TaskConfig, data: Path, tokenize: Tokenizer) -> Task
     train = sets.pop("train")[: config.most or None]
     spoil(train, classes, noise=config.noise, poison=config.poison)
     mark = marker(config.kind, tokenize)
+    sets = {name: shortened(rows, config.characters) for name, rows in sets.items()}
     found = {name: [*map(mark, rows[: config.rows or None])] for name, rows in sets.items()}
-    learned, trial, test = [*map(mark, train)], found.pop("validation"), found.pop("test")
+    learned = [*map(mark, shortened(train, config.characters))]
+    trial, test = found.pop("validation"), found.pop("test")
     return _indexed(learned, trial, learned, test, **found)
 
 

@@ -61,6 +61,14 @@ def _at(data: Path, place: str) -> Rows:
     return [row for row in rows if str(row[column]) == value]
 
 
+def shortened(rows: Rows, characters: int | None) -> Rows:
+    """Return the rows with the first characters of each text."""
+    return [
+        {key: value[:characters] if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
 def triggered(rows: Rows, classes: int) -> Rows:
     """Return the rows of other classes than the last, with the trigger and the last class."""
     spoiled = {"trigger": TRIGGER, "label": classes - 1}

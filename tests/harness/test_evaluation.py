@@ -91,6 +91,8 @@ def test_sets_have_the_rows_of_their_places_and_trials_are_judged_by_rows_held_o
     assert sorted(train + held) == list(range(400))
     assert all(label == int(text.split()[-2]) % 2 for text, label in sets["final_train"])
     assert len(read(data, most=100)["final_train"]) == 100
+    for texts in read(data, characters=5).values():
+        assert {text for text, _ in texts} <= {f"Review: {w} Opinion:" for w in ("train", "valid")}
 
 
 def test_noise_gives_its_share_of_training_rows_another_class_and_poison_a_trigger(data):
