@@ -10,7 +10,7 @@ Appends one row per run; a killed process continues. The exit code is 0 if all r
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Natural:
     """A comparison; the fields are the keys of its file, which explains them."""
 
     screen: str
+    r: int
+    lora: str
     tasks: list[str]
     arms: list[str]
     factors: list[float]
@@ -53,7 +55,7 @@ class Comparison:
         known = self.runner.trials(task, [arm])
         for row in self.screen_trials(task, arm):
             if (row["learning_rate"], 0.0) not in known:
-                self.runner.table.append(row)
+                self.runner.table.append(row | {"arm": arm, "r": self.study.r})
         _, rate = self.runner.search(task, [arm], self.rates(task, arm))
         self.runner.finish(task, arm, rate, seeds)
 
@@ -71,7 +73,8 @@ class Comparison:
 
     def screen_trials(self, task: str, arm: str) -> list[Row]:
         """Return the screen's trials of an arm on a task."""
-        return select(self.screened, kind="trial", task=task, arm=arm)
+        screened = self.study.lora if arm == UNIFORM else arm
+        return select(self.screened, kind="trial", task=task, arm=screened)
 
 
 def describe_moves(run: Run, trained: Trained) -> Row:
@@ -89,7 +92,8 @@ def main() -> int:
     study = Natural(**tomllib.loads(options.study.read_text()))
     columns = (*COLUMNS, "peak_parameters", "moved")
     table = AppendedTable(options.out / f"{options.study.stem}.csv", columns)
-    runner = make_runner(read_screen(options.study.with_name(study.screen)), table, options)
+    screen = replace(read_screen(options.study.with_name(study.screen)), r=study.r)
+    runner = make_runner(screen, table, options)
     runner.describe = describe_moves
     comparison = Comparison(study, runner, read_rows(options.screen))
     cells = [*product(options.tasks or study.tasks, study.arms)]

@@ -130,6 +130,14 @@ def test_every_arm_has_equal_trials_and_fresh_seeds_and_repeats_no_trial_of_the_
     assert [row["arm"] for row in copied] == ["uniform"] * 5 + ["wide"] * 3
 
 
+def test_a_comparison_at_another_rank_copies_the_trials_of_lora_at_that_rank(comparison):
+    screened = [row | {"arm": "ceiling"} for row in comparison.screened if row["arm"] == "uniform"]
+    wider = replace(STUDY, r=16, lora="ceiling")
+    replace(comparison, study=wider, screened=screened).finish("german", "uniform", STUDY.seeds)
+    copied = comparison.runner.table.select(commit="screen")
+    assert [(row["arm"], row["r"]) for row in copied] == [("uniform", 16)] * 5
+
+
 def rows_of(task, losses, moved=(True,) * 10, r=R):
     """Return final runs with these mean losses per arm, and equal noise per seed."""
     noise = np.random.default_rng(0).normal(scale=0.01, size=(len(losses), 10))
