@@ -10,12 +10,12 @@ Appends one row per run; a killed process continues. The exit code is 0 if all r
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from benchmarks.appended import AppendedTable, Row, read_rows, select
-from benchmarks.screen_arms import UNIFORM
+from benchmarks.screen_arms import CEILING, UNIFORM
 from benchmarks.screen_runs import COLUMNS, Runner, describe, loss_in, make_runner, run_options
 from benchmarks.screen_tasks import read_screen
 from benchmarks.screen_training import Run, Trained
@@ -29,12 +29,11 @@ class Natural:
 
     screen: str
     r: int
-    lora: str
     tasks: list[str]
     arms: list[str]
     factors: list[float]
-    centres: dict[str, float]
     seeds: list[int]
+    centres: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,9 @@ class Comparison:
         return [centre * factor for factor in self.study.factors]
 
     def screen_trials(self, task: str, arm: str) -> list[Row]:
-        """Return the screen's trials of an arm on a task."""
-        screened = self.study.lora if arm == UNIFORM else arm
+        """Return the screen's trials of an arm on a task; its `ceiling` is LoRA at that rank."""
+        at_ceiling = self.study.r == self.runner.study.ceiling
+        screened = CEILING if arm == UNIFORM and at_ceiling else arm
         return select(self.screened, kind="trial", task=task, arm=screened)
 
 

@@ -189,16 +189,17 @@ def _classification(config: TaskConfig, folder: Path, tokenize: Tokenizer) -> Ta
 def _judged_by_many(config: TaskConfig, data: Path, tokenize: Tokenizer) -> TaskExamples:
     """Return the examples of a classification that several sets of rows judge."""
     classes = len(QUESTIONS[config.kind][1])
-    sets = read_sets(data, config.files)
+    sets = {
+        name: shortened(rows, config.characters)
+        for name, rows in read_sets(data, config.files).items()
+    }
     if config.poison:
         sets[TRIGGERED] = triggered(sets["test"], classes)
     train = sets.pop("train")[: config.most or None]
     spoil(train, classes, noise=config.noise, poison=config.poison)
     mark = marker(config.kind, tokenize)
-    sets = {name: shortened(rows, config.characters) for name, rows in sets.items()}
     found = {name: [*map(mark, rows[: config.rows or None])] for name, rows in sets.items()}
-    learned = [*map(mark, shortened(train, config.characters))]
-    trial, test = found.pop("validation"), found.pop("test")
+    learned, trial, test = [*map(mark, train)], found.pop("validation"), found.pop("test")
     return _indexed(learned, trial, learned, test, **found)
 
 

@@ -132,7 +132,7 @@ def test_every_arm_has_equal_trials_and_fresh_seeds_and_repeats_no_trial_of_the_
 
 def test_a_comparison_at_another_rank_copies_the_trials_of_lora_at_that_rank(comparison):
     screened = [row | {"arm": "ceiling"} for row in comparison.screened if row["arm"] == "uniform"]
-    wider = replace(STUDY, r=16, lora="ceiling")
+    wider = replace(STUDY, r=SCREEN.ceiling)
     replace(comparison, study=wider, screened=screened).finish("german", "uniform", STUDY.seeds)
     copied = comparison.runner.table.select(commit="screen")
     assert [(row["arm"], row["r"]) for row in copied] == [("uniform", 16)] * 5
