@@ -65,13 +65,16 @@ class RunFolder:
             )
 
     def is_in_use(self) -> bool:
-        """Return whether a run's process writes here; a free lock is taken for a moment."""
+        """Return whether a run's process writes here; a free lock is taken for a moment.
+
+        A lock that this user may not take could be held.
+        """
         if not self._lock.exists():
             return False
         try:
             with FileLock(self._lock, blocking=False):
                 return False
-        except Timeout:
+        except OSError:  # filelock's `Timeout` is one
             return True
 
     @contextmanager

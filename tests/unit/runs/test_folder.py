@@ -67,6 +67,11 @@ def test_a_folder_has_one_writer_whatever_lock_a_killed_run_has_left(folder: Run
     assert not (folder.root / "run.lock").exists()
 
 
+def test_a_lock_that_cannot_be_tried_counts_as_taken(folder: RunFolder) -> None:
+    (folder.root / "run.lock").mkdir(parents=True)  # as without the right to write to it
+    assert folder.is_in_use()
+
+
 def test_a_folder_that_cannot_be_made_is_told(folder: RunFolder) -> None:
     folder.root.parent.write_text("a file")
     with pytest.raises(RunFolderError, match="can be written, got"), folder.held():
