@@ -4,9 +4,9 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -293,7 +293,8 @@ class DynamicLora:
             NonFiniteError: If a weight is not finite.
         """
         check_plan(plan, self._layers, self.budget)
-        plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
+        ranks = {name: int(rank) for name, rank in plan.ranks.items()}
+        plan = RankPlan(step=self._step, ranks=ranks)
         self._adapters.check(self._step)
         with own_precision(self._adapters.device):
             return self._record(self._stages.resize_to(plan, budget=self.budget))
@@ -440,14 +441,7 @@ class DynamicLora:
                     f"A run resumes with the settings it began with: `{key}` was {saved.get(key)}, "
                     f"now {value}. Restore it, or start a new run."
                 )
-        differing = set(state["layers"]) ^ set(self._adapters.layers)
-        if differing:
-            raise ResumeError(
-                "The saved state must be of this model's LoRA layers, got "
-                f"{len(state['layers'])} layers where the model has {len(self._layers)}; "
-                f"{sorted(differing)[0]!r} is in one of them only. Resume with the model and "
-                "`target_modules` it was trained with."
-            )
+        check_same_layers(state["layers"], self._adapters.layers)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -456,6 +450,16 @@ class DynamicLora:
             yield
         finally:
             self.seconds += time.perf_counter() - start
+
+
+def check_same_layers(saved: Collection[str], present: Collection[str]) -> None:
+    """Raise `ResumeError` if the names of saved LoRA layers are not those of the model."""
+    if differing := set(saved) ^ set(present):
+        raise ResumeError(
+            f"The saved state must be of this model's LoRA layers, got {len(saved)} layers where "
+            f"the model has {len(present)}; {sorted(differing)[0]!r} is in one of them only. "
+            "Resume with the model and `target_modules` it was trained with."
+        )
 
 
 def _check_input_adaptive(config: DynamicLoraConfig, *, processes: int, compiled: bool) -> None:

@@ -40,7 +40,7 @@ class LayerShape(Protocol):
 
     @property
     def is_trained(self) -> bool:
-        """Whether the layer is trained; a frozen layer keeps its weights and rank."""
+        """Whether the layer is trained; a frozen layer keeps its rank and what it computes."""
 
 
 @runtime_checkable
@@ -94,10 +94,10 @@ class LoraLayer(LayerShape, Protocol):
 class RankPlan:
     """Ranks of the layers after an event."""
 
-    step: int
-    """Optimizer steps taken before the plan."""
     ranks: Mapping[str, int]
     """Rank by module name."""
+    step: int = 0
+    """Optimizer steps taken before the plan; `DynamicLora.apply` sets it."""
 
 
 _EQUAL_WITHIN = 1e-9

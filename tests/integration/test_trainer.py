@@ -261,6 +261,12 @@ def test_a_state_of_another_step_than_the_trainers_is_refused(stopped):
         resumed.train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_of_other_layers_is_refused_with_one_of_them(stopped, tmp_path):
+    other = lora_llama(target_modules=["q_proj"])
+    with pytest.raises(ResumeError, match=r"this model's LoRA layers, got .* in one of them only"):
+        trainer_of(other, tmp_path, resume_from=stopped / "checkpoint-8")
+
+
 def test_a_run_that_is_given_a_checkpoint_starts_from_no_other_step(stopped, tmp_path):
     trainer, _ = trainer_of(lora_llama(), tmp_path, resume_from=stopped / "checkpoint-8")
     with pytest.raises(ResumeError, match=r"resume from .*checkpoint-8, but it starts from step 0"):

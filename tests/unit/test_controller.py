@@ -198,15 +198,24 @@ def test_once_ranks_hold_the_model_keeps_no_optimizer_alive():
 
 def test_a_plan_of_ones_own_gives_its_ranks_and_is_recorded():
     _, _, dynamic = on_chain()
-    event = dynamic.apply(RankPlan(step=7, ranks={"0": 1, "2": 6}))
+    event = dynamic.apply(RankPlan(ranks={"0": 1, "2": 6}))
     assert dynamic.ranks == {"0": 1, "1": 4, "2": 6}
     assert dynamic.history == [event]
-    assert (event.step, event.parameters) == (7, 18 + 4 * 16 + 6 * 18)
+    assert (event.step, event.parameters) == (0, 18 + 4 * 16 + 6 * 18)
     assert event.layers["0"].rank_before == 4
     assert event.layers["0"].rank_after == 1
     assert event.layers["0"].output_lost > 0
     assert event.layers["1"].output_lost == 0
     assert event.layers["0"].score is None
+
+
+def test_rows_of_a_second_plan_in_the_same_step_differ_from_the_first_ones():
+    _, _, dynamic = on_chain()
+    dynamic.apply(RankPlan(ranks={"0": 1, "1": 1, "2": 1}))
+    for rank in (3, 5):
+        dynamic.apply(RankPlan(ranks={"0": rank}))
+    [first, *_] = dynamic._layers
+    assert torch.linalg.matrix_rank(first.lora_A) == 5
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ class LoraAdapters:
         growing = [layer for layer, rank in planned if rank > layer.r]
         lost = dict.fromkeys(plan.ranks, 0.0)
         # Reduce any integer to the range of torch's seeds.
-        drawn_from = (seed * 1_000_003 + plan.step) % 2**63
+        drawn_from = ((seed * 1_000_003 + plan.step) * 1_000_003 + self.parameters) % 2**63
         generator = torch.Generator("cpu").manual_seed(drawn_from)
         if not shrinking and not growing:
             return lost

@@ -28,7 +28,7 @@ from dynlora.adapters.peft_config import ShapeHooks
 from dynlora.adapters.resize import set_rank
 from dynlora.budget_search import Validate
 from dynlora.config import DynamicLoraConfig
-from dynlora.controller import DynamicLora
+from dynlora.controller import DynamicLora, check_same_layers
 from dynlora.engines.deepspeed import call_before_step
 from dynlora.errors import EngineError, ResumeError
 from dynlora.history import conclusion, describe, stillness
@@ -98,12 +98,14 @@ class DynamicLoraCallback(TrainerCallback):
 
         Raises:
             LayerError: If the model has no LoRA layer, or one that cannot be resized.
-            ResumeError: If `resume_from` is missing or damaged.
+            ResumeError: If `resume_from` is missing or damaged, or belongs to another model.
         """
         self._watch_loads(model)
         if self._resume_from is not None:
             shapes = load_state(self._resume_from)["layers"]
-            for layer in find_lora_layers(model, self._adapter_name):
+            layers = find_lora_layers(model, self._adapter_name)
+            check_same_layers(shapes, [layer.name for layer in layers])
+            for layer in layers:
                 set_rank(layer, int(shapes[layer.name]["r"]))
         return model
 
