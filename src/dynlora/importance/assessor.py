@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynlora.distributed import agreed_figures, max_over_processes, names_on_all, process_count
-from dynlora.errors import EngineError, check_finite
+from dynlora.errors import ConfigError, EngineError, check_finite
 from dynlora.importance import ImportanceMetric
 from dynlora.importance.agreement import AgreementTest, GradientDirections
 from dynlora.importance.consecutive import ConsecutiveGradients
@@ -69,6 +69,12 @@ class LayerImportanceAssessor:
         """Return scores, gradient directions and unreached layers; no scores before agreement."""
         self._proven = self._proven or self._agreement.is_significant()
         scores = self._metric.scores(self._layers, features) if self._proven else {}
+        for name, score in scores.items():
+            if name not in self._names or score < 0:
+                raise ConfigError(
+                    "A metric must score layers of the model, at 0 or above, got "
+                    f"{score} for {name!r}."
+                )
         broken = [name for name, score in scores.items() if not math.isfinite(score)]
         if self._stops:
             check_finite(broken, "score", step=step, layers=len(self._layers))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynlora.config import METRICS
-from dynlora.errors import NonFiniteError
+from dynlora.errors import ConfigError, NonFiniteError
 from dynlora.importance import build_metric
 from dynlora.importance.assessor import LayerImportanceAssessor
 from dynlora.importance.controls import UniformMetric
@@ -106,6 +106,19 @@ def test_scores_that_are_not_finite_are_left_out_and_counted_or_stop_the_run(lay
         return
     assert scores_of(assessor) == {"0": 1.0}
     assert assessor.skipped() == {"1": 1}
+
+
+@pytest.mark.parametrize("wrong", [{"0": 1.0, "1": -3.0}, {"0": 1.0, "1": 1.0, "2": 1.0}])
+def test_scores_below_zero_or_of_other_layers_are_refused(layers, wrong):
+    class Wrong(UniformMetric):
+        def scores(self, layers, features):
+            return wrong
+
+    assessor, observe = assessor_of(layers, Wrong())
+    learn(observe, layers, 20)
+    name, score = list(wrong.items())[-1]
+    with pytest.raises(ConfigError, match=rf"at 0 or above, got {score} for '{name}'"):
+        scores_of(assessor)
 
 
 def test_layers_without_a_gradient_so_far_are_unreached_and_have_no_score(layers):
