@@ -130,8 +130,8 @@ class DynamicLoraConfig:
     """Compute each layer and its adapter together (see `FusedLora`): faster, and equal up to
     rounding. False keeps PEFT's forwards, bit for bit."""
     on_nonfinite: NonFiniteReaction = "skip"
-    """Reaction to a NaN or infinite gradient: `skip` ignores and counts it, `stop` ends the run.
-    With `stop`, every step waits for its gradients."""
+    """Reaction to a NaN or infinite gradient up to the last event: `skip` ignores and counts it,
+    `stop` ends the run. With `stop`, every such step waits for its gradients."""
     seed: int = 0
     """Seed of the `random` metric, and of new directions without an observed input."""
 
@@ -167,7 +167,7 @@ class DynamicLoraConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` if a value, or a combination, is outside its range."""
-        for name, (convert, required, holds) in _NUMBERS.items():
+        for name, (convert, required, holds) in _CONVERTED.items():
             value, default = getattr(self, name), self.__dataclass_fields__[name].default
             if value is not None or default is not None:
                 value = convert(name, value)
@@ -232,6 +232,12 @@ def _whole(name: str, given: Any) -> int:
         raise ConfigError(f"`{name}` must be a whole number, got {given!r}.") from None
 
 
+def _flag(name: str, given: Any) -> bool:
+    if given not in (True, False):
+        raise ConfigError(f"`{name}` must be true or false, got {given!r}.")
+    return bool(given)
+
+
 def _real(name: str, given: Any) -> int | float:
     if not isinstance(given, Real) or isinstance(given, bool):
         raise ConfigError(f"`{name}` must be a number, got {given!r}.")
@@ -242,10 +248,11 @@ def _real_or_auto(name: str, given: Any) -> Any:
     return given if given == "auto" else _real(name, given)
 
 
-_NUMBERS: Mapping[str, tuple[Callable[[str, Any], Any], str, Callable[[Any, Any], bool]]] = {
+_CONVERTED: Mapping[str, tuple[Callable[[str, Any], Any], str, Callable[[Any, Any], bool]]] = {
     "temperature": (_real, "above 0", lambda value, _: value > 0),
     "uniform_mix": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
     "feature_weight": (_real, "in [0, 1]", lambda value, _: 0 <= value <= 1),
+    **dict.fromkeys(("layer_weights", "input_adaptive", "fused"), (_flag, "", lambda *_: True)),
     "min_rank": (_whole, "at least 1", lambda value, _: value >= 1),
     "max_rank": (_whole, "at least min_rank={0.min_rank}", lambda value, of: value >= of.min_rank),
     "budget_end": (_real_or_auto, "in (0, 1], or auto", lambda x, _: x == "auto" or 0 < x <= 1),

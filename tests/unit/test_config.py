@@ -57,6 +57,7 @@ def unchecked(**values):
         ({"importance": "signals"}, "`importance` must be one of signal, .*, got signals"),
         ({"on_nonfinite": "raise"}, "`on_nonfinite` must be one of skip, stop, got raise"),
         ({"feature": "norm"}, "`feature` must be one of effective_rank, variance, got norm"),
+        ({"fused": "false"}, "`fused` must be true or false, got 'false'"),
         ({"budget_end": True}, r"`budget_end` must be a number, got True"),
         ({"temperature": "0.5"}, r"`temperature` must be a number, got '0\.5'"),
         ({"pinned": "*q_proj"}, r"`pinned` must be a tuple of patterns, got the text '\*q_proj'"),
