@@ -199,10 +199,10 @@ class DynamicLora:
             return
         if self._step == 0 and self._timetable.search:
             self._search.start_loss = self._search.loss()
-        stops = self._timetable.stops
-        if self._step + 1 in stops:
+        changes = self._timetable.changes
+        if self._step + 1 in changes:
             self._adapters.step_watch.begin()
-        unneeded = self.config.on_nonfinite == "skip" and not is_observed(stops, self._step)
+        unneeded = self.config.on_nonfinite == "skip" and not is_observed(changes, self._step)
         if unneeded or self._timetable.events_are_over(self._step, self._scored):
             return
         if self._observed:  # sums of accumulated gradients would seem to agree
@@ -370,7 +370,7 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Load only ranks, their budget, scales and extensions, with weights of the same step.
+        """Return to ranks, budget, scales and extensions of a step whose weights are loaded next.
 
         Statistics of gradients and features stay as they are.
 
@@ -391,7 +391,7 @@ class DynamicLora:
 
     def _begin_step(self) -> None:
         """Install the forward hooks if the next step is sampled; remove them otherwise."""
-        sampled = not self._frozen and is_sampled(self._timetable.stops, self._step)
+        sampled = not self._frozen and is_sampled(self._timetable.changes, self._step)
         if sampled:
             self._forwards.open(self._step)
         else:

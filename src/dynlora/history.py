@@ -25,7 +25,8 @@ class LayerEvent:
     score: float | None
     """Importance per parameter; None if the layer has no score."""
     share: float
-    """Share of the budget before rounding to ranks, in ``[0, 1]``; all shares sum to 1."""
+    """Share of the budget before rounding to ranks, in ``[0, 1]``; all shares sum to 1. Without
+    scores the share that the layer held before."""
     weight: float
     """Layer weight, in ``[0.5, 2]``; 1 unless `layer_weights` is on."""
     variance: float | None

@@ -71,8 +71,8 @@ class Timetable:
         return cls(**steps, search=values["search"], enough=values["enough"])
 
     @property
-    def stops(self) -> list[int]:
-        """All steps, in their order."""
+    def changes(self) -> list[int]:
+        """All steps after which ranks may change, in their order."""
         steps = {*self.events, *self.late_events, self.search}
         return sorted(step for step in steps if step is not None)
 
