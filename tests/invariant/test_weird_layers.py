@@ -189,7 +189,7 @@ def test_less_than_a_rank_of_the_cheapest_layer_that_could_grow_stays_unspent_at
             if layer.rank_after < min(6, max(layer.rank_before, round(layer.effective_rank)))
         ]
         assert 0 <= dynamic.budget - held[event.step - 1] < min(growable, default=dynamic.budget)
-    assert len(set(held)) > 2
+    assert len(set(held)) > 1
 
 
 PLAIN = CASES["narrower than the rank"]  # which is plain as to its batches
