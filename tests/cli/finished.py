@@ -37,6 +37,14 @@ def stock_model(run, model):
     return PeftModel.from_pretrained(base, run / "adapter").eval()
 
 
+def load_by_card(adapter):
+    """Load an adapter and its base model by the code of its model card."""
+    code = (adapter / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace('"ADAPTER"', repr(str(adapter))), names)
+    return names["model"]
+
+
 @torch.no_grad()
 def logits_of(loaded, model, texts):
     """Return logits ``(texts, classes)`` of a loaded model, one text at a time."""

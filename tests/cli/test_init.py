@@ -15,7 +15,7 @@ from dynlora.train.config import METRICS
 from dynlora.train.config.keys import job_schema
 from dynlora.train.config_file import read_job
 from tests.adapters import save_adapter
-from tests.cli.finished import facts, read_json
+from tests.cli.finished import facts, load_by_card, read_json
 from tests.jobs import make_rows, missing, snapshot, write_rows
 from tests.language import make_pairs, save_language_model
 
@@ -130,13 +130,8 @@ def test_a_card_tells_what_an_adapter_is_and_its_code_loads_it(here, tmp_path, c
     )
     assert missing(card, *told) == []
     assert (here / "runs" / "job" / "adapter" / "ranks.png").read_bytes()[:4] == b"\x89PNG"
-    code = card.split("```python\n")[1].split("```")[0]
-    names = {}
-    exec(code.replace('"ADAPTER"', '"runs/job/adapter"'), names)
-    assert (
-        names["model"].peft_config["default"].r
-        == read_json(here / "runs" / "job" / "adapter" / "adapter_config.json")["r"]
-    )
+    loaded = load_by_card(here / "runs" / "job" / "adapter").peft_config["default"]
+    assert loaded.r == read_json(here / "runs" / "job" / "adapter" / "adapter_config.json")["r"]
     assert model.is_dir()
 
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from dynlora.cli.main import main
 from dynlora.importance.agreement import AgreementTest
-from tests.cli.finished import assert_same_weights, facts, read_json, weights
+from tests.cli.finished import assert_same_weights, facts, load_by_card, read_json, weights
 from tests.jobs import MAX_POSITIONS, job_values, save_model, write_job, write_rows
 from tests.towers import TOWERS, caption_rows, save_towers
 
@@ -109,6 +109,13 @@ def test_both_towers_learn_and_stock_peft_finds_the_reported_metrics(run):
     assert "vision_model.head.attention.out_proj" not in values["final_ranks"], "it has no effect"
     wanted = measured(run, caption_rows(ROWS, seed=2))
     assert values["metrics_after"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_code_of_the_card_loads_the_adapter(run):
+    loaded = load_by_card(run.folder / "adapter").state_dict()
+    for name, value in weights(run.folder).items():
+        if "lora_" in name:
+            assert torch.equal(loaded[name.replace(".weight", ".default.weight")], value), name
 
 
 def test_eval_repeats_the_metrics_of_the_run(run, folders, said):

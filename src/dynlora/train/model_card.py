@@ -63,6 +63,7 @@ def write_card(job: Job, report: Mapping[str, Any]) -> None:
         "method": f"{config.method}, {job.trainer.state.global_step} steps",
         "ranks": f"{min(ranks)} to {max(ranks)}, {times * report['parameters']:,} parameters",
     }
+    num_labels = None if task.head is no_head else data.num_labels
     values = {
         "name": job.folder.root.absolute().name,
         "base": job.inputs.source.label,
@@ -73,7 +74,7 @@ def write_card(job: Job, report: Mapping[str, Any]) -> None:
         ),
         "picture": "![Rank of each layer by step](ranks.png)\n\n" if drawn else "",
         "kind": type(model.get_base_model()).__name__,
-        "head": "" if task.head is no_head else f", num_labels={data.num_labels}",
+        "head": "" if num_labels is None else f", num_labels={num_labels}",
         "rank": max(8, 1 << (max(ranks) - 1).bit_length()),  # as vLLM's choices
     }
     servers = SERVERS if task.peft_type == "CAUSAL_LM" else ""
