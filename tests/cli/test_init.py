@@ -115,7 +115,8 @@ def test_a_card_tells_what_an_adapter_is_and_its_code_loads_it(here, tmp_path, c
     given = words(task="causal_lm", data="rows.json", model="model")
     assert main(["init", *given]) == 0
     options = ("--data.text", "ask", "--data.max_length", "32", "--training.max_steps", "2")
-    assert main(["train", "job.yaml", *options, "--data.max_new_tokens", "4"]) == 0
+    unread = ("--data.name", "owner/rows")  # because the path wins
+    assert main(["train", "job.yaml", *options, *unread, "--data.max_new_tokens", "4"]) == 0
     card = (here / "runs" / "job" / "adapter" / "README.md").read_text()
     run = facts(here / "runs" / "job")
     assert "More Information Needed" not in card
@@ -127,6 +128,7 @@ def test_a_card_tells_what_an_adapter_is_and_its_code_loads_it(here, tmp_path, c
         f"| loss | {loss[0]} | {loss[1]} |",
         f", {run['parameters']['end']:,} parameters |",
         "vllm serve",
+        "| data | local files, ",
     )
     assert missing(card, *told) == []
     assert (here / "runs" / "job" / "adapter" / "ranks.png").read_bytes()[:4] == b"\x89PNG"

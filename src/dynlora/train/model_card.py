@@ -56,9 +56,10 @@ def write_card(job: Job, report: Mapping[str, Any]) -> None:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     times = 1 if job.prepared.first is None else 2  # a difference has the initial factors too
     ranks = [times * rank for layer in layers for rank in layer.r.values()]
+    source = config.data.name if config.data.path is None else "local files"
     facts = {
         "task": config.task,
-        "data": f"{config.data.name or 'local files'}, {len(data.train):,} training rows",
+        "data": f"{source}, {len(data.train):,} training rows",
         "classes": ", ".join(data.class_names or ()),
         "method": f"{config.method}, {job.trainer.state.global_step} steps",
         "ranks": f"{min(ranks)} to {max(ranks)}, {times * report['parameters']:,} parameters",
