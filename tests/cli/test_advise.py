@@ -91,6 +91,12 @@ def test_a_job_with_limits_of_rank_and_budget_is_compared_without_a_search(plant
     assert advise_rank(config, Console(quiet=True))["verdict"] != "enough"
 
 
+def test_a_job_of_adalora_is_compared_at_ranks_above_its_initial_one(planted):
+    own = ("--method", "adalora", "--adalora.init_r", 3)
+    found = advise_rank(parse_job(planted(change=0.3), *own), Console(quiet=True))
+    assert (found["higher_r"], found["seeds"]) == (4, 2)
+
+
 def test_the_runs_fit_into_the_time(planted):
     """Every look at the clock, one per step, takes a second."""
     config = parse_job(planted(change=0.3))

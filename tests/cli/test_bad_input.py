@@ -38,7 +38,7 @@ PLACES = ("output", "data.path", "model.path", "lora.start_from")
         ("--output", "'--output' requires an argument"),
         ("--output --dry-run", "'--output' requires an argument"),
         ("--output ' '", "`output` must be the path of a folder, but got ' '"),
-        ("--adalora.init_r 2", "`adalora.init_r` | lora.r=2 | got 2"),
+        ("--method adalora --adalora.init_r 2", "`adalora.init_r` | lora.r=2 | got 2"),
         ("--model.path null", "`model.path` or `model.name` or `model.package` | none"),
         (
             "--training.early_stopping_patience 2 --training.eval no",

@@ -291,6 +291,14 @@ def test_keys_that_do_not_fit_together_are_named(sections, told):
     assert told in str(error.value)
 
 
+def test_an_initial_rank_of_adalora_limits_the_rank_of_no_other_method():
+    unused = {"adalora": {"init_r": 12}}
+    for method, r in (("lora", 16), ("dynamic", "auto"), ("full", 12), ("adalora", 11)):
+        minimal_job(method=method, lora={"r": r}, **unused)
+    with pytest.raises(ConfigError, match=r"`adalora\.init_r` must be > lora\.r=12, .* got 12"):
+        minimal_job(method="adalora", lora={"r": 12}, **unused)
+
+
 def test_a_preset_fills_in_what_is_not_given():
     given = {"preset": "paper", "events": 8, "uniform_mix": 0.2}
     # The mix is given, although at its default: the preset's own does not count.

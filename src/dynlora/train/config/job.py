@@ -149,7 +149,8 @@ class JobConfig:
         require(fits, "training.optim", "an AdamW of torch with LoRA+", optim)
         init_r, target = self.adalora.init_r, self.lora.r
         required = f"> lora.r={target}, AdaLoRA's target rank"
-        require(init_r is None or init_r > target, "adalora.init_r", required, init_r)
+        fits = init_r is None or init_r > target or self.method != "adalora"
+        require(fits, "adalora.init_r", required, init_r)
 
 
 def _shown(value: object) -> str:
