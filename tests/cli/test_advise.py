@@ -150,7 +150,15 @@ def test_at_least_nineteen_of_twenty_intervals_contain_the_gain(change):
     [
         (["--method", "full"], "`method` must have a rank for advice about it, but got full."),
         (["--lora.start_from", "adapter"], "`lora.start_from` must be null for advice"),
+        (
+            ["--method", "lora", "--lora.init_lora_weights", "olora"],
+            "`lora.init_lora_weights` must be an initialization that keeps the base weights, for "
+            "advice from runs that cut ranks, but got olora. Leave it out.",
+        ),
     ],
 )
-def test_jobs_without_a_new_rank_are_refused(refused, job, options, told):
+def test_jobs_without_a_new_rank_that_can_fall_are_refused_untrained(
+    refused, job, options, told, monkeypatch
+):
+    monkeypatch.setattr("dynlora.train.advise.build_trainer", None)
     assert told in refused("advise", job, *options)

@@ -22,6 +22,7 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
+from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
 from dynlora.train.build import JobInputs, build_trainer, load_inputs, prepare_method
@@ -174,6 +175,12 @@ def _check(config: JobConfig) -> None:
         raise ConfigError(
             "`lora.start_from` must be null for advice about the rank of a new adapter, but got "
             f"{config.lora.start_from}. Leave it out."
+        )
+    if changes_base(config.lora.init_lora_weights):
+        raise ConfigError(
+            "`lora.init_lora_weights` must be an initialization that keeps the base weights, for "
+            f"advice from runs that cut ranks, but got {config.lora.init_lora_weights}. Leave it "
+            "out."
         )
 
 
