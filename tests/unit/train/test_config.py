@@ -281,6 +281,14 @@ STEPS_APART = {
             {"task": "image_classification", "training": {"neftune_noise_alpha": 5}},
             "`training.neftune_noise_alpha` must be null with `task: image_classification`",
         ),
+        (
+            {"task": "causal_lm", "data": {"name": "d", "text_pair": "answer"}},
+            "`data.text_pair` must be null with `task: causal_lm`, but got answer",
+        ),
+        (
+            {"data": {"name": "d", "messages": "turns"}},
+            "`data.messages` must be null with `task: sequence_classification`, but got turns",
+        ),
         ({"training": {"optim": "sgd", "loraplus_lr_ratio": 4}}, "an AdamW of torch with LoRA+"),
         ({"training": {"best_metric": "rmse"}}, "one of accuracy, f1, matthews, loss, but got rms"),
     ],
