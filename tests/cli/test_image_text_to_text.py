@@ -104,7 +104,7 @@ def inputs_of(processor, row, text):
 
 
 @torch.no_grad()
-def measured(model, run, rows):
+def measured(model, run, rows, *, completion_only=True):
     """Return the metrics of a model on rows, one text at a time, by definition."""
     processor = AutoProcessor.from_pretrained(run.base)
     losses, right = [], []
@@ -112,7 +112,9 @@ def measured(model, run, rows):
         request, texts = written(run.kind, row)
         for text in texts:
             inputs = inputs_of(processor, row, request + text)
-            count = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+            count = inputs["input_ids"].shape[1] - 1
+            if completion_only:
+                count = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
             told, logits = (
                 inputs["input_ids"][0, -count:],
                 model(**inputs).logits[0, -count - 1 : -1],
@@ -133,6 +135,14 @@ def test_both_towers_learn_and_stock_peft_finds_the_reported_metrics(run):
         assert ranks - {2}, "this test is about ranks that moved"
     wanted = measured(stock_model(run), run, make_rows(8, seed=2))
     assert values["metrics_after"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_every_token_of_a_row_is_learned_if_not_only_completions(start, folders, tmp_path):
+    quick = ("--training.max_steps=1", "--training.eval=no", "--training.save=no")
+    assert start("--data.completion_only=false", *quick, kind="LLaVA") == 0
+    run = SimpleNamespace(folder=tmp_path / "run", kind="LLaVA", base=folders / "LLaVA")
+    wanted = measured(stock_model(run), run, make_rows(8, seed=2), completion_only=False)
+    assert facts(run.folder)["metrics_after"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_only_a_projector_without_weights_is_trained_in_full(run):

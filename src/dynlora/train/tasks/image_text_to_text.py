@@ -44,6 +44,7 @@ class Writer:
     processor: Any
     separator: str  # text after the image and after the prompt, without a chat template
     max_length: int  # maximum tokens per row, those of the image included
+    completion_only: bool  # whether image and prompt are not learned
 
     def save_pretrained(self, folder: Path) -> None:
         """Save the processor beside the model."""
@@ -86,7 +87,12 @@ def _load_processor(source: Source, config: DataConfig) -> Writer:
             f"image token of its processor, but got {token!r} for the {type(processor).__name__} "
             f"of {source.label}. Use such a model, or add the token to tokenizer and model."
         )
-    return Writer(processor=processor, separator=config.separator, max_length=config.max_length)
+    return Writer(
+        processor=processor,
+        separator=config.separator,
+        max_length=config.max_length,
+        completion_only=config.completion_only,
+    )
 
 
 def _pairs(
@@ -169,7 +175,9 @@ def _load_model(source: Source, _num_labels: int | None, writer: Writer) -> Any:
 
 def _make_trainer(values: dict[str, Any], writer: Writer, **parts: Any) -> SftJobTrainer:
     collator = DataCollatorForVisionLanguageModeling(
-        writer.processor, max_length=writer.max_length, completion_only_loss=True
+        writer.processor,
+        max_length=writer.max_length,
+        completion_only_loss=writer.completion_only,
     )
     return make_sft_trainer(values, writer.processor, data_collator=collator, **parts)
 
