@@ -202,7 +202,7 @@ def test_an_export_contains_the_numbers_of_the_runs_files_and_every_drawing(
             assert len(image.getcolors(10**6)) > 2
 
 
-def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused):
+def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     assert main(["report", str(run), "--export", str(folder), "--quiet"]) == 0, "an empty folder"
@@ -210,6 +210,11 @@ def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused):
     assert "is a file" in refused("report", run, "--export", run / "run.json")
     for taken in (folder, run):
         assert "new folder or an earlier export" in refused("report", run, "--export", taken)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for nameless in (".", ".."):
+        told = f"`--export` must be the name of a folder, but got {nameless}."
+        assert told in refused("report", run, "--export", nameless)
     assert "Missing argument 'RUN...'" in refused("report")
 
 

@@ -13,6 +13,8 @@ LIST = "files.txt"  # names of all files, by which a later export knows the fold
 
 def check_exportable(folder: Path) -> None:
     """Raise `RunFileError` if a path is neither free, nor an empty folder or earlier export."""
+    if folder.name in ("", ".."):  # the draft is a sibling, renamed at the end
+        raise RunFileError(f"`--export` must be the name of a folder, but got {folder}.")
     if not folder.exists():
         return
     names, known = {path.name for path in folder.iterdir()}, set()
