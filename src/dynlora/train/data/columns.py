@@ -151,10 +151,11 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
     if split.table.column_names.count(column) != 1:
         return []  # refused where the column is read
     values = split.table[column]
-    values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+    if isinstance(values.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        values = pc.list_flatten(values)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    texts = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    texts = values.type in (pa.string(), pa.large_string(), pa.string_view())
     return values.drop_null().to_pylist() if texts else []
 
 

@@ -9,6 +9,7 @@ import pytest
 from dynlora.errors import DataError
 from dynlora.train.data.columns import (
     check_column,
+    name_classes,
     read_class_lists,
     read_classes,
     read_column,
@@ -32,6 +33,16 @@ from tests.jobs import split_of
 )
 def test_numbers_of_any_type_are_read(read, values, expected):
     assert read(split_of(c=values), "c") == expected
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+@pytest.mark.parametrize("several", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
+def test_classes_are_named_by_texts_of_any_type(text, several):
+    alone, lists = pa.array(["b", "a"], text), pa.array([["b", "c"], ["c", "a"]], several(text))
+    split = split_of(c=alone, each=lists)
+    assert read_classes(name_classes(split, split, "c")[0], "c", None) == [1, 0]
+    named = name_classes(split, split, "each")[0]
+    assert read_class_lists(named, "each", None) == [[1, 2], [2, 0]]
 
 
 @pytest.mark.parametrize(
