@@ -1,9 +1,10 @@
-"""Classes have names from folders of images or texts of a label column, and numbers elsewhere."""
+"""Classes have names from folders, texts of a label column or a data set, and else numbers."""
 
 import json
 import shutil
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from dynlora.cli.main import main
 from tests.cli.finished import facts, read_json, read_lines, run_job
@@ -146,6 +147,45 @@ def test_classes_as_texts_are_learned_and_predicted_by_name(task, model, tmp_pat
     if task == "sequence_classification":
         counts = [(row["name"], row["labelled"]) for row in found["classes"]]
         assert counts == [("bad", 20), ("good", 0)]
+
+
+ORDERS = {"train": ["good", "1", "bad"], "validation": ["1", "bad", "good"]}
+
+
+def save_class_numbers(folder):
+    """Write and return splits of class numbers, whose names differ in order; bad is not trained."""
+    words, splits = {"train": ["good", "1"] * 12, "validation": ["good", "1", "bad"] * 2}, {}
+    for split, order in ORDERS.items():
+        columns = {"text": [row["text"] for row in make_rows(len(words[split]))]}
+        columns["label"] = [order.index(word) for word in words[split]]
+        kinds = Features(text=Value("string"), label=ClassLabel(names=order))
+        splits[split] = Dataset.from_dict(columns, kinds)
+        splits[split].to_parquet(folder / f"{split}.parquet")
+    return splits
+
+
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_class_numbers_keep_the_names_and_order_of_their_data_set(
+    source, model, tmp_path, said, monkeypatch
+):
+    splits = save_class_numbers(tmp_path / "data")
+    monkeypatch.setattr("datasets.load_dataset", lambda name, subset, split: splits[split])
+    values = job_values(model, tmp_path / "data", tmp_path / "run")
+    if source == "hub":
+        values["data"]["name"] = f"owner/{values['data'].pop('path').replace('/', '-')}"
+    run = run_job(tmp_path, values)
+    assert (facts(run)["class_names"], facts(run)["num_labels"]) == (ORDERS["train"], 3)
+    counts = [(row["name"], row["labelled"]) for row in said("eval", run)["classes"]]
+    assert counts == [("good", 2), ("1", 2), ("bad", 2)]
+
+
+def test_class_numbers_that_are_learned_as_numbers_have_no_names(model, tmp_path, said):
+    save_class_numbers(tmp_path / "data")
+    values = job_values(model, tmp_path / "data", tmp_path / "run") | {"task": "regression"}
+    run = run_job(tmp_path, values, "--training.max_steps", 1)
+    assert facts(run)["class_names"] is None
+    found = said("predict", run, tmp_path / "data" / "validation.parquet")["predictions"]
+    assert [set(row) for row in found] == [{"prediction"}] * 6
 
 
 def test_a_whole_model_has_the_names_of_its_classes(model, tmp_path):

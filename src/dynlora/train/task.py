@@ -102,7 +102,7 @@ def load_data(task: Task, config: DataConfig, processor: Any) -> TaskData:
         validation=validation.inputs,
         num_labels=train.num_labels,
         cut={"train": train.cut, "validation": validation.cut},
-        class_names=None if train.num_labels is None else train_split.class_names,
+        class_names=train_split.class_names if (train.num_labels or 1) > 1 else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Read and validate columns of a split; a `DataError` lists the invalid rows."""
 
 import difflib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -138,12 +139,22 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
 
 
 def name_classes(train: RawSplit, validation: RawSplit, column: str) -> tuple[RawSplit, RawSplit]:
-    """Return both splits with class names: those of folders, or the sorted texts of `column`."""
-    names = train.class_names
+    """Return both splits with class names: given ones, or the sorted texts of `column`."""
+    names = train.class_names or _given_names(train, column)
     if names is None and (found := _label_texts(train, column)):
         texts = {*found, *_label_texts(validation, column)}
         names = sort_names(text for text in texts if text.strip())
     return replace(train, class_names=names), replace(validation, class_names=names)
+
+
+def _given_names(split: RawSplit, column: str) -> list[str] | None:
+    """Return the names that `datasets` stores in a table beside a column of class numbers."""
+    try:
+        features = json.loads(split.table.schema.metadata[b"huggingface"])["info"]["features"]
+        feature = features[column]
+        return [*map(str, feature.get("feature", feature)["names"])] or None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # of another writer
+        return None
 
 
 def _label_texts(split: RawSplit, column: str) -> list[str]:
@@ -162,11 +173,15 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
 def _numbered(split: RawSplit, column: str) -> list[Any]:
     """Return a label column with class names replaced by their numbers; other values stay."""
     places = {name: place for place, name in enumerate(split.class_names or ())}
+    given: dict[Any, str] = dict(enumerate(_given_names(split, column) or ())) if places else {}
 
     def number(value: Any) -> Any:
         if isinstance(value, list):
             return [number(each) for each in value]
-        return places.get(str(value), value) if isinstance(value, str | int) else value
+        if not isinstance(value, str | int):
+            return value
+        name = given.get(value, value)
+        return places.get(str(name), name)
 
     return [number(value) for value in read_column(split, LABEL, column)]
 

@@ -1,5 +1,6 @@
 """Columns of a split: values that fit, and messages about rows that do not."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -43,6 +44,24 @@ def test_classes_are_named_by_texts_of_any_type(text, several):
     assert read_classes(name_classes(split, split, "c")[0], "c", None) == [1, 0]
     named = name_classes(split, split, "each")[0]
     assert read_class_lists(named, "each", None) == [[1, 2], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "names"),
+    [
+        ({"feature": {"names": ["z", "a"], "_type": "ClassLabel"}, "_type": "List"}, ["z", "a"]),
+        ({"dtype": "int64", "_type": "Value"}, None),
+        ([], None),
+        ({"names": 3}, None),
+    ],
+)
+def test_lists_of_class_numbers_have_the_names_that_their_data_set_gives(metadata, names):
+    split = split_of(each=[[0, 1], [1]])
+    told = json.dumps({"info": {"features": {"each": metadata}}})
+    table = split.table.replace_schema_metadata({"huggingface": told})
+    named, _ = name_classes(replace(split, table=table), split, "each")
+    assert named.class_names == names
+    assert read_class_lists(named, "each", None) == [[0, 1], [1]]
 
 
 @pytest.mark.parametrize(
