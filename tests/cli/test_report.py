@@ -253,13 +253,13 @@ def test_the_pareto_front_has_the_runs_that_no_other_beats(tmp_path):
         for name, size, after in [
             ("small", 100, {"matthews": 0.5}), ("worse", 200, {"matthews": 0.4}),
             ("large", 300, {"matthews": 0.6}), ("same", 300, {"matthews": 0.6}),
-            ("collapsed", 50, {"matthews": 0.0}), ("unknown", 40, {"matthews": None}),
+            ("chance", 50, {"matthews": 0.0}), ("unknown", 40, {"matthews": None}),
         ]
     ]  # fmt: skip
     seen, tables = compared(tmp_path, *runs)
     found = {row["run"]: row["Pareto front"] for row in tables["parameters"]}
     assert found == {"small": "yes", "worse": "no", "large": "yes", "same": "yes"}
-    assert missing(seen.text, "Run 5: after training, all rows got the same class") == []
+    assert missing(seen.text, "Run 5: after training, predictions are no better than chance") == []
 
 
 def test_many_runs_with_hostile_and_long_names_are_compared_as_text(tmp_path):

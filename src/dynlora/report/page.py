@@ -37,8 +37,8 @@ PAGES = Environment(
 PAGES.globals |= {
     "light": LIGHT,
     "dark": DARK,
-    "collapsed": wording.is_collapsed,
-    "collapsed_text": wording.COLLAPSED,
+    "is_chance": wording.is_chance,
+    "chance_text": wording.CHANCE_TEXT,
     "verdict": wording.verdict,
     "change": wording.change_text,
     "share": wording.share_text,

@@ -128,8 +128,8 @@ def _metric_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if before is not None:  # None if the metric was not finite
             text = f"{before:.4f} → {text} ({after - before:+.4f})"
         yield f"validation {name}", text
-    if wording.is_collapsed(result["after"]):
-        yield "collapsed", wording.COLLAPSED
+    if wording.is_chance(result["after"]):
+        yield wording.CHANCE, "correlation 0 with the labels"
 
 
 def _parameter_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

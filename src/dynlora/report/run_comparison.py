@@ -178,9 +178,9 @@ def _metrics(runs: Sequence[RunFiles]) -> Iterator[tuple[str, list[str]]]:
             change = wording.change_text(runs[0].after.get(name), run.after.get(name))
             after[place] += f" ({change})" if change else ""
         yield f"{name} after", after
-    collapsed = ["yes" if wording.is_collapsed(run.after) else "" for run in runs]
-    if any(collapsed):
-        yield "collapsed to one class or value", collapsed
+    chance = ["yes" if wording.is_chance(run.after) else "" for run in runs]
+    if any(chance):
+        yield wording.CHANCE, chance
 
 
 def _metric(values: Mapping[str, float | None], name: str) -> str:

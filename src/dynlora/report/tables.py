@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dynlora.files.plain_values import flatten
 from dynlora.report.curves import LARGEST
 from dynlora.report.run_comparison import IGNORED, compare_runs, labels_of, shown
-from dynlora.report.wording import is_collapsed, lower_is_better
+from dynlora.report.wording import CHANCE, is_chance, lower_is_better
 from dynlora.runs.reader import RunFiles
 
 ADAPTER = ("method", "lora", "dynamic", "adalora")  # sections in which paired runs may differ
@@ -87,9 +87,9 @@ def trade_off(runs: Numbered, metric: str) -> dict[int, tuple[float, float, bool
 
 
 def _after(run: RunFiles, metric: str) -> float:
-    """Return a metric after training; NaN if unknown, or not comparable in a collapsed run."""
+    """Return a metric after training; NaN if unknown, or of a run no better than chance."""
     value = run.after.get(metric)
-    comparable = metric == "loss" or not is_collapsed(run.after)
+    comparable = metric == "loss" or not is_chance(run.after)
     return value if comparable and value is not None and abs(value) <= LARGEST else math.nan
 
 
@@ -104,7 +104,7 @@ def _run_table(labels: Mapping[int, str], runs: Numbered) -> Table:
     head += [f"{name} {when}" for name in metrics for when in ("before", "after")]
     rows = [
         (str(number), labels[number], run.method, None if run.seed is None else str(run.seed),
-         run.status + ", collapsed" * is_collapsed(run.after), run.steps,
+         run.status + f", {CHANCE}" * is_chance(run.after), run.steps,
          *(values.get(name) for name in metrics for values in (run.before, run.after)),
          run.parameters.get("end"), run.parameters.get("peak"), str(run.root),
          *map(costs[number].get, keys))

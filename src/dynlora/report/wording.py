@@ -12,11 +12,12 @@ METRICS = (
     "text_to_image_recall_5", "token_accuracy",
 )  # fmt: skip
 """Every metric of every task."""
-COLLAPSED = "all rows got the same class or value (or have the same label)"
+CHANCE = "no better than chance"
+CHANCE_TEXT = f"predictions are {CHANCE}: their correlation with the labels is 0"
 
 
-def is_collapsed(metrics: Mapping[str, float | None]) -> bool:
-    """Return whether predictions do not tell rows apart: their correlation with the labels is 0."""
+def is_chance(metrics: Mapping[str, float | None]) -> bool:
+    """Return whether the correlation of predictions and labels is 0, as of a constant model."""
     return any(metrics.get(name) == 0 for name in ("matthews", "pearson"))
 
 
@@ -47,10 +48,11 @@ def verdict(
 ) -> str:
     """Return `better` or `worse`; empty if the values are equal or not comparable.
 
-    Of a collapsed model only the loss is comparable: its other metrics say which labels are common.
+    Of predictions no better than chance, only the loss is comparable: other metrics say which
+    labels are common.
     """
     before, after = earlier.get(metric), later.get(metric)
-    if metric != "loss" and (is_collapsed(earlier) or is_collapsed(later)):
+    if metric != "loss" and (is_chance(earlier) or is_chance(later)):
         return ""
     if before is None or after is None or before == after or not math.isfinite(after - before):
         return ""

@@ -235,21 +235,29 @@ def test_errors_improve_by_falling_and_other_metrics_by_rising() -> None:
         assert verdict("f1", {"f1": before}, {"f1": after}) == ""
 
 
-def test_a_model_that_gives_all_rows_one_class_is_marked_and_its_metrics_are_not_judged(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    "random",
+    [
+        {"loss": 0.7, "accuracy": 0.68, "f1": 0.81, "matthews": 0.0},  # all rows got one class
+        {"loss": 0.7, "accuracy": 0.5, "f1": 0.5, "matthews": 0.0},  # labels 0011, predictions 0101
+    ],
+)
+def test_predictions_without_correlation_are_called_chance_and_only_their_loss_is_judged(
+    tmp_path: Path, random: dict[str, float]
 ) -> None:
-    constant = {"loss": 0.7, "accuracy": 0.68, "f1": 0.81, "matthews": 0.0}
     learned = {"loss": 0.5, "accuracy": 0.75, "f1": 0.83, "matthews": 0.4}
-    for before, after in ((constant, learned), (learned, constant)):
+    for before, after in ((random, learned), (learned, random)):
         assert [verdict(name, before, after) for name in ("accuracy", "f1")] == ["", ""]
-    assert verdict("loss", constant, learned) == "better"
-    assert "collapsed" in printed(result_table(RESULT | {"after": constant}, EVENTS))
-    assert "collapsed" not in printed(result_table(RESULT | {"after": learned}, EVENTS))
+    assert verdict("loss", random, learned) == "better"
+    assert "no better than chance" in printed(result_table(RESULT | {"after": random}, EVENTS))
+    assert "no better than chance" not in printed(result_table(RESULT | {"after": learned}, EVENTS))
     fine = made(tmp_path, "one", metrics_after=learned)
-    other = made(tmp_path, "two", metrics_after=constant)
-    assert "collapsed" in printed(comparison_table(compare_runs([fine, other])))
-    assert "collapsed" not in printed(comparison_table(compare_runs([fine, fine])))
-    assert "got the same class" in report_page(other)
+    other = made(tmp_path, "two", metrics_after=random)
+    assert "no better than chance" in printed(comparison_table(compare_runs([fine, other])))
+    assert "no better than chance" not in printed(comparison_table(compare_runs([fine, fine])))
+    page = report_page(other)
+    assert "After training, predictions are no better than chance" in page
+    assert "same class" not in page
 
 
 def test_numbers_have_units_and_few_digits() -> None:
