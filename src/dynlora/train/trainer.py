@@ -4,6 +4,7 @@ The order of the Trainer's own length-grouped sampler changes after a resume, an
 batches by length, which worsens training.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -205,7 +206,7 @@ def total_steps(rows: int, config: TrainingConfig, processes: int = 1) -> int:
         return config.max_steps
     batches = -(-rows // (config.batch_size * processes))
     per_epoch = -(-batches // config.gradient_accumulation)
-    return max(1, -int(-config.epochs * per_epoch // 1))
+    return max(1, math.ceil(config.epochs * per_epoch))
 
 
 def use_bf16(choice: bool | str) -> bool:
