@@ -296,9 +296,9 @@ def test_an_interrupt_before_torch_is_loaded_is_told_by_the_first_process_alone(
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in processes.VARIABLES:
         monkeypatch.setenv(name, "0")
-    assert processes.failed_before(KeyboardInterrupt()) is None
+    assert processes.announce_failure(KeyboardInterrupt()) is None
     monkeypatch.setenv("RANK", "1")
-    assert processes.failed_before(KeyboardInterrupt()) == "stopped"
+    assert processes.announce_failure(KeyboardInterrupt()) == "stopped"
 
 
 # The processes of `--processes`, as programs of a line.

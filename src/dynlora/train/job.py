@@ -140,7 +140,7 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
         with processes.explaining_loss(partial(_way_on, job)):
             yield
     except BaseException as error:
-        cause = processes.failed_before(error)
+        cause = processes.announce_failure(error)
         if cause is None and isinstance(error, KeyboardInterrupt):
             state, signum = job.trainer.state, getattr(error, "signum", signal.SIGINT)
             with suppress(OSError):  # a full disk must not hide the message

@@ -68,10 +68,11 @@ def join_group() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
-def failed_before(error: BaseException) -> str | None:
+def announce_failure(error: BaseException) -> str | None:
     """Announce the error of this process; return that of another one if it came first.
 
-    The other error is usually the cause, because a collective fails if a process has ended.
+    None if this process must report its error. Another error is usually the cause, because a
+    collective fails if a process has ended.
     """
     if not in_group():
         return None
@@ -97,7 +98,7 @@ def one_error() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if failed_before(error) is not None:
+        if announce_failure(error) is not None:
             raise ReportedError(SILENT) from None
         raise
 
