@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def resize(
             part = measure(before, seen)
             changes.append(_change(part, after, seen))
             cut = part.cut(after.r) if after.r < before.r else before
-            yield cut if cut.r == after.r else cut.grow(after.r, generator)
+            full = cut if cut.r == after.r else cut.grow(after.r, generator)
+            yield replace(full, lora_alpha=after.lora_alpha)  # as in the file's header
 
     write_adapter(made, output, resized())
     total = math.fsum(change.energy for change in changes)

@@ -58,6 +58,9 @@ def write_tensors(
         path: The new file.
         layout: Tensors of the shapes and dtypes to be written, by name; device `meta` is enough.
         metadata: Texts by name.
+
+    Raises:
+        ValueError: If a tensor has another shape or dtype than in `layout`.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -74,6 +77,12 @@ def write_tensors(
         first = file.write(len(text).to_bytes(8, "little") + text)
 
         def write(name: str, tensor: Tensor) -> None:
+            given, planned = ((t.dtype, tuple(t.shape)) for t in (tensor, layout[name]))
+            if given != planned:
+                raise ValueError(
+                    f"{name!r} must be {planned[0]} of shape {planned[1]}, but got {given[0]} of "
+                    f"shape {given[1]}. Write the tensors that `layout` announces."
+                )
             file.seek(first + header[name]["data_offsets"][0])
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dynlora.adapter_files.layer import SavedLayer, Seen, find_components
-from dynlora.adapter_files.reader import read_adapter
+from dynlora.adapter_files.reader import read_adapter, read_any
 from dynlora.adapter_files.resize import plan_budget, plan_error, plan_rank, resize
 from dynlora.errors import AdapterError, BudgetError
 from tests.adapters import assert_close, load_adapter, outputs, save_adapter
@@ -281,6 +281,24 @@ def test_stock_peft_loads_the_cut_adapter_with_its_ranks(case, tmp_path, resized
         expected = best(dense(before), after.r)
         torch.testing.assert_close(dense(after), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(outputs(loaded), given, atol=1e-4)
+
+
+def test_a_cut_kohya_file_has_the_alphas_of_the_same_scaling(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for number in range(3):
+        up = torch.randn(12, 12, generator=generator) if number else torch.zeros(12, 12)
+        halves = {"lora_down": torch.randn(12, 20, generator=generator), "lora_up": up}
+        name = f"lora_unet_{number}"
+        tensors |= {f"{name}.{half}.weight": value.half() for half, value in halves.items()}
+        tensors[f"{name}.alpha"] = torch.tensor(16.0).half()
+    save_file(tensors, tmp_path / "given.safetensors")
+    adapter = read_any(tmp_path / "given.safetensors")
+    resize(adapter, plan_rank(adapter, 6), tmp_path / "made.safetensors")
+    made = read_any(tmp_path / "made.safetensors")
+    for before, after in zip(adapter.layers, made.layers, strict=True):
+        assert (after.r, after.lora_alpha) == (6, 8)
+        torch.testing.assert_close(dense(after), best(dense(before), 6), rtol=1e-2, atol=1e-2)
 
 
 def test_a_budget_below_one_rank_a_layer_is_refused_with_the_lowest(few, resized):

@@ -26,6 +26,14 @@ def test_a_file_written_in_any_order_is_that_of_safetensors(tmp_path):
     assert (tmp_path / "made").read_bytes() == (tmp_path / "given").read_bytes()
 
 
+def test_a_tensor_unlike_the_layout_is_refused_by_name(tmp_path):
+    layout = {name: tensor.to("meta") for name, tensor in TENSORS.items()}
+    with write_tensors(tmp_path / "made", layout, {}) as write:
+        for tensor in (torch.tensor(7.5), torch.tensor([7])):
+            with pytest.raises(ValueError, match=r"'count' must be torch\.int64 of shape \(\)"):
+                write("count", tensor)
+
+
 def test_tensors_are_read_by_name_through_any_number_of_mappings(tmp_path, monkeypatch):
     save_file({name: tensor.contiguous() for name, tensor in TENSORS.items()}, tmp_path / "given")
     monkeypatch.setattr(tensor_file, "WINDOW", 8)
