@@ -260,6 +260,14 @@ def test_a_broken_file_is_refused_in_one_line(name, files, refused):
     assert missing(line, told) == []
 
 
+def test_the_weights_of_a_folder_are_refused_because_their_scale_is_beside_them(tmp_path, refused):
+    folder = tmp_path / "run"
+    save_adapter(folder, "plain", lora_alpha=32)
+    line = refused("inspect", folder / WEIGHTS)
+    told = f"single file | {folder / WEIGHTS} | adapter_config.json | Give the folder {folder}."
+    assert missing(line, told) == []
+
+
 def other_base(folder, case):
     """Save a base model with a name for each of two layers that kohya does not tell apart."""
     save_base(folder, case)

@@ -76,6 +76,11 @@ def read_adapter(folder: Path) -> SavedAdapter:
 
 def _read_file(path: Path) -> SavedAdapter:
     """Read and check a single file of kohya or diffusers."""
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        raise AdapterError(
+            f"a single file must be of kohya or diffusers, but got {path}, whose scale is in the "
+            f"{CONFIG} beside it. Give the folder {path.parent}."
+        )
     tensors = _open_tensors(path)
     keys, others = group_keys(tensors, FILE_KEYS)
     if others or not keys:
