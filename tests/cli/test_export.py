@@ -178,6 +178,7 @@ def test_mlx_factors_multiply_inputs_to_pefts_update_at_one_rank(tmp_path):
         ("head kept", "lm_head.weight of `modules_to_save`"),
         ("bias", "a bias of lora_B"),
         ("convolutions", "a convolution, conv1"),
+        ("transposed", "`model.layers.N` | transformer.h.0.attn.c_attn"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")

@@ -14,6 +14,7 @@ from dynlora.adapter_files.adapter import SavedAdapter, check_linear
 from dynlora.adapter_files.checks import check_finite
 from dynlora.adapter_files.formats import CONFIG
 from dynlora.adapter_files.writer import new_folder
+from dynlora.errors import AdapterError
 
 WEIGHTS = "adapters.safetensors"
 BLOCK = re.compile(r"^model\.layers\.\d+\.")  # MLX-LM names modules relative to their block
@@ -27,9 +28,17 @@ def write_mlx(adapter: SavedAdapter, output: Path) -> None:
         output: The new folder.
 
     Raises:
-        AdapterError: If MLX-LM cannot hold a tensor of the adapter, or `output` exists.
+        AdapterError: If MLX-LM cannot hold a tensor of the adapter or names its module otherwise,
+            or `output` exists.
     """
     check_linear(adapter, "mlx")
+    names = [layer.name for layer in adapter.layers]
+    strange = next((n for n in names if n != "lm_head" and not BLOCK.match(n)), None)
+    if strange is not None:  # MLX-LM would ignore it
+        raise AdapterError(
+            "`--format mlx` needs linear layers in blocks `model.layers.N`, as MLX-LM names them, "
+            f"but got {strange} in {adapter.folder}. Use `--format merged`."
+        )
     layout = {}
     for layer in adapter.layers:
         layout[f"{layer.name}.lora_a"] = layer.A.T.contiguous()
@@ -42,7 +51,7 @@ def write_mlx(adapter: SavedAdapter, output: Path) -> None:
             "rank": adapter.layers[0].r,
             "scale": 1.0,
             "dropout": 0.0,
-            "keys": sorted({BLOCK.sub("", layer.name) for layer in adapter.layers}),
+            "keys": sorted({BLOCK.sub("", name) for name in names}),
         },
     }
     with new_folder(output) as draft:
