@@ -159,16 +159,22 @@ def test_a_result_is_uploaded_to_a_repository(here, tmp_path, said, capsys, monk
             assert options == {"private": True, "exist_ok": True}
             return url
 
-        def upload_folder(self, *, repo_id, folder_path, allow_patterns):
-            assert allow_patterns is None
+        def upload_folder(self, *, repo_id, folder_path):
             sent.append((repo_id, {path.name for path in folder_path.iterdir()}))
+
+        def upload_file(self, *, repo_id, path_or_fileobj, path_in_repo):
+            sent.append((repo_id, path_or_fileobj, path_in_repo))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     save_adapter(tmp_path / "given", "patterns")
     options = ("export", tmp_path / "given", "--format", "uniform", "--push_to_hub")
     said(*options, "me/mine", "--output", tmp_path / "made")
     files = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert sent == [("me/mine", files)]
+    assert sent.pop() == ("me/mine", files)
+    kohya = ("export", tmp_path / "given", "--format", "kohya", "--component", "unet")
+    file = tmp_path / "[x]*.safetensors"  # would be a pattern in `allow_patterns`
+    said(*kohya, "--push_to_hub", "me/mine", "--output", file)
+    assert sent == [("me/mine", file, file.name)]
     wrong = [*options, "a b", "--output", tmp_path / "more"]
     assert main([str(word) for word in wrong]) == 2
     told = "`--push_to_hub` must be a repository | a b (no such name) | hf auth login"

@@ -55,8 +55,10 @@ def _push(path: Path, repository: str, output: Output) -> None:
 
     try:
         place = HfApi().create_repo(repository, private=True, exist_ok=True)
-        folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
-        HfApi().upload_folder(repo_id=place.repo_id, folder_path=folder, allow_patterns=only)
+        if path.is_dir():
+            HfApi().upload_folder(repo_id=place.repo_id, folder_path=path)
+        else:
+            HfApi().upload_file(repo_id=place.repo_id, path_or_fileobj=path, path_in_repo=path.name)
     except (OSError, ValueError) as error:  # of the hub, the network, or the name
         raise ConfigError(
             f"`--push_to_hub` must be a repository that you may write to, but got {repository} "
