@@ -139,7 +139,8 @@ def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
         wanted = tuple(sorted((layer.lora_A.shape[1], len(layer.lora_B))))
         found = _widths(modules[layer.name])
         if wanted != found:
-            raise _misfit(adapter, base, f"widths {found} instead of {wanted} in {layer.name!r}")
+            widths = f"widths {found} instead of {wanted}" if found else "no `weight`"
+            raise _misfit(adapter, base, f"{widths} in {layer.name!r}")
     parameters = dict(base.named_parameters())
     for key, tensor in adapter.others.items():
         name = key.removeprefix(PREFIX)
@@ -150,10 +151,10 @@ def check_fits(adapter: SavedAdapter, base: nn.Module) -> None:
 
 def _widths(module: Any) -> tuple[int, ...]:
     """Return a layer's two widths, smaller first; for a convolution, its channels."""
-    kernel = module.weight.shape[:2] if module.weight.dim() > 1 else (0, 0)
     if isinstance(module, nn.Linear):  # quantized weights have another shape
-        kernel = (module.in_features, module.out_features)
-    return tuple(sorted(kernel))
+        return tuple(sorted((module.in_features, module.out_features)))
+    weight = getattr(module, "weight", torch.empty(()))  # `nn.MultiheadAttention` has none
+    return tuple(sorted(weight.shape[:2]))
 
 
 def _misfit(adapter: SavedAdapter, base: nn.Module, fault: str) -> AdapterError:

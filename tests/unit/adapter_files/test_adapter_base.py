@@ -1,5 +1,6 @@
 """The base model of a saved adapter: found, loaded with the right head, merged, or refused."""
 
+import copy
 import json
 import shutil
 
@@ -23,7 +24,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from dynlora.adapter_files.adapter_base import attach, load_base, locate_base
+from dynlora.adapter_files.adapter_base import attach, check_fits, load_base, locate_base
 from dynlora.adapter_files.base_models import load_weights, position_limit, within
 from dynlora.adapter_files.merge import merge_adapter
 from dynlora.adapter_files.reader import read_adapter
@@ -87,6 +88,14 @@ def test_tensors_that_peft_would_leave_at_initial_values_are_an_error(adapter):
     found = configure(adapter, target_modules=["query", "value", "dense", "key"])
     with pytest.raises(AdapterError, match=r"must load on its base model.*missing.*key\.lora_A"):
         attach(found.folder, load_base(found, locate_base(found, None)))
+
+
+def test_an_adapter_on_multihead_attention_is_refused_by_name(tmp_path):
+    base = torch.nn.ModuleDict({"attn": torch.nn.MultiheadAttention(8, 2)})
+    save(tmp_path, copy.deepcopy(base), target_modules=["attn"])
+    told = r"ModuleDict has no `weight` in 'attn'"
+    with pytest.raises(AdapterError, match=told):
+        check_fits(read_adapter(tmp_path), base)
 
 
 @torch.no_grad()
