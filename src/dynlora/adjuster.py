@@ -42,22 +42,21 @@ def adjust(
     `minima` contains only measured layers, because measuring is slow and only layers that would
     shrink need it. The caller plans, measures these layers, and plans again until all are measured.
     A minimum never exceeds the present rank, so the result is the same as with all minima.
-    Without informative scores no rank moves.
     """
-    if not is_informative(assessed.scores):
-        return {layer.name: layer.r for layer in layers}, set()
-    # A low `max_rank` bounds all layers alike; it must not tighten these limits too.
-    at_mean = max(max_rank, MOST_TIMES_R * budget / sum(layer.cost for layer in layers))
-    by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean)
-    limits = {
-        name: min(by_gradients.get(name, math.inf), input_limits.get(name, math.inf))
-        for name in by_gradients | input_limits
-    }
-    usable = {
-        layer.name: max(layer.r, by_gradients[layer.name]) * layer.cost / budget
-        for layer in layers
-        if layer.name in by_gradients
-    }
+    usable, limits = dict[str, float](), dict[str, float]()
+    if is_informative(assessed.scores):
+        # A low `max_rank` bounds all layers alike; it must not tighten these limits too.
+        at_mean = max(max_rank, MOST_TIMES_R * budget / sum(layer.cost for layer in layers))
+        by_gradients = limit_by_directions(assessed.directions, at_mean=at_mean)
+        limits = {
+            name: min(by_gradients.get(name, math.inf), input_limits.get(name, math.inf))
+            for name in by_gradients | input_limits
+        }
+        usable = {
+            layer.name: max(layer.r, by_gradients[layer.name]) * layer.cost / budget
+            for layer in layers
+            if layer.name in by_gradients
+        }
     lowered = assessed.lowered
     costs = {layer.name: layer.cost for layer in layers if layer.name not in lowered}
     wanted = spread_excess(shares, usable, costs)

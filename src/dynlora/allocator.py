@@ -43,8 +43,9 @@ def allocate_shares(
     """Split the budget: ``share ∝ cost * (score * gain) ** (1 / temperature)``, mixed with uniform.
 
     Shares sum to 1. If scores are missing, all zero or all equal, ``share ∝ cost * held`` for any
-    gains. A layer without a score counts as average. `uniform_mix` is the part that gives all
-    layers equal ranks.
+    gains: every layer keeps its rank, and unspent budget is split in proportion to the ranks. A
+    layer without a score counts as average. `uniform_mix` is the part that gives all layers equal
+    ranks.
     """
     as_held = _over_sum({name: costs[name] * held[name] for name in costs})
     if not is_informative(scores):

@@ -150,10 +150,21 @@ def test_a_layer_of_one_direction_keeps_its_rank_and_its_excess_is_spread():
     assert ranks_of(SCORES, few(1.0)) == dict.fromkeys(NAMES, 4)
 
 
-@pytest.mark.parametrize("budget", [160, 320])
-def test_without_informative_scores_no_rank_moves(budget):
+def test_directions_decide_nothing_without_informative_scores():
+    assert list(ranks_of([3.0] * 4, few(1.0), held=(1, 5, 7, 3)).values()) == [1, 5, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks"),
+    [
+        (169, [1, 5, 7, 3]),  # less than one rank is left
+        (320, [2, 10, 14, 6]),
+        (220, [1, 7, 10, 4]),  # 1.4, 6.9, 9.6 and 4.1
+    ],
+)
+def test_without_informative_scores_unspent_budget_follows_the_ranks(budget, ranks):
     held = (1, 5, 7, 3)
-    assert list(ranks_of([3.0] * 4, few(1.0), held=held, budget=budget).values()) == [*held]
+    assert list(ranks_of([3.0] * 4, {}, held=held, budget=budget).values()) == ranks
 
 
 @pytest.mark.parametrize(
