@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -293,8 +293,7 @@ class DynamicLora:
             NonFiniteError: If a weight is not finite.
         """
         check_plan(plan, self._layers, self.budget)
-        ranks = {name: int(rank) for name, rank in plan.ranks.items()}
-        plan = RankPlan(step=self._step, ranks=ranks)
+        plan = replace(plan, ranks={name: int(rank) for name, rank in plan.ranks.items()})
         self._adapters.check(self._step)
         with own_precision(self._adapters.device):
             return self._record(self._stages.resize_to(plan, budget=self.budget))

@@ -97,7 +97,7 @@ class RankPlan:
     ranks: Mapping[str, int]
     """Rank by module name."""
     step: int = 0
-    """Optimizer steps taken before the plan; `DynamicLora.apply` sets it."""
+    """Optimizer steps taken before the plan."""
 
 
 _EQUAL_WITHIN = 1e-9

@@ -198,10 +198,10 @@ def test_once_ranks_hold_the_model_keeps_no_optimizer_alive():
 
 def test_a_plan_of_ones_own_gives_its_ranks_and_is_recorded():
     _, _, dynamic = on_chain()
-    event = dynamic.apply(RankPlan(ranks={"0": 1, "2": 6}))
+    event = dynamic.apply(RankPlan(step=7, ranks={"0": 1, "2": 6}))
     assert dynamic.ranks == {"0": 1, "1": 4, "2": 6}
     assert dynamic.history == [event]
-    assert (event.step, event.parameters) == (0, 18 + 4 * 16 + 6 * 18)
+    assert (event.step, event.parameters) == (7, 18 + 4 * 16 + 6 * 18)
     assert event.layers["0"].rank_before == 4
     assert event.layers["0"].rank_after == 1
     assert event.layers["0"].output_lost > 0
