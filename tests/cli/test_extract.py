@@ -11,11 +11,15 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    T5Config,
 )
 
+from dynlora.cli.main import main
 from tests.jobs import save_model
 from tests.language import save_language_model
 
@@ -36,7 +40,8 @@ def tune(model, *, rank=TUNED_RANK, size=0.05, kinds=(nn.Linear, nn.Embedding)):
 def logits(model, words=16):
     ids = torch.randint(4, 12, (4, words), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return model.eval()(input_ids=ids).logits
+        more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        return model.eval()(input_ids=ids, **more).logits
 
 
 @pytest.fixture
@@ -68,6 +73,43 @@ def test_the_adapter_of_a_language_model_restores_the_tuned_model(tied, extracte
     )
     assert loaded.peft_config["default"].task_type == "CAUSAL_LM"
     torch.testing.assert_close(logits(loaded), logits(tuned), rtol=1e-4, atol=1e-4)
+
+
+SIZES = {"vocab_size": 16, "d_model": 16, "decoder_start_token_id": 0}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(
+    "config",
+    [
+        T5Config(d_kv=8, d_ff=32, num_layers=1, num_heads=2, **SIZES),
+        BartConfig(
+            encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+            max_position_embeddings=16, scale_embedding=True, **SIZES,
+        ),
+    ],
+    ids=["t5", "bart"],
+)  # fmt: skip
+def test_embeddings_of_one_weight_are_restored_wherever_they_are_used(config, extracted, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
+    tuned = tune(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base"))
+    tuned.save_pretrained(tmp_path / "tuned")
+    left_out = extracted(tmp_path / "base", tmp_path / "tuned")["left_out"]
+    base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    # BART's positions are embedded with a forward that PEFT's LoRA does not have.
+    positions = [name for name in base.state_dict() if name.endswith("embed_positions.weight")]
+    assert sorted(left_out) == sorted(positions)
+    for name in positions:
+        tuned.get_parameter(name).data = base.get_parameter(name).data.clone()
+    loaded = PeftModel.from_pretrained(base, tmp_path / "made")
+    told = logits(tuned)
+    torch.testing.assert_close(logits(loaded), told, rtol=1e-4, atol=1e-4)
+    merge = ["export", tmp_path / "made", "--format", "merged", "--output", tmp_path / "merged"]
+    assert main([str(word) for word in merge]) == 0
+    merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), told, rtol=1e-4, atol=1e-4)
 
 
 def test_an_output_layer_is_extracted_once_if_the_files_have_its_weight(extracted, tmp_path):

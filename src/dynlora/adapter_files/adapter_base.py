@@ -165,18 +165,26 @@ def _misfit(adapter: SavedAdapter, base: nn.Module, fault: str) -> AdapterError:
     )
 
 
+def tied_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Return by each parameter's name all names of the same parameter."""
+    groups: dict[int, list[str]] = {}
+    for place, module in model.named_modules():
+        for name, weight in module.named_parameters(place, recurse=False):
+            groups.setdefault(id(weight), []).append(name)
+    return {name: names for names in groups.values() for name in names}
+
+
 @torch.no_grad()
 def untie(base: Any, adapter: SavedAdapter) -> None:
-    """Untie output layer and embedding if the adapter changes either of them."""
-    outputs = base.get_output_embeddings()
-    if outputs is None or outputs.weight is not base.get_input_embeddings().weight:
-        return
-    inputs = base.get_input_embeddings()
-    names = {name for name, module in base.named_modules() if module in (inputs, outputs)}
-    touched = [layer.name for layer in adapter.layers]
-    touched += [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.others]
-    if names & set(touched):
-        outputs.weight = nn.Parameter(outputs.weight.clone())
+    """Untie output layer and embeddings if the adapter changes any of them."""
+    touched = [f"{layer.name}.weight" for layer in adapter.layers]
+    touched += [key.removeprefix(PREFIX) for key in adapter.others]
+    tied = tied_weights(base)
+    shared = {other for name in touched for other in tied.get(name, [])[1:]}
+    for name in shared:
+        place, _, own = name.rpartition(".")
+        setattr(base.get_submodule(place), own, nn.Parameter(base.get_parameter(name).clone()))
+    if shared:
         base.config.tie_word_embeddings = False
 
 

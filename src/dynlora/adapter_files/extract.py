@@ -6,7 +6,7 @@ Weights are read tensor by tensor. A randomized SVD reduces each change to its s
 
 import math
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from dynlora.adapter_files.adapter import SavedAdapter
-from dynlora.adapter_files.adapter_base import FORMS, model_class
+from dynlora.adapter_files.adapter_base import FORMS, model_class, tied_weights
 from dynlora.adapter_files.base_models import NO_CODE, UNLOADABLE
 from dynlora.adapter_files.checks import check_finite
 from dynlora.adapter_files.formats import PREFIX
@@ -36,7 +36,6 @@ INDEX = "model.safetensors.index.json"
 MORE = 8  # directions to compute beyond those to keep, for accuracy
 PASSES = 2  # power iterations
 SEED = 0
-KINDS = (nn.Linear, nn.Embedding, Conv1D)
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's tasks with a head of their own
 
 
@@ -87,7 +86,7 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
     inner = f"{shape.base_model_prefix}."  # files of a model without a head lack it
     heads = {form.removeprefix("AutoModel"): task for task, form in FORMS.items()}
     task = next((heads[end] for end in heads if end and type(shape).__name__.endswith(end)), None)
-    tied = _tied(shape, after)
+    tied = tied_weights(shape)
     layers: list[SavedLayer] = []
     energies: dict[str, float] = {}
     left_out: dict[str, float] = {}
@@ -99,12 +98,16 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
             whole[PREFIX + key] = after[key]
             continue
         name, _, kind = key.rpartition(".")
-        most = rank if kind == "weight" and isinstance(modules.get(name), KINDS) else 0
+        most = rank if kind == "weight" and _fits_lora(modules.get(name)) else 0
         # No name holds the change, so that it is freed before the next one is made.
         norm, factors = _reduce(_change(before[twin], after[key], key, tuned), most)
         if factors:
             left, right = (part.to(after[key].dtype) for part in factors)
-            for place in filter(None, (name, tied.get(name))):
+            # PEFT's layer of a module does not reach others with the same weight.
+            for other in tied[key]:
+                if other != key and other in after:
+                    continue
+                place = other.removesuffix(".weight")
                 layers.append(_layer(place, modules[place], left, right))
                 energies[place] = norm**2
         elif norm:
@@ -151,13 +154,11 @@ def _outline(folder: Path) -> Any:
         raise AdapterError(f"the model in {folder} could not be read: {error}") from error
 
 
-def _tied(shape: Any, after: Collection[str]) -> dict[str, str]:
-    """Return the output layer's name by that of the embedding, if the files have one weight."""
-    names = {module: name for name, module in shape.named_modules()}
-    outputs = names.get(shape.get_output_embeddings())
-    if outputs is None or not shape.config.tie_word_embeddings or f"{outputs}.weight" in after:
-        return {}
-    return {names[shape.get_input_embeddings()]: outputs}
+def _fits_lora(module: Any) -> bool:
+    """Return whether PEFT's LoRA follows the module's forward; BART embeds positions otherwise."""
+    if isinstance(module, nn.Embedding):
+        return type(module) is nn.Embedding or hasattr(module, "embed_scale")
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def _change(before: Tensor, after: Tensor, key: str, tuned: Path) -> Tensor:
