@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -134,6 +135,22 @@ def test_a_classifier_is_saved_whole_and_other_changes_are_reported(extracted, t
     loaded = PeftModel.from_pretrained(base, tmp_path / "made")
     with torch.no_grad():
         tuned.bert.encoder.layer[1].output.LayerNorm.bias -= 1
+    torch.testing.assert_close(logits(loaded), logits(tuned), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pooler_that_the_base_lacks_is_saved_without_the_rest_of_the_model(extracted, tmp_path):
+    whole = save_model(tmp_path / "whole")
+    BertForMaskedLM.from_pretrained(whole).save_pretrained(tmp_path / "base")  # without a pooler
+    tuned = tune(AutoModelForSequenceClassification.from_pretrained(whole))
+    tuned.save_pretrained(tmp_path / "tuned")
+    path = tmp_path / "tuned" / "model.safetensors"
+    buffer = {"bert.embeddings.position_ids": torch.arange(4)[None]}  # of older transformers
+    save_file(load_file(path) | buffer, path, metadata={"format": "pt"})
+    assert extracted(tmp_path / "base", tmp_path / "tuned")["left_out"] == {}
+    config = json.loads((tmp_path / "made" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["bert.pooler", "classifier"]
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "made")
     torch.testing.assert_close(logits(loaded), logits(tuned), rtol=1e-4, atol=1e-4)
 
 

@@ -6,8 +6,9 @@ Weights are read tensor by tensor. A randomized SVD reduces each change to its s
 
 import math
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
         twin = next((k for k in (key, key.removeprefix(inner), inner + key) if k in before), None)
         # PEFT saves classifiers whole.
         if twin is None or (task in HEADED and not key.startswith(inner)):
-            whole[PREFIX + key] = after[key]
+            whole[key] = after[key]
             continue
         name, _, kind = key.rpartition(".")
         most = rank if kind == "weight" and _fits_lora(modules.get(name)) else 0
@@ -117,15 +118,20 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
             f"at least one layer of {tuned} must differ from {base}, but got equal weights. Give "
             "the folder of the base model first, then that of the tuned model."
         )
+    parameters = tied.keys()
+    homes = _homes(parameters, whole)
+    kept = {home for key, home in homes.items() if home and key in parameters}
+    left_out |= {key: 1.0 for key, home in homes.items() if not home and key in parameters}
+    others = {PREFIX + key: tensor for key, tensor in whole.items() if homes[key] in kept}
     config = LoraConfig(
         task_type=task,
         base_model_name_or_path=str(base),
         target_modules=[layer.name for layer in layers],
-        modules_to_save=sorted({k.removeprefix(PREFIX).partition(".")[0] for k in whole}) or None,
+        modules_to_save=sorted(kept) or None,
         fan_in_fan_out=any(isinstance(modules[layer.name], Conv1D) for layer in layers),
     )
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    adapter = SavedAdapter(folder=tuned, config=plain, layers=layers, others=whole)
+    adapter = SavedAdapter(folder=tuned, config=plain, layers=layers, others=others)
     return Extracted(adapter=adapter.with_layers(layers), energies=energies, left_out=left_out)
 
 
@@ -152,6 +158,15 @@ def _outline(folder: Path) -> Any:
             return model_class(None, config, str(folder))(config)
     except UNLOADABLE as error:
         raise AdapterError(f"the model in {folder} could not be read: {error}") from error
+
+
+def _homes(parameters: Collection[str], new: Collection[str]) -> dict[str, str]:
+    """Return the topmost module that has only new parameters by new name; empty if none has."""
+    above = {
+        name: list(accumulate(name.split(".")[:-1], "{}.{}".format)) for name in {*parameters, *new}
+    }
+    mixed = {module for name in parameters if name not in new for module in above[name]}
+    return {name: next((m for m in above[name] if m not in mixed), "") for name in new}
 
 
 def _fits_lora(module: Any) -> bool:
