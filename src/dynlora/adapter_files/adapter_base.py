@@ -20,7 +20,7 @@ from dynlora.adapter_files.base_models import (
     UNLOADABLE,
     Source,
     load_weights,
-    refuse_drawn,
+    refuse_random,
     within,
 )
 from dynlora.adapter_files.formats import PEFT, PREFIX
@@ -97,14 +97,14 @@ def load_base(adapter: SavedAdapter, source: Source) -> Any:
         labels = _count_labels(adapter)
         if labels is not None and config.num_labels != labels:
             config.num_labels = labels
-        base, drawn = load_weights(
+        base, random = load_weights(
             form, source.place, config=config, dtype="auto", **source.options
         )
         base = base if source.gguf_file is None else _unpacked(base)
         # First, because a wrong base model gets a clearer error here than from missing weights.
         check_fits(adapter, base)
         brought = {key.removeprefix(PREFIX) for key in adapter.others}
-        refuse_drawn(base, [n for n in drawn - brought if not within(n, [POOLER])])
+        refuse_random(base, [n for n in random - brought if not within(n, [POOLER])])
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise AdapterError(f"the model {source.label} could not be loaded: {reason}") from error

@@ -1,6 +1,6 @@
 """Load base models without running code beside them, and find randomly initialized weights.
 
-Transformers only logs such weights; `refuse_drawn` makes them an error.
+Transformers only logs such weights; `refuse_random` makes them an error.
 """
 
 import struct
@@ -61,18 +61,18 @@ def load_weights(form: Any, place: str, **options: Any) -> tuple[Any, frozenset[
     return model, frozenset(info["missing_keys"] | unlike)
 
 
-def refuse_drawn(model: Any, drawn: Collection[str]) -> None:
+def refuse_random(model: Any, random: Collection[str]) -> None:
     """Raise `ValueError`, one of `UNLOADABLE`, if any weights are randomly initialized."""
-    if not drawn:
+    if not random:
         return
     names = list(model.state_dict())
-    first = next((name for name in names if name in drawn), min(drawn))
-    if 2 * len(drawn) > len(names):
+    first = next((name for name in names if name in random), min(random))
+    if 2 * len(random) > len(names):
         advice = "the files hold another model than config.json says: download both again."
     else:
         advice = "use the config.json and the files that were saved together."
     raise ValueError(
-        f"{len(drawn)} of its {len(names)} weights are missing in its files or have another shape "
+        f"{len(random)} of its {len(names)} weights are missing in its files or have another shape "
         f"there, the first is {first!r}, and would be left at random values: {advice}"
     )
 

@@ -189,11 +189,11 @@ def load_model(auto_class: Any, source: Source, **head: Any) -> Any:
     # transformers' progress bar for GGUF files has no option.
     hidden = nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO())
     with loading("model", source), hidden:
-        model, drawn = _load(auto_class, source, options, ())
-        new = _all_drawn(model, poolers(model) if head else projectors(model), drawn)
+        model, random = _load(auto_class, source, options, ())
+        new = _all_random(model, poolers(model) if head else projectors(model), random)
         may_be = [*new, *(outer_modules(model) if head else unread_poolers(model))]
-        wrong = [name for name in drawn if not base_models.within(name, may_be)]
-        base_models.refuse_drawn(model, wrong)
+        wrong = [name for name in random if not base_models.within(name, may_be)]
+        base_models.refuse_random(model, wrong)
         if source.quantization is not None:
             if new:
                 model, _ = _load(auto_class, source, options, new)
@@ -239,7 +239,7 @@ def _load(
 
     if source.gguf_file is not None:  # dequantized, because it has its own quantization
         with TemporaryDirectory() as folder:
-            restored, drawn = base_models.load_weights(
+            restored, random = base_models.load_weights(
                 auto_class, source.place, **source.options, **options
             )
             restored.save_pretrained(folder)
@@ -249,8 +249,8 @@ def _load(
             config = AutoConfig.from_pretrained(source.place, **source.options)
             shape = auto_class.from_config(config, **base_models.NO_CODE)
         how = source.options | options | bits(shape)
-        model, drawn = base_models.load_weights(auto_class, source.place, **how)
-    return model, drawn
+        model, random = base_models.load_weights(auto_class, source.place, **how)
+    return model, random
 
 
 def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
@@ -261,10 +261,10 @@ def _unquantized_modules(model: Any, more: Sequence[str]) -> list[str] | None:
     return [*(name for name in names if name != model.base_model_prefix), *more]
 
 
-def _all_drawn(model: Any, modules: Sequence[str], drawn: Collection[str]) -> list[str]:
+def _all_random(model: Any, modules: Sequence[str], random: Collection[str]) -> list[str]:
     """Return the modules without weights in the files, such as poolers of published encoders."""
     return [
         name
         for name in modules
-        if all(f"{name}.{key}" in drawn for key in model.get_submodule(name).state_dict())
+        if all(f"{name}.{key}" in random for key in model.get_submodule(name).state_dict())
     ]
