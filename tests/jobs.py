@@ -73,7 +73,8 @@ def minimal_job(**sections: Any) -> JobConfig:
 def split_of(**columns: Any) -> RawSplit:
     """Return a training split of columns."""
     table = pa.table(columns)
-    return RawSplit(name="training", source="here", table=table, rows=range(table.num_rows))
+    numbers = range(table.num_rows)
+    return RawSplit(name="training", source="here", table=table, row_numbers=numbers)
 
 
 def save_model(folder: Path, *, seed: int = 0, hidden: int = HIDDEN, labels: int = 2) -> Path:

@@ -252,7 +252,9 @@ def refuse_rows(
     """Raise a `DataError` that shows the first invalid values and their rows, if there are any."""
     if not faults:
         return
-    shown = ", ".join(f"{show(value)} in row {split.rows[row]}" for row, value in faults[:SHOWN])
+    shown = ", ".join(
+        f"{show(value)} in row {split.row_numbers[row]}" for row, value in faults[:SHOWN]
+    )
     more = ", ..." if len(faults) > SHOWN else ""
     raise DataError(
         f"{required}, but {len(faults)} of {split.table.num_rows} rows of the {split.name} split "

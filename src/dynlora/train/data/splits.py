@@ -36,7 +36,7 @@ class RawSplit:
     name: str  # `training`, `validation`, `given` for a single file, or the split's own name
     source: str  # file, hub name or description, for messages
     table: pa.Table
-    rows: Sequence[int]  # index of each row in the source, counted from 0
+    row_numbers: Sequence[int]  # index of each row in the source, counted from 0
     folder: Path = Path()  # base folder of relative paths in the table
     class_names: Sequence[str] | None = None
 
@@ -47,8 +47,8 @@ class RawSplit:
     def take(self, rows: Sequence[int], name: str | None = None) -> "RawSplit":
         """Return a subset of the rows, in ascending order."""
         chosen = sorted(rows)
-        rows = [self.rows[row] for row in chosen]
-        return replace(self, name=name or self.name, table=take_rows(self.table, chosen), rows=rows)
+        numbers, table = [self.row_numbers[row] for row in chosen], take_rows(self.table, chosen)
+        return replace(self, name=name or self.name, table=table, row_numbers=numbers)
 
     def parts(self) -> Iterator["RawSplit"]:
         """Yield the split in parts of `ROWS` rows, whose source names their first and last row."""
@@ -56,9 +56,9 @@ class RawSplit:
             yield self
             return
         for start in range(0, self.table.num_rows, ROWS):
-            rows = self.rows[start : start + ROWS]
-            source = f"{self.source}, rows {rows[0]} to {rows[-1]}"
-            yield replace(self, source=source, table=self.table.slice(start, ROWS), rows=rows)
+            numbers, table = self.row_numbers[start : start + ROWS], self.table.slice(start, ROWS)
+            source = f"{self.source}, rows {numbers[0]} to {numbers[-1]}"
+            yield replace(self, source=source, table=table, row_numbers=numbers)
 
 
 def find_columns(config: DataConfig) -> DataConfig:
@@ -120,8 +120,8 @@ def read_file(
 
 def whole_split(name: str, source: str, table: pa.Table, folder: Path = Path()) -> RawSplit:
     """Return all rows of a table."""
-    rows = range(table.num_rows)
-    return RawSplit(name=name, source=source, table=table, rows=rows, folder=folder)
+    numbers = range(table.num_rows)
+    return RawSplit(name=name, source=source, table=table, row_numbers=numbers, folder=folder)
 
 
 def _hold_out(train: RawSplit, count: int) -> list[RawSplit]:

@@ -112,7 +112,7 @@ def _read_split(
         split,
         f"column {config.image!r} must hold another image in every row, because the captions of "
         "other rows count as wrong",
-        [(row, split.rows[place]) for row, place in enumerate(places) if place != row],
+        [(row, split.row_numbers[place]) for row, place in enumerate(places) if place != row],
         "Collect all captions of an image in one row, as a list.",
         show=lambda row: f"the image of row {row}",
     )

@@ -29,7 +29,7 @@ def test_a_single_file_is_split_without_overlap_and_always_alike(tmp_path):
     config = DataConfig(path=str(path), validation_fraction=0.3)
     train, validation = load_splits(config)
     assert (train.table.num_rows, validation.table.num_rows) == (14, 6)
-    assert column(validation) == [f"number {row}" for row in validation.rows]
+    assert column(validation) == [f"number {row}" for row in validation.row_numbers]
     assert set(column(train)) | set(column(validation)) == {row["text"] for row in ROWS}
     assert set(column(train)) & set(column(validation)) == set()
     again = load_splits(config)
@@ -42,19 +42,19 @@ def test_rows_held_out_of_train_are_the_same_with_any_other_setting(tmp_path):
     train, validation = load_splits(config)
     assert (train.name, validation.name) == ("training", "validation")
     assert (train.table.num_rows, validation.table.num_rows) == (14, 6)
-    assert set(train.rows) | set(validation.rows) == set(range(20))
+    assert set(train.row_numbers) | set(validation.row_numbers) == set(range(20))
     small, again = load_splits(replace(config, max_train_rows=5, label="text", max_length=64))
-    assert again.rows == validation.rows
+    assert again.row_numbers == validation.row_numbers
     assert small.table.num_rows == 5
-    assert set(small.rows) < set(train.rows)
-    assert column(validation) == [f"number {row}" for row in validation.rows]
+    assert set(small.row_numbers) < set(train.row_numbers)
+    assert column(validation) == [f"number {row}" for row in validation.row_numbers]
     with pytest.raises(DataError, match=r"rows_from_train` must leave .* got 20 of the 20 rows"):
         load_splits(replace(config, validation_rows_from_train=20))
     write_rows(tmp_path / "validation.jsonl", ROWS[:4])
     config = replace(config, max_validation_rows=3, max_train_rows=5)
     train, validation = load_splits(config)
-    assert find_rows(config, None, None).rows == validation.rows
-    assert find_rows(config, "train", None).rows == train.rows
+    assert find_rows(config, None, None).row_numbers == validation.row_numbers
+    assert find_rows(config, "train", None).row_numbers == train.row_numbers
     assert column(find_rows(config, "validation", None)) == [f"number {n}" for n in range(4)]
 
 
@@ -62,8 +62,8 @@ def test_a_sample_is_random_in_the_files_order_and_the_same_for_any_seed(tmp_pat
     write_two_splits(tmp_path, ROWS)
     train, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=7))
     assert train.table.num_rows == 7
-    assert list(train.rows) == sorted(train.rows)
-    assert list(train.rows) != list(range(7))
+    assert list(train.row_numbers) == sorted(train.row_numbers)
+    assert list(train.row_numbers) != list(range(7))
     whole, _ = load_splits(DataConfig(path=str(tmp_path), max_train_rows=20))
     assert column(whole) == [row["text"] for row in ROWS]
 
