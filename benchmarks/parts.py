@@ -25,7 +25,7 @@ from dynlora import adjuster, schedule
 from dynlora.adapters import optimizer_state, resize
 from dynlora.adapters.lora_adapters import LoraAdapters
 from dynlora.adapters.resize import new_rows
-from dynlora.adapters.strengths import component_powers
+from dynlora.adapters.strengths import squared_strengths
 from dynlora.adjuster import LayerBounds, bound_layers
 from dynlora.features import effective_rank
 from dynlora.runs.reader import read_run
@@ -140,8 +140,8 @@ def _changed(
 
     def bounded_by_use(layers: Any, *given: Any, **named: Any) -> dict[str, LayerBounds]:
         bounds = bound_layers(layers, *given, **named)
-        powers = component_powers(layers, [None] * len(layers))
-        for layer, squares in zip(layers, powers, strict=True):
+        found = squared_strengths(layers, [None] * len(layers))
+        for layer, squares in zip(layers, found, strict=True):
             known = bounds[layer.name]
             learned = effective_rank(squares, floor=0.0)
             most = max(2 * values["lora"]["r"], round(3 * learned))

@@ -32,13 +32,13 @@ from dynlora.adapters.patterns import changes_base
 from dynlora.adapters.peft_config import own_config, untrained_modules, write_patterns
 from dynlora.adapters.reducer import ReducerHook
 from dynlora.adapters.strengths import (
-    component_powers,
     dropped_norm,
     enough_seen,
     in_blocks,
     lowest_ranks,
     measure_strengths,
     output_norm,
+    squared_strengths,
     tokens_of,
 )
 from dynlora.distributed import share_from_first
@@ -210,21 +210,20 @@ class LoraAdapters:
         self, names: Sequence[str], features: Mapping[str, FeatureStats], *, tolerance: float
     ) -> dict[str, int]:
         """Return the lowest rank per layer whose relative output error is within the tolerance."""
-        powers, tolerated = [], []
+        squares, tolerated = [], []
         for layers in in_blocks(self.layers[name] for name in names):
             stats = enough_seen(layers, features)
-            powers += component_powers(layers, [tokens_of(found) for found in stats])
+            squares += squared_strengths(layers, [tokens_of(found) for found in stats])
             tolerated += [tolerance * norm for norm in map(output_norm, layers, stats)]
-        return dict(zip(names, lowest_ranks(powers, tolerated), strict=True))
+        return dict(zip(names, lowest_ranks(squares, tolerated), strict=True))
 
     def energies(self, features: Mapping[str, FeatureStats]) -> dict[str, list[float]]:
         """Return the squared strength of each layer's directions by name, strongest first."""
         found = {}
         for layers in in_blocks(self.layers.values()):
             tokens = [tokens_of(stats) for stats in enough_seen(layers, features)]
-            for layer, powers in zip(layers, component_powers(layers, tokens), strict=True):
-                ordered = powers.flip(0).tolist()
-                found[layer.name] = ordered + [0.0] * (layer.r - len(ordered))
+            for layer, squares in zip(layers, squared_strengths(layers, tokens), strict=True):
+                found[layer.name] = squares.tolist()
         return found
 
     @contextmanager
@@ -256,7 +255,7 @@ class LoraAdapters:
         shrinking = [layer for layer, rank in planned if rank < layer.r]
         growing = [layer for layer, rank in planned if rank > layer.r]
         lost = dict.fromkeys(plan.ranks, 0.0)
-        # Reduce any integer to the range of torch's seeds.
+        # Two plans of one step draw other rows. Reduce any integer to the range of torch's seeds.
         drawn_from = ((seed * 1_000_003 + plan.step) * 1_000_003 + self.parameters) % 2**63
         generator = torch.Generator("cpu").manual_seed(drawn_from)
         if not shrinking and not growing:

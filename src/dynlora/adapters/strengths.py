@@ -132,39 +132,27 @@ def _components(
     )
 
 
-@torch.no_grad()
-def component_powers(
+def squared_strengths(
     layers: Sequence[LoraView], tokens: Sequence[Tokens | None]
-) -> list[Float[Tensor, " _"]]:
-    """Return each layer's squared strengths only, weakest first (see `measure_strengths`).
+) -> list[Float[Tensor, " r"]]:
+    """Return each layer's squared strengths, strongest first (see `measure_strengths`).
 
     Those of a stack are summed over its experts, which shrink together.
     """
-    seen = _seen(layers, tokens)
-    found = iter(batched(_powers, [left for left, _ in seen], [right for _, right in seen]))
-    return [
-        torch.stack([powers for (powers,) in islice(found, layer.experts)]).sum(dim=0)
-        * layer.scaling**2
-        for layer in layers
-    ]
-
-
-def _powers(
-    left: Float[Tensor, "layers _ r"], right: Float[Tensor, "layers _ r"]
-) -> tuple[Float[Tensor, "layers k"]]:
-    R = torch.linalg.qr(right, mode="r").R
-    powers = torch.linalg.eigvalsh(R @ (left.mT @ left) @ R.mT)
+    found = measure_strengths(layers, tokens)
+    sums = [torch.stack([e.values for e in experts]).square().sum(dim=0) for experts in found]
     # Rounding errors must not count as strength.
-    return (torch.where(powers > NOTHING * powers[:, -1:], powers, 0),)
+    return [torch.where(squares > NOTHING * squares[:1], squares, 0) for squares in sums]
 
 
-def lowest_ranks(powers: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
-    """Return the lowest rank per layer that drops at most `tolerated`; powers: weakest first."""
+def lowest_ranks(squares: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
+    """Return the lowest rank per layer that drops at most `tolerated`, given `squared_strengths`."""
     # Exclude the strongest component, which always stays, before padding with zeros.
-    weaker = pad_sequence([p[:-1] for p in powers], batch_first=True, padding_side="left")
+    weaker = [some[1:].flip(0) for some in squares]
+    weakest_first = pad_sequence(weaker, batch_first=True, padding_side="left")
     # On the CPU, because torch's deterministic mode refuses cumulative sums on a GPU.
     allowed = torch.tensor(tolerated, dtype=torch.float64, device="cpu")
-    too_much = weaker.cpu().cumsum(dim=1).sqrt() > allowed[:, None]
+    too_much = weakest_first.cpu().cumsum(dim=1).sqrt() > allowed[:, None]
     found: list[int] = (1 + too_much.sum(dim=1)).tolist()
     return found
 

@@ -190,9 +190,9 @@ def test_rows_that_no_input_shows_are_drawn_on_the_cpu_whatever_device_is_the_de
 
 
 def test_layers_of_different_ranks_are_told_their_own_lowest():
-    powers = [torch.ones(1), torch.ones(4), torch.tensor([0.0, 0.0, 4.0])]
-    assert lowest_ranks(powers, [0.5, 1.5, 0.5]) == [1, 2, 1]
-    assert lowest_ranks(powers, [0.0, 0.0, 0.0]) == [1, 4, 1]
+    squares = [torch.ones(1), torch.ones(4), torch.tensor([4.0, 0.0, 0.0])]
+    assert lowest_ranks(squares, [0.5, 1.5, 0.5]) == [1, 2, 1]
+    assert lowest_ranks(squares, [0.0, 0.0, 0.0]) == [1, 4, 1]
 
 
 def test_directions_whose_column_is_zero_are_not_trained():
