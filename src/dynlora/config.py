@@ -78,8 +78,9 @@ class DynamicLoraConfig:
     """
 
     importance: Importance = "signal"
-    """Metric that scores the layers; `uniform` moves no rank. In Python also an object that follows
-    `ImportanceMetric`, of which each run uses a copy."""
+    """Metric that scores the layers; `uniform` moves no rank, but spends what a continued adapter
+    leaves of the budget. In Python also an object that follows `ImportanceMetric`, of which each
+    run uses a copy."""
     temperature: float = 0.5
     """Shares follow score ** (1 / temperature): below 1 sharpens, above 1 flattens. Above 0."""
     uniform_mix: float = 0.2

@@ -94,10 +94,10 @@ class LoraLayer(LayerShape, Protocol):
 class RankPlan:
     """Ranks of the layers after an event."""
 
+    step: int
+    """Optimizer steps taken before the plan."""
     ranks: Mapping[str, int]
     """Rank by module name."""
-    step: int = 0
-    """Optimizer steps taken before the plan."""
 
 
 _EQUAL_WITHIN = 1e-9

@@ -211,9 +211,9 @@ def test_a_plan_of_ones_own_gives_its_ranks_and_is_recorded():
 
 def test_rows_of_a_second_plan_in_the_same_step_differ_from_the_first_ones():
     _, _, dynamic = on_chain()
-    dynamic.apply(RankPlan(ranks={"0": 1, "1": 1, "2": 1}))
+    dynamic.apply(RankPlan(step=0, ranks={"0": 1, "1": 1, "2": 1}))
     for rank in (3, 5):
-        dynamic.apply(RankPlan(ranks={"0": rank}))
+        dynamic.apply(RankPlan(step=0, ranks={"0": rank}))
     [first, *_] = dynamic._layers
     assert torch.linalg.matrix_rank(first.lora_A) == 5
 

@@ -146,7 +146,7 @@ def squared_strengths(
 
 
 def lowest_ranks(squares: Sequence[Float[Tensor, " _"]], tolerated: Sequence[float]) -> list[int]:
-    """Return the lowest rank per layer that drops at most `tolerated`, given `squared_strengths`."""
+    """Return the lowest rank per layer that drops at most `tolerated`, by `squared_strengths`."""
     # Exclude the strongest component, which always stays, before padding with zeros.
     weaker = [some[1:].flip(0) for some in squares]
     weakest_first = pad_sequence(weaker, batch_first=True, padding_side="left")

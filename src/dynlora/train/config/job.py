@@ -62,13 +62,13 @@ METRICS: Mapping[TaskName, tuple[str, ...]] = {
 
 
 NOT_CAUSAL = {*get_args(TaskName)} - {"causal_lm"}
-NO_PAIRS = {*METRICS} - {"sequence_classification", "regression", "multi_label", "embedding"}
+PAIRS = {"sequence_classification", "regression", "multi_label", "embedding"}
 NOT_LORA = {"adalora", "full"}
 NO_NOISE = {"dpo", "image_classification", "image_text_retrieval"}
 FROM_BASE = {start for start in get_args(StartName) if changes_base(start)}
 """Starts that take a part of the base weights, which cannot be rounded."""
 RULES: Sequence[tuple[str, tuple[object, ...], Collection[object]]] = (
-    ("data.text_pair", (None,), NO_PAIRS),
+    ("data.text_pair", (None,), {*get_args(TaskName)} - PAIRS),
     ("data.messages", (None,), NOT_CAUSAL),
     ("method", ("dynamic", "lora"), {"dpo"}),  # its reference is the model without adapter
     ("model.teacher", (None,), NOT_CAUSAL),
