@@ -19,8 +19,9 @@ from benchmarks.screen_runs import COLUMNS, Runner, make_runner, run_options
 from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen
 from benchmarks.screen_training import Run, Trained
 from benchmarks.time_limit import finish_all
+from dynlora.history import Event
 
-RECORDED = (*COLUMNS, "peak_parameters", "moved", "judged")
+RECORDED = (*COLUMNS, "peak_parameters", "moved", "judged", "turns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,23 @@ class Evaluation:
         runner.finish(task, arm, rate * factor, self.seeds_of.get(task, self.seeds))
 
 
+def count_turns(events: Sequence[Event]) -> tuple[int, int]:
+    """Return how many rank changes go back on the layer's change before, and how many there are."""
+    last: dict[str, int] = {}
+    turned = changed = 0
+    for event in events:
+        for name, layer in event.layers.items():
+            change = layer.rank_after - layer.rank_before
+            if change:
+                changed += 1
+                turned += change * last.get(name, 0) < 0
+                last[name] = change
+    return turned, changed
+
+
 def describe_sets(run: Run, trained: Trained) -> Row:
-    """Return the values of `describe_moves`, and of a final run what it gives for each set."""
-    row = describe_moves(run, trained)
+    """Return the values of `describe_moves`, turns, and what a final run gives for each set."""
+    row = describe_moves(run, trained) | {"turns": count_turns(trained.controller.history)}
     if run.kind == "final":
         sets = {name: part for name, part in run.task.parts.items() if name not in PARTS}
         judged = {n: evaluate(trained.model, part, run.task.head) for n, part in sets.items()}

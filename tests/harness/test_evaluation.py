@@ -3,14 +3,15 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.appended import AppendedTable
-from benchmarks.evaluation import RECORDED, Evaluation, describe_sets
-from benchmarks.evaluation_report import question_lines, run_lines
+from benchmarks.evaluation import RECORDED, Evaluation, count_turns, describe_sets
+from benchmarks.evaluation_report import drop_lines, question_lines, rank_lines, run_lines
 from benchmarks.questions import QUESTIONS
 from benchmarks.screen_runs import Runner
 from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen, read_task
@@ -138,6 +139,7 @@ def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(d
         assert 0 <= exact <= 1
         assert answers in (1, 2)
     assert "judged" not in trial
+    assert len(final["turns"]) == 2
     loaded = runner.loaded["late"]
     seen = []
     monkeypatch.setattr(
@@ -169,31 +171,67 @@ def test_the_study_names_known_tasks_arms_and_seeds_that_tune_nothing():
     assert not {*PARTS} & {name for config in configs.values() for name in config.files}
 
 
+def final(task, arm, seed, **values):
+    """Return a row of a final run, right on 0.6 of the test rows."""
+    found = {"learning_rate": 0.01, "loss": 0.5, "exact": 0.6, "parameters": 100 + seed}
+    found |= {"moved": False, "judged": {"test": [0.5, 0.6, 2]}, "turns": None}
+    return {"kind": "final", "task": task, "arm": arm, "seed": seed} | found | values
+
+
 def test_the_report_pairs_seeds_and_counts_runs_that_moved_or_gave_one_answer():
     rows = [
-        {
-            "kind": "final",
-            "task": "cola",
-            "arm": arm,
-            "seed": seed,
-            "learning_rate": 0.01,
-            "loss": 0.5,
-            "exact": 0.6 + gain + seed / 100,
-            "parameters": 100 + seed,
-            "moved": arm == "dynamic" and seed < 3,
-            "judged": {
+        final(
+            "cola",
+            arm,
+            seed,
+            exact=0.6 + gain + seed / 100,
+            moved=arm == "dynamic" and seed < 3,
+            judged={
                 "test": [0.5, 0.6 + gain + seed / 100, 1 if seed == 4 else 2],
                 "out_of_domain": [0.5, 0.5 + seed / 50, 2],
             },
-        }
+        )
         for arm, gain in (("uniform", 0.0), ("dynamic", 0.02))
         for seed in range(10)
     ]
-    lines = question_lines(rows, STUDY, "shift")
-    assert lines[2:] == [
+    assert question_lines(rows, STUDY, "shift")[2:] == [
         "| cola: test | 0.645 | 0.665 | +2.0 (+2.0 to +2.0), 0.00 |",
         "| cola: out_of_domain | 0.590 | 0.590 | +0.0 (+0.0 to +0.0), 1.00 |",
+    ]
+    assert drop_lines(rows, STUDY, "shift")[2:] == [
+        "| cola: out_of_domain | 5.5 | 7.5; +2.0 (+2.0 to +2.0) |"
     ]
     assert run_lines(rows, ["cola"])[3] == (
         "| cola | dynamic | 10 | 3 | 1 | 0.01 | 0.665 ±0.029 | 0.500 | 104 |"
     )
+
+
+def test_the_report_correlates_final_ranks_over_layers_between_seeds_and_tasks():
+    ended = [
+        ("books", {"a": 1, "b": 2, "c": 3}),
+        ("books", {"a": 2, "b": 4, "c": 6}),
+        ("kitchen", {"a": 3, "b": 2, "c": 1}),
+        ("kitchen", {"a": 2, "b": 2, "c": 2}),
+    ]
+    rows = [
+        final(task, "dynamic", seed, ranks=ranks, moved=True, turns=[1, 4])
+        for seed, (task, ranks) in enumerate(ended)
+    ]
+    assert rank_lines(rows, ["cola", "books", "kitchen"])[2:] == [
+        "| books | 2 of 2 | 1.00 | -1.00 | 2 of 8 |",
+        "| kitchen | 2 of 2 |  | -1.00 | 2 of 8 |",
+    ]
+
+
+def test_a_turn_is_a_change_against_the_change_before_of_the_same_layer():
+    ranks = {"up": [2, 3, 3, 4], "turned": [2, 4, 4, 1], "twice": [2, 1, 2, 1]}
+    events = [
+        SimpleNamespace(
+            layers={
+                name: SimpleNamespace(rank_before=held[step], rank_after=held[step + 1])
+                for name, held in ranks.items()
+            }
+        )
+        for step in range(3)
+    ]
+    assert count_turns(events) == (3, 7)
