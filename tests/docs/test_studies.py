@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks import derive
+from benchmarks.data import derive
 from benchmarks.harness.command import main
 from benchmarks.harness.records import RecordFiles
 from benchmarks.harness.runs import resolve_jobs

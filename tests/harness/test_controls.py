@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.allocations import CHOICES, allocate
-from benchmarks.appended import AppendedTable
-from benchmarks.arms import (
+from benchmarks.last_blocks.allocations import CHOICES, allocate
+from benchmarks.recovery.arms import (
     FOLLOWING,
     Plan,
     Setting,
@@ -20,8 +19,9 @@ from benchmarks.arms import (
     schedule_of,
     train,
 )
-from benchmarks.recovery_student import Split, Texts
-from benchmarks.search import next_trial
+from benchmarks.recovery.student import Split, Texts
+from benchmarks.resumable.appended import AppendedTable
+from benchmarks.resumable.search import next_trial
 from tests.models import bare_bert
 
 R, STEPS, SEED = 2, 40, 3

@@ -9,14 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.appended import AppendedTable
-from benchmarks.evaluation import RECORDED, Evaluation, count_turns, describe_sets
-from benchmarks.evaluation_report import drop_lines, question_lines, rank_lines, run_lines
-from benchmarks.questions import QUESTIONS
-from benchmarks.screen_runs import Runner
-from benchmarks.screen_tasks import PARTS, TaskConfig, read_screen, read_task
-from benchmarks.task_rows import TRIGGER
-from benchmarks.time_limit import TimeLimit
+from benchmarks.last_blocks.evaluation import RECORDED, Evaluation, count_turns, describe_sets
+from benchmarks.last_blocks.evaluation_report import (
+    drop_lines,
+    question_lines,
+    rank_lines,
+    run_lines,
+)
+from benchmarks.last_blocks.questions import QUESTIONS
+from benchmarks.last_blocks.rows import TRIGGER
+from benchmarks.last_blocks.runs import Runner
+from benchmarks.last_blocks.tasks import PARTS, TaskConfig, read_screen, read_task
+from benchmarks.resumable.appended import AppendedTable
+from benchmarks.resumable.time_limit import TimeLimit
 from dynlora.config import METRICS
 from tests.models import bare_llama
 
@@ -122,7 +127,7 @@ def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(d
             return self
 
     monkeypatch.setattr(
-        "benchmarks.screen_runs.AutoTokenizer.from_pretrained", lambda folder: Tokens()
+        "benchmarks.last_blocks.runs.AutoTokenizer.from_pretrained", lambda folder: Tokens()
     )
     late = TaskConfig(kind="opinion", batch=8, epochs=2, files=FILES, late=POSITIVE)
     screen = replace(read_screen(STUDIES / "screen.toml"), tasks={"late": late})
@@ -143,7 +148,7 @@ def test_a_final_run_reads_every_set_and_a_late_class_comes_in_the_second_half(d
     loaded = runner.loaded["late"]
     seen = []
     monkeypatch.setattr(
-        "benchmarks.screen_training.loss_of",
+        "benchmarks.last_blocks.training.loss_of",
         lambda model, data, rows, head: (
             seen.append([data.examples.labels[r][-1] for r in rows])
             or head.sum() * 0 + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)

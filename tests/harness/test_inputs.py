@@ -9,13 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.appended import AppendedTable
-from benchmarks.inputs import Inputs, correlations, describe_examples, layer_figures, report
-from benchmarks.screen_arms import DYNAMIC, UNIFORM, WIDE, wide_at
-from benchmarks.screen_runs import COLUMNS, Runner
-from benchmarks.screen_tasks import TaskConfig, read_screen
-from benchmarks.screen_training import Run
-from benchmarks.time_limit import TimeLimit
+from benchmarks.last_blocks.arms import DYNAMIC, UNIFORM, WIDE, wide_at
+from benchmarks.last_blocks.inputs import (
+    Inputs,
+    correlations,
+    describe_examples,
+    layer_figures,
+    report,
+)
+from benchmarks.last_blocks.runs import COLUMNS, Runner
+from benchmarks.last_blocks.tasks import TaskConfig, read_screen
+from benchmarks.last_blocks.training import Run
+from benchmarks.resumable.appended import AppendedTable
+from benchmarks.resumable.time_limit import TimeLimit
 from tests.models import bare_llama
 
 SCREEN = Path(__file__).parents[2] / "benchmarks" / "studies" / "screen.toml"
@@ -37,7 +43,7 @@ def runner(tmp_path, monkeypatch):
             return self
 
     monkeypatch.setattr(
-        "benchmarks.screen_runs.AutoTokenizer.from_pretrained", lambda folder: Tokens()
+        "benchmarks.last_blocks.runs.AutoTokenizer.from_pretrained", lambda folder: Tokens()
     )
     task = TaskConfig(kind="facts", folder=TASK, batch=8, rows=24)
     screen = replace(read_screen(SCREEN), tasks={TASK: task})

@@ -9,10 +9,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from benchmarks.appended import AppendedTable
-from benchmarks.arms import layer_costs
-from benchmarks.controls_report import losses_by_arm
-from benchmarks.frozen_trunk import (
+from benchmarks.last_blocks.arms import ADALORA_SCALE, make_adapter
+from benchmarks.last_blocks.frozen_trunk import (
     IGNORED,
     CachedExamples,
     Decoder,
@@ -20,13 +18,15 @@ from benchmarks.frozen_trunk import (
     evaluate,
     write_states,
 )
-from benchmarks.natural import Comparison, Natural, describe_moves
-from benchmarks.natural_report import dynamic_lines, falling_lines, split_moved
-from benchmarks.screen_arms import ADALORA_SCALE, make_adapter
-from benchmarks.screen_runs import COLUMNS, Runner
-from benchmarks.screen_tasks import TaskConfig, read_screen
-from benchmarks.screen_training import LoadedTask, Run, train
-from benchmarks.time_limit import TimeLimit
+from benchmarks.last_blocks.natural import Comparison, Natural, describe_moves
+from benchmarks.last_blocks.natural_report import dynamic_lines, falling_lines, split_moved
+from benchmarks.last_blocks.runs import COLUMNS, Runner
+from benchmarks.last_blocks.tasks import TaskConfig, read_screen
+from benchmarks.last_blocks.training import LoadedTask, Run, train
+from benchmarks.recovery.arms import layer_costs
+from benchmarks.recovery.controls_report import losses_by_arm
+from benchmarks.resumable.appended import AppendedTable
+from benchmarks.resumable.time_limit import TimeLimit
 from tests.models import bare_llama
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"

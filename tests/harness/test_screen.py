@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from benchmarks.appended import AppendedTable
-from benchmarks.frozen_trunk import (
+from benchmarks.last_blocks.arms import ALLOCATIONS
+from benchmarks.last_blocks.frozen_trunk import (
     IGNORED,
     IMAGE_POSITIONS,
     SIDE,
@@ -19,12 +19,12 @@ from benchmarks.frozen_trunk import (
     logits_of,
     write_states,
 )
-from benchmarks.screen import count_missing, finish
-from benchmarks.screen_arms import ALLOCATIONS
-from benchmarks.screen_report import entering, meets
-from benchmarks.screen_runs import COLUMNS, Runner
-from benchmarks.screen_tasks import read_screen
-from benchmarks.time_limit import TimeLimit
+from benchmarks.last_blocks.runs import COLUMNS, Runner
+from benchmarks.last_blocks.screen import count_missing, finish
+from benchmarks.last_blocks.screen_report import entering, meets
+from benchmarks.last_blocks.tasks import read_screen
+from benchmarks.resumable.appended import AppendedTable
+from benchmarks.resumable.time_limit import TimeLimit
 from tests.models import bare_llama
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "studies" / "screen.toml"

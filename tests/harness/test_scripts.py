@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import parts
+from benchmarks.recovery import parts
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("engines/*.py")])

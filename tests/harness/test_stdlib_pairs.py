@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.stdlib_pairs import read_modules, stdlib_pairs
+from benchmarks.data.stdlib_pairs import read_modules, stdlib_pairs
 
 
 def write_library(folder, modules, functions):

@@ -1,6 +1,6 @@
 """Give a trained adapter's layers other ranks, without training, layer by layer.
 
-`benchmarks/resize.py` compares rules for ranks and directions.
+`benchmarks/adapters/resize.py` compares rules for ranks and directions.
 """
 
 import math

@@ -1,0 +1,1 @@
+"""Time and memory of dynlora, against PEFT and against its own parts."""

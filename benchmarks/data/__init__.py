@@ -1,0 +1,1 @@
+"""Data sets of studies, derived from public ones."""

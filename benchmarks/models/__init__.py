@@ -1,0 +1,1 @@
+"""Models of studies, joined, converted or damaged from public ones."""

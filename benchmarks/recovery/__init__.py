@@ -1,0 +1,1 @@
+"""Half of a small model learns the whole one: which parts of the method matter there."""
