@@ -128,6 +128,20 @@ def test_what_a_searched_budget_loses_and_keeps_is_that_of_the_record():
     assert f"loss on {held} of {len(found)} tasks, with {shares[0]} of its parameters" in readme
 
 
+def test_the_lowest_sufficient_rank_is_that_of_the_record():
+    losses, smaller, shares = runs_of_the_screen(), 0, []
+    for task, (_, kept, start) in searched_budgets().items():
+        least = losses[task]["ceiling"][:3]
+        most = fmean(least) + 0.01 * (start - fmean(least))
+        ranks = {2: losses[task]["uniform"], 8: losses[task]["wide"], 16: least}
+        shares.append(100 * min(r for r, found in ranks.items() if fmean(found) <= most) / 16)
+        smaller += shares[-1] < kept
+    log = " ".join((ROOT / "docs/log.md").read_text(encoding="utf-8").split())
+    assert f"chosen with hindsight) has {median(shares):.0f} % of the parameters" in log
+    assert (smaller, len(shares)) == (4, 8)
+    assert "It has fewer on four of eight tasks." in log
+
+
 def test_what_resize_loses_on_adapters_that_chose_no_rule_is_that_of_the_record():
     record = json.loads((ROOT / "benchmarks/results/resize_others.json").read_text())
     found = {(row["run"], row["directions"], row["ranks"]): row for row in record["results"]}
