@@ -5,6 +5,7 @@
 - `wide at LAYER`: LoRA at rank r, and at the rank of `wide` on one layer.
 - `auto`: `DynamicLora` from the ceiling, with a searched budget.
 - `dynamic`: the defaults of `DynamicLora` at rank r.
+- `open`: `dynamic` with events over 95 % of the run, as often as in its first 30 %.
 - `falling`: `DynamicLora` from the rank of `wide`, with a budget that falls to that of rank r.
 - `adalora`: AdaLoRA with a mean rank of r at the end.
 - `eva`: LoRA with EVA's ranks, r in the mean, and its initial directions.
@@ -36,7 +37,7 @@ from dynlora.train.methods.prepare import orthogonality_penalty, unmasked_parame
 
 UNIFORM, *ALLOCATIONS = CHOICES
 DOUBLE, WIDE, CEILING = "double", "wide", "ceiling"
-AUTO, DYNAMIC, FALLING = "auto", "dynamic", "falling"
+AUTO, DYNAMIC, FALLING, OPEN = "auto", "dynamic", "falling", "open"
 ADALORA, EVA = "adalora", "eva"
 PREFIX = "base_model.model."
 ADALORA_SCALE = 1024
@@ -63,6 +64,7 @@ def make_adapter(arm: str, study: Screen, run: Run) -> Adapter:
         CEILING: (study.ceiling, fixed),
         AUTO: (study.ceiling, partial(lora, budget_end="auto")),
         DYNAMIC: (r, lora),
+        OPEN: (r, partial(lora, last_event=0.95, events=15)),
         FALLING: (wide, partial(lora, budget_end=1 / study.wide)),
         ADALORA: (r, adalora),
         EVA: (r, eva),

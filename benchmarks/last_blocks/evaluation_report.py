@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.harness.report.statistics import bootstrap_interval, holm, sign_flip_p
-from benchmarks.last_blocks.arms import AUTO, DYNAMIC, UNIFORM
+from benchmarks.last_blocks.arms import AUTO, DYNAMIC, OPEN, UNIFORM
 from benchmarks.last_blocks.evaluation import Evaluation
 from benchmarks.resumable.appended import Row, read_rows, select
 
@@ -51,7 +51,7 @@ def question_lines(rows: Sequence[Row], study: Evaluation, question: str) -> lis
     """
     cells = [(task, name) for task in study.questions[question] for name in _sets(rows, task)]
     arms = _arms(rows, study, question)
-    compared = [arm for arm in (DYNAMIC, AUTO) if arm in arms]
+    compared = [arm for arm in (DYNAMIC, AUTO, OPEN) if arm in arms]
     shown = {arm: _compared(rows, cells, arm) for arm in compared}
     head = ["task: set", *arms, *(f"{arm} - LoRA, points (95 %), p" for arm in compared)]
     lines = []

@@ -166,7 +166,8 @@ def test_the_study_names_known_tasks_arms_and_seeds_that_tune_nothing():
     configs = STUDY.configs()
     assert {task for tasks in STUDY.questions.values() for task in tasks} == configs.keys()
     assert {config.kind for config in configs.values()} <= QUESTIONS.keys()
-    assert {arm for arms in STUDY.arms_of.values() for arm in arms} <= METRICS.keys() | {"dynamic"}
+    named = {"adalora", "dynamic", "auto", "open"}
+    assert {arm for arms in STUDY.arms_of.values() for arm in arms} <= METRICS.keys() | named
     screen = read_screen(STUDIES / "screen.toml")
     for task in configs:
         seeds = STUDY.seeds_of.get(task, STUDY.seeds)
