@@ -187,7 +187,7 @@ def write_png(drawing: Drawing, path: Path) -> None:
         thick = max(1, round(scale * float(given.get("stroke-width", 1))))
         if shape.tag == "rect" and fill:
             tint = (*ImageColor.getrgb(fill)[:3], round(255 * float(given["fill-opacity"])))
-            pen.rectangle((x, y, x + width - 1, max(y, y + height - 1)), fill=tint)
+            pen.rectangle((x, y, max(x, x + width - 1), max(y, y + height - 1)), fill=tint)
         elif shape.tag == "circle":
             centre = (scale * float(given["cx"]), scale * float(given["cy"]))
             pen.circle(centre, radius + thick / 2, fill, stroke, thick)

@@ -1,6 +1,7 @@
 """Drawings as pictures and as parts of a page, and the order and short names of layers."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -40,6 +41,13 @@ def test_growth_is_orange_loss_is_violet_and_no_change_is_neither(tmp_path: Path
     assert min(saturated(last)) > 300, "a change in the last step is visible"
     assert saturated(draw(tmp_path / "still.png", [make_event(10, START, START)])) == (0, 0)
     assert saturated(draw(tmp_path / "none.png", [])) == (0, 0)
+
+
+def test_ranks_of_neighbouring_steps_are_drawn(tmp_path: Path) -> None:
+    ranks = [START, END, START, END]
+    events = [make_event(4000 + n, *pair) for n, pair in enumerate(pairwise(ranks))]
+    write_rank_map(events, tmp_path / "ranks.png", initial=START, budget=1000, steps=100_000)
+    assert min(saturated(imread(tmp_path / "ranks.png")[..., :3])) > 10_000, "the last ranks"
 
 
 def test_the_rows_of_many_layers_are_thin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
