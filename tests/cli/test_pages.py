@@ -369,6 +369,10 @@ def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp
     (root / "metrics.jsonl").unlink()
     write_run(root, run=RUNNING, metrics=lines[:5])
     assert parts_of(watcher)["log"].count("loss 0.5") == 5
+    metrics = root / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"step": {n}, "loss": 0.75}}\n' for n in range(9)))
+    log = parts_of(watcher)["log"]  # of a longer file under the same inode
+    assert (log.count("loss 0.75"), log.count("loss 0.5")) == (9, 0)
 
 
 def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):

@@ -1,6 +1,7 @@
 """`metrics.jsonl` and `ranks.jsonl` of a run: read them, and check the values in each line."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +10,7 @@ from dynlora.history import Event
 from dynlora.runs.record import check_kind
 
 _AT_LAST = {"train_runtime", "best_loss"}  # keys of lines written after a run's last step
+TAIL = 200  # bytes before the end of what was read, which a replaced file does not have there
 Line = TypeVar("Line")
 
 
@@ -21,17 +23,15 @@ class Lines(Generic[Line]):
         self.found: list[Line] = []
         self.cut = False  # whether the last line is incomplete, and left out
         self._check = check
-        self._end = self._inode = 0
+        self._end, self._seen = 0, b""
 
     def read(self) -> "Lines[Line]":
         """Add the new lines, or read all lines of a replaced file; return this object.
 
         Raises `RunFileError` if a line is malformed.
         """
-        state = self.path.stat() if self.path.exists() else None
-        if state is None or state.st_ino != self._inode or state.st_size < self._end:
+        if self._tail() != self._seen:
             self.found, self._end = [], 0
-        self._inode = 0 if state is None else state.st_ino
         objects, self.cut, end = read_lines(self.path, self._end, len(self.found) + 1)
         found = [*self.found[-1:]]
         past = len(found)
@@ -42,7 +42,15 @@ class Lines(Generic[Line]):
                 raise broken_line(self.path, number, str(error)) from error
         self.found += found[past:]
         self._end = end
+        self._seen = self._tail()
         return self
+
+    def _tail(self) -> bytes:
+        """Return the last bytes of what was read, as they are in the file now."""
+        with suppress(OSError), self.path.open("rb") as file:
+            file.seek(max(0, self._end - TAIL))
+            return file.read(min(TAIL, self._end))
+        return b""
 
 
 def metric_lines(path: Path) -> Lines[dict[str, Any]]:
