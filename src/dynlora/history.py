@@ -3,6 +3,7 @@
 Without torch, because pages about runs are made without it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,7 +91,7 @@ def stillness(events: Sequence[Event]) -> str | None:
         return None
     if not events:
         return (
-            "no event came: the run was over before the first one was due; "
+            "no event came before the end of the run, or its best checkpoint; "
             "train longer, or lower dynamic.first_event"
         )
     if all(event.agreement == 0 for event in events):
@@ -127,7 +128,9 @@ def _undecided(events: Sequence[Event]) -> str:
 def describe(event: Event) -> str:
     """Return an event in one line: how many ranks changed, which most, and the agreement."""
     changes = {name: x.rank_after - x.rank_before for name, x in event.layers.items()}
-    changed, agreement = sum(map(bool, changes.values())), f"agreement {event.agreement:.1f}"
+    # Rounded down, so that less than `SIGNIFICANT` does not look like it.
+    agreement = f"agreement {math.floor(10 * event.agreement) / 10}"
+    changed = sum(map(bool, changes.values()))
     if not is_scored(event):
         agreement += f" of {SIGNIFICANT}"
     if not changed:
@@ -200,7 +203,9 @@ def reasons(events: Sequence[Event]) -> dict[str, str]:
     if scored is None:
         return dict.fromkeys(last, "no layer was scored")
     scores = {name: x.score for name, x in scored.layers.items() if x.score is not None}
-    places = {score: place for place, score in enumerate(sorted(scores.values())[::-1], start=1)}
+    places: dict[float, int] = {}  # equal scores share the first place
+    for place, value in enumerate(sorted(scores.values(), reverse=True), start=1):
+        places.setdefault(value, place)
     found = {}
     for name, layer in last.items():
         score = scores.get(name)

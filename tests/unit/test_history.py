@@ -115,3 +115,10 @@ def test_each_layer_has_a_reason_for_its_rank():
     assert why["b"] == "score 2 of 2, its largest cut lost 3.1 % of its output"
     assert why["c"].startswith("no score, shrinking further would lose more")
     assert set(reasons([early]).values()) == {"no layer was scored"}
+    tied = make_event(6, first, first, scores={"a": 0.5, "b": 1.0, "c": 1.0})
+    assert [*reasons([tied]).values()] == ["score 3 of 3", "score 1 of 3", "score 1 of 3"]
+
+
+def test_an_agreement_below_the_threshold_is_not_rounded_up_to_it():
+    event = replace(make_event(3, RANKS, RANKS), agreement=2.47)
+    assert describe(event) == "no rank changed; agreement 2.4 of 2.5"
