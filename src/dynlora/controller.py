@@ -369,7 +369,7 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Return to ranks, budget, scales and extensions of a step whose weights are loaded next.
+        """Return to ranks, budget, scales, extensions and events of a step whose weights come next.
 
         Statistics of gradients and features stay as they are.
 
@@ -378,7 +378,9 @@ class DynamicLora:
         """
         self._adapters.load_shapes(state["layers"])
         self.budget = state["budget_left"]
+        self.history = [Event.from_dict(event) for event in state["history"]]
         self._extensions.load_state_dict(state["extensions"])
+        logger.info("ranks are those of step %d again", state["step"])
 
     def _follow(self, change: BasisChange) -> None:
         self._assessor.rebase(change)

@@ -224,6 +224,31 @@ def test_the_best_checkpoint_is_what_is_saved_reported_and_evaluated(
 
 
 @pytest.mark.usefixtures("moving")
+def test_ranks_are_told_as_the_best_checkpoint_has_them(train, output, capfd):
+    assert train(
+        "--training.load_best_model_at_end", "true", "--training.eval", "steps",
+        "--training.eval_steps", 2, "--training.save_steps", 2, "--training.best_metric", "f1",
+        "--training.save_total_limit", "null", "--training.learning_rate", 1.0,
+        "--dynamic.shrink_tolerance", 1.0, "--dynamic.hysteresis", 0.0, "--dynamic.events", 5,
+        "--dynamic.first_event", 0.1,
+    ) == 0  # fmt: skip
+    printed, run, events = capfd.readouterr(), facts(output), read_lines(output / "ranks.jsonl")
+    best = int(run["best_checkpoint"].rpartition("-")[2])
+    moved = [
+        any(layer["rank_before"] != layer["rank_after"] for layer in event["layers"].values())
+        for event in events
+        if event["step"] <= best
+    ]
+    assert 0 < len(moved) < len(events), "the best checkpoint lies between two events"
+    assert ("ranks did not move" in printed.out) == (not any(moved))
+    if any(moved):
+        assert f"at {sum(moved)} of {len(moved)} events" in printed.out
+    assert f"ranks are those of step {best} again" in printed.err
+    ended = {name: layer["rank_after"] for name, layer in events[len(moved) - 1]["layers"].items()}
+    assert run["final_ranks"] == ended
+
+
+@pytest.mark.usefixtures("moving")
 def test_the_output_is_the_table_alone_and_progress_goes_to_the_error_stream(
     train, tmp_path, capfd, monkeypatch
 ):

@@ -304,7 +304,8 @@ def test_the_best_model_is_loaded_with_its_own_ranks_and_layer_weights(tmp_path)
     trainer.train()
     checkpoint = tmp_path / "checkpoint-8"
     assert trainer.state.best_model_checkpoint == str(checkpoint)
-    assert callback.dynamic.ranks == saved_ranks(checkpoint) != last_ranks(callback)
+    assert callback.dynamic.ranks == saved_ranks(checkpoint) == last_ranks(callback)
+    assert callback.dynamic.ranks != saved_ranks(tmp_path / f"checkpoint-{STEPS}")
     assert_equal_weights(best, lora_weights(model))
     weights = {layer.weight for layer in callback.dynamic.history[-1].layers.values()}
     assert len(weights) > 1
@@ -345,7 +346,8 @@ def test_the_best_model_is_loaded_into_a_model_that_the_trainer_made_anew(tmp_pa
     given = {"model_init": lambda: lora_llama(r=8), "callbacks": [Worse()]}
     trainer, callback = trainer_of(None, tmp_path, **given, **keeping_the_best(every=4))
     trainer.train()
-    assert callback.dynamic.ranks == saved_ranks(tmp_path / "checkpoint-4") != last_ranks(callback)
+    best, last = (saved_ranks(tmp_path / f"checkpoint-{step}") for step in (4, STEPS))
+    assert callback.dynamic.ranks == best != last
 
 
 @pytest.mark.parametrize("name", [None, lambda trial: f"mine-{trial.number}"])

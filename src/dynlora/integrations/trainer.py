@@ -183,8 +183,6 @@ class DynamicLoraCallback(TrainerCallback):
         """
         assert self.dynamic is not None
         self._observing.close()
-        if stillness(self.dynamic.history) is None:
-            _print(conclusion(self.dynamic.history), state)
         if self.dynamic.input_adaptive is None:
             self.dynamic.close()
         else:
@@ -192,6 +190,8 @@ class DynamicLoraCallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             layers = find_lora_layers(kwargs["model"], self._adapter_name)
             self._take_best(Path(state.best_model_checkpoint), layers[0].adapter)
+        if stillness(self.dynamic.history) is None:
+            _print(conclusion(self.dynamic.history), state)
 
     def _take_best(self, checkpoint: Path, adapter: str) -> None:
         """Load a checkpoint's scales if the trainer has loaded its tensors, else log a warning."""

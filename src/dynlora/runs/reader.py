@@ -31,7 +31,7 @@ class RunFiles:
     method: str  # `dynamic`, `lora`, `adalora` or `full`
     seed: int | None
     written: str  # last write of `run.json` in ISO 8601, or `unknown`
-    steps: int  # optimizer steps taken, or the last logged step if `run.json` has no number
+    steps: int  # optimizer steps taken; without a number in `run.json` the last one in other files
     budget: int | None  # maximum number of parameters for the method
     before: Mapping[str, float | None]  # validation metrics before training
     after: Mapping[str, float | None]  # of the saved model; empty in an unfinished run
@@ -42,7 +42,7 @@ class RunFiles:
     facts: Mapping[str, Any]  # full content of `run.json`
     config: Mapping[str, Any]  # the resolved configuration, nested
     metrics: Sequence[Mapping[str, Any]]
-    events: Sequence[Event]
+    events: Sequence[Event]  # up to the step of the saved weights
     initial_ranks: Mapping[str, int]  # by module name; empty for methods with fixed ranks
     final_ranks: Mapping[str, int]  # latest known rank by module name; empty without LoRA layers
     notes: Sequence[str]  # sentences about missing parts and their reasons
@@ -59,11 +59,13 @@ def read_run(
     folder = RunFolder(root)
     facts = run_facts(folder)
     lines, history = lines or metric_lines(folder.metrics), history or event_lines(folder.ranks)
-    metrics, events = lines.read().found, history.read().found
+    metrics, every = lines.read().found, history.read().found
+    best, steps = facts.get("best_step"), facts.get("steps")
+    events = [event for event in every if best is None or event.step <= best]
     initial, final = _ranks(folder, facts, events)
-    steps = facts.get("steps")
     if steps is None:
-        steps = max((line["step"] for line in metrics), default=0)
+        reached = [line["step"] for line in metrics] + [event.step for event in every]
+        steps = max(reached, default=0)
     return RunFiles(
         root=root,
         status=facts["status"],
@@ -84,7 +86,10 @@ def read_run(
         events=events,
         initial_ranks=initial,
         final_ranks=final,
-        notes=_notes(facts, steps, metrics, lines.cut, history.cut),
+        notes=[
+            *_notes(facts, steps, metrics, lines.cut, history.cut),
+            *_left_out(best, len(every) - len(events)),
+        ],
     )
 
 
@@ -158,6 +163,12 @@ def _adapter_ranks(folder: Path) -> dict[str, int]:
             f"an adapter's {WEIGHTS} must be a whole safetensors file, got {error} for {path} of "
             f"{path.stat().st_size} bytes: restore the file from a copy, or train again."
         ) from error
+
+
+def _left_out(best: int | None, count: int) -> list[str]:
+    later = "1 later event is" if count == 1 else f"{count} later events are"
+    told = f"The adapter is that of step {best}, the best checkpoint: {later} left out."
+    return [told] if count else []
 
 
 def _notes(

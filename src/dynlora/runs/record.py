@@ -49,6 +49,7 @@ _KINDS: Mapping[str, Any] = {
     "adapter_start_seconds": float,
     "peak_memory_bytes": int | None,
     "peak_gpu_memory_bytes": int | None,
+    "best_step": int | None,
     "final_ranks": dict[str, int],
     "planned_steps": int,
     "planned_events": list[int],

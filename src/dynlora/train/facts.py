@@ -124,5 +124,6 @@ def last_facts(job: Job, report: Mapping[str, Any]) -> dict[str, Any]:
         **peak_memory(),
         "skipped_observations": {} if dynamic is None else dict(dynamic.skipped),
         "best_checkpoint": None if best is None else str(Path(best).absolute()),
+        "best_step": None if best is None else int(Path(best).name.rpartition("-")[2]),
         "final_ranks": report["final_ranks"],
     }

@@ -148,7 +148,9 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
             done = f"after {state.global_step} of {state.max_steps} steps"
             raise Stopped(f"{done}; {_way_on(job)}", signum) from None
         with suppress(OSError):
-            record.update(status="failed", error=cause or f"{type(error).__name__}: {error}")
+            steps = job.trainer.state.global_step
+            told = cause or f"{type(error).__name__}: {error}"
+            record.update(status="failed", steps=steps, error=told)
         raise
     finally:
         job.progress.stop()

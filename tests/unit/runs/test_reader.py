@@ -1,6 +1,7 @@
 """A run's folder as one value, and what is said of folders that are none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,16 @@ def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
     assert run.initial_ranks == dict.fromkeys(NAMES, 8)
     assert run.final_ranks == {n: layer.rank_after for n, layer in EVENTS[-1].layers.items()}
     assert run.notes == []
+
+
+def test_events_after_the_best_checkpoint_are_left_out_and_told(tmp_path: Path) -> None:
+    ranks = {name: layer.rank_after for name, layer in EVENTS[0].layers.items()}
+    values = run_values(final_ranks=ranks, best_step=10)
+    run = read_run(write_run(tmp_path / "run", events=EVENTS, run=values))
+    assert list(run.events) == EVENTS[:1]
+    assert run.final_ranks == ranks
+    (note,) = run.notes
+    assert note == "The adapter is that of step 10, the best checkpoint: 1 later event is left out."
 
 
 def test_ranks_of_a_run_without_event_are_those_it_ended_with(tmp_path: Path) -> None:
@@ -84,6 +95,8 @@ def test_an_unfinished_run_is_read_as_far_as_it_went(
     values = run_values(status=status, metrics_after=None, steps=None, seconds=None, **extra)
     run = read_run(write_run(tmp_path / "run", events=EVENTS, run=values))
     assert run.steps == 100, "the newest step that was logged"
+    late = [*EVENTS, replace(EVENTS[-1], step=137)]
+    assert read_run(write_run(tmp_path / "late", events=late, run=values)).steps == 137
     assert run.after == {}
     assert run.final_ranks[NAMES[0]] == EVENTS[-1].layers[NAMES[0]].rank_after
     (note,) = run.notes
