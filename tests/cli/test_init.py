@@ -1,8 +1,10 @@
 """From rows to a report: a CONFIG from five answers, examples, a model card, an upload."""
 
 import io
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -104,9 +106,23 @@ def test_answers_at_the_questions_make_the_same_file(here, capsys, monkeypatch, 
     asked, told = (Path(f"{name}.yaml").read_text() for name in ("asked", "given"))
     assert asked == told.replace("given", "asked")
     assert "`--output` must be a new file" in refused("init", *given, "--output", "asked.yaml")
+    interrupted = Mock(side_effect=KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr("click.termui.visible_prompt_func", interrupted)
+        assert main(["init"]) == 130
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     words_of_one = ("init", "--task", "causal_lm", "--output", "one.yaml")
     assert "`--data` must be given without a terminal" in refused(*words_of_one)
+
+
+@pytest.mark.parametrize("name", ["a: b.yaml", "job #2.yaml", "it's 5 o'clock.yaml"])
+def test_a_file_of_any_name_says_where_its_run_goes_and_how_to_start_it(here, capsys, name):
+    given = words(task="causal_lm", data="owner/rows", model="__main__")
+    assert main(["init", *given, "--output", name]) == 0
+    assert yaml.safe_load((here / name).read_text())["output"] == f"runs/{Path(name).stem}"
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == name
+    assert main(["examples", "mrpc", "--output", f"copy of {name}"]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == f"copy of {name}"
 
 
 def test_examples_are_listed_and_copied_with_their_data(here, said, refused):

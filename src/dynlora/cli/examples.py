@@ -1,5 +1,6 @@
 """`dynlora examples [NAME]`: list the example jobs, or copy one with its data."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def _run(given: Any, output: Output) -> None:
     for path in own:
         shutil.copytree(folder.parent / path, path)
     write_text(target, text)
-    output.show(Text(f"{target}\nnext: dynlora train {target}"), {"output": str(target)})
+    output.show(
+        Text(f"{target}\nnext: dynlora train {shlex.quote(str(target))}"), {"output": str(target)}
+    )
 
 
 COMMAND = Verb(

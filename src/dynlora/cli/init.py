@@ -1,5 +1,6 @@
 """`dynlora init`: ask five questions, each also an option, and write a commented CONFIG."""
 
+import shlex
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,11 +46,10 @@ QUESTIONS = {
 }
 TEMPLATE = """\
 # A job of dynlora. `dynlora train --help` explains all keys.
-#   dynlora plan {output} --measure   parameters and memory of each method, before training
-#   dynlora train {output}
-#   dynlora report {folder}
-output: {folder}
-task: {task}
+#   dynlora plan {job} --measure   parameters and memory of each method, before training
+#   dynlora train {job}
+#   dynlora report {run}
+{folder}task: {task}
 method: dynamic # lora keeps all ranks equal
 model:
 {model}data:
@@ -74,18 +74,20 @@ def _run(given: Any, output: Output) -> None:
         answers[name] = answers[name] or _ask(name, question, kind, answers["task"])
     place = {"path" if Path(given.data).exists() else "name": given.data}
     language = given.task in ("causal_lm", "dpo", "image_text_to_text")
+    folder, job = f"runs/{given.output.stem}", shlex.quote(str(given.output))
     rate = "2.0e-5" if given.task == "dpo" else "2.0e-4" if language else "1.0e-3"
     text = TEMPLATE.format_map(
         answers
         | MEMORY[given.memory]
         | {"length": 512 if language else 128, "rate": rate}
-        | {"folder": f"runs/{given.output.stem}", "time": TIME[given.time]}
+        | {"job": job, "run": shlex.quote(folder), "time": TIME[given.time]}
+        | {"folder": yaml.safe_dump({"output": folder}, width=1000)}
         | {"data": _block(place | _columns(place, given.task))}
         | {"model": _block(_model(given.model))}
     )
     make_job(yaml.safe_load(text))
     write_text(given.output, text)
-    output.show(Text(f"{given.output}\nnext: dynlora train {given.output}"), {"output": text})
+    output.show(Text(f"{given.output}\nnext: dynlora train {job}"), {"output": text})
 
 
 def _ask(name: str, question: str, kind: Any, task: str | None) -> Any:
@@ -97,13 +99,17 @@ def _ask(name: str, question: str, kind: Any, task: str | None) -> Any:
         return click.prompt(question, default.get(name), type=kind, err=True)
     except click.Abort as error:
         click.echo(err=True)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         raise ConfigError(f"`--{name}` must be given without a terminal, but got none.") from error
 
 
 def _model(answer: str) -> dict[str, str]:
     """Return the keys of section `model` for a folder, file, installed package or hub name."""
     package, _, folder = answer.partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
+    spec = None
+    with suppress(ValueError):  # of a module without a spec, such as __main__
+        spec = find_spec(package) if package.isidentifier() else None
     if spec and any((Path(p) / folder).is_dir() for p in spec.submodule_search_locations or ()):
         return {"package": answer}
     return {key.partition(".")[2]: place for key, place in moved(answer).items() if place}
