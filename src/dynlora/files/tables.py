@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,7 +158,7 @@ def _numbers_if_exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _read_json(path: Path, _: Sequence[str]) -> pa.Table:
     """Read JSON lines, or one list of records, which must fit into memory."""
     with path.open("rb") as file:
-        listed = file.read(ROWS).lstrip()[:1] == b"["
+        listed = file.read(ROWS).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
         file.seek(0)
         if listed or not _is_large(path):
             return _parse_json(file.read())
@@ -172,6 +173,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _parse_json(content: bytes) -> pa.Table:
     """Return the records of JSON; strings that look like dates remain texts."""
+    content = content.removeprefix(BOM_UTF8)
     _check_depth(content)
     if content.lstrip()[:1] == b"[":
         content = "\n".join(map(json.dumps, json.loads(content))).encode()

@@ -58,6 +58,15 @@ def test_cells_stay_as_they_were_written_unless_all_of_a_column_are_plain_number
     assert table.to_pydict() == columns | {"count": [12, None], "score": [0.25, -1.5]}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.json", '[{"text": "x"}]'), ("a.jsonl", '{"text": "x"}'), ("a.csv", "text\nx\n")],
+)
+def test_a_mark_of_the_byte_order_is_no_content(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_table(tmp_path / name, [], TABLES).to_pylist() == [{"text": "x"}]
+
+
 def test_texts_of_json_lines_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
     row = {"day": "2024-01-05", "chat": [{"at": "2024-01-05 10:11:12", "n": 1}], "count": 3}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
