@@ -18,7 +18,7 @@ def _run(given: Any, output: Output) -> None:
     path = given.output or (Path("comparison.html") if several else given.runs[0] / "report.html")
     check_replaceable(path)
     if given.export is not None:
-        check_exportable(given.export)
+        check_exportable(given.export, path)
     runs = dict(enumerate(map(read_run, given.runs), start=1))
     html = comparison_page(runs) if several else report_page(runs[1])
     if given.export is not None:

@@ -36,8 +36,10 @@ def remove(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of a draft, which replaces `path` on success and is removed on an exception.
 
-    The draft is created first, so that disk errors appear before the content is computed.
+    The draft is created first, so that disk errors appear before the content is computed. Of a
+    link, the target is written.
     """
+    path = path.resolve()
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -64,8 +66,9 @@ def naming(path: Path) -> Iterator[None]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a draft folder, which becomes `path` on success and is removed on an exception.
 
-    `path` may be an empty folder.
+    `path` may be an empty folder, or a link to one.
     """
+    path = path.resolve()
     draft = _draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

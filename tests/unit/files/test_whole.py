@@ -61,6 +61,19 @@ def test_a_folder_appears_whole_with_the_permissions_of_new_files(tmp_path: Path
     assert (names(made.parent), names(made)) == (["made"], ["private"])
 
 
+def test_of_a_link_the_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder"):
+        (tmp_path / f"to {name}").symlink_to(tmp_path / name)
+    write_text(tmp_path / "to file", "new")
+    with whole_folder(tmp_path / "to folder") as draft:
+        (draft / "inside").touch()
+    assert (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "folder" / "inside").is_file()
+    assert all((tmp_path / f"to {name}").is_symlink() for name in ("file", "folder"))
+
+
 def test_removing_a_link_keeps_its_target(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
