@@ -329,7 +329,7 @@ def test_a_run_is_told_with_its_next_steps(tmp_path, monkeypatch):
     os.utime(root / "run.json", (1000, 1000))
     os.utime(root / "metrics.jsonl", (1080, 1080))  # 40 steps in 80 seconds
     monkeypatch.setattr("dynlora.report.watch.QUIET", float("inf"))
-    run = Watched(root)
+    run = Watched(root, "run")
     run.look()
     text = parse_page(parts_of(Watcher([root]))["state"]).text
     assert "100 of 300 (33%)" in text
@@ -344,7 +344,7 @@ def test_a_run_is_told_with_its_next_steps(tmp_path, monkeypatch):
 def test_a_running_run_without_its_lock_was_killed_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.setattr("dynlora.report.watch.QUIET", -1.0)
     run = write_run(tmp_path, run=RUNNING)
-    watched = Watched(run)
+    watched = Watched(run, "run")
     with RunFolder(run).held():
         watched.look()
         assert watched.standing.status == "running"
@@ -373,6 +373,12 @@ def test_a_long_log_shows_its_newest_lines_and_a_replaced_file_is_read_again(tmp
     metrics.write_text("".join(f'{{"step": {n}, "loss": 0.75}}\n' for n in range(9)))
     log = parts_of(watcher)["log"]  # of a longer file under the same inode
     assert (log.count("loss 0.75"), log.count("loss 0.5")) == (9, 0)
+
+
+def test_runs_in_folders_of_one_name_are_listed_by_their_paths(tmp_path):
+    roots = [write_run(tmp_path / place / "lora", run=run_values()) for place in ("p", "q")]
+    listed = Watcher(roots).parts(0)["runs"]
+    assert [str(root) in listed for root in roots] == [True, True]
 
 
 def test_watching_needs_runs_and_a_free_port(run, tmp_path, refused):

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from dynlora.cli.main import main
+from dynlora.report.tables import tables_of
+from dynlora.runs.reader import read_run
 from tests.cli.finished import facts, read_lines
 from tests.jobs import missing
 from tests.unit.report.pages import parse_page
@@ -206,6 +208,15 @@ def test_an_export_replaces_only_an_earlier_one(run, tmp_path, refused, monkeypa
     folder = tmp_path / "folder"
     folder.mkdir()
     assert main(["report", str(run), "--export", str(folder), "--quiet"]) == 0, "an empty folder"
+    page = folder / "page.html"
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for place in (folder, folder, link):
+        command = ["report", str(run), "--export", str(place), "--output", str(page)]
+        assert main([*command, "--quiet"]) == 0, "the page may be in its folder"
+    assert link.is_symlink()
+    told = refused("report", run, "--export", folder / "new", "--output", folder / "new")
+    assert "the folder of `--export`" in told
     (folder / "mine.csv").write_text("kept")
     assert "is a file" in refused("report", run, "--export", run / "run.json")
     for taken in (folder, run):
@@ -245,6 +256,16 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_pairs(tmp_pa
     assert (row["pairs"], row["95 % from"], row["to"]) == ("2", "", "")
     assert float(row["mean"]) == pytest.approx((0.0 - 0.1) / 2)
     assert missing(" ".join(seen.text.split()), "0.0400 0.0152 0.0648 3 5 − 1, 6 − 2") == []
+
+
+def test_settings_without_a_seed_of_the_first_one_are_paired_with_another(tmp_path):
+    runs = [("dynamic", 1, 0.9), ("lora", 2, 0.8), ("adalora", 2, 0.7)]
+    roots = [seeded(tmp_path, method, seed, accuracy=value) for method, seed, value in runs]
+    tables = tables_of(dict(enumerate(map(read_run, roots), start=1)))
+    (row,) = tables["differences"].rows
+    found = dict(zip(tables["differences"].head, row, strict=True))
+    assert (found["setting"], found["base"], found["runs"]) == ("adalora", "lora", "3 − 2")
+    assert found["mean"] == pytest.approx(-0.1)
 
 
 def test_the_pareto_front_has_the_runs_that_no_other_beats(tmp_path):

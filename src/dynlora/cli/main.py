@@ -7,6 +7,7 @@ the output, such as `head`, closed the pipe. Other errors are bugs and keep thei
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -90,7 +91,8 @@ def run_command(argv: Sequence[str] | None, dispatch: Callable[[list[str], Outpu
 
 
 def _refuse(reason: str) -> int:
-    _tell(f"error: {shorten(' '.join(reason.split()), LONGEST_ERROR)}\n")
+    line = re.sub(r"\s*[\r\n]\s*", " ", reason.strip())  # paths keep their spaces
+    _tell(f"error: {shorten(line, LONGEST_ERROR)}\n")
     return 2
 
 

@@ -35,7 +35,7 @@ def comparison_page(runs: Numbered) -> str:
 def drawings(runs: Numbered) -> dict[str, svg.Drawing]:
     """Return `chart-1` and more, `front`, and `map-N` per run N with moving ranks."""
     found, metric = {}, main_metric(runs)
-    labels = dict(zip(runs, labels_of([*runs.values()]), strict=True))
+    labels = dict(zip(runs, labels_of([run.root for run in runs.values()]), strict=True))
     lines: dict[str, dict[str, curves.Points]] = {}
     compared = [*runs][: len(curves.DASHES)]
     names = dict.fromkeys(name for run in runs.values() for name in (*run.before, *run.after))

@@ -12,6 +12,8 @@ LEFT, TOP, RIGHT, BOTTOM = 46, 44, WIDTH - 14, HEIGHT - 26  # the axes
 TICKS = 4  # most numbers per axis
 MARGIN = 0.05  # free part of the height above and below the lines
 MOST_POINTS = 500  # maximum number of points per line; longer series are averaged in groups
+DIGITS = 4  # fewest digits of an axis
+CLOSEST = 1e-6  # smallest margin relative to the largest value, because labels must differ
 SMALLEST = 1e-300  # smallest distance of values to draw, because that of ticks would become 0
 LARGEST = 1e300  # largest absolute value to draw, because the range of larger values overflows
 Points = Sequence[tuple[int, float]]
@@ -84,12 +86,24 @@ def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float
         svg.text(LEFT, 16, shorten(name, 24), style=' font-size="13.5" font-weight="bold"'),
         svg.text(RIGHT, 16, better, "soft", "end"),
     ]
-    for value in svg.ticks(low, high, TICKS):
+    marks = svg.ticks(low, high, TICKS)
+    for value, label in zip(marks, _labels(marks), strict=True):
         y = height(value)
         shapes += [svg.line([(LEFT, y), (RIGHT, y)], "line")]
-        label = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
         shapes += [svg.text(LEFT - 6, y + 4, label, "soft", "end")]
     return [*shapes, svg.line([(LEFT, BOTTOM), (RIGHT, BOTTOM)], "soft")], height
+
+
+def _labels(marks: Sequence[float]) -> list[str]:
+    """Return the numbers of an axis with as many digits as make them differ, four or more."""
+    for digits in range(DIGITS, DIGITS + 3):
+        labels = [
+            f"{x:,.0f}" if 1000 <= abs(x) < 1e6 and digits == DIGITS else f"{x:.{digits}g}"
+            for x in marks
+        ]
+        if len({*labels}) == len(labels):
+            break
+    return labels
 
 
 def _numbers(ends: Mapping[str, tuple[float, float]]) -> Iterator[str]:
@@ -106,7 +120,7 @@ def value_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the least and the greatest value to draw, with a margin."""
     low, high = min(values), max(values)
     margin, largest = MARGIN * (high - low), max(abs(low), abs(high))
-    if margin <= max(1e-9 * largest, SMALLEST):  # too close for labels to differ
+    if margin <= max(CLOSEST * largest, SMALLEST):
         margin = MARGIN * (largest if largest > SMALLEST else 1)
     return low - margin, high + margin
 
@@ -122,9 +136,10 @@ def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def _thin(points: Points) -> Points:
-    """Average groups of neighbouring points so that at most `MOST_POINTS` remain."""
-    size = -(-len(points) // MOST_POINTS)
-    if size <= 1:
+    """Average groups of neighbouring points so that at most `MOST_POINTS` remain; keep the last."""
+    if len(points) <= MOST_POINTS:
         return points
-    groups = [points[n : n + size] for n in range(0, len(points), size)]
-    return [(group[-1][0], fmean(value for _, value in group)) for group in groups]
+    *earlier, last = points
+    size = -(-len(earlier) // (MOST_POINTS - 1))
+    groups = [earlier[n : n + size] for n in range(0, len(earlier), size)]
+    return [*((group[-1][0], fmean(value for _, value in group)) for group in groups), last]

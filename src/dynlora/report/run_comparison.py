@@ -68,10 +68,10 @@ def compare_runs(runs: Sequence[RunFiles]) -> RunComparison:
     )
 
 
-def labels_of(runs: Sequence[RunFiles]) -> list[str]:
-    """Return the name per run, or all paths if two names are equal."""
-    labels = [run.root.resolve().name for run in runs]
-    return labels if len(set(labels)) == len(labels) else [str(run.root) for run in runs]
+def labels_of(roots: Sequence[Path]) -> list[str]:
+    """Return the name of each run's folder, or all paths if two names are equal."""
+    labels = [root.resolve().name for root in roots]
+    return labels if len(set(labels)) == len(labels) else [*map(str, roots)]
 
 
 def _difference(ranks: Sequence[int | None]) -> int:
@@ -160,7 +160,7 @@ def _table(title: str, runs: Sequence[RunFiles], sections: Sequence[Rows]) -> tu
     """Return a heading and a table; unlike a table's title, the heading may be wider."""
     table = Table()
     table.add_column(style="bold", overflow="fold")
-    for label in labels_of(runs):
+    for label in labels_of([run.root for run in runs]):
         table.add_column(Text(label), justify="right", overflow="fold")
     for rows in sections:
         for name, cells in rows:

@@ -33,7 +33,7 @@ class Table(NamedTuple):
 def tables_of(runs: Numbered) -> dict[str, Table]:
     """Return all tables by name, without empty ones."""
     found, metric = compare_runs([*runs.values()]), main_metric(runs)
-    labels = dict(zip(runs, labels_of(found.runs), strict=True))
+    labels = dict(zip(runs, labels_of([run.root for run in found.runs]), strict=True))
     titles = [f"{number} {label}" for number, label in labels.items()]
     lines = [(str(number), line) for number, run in runs.items() for line in run.metrics]
     keys = dict.fromkeys(key for _, line in lines for key in line)
@@ -41,7 +41,7 @@ def tables_of(runs: Numbered) -> dict[str, Table]:
         "runs": _run_table(labels, runs),
         "settings": Table(
             ["setting", *titles],
-            [(key, *map(str, values)) for key, values in found.settings.items()],
+            [(key, *map(shown, values)) for key, values in found.settings.items()],
         ),
         "ranks": Table(["layer", *titles], [(name, *each) for name, each in found.ranks.items()]),
         "differences": Table(
@@ -127,8 +127,11 @@ def _differences(runs: Numbered) -> Iterator[Sequence[Any]]:
         if run.after and run.seed is not None:
             found = groups.setdefault(alike, {}).setdefault(setting, (own, {}))
             found[1].setdefault(run.seed, number)
-    for (first, bases), *others in (group.values() for group in groups.values()):
-        for own, numbers in others:
+    for settings in ([*group.values()] for group in groups.values()):
+        for place, (own, numbers) in enumerate(settings):
+            first, bases = next(
+                (each for each in settings[:place] if each[1].keys() & numbers.keys()), (own, {})
+            )
             pairs = [(numbers[seed], bases[seed]) for seed in numbers if seed in bases]
             keys = sorted(key for key in own | first if own.get(key) != first.get(key))
             names = [

@@ -31,6 +31,7 @@ from dynlora.files.json_files import as_object
 from dynlora.files.plain_values import parse_json
 from dynlora.history import Event, describe
 from dynlora.report import page, wording
+from dynlora.report.run_comparison import labels_of
 from dynlora.runs.checkpoints import way_on
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import event_lines, metric_lines
@@ -84,12 +85,12 @@ class Standing:
 class Watched:
     """A run whose record and newest log entries are read when its files change."""
 
-    def __init__(self, root: Path) -> None:
-        """Raise `RunFileError` if the folder is not a run's."""
-        self.folder = RunFolder(root)
+    def __init__(self, root: Path, name: str) -> None:
+        """Raise `RunFileError` if the folder is not a run's; `name` is shown for it."""
+        self.folder, self.name = RunFolder(root), name
         self.marks: tuple[object, ...] = ()
         """Time, identity and size of each file, and whether the run was killed."""
-        self.standing = _standing(self.folder, killed=False)
+        self.standing = self._read(killed=False)
 
     def look(self, *, locks: bool = True) -> None:
         """Update `marks`, and `standing` if a file changed; with `locks` find a killed run."""
@@ -103,10 +104,30 @@ class Watched:
             return
         self.marks = (*marks, killed)
         try:
-            self.standing = _standing(folder, killed)
+            self.standing = self._read(killed)
         except (DynamicLoraError, OSError) as error:
-            name = self.standing.name
-            self.standing = Standing(name=name, status="unreadable", error=str(error))
+            self.standing = Standing(name=self.name, status="unreadable", error=str(error))
+
+    def _read(self, killed: bool) -> Standing:
+        folder = self.folder
+        facts, lines = run_facts(folder), _newest_lines(folder.metrics)
+        first = facts.get("resumed_from_step") or 0
+        step = facts.get("steps") or max((line["step"] for line in lines), default=first)
+        running, pace = facts["status"] == "running", None
+        if running and not killed and step > first:
+            spent = folder.metrics.stat().st_mtime - folder.run.stat().st_mtime
+            pace = max(0.0, spent) / (step - first)
+        return Standing(
+            name=self.name,
+            status="killed" if running and killed else facts["status"],
+            error=str(facts.get("error", "")),
+            step=step,
+            planned=step if facts["status"] == "finished" else facts.get("planned_steps"),
+            pace=pace,
+            newest={key: value for line in lines for key, value in line.items()},
+            facts=facts,
+            config=read_config(folder.config),
+        )
 
 
 def _mark(path: Path) -> tuple[float, int, int]:
@@ -116,27 +137,6 @@ def _mark(path: Path) -> tuple[float, int, int]:
     except FileNotFoundError:
         return 0.0, 0, 0
     return state.st_mtime, state.st_ino, state.st_size
-
-
-def _standing(folder: RunFolder, killed: bool) -> Standing:
-    facts, lines = run_facts(folder), _newest_lines(folder.metrics)
-    first = facts.get("resumed_from_step") or 0
-    step = facts.get("steps") or max((line["step"] for line in lines), default=first)
-    running, pace = facts["status"] == "running", None
-    if running and not killed and step > first:
-        spent = folder.metrics.stat().st_mtime - folder.run.stat().st_mtime
-        pace = max(0.0, spent) / (step - first)
-    return Standing(
-        name=folder.root.resolve().name,
-        status="killed" if running and killed else facts["status"],
-        error=str(facts.get("error", "")),
-        step=step,
-        planned=step if facts["status"] == "finished" else facts.get("planned_steps"),
-        pace=pace,
-        newest={key: value for line in lines for key, value in line.items()},
-        facts=facts,
-        config=read_config(folder.config),
-    )
 
 
 def _newest_lines(path: Path) -> list[dict[str, Any]]:
@@ -269,7 +269,7 @@ class Watcher:
 
     def __init__(self, roots: Sequence[Path]) -> None:
         """Raise `RunFileError` if a folder is not a run's."""
-        self.runs = [Watched(root) for root in roots]
+        self.runs = list(map(Watched, roots, labels_of(roots)))
         self.token = secrets.token_urlsafe(24)
         self._shown = lru_cache(maxsize=KEPT)(lambda number: Shown(self.runs[number]))
         self._looked = -OTHERS

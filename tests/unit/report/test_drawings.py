@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from dynlora.layer_names import short_names
-from dynlora.report.curves import MOST_POINTS, charts, draw_chart
+from dynlora.report.curves import MOST_POINTS, axes, charts, draw_chart
 from dynlora.report.layers import Stack, arrange
 from dynlora.report.rank_map import rank_map, scale_of, write_rank_map
 from dynlora.report.svg import DARK, LIGHT, REACH, rank_scale, to_svg
@@ -136,11 +136,20 @@ def test_points_are_inside_the_chart_and_higher_for_larger_values(values: list[f
         assert points[0][1] > points[1][1]
 
 
+@pytest.mark.parametrize("low", [0.7, 1000.1, 52_000.1, -3e-7, 2e8])
+def test_numbers_of_an_axis_differ_however_close_its_values_are(low: float) -> None:
+    for apart in (1e-5 * abs(low), 1e-3 * abs(low), 1e-9 * abs(low)):
+        marks = [shape for shape in axes("loss", [low, low + apart])[0] if "<text" in shape][2:]
+        texts = [re.sub("<.*?>", "", mark) for mark in marks]
+        assert len(set(texts)) == len(texts) > 1
+        assert all(len(text) <= 10 for text in texts)
+
+
 def test_long_series_become_means_of_neighbouring_points() -> None:
     found = charts([{"step": n, "loss": float(n % 7)} for n in range(1234)], [])
     points = found["loss"]["training"]
     assert len(points) <= MOST_POINTS
-    assert (points[0], points[-1][0]) == ((2, 1.0), 1233)
+    assert (points[0], points[-1]) == ((2, 1.0), (1233, 1.0)), "the last one is no mean"
 
 
 def test_blocks_form_a_grid_and_layers_outside_blocks_are_listed() -> None:
