@@ -68,7 +68,9 @@ class ActivationTaps:
         """Token positions by length, of the input and the decoder's targets; -1 is padding."""
         self._keys: dict[tuple[int, int, int], Tensor] = {}
         self._uses: Counter[str] = Counter()
-        self._done: set[str] = set()
+        self._later: Counter[str] = Counter()
+        """Uses without gradients, which reentrant checkpointing repeats in the backward pass."""
+        self._ended = False  # whether the model's last forward with gradients ended
         self._handles: list[RemovableHandle] = []
 
     def open(self, step: int = 0) -> None:
@@ -101,8 +103,10 @@ class ActivationTaps:
         self._compiled |= bool(self._handles) and not self._called
 
     def _on_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return  # as of a reference, between a forward and its backward pass
         self._examples = None
-        if not (model.training and torch.is_grad_enabled()):
+        if not model.training:
             return
         kwargs = _named_in_mappings(args, kwargs) | kwargs
         inputs = _first_tensor(args, kwargs)
@@ -115,20 +119,18 @@ class ActivationTaps:
         positions = self._positions[inputs.shape[1]]
         self._examples = example_keys(inputs.to(device=home), positions, self._step)
         self._keys = {}
-        self._uses = Counter()
-        self._done = set()
+        self._uses, self._later = Counter(), Counter()
+        self._ended = False
 
     def _after_model(self, *_: Any) -> None:
-        # Gradient checkpointing repeats forwards in the backward pass, where observed layers are
-        # skipped. In reentrant mode the first forward has no gradients, and the repeat is observed.
-        self._done = set(self._uses)
+        self._ended = True
 
     def _layer_hook(self, layer: LoraView) -> Any:
         name = layer.name
 
         def show(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._called = True
-            if self._examples is None or name in self._done or not torch.is_grad_enabled():
+            if self._examples is None or not self._is_shown(name):
                 return
             use = self._uses[name]
             self._uses[name] += 1
@@ -142,6 +144,20 @@ class ActivationTaps:
                     self._sink.observe(name, keys, read)
 
         return show
+
+    def _is_shown(self, name: str) -> bool:
+        """Return whether this is the first forward with gradients of one of a layer's uses.
+
+        Gradient checkpointing repeats forwards in the backward pass. In reentrant mode, the first
+        one has no gradients. Repeats of a forward before the model's last one are not shown.
+        """
+        if not torch.is_grad_enabled():
+            self._later[name] += not self._ended
+            return False
+        if not self._ended:
+            return True
+        self._later[name] -= 1
+        return self._later[name] >= 0
 
     def _token_keys(self, rows: tuple[int, ...], use: int) -> Int[Tensor, " tokens"] | None:
         """Return one key per row of the layer's input; None if rows do not fit the batch.

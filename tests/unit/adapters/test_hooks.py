@@ -175,6 +175,28 @@ def test_a_layer_that_is_run_twice_is_shown_each_time_with_keys_of_its_own(check
     assert {int(key) for shown in recorder.shown for key in shown[3]} < {int(key) for key in keys}
 
 
+def test_the_last_forward_is_shown_whatever_comes_before_its_backward_pass():
+    """DPO evaluates a reference without gradients, or has two forwards for one loss."""
+    run = Built(
+        lambda model, inputs_embeds, attention_mask: checkpoint(
+            model.layer, inputs_embeds, use_reentrant=True
+        ),
+        layer=nn.Linear(6, 6),
+    )
+    model = with_lora(run, "layer")
+    recorder, _ = tapped(model)
+    earlier, last = (torch.randn(2, 3, 6, requires_grad=True) for _ in range(2))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    loss = model(inputs_embeds=earlier, attention_mask=torch.ones(2, 3)).sum()
+    loss += model(inputs_embeds=last, attention_mask=mask).sum()
+    with torch.no_grad():
+        model(inputs_embeds=earlier, attention_mask=mask)
+    loss.backward()
+    seen = torch.stack([*recorder.tokens("layer").values()])
+    expected = last.detach()[mask > 0]
+    torch.testing.assert_close(seen.sort(dim=0).values, expected.sort(dim=0).values)
+
+
 def test_embeddings_given_instead_of_tokens_are_keyed_by_their_content_without_padding(llama):
     recorder, _ = tapped(llama)
     embedded = llama.get_input_embeddings()(TOKENS).detach()
