@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -35,8 +35,17 @@ class BudgetSearch:
         self._device = device
         self.start_loss: float | None = None
         """Validation loss before the first step; None if no step was observed."""
-        self.lost = 0.0
-        """Rise of the validation loss by the cut, as a part of its reduction before it."""
+        self.lost: float | None = None
+        """Rise of the validation loss by the cut, as a part of its reduction before it; None before
+        the cut."""
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Return the losses of the run."""
+        return {"start_loss": self.start_loss, "lost": self.lost}
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Restore the output of `state_dict`."""
+        self.start_loss, self.lost = state["start_loss"], state["lost"]
 
     def loss(self) -> float:
         """Return the validation loss, the mean over processes, without side effects on training.
@@ -74,8 +83,7 @@ class BudgetSearch:
             return losses[budget] > most
 
         found = budgets[bisect_left(budgets, True, lo=1, key=exceeds) - 1]
-        if reduction:
-            self.lost = (losses[found] - now) / reduction
+        self.lost = (losses[found] - now) / reduction if reduction else 0.0
         return found
 
 

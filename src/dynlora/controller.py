@@ -171,8 +171,8 @@ class DynamicLora:
 
     @property
     def lost_by_search(self) -> float | None:
-        """Part of the reduction of the validation loss that the search undid; None without."""
-        return self._search.lost if self._timetable.search else None
+        """Part of the reduction of the validation loss that the search undid; None before it."""
+        return self._search.lost
 
     @property
     def skipped(self) -> Counter[str]:
@@ -313,7 +313,7 @@ class DynamicLora:
             "step": self._step,
             "frozen": self._frozen,
             "timetable": asdict(self._timetable),
-            "search": {"start_loss": self._search.start_loss, "lost": self._search.lost},
+            "search": self._search.state_dict(),
             "layers": self._adapters.shapes(),
             "history": [event.to_dict() for event in self.history],
             "skipped": dict(self.skipped),
@@ -346,8 +346,7 @@ class DynamicLora:
         self._adapters.peak_parameters = state["peak_parameters"]
         self._step = state["step"]
         self._timetable = Timetable.from_dict(state["timetable"])
-        self._search.start_loss = state["search"]["start_loss"]
-        self._search.lost = state["search"]["lost"]
+        self._search.load_state_dict(state["search"])
         self.budget = state["budget_left"]
         self.history = [Event.from_dict(event) for event in state["history"]]
         self.seconds = state["seconds"]
@@ -369,9 +368,9 @@ class DynamicLora:
             self.freeze()
 
     def take_shapes(self, state: Mapping[str, Any]) -> None:
-        """Return to ranks, budget, scales, extensions and events of a step whose weights come next.
+        """Return to the ranks, budget and scales of a step whose weights come next.
 
-        Statistics of gradients and features stay as they are.
+        Its extensions, events and search return too; statistics of gradients and features stay.
 
         Args:
             state: Output of `state_dict` at an earlier step of this run.
@@ -379,6 +378,7 @@ class DynamicLora:
         self._adapters.load_shapes(state["layers"])
         self.budget = state["budget_left"]
         self.history = [Event.from_dict(event) for event in state["history"]]
+        self._search.load_state_dict(state["search"])
         self._extensions.load_state_dict(state["extensions"])
         logger.info("ranks are those of step %d again", state["step"])
 

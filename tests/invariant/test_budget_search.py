@@ -118,6 +118,17 @@ def test_a_resumed_search_continues_bit_for_bit():
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
+def test_a_need_is_told_only_of_ranks_that_the_search_has_cut():
+    learner = Learner()
+    learner.train(0, 40)
+    early = learner.dynamic.state_dict()
+    assert learner.dynamic.lost_by_search is None
+    learner.train(40, STEPS)
+    assert isinstance(learner.dynamic.lost_by_search, float)
+    learner.dynamic.take_shapes(early)  # as of the best checkpoint
+    assert learner.dynamic.lost_by_search is None
+
+
 def test_the_smallest_budget_within_the_tolerance_is_found():
     losses = {64: 1.0, 45: 1.0, 31: 1.02, 21: 1.05, 14: 1.2, 9: 1.5, 8: 2.0}
     tried = []

@@ -424,7 +424,7 @@ def test_weights_of_other_ranks_put_back_are_saved_with_their_ranks_and_train_on
     model.load_state_dict(weights)
     first, second, *_ = dynamic.ranks
     assert (dynamic.ranks[first], dynamic.ranks[second]) == (2, 5)
-    assert len(dynamic.history) == 2, "nothing else of the run changes"
+    assert len(dynamic.history) == {"hooks": 2, "take_shapes": 1}[way]
     assert dynamic.state_dict()["step"] == 3
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(bare_llama(), tmp_path)
