@@ -281,6 +281,16 @@ def test_a_state_of_another_run_is_refused_instead_of_emptying_the_weights(whole
         resumed.train(resume_from_checkpoint=str(whole.folder / "checkpoint-12"))
 
 
+def test_a_state_of_another_run_with_the_same_ranks_is_refused(tmp_path):
+    settings = {"dynamic": DynamicLoraConfig(importance="uniform"), "steps": 4, "logging_steps": 1}
+    folders = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        trainer_of(lora_llama(seed=seed), folder, **settings, **saving(4))[0].train()
+    resumed, _ = trainer_of(lora_llama(), folders[0], **settings | {"steps": 6})
+    with pytest.raises(ResumeError, match=r"one/checkpoint-4 .*another log"):
+        resumed.train(resume_from_checkpoint=str(folders[1] / "checkpoint-4"))
+
+
 def test_the_best_model_is_loaded_with_its_own_ranks_and_layer_weights(tmp_path):
     model = lora_llama(r=8)
     best = {}

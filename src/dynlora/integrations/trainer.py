@@ -4,6 +4,7 @@
 DeepSpeed, whose backward pass steps the optimizer, `observe()` runs at the start of that step.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dynlora.adapters.extension import Extension
 from dynlora.adapters.layers import find_lora_layers
@@ -144,7 +146,7 @@ class DynamicLoraCallback(TrainerCallback):
             optimizer = unwrap_optimizer(kwargs["optimizer"])
             self._observing.callback(call_before_step(optimizer, self.dynamic.observe))
         if state.global_step > 0:
-            self._resume(self._checkpoint(args, state), state.global_step)
+            self._resume(self._checkpoint(args, state), state)
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: Any
@@ -229,16 +231,24 @@ class DynamicLoraCallback(TrainerCallback):
             self._shape_hooks.close()
         self._shape_hooks, self._watched = ShapeHooks(model, layers), holders
 
-    def _resume(self, folder: Path, step: int) -> None:
-        """Restore a checkpoint's state after checking that it fits the loaded weights."""
+    def _resume(self, folder: Path, state: State) -> None:
+        """Restore a checkpoint's state after checking that it is of the trainer's run and step."""
         assert self.dynamic is not None
-        dynamic_state = load_state(folder)
+        dynamic_state, step = load_state(folder), state.global_step
         if dynamic_state["step"] != step:
             raise ResumeError(
                 f"The state in {folder} must be of step {step}, at which the trainer resumes, got "
                 f"step {dynamic_state['step']}: give that checkpoint's folder as "
                 "`DynamicLoraCallback(resume_from=...)`, or leave it out."
             )
+        if (path := folder / TRAINER_STATE_NAME).is_file():
+            logged = State.load_from_json(str(path)).log_history
+            if json.dumps(logged) != json.dumps(state.log_history):  # NaN is NaN here
+                raise ResumeError(
+                    f"The state in {folder} must be of the run that the trainer resumes, got one "
+                    "of another log: give the checkpoint's folder as "
+                    "`DynamicLoraCallback(resume_from=...)`."
+                )
         saved = {name: shape["r"] for name, shape in dynamic_state["layers"].items()}
         differing = [name for name, r in self.dynamic.ranks.items() if saved.get(name, r) != r]
         if differing:
