@@ -95,6 +95,11 @@ def test_events_are_printed_unless_the_log_shows_them(tmp_path, capsys, caplog):
     assert "agreement" in caplog.text
 
 
+def test_a_run_that_ends_before_its_first_event_says_so(tmp_path, caplog):
+    trainer_of(lora_llama(), tmp_path, callbacks=[StopAt(1)])[0].train()
+    assert "no rank moved: no event came before the end of the run" in caplog.text
+
+
 def test_the_smallest_budget_is_searched_with_the_trainers_own_evaluation(tmp_path):
     """The trainer forgets what was due after a step when another evaluation ends."""
     config = DynamicLoraConfig(**CONFIG, budget_end="auto", budget_tolerance=1.0)

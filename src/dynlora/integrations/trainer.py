@@ -192,8 +192,10 @@ class DynamicLoraCallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             layers = find_lora_layers(kwargs["model"], self._adapter_name)
             self._take_best(Path(state.best_model_checkpoint), layers[0].adapter)
-        if stillness(self.dynamic.history) is None:
+        if (why := stillness(self.dynamic.history)) is None:
             _print(conclusion(self.dynamic.history), state)
+        elif not self.dynamic.history:  # other reasons were told at the last event
+            logger.warning("no rank moved: %s", why)
 
     def _take_best(self, checkpoint: Path, adapter: str) -> None:
         """Load a checkpoint's scales if the trainer has loaded its tensors, else log a warning."""
