@@ -180,6 +180,22 @@ def other_base():
     return nn.Linear(6, 6).requires_grad_(False)
 
 
+class Tripled(nn.Module):
+    def forward(self, x):
+        return 3 * x
+
+
+class TripledLinear(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def other_factor(layer):
+    factor = TripledLinear(6, 3, bias=False)
+    factor.weight = layer.lora_A["default"].weight
+    return factor
+
+
 BETWEEN = {
     "nothing": lambda model, key, x, stack: None,
     "adapter disabled": lambda model, key, x, stack: stack.enter_context(model.disable_adapter()),
@@ -210,6 +226,11 @@ BETWEEN = {
     "pre-hook": lambda model, key, x, stack: key.lora_B["default"].register_full_backward_pre_hook(
         lambda _module, outputs: tuple(3 * gradient for gradient in outputs)
     ),
+    "hook of the dropout": lambda model, key, x, stack: key.lora_dropout[
+        "default"
+    ].register_forward_hook(lambda _module, _args, output: 3 * output),
+    "other dropout": lambda model, key, x, stack: key.lora_dropout.update({"default": Tripled()}),
+    "other factor": lambda model, key, x, stack: key.lora_A.update({"default": other_factor(key)}),
     "trained base": lambda model, key, x, stack: key.base_layer.requires_grad_(),
     "other base": lambda model, key, x, stack: setattr(key, "base_layer", other_base()),
 }
