@@ -136,6 +136,7 @@ class DynamicLora:
         # All checks passed: the model and the optimizer change only below.
         if take_over(self._layers, self):
             logger.info("an earlier `DynamicLora` was attached to this adapter: it is closed")
+            self._extensions.attach()  # one that both were given was closed with the earlier one
         self._adapters.write_config()
         self._adapters.open()
         self._fused = FusedLora(model) if config.fused else None
@@ -263,6 +264,7 @@ class DynamicLora:
         self._frozen = True
         self._assessor.finish()
         self._forwards.close()
+        self._adapters.step_watch.close()
         self._extensions.freeze()
 
     def close(self) -> None:

@@ -186,6 +186,19 @@ def test_closed_or_after_the_last_event_it_holds_without_a_hook_and_books_no_tim
         assert (dynamic.seconds, dynamic.ranks, len(dynamic.history)) == (booked, ranks, events)
 
 
+def test_closed_before_an_event_it_leaves_nothing_on_the_optimizer():
+    model, optimizer, dynamic = on_chain(8, 8, 8)
+    tokens = torch.randn(4, 8, dtype=torch.float64)
+    while not optimizer._optimizer_step_post_hooks:
+        model(tokens).square().sum().backward()
+        dynamic.observe()
+        if not optimizer._optimizer_step_post_hooks:
+            optimizer.step()
+            dynamic.step()
+    dynamic.close()
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_once_ranks_hold_the_model_keeps_no_optimizer_alive():
     model, optimizer, dynamic = on_chain()
     dynamic.freeze()
@@ -592,11 +605,14 @@ def test_an_extension_follows_the_run_and_its_resume(tiny_llama):
     resumed.close()
     assert first.calls[2:] == ["freeze", "close"]
     assert second.calls == [
-        "attach", "close", "attach", "load 8", "event 12", "event 22", "freeze",
+        "attach", "close", "attach", "close", "attach", "load 8", "event 12", "event 22", "freeze",
         "freeze", "close",
     ]  # fmt: skip
     with pytest.raises(ResumeError, match=r"`extensions` was \['.*Follower'\], now \[\]"):
         run().load_state_dict(state)
+    again = Follower()  # given to two controllers, as by a notebook cell that runs twice
+    run(again), run(again)
+    assert again.calls[-2:] == ["close", "attach"]
 
 
 def test_extensions_of_one_class_are_refused_and_a_failed_one_closes_the_others():

@@ -211,7 +211,7 @@ class StepWatch:
 
     def begin(self) -> None:
         """Copy the first trained weight that no engine manages, before the step."""
-        self._forget()
+        self.close()
         if not isinstance(self._optimizer, Optimizer):
             return
         for layer in self._layers:
@@ -223,7 +223,7 @@ class StepWatch:
     def end(self) -> None:
         """Raise `OptimizerError` if the weight changed without a step of the optimizer."""
         before, stepped = self._before, self._stepped
-        self._forget()
+        self.close()
         if before is None or stepped:
             return
         layer, weight = before
@@ -235,11 +235,12 @@ class StepWatch:
                 "there."
             )
 
-    def _note(self, *_: Any) -> None:
-        self._stepped = True
-
-    def _forget(self) -> None:
+    def close(self) -> None:
+        """Remove the hook and the copy."""
         self._stepped, self._before = False, None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def _note(self, *_: Any) -> None:
+        self._stepped = True
