@@ -72,10 +72,9 @@ class _FusedLayer:
         weight, bias = self._base.weight, self._base.bias
         factors = (module.lora_A[adapters[0]], module.lora_B[adapters[0]])
         dropout = module.lora_dropout[adapters[0]]
-        if any(_is_watched(part) for part in (self._base, *factors, dropout)):
-            return False
-        kinds = {type(factor) for factor in factors}
-        if kinds != {nn.Linear} or type(dropout) not in (nn.Identity, nn.Dropout):
+        watched = any(map(_is_watched, (self._base, *factors, dropout)))
+        kinds = {*map(type, factors)}
+        if watched or kinds != {nn.Linear} or type(dropout) not in (nn.Identity, nn.Dropout):
             return False
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
