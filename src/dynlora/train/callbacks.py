@@ -6,10 +6,9 @@ Cluster schedulers send SIGTERM before they kill a job. All processes stop after
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -39,7 +38,7 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import metrics_until
 from dynlora.runs.resume import Past
 from dynlora.train.machine import peak_memory
-from dynlora.train.signals import stop_at_once
+from dynlora.train.signals import handling, stop_at_once
 
 PLAIN_LINES = 10  # loss lines per run without a terminal
 _USUAL: dict[signal.Signals, tuple[Any, ...]] = {
@@ -254,21 +253,10 @@ class Stopping(TrainerCallback):
         values = [sign * line[key] for line in log if key in line and line["step"] > 0]
         return bool(values) and len(values) - 1 - values.index(max(values)) >= self.patience
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Stop training after a signal, and at once after a later one; keep other handlers."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        now = {number: signal.getsignal(number) for number in _USUAL}
-        replaced = {number: now[number] for number in now if now[number] in _USUAL[number]}
-        for number in replaced:
-            signal.signal(number, self._receive)
-        try:
-            yield
-        finally:
-            for number, handler in replaced.items():
-                signal.signal(number, handler)
+        usual = [each for each, handlers in _USUAL.items() if signal.getsignal(each) in handlers]
+        return handling(dict.fromkeys(usual, self._receive))
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if not self.received:

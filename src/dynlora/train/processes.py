@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dynlora.errors import EngineError
-from dynlora.train.signals import ReportedError
+from dynlora.train.signals import ReportedError, handling
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ENGINES = {"FSDP2": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
@@ -167,19 +167,17 @@ def launch(command: Sequence[str], count: int, advice: Callable[[], str]) -> int
         for worker in workers:
             worker.send_signal(signum)
 
-    before = {each: signal.signal(each, forward) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for rank in map(str, range(count)):
-            own = usual | os.environ | place | sizes | {"RANK": rank, "LOCAL_RANK": rank}
-            # In its own session, so that Ctrl-C in the terminal arrives once.
-            workers.append(subprocess.Popen(command, env=own, start_new_session=True))
-        codes = _exit_codes(workers)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with handling({signal.SIGINT: forward, signal.SIGTERM: forward}):
+        try:
+            for rank in map(str, range(count)):
+                own = usual | os.environ | place | sizes | {"RANK": rank, "LOCAL_RANK": rank}
+                # In its own session, so that Ctrl-C in the terminal arrives once.
+                workers.append(subprocess.Popen(command, env=own, start_new_session=True))
+            codes = _exit_codes(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
     return _exit_code(codes, received, advice)
 
 

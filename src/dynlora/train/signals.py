@@ -2,8 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -30,14 +30,19 @@ def stop_at_once(signum: int, _: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def sigterm_stops() -> Iterator[None]:
-    """Raise `Stopped` on SIGTERM in the main thread; keep an existing handler."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop_at_once)
+def handling(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Handle signals inside the block; without effect outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
+
+
+def sigterm_stops() -> AbstractContextManager[None]:
+    """Raise `Stopped` on SIGTERM inside a block; keep an existing handler."""
+    unhandled = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return handling({signal.SIGTERM: stop_at_once} if unhandled else {})
