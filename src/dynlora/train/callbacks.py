@@ -75,12 +75,8 @@ class ProgressBar(TrainerCallback):
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("training", total=None, note="")
-        self._tenth = self._noted = 0
+        self._tenth, self._noted = 0, -1
         self._loss = self._ranks = ""
-
-    @property
-    def _dynamic(self) -> DynamicLora | None:
-        return None if self.source is None else self.source.dynamic
 
     def stop(self) -> None:
         """Stop the live display."""
@@ -89,18 +85,19 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the bar."""
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        if self._dynamic is not None:
-            self._take_ranks(self._dynamic)  # a resumed run has some events
+        self._update_ranks()
         self.progress.start()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Advance the bar, and show the ranks."""
         self.progress.update(self.task, completed=state.global_step)
-        if self._dynamic is not None and len(self._dynamic.history) > self._noted:
-            self._take_ranks(self._dynamic)
+        self._update_ranks()
 
-    def _take_ranks(self, dynamic: DynamicLora) -> None:
-        """Note the ranks, and the agreement at the last event."""
+    def _update_ranks(self) -> None:
+        """Note the ranks after a new event, and its agreement."""
+        dynamic = None if self.source is None else self.source.dynamic
+        if dynamic is None or len(dynamic.history) == self._noted:
+            return
         self._noted, ranks = len(dynamic.history), dynamic.ranks.values()
         self._ranks = f"r {min(ranks)} to {max(ranks)}, median {median(ranks):g}"
         if dynamic.history:
