@@ -59,15 +59,15 @@ def run_job(config: JobConfig, console: Console) -> tuple[dict[str, Any], list[E
     metrics_before = _metrics_before(job) if config.training.eval_on_start else {}
     if not processes.is_first():
         _train(job)
-        _trained_weights(job)
+        whole_weights(job.prepared.model)
         _metrics_after(job)
         return None
     with job.folder.held():
         record = open_folder(job, metrics_before)
         with _recording_failures(job, record), _quiet_about_saving(config):
             _train(job)
-            _save_model(job, _trained_weights(job))
-            metrics_before = metrics_before or _metrics_at_start(job)
+            _save_model(job, whole_weights(job.prepared.model))
+            metrics_before = metrics_before or _logged_metrics(job, 0)
             metrics_after = _metrics_after(job)
             _draw_ranks(job)
             report = report_of(job, metrics_before, metrics_after)
@@ -219,19 +219,11 @@ def _way_on(job: Job) -> str:
 
 @contextmanager
 def _quiet_about_saving(config: JobConfig) -> Iterator[None]:
-    """Silence PEFT's wrong warnings when it saves."""
+    """Silence a warning: PEFT mistakes AdaLoRA layers of rank 0 for sharded ones."""
     with warnings.catch_warnings():
-        # PEFT looks for a config.json to detect a changed vocabulary.
-        warnings.filterwarnings("ignore", r"Could not find a config file in .*\.gguf", UserWarning)
-        # PEFT mistakes AdaLoRA layers of rank 0 for sharded ones.
         if config.method == "adalora":
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape", PeftWarning)
         yield
-
-
-def _trained_weights(job: Job) -> dict[str, Tensor] | None:
-    """Return a sharded model's weights to save; None if the model has them."""
-    return None if processes.sharding_engine() is None else whole_weights(job.prepared.model)
 
 
 def _save_model(job: Job, weights: dict[str, Tensor] | None) -> None:
@@ -263,23 +255,19 @@ def _metrics_before(job: Job) -> dict[str, float]:
     return past.get("metrics_before") or ({} if processes.sharding_engine() else _evaluate(job))
 
 
-def _metrics_at_start(job: Job) -> dict[str, float]:
-    """Return the metrics of the evaluation before the first step, or none."""
-    for line in job.trainer.state.log_history:
-        if line["step"] == 0 and "eval_loss" in line:
-            return _evaluate(job, line)
-    return {}
-
-
 def _metrics_after(job: Job) -> dict[str, float]:
     """Return the saved model's metrics, without a new evaluation if the last one was of it."""
     if job.config.training.load_best_model_at_end:
         job.recorder.of_best = True
         job.trainer.remove_callback(job.progress)  # it would print the wrong step
         return _evaluate(job)
-    state = job.trainer.state
-    steps = {line["step"]: line for line in state.log_history if "eval_loss" in line}
-    return _evaluate(job, steps.get(state.global_step))
+    return _logged_metrics(job, job.trainer.state.global_step) or _evaluate(job)
+
+
+def _logged_metrics(job: Job, step: int) -> dict[str, float]:
+    """Return the metrics of the evaluation after a step; empty if there was none."""
+    steps = {line["step"]: line for line in job.trainer.state.log_history if "eval_loss" in line}
+    return _evaluate(job, steps[step]) if step in steps else {}
 
 
 def _draw_ranks(job: Job) -> None:

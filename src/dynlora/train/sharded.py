@@ -46,8 +46,13 @@ def check_sharding(config: JobConfig) -> None:
         )
 
 
-def whole_weights(model: Any) -> dict[str, Tensor]:
-    """Return the trained weights and all buffers on the CPU, gathered by all processes."""
+def whole_weights(model: Any) -> dict[str, Tensor] | None:
+    """Return the trained weights and all buffers on the CPU, gathered by all processes.
+
+    None if the model is not sharded.
+    """
+    if sharding_engine() is None:
+        return None
     reshard(model)
     return {
         name: whole(value).detach().cpu()

@@ -81,6 +81,8 @@ def write_difference(model: Any, first: Factors, output: Path) -> None:
         initial = Path(place) / "initial"
         initial.mkdir()
         save_file(dict(first), initial / SAFETENSORS_WEIGHTS_NAME)
+        # PEFT looks for a config.json to detect a changed vocabulary.
+        warnings.filterwarnings("ignore", r"Could not find a config file in .*\.gguf", UserWarning)
         # PEFT loads the initial weights as a second adapter, and warns of those.
         warnings.filterwarnings("ignore", ".* changes the base weights of the model", UserWarning)
         model.save_pretrained(output, path_initial_model_for_weight_conversion=str(initial))
