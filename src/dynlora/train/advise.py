@@ -30,7 +30,7 @@ from dynlora.train.config import JobConfig
 from dynlora.train.machine import check_one_device, keep_freed_memory
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.plan import bare_job
-from dynlora.train.trainer import SEARCH_ROWS, rows_per_step
+from dynlora.train.trainer import SEARCH_ROWS, fixed_rows, rows_per_step
 
 FACTOR = 4  # the compared ranks are `r` and this many times `r`
 ENOUGH = 0.02  # `r` is enough if the higher rank lowers the loss by less than this part
@@ -131,7 +131,8 @@ def advise_rank(
     time_of_job = job.steps * step_seconds[job.batch]
     limit = max(LEAST_SECONDS, SHARE * time_of_job) if seconds is None else seconds
     judged = int(JUDGED * limit * job.batch / step_seconds[job.batch])
-    inputs = _judged(inputs, min(max(judged, GROUPS), SEARCH_ROWS))
+    validation = fixed_rows(inputs.data.validation, min(max(judged, GROUPS), SEARCH_ROWS))
+    inputs = replace(inputs, data=replace(inputs.data, validation=validation))
     began_untrained = clock()
     bare = bare_job(config, 1)
     untrained = _losses(build_trainer(inputs, bare, prepare_method(inputs, bare), [])).sum()
@@ -193,8 +194,7 @@ def _probe(
         began = clock()
         timer = StepTimes(clock, began + seconds, LEAST_PROBED)
         size = Size(batch=batch, steps=PROBED_STEPS)
-        part = _part(inputs, config, size, config.training.seed)
-        _train(part, _sized(config, size, config.training.seed), timer)
+        _train(*_sized(inputs, config, size, config.training.seed), timer)
         middle = len(timer.times) // 2
         step = (timer.times[-1] - timer.times[middle - 1]) / (len(timer.times) - middle)
         start = max(timer.times[0] - began - step, 0.0)
@@ -222,13 +222,6 @@ def choose_size(seconds: float, job: Size, step_seconds: Mapping[int, float]) ->
     return Size(batch=int(batches[place]), steps=int(steps[place]))
 
 
-def _judged(inputs: JobInputs, rows: int) -> JobInputs:
-    """Return the inputs with at most so many validation rows, always the same."""
-    validation = inputs.data.validation.shuffle(seed=0)
-    kept = validation.select(range(min(rows, len(validation))))
-    return replace(inputs, data=replace(inputs.data, validation=kept))
-
-
 def _train_rows(inputs: JobInputs, config: JobConfig, size: Size) -> int:
     """Return the rows of a part in which a run sees each as often as the job."""
     rows = len(inputs.data.train)
@@ -236,15 +229,12 @@ def _train_rows(inputs: JobInputs, config: JobConfig, size: Size) -> int:
     return min(rows, max(size.batch, round(rows * share)))
 
 
-def _part(inputs: JobInputs, config: JobConfig, size: Size, seed: int) -> JobInputs:
-    """Return the inputs of a run, with random rows of the seed."""
-    rows = range(_train_rows(inputs, config, size))
-    train = inputs.data.train.shuffle(seed=seed).select(rows)
-    return replace(inputs, steps=size.steps, data=replace(inputs.data, train=train))
-
-
-def _sized(config: JobConfig, size: Size, seed: int) -> JobConfig:
-    """Return the job with LoRA of the higher rank for a run."""
+def _sized(
+    inputs: JobInputs, config: JobConfig, size: Size, seed: int
+) -> tuple[JobInputs, JobConfig]:
+    """Return a run's inputs, with random rows of the seed, and its job of the higher rank."""
+    train = fixed_rows(inputs.data.train, _train_rows(inputs, config, size), seed)
+    inputs = replace(inputs, steps=size.steps, data=replace(inputs.data, train=train))
     passes = -(-size.batch // config.training.batch_size)
     bare = bare_job(config, size.steps)
     training = replace(
@@ -254,7 +244,7 @@ def _sized(config: JobConfig, size: Size, seed: int) -> JobConfig:
         seed=seed,
     )
     lora = replace(config.lora, r=FACTOR * config.lora.r)
-    return replace(bare, method="lora", lora=lora, training=training)
+    return inputs, replace(bare, method="lora", lora=lora, training=training)
 
 
 def _cut(config: JobConfig, half: int, steps: int) -> JobConfig:
@@ -279,8 +269,7 @@ def _train_pairs(
         began, timer = clock(), StepTimes(clock, end)
         if began + longest > end or size.steps < LEAST_STEPS:
             return
-        part = _part(inputs, config, size, seed)
-        pair = _train_pair(part, _sized(config, size, seed), timer)
+        pair = _train_pair(*_sized(inputs, config, size, seed), timer)
         if pair is None:
             return
         cut, kept = pair.sum(axis=1)

@@ -144,9 +144,13 @@ def validation_loss(trainer: Any) -> float:
 
     At most `SEARCH_ROWS` of them, because a search evaluates about ten times.
     """
-    data = trainer.eval_dataset.shuffle(seed=0)
-    rows = trainer.get_eval_dataloader(data.select(range(min(len(data), SEARCH_ROWS))))
+    rows = trainer.get_eval_dataloader(fixed_rows(trainer.eval_dataset, SEARCH_ROWS))
     return float(trainer.evaluation_loop(rows, "Validation").metrics["eval_loss"])
+
+
+def fixed_rows(rows: Any, limit: int, seed: int = 0) -> Any:
+    """Return at most `limit` random rows of a `datasets.Dataset`, equal for equal seeds."""
+    return rows.shuffle(seed=seed).select(range(min(limit, len(rows))))
 
 
 def make_job_trainer(
