@@ -13,6 +13,7 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 from trl.data_utils import common_prefix_length
+from trl.trainer.utils import remove_none_values
 
 from dynlora.errors import ConfigError
 from dynlora.train.data.columns import UNLABELLED, read_column, refuse_rows
@@ -56,7 +57,8 @@ def read_conversations(split: RawSplit, column: str) -> list[Conversation]:
         ],
         'Write them as [{"role": "user", "content": "..."}, ...].',
     )
-    return [[_without_missing(message) for message in row] for row in rows]
+    # A table gives each message the keys of all rows.
+    return [remove_none_values(row) for row in rows]
 
 
 def _renamed(value: Any) -> Any:
@@ -70,13 +72,6 @@ def _renamed(value: Any) -> Any:
 def _is_message(value: object) -> bool:
     texts = ("role", "content")
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in texts)
-
-
-def _without_missing(value: Any) -> Any:
-    """Return nested records without null keys: a table gives each record the keys of all rows."""
-    if isinstance(value, dict):
-        return {key: _without_missing(each) for key, each in value.items() if each is not None}
-    return [_without_missing(each) for each in value] if isinstance(value, list) else value
 
 
 def as_conversations(prompts: Sequence[str], completions: Sequence[str]) -> list[Conversation]:
@@ -191,9 +186,7 @@ def encode_requests(
 
 def _render(tokenizer: Any, conversation: Conversation, **options: Any) -> list[int]:
     """Return the tokens of a conversation in the chat template."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(conversation), tokenize=True, return_dict=True, **options
-    )["input_ids"]
+    ids: list[int] = tokenizer.apply_chat_template(list(conversation), **options)["input_ids"]
     return ids
 
 
