@@ -43,15 +43,15 @@ def read_class_folders(folder: Path, config: DataConfig) -> pa.Table:
 
 
 def read_images(folder: Path, config: DataConfig) -> pa.Table:
-    """Return the sorted relative paths of all images in a folder, except of hidden ones."""
-    inside = _images(folder, sorted(folder.rglob("*")))
-    shown = [str(path) for path in inside if all(not part.startswith(".") for part in path.parts)]
-    return pa.table({config.image: pa.array(shown, pa.string())})
+    """Return the sorted relative paths of all images in a folder."""
+    paths = [str(path) for path in _images(folder, sorted(folder.rglob("*")))]
+    return pa.table({config.image: pa.array(paths, pa.string())})
 
 
 def _images(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Return the relative paths of the images among files, and warn about other files."""
-    found = [path for path in files if _visible(path) and path.is_file()]
+    """Return the relative paths of the visible images among files; warn about other files."""
+    inside = [path.relative_to(folder) for path in files if path.is_file()]
+    found = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
     images = [path for path in found if path.suffix.lower() in ENDINGS]
     if len(images) < len(found):
         others = sorted({path.suffix for path in found} - {path.suffix for path in images})
@@ -59,12 +59,9 @@ def _images(folder: Path, files: Sequence[Path]) -> list[Path]:
             "%d of %d files in %s are no images by their endings (%s) and were left out.",
             len(found) - len(images), len(found), folder, ", ".join(others),
         )  # fmt: skip
-    return [path.relative_to(folder) for path in images]
+    return images
 
 
 def _folders(folder: Path) -> list[str]:
-    return sort_names(path.name for path in folder.iterdir() if _visible(path) and path.is_dir())
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+    found = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sort_names(name for name in found if not name.startswith("."))

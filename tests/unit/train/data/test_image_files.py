@@ -29,6 +29,8 @@ def test_each_image_of_a_class_folder_has_its_class_and_its_path(tmp_path, caplo
     (tmp_path / "bees" / "deep").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "bees" / "deep" / "X.PNG")
     (tmp_path / "bees" / ".DS_Store").write_text("")
+    (tmp_path / "bees" / ".thumbnails").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "bees" / ".thumbnails" / "001.png")
     (tmp_path / "ants" / "notes.txt").write_text("none")
     with caplog.at_level(logging.WARNING, logger="dynlora"):
         table = read_class_folders(tmp_path, CONFIG)
