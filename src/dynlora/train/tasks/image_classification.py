@@ -104,14 +104,13 @@ def check_images(split: RawSplit, column: str) -> None:
 
 
 def _given(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_given(value.get(key)) for key in ("bytes", "path"))
-    return isinstance(value, bytes | str) and len(value) > 0
+    found = content(value)
+    return isinstance(found, bytes | str) and len(found) > 0
 
 
 def content(value: Any) -> Any:
     """Return the bytes or the path of an image, also from a record of both."""
-    return (value.get("bytes") or value["path"]) if isinstance(value, dict) else value
+    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
 
 
 def read_rgb(value: Any, folder: Path) -> Image.Image:

@@ -174,6 +174,8 @@ def test_rows_without_an_image_or_with_a_broken_one_are_counted_with_reasons(mon
         check_images(split_of(image=[content]), "picture")
     with pytest.raises(DataError, match=r"2 of 2 rows .*: 1 in row 0, 2 in row 1\."):
         check([1, 2])
+    with pytest.raises(DataError, match=r"1 of 1 rows .*: \{'bytes': 5, 'path': .* in row 0"):
+        check([{"bytes": 5, "path": "a.png"}])
     told = r"but 7 of 9 rows .*: UnidentifiedImageError: .* row 1, OSError: .* row 2, .* row 6"
     with pytest.raises(DataError, match=told):
         check([jpeg, b"not an image", broken, jpeg, *[b"no"] * 5])
