@@ -106,12 +106,13 @@ def encode_conversations(
         if template is None:
             by_turns = _each(split, conversations, partial(_encode_by_turns, tokenizer))
             return datasets.Dataset.from_list(by_turns)
-    _each(split, conversations, partial(_write, tokenizer, chat_template=template))
+    write = partial(tokenizer.apply_chat_template, chat_template=template, tokenize=False)
+    _each(split, conversations, write)
     # As JSON, messages keep their own keys; a plain table would give each the keys of all.
     features = datasets.Features({"messages": datasets.List(datasets.Json())})
     rows = datasets.Dataset.from_dict({"messages": list(conversations)}, features=features)
     try:
-        return prepare(rows, tokenizer, assistant_only=completion_only, template=template)
+        return prepare(rows, tokenizer, template=template)
     except RuntimeError as error:
         raise _unmaskable(tokenizer, "marks no token of some") from error
 
@@ -140,11 +141,12 @@ def warn_of_unlearned_stop(tokenizer: Any) -> None:
 
 def _encode_by_turns(tokenizer: Any, conversation: Conversation) -> dict[str, list[int]]:
     """Encode a conversation with a template that renders turns independently of later turns."""
-    ids, text = _render(tokenizer, conversation), _write(tokenizer, conversation)
+    write = partial(tokenizer.apply_chat_template, tokenize=False)
+    ids, text = _render(tokenizer, conversation), write(conversation)
 
     def reach(part: Conversation, **options: Any) -> int:
         """Return the number of leading tokens that belong to the first turns."""
-        if not text.startswith(_write(tokenizer, part, **options)):
+        if not text.startswith(write(part, **options)):
             reason = "has no markers and writes a turn according to what follows"
             raise _unmaskable(tokenizer, reason)
         return int(common_prefix_length(_render(tokenizer, part, **options), ids))
@@ -186,13 +188,8 @@ def encode_requests(
 
 def _render(tokenizer: Any, conversation: Conversation, **options: Any) -> list[int]:
     """Return the tokens of a conversation in the chat template."""
-    ids: list[int] = tokenizer.apply_chat_template(list(conversation), **options)["input_ids"]
+    ids: list[int] = tokenizer.apply_chat_template(conversation, **options)["input_ids"]
     return ids
-
-
-def _write(tokenizer: Any, conversation: Conversation, **options: Any) -> str:
-    text: str = tokenizer.apply_chat_template(list(conversation), tokenize=False, **options)
-    return text
 
 
 def _each(

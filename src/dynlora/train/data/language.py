@@ -72,22 +72,18 @@ def fit(encoded: Any, max_length: int) -> tuple[Any, int]:
 
 
 def prepare(
-    rows: Any,
-    tokenizer: Any,
-    *,
-    completion_only: bool = False,
-    assistant_only: bool = False,
-    template: str | None = None,
+    rows: Any, tokenizer: Any, *, completion_only: bool = False, template: str | None = None
 ) -> Any:
     """Return a `datasets.Dataset` of `input_ids` and `labels` from TRL's preparation.
 
-    TRL prepares rows only while it constructs a trainer, which needs a model. That step reads the
-    attributes set here. It raises a RuntimeError if `assistant_only` leaves a row nothing to learn.
+    With `template`, only tokens between its markers are learned. TRL prepares rows only while it
+    constructs a trainer, which needs a model. That step reads the attributes set here. It raises a
+    RuntimeError if a row has no such tokens.
     """
     trainer, options = SFTTrainer.__new__(SFTTrainer), SFTConfig.__new__(SFTConfig)
     trainer._tokenizer, trainer.chat_template = tokenizer, template
     trainer.completion_only_loss = completion_only
-    options.assistant_only_loss, options.max_length = assistant_only, None
+    options.assistant_only_loss, options.max_length = template is not None, None
     with _quiet():
         prepared = trainer._prepare_dataset(rows, tokenizer, options, False, None, "")
     return prepared.select_columns(["input_ids", "labels"])
