@@ -143,10 +143,8 @@ def row_logits(
     """Yield the float32 logits per row of a `datasets.Dataset` of model inputs, on the CPU."""
     model = predictor.model.eval()
     device = next(model.parameters()).device
-    loader: DataLoader[Any] = DataLoader(
-        inputs, batch_size=predictor.batch_size, collate_fn=collator
-    )
-    for batch in loader:
+    batches: Any = DataLoader(inputs, batch_size=predictor.batch_size, collate_fn=collator)
+    for batch in batches:
         moved = {name: value.to(device) for name, value in batch.items()}
         with torch.no_grad():
             logits = model(**moved).logits

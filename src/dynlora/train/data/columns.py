@@ -94,14 +94,8 @@ def read_prompts(split: RawSplit, columns: str | Sequence[str], separator: str) 
 
 def read_captions(split: RawSplit, key: str, column: str) -> list[list[str]]:
     """Return a column of captions, or of lists of them, as non-empty lists."""
-    several = _lists_of(_is_text)
-    values = _read(
-        split,
-        key,
-        column,
-        lambda value: _is_text(value) or several(value),
-        "a caption, or a list of captions,",
-    )
+    several, required = _lists_of(_is_text), "a caption, or a list of captions,"
+    values = _read(split, key, column, lambda each: _is_text(each) or several(each), required)
     return [[value] if isinstance(value, str) else value for value in values]
 
 

@@ -213,26 +213,16 @@ def summed_contrastive(
     return torch.stack(losses).mean() * len(labels)
 
 
-def _make_trainer(
-    values: dict[str, Any],
-    processor: Processors,
-    *,
-    model: Any,
-    sampler: EpochSampler,
-    train_dataset: Any,
-    **parts: Any,
-) -> JobTrainer:
-    has_bias = any(name.endswith("logit_bias") for name, _ in model.named_parameters())
+def _make_trainer(values: dict[str, Any], processor: Processors, **parts: Any) -> JobTrainer:
+    has_bias = any(name.endswith("logit_bias") for name, _ in parts["model"].named_parameters())
     pair_loss = sigmoid_loss if has_bias else softmax_loss
+    parts |= {"train_dataset": OneCaptionEach(parts["train_dataset"], parts["sampler"])}
     return make_job_trainer(
         values | {"remove_unused_columns": False},  # the forward reads no `captions`
         processor,
         loss=partial(summed_contrastive, pair_loss=pair_loss),
         metrics=retrieval_metrics,
         collate=lambda processor: processor.collate,
-        model=model,
-        sampler=sampler,
-        train_dataset=OneCaptionEach(train_dataset, sampler),
         **parts,
     )
 
