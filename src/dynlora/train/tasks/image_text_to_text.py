@@ -39,12 +39,10 @@ from dynlora.train.tasks.sft import SftJobTrainer, make_sft_trainer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Writer:
-    """A model's processor, and how it writes rows."""
+    """A model's processor, and the keys by which it writes rows."""
 
     processor: Any
-    separator: str  # text after the image and after the prompt, without a chat template
-    max_length: int  # maximum tokens per row, those of the image included
-    completion_only: bool  # whether image and prompt are not learned
+    config: DataConfig
 
     def save_pretrained(self, folder: Path) -> None:
         """Save the processor beside the model."""
@@ -52,7 +50,7 @@ class Writer:
 
     def write(self, prompt: str, text: str) -> tuple[str, str]:
         """Return a row's image with its prompt, which may be empty, and the text with its end."""
-        tokenizer, separator = self.processor.tokenizer, self.separator
+        tokenizer, separator = self.processor.tokenizer, self.config.separator
         if self.processor.chat_template is None:
             begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
             request = (tokenizer.bos_token if begins else "") + self.processor.image_token
@@ -87,12 +85,7 @@ def _load_processor(source: Source, config: DataConfig) -> Writer:
             f"image token of its processor, but got {token!r} for the {type(processor).__name__} "
             f"of {source.label}. Use such a model, or add the token to tokenizer and model."
         )
-    return Writer(
-        processor=processor,
-        separator=config.separator,
-        max_length=config.max_length,
-        completion_only=config.completion_only,
-    )
+    return Writer(processor=processor, config=config)
 
 
 def _pairs(
@@ -174,10 +167,9 @@ def _load_model(source: Source, _num_labels: int | None, writer: Writer) -> Any:
 
 
 def _make_trainer(values: dict[str, Any], writer: Writer, **parts: Any) -> SftJobTrainer:
+    length, only = writer.config.max_length, writer.config.completion_only
     collator = DataCollatorForVisionLanguageModeling(
-        writer.processor,
-        max_length=writer.max_length,
-        completion_only_loss=writer.completion_only,
+        writer.processor, max_length=length, completion_only_loss=only
     )
     return make_sft_trainer(values, writer.processor, data_collator=collator, **parts)
 
