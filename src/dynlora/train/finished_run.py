@@ -132,19 +132,19 @@ def evaluate_run(run: FinishedRun, split: RawSplit, batch_size: int | None = Non
         train_dataset=rows.inputs,
         eval_dataset=rows.inputs,
     )
-    names: list[str | None] = []
-    labelled, predicted = Counter[int](), Counter[int]()
     found = trainer.predict(rows.inputs, metric_key_prefix="eval")
+    classes = []
     if task in ONE_CLASS_A_ROW:
-        names = [*(run.class_names or ()), *[None] * (run.num_labels or 0)][: run.num_labels]
-        labelled.update(found.label_ids.tolist())
-        predicted.update(found.predictions.argmax(axis=-1).tolist())
+        names = dict(enumerate(run.class_names or ()))
+        labelled = Counter(found.label_ids.tolist())
+        predicted = Counter(found.predictions.argmax(axis=-1).tolist())
+        classes = [
+            {"name": names.get(label), "labelled": labelled[label], "predicted": predicted[label]}
+            for label in range(run.num_labels or 0)
+        ]
     return Evaluation(
         rows=len(rows.inputs),
         cut=rows.cut,
         metrics={name: found.metrics[f"eval_{name}"] for name in METRICS[task]},
-        classes=[
-            {"name": name, "labelled": labelled[place], "predicted": predicted[place]}
-            for place, name in enumerate(names)
-        ],
+        classes=classes,
     )
