@@ -37,16 +37,8 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         return model
     # `begin_with_eva` initializes EVA later, because it needs the data.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
-    model = wrap(
-        base,
-        LoraConfig(
-            r=lora.r,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            init_lora_weights=start,
-            **common(base, config),
-        ),
-    )
+    own: dict[str, Any] = {"r": lora.r, "use_rslora": lora.use_rslora, "use_dora": lora.use_dora}
+    model = wrap(base, LoraConfig(init_lora_weights=start, **own, **common(base, config)))
     if not takes_from_base(lora):
         # PEFT refuses some ranks for some initializations when the saved adapter is loaded.
         model.peft_config["default"].init_lora_weights = True
