@@ -292,11 +292,7 @@ def _train_pair(inputs: JobInputs, config: JobConfig, timer: StepTimes) -> Pair 
 
 
 def _train(
-    inputs: JobInputs,
-    config: JobConfig,
-    timer: StepTimes,
-    folder: Path = Path(),
-    done: int = 0,
+    inputs: JobInputs, config: JobConfig, timer: StepTimes, folder: Path = Path(), done: int = 0
 ) -> Any:
     """Return the Trainer of a run after training, which may continue after `done` steps."""
     prepared = prepare_method(inputs, config)

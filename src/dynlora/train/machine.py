@@ -49,12 +49,8 @@ def machine() -> dict[str, str | int]:
 
 def peak_memory() -> dict[str, int | None]:
     """Return the peak memory so far in bytes: resident in this process, and on its GPU."""
-    return {
-        "peak_memory_bytes": peak_resident(),
-        "peak_gpu_memory_bytes": (
-            torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        ),
-    }
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"peak_memory_bytes": peak_resident(), "peak_gpu_memory_bytes": gpu}
 
 
 def peak_resident() -> int:

@@ -11,12 +11,7 @@ from pydantic.dataclasses import dataclass
 from dynlora.adapters.patterns import changes_base
 from dynlora.config import DynamicLoraConfig
 from dynlora.errors import ConfigError
-from dynlora.train.config.adapter import (
-    AdaLoraSettings,
-    DynamicSection,
-    LoraSettings,
-    StartName,
-)
+from dynlora.train.config.adapter import AdaLoraSettings, DynamicSection, LoraSettings, StartName
 from dynlora.train.config.sections import (
     SECTION,
     DataConfig,
