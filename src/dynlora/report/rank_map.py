@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from dynlora.history import Event, moved
 from dynlora.layer_names import block_of, short_names
@@ -24,19 +25,6 @@ ABOVE, BELOW, ENDS = 44, 26, 76  # for the axes and the column with the first an
 AXIS, EVENT_NUMBERS = 22, 4  # heights above the rows
 HEADING = (24, 42, 48)  # the lines' places and the whole height of the heading of a picture
 TICKS = 6  # most numbers of the axes of steps
-Spells = Sequence[tuple[int, int]]  # (step, rank) pairs: each rank with its first step
-
-
-class Time(NamedTuple):
-    """The axis of steps, from 0 to `end`."""
-
-    left: float
-    width: float
-    end: float
-
-    def pixel(self, step: float) -> float:
-        """Return the horizontal place of a step."""
-        return self.left + self.width * step / self.end
 
 
 def scale_of(
@@ -71,18 +59,27 @@ def rank_map(
     tops = {name: above + top for name, top in _tops(list(initial), row).items()}
     bottom = max(tops.values()) + row
     at = [event.step for event in events]
-    time = Time(left, width, max([1, steps, *(step + LEAST_SPELL * steps for step in at)]))
+    end = max([1, steps, *(step + LEAST_SPELL * steps for step in at)])
+
+    def pixel(step: float) -> float:
+        return left + width * step / end
+
     labelled = math.ceil(LABEL / row)  # of so many rows, the first has texts
     shapes: list[str] = []
     for number, (name, top) in enumerate(tops.items()):
-        spells = _spells(name, events, initial[name])
-        shapes += [f"<g><title>{escape(svg.drawable(_told(name, spells)))}</title>"]
-        shapes += _colours(time, top, row, spells, scale)
-        if number % labelled == 0:
-            shapes += _texts(time, top + 0.7 * row, names[name], spells)
+        ranks = [(0, initial[name]), *((e.step, e.layers[name].rank_after) for e in events)]
+        spells = [next(equal) for _, equal in groupby(ranks, key=itemgetter(1))]
+        places = [*(pixel(step) for step, _ in spells), left + width]
+        later = "".join(f", {rank} from step {step}" for step, rank in spells[1:])
+        told = svg.drawable(f"{name}: rank {initial[name]}{later}")
+        label = names[name] if number % labelled == 0 else None
+        shapes += [f"<g><title>{escape(told)}</title>"]
+        shapes += _row(places, [rank for _, rank in spells], top, row, scale, label)
         shapes += ["</g>"]
-    shapes += _axis(time, above - AXIS) + _axis(time, bottom + BELOW - 10)
-    shapes += svg.event_marks(map(time.pixel, at), above, bottom, above - EVENT_NUMBERS)
+    ticks = svg.ticks(0, end, math.ceil(TICKS * width / PLOT), whole=True)
+    for y in (above - AXIS, bottom + BELOW - 10):
+        shapes += [svg.text(pixel(step), y, f"{step:,.0f}", "soft", "middle") for step in ticks]
+    shapes += svg.event_marks(map(pixel, at), above, bottom, above - EVENT_NUMBERS)
     shapes += [svg.text(left, y, line) for y, line in zip(HEADING, heading, strict=False)]
     return svg.Drawing(
         left + width + ENDS,
@@ -126,51 +123,26 @@ def _tops(names: Sequence[str], row: float) -> dict[str, float]:
     return tops
 
 
-def _spells(name: str, events: Sequence[Event], start: int) -> Spells:
-    spells = [(0, start)]
-    for event in events:
-        rank = event.layers[name].rank_after
-        if rank != spells[-1][1]:
-            spells.append((event.step, rank))
-    return spells
-
-
-def _told(name: str, spells: Spells) -> str:
-    later = (f", {rank} from step {step}" for step, rank in spells[1:])
-    return f"{name}: rank {spells[0][1]}{''.join(later)}"
-
-
-def _axis(time: Time, y: float) -> list[str]:
-    """Return the numbers of an axis of steps at base line `y`."""
-    steps = svg.ticks(0, time.end, math.ceil(TICKS * time.width / PLOT), whole=True)
-    return [svg.text(time.pixel(step), y, f"{step:,.0f}", "soft", "middle") for step in steps]
-
-
-def _until(spells: Spells, end: float) -> list[tuple[int, int, float]]:
-    """Return each rank's first step, the rank, and the step of the next rank."""
-    ends = [step for step, _ in spells[1:]]
-    return [(*spell, until) for spell, until in zip(spells, [*ends, end], strict=True)]
-
-
-def _colours(
-    time: Time, top: float, row: float, spells: Spells, scale: svg.RankScale
+def _row(
+    places: Sequence[float],
+    ranks: Sequence[int],
+    top: float,
+    row: float,
+    scale: svg.RankScale,
+    label: str | None,
 ) -> Iterator[str]:
-    """Yield a neutral row, and on it a layer's ranks as coloured bars."""
-    height = row - min(1.0, 0.1 * row)
-    yield svg.bar(time.left, top, time.width, height, "ground")
-    for begin, rank, until in _until(spells, time.end):
-        strength = scale.strength(rank, spells[0][1])
+    """Yield bars of a layer's ranks, each between two places; with a label, also the numbers."""
+    height, base = row - min(1.0, 0.1 * row), top + 0.7 * row
+    yield svg.bar(places[0], top, places[-1] - places[0], height, "ground")
+    for (x, end), rank in zip(pairwise(places), ranks, strict=True):
+        strength = scale.strength(rank, ranks[0])
         if strength:
-            x, side = time.pixel(begin), "up" if strength > 0 else "down"
-            yield svg.bar(x, top, time.pixel(until) - x, height, side, abs(strength))
-
-
-def _texts(time: Time, base: float, name: str, spells: Spells) -> Iterator[str]:
-    """Yield a layer's name, its ranks where there is room, and its first and last rank."""
-    yield svg.text(time.left - 8, base, name, anchor="end", style=svg.MONO)
-    for begin, rank, until in _until(spells, time.end):
-        if time.pixel(until) - time.pixel(begin) >= DIGIT * len(str(rank)) + 7:
-            yield svg.text(time.pixel(begin) + 5, base, str(rank))
-    first, last = spells[0][1], spells[-1][1]
-    ends, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
-    yield svg.text(time.left + time.width + 10, base, ends, colour)
+            side = "up" if strength > 0 else "down"
+            yield svg.bar(x, top, end - x, height, side, abs(strength))
+        if label is not None and end - x >= DIGIT * len(str(rank)) + 7:
+            yield svg.text(x + 5, base, str(rank))
+    if label is not None:
+        first, last = ranks[0], ranks[-1]
+        told, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
+        yield svg.text(places[0] - 8, base, label, anchor="end", style=svg.MONO)
+        yield svg.text(places[-1] + 10, base, told, colour)
