@@ -10,35 +10,29 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 RUNS = ("run1", "run2", "run3", "run4", "run5", "run6")  # colours of runs in a comparison
-LIGHT = {
-    "paper": "#fdfdfc",
-    "ink": "#1d1f23",
-    "soft": "#62666f",
-    "line": "#dcdee3",
-    "ground": "#eceef1",
-    "empty": "#f6f7f8",
-    "up": "#f0a04b",
-    "down": "#a99be0",
-    "training": "#666f7c",
-    "validation": "#0f6cbd",
-    "good": "#1d7044",
-    "bad": "#b3261e",
-} | dict(zip(RUNS, ("#0f6cbd", "#a85200", "#1d7044", "#7b3fb0", "#b3264f", "#56606b"), strict=True))
-"""Colours by CSS variable. Drawings use them too, so that each is one colour of `DARK`."""
-DARK = {
-    "paper": "#15171b",
-    "ink": "#e8eaee",
-    "soft": "#a3a9b4",
-    "line": "#343942",
-    "ground": "#2a2f37",
-    "empty": "#20242a",
-    "up": "#9c5208",
-    "down": "#6252b5",
-    "training": "#98a1af",
-    "validation": "#6cb2f5",
-    "good": "#6fce9c",
-    "bad": "#ff8a80",
-} | dict(zip(RUNS, ("#6cb2f5", "#f0a35e", "#6fce9c", "#c9a3f5", "#ff8aa8", "#b4bcc7"), strict=True))
+PALETTE = {
+    "paper": ("#fdfdfc", "#15171b"),
+    "ink": ("#1d1f23", "#e8eaee"),
+    "soft": ("#62666f", "#a3a9b4"),
+    "line": ("#dcdee3", "#343942"),
+    "ground": ("#eceef1", "#2a2f37"),
+    "empty": ("#f6f7f8", "#20242a"),
+    "up": ("#f0a04b", "#9c5208"),
+    "down": ("#a99be0", "#6252b5"),
+    "training": ("#666f7c", "#98a1af"),
+    "validation": ("#0f6cbd", "#6cb2f5"),
+    "good": ("#1d7044", "#6fce9c"),
+    "bad": ("#b3261e", "#ff8a80"),
+    "run1": ("#0f6cbd", "#6cb2f5"),
+    "run2": ("#a85200", "#f0a35e"),
+    "run3": ("#1d7044", "#6fce9c"),
+    "run4": ("#7b3fb0", "#c9a3f5"),
+    "run5": ("#b3264f", "#ff8aa8"),
+    "run6": ("#56606b", "#b4bcc7"),
+}
+"""Colours by CSS variable, on light and on dark paper. Drawings have the light ones, so that each
+is one dark colour."""
+LIGHT, DARK = ({name: pair[place] for name, pair in PALETTE.items()} for place in (0, 1))
 REACH = (1.5, 3.0)
 """Minimum and maximum ratio at full colour. The maximum keeps smaller changes visible when one
 layer grows tenfold."""
