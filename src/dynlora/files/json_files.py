@@ -1,7 +1,7 @@
 """JSON files with one object per file or per line, NaN as null: written and read."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,18 @@ def read_text(path: Path, start: int = 0) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a run's file; raise `RunFileError` if it is anything else."""
+    return read_object(path, parse_json, "one whole JSON object")
+
+
+def read_object(path: Path, parse: Callable[[str], Any], form: str) -> dict[str, Any]:
+    """Return the object in a run's file; raise `RunFileError`, which names the `form`, if none."""
     text = read_text(path)
     try:
-        return as_object(parse_json(text))
+        return as_object(parse(text))
     except ValueError as error:
         raise RunFileError(
-            f"{path} must be one whole JSON object, got {len(text)} characters that are not "
-            f"({error}): restore the file from a copy, or train again."
+            f"{path} must be {form}, got {len(text)} characters that are not ({error}): restore "
+            "the file from a copy, or train again."
         ) from error
 
 

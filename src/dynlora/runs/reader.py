@@ -1,13 +1,13 @@
 """Read a run's folder as far as its files go, or check that it is finished."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from dynlora.adapter_files.formats import WEIGHTS, group_keys
 from dynlora.adapter_files.names import check_names, natural_key
 from dynlora.errors import RunFileError
 from dynlora.history import Event
@@ -16,9 +16,8 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.lines import Lines, event_lines, metric_lines
 from dynlora.runs.record import UNFINISHED, read_config, read_record, wrong_record
 
-WEIGHTS = "adapter_model.safetensors"
-FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.weight)?$")
-"""Name under which PEFT saves `lora_A`, whose first axis is the rank."""
+FACTORS = {".lora_A.weight": "A", ".lora_embedding_A": "A", ".lora_A": "A"}
+"""Ends of the names under which PEFT saves `lora_A`, whose first axis is the rank."""
 MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
@@ -86,10 +85,7 @@ def read_run(
         events=events,
         initial_ranks=initial,
         final_ranks=final,
-        notes=[
-            *_notes(facts, steps, metrics, lines.cut, history.cut),
-            *_left_out(best, len(every) - len(events)),
-        ],
+        notes=list(_notes(facts, steps, lines, history, left_out=len(every) - len(events))),
     )
 
 
@@ -155,9 +151,9 @@ def _adapter_ranks(folder: Path) -> dict[str, int]:
         with safe_open(path, framework="np") as file:
             keys = file.keys()
             check_names(keys, path)
-            found = {match["module"]: key for key in keys if (match := FACTOR.match(key))}
-            modules = sorted(found, key=natural_key)
-            return {module: file.get_slice(found[module]).get_shape()[0] for module in modules}
+            layers = group_keys(keys, FACTORS)[0]
+            names = sorted(layers, key=natural_key)
+            return {name: file.get_slice(layers[name]["A"]).get_shape()[0] for name in names}
     except (OSError, SafetensorError) as error:
         raise RunFileError(
             f"an adapter's {WEIGHTS} must be a whole safetensors file, got {error} for {path} of "
@@ -165,26 +161,18 @@ def _adapter_ranks(folder: Path) -> dict[str, int]:
         ) from error
 
 
-def _left_out(best: int | None, count: int) -> list[str]:
-    later = "1 later event is" if count == 1 else f"{count} later events are"
-    told = f"The adapter is that of step {best}, the best checkpoint: {later} left out."
-    return [told] if count else []
-
-
 def _notes(
-    facts: Mapping[str, Any],
-    steps: int,
-    metrics: Sequence[Mapping[str, Any]],
-    metrics_cut: bool,
-    events_cut: bool,
-) -> list[str]:
-    notes = []
+    facts: Mapping[str, Any], steps: int, lines: Lines[Any], history: Lines[Event], left_out: int
+) -> Iterator[str]:
     if facts["status"] in UNFINISHED:
         why = f": {facts['error']}" if "error" in facts else ""
-        notes.append(f"This run {UNFINISHED[facts['status']]} after {steps} steps{why}.")
-    for name, cut in (("metrics.jsonl", metrics_cut), ("ranks.jsonl", events_cut)):
-        if cut:
-            notes.append(f"The last line of {name} was cut short and is left out.")
-    if not metrics:
-        notes.append("metrics.jsonl holds no line, so there is no curve to draw.")
-    return notes
+        yield f"This run {UNFINISHED[facts['status']]} after {steps} steps{why}."
+    for file in (lines, history):
+        if file.cut:
+            yield f"The last line of {file.path.name} was cut short and is left out."
+    if not lines.found:
+        yield "metrics.jsonl holds no line, so there is no curve to draw."
+    if left_out:
+        later = "1 later event is" if left_out == 1 else f"{left_out} later events are"
+        best = facts["best_step"]
+        yield f"The adapter is that of step {best}, the best checkpoint: {later} left out."

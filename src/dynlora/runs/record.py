@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynlora.errors import RunFileError
-from dynlora.files.json_files import (
-    as_object,
-    check_format,
-    read_json,
-    read_text,
-    stamp,
-    write_json,
-)
+from dynlora.files.json_files import check_format, read_json, read_object, stamp, write_json
 from dynlora.files.plain_values import parse_yaml
 
 FORMAT = 1  # format of `run.json` and of the other files of a run's folder
@@ -165,11 +158,4 @@ def wrong_record(path: Path, fault: str) -> RunFileError:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the mapping in `config.yaml`; raise `RunFileError` if there is none."""
-    text = read_text(path)
-    try:
-        return as_object(parse_yaml(text))
-    except ValueError as error:
-        raise RunFileError(
-            f"{path} must be the YAML of a run's configuration, got {len(text)} characters that "
-            f"are not ({error}): restore the file from a copy, or train again."
-        ) from error
+    return read_object(path, parse_yaml, "the YAML of a run's configuration")
