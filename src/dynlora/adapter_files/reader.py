@@ -90,7 +90,8 @@ def _read_file(path: Path) -> SavedAdapter:
             "a single file must contain factors and alphas of plain LoRA, and nothing else, but "
             f"got {key}{''.join(methods[:1])} in {path}. Give another adapter."
         )
-    config = _parse_config(tensors.metadata.get(METADATA, "{}"), f"`{METADATA}` in {path}")
+    fields = tensors.metadata.get(METADATA, "{}").encode()
+    config = _parse_config(fields, f"`{METADATA}` in {path}")
     declared: dict[str, Declared] = {}
     for component in {component_of(name) for name in keys}:
         start = prefix_of(component)
@@ -177,16 +178,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path} must be at most {MAX_CONFIG_BYTES} bytes, but got {size}: this is not the "
             "configuration of an adapter."
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise AdapterError(f"{path} must be JSON: {error}. Save the adapter again.") from error
-    return _parse_config(text, str(path))
+    return _parse_config(path.read_bytes(), str(path))
 
 
-def _parse_config(text: str, where: str) -> dict[str, Any]:
+def _parse_config(content: bytes, where: str) -> dict[str, Any]:
     try:
-        config = parse_json(text)
+        config = parse_json(content.decode())
     except ValueError as error:
         raise AdapterError(f"{where} must be JSON: {error}. Save the adapter again.") from error
     if not isinstance(config, dict):

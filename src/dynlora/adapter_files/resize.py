@@ -18,9 +18,7 @@ from dynlora.adjuster import LayerBounds, grant_ranks
 from dynlora.errors import AdapterError, BudgetError
 
 SEED = 0  # of new rows of `lora_A`
-
-Views = Mapping[str, Seen] | None
-"""Statistics on data per layer, by name; None weights all inputs equally."""
+Views = Mapping[str, Seen] | None  # statistics on data by layer; None weights all inputs equally
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +122,7 @@ def measure(layer: SavedLayer, seen: Views = None) -> Components:
 
 def plan_rank(adapter: SavedAdapter, rank: int) -> dict[str, int]:
     """Return one rank for all layers; raise `AdapterError` if no layer has so many directions."""
-    widest = max(_width(layer) for layer in adapter.layers)
+    widest = max(min(layer.inputs, layer.outputs) for layer in adapter.layers)
     if rank > widest:
         raise AdapterError(
             f"`--rank` must be at most {widest}, the smaller width of the widest layer, but got "
@@ -167,27 +165,26 @@ def plan_budget(adapter: SavedAdapter, budget: int, seen: Views = None) -> dict[
     Raises `BudgetError` if the budget is not enough for one rank per layer.
     """
     check_affordable(adapter, budget)
-    costs = {layer.name: layer.cost for layer in adapter.layers}
+    grows = budget > adapter.parameters
     biases = adapter.parameters - sum(layer.cost * layer.r for layer in adapter.layers)
-    if budget > adapter.parameters:
-        bounds = {
-            layer.name: _bounds(layer, floor=layer.r, ceiling=max(layer.r, _width(layer)))
-            for layer in adapter.layers
-        }
-        return grant_ranks(
-            bounds, budget=budget - biases, worth=lambda name, rank: bounds[name].held - rank
+    bounds: dict[str, LayerBounds] = {}
+    energies: dict[str, list[float]] = {}
+    for layer in adapter.layers:
+        floor, ceiling = layer.r, min(layer.inputs, layer.outputs)
+        if not grows:
+            energies[layer.name] = measure(layer, seen).energies
+            floor, ceiling = 1, len(energies[layer.name])
+        bounds[layer.name] = LayerBounds(
+            cost=layer.cost, floor=floor, ceiling=max(floor, ceiling), held=layer.r
         )
-    energies = {layer.name: measure(layer, seen).energies for layer in adapter.layers}
-    norms = {name: math.sqrt(_power(name, seen)) for name in energies}
-    bounds = {
-        layer.name: _bounds(layer, floor=1, ceiling=max(1, len(energies[layer.name])))
-        for layer in adapter.layers
-    }
-    return grant_ranks(
-        bounds,
-        budget=budget - biases,
-        worth=lambda name, rank: energies[name][rank - 1] / norms[name] / costs[name],
-    )
+
+    def worth(name: str, rank: int) -> float:
+        if grows:
+            return bounds[name].held - rank
+        norm = math.sqrt(_power(name, seen))
+        return energies[name][rank - 1] / norm / bounds[name].cost
+
+    return grant_ranks(bounds, budget=budget - biases, worth=worth)
 
 
 def check_affordable(adapter: SavedAdapter, budget: int) -> None:
@@ -199,15 +196,6 @@ def check_affordable(adapter: SavedAdapter, budget: int) -> None:
             f"`--budget` must be enough for one rank in each of {len(adapter.layers)} layers, "
             f"{low} parameters ({share}%), but got {budget}. Use a budget of at least {low}."
         )
-
-
-def _bounds(layer: SavedLayer, *, floor: int, ceiling: int) -> LayerBounds:
-    return LayerBounds(cost=layer.cost, floor=floor, ceiling=ceiling, held=layer.r)
-
-
-def _width(layer: SavedLayer) -> int:
-    """Return the highest number of directions of a layer's update."""
-    return min(layer.inputs, layer.outputs)
 
 
 def uniform(adapter: SavedAdapter, rank: int | None = None) -> SavedAdapter:
