@@ -13,8 +13,7 @@ from dynlora.cli.output import Output
 from dynlora.errors import ConfigError
 
 WIDTH = {"max_content_width": 100}  # columns of help at most
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-"""Name of a model on the Hugging Face hub: `owner/name`, or `name` for old ones."""
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # `owner/name`, or `name` for old models
 Run = Callable[[Any, Output], None]  # runs a command with its parsed arguments, as attributes
 
 
@@ -62,6 +61,17 @@ def option(usage: str, text: str, kind: Any = None, **settings: Any) -> click.Op
 def flag(names: str, text: str, **settings: Any) -> click.Option:
     """Return an option without a value."""
     return click.Option(names.split(), is_flag=True, help=text, **settings)
+
+
+def action(names: str, text: str, show: Callable[[click.Context], None]) -> click.Option:
+    """Return an option that shows something instead of running the command."""
+
+    def callback(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            show(ctx)
+            ctx.exit()
+
+    return flag(names, text, is_eager=True, callback=callback, expose_value=False)
 
 
 FILE, FOLDER = PathType(path_type=Path), PathType(file_okay=False, path_type=Path)
@@ -113,17 +123,11 @@ LOADED_RUN = (
 
 def common_options() -> list[click.Parameter]:
     """Return the options of every command."""
-
-    def show_help(ctx: click.Context, _: click.Parameter, given: bool) -> None:
-        if given and not ctx.resilient_parsing:
-            ctx.obj.line(ctx.get_help())
-            ctx.exit()
-
     hidden = {"expose_value": False}  # `run_command` reads both, which may stand anywhere
     return [
         flag("--json", "Print the result as one JSON object on standard output.", **hidden),
         flag("--quiet", "Print only errors, and the result with --json.", **hidden),
-        flag("-h --help", "Show this help.", is_eager=True, callback=show_help, **hidden),
+        action("-h --help", "Show this help.", lambda ctx: ctx.obj.line(ctx.get_help())),
     ]
 
 

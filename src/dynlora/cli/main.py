@@ -22,7 +22,7 @@ from click.shell_completion import shell_complete
 from rich.table import Table
 from rich.text import Text
 
-from dynlora.cli.arguments import WIDTH, call, common_options, flag
+from dynlora.cli.arguments import WIDTH, action, call, common_options
 from dynlora.cli.completion import VARIABLE
 from dynlora.cli.output import Output, ReaderLeftError, drop_pending, only_errors
 from dynlora.errors import DynamicLoraError, is_out_of_memory
@@ -136,19 +136,8 @@ class Verbs(click.Group):
 
 def dynlora() -> Verbs:
     """Return the whole command line."""
-
-    def show_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
-        if given and not ctx.resilient_parsing:
-            _show_environment(ctx.obj)
-            ctx.exit()
-
-    version = flag(
-        "--version",
-        "Show the version and the environment.",
-        is_eager=True,
-        callback=show_version,
-        expose_value=False,
-    )
+    text = "Show the version and the environment."
+    version = action("--version", text, lambda ctx: _show_environment(ctx.obj))
     names: dict[str, Any] = dict.fromkeys(VERBS)  # of which click suggests the nearest
     return Verbs(
         "dynlora",
@@ -165,16 +154,17 @@ def dynlora() -> Verbs:
 def _show_environment(output: Output) -> None:
     """Print the versions of all relevant packages, which are not imported, and the machine."""
     found = {
+        "dynlora": release(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": str(os.cpu_count() or "unknown"),
         "threads": os.environ.get("OMP_NUM_THREADS") or "as torch chooses",
         "nvidia driver": _nvidia_driver(),
     }
-    found |= {package: installed(package) for package in PACKAGES} | {"dynlora": release()}
+    found |= {package: installed(package) for package in PACKAGES}
     table = Table.grid(padding=(0, 2))
-    for name in ("dynlora", *(name for name in found if name != "dynlora")):
-        table.add_row(name, Text(found[name]))
+    for name, value in found.items():
+        table.add_row(name, Text(value))
     output.show(table, found)
 
 
