@@ -10,7 +10,7 @@ import click
 from dynlora.adapter_files.formats import DIFFUSERS, PEFT
 from dynlora.cli.arguments import COUNT, FILE, NEW_ADAPTER, Verb, option
 from dynlora.cli.output import Output, note
-from dynlora.cli.resize import rank_table
+from dynlora.cli.resize import rank_changes, rank_table
 from dynlora.errors import ConfigError
 
 METHODS = {
@@ -102,16 +102,7 @@ def _mix(adapters: Sequence[Any], weights: Sequence[float], given: Any) -> dict[
     before = Counter[str]()
     for adapter in adapters:
         before.update({layer.name: layer.r for layer in adapter.layers})
-    layers = [
-        {
-            "name": layer.name,
-            "rank_before": before[layer.name],
-            "rank_after": layer.r,
-            "parameters": layer.parameters,
-            "energy_kept": kept[layer.name],
-        }
-        for layer in made.layers
-    ]
+    layers = [layer | {"energy_kept": kept[layer["name"]]} for layer in rank_changes(before, made)]
     total = sum(adapter.parameters for adapter in adapters)
     return {"parameters_before": total, "parameters": made.parameters, "layers": layers}
 

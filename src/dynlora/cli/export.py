@@ -9,7 +9,7 @@ from rich.text import Text
 from dynlora.adapter_files.formats import DIFFUSERS, KOHYA, KOHYA_PREFIXES, PEFT
 from dynlora.cli.arguments import ADAPTER, COUNT, NEW_ADAPTER, Verb, option
 from dynlora.cli.output import Output, note, readable_messages
-from dynlora.cli.resize import rank_table
+from dynlora.cli.resize import rank_changes, rank_table
 from dynlora.errors import ConfigError
 
 FORMATS = {
@@ -122,15 +122,7 @@ def _rewrite(adapter: Any, given: Any, output: Output) -> None:
         "output": str(given.output),
         "parameters_before": adapter.parameters,
         "parameters": made.parameters,
-        "layers": [
-            {
-                "name": before.name,
-                "rank_before": before.r,
-                "rank_after": after.r,
-                "parameters": after.parameters,
-            }
-            for before, after in zip(adapter.layers, made.layers, strict=True)
-        ],
+        "layers": rank_changes({layer.name: layer.r for layer in adapter.layers}, made),
     }
     if made.parameters > adapter.parameters:
         growth = made.parameters / adapter.parameters

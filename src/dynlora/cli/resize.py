@@ -108,6 +108,19 @@ def _read_texts(given: Any) -> list[list[str]]:
     return texts
 
 
+def rank_changes(before: Mapping[str, int], made: Any) -> list[dict[str, Any]]:
+    """Return each layer of a new adapter in figures, beside its ranks before by name."""
+    return [
+        {
+            "name": layer.name,
+            "rank_before": before[layer.name],
+            "rank_after": layer.r,
+            "parameters": layer.parameters,
+        }
+        for layer in made.layers
+    ]
+
+
 def rank_table(title: str, values: Mapping[str, Any]) -> Table:
     """Return a table of the new ranks of an adapter's layers, and of what each keeps, if known."""
     layers = values["layers"]
