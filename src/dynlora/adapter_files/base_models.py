@@ -27,15 +27,11 @@ NO_CODE = {"trust_remote_code": False}
 class Source:
     """Location and loading options of a pretrained model."""
 
-    place: str
-    """Folder or hub name."""
-    gguf_file: str | None = None
-    """Name of the GGUF file in the folder, if any."""
+    place: str  # folder or hub name
+    gguf_file: str | None = None  # name of the GGUF file in the folder, if any
     dtype: str = "float32"
-    quantization: str | None = None
-    """`nf4` or `int8` for linear layers in 4 or 8 bits; None for no quantization."""
-    local_only: bool = False
-    """Whether downloads are forbidden."""
+    quantization: str | None = None  # `nf4` or `int8` for linear layers in 4 or 8 bits
+    local_only: bool = False  # whether downloads are forbidden
 
     @property
     def options(self) -> dict[str, Any]:

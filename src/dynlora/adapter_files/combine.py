@@ -17,8 +17,7 @@ SPARSE = {"ties": "ties", "dare": "dare_linear", "dare-ties": "dare_ties"}
 """Functions of `peft.utils.merge_utils`, by method."""
 EQUAL = ("layer_replication", "lora_bias", "trainable_token_indices")
 """Fields of `LoraConfig` that must be equal, because other tensors depend on them."""
-FROZEN = ".base_layer."
-"""Part of the names of frozen weights, which PEFT saves with adapted embeddings."""
+FROZEN = ".base_layer."  # in names of frozen weights, which PEFT saves with adapted embeddings
 MORE = 32  # directions of a randomized SVD beyond those to keep
 OVERFLOW = ("the combined adapter", "scale down its factors, `lora_alpha` or `--weights`")
 

@@ -72,15 +72,8 @@ def extract(base: Path, tuned: Path, rank: int = 64) -> Extracted:
 
     Linear layers, `Conv1D` and embeddings whose weights differ get LoRA layers. Modules that only
     the tuned model has, such as a classifier, are saved whole. Besides the adapter, one weight is
-    in memory at a time.
-
-    Args:
-        base: Folder of the base model.
-        tuned: Folder of the tuned model, of the same architecture.
-        rank: Highest rank of a layer, at least 1.
-
-    Raises:
-        AdapterError: If a folder has no model in safetensors, or the models are equal or unlike.
+    in memory at a time. Raises `AdapterError` if a folder has no model in safetensors, or the
+    models are equal or of unlike architectures.
     """
     before, after, shape = _open_model(base), _open_model(tuned), _outline(tuned)
     modules = dict(shape.named_modules())

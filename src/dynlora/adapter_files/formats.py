@@ -12,8 +12,7 @@ from typing import Any
 PEFT, KOHYA, DIFFUSERS = "peft", "kohya", "diffusers"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # in a folder of PEFT
 PREFIX = "base_model.model."  # of names in PEFT's files
-METADATA = "lora_adapter_metadata"
-"""Key of the fields of `LoraConfig` in the metadata of diffusers' files."""
+METADATA = "lora_adapter_metadata"  # key of the fields of `LoraConfig` in files of diffusers
 HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias"}
 PEFT_KEYS = HALVES | {".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 FILE_KEYS = HALVES | {

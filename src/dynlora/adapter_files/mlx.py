@@ -21,15 +21,10 @@ BLOCK = re.compile(r"^model\.layers\.\d+\.")  # MLX-LM names modules relative to
 
 
 def write_mlx(adapter: SavedAdapter, output: Path) -> None:
-    """Write a uniform adapter to a new folder in MLX-LM's format.
+    """Write a PEFT adapter from `uniform` to a new folder in MLX-LM's format.
 
-    Args:
-        adapter: A PEFT adapter from `uniform`: one rank, and a scaling of 1.
-        output: The new folder.
-
-    Raises:
-        AdapterError: If MLX-LM cannot hold a tensor of the adapter or names its module otherwise,
-            or `output` exists.
+    Raises `AdapterError` if MLX-LM cannot hold a tensor of the adapter or names its module
+    otherwise, or `output` exists.
     """
     check_linear(adapter, "mlx")
     names = [layer.name for layer in adapter.layers]

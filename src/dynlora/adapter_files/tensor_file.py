@@ -12,8 +12,7 @@ from safetensors.torch import _TYPES
 from torch import Tensor
 
 WINDOW = 4 * 2**20  # bytes to map before the file is opened again, which releases pages read
-NAMES = {dtype: name for name, dtype in _TYPES.items()}
-"""Names of the format by dtype."""
+NAMES = {dtype: name for name, dtype in _TYPES.items()}  # of the format, by dtype
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -52,15 +51,8 @@ def write_tensors(
 ) -> Iterator[Callable[[str, Tensor], None]]:
     """Write a safetensors file; the yielded function writes one tensor, and they come in any order.
 
-    The file is the same as from `safetensors.torch.save_file`. Each tensor must be written once.
-
-    Args:
-        path: The new file.
-        layout: Tensors of the shapes and dtypes to be written, by name; device `meta` is enough.
-        metadata: Texts by name.
-
-    Raises:
-        ValueError: If a tensor has another shape or dtype than in `layout`.
+    The file is the same as from `safetensors.torch.save_file`. Each tensor must be written once,
+    with the shape and dtype that it has in `layout`, where device `meta` is enough.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

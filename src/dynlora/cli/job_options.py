@@ -33,8 +33,7 @@ KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 """On a CPU torch generates kernels per shape and keeps 1,024. Combinations of rank and batch length
 exceed this number, and generating kernels again slows every step."""
 
-JobRun = Callable[[JobConfig, Any, Output], None]
-"""Runs a verb on its job, the parsed arguments and the output."""
+JobRun = Callable[[JobConfig, Any, Output], None]  # runs a verb on its job and parsed arguments
 
 
 class JobVerb(Verb):

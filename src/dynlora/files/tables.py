@@ -22,12 +22,9 @@ from dynlora.files.plain_values import DEEPEST
 Reader = Callable[[Path, Sequence[str]], pa.Table]
 """Reads a file; the second argument names text columns, whose values may look like numbers."""
 
-LARGE = 2**28
-"""Bytes of a file or table above which rows are kept on disk."""
-BLOCK = 2**26
-"""Bytes of a large file that are read at a time."""
-ROWS = 2_000
-"""Rows that are processed at a time."""
+LARGE = 2**28  # bytes of a file or table above which rows are kept on disk
+BLOCK = 2**26  # bytes of a large file that are read at a time
+ROWS = 2_000  # rows that are processed at a time
 
 
 def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) -> pa.Table:
@@ -40,12 +37,9 @@ def read_table(path: Path, texts: Sequence[str], readers: Mapping[str, Reader]) 
     except (pa.ArrowException, OSError, ValueError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"a split must hold at least 1 row, got 0 in {path}.") from error
-        raise DataError(f"{path} must be a readable {path.suffix} file: {_line(error)}") from error
+        fault = " ".join(str(error).split())
+        raise DataError(f"{path} must be a readable {path.suffix} file: {fault}") from error
     return table
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def on_disk(tables: Iterable[pa.Table]) -> pa.Table:

@@ -24,8 +24,7 @@ from dynlora.runs.reader import RunFiles
 
 MARK = b'<meta name="generator" content="dynlora report">'  # a new report may replace such a file
 HEAD_BYTES = 1000  # length of the file's beginning that contains `MARK`
-SOURCES = ("path", "name", "subset", "package", "gguf_file")
-"""Configuration keys that identify a model or a data set."""
+SOURCES = ("path", "name", "subset", "package", "gguf_file")  # keys that identify model or data
 LONGEST_CELL = 40  # characters in a table of several runs; CSV files have them all
 PAGES = Environment(
     loader=PackageLoader("dynlora.report"),

@@ -44,13 +44,8 @@ def dry_run_text(values: Mapping[str, Any], metrics: Mapping[str, float]) -> str
     instead = ", replacing the run there" if values["replaces_run"] else ""
     measured = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "in the run"
     end = f"would train and write to {values['output']}{start}{instead}"
-    return "\n".join(
-        (
-            *outlook_lines(values),
-            f"validation before training: {measured}",
-            f"{end}; nothing was written (--dry-run)",
-        )
-    )
+    lines = [*outlook_lines(values), f"validation before training: {measured}"]
+    return "\n".join([*lines, f"{end}; nothing was written (--dry-run)"])
 
 
 def plan_table(values: Mapping[str, Any]) -> Group:

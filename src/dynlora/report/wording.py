@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-FALLING = ("loss", "perplexity", "rmse")
-"""Metrics that improve by falling; all others improve by rising."""
+FALLING = ("loss", "perplexity", "rmse")  # metrics that improve by falling; others by rising
 METRICS = (
     *FALLING, "accuracy", "cosine", "exact_match", "f1", "image_to_text_recall_1",
     "image_to_text_recall_5", "macro_f1", "matthews", "micro_f1", "pearson", "r2",
