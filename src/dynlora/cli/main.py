@@ -177,7 +177,3 @@ def _nvidia_driver() -> str:
 
 def _dispatch(arguments: list[str], output: Output) -> None:
     call(dynlora(), arguments or ["--help"], output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

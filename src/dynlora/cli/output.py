@@ -10,14 +10,13 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, RenderableType
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from dynlora.errors import ConfigError
 from dynlora.files.json_files import to_json
 
-PIPED_WIDTH = 100  # minimum number of columns without a terminal
+ENDLESS = 10_000  # columns without a terminal, where nothing is wrapped
 
 
 class ReaderLeftError(Exception):
@@ -87,8 +86,9 @@ class Output:
         if self.as_json:
             self.line(to_json(values))
         elif not self.quiet:
+            fits = self.result.isatty() or "COLUMNS" in os.environ
             with self._writing():
-                self._console(table).print(table)
+                PipeConsole(file=self.result, width=None if fits else ENDLESS).print(table)
 
     def write(self, text: str, values: Mapping[str, Any]) -> None:
         """Print a file's content, or `values` with `--json`, even with `--quiet`; see `show`."""
@@ -118,15 +118,6 @@ class Output:
                 f"standard output must be writable, but got {error.strerror or error}. Free some "
                 "space, or redirect it."
             ) from error
-
-    def _console(self, table: RenderableType) -> Console:
-        """Return a console that truncates nothing unless a terminal's width requires it."""
-        console = PipeConsole(file=self.result)
-        if self.result.isatty() or "COLUMNS" in os.environ:
-            return console
-        endless = console.options.update(width=10_000)
-        width = Measurement.get(console, endless, table).maximum
-        return PipeConsole(file=self.result, width=max(PIPED_WIDTH, width))
 
 
 def layer_table(
