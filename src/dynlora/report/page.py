@@ -60,9 +60,8 @@ def report_page(run: RunFiles) -> str:
         run=run,
         name=run.root.resolve().name,
         facts=facts_of(run),
-        made=origin_of(run),
-        **curve_values(run),
-        **rank_values(run, run.steps),
+        curves=curve_values(run),
+        ranks=rank_values(run, run.steps),
     )
 
 
@@ -122,11 +121,6 @@ def drawings(run: RunFiles) -> dict[str, Drawing]:
     ranks = rank_values(run, run.steps)["rank_map"]
     found = {f"chart-{number}": drawing for number, drawing in enumerate(drawn, start=1)}
     return found if ranks is None else found | {"map-1": ranks["drawing"]}
-
-
-def origin_of(run: RunFiles) -> dict[str, Any]:
-    """Return the versions and the machine of a run, as far as recorded."""
-    return {key: run.facts[key] for key in ("versions", "machine") if key in run.facts}
 
 
 def check_replaceable(path: Path) -> None:

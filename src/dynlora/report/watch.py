@@ -233,20 +233,16 @@ class Shown:
             on = standing.status == "running"
             steps = (on and standing.planned) or run.steps
             most = SHOWN if len(run.final_ranks) > MOST_LAYERS else None
-            values = page.rank_values(run, steps, most)
-            self._parts["ranks"] = (
-                SECTIONS.ranks(run, values["rank_map"], values["scale"], values["left_out"])
-                + SECTIONS.event_table(run, values["events"])
-                + SECTIONS.model(values["parts"], values["layers"], values["left_out"])
-            )
+            ranks = page.rank_values(run, steps, most)
+            table = SECTIONS.event_table(run, ranks["events"])
+            self._parts["ranks"] = SECTIONS.ranks(ranks) + table + SECTIONS.model(ranks)
             told = {id(event): text for event, text in self._told}
             self._told = [(event, told.get(id(event)) or describe(event)) for event in run.events]
             facts = SECTIONS.fact_list(page.facts_of(run))
-            self._parts["settings"] = SECTIONS.settings(run, page.origin_of(run), facts)
-        values = page.curve_values(run)
-        costs = values["metrics"], values["parameters"], values["costs"]
-        curves = SECTIONS.curves(run, values["charts"], values["evaluations"])
-        self._parts["curves"] = curves + SECTIONS.before_and_after(run, *costs)
+            self._parts["settings"] = SECTIONS.settings(run, facts)
+        curves = page.curve_values(run)
+        charts = SECTIONS.curves(run, curves)
+        self._parts["curves"] = charts + SECTIONS.before_and_after(run, curves)
         events = [(event.step, text) for event, text in self._told]
         self._parts["log"] = SECTIONS.log([*_log_lines(run, events)])
 
