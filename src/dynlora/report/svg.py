@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle, pairwise
+from itertools import accumulate, cycle, takewhile
 from pathlib import Path
 from xml.etree import ElementTree
+
+import numpy as np
 
 RUNS = ("run1", "run2", "run3", "run4", "run5", "run6")  # colours of runs in a comparison
 PALETTE = {
@@ -199,19 +201,10 @@ def write_png(drawing: Drawing, path: Path) -> None:
 
 def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[list[Point]]:
     """Yield the drawn parts of a line; `lengths` are of dashes and gaps in turn, empty for none."""
-    turn = cycle(enumerate([*lengths, *lengths]))
-    number, left = next(turn, (0, math.inf))
-    part = [*points[:1]]
-    for begin, end in pairwise(points):
-        whole = done = math.dist(begin, end)
-        while done > left:
-            done -= left
-            share = 1 - done / whole
-            part.append(tuple(a + share * (b - a) for a, b in zip(begin, end, strict=True)))
-            if number % 2 == 0:
-                yield part
-            (number, left), part = next(turn), [part[-1]]
-        left -= done
-        part.append(end)
-    if number % 2 == 0:
-        yield part
+    along = [*accumulate(map(math.dist, points, points[1:]), initial=0.0)]  # from the first point
+    turns = accumulate(cycle(lengths) if lengths else [math.inf], initial=0.0)
+    edges = [*takewhile(lambda edge: edge < along[-1], turns), along[-1]]
+    for begin, end in zip(edges[::2], edges[1::2], strict=False):
+        places = [begin, *(place for place in along if begin < place < end), end]
+        x, y = (np.interp(places, along, values).tolist() for values in zip(*points, strict=True))
+        yield [*zip(x, y, strict=True)]
