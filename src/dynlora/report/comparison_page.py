@@ -47,14 +47,15 @@ def drawings(runs: Numbered) -> dict[str, svg.Drawing]:
     steps = max(run.steps for run in runs.values())
     for place, (name, parts) in enumerate(lines.items(), start=1):
         drawing = curves.draw_chart(name, parts, at=[], steps=steps)
-        shown = [number for number in compared if f"run{number}" in parts]
-        found[f"chart-{place}"] = _with_legend(drawing, {n: labels[n] for n in shown})
+        shown = {n: labels[n] for n in compared if f"run{n}" in parts}
+        found[f"chart-{place}"] = _with_legend(drawing, shown)
     sizes = trade_off(runs, metric)
     if sizes:
         drawing = _draw_trade_off(sizes, metric)
         found["front"] = _with_legend(drawing, {number: labels[number] for number in sizes})
+    scale = _scale(runs)
     for number, run in [(n, run) for n, run in runs.items() if run.initial_ranks][:MAPS]:
-        scale, title = _scale(runs), f"{number} {labels[number]}"
+        title = f"{number} {labels[number]}"
         found[f"map-{number}"] = rank_map(
             run.events, run.initial_ranks, steps=run.steps, scale=scale, width=MAP_WIDTH,
             heading=[shorten(title, LONGEST)],

@@ -41,9 +41,7 @@ def arrange(names: Sequence[str]) -> list[Stack | tuple[str, ...]]:
         members = tuple(group)
         stack = Stack(prefix or "")
         for name in members:
-            place = block_of(name)
-            if place is not None:
-                _, block, kind = place
-                stack.blocks.setdefault(block, {})[kind] = name
+            if place := block_of(name):
+                stack.blocks.setdefault(place[1], {})[place[2]] = name
         parts.append(stack if stack.is_regular else members)
     return parts

@@ -92,12 +92,7 @@ def rank_map(
 
 
 def write_rank_map(
-    events: Sequence[Event],
-    path: Path,
-    *,
-    initial: Mapping[str, int],
-    budget: int,
-    steps: int,
+    events: Sequence[Event], path: Path, *, initial: Mapping[str, int], budget: int, steps: int
 ) -> None:
     """Write the rank history as a PNG picture; its heading contains the `budget` in parameters."""
     count = sum(map(moved, events))

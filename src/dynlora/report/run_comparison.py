@@ -35,7 +35,22 @@ class RunComparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON-ready values."""
         return {
-            "runs": [_run_dict(run) for run in self.runs],
+            "runs": [
+                {
+                    "run": str(run.root),
+                    "method": run.method,
+                    "seed": run.seed,
+                    "steps": run.steps,
+                    "rows": run.rows,
+                    "metrics_before": run.before,
+                    "metrics_after": run.after,
+                    "budget": run.budget,
+                    "parameters": run.parameters,
+                    "seconds": run.seconds,
+                    **run.memory,
+                }
+                for run in self.runs
+            ],
             "ranks": [
                 {"layer": name, "ranks": [*ranks], "difference": _difference(ranks)}
                 for name, ranks in self.ranks.items()
@@ -110,22 +125,6 @@ def shown(value: object) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _run_dict(run: RunFiles) -> dict[str, Any]:
-    return {
-        "run": str(run.root),
-        "method": run.method,
-        "seed": run.seed,
-        "steps": run.steps,
-        "rows": {**run.rows},
-        "metrics_before": {**run.before},
-        "metrics_after": {**run.after},
-        "budget": run.budget,
-        "parameters": {**run.parameters},
-        "seconds": {**run.seconds},
-        **run.memory,
-    }
 
 
 def comparison_table(found: RunComparison) -> RenderableType:

@@ -33,14 +33,14 @@ class Lines(Generic[Line]):
         if self._tail() != self._seen:
             self.found, self._end = [], 0
         objects, self.cut, end = read_lines(self.path, self._end, len(self.found) + 1)
-        found = [*self.found[-1:]]
-        past = len(found)
+        past, new = self.found[-1] if self.found else None, []
         for number, line in enumerate(objects, start=len(self.found) + 1):
             try:
-                found.append(self._check(line, found[-1] if found else None))
+                past = self._check(line, past)
             except ValueError as error:
                 raise broken_line(self.path, number, str(error)) from error
-        self.found += found[past:]
+            new.append(past)
+        self.found += new
         self._end = end
         self._seen = self._tail()
         return self
