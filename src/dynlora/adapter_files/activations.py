@@ -76,20 +76,16 @@ def observe_texts(
         for watch in watches.values():
             for handle in watch.handles:
                 handle.remove()
+    seen = {}
     for name, found in watches.items():
         if not found.tokens or not torch.isfinite(found.gram).all():
             raise AdapterError(
                 f"every layer must receive finite input from the texts, but got {found.tokens} "
                 f"tokens in layer {name!r}, perhaps not all finite. Check `--data` and `--model`."
             )
-    return {
-        name: Seen(
-            gram=found.gram / found.tokens,
-            output_power=found.power / max(found.outputs, 1),
-            tokens=found.tokens,
-        )
-        for name, found in watches.items()
-    }
+        power = found.power / max(found.outputs, 1)
+        seen[name] = Seen(gram=found.gram / found.tokens, output_power=power, tokens=found.tokens)
+    return seen
 
 
 class _Watch:

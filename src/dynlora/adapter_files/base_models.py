@@ -17,10 +17,8 @@ UNLOADABLE = (
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
 """Errors of transformers for missing or broken files or packages, or an unknown architecture."""
-LENGTH_KEYS = ("max_position_embeddings", "n_positions")
-"""Keys of the number of positions in models' configurations."""
-NO_CODE = {"trust_remote_code": False}
-"""Arguments of every `from_pretrained`; by default transformers asks whether to run the code."""
+LENGTH_KEYS = ("max_position_embeddings", "n_positions")  # keys of the number of positions
+NO_CODE = {"trust_remote_code": False}  # by default transformers asks whether to run the code
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,9 @@ def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float]) -> Saved
     counts as zero. Other tensors, such as a classifier's, are averaged with the same weights,
     divided by their sum. `[1 / n] * n` averages n adapters. Layers are made at each access.
 
-    Raises:
-        AdapterError: If shapes or settings differ, only some adapters have a tensor that is not of
-            a LoRA layer, the weights add up to 0 and there is such a tensor, or a weighted factor
-            is not finite.
+    Raises `AdapterError` if shapes or settings differ, only some adapters have a tensor that is not
+    of a LoRA layer, the weights add up to 0 and there is such a tensor, or a weighted factor is not
+    finite.
     """
     names, read = match_layers(adapters)
     outline = _outline(adapters, weights, names)

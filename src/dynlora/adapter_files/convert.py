@@ -35,17 +35,12 @@ UNET = "lora_unet_"
 def convert(
     adapter: SavedAdapter, form: str, component: str | None = None, model: Path | None = None
 ) -> SavedAdapter:
-    """Return an adapter with the same factors and function in another format.
+    """Return an adapter with the same factors and function in the format `form`.
 
-    Args:
-        adapter: The adapter, in any format.
-        form: `PEFT`, `KOHYA` or `DIFFUSERS`.
-        component: The component that a PEFT adapter belongs to; of a file, the only one to keep.
-        model: Folder of the base model, a pipeline of diffusers; only files of kohya need it.
-
-    Raises:
-        AdapterError: If the format cannot hold the adapter, its component is unknown, or a name of
-            kohya does not mean exactly one module of the base model.
+    `component` is the one that a PEFT adapter belongs to; of a file, the only one to keep. Only
+    files of kohya need `model`, the folder of the base model as a pipeline of diffusers. Raises
+    `AdapterError` if the format cannot hold the adapter, its component is unknown, or a name of
+    kohya does not mean exactly one module of the base model.
     """
     if adapter.form == form:
         return adapter.with_layers(adapter.layers)

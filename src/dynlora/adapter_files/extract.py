@@ -45,8 +45,7 @@ class Extracted:
     """An adapter with the strongest directions of each changed weight."""
 
     adapter: SavedAdapter
-    energies: Mapping[str, float]
-    """Squared Frobenius norm of the whole change per layer, by name."""
+    energies: Mapping[str, float]  # squared Frobenius norm of each layer's whole change, by name
     left_out: Mapping[str, float]
     """Changed tensors that no LoRA layer represents, such as biases: norm of the change relative to
     the norm of the tensor, by name."""

@@ -31,15 +31,13 @@ def check_names(names: Iterable[str], path: object) -> None:
 
 def natural_key(name: str) -> list[tuple[bool, int, str, str]]:
     """Return a sort key that orders numbers in names by value (2 before 10)."""
-
-    def key(part: str) -> tuple[bool, int, str, str]:
-        if not part.isdecimal():
-            return True, 0, "", part
-        # Compare by length first: Python refuses to parse thousands of digits.
-        digits = part.lstrip("0")
-        return False, len(digits), digits, part
-
-    return [key(part) for part in name.split(".")]
+    # Numbers are compared by length first: Python refuses to parse thousands of digits.
+    return [
+        (False, len(digits := part.lstrip("0")), digits, part)
+        if part.isdecimal()
+        else (True, 0, "", part)
+        for part in name.split(".")
+    ]
 
 
 def match_names(

@@ -59,14 +59,8 @@ def resize(
     data if `seen` has statistics. A layer that grows keeps its function and gets new directions
     that can be trained. Other layers stay bit for bit equal. No layer's scaling changes.
 
-    Args:
-        adapter: The adapter from `read_adapter`.
-        ranks: New rank per layer, at least 1, from `plan_rank`, `plan_budget` or `plan_error`.
-        output: A new folder.
-        seen: Statistics per layer from `observe_texts`.
-
-    Raises:
-        AdapterError: If `output` exists, or a new weight is not finite.
+    `ranks` come from `plan_rank`, `plan_budget` or `plan_error`, `seen` from `observe_texts`.
+    Raises `AdapterError` if `output` exists, or a new weight is not finite.
     """
     outlines = [
         layer if ranks[layer.name] == layer.r else layer.outline(ranks[layer.name])
