@@ -14,11 +14,6 @@ from dynlora.errors import DynamicLoraError
 _DRAFT = ".dynlora-"
 
 
-def _draft_of(path: Path) -> Path:
-    """Return a unique path beside `path`; a name derived from its own could be too long."""
-    return path.with_name(f"{_DRAFT}{uuid4().hex}")
-
-
 def drafts_in(folder: Path) -> list[Path]:
     """Return the drafts in a folder, of running or killed processes."""
     return list(folder.glob(f"{_DRAFT}*"))
@@ -33,22 +28,29 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`, which replaces it on success and is removed on an exception."""
+    path = path.resolve()
+    draft = path.with_name(f"{_DRAFT}{uuid4().hex}")  # with `path`'s name it could be too long
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            yield draft
+            draft.replace(path)
+    finally:
+        remove(draft)
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of a draft, which replaces `path` on success and is removed on an exception.
 
     The draft is created first, so that disk errors appear before the content is computed. Of a
     link, the target is written.
     """
-    path = path.resolve()
-    draft = _draft_of(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with naming(path):
-            draft.touch(exist_ok=False)
-            yield draft
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _draft_of(path) as draft:
+        draft.touch(exist_ok=False)
+        yield draft
 
 
 @contextmanager
@@ -68,21 +70,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     `path` may be an empty folder, or a link to one.
     """
-    path = path.resolve()
-    draft = _draft_of(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with naming(path):
-            draft.mkdir()
-            yield draft
-            # Some libraries restrict their files to the owner: set the permissions of new files.
-            for inside in draft.rglob("*"):
-                if inside.is_file():
-                    inside.chmod(draft.stat().st_mode & 0o666)
-            draft.replace(path)
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
+    with _draft_of(path) as draft:
+        draft.mkdir()
+        yield draft
+        # Some libraries restrict their files to the owner: set the permissions of new files.
+        for inside in draft.rglob("*"):
+            if inside.is_file():
+                inside.chmod(draft.stat().st_mode & 0o666)
 
 
 def write_text(path: Path, text: str) -> None:
