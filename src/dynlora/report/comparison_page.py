@@ -75,8 +75,7 @@ def _draw_trade_off(points: Mapping[int, tuple[float, float, bool]], metric: str
     shapes, height = curves.axes(metric, [value for _, value, _ in points.values()])
     low, high = curves.value_range([math.log10(size) for size, _, _ in points.values()])
     width, base = curves.RIGHT - curves.LEFT, curves.BOTTOM
-    axis = "parameters, logarithmic axis"
-    shapes += [svg.text(curves.RIGHT, base + 34, axis, "soft", "end")]
+    shapes += [svg.text(curves.RIGHT, base + 34, "parameters, logarithmic axis", "soft", "end")]
     places = {
         number: (curves.LEFT + width * (math.log10(size) - low) / (high - low), height(value))
         for number, (size, value, _) in points.items()

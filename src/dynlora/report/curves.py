@@ -83,7 +83,7 @@ def axes(name: str, values: Sequence[float]) -> tuple[list[str], Callable[[float
     metric = name.rpartition(" ")[2]
     better = "lower is better" if lower_is_better(metric) else "higher is better"
     shapes = [
-        svg.text(LEFT, 16, shorten(name, 24), style=' font-size="13.5" font-weight="bold"'),
+        svg.text(LEFT, 16, shorten(name, 24), style=f' font-size="13.5"{svg.BOLD}'),
         svg.text(RIGHT, 16, better, "soft", "end"),
     ]
     marks = svg.ticks(low, high, TICKS)
@@ -112,8 +112,7 @@ def _numbers(ends: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     lowest = BOTTOM - APART * (len(ends) - 1)
     for place, (label, (x, y)) in enumerate(sorted(ends.items(), key=lambda each: each[1][1])):
         base = min(max(y, base + APART), lowest + APART * place)
-        style = ' font-weight="bold"'
-        yield svg.text(x + 4, base + 4, label.removeprefix("run"), label, style=style)
+        yield svg.text(x + 4, base + 4, label.removeprefix("run"), label, style=svg.BOLD)
 
 
 def value_range(values: Sequence[float]) -> tuple[float, float]:

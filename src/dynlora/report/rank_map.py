@@ -25,6 +25,7 @@ ABOVE, BELOW, ENDS = 44, 26, 76  # for the axes and the column with the first an
 AXIS, EVENT_NUMBERS = 22, 4  # heights above the rows
 HEADING = (24, 42, 48)  # the lines' places and the whole height of the heading of a picture
 TICKS = 6  # most numbers of the axes of steps
+Bars = Sequence[tuple[float, float, int]]  # left end, right end and rank
 
 
 def scale_of(
@@ -74,8 +75,8 @@ def rank_map(
         told = svg.drawable(f"{name}: rank {initial[name]}{later}")
         label = names[name] if number % labelled == 0 else None
         shapes += [f"<g><title>{escape(told)}</title>"]
-        shapes += _row(places, [rank for _, rank in spells], top, row, scale, label)
-        shapes += ["</g>"]
+        bars = [(*ends, rank) for ends, (_, rank) in zip(pairwise(places), spells, strict=True)]
+        shapes += [*_row(bars, top, row, scale, label), "</g>"]
     ticks = svg.ticks(0, end, math.ceil(TICKS * width / PLOT), whole=True)
     for y in (above - AXIS, bottom + BELOW - 10):
         shapes += [svg.text(pixel(step), y, f"{step:,.0f}", "soft", "middle") for step in ticks]
@@ -119,25 +120,20 @@ def _tops(names: Sequence[str], row: float) -> dict[str, float]:
 
 
 def _row(
-    places: Sequence[float],
-    ranks: Sequence[int],
-    top: float,
-    row: float,
-    scale: svg.RankScale,
-    label: str | None,
+    bars: Bars, top: float, row: float, scale: svg.RankScale, label: str | None
 ) -> Iterator[str]:
-    """Yield bars of a layer's ranks, each between two places; with a label, also the numbers."""
+    """Yield a layer's ranks as bars on a neutral row; with a label, also as numbers with room."""
     height, base = row - min(1.0, 0.1 * row), top + 0.7 * row
-    yield svg.bar(places[0], top, places[-1] - places[0], height, "ground")
-    for (x, end), rank in zip(pairwise(places), ranks, strict=True):
-        strength = scale.strength(rank, ranks[0])
+    (left, _, first), (_, right, last) = bars[0], bars[-1]
+    yield svg.bar(left, top, right - left, height, "ground")
+    for x, end, rank in bars:
+        strength = scale.strength(rank, first)
         if strength:
             side = "up" if strength > 0 else "down"
             yield svg.bar(x, top, end - x, height, side, abs(strength))
         if label is not None and end - x >= DIGIT * len(str(rank)) + 7:
             yield svg.text(x + 5, base, str(rank))
     if label is not None:
-        first, last = ranks[0], ranks[-1]
         told, colour = (str(last), "soft") if first == last else (f"{first} → {last}", "ink")
-        yield svg.text(places[0] - 8, base, label, anchor="end", style=svg.MONO)
-        yield svg.text(places[-1] + 10, base, told, colour)
+        yield svg.text(left - 8, base, label, anchor="end", style=svg.MONO)
+        yield svg.text(right + 10, base, told, colour)

@@ -48,7 +48,7 @@ VARIABLE = re.compile(r'="var\(--(\w+)\)"')
 FILE_ATTRIBUTES = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"'
 PAPER = '<rect width="100%" height="100%" fill="var(--paper)"/>'
 Point = tuple[float, ...]
-SMALL, MONO = ' font-size="10"', ' font-family="var(--mono)"'  # styles of texts
+SMALL, MONO, BOLD = ' font-size="10"', ' font-family="var(--mono)"', ' font-weight="bold"'  # styles
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,8 +208,7 @@ class Shown:
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
-        folder = watched.folder
-        self._files = metric_lines(folder.metrics), event_lines(folder.ranks)
+        self._files = metric_lines(watched.folder.metrics), event_lines(watched.folder.ranks)
         self._marks: tuple[object, ...] = ()
         self._moved: object = None
         self._told: list[tuple[Event, str]] = []  # the text of each event
@@ -243,14 +242,14 @@ class Shown:
         curves = page.curve_values(run)
         charts = SECTIONS.curves(run, curves)
         self._parts["curves"] = charts + SECTIONS.before_and_after(run, curves)
-        events = [(event.step, text) for event, text in self._told]
-        self._parts["log"] = SECTIONS.log([*_log_lines(run, events)])
+        self._parts["log"] = SECTIONS.log([*_log_lines(run, self._told)])
 
 
-def _log_lines(run: RunFiles, events: Sequence[tuple[int, str]]) -> Iterator[str]:
+def _log_lines(run: RunFiles, told: Sequence[tuple[Event, str]]) -> Iterator[str]:
     """Yield the newest log entries and events as text, the last one first."""
     lines = [(entry["step"], _entry_text(entry)) for entry in run.metrics[-LOG_LINES:]]
-    for step, text in sorted([*lines, *events], key=lambda line: line[0])[: -LOG_LINES - 1 : -1]:
+    lines += [(event.step, text) for event, text in told]
+    for step, text in sorted(lines, key=lambda line: line[0])[: -LOG_LINES - 1 : -1]:
         yield f"step {step:,}: {text}"
 
 
