@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,12 @@ def locate_base(adapter: SavedAdapter, given: str | None) -> Source:
 
 def _is_here(name: str) -> bool:
     """Return whether a folder or hub model can be loaded without a download."""
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:  # not a valid hub name
-        cached = None
-    try:
-        return isinstance(cached, str) or (Path(name) / "config.json").is_file()
-    except OSError:  # not a valid path
-        return False
+    with suppress(HFValidationError):  # not a valid hub name
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+    with suppress(OSError):  # not a valid path
+        return (Path(name) / "config.json").is_file()
+    return False
 
 
 def load_base(adapter: SavedAdapter, source: Source) -> Any:

@@ -49,20 +49,12 @@ def combine_sparse(
 ) -> tuple[SavedAdapter, dict[str, float]]:
     """Combine dense updates by TIES or DARE, one layer at a time, and cut each to a rank.
 
-    Missing layers and other tensors count as in `combine`, which also lists the errors. The result
-    is float32.
+    Missing layers and other tensors count as in `combine`, which also lists the errors. `method` is
+    a key of `SPARSE`. TIES averages updates of the same sign, so weights of 1 give a mean; DARE
+    adds updates. `density`, in ``(0, 1)``, is the share of elements to keep of each update: the
+    largest for TIES, random ones with a fixed seed for DARE.
 
-    Args:
-        adapters: Adapters of one base model.
-        weights: Factors on the adapters' updates. TIES averages updates of the same sign, so 1 for
-            each adapter is a mean; DARE adds updates.
-        method: A key of `SPARSE`.
-        density: Share of elements to keep of each update, in ``(0, 1)``: the largest for TIES,
-            random ones with a fixed seed for DARE.
-        rank: Maximum rank of the result.
-
-    Returns:
-        The adapter, and the kept share of energy by layer, in ``[0, 1]``.
+    Returns the adapter in float32, and the kept share of energy by layer, in ``[0, 1]``.
 
     Reference:
         `add_weighted_adapter` of PEFT 0.21: `ties_svd`, `dare_linear_svd` and `dare_ties_svd`.

@@ -15,8 +15,6 @@ from dynlora.errors import AdapterError
 
 SECONDS = 0.05  # processor time limit per key and name; keys of PEFT need about a microsecond
 SECONDS_OF_ALL = 10  # for all keys of a field; 2,401 keys for as many layers need 4 to 6 s
-BAD_PATTERN = (re.error, regex.error, OverflowError, RecursionError)
-"""Errors for invalid regular expressions, or ones with absurd numbers."""
 
 
 def check_names(names: Iterable[str], path: object) -> None:
@@ -67,8 +65,7 @@ def match_names(
                     f"each key of `{field}` must match a layer's name within {SECONDS} s, but got "
                     f"{key!r} in {where}, which takes longer. Use the layers' names as keys."
                 ) from error
-        if len(found) + len(unmatched) > len(names):
-            unmatched = [name for name in unmatched if name not in found]
+        unmatched = [name for name in unmatched if name not in found]
     return {name: found.get(name, default) for name in names}
 
 
@@ -83,7 +80,7 @@ def _compile(key: str, field: str, where: str) -> Any:
     try:
         re.compile(whole)
         return regex.compile(whole)
-    except BAD_PATTERN as error:
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise AdapterError(
             f"each key of `{field}` must be a regular expression, but got {key!r} in {where}: "
             f"{error}."

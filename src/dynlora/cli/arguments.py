@@ -83,7 +83,6 @@ ADAPTER = click.Argument(
     metavar="ADAPTER",
     help="Folder of a PEFT LoRA adapter, or a .safetensors file of kohya or diffusers.",
 )
-NEW_FOLDER = option("--output DIR", "A new folder.", FOLDER, required=True)
 NEW_ADAPTER = option(
     "--output PATH",
     "A new folder, or a new .safetensors file for kohya and diffusers.",
@@ -99,9 +98,8 @@ RUNS = click.Argument(
     type=FOLDER,
     help="Folders of `dynlora train` runs.",
 )
-RUN = click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run.")
 LOADED_RUN = (
-    RUN,
+    click.Argument(["run"], metavar="RUN", type=FOLDER, help="Folder of a `dynlora train` run."),
     option(
         "--model PATH",
         "Folder, GGUF file or hub name of the base model, if it has moved since the run.",

@@ -5,7 +5,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from dynlora.cli.arguments import COUNT, FOLDER, NEW_FOLDER, RELATIVE_ERROR, Verb, option
+from dynlora.cli.arguments import COUNT, FOLDER, RELATIVE_ERROR, Verb, option
 from dynlora.cli.output import Output, layer_table, readable_messages
 
 RANK = 64  # default highest rank
@@ -68,7 +68,7 @@ COMMAND = Verb(
     [
         click.Argument(["base"], type=FOLDER, metavar="BASE", help="Folder of the base model."),
         click.Argument(["tuned"], type=FOLDER, metavar="TUNED", help="Folder of the tuned model."),
-        NEW_FOLDER,
+        option("--output DIR", "A new folder.", FOLDER, required=True),
         option("--rank R", f"Highest rank of a layer (default: {RANK}).", COUNT, default=RANK),
         option(
             "--error E",

@@ -16,8 +16,7 @@ from dynlora.runs.folder import RunFolder
 from dynlora.runs.record import read_config, read_record
 
 STATE = "trainer_state.json"
-MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}
-"""Keys that may differ between a run and the job that resumes it."""
+MAY_DIFFER = {"output", "overwrite", "training.resume", "training.report_to"}  # when resuming
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
