@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +21,7 @@ LABEL = "data.label"
 UNLABELLED = -100  # label that the loss ignores
 LARGEST = float(np.finfo(np.float32).max)  # largest valid number: labels are trained in float32
 SHOWN = 5
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MOST_NAMES = 20  # above it, there must be fewer class names than labels
 
 
@@ -46,13 +49,16 @@ def check_column(split: RawSplit, key: str, column: str) -> None:
 def read_column(split: RawSplit, key: str, column: str) -> list[Any]:
     """Return the values of a column after `check_column`."""
     check_column(split, key, column)
+    cells = split.table[column]
     try:
-        values: list[Any] = split.table[column].to_pylist()
+        if pa.types.is_decimal(cells.type):
+            cells = cells.cast(pa.float64())
+        values: list[Any] = cells.to_pylist()
     # Such as year 9,999,999, or an unknown time zone.
     except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
         raise DataError(
             f"column {column!r} of {split.source} must hold values that Python has, got a "
-            f"{split.table[column].type} ({' '.join(str(error).split())}): write them as texts or "
+            f"{cells.type} ({' '.join(str(error).split())}): write them as texts or "
             "numbers."
         ) from error
     return values
@@ -165,19 +171,36 @@ def _label_texts(split: RawSplit, column: str) -> list[str]:
 
 
 def _numbered(split: RawSplit, column: str) -> list[Any]:
-    """Return a label column with class names replaced by their numbers; other values stay."""
+    """Return a label column with class names replaced by their numbers; other values stay.
+
+    Each file of CSV has types of its own: `01` is a text beside `0A`, else a number. So such names
+    are found by their values, and then no other number is the number of a class.
+    """
     places = {name: place for place, name in enumerate(split.class_names or ())}
     given: dict[Any, str] = dict(enumerate(_given_names(split, column) or ())) if places else {}
+    values = {name: _in_file(name) for name in places}
+    counts = Counter(values.values())  # 1 and 01 have one value, which tells neither
+    by_value = {value: places[name] for name, value in values.items() if counts[value] == 1}
+    untold = all(isinstance(value, str) for value in counts)
 
     def number(value: Any) -> Any:
         if isinstance(value, list):
             return [number(each) for each in value]
-        if not isinstance(value, str | int):
+        if value is None or isinstance(value, dict):
             return value
         name = given.get(value, value)
-        return places.get(str(name), name)
+        if isinstance(name, str):
+            return places.get(name, name)
+        return by_value.get(_in_file(str(value)), value if untold else str(value))
 
     return [number(value) for value in read_column(split, LABEL, column)]
+
+
+def _in_file(name: str) -> Any:
+    """Return a class name as a file of nothing but such texts has it."""
+    if name.lower() in ("true", "false"):
+        return ("boolean", name.lower())  # not 1 or 0
+    return float(name) if NUMBER.fullmatch(name) else name
 
 
 def _class_words(split: RawSplit) -> tuple[str, str]:

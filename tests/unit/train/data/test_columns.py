@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from functools import partial
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from tests.jobs import split_of
         (partial(read_classes, num_labels=None), [0.0, 1.0], [0, 1]),
         (partial(read_classes, num_labels=None), [False, True], [0, 1]),
         (read_numbers, [1, -2, 0], [1.0, -2.0, 0.0]),
+        (read_numbers, [Decimal("1.25")], [1.25]),
         (partial(read_class_lists, num_labels=2), [[0.0, 1.0], []], [[0, 1], []]),
         # Without `num_labels`, there may be as many classes as labels.
         (partial(read_class_lists, num_labels=None), [[0, 3, 1, 2]], [[0, 3, 1, 2]]),
@@ -44,6 +47,39 @@ def test_classes_are_named_by_texts_of_any_type(text, several):
     assert read_classes(name_classes(split, split, "c")[0], "c", None) == [1, 0]
     named = name_classes(split, split, "each")[0]
     assert read_class_lists(named, "each", None) == [[1, 2], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (["01", "02", "0A"], [1, 2], [0, 1]),
+        (["1.0", "2.0", "none"], [1.0, 2.0], [0, 1]),
+        (["1", "2", "3"], [1.0, 3.0], [0, 2]),
+        (["false", "mixture", "true"], [True, False], [2, 0]),
+        (["2020-01-05", "never"], [date(2020, 1, 5)], [0]),
+        (["bad", "good"], [1, 0], [1, 0]),
+        (["bad", "good"], [Decimal("1.0"), Decimal("0.0")], [1, 0]),
+    ],
+)
+def test_a_class_is_the_same_whatever_type_a_file_gives_it(names, values, expected):
+    split = replace(split_of(c=values), class_names=names)
+    assert read_classes(split, "c", len(names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (["1", "2", "3"], 0),
+        (["01", "02", "0A"], 0),
+        (["false", "true"], 0),
+        (["01", "1"], 1),
+        (["a", "b"], {"a": 1}),
+    ],
+)
+def test_a_value_that_names_no_class_is_refused(names, value):
+    split = replace(split_of(c=[value]), class_names=names)
+    with pytest.raises(DataError, match=r"must hold one of the classes .* in row 0"):
+        read_classes(split, "c", len(names))
 
 
 @pytest.mark.parametrize(
