@@ -69,7 +69,11 @@ def save_language_model(
 
 
 def save_language_tokenizer(
-    folder: Path, *, template: str | None = CHAT, end: str | None = "<eos>"
+    folder: Path,
+    *,
+    template: str | None = CHAT,
+    end: str | None = "<eos>",
+    pad: str | None = "<pad>",
 ) -> None:
     """Save a tokenizer that takes each word, space and line break as a token."""
     words = {word: place for place, word in enumerate((*SPECIAL, *PIECES, *WORDS))}
@@ -79,7 +83,7 @@ def save_language_tokenizer(
     tokenizer.add_tokens(["\n", "."])
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
+        pad_token=pad,
         unk_token="<unk>",
         bos_token="<bos>",
         eos_token=end,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -170,6 +171,18 @@ def _unmaskable(tokenizer: Any, reason: str) -> ConfigError:
         f"are, but that of {tokenizer.name_or_path} {reason}: put its assistant's turns between "
         "`{% generation %}` and `{% endgeneration %}`, or set `data.completion_only: false`."
     )
+
+
+def ends_of_turn(tokenizer: Any) -> set[int]:
+    """Return the special token after which the chat template ends an answer; empty if none."""
+    answer = "dynlora"  # no template has this word
+    (talk,) = as_conversations(["a"], [answer])
+    with suppress(TemplateError):
+        text = tokenizer.apply_chat_template(talk, tokenize=False)
+        rest = text.rpartition(answer)[2].lstrip()
+        first = tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
+        return {*first} & {*tokenizer.added_tokens_decoder}
+    return set()
 
 
 def encode_requests(

@@ -16,6 +16,7 @@ from dynlora.train.data.conversations import (
     check_template,
     encode_conversations,
     encode_requests,
+    ends_of_turn,
     read_conversations,
     warn_of_unlearned_stop,
 )
@@ -183,9 +184,14 @@ def generated(model: Any, tokenizer: Any, inputs: Inputs, max_new_tokens: int) -
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Return settings for greedy decoding that stop at the tokenizer's or model's stop tokens."""
+    """Return settings for greedy decoding that stop at all stop tokens.
+
+    They are the tokenizer's, the model's and the chat template's.
+    """
     stops = model.generation_config.eos_token_id
-    known = stops if isinstance(stops, list) else [stops]
+    known = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    if tokenizer.chat_template is not None:
+        known |= ends_of_turn(tokenizer)
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
@@ -197,7 +203,7 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
         no_repeat_ngram_size=0,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *known} - {None}),
+        eos_token_id=sorted(known),
     )
 
 

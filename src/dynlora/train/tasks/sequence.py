@@ -147,8 +147,8 @@ def load_classifier(
 ) -> Any:
     """Return the model with a head for the labels, which knows the tokenizer's padding."""
     model = load_model(auto_class, source, num_labels=num_labels, **head)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # A decoder's head reads the last token that is no padding.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
 
 

@@ -152,11 +152,11 @@ def test_each_token_is_the_likeliest_in_any_batch_and_for_any_model(
     assert list(continuations(used, PROMPTS, count)) == expected, "its wishes are not followed"
 
 
-def test_writing_stops_at_the_tokenizers_and_the_models_ends(llama, tokenizer):
+def test_writing_stops_at_the_ends_of_the_tokenizer_the_model_and_the_chat_template(llama, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(llama)
     used = Predictor(model=model, processor=tokenizer, batch_size=2)
     first = likeliest(model, PROMPTS[0], 1)
-    model.generation_config.eos_token_id = [5, *first]
+    model.generation_config.eos_token_id = first
     assert greedy(model, tokenizer, 4).eos_token_id == sorted({3, 5, *first})
     expected = tokenizer.decode(first, skip_special_tokens=True)
     assert next(continuations(used, PROMPTS[:1], 7)) == expected

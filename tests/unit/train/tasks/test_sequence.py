@@ -1,13 +1,16 @@
 """Tasks with one label per text: rows that they can read, truncated texts, and labels."""
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from dynlora.adapter_files.base_models import Source
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
 from dynlora.train.task import load_data
 from dynlora.train.tasks.sequence import MULTI_LABEL, SEQUENCE_CLASSIFICATION, encode, tokenize
 from tests.jobs import WORDS, split_of, write_rows
+from tests.language import save_language_model, save_language_tokenizer
 
 
 def test_a_text_without_any_token_is_refused_by_its_row(llama):
@@ -33,6 +36,19 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them_and_counted(tokenizer, first, 
     expected = tokenizer(texts, pairs, truncation=True, max_length=8)
     for key in ("input_ids", "token_type_ids", "attention_mask"):
         assert inputs[key] == expected[key]
+
+
+def test_a_decoder_whose_padding_is_not_its_tokenizers_reads_each_text_to_its_end(tmp_path):
+    save_language_model(tmp_path)  # whose configuration says that padding is token 0
+    save_language_tokenizer(tmp_path, pad=None)
+    source = Source(place=str(tmp_path))
+    tokenizer = SEQUENCE_CLASSIFICATION.load_processor(source, DataConfig(name="d", max_length=8))
+    model = SEQUENCE_CLASSIFICATION.load_model(source, 2, tokenizer).eval()
+    alone, both = (
+        model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        for texts in (["red"], ["red", "red cat dog"])
+    )
+    torch.testing.assert_close(alone[0], both[0])
 
 
 def write(folder, train, validation, **config):
