@@ -265,6 +265,14 @@ def test_the_loss_with_a_teacher_is_the_divergence_from_its_outputs(
     assert first["loss"] == pytest.approx(divergence(student, teacher, data, "train"), abs=1e-5)
 
 
+def test_a_teacher_of_another_vocabulary_is_refused(error, model, tmp_path):
+    teacher = AutoModelForCausalLM.from_pretrained(model)
+    teacher.resize_token_embeddings(40)
+    teacher.save_pretrained(tmp_path / "teacher")
+    told = "`model.teacher` must be a model of the same vocabulary | 40 tokens | 24 in the model"
+    assert missing(error("--model.teacher", tmp_path / "teacher", "--dry-run"), told) == []
+
+
 @pytest.mark.parametrize("form", ["text", "as_chat", "messages"])
 def test_formats_besides_pairs_are_learned(train, job, model, data, output, form):
     write_job(job, language_job(model, data, output, form))

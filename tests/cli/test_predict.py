@@ -185,6 +185,12 @@ def test_pairs_of_texts_and_three_classes_are_learned_and_predicted(
     assert "`data.text_pair` names the column 'other'" in message
 
 
+def test_rows_that_are_cut_are_counted(finished, tmp_path, capsys):
+    rows = write_rows(tmp_path / "long.jsonl", [{"text": "red"}, {"text": "red cat " * 50}])
+    assert main(["predict", str(finished), str(rows)]) == 0
+    assert "1 of 2 rows of" in capsys.readouterr().err
+
+
 def test_a_number_of_tokens_is_for_runs_that_write(refused, finished, file):
     message = refused("predict", finished, file, "--max-new-tokens", 5)
     assert "write text only, got 5" in message

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, set_seed
 
 from dynlora.adapter_files.base_models import Source
 from dynlora.distributed import process_count
+from dynlora.errors import ConfigError
 from dynlora.runs.folder import RunFolder
 from dynlora.runs.resume import Past, check_same_task, find_past
 from dynlora.train.callbacks import ProgressBar, Recorder, Stopping
@@ -143,7 +144,8 @@ def build_trainer(
     checkpoints: Path = Path(),
 ) -> Any:
     """Return the Trainer of a prepared method; `callbacks` run after the method's own."""
-    teacher = locate_teacher(config.model)
+    source = locate_teacher(config.model)
+    teacher = {} if source is None else {"teacher": _load_teacher(inputs, source, prepared.model)}
     trainer = make_trainer(
         inputs.task,
         config.training,
@@ -156,11 +158,22 @@ def build_trainer(
         eval_dataset=inputs.data.validation,
         callbacks=[*prepared.callbacks, *callbacks],
         optimizers=(_make_optimizer(prepared.model, config.training), None),
-        **{} if teacher is None else {"teacher": inputs.task.load_model(teacher, None, None)},
+        **teacher,
     )
     if prepared.dynamic is not None:
         prepared.dynamic.validate = partial(validation_loss, trainer)
     return trainer
+
+
+def _load_teacher(inputs: JobInputs, source: Source, model: Any) -> Any:
+    teacher = inputs.task.load_model(source, None, None)
+    own, theirs = (each.config.get_text_config().vocab_size for each in (model, teacher))
+    if own != theirs:
+        raise ConfigError(
+            f"`model.teacher` must be a model of the same vocabulary, got {theirs} tokens in "
+            f"{source.label} and {own} in the model: give another teacher."
+        )
+    return teacher
 
 
 def _make_optimizer(model: Any, config: TrainingConfig) -> Optimizer | None:

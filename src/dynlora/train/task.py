@@ -137,6 +137,13 @@ def make_trainer(
     return trainer
 
 
+def warn_of_cut(split: RawSplit, cut: int, limit: int) -> None:
+    """Warn of rows of which only `limit` tokens are read."""
+    if cut:
+        total, source = split.table.num_rows, split.source
+        logger.warning("%d of %d rows of %s were cut to %d tokens.", cut, total, source, limit)
+
+
 def row_logits(
     predictor: Predictor, inputs: Any, collator: Callable[[list[Any]], Any]
 ) -> Iterator[torch.Tensor]:

@@ -114,14 +114,18 @@ def read_words(split: RawSplit, column: str) -> list[list[str]]:
 def read_numbers(split: RawSplit, column: str) -> list[float]:
     """Return the column `data.label` of finite float32 numbers other than -100."""
     values = _read(split, LABEL, column, _is_number, "a finite float32 number")
+    _refuse_unlabelled(split, column, [[value] for value in values])
+    return [float(value) for value in values]
+
+
+def _refuse_unlabelled(split: RawSplit, column: str, rows: Sequence[Sequence[float]]) -> None:
     refuse_rows(
         split,
         f"label column {column!r} must hold numbers other than {UNLABELLED}, by which "
         "transformers marks what has no label",
-        [(row, value) for row, value in enumerate(values) if value == UNLABELLED],
+        [(row, float(UNLABELLED)) for row, values in enumerate(rows) if UNLABELLED in values],
         "Shift or scale the numbers.",
     )
-    return [float(value) for value in values]
 
 
 def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
@@ -135,6 +139,7 @@ def read_vectors(split: RawSplit, column: str) -> list[list[float]]:
         "Use one model's vectors for all rows.",
         show=lambda count: f"{count} numbers",
     )
+    _refuse_unlabelled(split, column, values)
     return [[float(number) for number in value] for value in values]
 
 
@@ -143,7 +148,7 @@ def name_classes(train: RawSplit, validation: RawSplit, column: str) -> tuple[Ra
     names = train.class_names or _given_names(train, column)
     if names is None and (found := _label_texts(train, column)):
         texts = {*found, *_label_texts(validation, column)}
-        names = sort_names(text for text in texts if text.strip())
+        names = sort_names(text for text in texts if text.strip()) or None
     return replace(train, class_names=names), replace(validation, class_names=names)
 
 

@@ -112,8 +112,8 @@ def read_file(
             f"a data file must end in {', '.join(readers)}, got {path.name!r} in {path.parent}: "
             "convert it to one of these."
         )
-    named = (config.text, config.text_pair, config.completion, config.image)
-    asked = (config.prompt,) if isinstance(config.prompt, str) else config.prompt or ()
+    named = (config.text, config.text_pair, config.completion, config.image, "chosen", "rejected")
+    asked = (config.prompt,) if isinstance(config.prompt, str) else config.prompt or ("prompt",)
     texts = [column for column in (*named, *asked) if column is not None]
     return whole_split(name, str(path), read_table(path, texts, readers), path.parent)
 

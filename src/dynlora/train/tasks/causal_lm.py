@@ -30,7 +30,7 @@ from dynlora.train.data.language import (
 )
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task
+from dynlora.train.task import Predictor, Split, Task, warn_of_cut
 from dynlora.train.tasks.sft import make_sft_trainer
 
 Inputs = Mapping[str, torch.Tensor]
@@ -118,7 +118,7 @@ def _read_split(
         return rows
 
     inputs = joined(map(fitting, split.parts()))
-    reason = f"within data.max_length={config.max_length} tokens they have none of their completion"
+    reason = f"within data.max_length={config.max_length} tokens they have nothing to learn"
     check_left(split, len(inputs), reason)
     return Split(inputs=inputs, cut=sum(cuts), num_labels=None)
 
@@ -150,6 +150,7 @@ def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Itera
         [(row, "") for row, ids in enumerate(prompts) if not ids],
         "Remove these rows or fill them in.",
     )
+    warn_of_cut(split, sum(len(ids) > longest for ids in prompts), longest)
     # Truncate long prompts on the left: the continuation depends most on the last tokens.
     kept = [ids[-longest:] for ids in prompts]
     for text in continuations(predictor, kept, config.max_new_tokens):

@@ -33,7 +33,7 @@ from dynlora.train.data.columns import (
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules, linear_layers, unread_poolers
 from dynlora.train.pretrained import check_length, load_model, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, TaskData, no_head, row_logits
+from dynlora.train.task import Predictor, Split, Task, TaskData, no_head, row_logits, warn_of_cut
 from dynlora.train.tasks.metrics import (
     classification_metrics,
     embedding_metrics,
@@ -198,7 +198,8 @@ def predict(
     describe: Callable[[torch.Tensor], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """Yield `describe(logits)` per row."""
-    columns, _ = encode(split, config, predictor.processor)
+    columns, cut = encode(split, config, predictor.processor)
+    warn_of_cut(split, cut, config.max_length)
     inputs = datasets.Dataset.from_dict(columns)
     collator = DataCollatorWithPadding(predictor.processor)
     return map(describe, row_logits(predictor, inputs, collator))

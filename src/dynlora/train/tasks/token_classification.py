@@ -19,7 +19,7 @@ from dynlora.train.data.columns import UNLABELLED, read_class_lists, read_words,
 from dynlora.train.data.splits import RawSplit
 from dynlora.train.methods.full_modules import head_modules
 from dynlora.train.pretrained import check_length, load_tokenizer
-from dynlora.train.task import Predictor, Split, Task, row_logits
+from dynlora.train.task import Predictor, Split, Task, row_logits, warn_of_cut
 from dynlora.train.tasks.metrics import summed_cross_entropy, token_metrics
 from dynlora.train.tasks.sequence import load_classifier
 from dynlora.train.trainer import make_job_trainer
@@ -98,7 +98,8 @@ def _first_tokens(encoding: Encoding, words: Sequence[str]) -> list[int | None]:
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     """Yield one class per word, null if the word was truncated or has no token."""
     words = read_words(split, config.text)
-    columns, starts, _ = tokenize_words(words, predictor.processor, config.max_length)
+    columns, starts, cut = tokenize_words(words, predictor.processor, config.max_length)
+    warn_of_cut(split, cut, config.max_length)
     inputs = datasets.Dataset.from_dict(columns)
     rows = row_logits(predictor, inputs, DataCollatorForTokenClassification(predictor.processor))
     for logits, places in zip(rows, starts, strict=True):

@@ -18,6 +18,7 @@ from dynlora.train.data.columns import (
     read_column,
     read_numbers,
     read_texts,
+    read_vectors,
     read_words,
 )
 from tests.jobs import split_of
@@ -118,6 +119,7 @@ def test_lists_of_class_numbers_have_the_names_that_their_data_set_gives(metadat
         ),
         (read_numbers, ["0.5"], r"but 1 of 1 .*: '0\.5' in row 0\."),
         (read_numbers, [1.0, -100.0], r"other than -100.* 1 of 2 .*: -100\.0 in row 1\. Shift or"),
+        (read_vectors, [[1.0, 2.0], [0.5, -100.0]], r"other than -100.* 1 of 2 .* in row 1\."),
         (
             partial(read_class_lists, num_labels=2),
             [[0.5], None, [1.0]],

@@ -6,7 +6,7 @@ import pytest
 
 from dynlora.errors import DataError
 from dynlora.train.config import DataConfig
-from dynlora.train.data.splits import find_rows, load_splits
+from dynlora.train.data.splits import find_rows, load_splits, read_file
 from tests.jobs import write_rows
 from tests.language import write_two_splits
 
@@ -15,6 +15,13 @@ ROWS = [{"text": f"number {n}", "label": n % 2} for n in range(20)]
 
 def column(split, name="text"):
     return split.table[name].to_pylist()
+
+
+def test_answers_and_prompts_are_texts_also_where_all_are_numbers(tmp_path):
+    columns = ("prompt", "chosen", "rejected", "text")
+    file = write_rows(tmp_path / "a.csv", [dict.fromkeys(columns, number) for number in (4, 5)])
+    found = read_file("given", file, DataConfig(path=str(file))).table.to_pydict()
+    assert found == {name: ["4", "5"] for name in columns}
 
 
 def test_two_files_of_the_same_split_are_refused(tmp_path):

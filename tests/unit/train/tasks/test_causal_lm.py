@@ -152,7 +152,7 @@ def test_each_token_is_the_likeliest_in_any_batch_and_for_any_model(
     assert list(continuations(used, PROMPTS, count)) == expected, "its wishes are not followed"
 
 
-def test_writing_stops_at_the_ends_of_the_tokenizer_the_model_and_the_chat_template(llama, tokenizer):
+def test_writing_stops_at_the_ends_of_tokenizer_model_and_chat_template(llama, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(llama)
     used = Predictor(model=model, processor=tokenizer, batch_size=2)
     first = likeliest(model, PROMPTS[0], 1)
