@@ -268,6 +268,16 @@ def test_settings_without_a_seed_of_the_first_one_are_paired_with_another(tmp_pa
     assert found["mean"] == pytest.approx(-0.1)
 
 
+def test_running_runs_without_an_evaluation_before_are_compared_by_all_they_log(tmp_path):
+    running = {"status": "running", "method": "lora"}
+    lines = [{"step": step, "eval_loss": 0.9, "eval_accuracy": 0.1 * step} for step in (1, 2)]
+    roots = [write_run(tmp_path / name, run=running, metrics=lines) for name in "ab"]
+    page = tmp_path / "page.html"
+    assert main(["report", *map(str, roots), "--output", str(page), "--quiet"]) == 0
+    drawn = " ".join(parse_page(page.read_text()).text.split())
+    assert missing(drawn, "validation loss | accuracy") == []
+
+
 def test_the_pareto_front_has_the_runs_that_no_other_beats(tmp_path):
     runs = [
         write_run(tmp_path / name, run=run_values(metrics_after=after, parameters={"end": size}))

@@ -7,7 +7,7 @@ from dynlora.report import curves, page, svg
 from dynlora.report.rank_map import rank_map, scale_of
 from dynlora.report.run_comparison import compare_runs, labels_of
 from dynlora.report.tables import Numbered, main_metric, tables_of, trade_off
-from dynlora.report.wording import shorten
+from dynlora.report.wording import METRICS, shorten
 
 LONGEST = 40  # characters of a run's name in a legend
 MAPS = 12  # maximum number of rank maps
@@ -40,7 +40,7 @@ def drawings(runs: Numbered) -> dict[str, svg.Drawing]:
     compared = [*runs][: len(curves.DASHES)]
     names = dict.fromkeys(name for run in runs.values() for name in (*run.before, *run.after))
     for number in compared:
-        for name, parts in curves.charts(runs[number].metrics, [*names]).items():
+        for name, parts in curves.charts(runs[number].metrics, [*names] or METRICS).items():
             for label, points in parts.items():
                 title = f"{label} loss" if name == "loss" else name
                 lines.setdefault(title, {})[f"run{number}"] = points
