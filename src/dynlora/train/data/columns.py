@@ -181,8 +181,11 @@ def _numbered(split: RawSplit, column: str) -> list[Any]:
     Each file of CSV has types of its own: `01` is a text beside `0A`, else a number. So such names
     are found by their values, and then no other number is the number of a class.
     """
-    places = {name: place for place, name in enumerate(split.class_names or ())}
-    given: dict[Any, str] = dict(enumerate(_given_names(split, column) or ())) if places else {}
+    found = read_column(split, LABEL, column)
+    if not split.class_names:
+        return found
+    places = {name: place for place, name in enumerate(split.class_names)}
+    given: dict[Any, str] = dict(enumerate(_given_names(split, column) or ()))
     values = {name: _in_file(name) for name in places}
     counts = Counter(values.values())  # 1 and 01 have one value, which tells neither
     by_value = {value: places[name] for name, value in values.items() if counts[value] == 1}
@@ -196,9 +199,9 @@ def _numbered(split: RawSplit, column: str) -> list[Any]:
         name = given.get(value, value)
         if isinstance(name, str):
             return places.get(name, name)
-        return by_value.get(_in_file(str(value)), value if untold else str(value))
+        return by_value.get(_in_file(str(name)), name if untold else str(name))
 
-    return [number(value) for value in read_column(split, LABEL, column)]
+    return [number(value) for value in found]
 
 
 def _in_file(name: str) -> Any:
