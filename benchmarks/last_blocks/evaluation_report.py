@@ -131,13 +131,18 @@ def _agreement(pairs: Iterable[tuple[list[int], list[int]]]) -> str:
 
 
 def run_lines(rows: Sequence[Row], tasks: Sequence[str]) -> list[str]:
-    """Return a line per task and arm: runs, those that moved or collapsed, rate and parameters."""
+    """Return a line per task and arm: runs, those that moved or collapsed, rate and parameters.
+
+    A rate at the edge of its trials is marked.
+    """
     head = ["task", "arm", "runs", "moved", "collapsed", "rate", "accuracy ±", "loss", "parameters"]
     lines = []
     for task in tasks:
         for arm in dict.fromkeys(row["arm"] for row in select(rows, kind="final", task=task)):
             runs = select(rows, kind="final", task=task, arm=arm)
-            exact = [row["exact"] for row in runs]
+            exact, rate = [row["exact"] for row in runs], runs[0]["learning_rate"]
+            tried = [row["learning_rate"] for row in select(rows, kind="trial", task=task, arm=arm)]
+            edge = " edge" if tried and rate in (min(tried), max(tried)) else ""
             lines.append(
                 [
                     task,
@@ -145,7 +150,7 @@ def run_lines(rows: Sequence[Row], tasks: Sequence[str]) -> list[str]:
                     f"{len(runs)}",
                     f"{sum(row['moved'] for row in runs)}",
                     f"{sum(row['judged'][TEST][ANSWERS] == 1 for row in runs)}",
-                    f"{runs[0]['learning_rate']:.2g}",
+                    f"{rate:.2g}{edge}",
                     f"{np.mean(exact):.3f} ±{np.std(exact):.3f}",
                     f"{np.mean([row['loss'] for row in runs]):.3f}",
                     f"{np.median([row['parameters'] for row in runs]):,.0f}",

@@ -210,6 +210,9 @@ def test_the_report_pairs_seeds_and_counts_runs_that_moved_or_gave_one_answer():
     assert run_lines(rows, ["cola"])[3] == (
         "| cola | dynamic | 10 | 3 | 1 | 0.01 | 0.665 ±0.029 | 0.500 | 104 |"
     )
+    tried = [final("cola", "dynamic", 150, learning_rate=rate) for rate in (0.01, 0.02)]
+    rows += [row | {"kind": "trial"} for row in tried]
+    assert "| 0.01 edge |" in run_lines(rows, ["cola"])[3]
 
 
 def test_the_report_correlates_final_ranks_over_layers_between_seeds_and_tasks():
