@@ -264,6 +264,10 @@ STEPS_APART = {
         ),
         ({"data": {}}, "`data.path` or `data.name`, but got none"),
         ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
+        (
+            {"data": {"name": "d", "validation_split": "train"}},
+            "`data.validation_split` must be another split than `data.train_split`, but got train.",
+        ),
         ({"output": "~/runs/x"}, "`output` must be a full path"),
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),
         (

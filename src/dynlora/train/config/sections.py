@@ -108,12 +108,15 @@ class DataConfig:
     """Evaluate on a random sample of this many rows; null uses all."""
 
     def __post_init__(self) -> None:
-        """Check the source, then the columns of prompts and conversations."""
+        """Check the source, the columns of prompts and conversations, and the splits."""
         check_source("data", path=self.path, name=self.name)
         alone = self.messages is None or self.prompt is None
         require(alone, "data.messages", "null with `data.prompt`", self.messages)
         built = self.prompt is not None or not self.as_chat
         require(built, "data.as_chat", "false without `data.prompt`", "true")
+        unseen = self.validation_split != self.train_split or self.validation_rows_from_train
+        other = "another split than `data.train_split`"
+        require(bool(unseen), "data.validation_split", other, self.validation_split)
 
 
 def check_source(section: str, *, path: str | None, **others: str | None) -> None:
