@@ -9,6 +9,8 @@
 - `falling`: `DynamicLora` from the rank of `wide`, with a budget that falls to that of rank r.
 - `adalora`: AdaLoRA with a mean rank of r at the end.
 - `eva`: LoRA with EVA's ranks, r in the mean, and its initial directions.
+- `eva uniform`: LoRA at rank r with EVA's initial directions.
+- `eva dynamic`: the defaults of `DynamicLora` at rank r with EVA's initial directions.
 - the names of importance metrics: `dynamic` with that metric.
 """
 
@@ -39,6 +41,7 @@ UNIFORM, *ALLOCATIONS = CHOICES
 DOUBLE, WIDE, CEILING = "double", "wide", "ceiling"
 AUTO, DYNAMIC, FALLING, OPEN = "auto", "dynamic", "falling", "open"
 ADALORA, EVA = "adalora", "eva"
+EVA_UNIFORM, EVA_DYNAMIC = "eva uniform", "eva dynamic"
 PREFIX = "base_model.model."
 ADALORA_SCALE = 1024
 """Factor of AdaLoRA's scale, whose factors have unit norm; `natural.toml` names its trials."""
@@ -67,7 +70,9 @@ def make_adapter(arm: str, study: Screen, run: Run) -> Adapter:
         OPEN: (r, partial(lora, last_event=0.95, events=15)),
         FALLING: (wide, partial(lora, budget_end=1 / study.wide)),
         ADALORA: (r, adalora),
-        EVA: (r, eva),
+        EVA: (r, partial(eva, **FROZEN)),
+        EVA_UNIFORM: (r, partial(eva, rho=1.0, **FROZEN)),
+        EVA_DYNAMIC: (r, partial(eva, rho=1.0)),
     }
     arms |= {metric: (r, partial(lora, importance=metric)) for metric in METRICS}
     rank, make = arms[arm]
@@ -80,16 +85,17 @@ def lora(base: nn.Module, ranks: Ranks, run: Run, **settings: Any) -> Adapter:
     return Adapter(model, partial(_control, model, run, settings))
 
 
-def eva(base: nn.Module, ranks: Ranks, run: Run) -> Adapter:
+def eva(base: nn.Module, ranks: Ranks, run: Run, rho: float = 2.0, **settings: Any) -> Adapter:
     """Return LoRA with ranks and initial directions from the inputs of training batches.
 
-    PEFT keeps the sum of ranks and the scale, and doubles a rank at most.
+    PEFT keeps the sum of ranks and the scale, and multiplies a rank by `rho` at most. Settings are
+    those of `lora`.
 
     Reference:
         Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
         arXiv 2410.07170.
     """
-    config = _lora_config(ranks, run, init_lora_weights="eva", eva_config=EvaConfig())
+    config = _lora_config(ranks, run, init_lora_weights="eva", eva_config=EvaConfig(rho=rho))
     model = get_peft_model(base, config, low_cpu_mem_usage=True)
     initialize_lora_eva_weights(
         model,
@@ -101,7 +107,7 @@ def eva(base: nn.Module, ranks: Ranks, run: Run) -> Adapter:
         prepare_layer_inputs_fn=_tokens,
         show_progress_bar=False,
     )
-    return Adapter(model, partial(_control, model, run, FROZEN))
+    return Adapter(model, partial(_control, model, run, settings))
 
 
 def adalora(base: nn.Module, ranks: Ranks, run: Run) -> Adapter:

@@ -56,7 +56,9 @@ def run(tmp_path_factory):
     return Run(task=task, kind="final", learning_rate=0.02, scale=SCREEN.scale, seed=1)
 
 
-@pytest.mark.parametrize("arm", ["double", "dynamic", "open", "falling", "adalora", "eva"])
+@pytest.mark.parametrize(
+    "arm", ["double", "dynamic", "open", "falling", "adalora", "eva", "eva uniform", "eva dynamic"]
+)
 def test_every_arm_learns_at_its_scale_and_ends_at_its_size(run, arm):
     costs = layer_costs(run.task.model.student())
     at_r, ranks_at_r = R * sum(costs.values()), R * len(costs)
@@ -69,7 +71,7 @@ def test_every_arm_learns_at_its_scale_and_ends_at_its_size(run, arm):
     sizes = {"parameters": sum(costs[name] * rank for name, rank in ranks.items())}
     sizes["peak_parameters"] = sizes["parameters"]
     match arm:
-        case "dynamic" | "open":
+        case "dynamic" | "open" | "eva dynamic":
             assert at_r - max(costs.values()) < sizes["parameters"] <= at_r
             sizes["peak_parameters"] = at_r
         case "falling":
@@ -82,11 +84,15 @@ def test_every_arm_learns_at_its_scale_and_ends_at_its_size(run, arm):
         case "eva":
             assert sum(ranks.values()) == ranks_at_r
             assert ranks != dict.fromkeys(costs, R)
+        case "eva uniform":
+            assert ranks == dict.fromkeys(costs, R)
         case _:
             assert ranks == dict.fromkeys(costs, 2 * R)
     assert {key: row[key] for key in sizes} == sizes
-    assert row["moved"] == (arm in ("dynamic", "open", "falling"))
-    last = trained.controller.history[-1].step / run.steps if row["moved"] else 0
+    history = trained.controller.history
+    assert bool(history) == (arm in ("dynamic", "open", "falling", "eva dynamic"))
+    assert row["moved"] == (arm in ("dynamic", "open", "falling"))  # no evidence in `eva dynamic`
+    last = history[-1].step / run.steps if history else 0
     assert (last > 0.9) == (arm == "open")
     layers = [m for m in adapter.model.modules() if isinstance(m, LoraLayer)]
     divisor = 3 * ADALORA_SCALE if arm == "adalora" else 1  # its forward divides by the rank
