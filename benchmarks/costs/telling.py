@@ -9,6 +9,7 @@ watch page.
 """
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -21,7 +22,6 @@ from typing import Any
 from rich.live import Live
 
 from benchmarks.resumable.appended import current_commit
-from dynlora.cli import output
 from dynlora.cli.main import main as run_dynlora
 from dynlora.integrations.trackers import RankTracker
 from dynlora.train.callbacks import ProgressBar
@@ -30,7 +30,7 @@ RESULT = Path("benchmarks/results/telling.json")
 TOLD = {
     "bar": (ProgressBar, ("on_step_end", "on_log")),
     "redrawing the bar": (Live, ("refresh",)),
-    "lines": (output, ("_print_line",)),
+    "lines": (logging.Handler, ("handle",)),
     "ranks in TensorBoard": (RankTracker, ("on_train_begin", "on_step_end")),
 }
 

@@ -197,6 +197,12 @@ def test_output_of_libraries_goes_to_standard_error(capsys):
     assert "note: a note of ours with [brackets]" in printed.err
 
 
+def test_progress_shows_names_as_they_are(capsys):
+    progress = Output(as_json=False, quiet=False).progress
+    progress.print("skipped: runs/[red]job/:smile:/checkpoint-2", soft_wrap=True)
+    assert capsys.readouterr().err == "skipped: runs/[red]job/:smile:/checkpoint-2\n"
+
+
 def test_a_quiet_verb_hides_everything_of_libraries_but_errors_and_only_while_it_runs(
     capsys, caplog
 ):

@@ -64,7 +64,7 @@ def _push(path: Path, repository: str, output: Output) -> None:
             f"`--push_to_hub` must be a repository that you may write to, but got {repository} "
             f"({' '.join(str(error).split())}). {path} is written: log in with `hf auth login`."
         ) from error
-    output.progress.print(f"uploaded to {place}", highlight=False, markup=False)
+    output.progress.print(f"uploaded to {place}")
 
 
 def _check_options(given: Any) -> None:

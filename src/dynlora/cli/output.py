@@ -69,7 +69,10 @@ class Output:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         """Open the streams; `as_json` prints a JSON object, `quiet` neither progress nor table."""
         self.as_json, self.quiet = as_json, quiet
-        self.progress: Console = ProgressConsole(stderr=True, quiet=quiet)
+        # Names of files may look like rich's markup or emoji.
+        self.progress: Console = ProgressConsole(
+            stderr=True, quiet=quiet, markup=False, highlight=False, emoji=False
+        )
         # Standard output before libraries redirect it; the process may have none.
         self.result: TextIO = sys.stdout or io.StringIO()
         # As on standard error: names from files may contain characters that cannot be encoded.
@@ -145,11 +148,7 @@ def layer_table(
 
 def note(console: Console, text: str) -> None:
     """Print a line `note: ...`."""
-    _print_line(console, f"note: {text}")
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"note: {text}", soft_wrap=True)
 
 
 @contextmanager
@@ -176,7 +175,7 @@ def readable_messages(console: Console) -> Iterator[None]:
 
     def emit(record: logging.LogRecord) -> None:
         prefix = "note: " if record.levelno >= logging.WARNING else ""
-        _print_line(console, prefix + record.getMessage())
+        console.print(prefix + record.getMessage(), soft_wrap=True)
 
     logger, messages = logging.getLogger("dynlora"), logging.Handler()
     messages.emit = emit  # type: ignore[method-assign]

@@ -87,7 +87,7 @@ def _observe(adapter: Any, given: Any, output: Output) -> Any:
         base = load_base(adapter, source)
         check_reads_texts(base, source)
         batches = batch_texts(texts, load_tokenizer(source, 1), position_limit(base))
-        output.progress.print(f"reading {len(texts[0])} rows of {given.data}", markup=False)
+        output.progress.print(f"reading {len(texts[0])} rows of {given.data}")
         return observe_texts(attach(adapter.folder, base), adapter, batches)
 
 

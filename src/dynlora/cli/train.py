@@ -46,7 +46,7 @@ def _train(config: JobConfig, given: Any, output: Output) -> None:
         values, events = found
         output.show(result_table(values, events), values)
         following = f"next: dynlora report {shlex.quote(config.output)}"
-        output.progress.print(following, highlight=False, markup=False, soft_wrap=True)
+        output.progress.print(following, soft_wrap=True)
 
 
 def _command(given: Any, output: Output) -> list[str]:
