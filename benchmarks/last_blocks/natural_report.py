@@ -27,6 +27,10 @@ share of the gain of 2 r (95 %) | claim |
 FALLING_HEAD = """\
 | task | screen | pairs | better arm | `falling` against it (95 %) | corrected p |
 |---|---|---|---|---|---|"""
+RANDOM = "random"
+RANDOM_HEAD = """\
+| task | pairs | `dynamic` against `random` (95 %) |
+|---|---|---|"""
 ARMS_HEAD = """\
 | task | arm | learning rate of trials | runs | moved | loss | exact | \
 against LoRA at r (95 %) | parameters | at the peak | tokens per parameter |
@@ -78,6 +82,12 @@ def falling_lines(found: Found, screened: Sequence[Row]) -> list[str]:
         mean = np.mean([comparison.mean for comparison in comparisons])
         lines.append(_line("mean", "", "", "", f"{mean:+.2%}", ""))
     return lines
+
+
+def random_lines(found: Found) -> list[str]:
+    """Return the lines of `dynamic` against random importance; there are none without its runs."""
+    made = [against(found, cell, DYNAMIC, RANDOM) for cell in found]
+    return [_line(c.cell[0], str(c.pairs), _shown(c)) for c in made if c]
 
 
 def arm_lines(found: Found, rows: Sequence[Row]) -> list[str]:
@@ -144,6 +154,8 @@ def main() -> None:
             lines = dynamic_lines(losses_by_arm(kept, "loss"), screened)
             print("\n".join([f"\nOnly runs of `dynamic` {title}:\n", DYNAMIC_HEAD, *lines]))
     print("\n".join(["", FALLING_HEAD, *falling_lines(found, screened)]))
+    if lines := random_lines(found):
+        print("\n".join(["", RANDOM_HEAD, *lines]))
     print("\n".join(["", ARMS_HEAD, *arm_lines(found, rows)]))
 
 

@@ -19,7 +19,12 @@ from benchmarks.last_blocks.frozen_trunk import (
     write_states,
 )
 from benchmarks.last_blocks.natural import Comparison, Natural, describe_moves
-from benchmarks.last_blocks.natural_report import dynamic_lines, falling_lines, split_moved
+from benchmarks.last_blocks.natural_report import (
+    dynamic_lines,
+    falling_lines,
+    random_lines,
+    split_moved,
+)
 from benchmarks.last_blocks.runs import COLUMNS, Runner
 from benchmarks.last_blocks.tasks import TaskConfig, read_screen
 from benchmarks.last_blocks.training import LoadedTask, Run, train
@@ -174,6 +179,14 @@ def test_a_win_needs_half_of_the_gain_of_twice_the_rank():
     assert better[:3] == ["dynamic", "dynamic", "uniform"]
     shown = [float(line.split(" | ")[4].split("%")[0]) for line in (*falling, mean)]
     assert np.mean(shown[:4]) == pytest.approx(shown[4], abs=0.01)
+
+
+def test_dynamic_ranks_are_compared_with_random_ones_where_these_ran():
+    rows = rows_of("cities", {"uniform": 1.0, "dynamic": 0.9, "random": 0.95})
+    (line,) = random_lines(losses_by_arm([*rows, *rows_of("stsb", {"dynamic": 1.0})], "loss"))
+    task, pairs, shown = line.strip("| ").split(" | ")
+    assert (task, pairs) == ("cities", "10")
+    assert float(shown.split("%")[0]) == pytest.approx(-5, abs=2)
 
 
 def test_runs_that_moved_nothing_are_apart():

@@ -266,7 +266,8 @@ STEPS_APART = {
         ({"data": {"name": "d", "as_chat": True}}, "`data.as_chat` must be false"),
         (
             {"data": {"name": "d", "validation_split": "train"}},
-            "`data.validation_split` must be another split than `data.train_split`, but got train.",
+            "`data.validation_split` must be another than `data.train_split` without "
+            "`data.validation_rows_from_train`, but got train",
         ),
         ({"output": "~/runs/x"}, "`output` must be a full path"),
         ({"method": "full", "lora": {"use_rslora": True}}, "false with `method: full`, but got"),

@@ -92,7 +92,7 @@ class DataConfig:
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
-    """Split to evaluate on."""
+    """Split to evaluate on; not the one to train on."""
     validation_rows_from_train: Count | None = None
     """Number of training rows to hold out for evaluation instead of `validation_split`, which
     remains for a test. They depend only on the training split, not on a seed or on
@@ -114,9 +114,10 @@ class DataConfig:
         require(alone, "data.messages", "null with `data.prompt`", self.messages)
         built = self.prompt is not None or not self.as_chat
         require(built, "data.as_chat", "false without `data.prompt`", "true")
-        unseen = self.validation_split != self.train_split or self.validation_rows_from_train
-        other = "another split than `data.train_split`"
-        require(bool(unseen), "data.validation_split", other, self.validation_split)
+        held_out = self.validation_rows_from_train is not None
+        apart = held_out or self.validation_split != self.train_split
+        other = "another than `data.train_split` without `data.validation_rows_from_train`"
+        require(apart, "data.validation_split", other, self.validation_split)
 
 
 def check_source(section: str, *, path: str | None, **others: str | None) -> None:
