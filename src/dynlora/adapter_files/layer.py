@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dynlora.features import effective_rank
 from dynlora.small_matrices import output_directions
 
 NOISE = 1e-14  # eigenvalues up to this share of the largest are rounding errors in float64
@@ -181,12 +182,8 @@ class Components:
 
     @property
     def effective_rank(self) -> float:
-        """Exponential of the entropy of the energy over directions; 0 for a zero update.
-
-        Roy and Vetterli 2007, "The effective rank", EUSIPCO, pp. 606-610.
-        """
-        parts = [energy / self.energy for energy in self.energies]
-        return math.exp(-math.fsum(p * math.log(p) for p in parts if p > 0)) if parts else 0.0
+        """Exponential of the entropy of the energy over directions; 0 for a zero update."""
+        return effective_rank(self.values.square(), floor=0) if self.energies else 0.0
 
     def kept(self, rank: int) -> float:
         """Return the share of energy in the strongest `rank` components, in ``[0, 1]``."""

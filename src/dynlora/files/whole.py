@@ -11,12 +11,7 @@ from uuid import uuid4
 
 from dynlora.errors import DynamicLoraError
 
-_DRAFT = ".dynlora-"
-
-
-def drafts_in(folder: Path) -> list[Path]:
-    """Return the drafts in a folder, of running or killed processes."""
-    return list(folder.glob(f"{_DRAFT}*"))
+DRAFT = ".dynlora-"  # names of drafts, of running or killed processes, begin so
 
 
 def remove(path: Path) -> None:
@@ -31,7 +26,7 @@ def remove(path: Path) -> None:
 def _draft_of(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`, which replaces it on success and is removed on an exception."""
     path = path.resolve()
-    draft = path.with_name(f"{_DRAFT}{uuid4().hex}")  # with `path`'s name it could be too long
+    draft = path.with_name(f"{DRAFT}{uuid4().hex}")  # with `path`'s name it could be too long
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with naming(path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dynlora.errors import RunFolderError
-from dynlora.files.whole import drafts_in, remove
+from dynlora.files.whole import DRAFT, remove
 
 
 class RunFolder:
@@ -113,7 +113,7 @@ class RunFolder:
         The new run overwrites these two. If it is killed before that, the old configuration, which
         may be the only copy, still exists.
         """
-        for path in (*self._all, *drafts_in(self.root)):
+        for path in (*self._all, *self.root.glob(f"{DRAFT}*")):
             if path not in (self.run, self.config):
                 remove(path)
 

@@ -24,7 +24,6 @@ from dynlora.train.callbacks import ProgressBar, Recorder, Stopping
 from dynlora.train.config import METRICS, JobConfig, TrainingConfig
 from dynlora.train.config_file import plain_values
 from dynlora.train.data.language import pack
-from dynlora.train.methods.adapter import note_rank
 from dynlora.train.methods.prepare import Prepared, prepare
 from dynlora.train.methods.starts import begin_with_eva, uses_eva
 from dynlora.train.pretrained import locate, locate_teacher
@@ -108,7 +107,6 @@ def build_job(config: JobConfig, console: Console) -> Job:
         folder.check_apart(paths | {"lora.start_from": config.lora.start_from})
     inputs = load_inputs(config)
     prepared = prepare_method(inputs, config, None if past is None else past.checkpoint)
-    note_rank(config)
     if past is not None:
         check_same_task(past, identity(inputs.data, prepared))
     best_metric = config.training.best_metric or METRICS[config.task][0]

@@ -78,10 +78,6 @@ class ProgressBar(TrainerCallback):
         self._tenth, self._noted = 0, -1
         self._loss = self._ranks = ""
 
-    def stop(self) -> None:
-        """Stop the live display."""
-        self.progress.stop()
-
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Show the bar."""
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
@@ -129,7 +125,7 @@ class ProgressBar(TrainerCallback):
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Stop the bar, which stays visible."""
-        self.stop()
+        self.progress.stop()
 
 
 class Recorder(TrainerCallback):

@@ -69,13 +69,19 @@ def run_job(config: JobConfig, console: Console) -> tuple[dict[str, Any], list[E
             _save_model(job, whole_weights(job.prepared.model))
             metrics_before = metrics_before or _logged_metrics(job, 0)
             metrics_after = _metrics_after(job)
-            _draw_ranks(job)
+            if (dynamic := job.recorder.dynamic) is not None:
+                write_rank_map(
+                    dynamic.history,
+                    job.folder.heatmap,
+                    initial=job.recorder.initial_ranks,
+                    budget=job.prepared.budget,
+                    steps=job.trainer.state.global_step,
+                )
             report = report_of(job, metrics_before, metrics_after)
             if config.method != "full":
                 write_card(job, report)
             facts = last_facts(job, report)
             record.update(status="finished", metrics_before=metrics_before, **facts)
-    dynamic = job.recorder.dynamic
     return report, [] if dynamic is None else dynamic.history
 
 
@@ -153,7 +159,7 @@ def _recording_failures(job: Job, record: RunRecord) -> Iterator[None]:
             record.update(status="failed", steps=steps, error=told)
         raise
     finally:
-        job.progress.stop()
+        job.progress.progress.stop()
 
 
 def _train(job: Job) -> None:
@@ -268,15 +274,3 @@ def _logged_metrics(job: Job, step: int) -> dict[str, float]:
     """Return the metrics of the evaluation after a step; empty if there was none."""
     steps = {line["step"]: line for line in job.trainer.state.log_history if "eval_loss" in line}
     return _evaluate(job, steps[step]) if step in steps else {}
-
-
-def _draw_ranks(job: Job) -> None:
-    """Draw the heat map of a dynamic run."""
-    if job.recorder.dynamic is not None:
-        write_rank_map(
-            job.recorder.dynamic.history,
-            job.folder.heatmap,
-            initial=job.recorder.initial_ranks,
-            budget=job.prepared.budget,
-            steps=job.trainer.state.global_step,
-        )

@@ -73,7 +73,7 @@ class Task:
     """Returns the pretrained model with a head for the number of labels, given the processor."""
     begin_head: Callable[[Any, TaskData], None] = lambda _model, _data: None
     """Initializes a new head from the training labels."""
-    check_model: Callable[[Any, DataConfig], None] = lambda _model, _config: None
+    check_model: Callable[[Any, DataConfig], object] = lambda _model, _config: None
     """Refuses a model whose context is too short for the configured inputs and outputs."""
     make_trainer: Callable[..., Trainer]
     """Returns a Trainer whose evaluations return the metrics in `config.METRICS`. Arguments: values

@@ -31,9 +31,15 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
     lora = config.lora
     if lora.start_from is not None:
         model = _continue_adapter(base, Path(lora.start_from), TASKS[config.task])
-        if config.method == "dynamic":  # `DynamicLora` reads the budget from `r`
-            peft_config = model.peft_config["default"]
-            peft_config.r = max(peft_config.r, lora.r)
+        peft_config = model.peft_config["default"]
+        if config.method == "dynamic" and lora.r > peft_config.r:
+            peft_config.r = lora.r  # `DynamicLora` reads the budget from it
+        elif lora.r != peft_config.r:
+            logger.warning(
+                "lora.r=%d has no effect: the adapter in lora.start_from, of r=%d, keeps its "
+                "ranks; `method: dynamic` with a higher lora.r lets them grow.",
+                lora.r, peft_config.r,
+            )  # fmt: skip
         return model
     # `begin_with_eva` initializes EVA later, because it needs the data.
     start = True if lora.init_lora_weights == "eva" else lora.init_lora_weights
@@ -43,19 +49,6 @@ def add_adapter(base: Any, config: JobConfig) -> Any:
         # PEFT refuses some ranks for some initializations when the saved adapter is loaded.
         model.peft_config["default"].init_lora_weights = True
     return model
-
-
-def note_rank(config: JobConfig) -> None:
-    """Warn if `lora.r` differs from the configured rank of the adapter in `lora.start_from`."""
-    if config.lora.start_from is None:
-        return
-    saved, r = LoraConfig.from_pretrained(config.lora.start_from).r, config.lora.r
-    if r < saved or (r > saved and config.method != "dynamic"):
-        logger.warning(
-            "lora.r=%d has no effect: the adapter in lora.start_from, of r=%d, keeps its ranks; "
-            "`method: dynamic` with a higher lora.r lets them grow.",
-            r, saved,
-        )  # fmt: skip
 
 
 def _continue_adapter(base: Any, folder: Path, task: Task) -> Any:

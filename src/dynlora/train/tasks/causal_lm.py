@@ -135,12 +135,6 @@ def check_left(split: RawSplit, kept: int, reason: str) -> None:
         logger.warning("%d of %d %s rows were left out: %s.", count - kept, count, name, reason)
 
 
-def check_model(model: Any, config: DataConfig) -> None:
-    """Check that the longest row, and a prompt with its answer, fit the model's context."""
-    check_length(model, config)
-    longest_prompt(model, config)
-
-
 def _predict(predictor: Predictor, split: RawSplit, config: DataConfig) -> Iterator[dict[str, Any]]:
     longest = longest_prompt(predictor.model, config)
     prompts = _prompts(split, config, predictor.processor)
@@ -209,7 +203,11 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
 
 
 def longest_prompt(model: Any, config: DataConfig) -> int:
-    """Return the maximum prompt length in tokens that leaves room for `data.max_new_tokens`."""
+    """Return the maximum prompt length in tokens that leaves room for `data.max_new_tokens`.
+
+    Refuses a model whose context is shorter than `data.max_length`.
+    """
+    check_length(model, config)
     limit, new = position_limit(model), config.max_new_tokens
     longest = config.max_length if limit is None else min(config.max_length, limit - new)
     if longest < 1:
@@ -252,7 +250,7 @@ CAUSAL_LM = Task(
     load_processor=_load_processor,
     read_split=_read_split,
     load_model=lambda source, _num_labels, _tokenizer: load_model(AutoModelForCausalLM, source),
-    check_model=check_model,
+    check_model=longest_prompt,
     make_trainer=make_sft_trainer,
     predict=_predict,
     answers=_right_answers,

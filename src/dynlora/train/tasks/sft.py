@@ -4,7 +4,6 @@ TRL's fused head computes token probabilities without the logits of all tokens i
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,12 +21,6 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dynlora.errors import ConfigError
 from dynlora.train.trainer import EpochSampler, JobTrainer, Penalty, check_finite
-
-
-def token_sums(outputs: Any) -> Float[Tensor, "batch 3"]:
-    """Return loss, right predictions and tokens per row from TRL's head: 0 without a label."""
-    each = (-outputs.log_probs, outputs.is_top1, outputs.label_mask)
-    return torch.stack([values.double().sum(dim=1) for values in each], dim=1)
 
 
 def written_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -100,7 +93,9 @@ class SftJobTrainer(SFTTrainer):  # type: ignore[misc]
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        rows = token_sums(outputs)
+        # Loss, right predictions and tokens per row: 0 without a label.
+        each = (-outputs.log_probs, outputs.is_top1, outputs.label_mask)
+        rows = torch.stack([values.double().sum(dim=1) for values in each], dim=1)
         loss = rows[:, 0].sum() / rows[:, 2].sum().clamp(min=1)
         check_finite(loss, self.state.global_step)
         return loss, rows, rows
@@ -144,10 +139,7 @@ def trl_arguments(kind: Callable[..., Any], model: Any, **values: Any) -> Any:
             f"got an adapter on {ending!r}, which TRL's loss would not see: remove it from the "
             f"list, or train it in full with `lora.modules_to_save: [{ending}]`."
         )
-    with warnings.catch_warnings():
-        # TRL sets a name that is deprecated in transformers 5.24.
-        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        return kind(max_length=None, **values)  # rows are truncated
+    return kind(max_length=None, **values)  # rows are truncated
 
 
 def make_sft_trainer(values: dict[str, Any], processor: Any, **parts: Any) -> SftJobTrainer:
